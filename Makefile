@@ -1,0 +1,60 @@
+# Every verb of the project. `make demo` and `make test` do all that they need first: virtual environment, pinned
+# requirements, compiled kernels. Once installed, nothing here needs the network.
+#
+#   make demo TORCH="torch==2.13.0 --index-url ..."   another torch build (for example one with CUDA)
+#   make test PYTEST_ARGS="-k deform -x"              a part of the tests
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.stamp-installed
+BUILT := $(VENV)/.stamp-built
+KERNEL_SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-slow lint format bench cuda-check sanitize clean
+
+help:
+	@echo "make demo | test | test-slow | lint | format | build | bench | cuda-check | sanitize | clean"
+
+$(INSTALLED): requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+$(BUILT): $(INSTALLED) $(KERNEL_SOURCES)
+	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+build: $(BUILT)
+
+demo: $(BUILT)
+	$(PY) tools/run_demo.py
+
+lint: $(BUILT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(INSTALLED)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: $(BUILT) lint cuda-check
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+test-slow: $(BUILT)
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+bench: $(BUILT)
+	$(PY) benchmarks/ms_deform_attn.py
+	$(PY) benchmarks/dino_inference.py
+
+clean:
+	rm -rf build *.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
