@@ -1,0 +1,81 @@
+"""Every lazy config of the project by name: list them, open one, build its model with a checkpoint.
+
+A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``. Files under a ``models/`` folder
+are parts of configs (a model without data and schedule) and are not listed.
+"""
+
+import builtins
+import difflib
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+from torch import nn
+
+PROJECTS_DIR = Path(__file__).resolve().parent.parent / "projects"
+
+
+def _config_files() -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(PROJECTS_DIR.glob("*/configs/**/*.py")):
+        if "models" in path.parent.parts or path.name.startswith("_"):
+            continue
+        if path.stem in files:
+            raise RuntimeError(
+                f"two configs are named '{path.stem}': {files[path.stem]} and {path}. Rename one of them."
+            )
+        files[path.stem] = path
+    return files
+
+
+def list() -> builtins.list[str]:  # noqa: A001 - read as zoo.list()
+    """Names of all configs, sorted."""
+    return sorted(_config_files())
+
+
+def get_config_file(name: str) -> Path:
+    """Path of a config file.
+
+    Args:
+        name: a config's name (``dino_r50_4scale_12ep``).
+
+    Raises:
+        KeyError: there is no such config; the message names the nearest ones.
+    """
+    files = _config_files()
+    if name not in files:
+        nearest = difflib.get_close_matches(name, files, n=3, cutoff=0.4)
+        hint = f"Nearest: {', '.join(nearest)}." if nearest else "See tokendetr.zoo.list()."
+        raise KeyError(f"there is no config named '{name}'. {hint}")
+    return files[name]
+
+
+def get_config(name: str) -> Any:
+    """Load a config by name as an omegaconf node with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, ``train``.
+
+    Raises:
+        KeyError: there is no such config.
+    """
+    return LazyConfig.load(str(get_config_file(name)))
+
+
+def load(name: str, checkpoint: str | None = None, device: str = "cpu") -> nn.Module:
+    """Build a config's model in evaluation mode.
+
+    Args:
+        name: a config's name.
+        checkpoint: ``.pth`` or ``.safetensors`` file, URL or ``detectron2://`` address; None keeps the random
+            initialisation.
+        device: torch device the model is moved to.
+
+    Raises:
+        KeyError: there is no such config.
+        ValueError: the checkpoint belongs to another model.
+    """
+    config = get_config(name)
+    config.model.device = device
+    model: nn.Module = instantiate(config.model).to(device)
+    if checkpoint is not None:
+        DetectionCheckpointer(model).load(checkpoint)
+    return model.eval()
