@@ -1,0 +1,152 @@
+"""Multi-scale deformable attention: the public functions, choosing between the extension and plain PyTorch."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from tokendetr.ops import checks, extension
+from tokendetr.ops.reference import (
+    LevelShapes,
+    ms_deform_attn_fused_reference,
+    ms_deform_attn_reference,
+)
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class _Fallback:
+    """Whether plain PyTorch is forced, and whether its use was announced."""
+
+    forced = 0
+    announced = False
+
+
+@contextmanager
+def use_reference() -> Iterator[None]:
+    """Make the operators run as plain PyTorch inside the ``with`` block (for comparisons)."""
+    _Fallback.forced += 1
+    try:
+        yield
+    finally:
+        _Fallback.forced -= 1
+
+
+def extension_available() -> bool:
+    """Return whether the compiled kernels are there."""
+    return extension.load_error() is None
+
+
+def _use_extension(value: Tensor) -> bool:
+    if _Fallback.forced:
+        return False
+    reason = extension.load_error()
+    if reason is None and value.device.type in extension.device_types():
+        return True
+    if not _Fallback.announced:
+        _Fallback.announced = True
+        reason = reason or f"it was built without kernels for {value.device.type}"
+        _LOGGER.warning(
+            "Deformable attention runs as plain PyTorch, which is slow: the compiled extension cannot be used (%s). "
+            "Build it with `make build` or `pip install --no-build-isolation --no-deps -e .`",
+            reason,
+        )
+    return False
+
+
+def _pairs(flat: Sequence[int]) -> LevelShapes:
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _autocast_value(value: Tensor) -> Tensor:
+    """Apply the operators' autocast rule: values in the low precision (coordinates stay as they are)."""
+    kind = value.device.type
+    if torch.is_autocast_enabled(kind) and value.dtype != torch.float64:
+        return value.to(torch.get_autocast_dtype(kind))
+    return value
+
+
+def _autocast_coordinates(value: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    if torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64:
+        return tuple(tensor.float() for tensor in tensors)
+    return tensors
+
+
+def ms_deform_attn(
+    value_BNMD: Tensor,
+    level_shapes: Sequence[Sequence[int]] | Tensor,
+    sampling_locations_BQMLP2: Tensor,
+    attention_weights_BQMLP: Tensor,
+) -> Tensor:
+    """Sum bilinear samples of all levels with given attention weights (arXiv 2010.04159, equation 2).
+
+    Args:
+        value_BNMD: values of all levels' pixels, finest level first, row by row; float64, float32, bfloat16 or
+            float16. B, and Q below, may be 0.
+        level_shapes: ``(height, width)`` of each level as Python integers, or an integer tensor of shape [L, 2].
+        sampling_locations_BQMLP2: normalised ``(x, y)``; a pixel's centre is at ``(index + 0.5) / size``; outside
+            the level there are zeros. Float32 (float64 for float64 values) or the values' dtype. A location that
+            is not finite contributes 0 and gets a gradient of 0.
+        attention_weights_BQMLP: weights, of the same dtypes as the locations.
+
+    Returns:
+        Tensor of shape [B, Q, M * D] and the values' dtype; sums are made in float32 (float64 for float64).
+
+    Raises:
+        ValueError: for a wrong shape, level size or device; the message names the argument.
+        TypeError: for a wrong dtype; the message names the argument.
+    """
+    shapes = checks.flat_level_shapes(level_shapes)
+    if _use_extension(value_BNMD):
+        return torch.ops.tokendetr.ms_deform_attn(
+            value_BNMD, shapes, sampling_locations_BQMLP2, attention_weights_BQMLP
+        )
+    coordinates = _autocast_coordinates(value_BNMD, sampling_locations_BQMLP2, attention_weights_BQMLP)
+    value = _autocast_value(value_BNMD)
+    checks.check_plain(value, shapes, *coordinates)
+    with torch.autocast(value.device.type, enabled=False):
+        return ms_deform_attn_reference(value, _pairs(shapes), *coordinates)
+
+
+def ms_deform_attn_fused(
+    value_BNMD: Tensor,
+    level_shapes: Sequence[Sequence[int]] | Tensor,
+    reference_points_BQLX: Tensor,
+    sampling_offsets_BQMLP2: Tensor,
+    attention_logits_BQMLP: Tensor,
+) -> Tensor:
+    """The same from reference points, raw offsets and logits; locations and weights never exist in memory.
+
+    Args:
+        value_BNMD: as in :func:`ms_deform_attn`.
+        level_shapes: as in :func:`ms_deform_attn`.
+        reference_points_BQLX: X = 2: a location is ``point + offset / (width, height)`` of the level; X = 4: it is
+            ``centre + offset / P * size * 0.5`` for boxes ``(cx, cy, w, h)``. All normalised.
+        sampling_offsets_BQMLP2: raw offsets.
+        attention_logits_BQMLP: raw logits; the weights are their softmax over the L * P samples of a head.
+
+    Returns:
+        Tensor of shape [B, Q, M * D] and the values' dtype.
+
+    Raises:
+        ValueError: for a wrong shape, level size or device; the message names the argument.
+        TypeError: for a wrong dtype; the message names the argument.
+    """
+    shapes = checks.flat_level_shapes(level_shapes)
+    if _use_extension(value_BNMD):
+        return torch.ops.tokendetr.ms_deform_attn_fused(
+            value_BNMD,
+            shapes,
+            reference_points_BQLX,
+            sampling_offsets_BQMLP2,
+            attention_logits_BQMLP,
+        )
+    coordinates = _autocast_coordinates(
+        value_BNMD, reference_points_BQLX, sampling_offsets_BQMLP2, attention_logits_BQMLP
+    )
+    value = _autocast_value(value_BNMD)
+    checks.check_fused(value, shapes, *coordinates)
+    with torch.autocast(value.device.type, enabled=False):
+        return ms_deform_attn_fused_reference(value, _pairs(shapes), *coordinates)
