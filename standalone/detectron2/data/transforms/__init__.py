@@ -1,0 +1,88 @@
+"""Deterministic transforms and the random augmentations that choose them."""
+
+from fvcore.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    GridSampleTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    ScaleTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+
+from detectron2.data.transforms.augmentation import (
+    Augmentation,
+    AugmentationList,
+    AugInput,
+    StandardAugInput,
+    TransformGen,
+    apply_augmentations,
+    apply_transform_gens,
+)
+from detectron2.data.transforms.color import (
+    RandomBrightness,
+    RandomContrast,
+    RandomLighting,
+    RandomSaturation,
+)
+from detectron2.data.transforms.geometry import (
+    FixedSizeCrop,
+    RandomApply,
+    RandomCrop,
+    RandomExtent,
+    RandomFlip,
+    RandomResize,
+    RandomRotation,
+    Resize,
+    ResizeScale,
+    ResizeShortestEdge,
+)
+from detectron2.data.transforms.transform import (
+    ColorTransform,
+    ExtentTransform,
+    PILColorTransform,
+    ResizeTransform,
+    RotationTransform,
+)
+
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "BlendTransform",
+    "ColorTransform",
+    "CropTransform",
+    "ExtentTransform",
+    "FixedSizeCrop",
+    "GridSampleTransform",
+    "HFlipTransform",
+    "NoOpTransform",
+    "PILColorTransform",
+    "PadTransform",
+    "RandomApply",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomExtent",
+    "RandomFlip",
+    "RandomLighting",
+    "RandomResize",
+    "RandomRotation",
+    "RandomSaturation",
+    "Resize",
+    "ResizeScale",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "RotationTransform",
+    "ScaleTransform",
+    "StandardAugInput",
+    "Transform",
+    "TransformGen",
+    "TransformList",
+    "VFlipTransform",
+    "apply_augmentations",
+    "apply_transform_gens",
+]

@@ -1,0 +1,1 @@
+"""Utilities: communication, events, logging, file access, analysis, drawing."""
