@@ -1,0 +1,237 @@
+"""The geometry of a batch of feature pyramids that was flattened into one token sequence.
+
+Shapes: B image, N all tokens (finest level first, row by row), L level, H and W a level's height and width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+LevelShapes = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class LevelLayout:
+    """Where every token of a flattened pyramid lies, and which tokens are real.
+
+    Sizes are Python integers: nothing here waits for a device, except :attr:`valid_counts` the first time where only
+    masks are known.
+
+    Attributes:
+        level_shapes: ``(height, width)`` of each level, finest first.
+        valid_BN: bool, True where a token is real and False where it is padding.
+        valid_ratios_BL2: float, real width / width and real height / height of each level.
+        known_counts: real tokens per image and level, where the maker knew them.
+    """
+
+    level_shapes: LevelShapes
+    valid_BN: Tensor
+    valid_ratios_BL2: Tensor
+    known_counts: tuple[tuple[int, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.level_shapes or any(h < 1 or w < 1 for h, w in self.level_shapes):
+            raise ValueError(f"level_shapes must be positive (height, width) pairs, got {self.level_shapes}")
+        if self.valid_BN.dim() != 2 or self.valid_BN.shape[1] != self.num_tokens:
+            raise ValueError(
+                f"level shapes {self.level_shapes} make {self.num_tokens} tokens, "
+                f"the mask has shape {list(self.valid_BN.shape)}"
+            )
+        expected = (self.valid_BN.shape[0], self.num_levels, 2)
+        if tuple(self.valid_ratios_BL2.shape) != expected:
+            raise ValueError(
+                f"valid_ratios must have shape {list(expected)}, got {list(self.valid_ratios_BL2.shape)}"
+            )
+
+    @classmethod
+    def from_masks(cls, padding_masks: Sequence[Tensor]) -> "LevelLayout":
+        """Describe levels by their padding masks.
+
+        Args:
+            padding_masks: per level, finest first, bool [B, H, W] with True = padding. Padding lies at the right and
+                the bottom (upstream's rule for valid ratios looks at the first row and column).
+        """
+        masks = [mask.bool() for mask in padding_masks]
+        ratios = []
+        for mask in masks:
+            height, width = mask.shape[1:]
+            valid_height = (~mask[:, :, 0]).sum(dim=1).float() / height
+            valid_width = (~mask[:, 0, :]).sum(dim=1).float() / width
+            ratios.append(torch.stack([valid_width, valid_height], dim=-1))
+        return cls(
+            level_shapes=tuple((int(mask.shape[1]), int(mask.shape[2])) for mask in masks),
+            valid_BN=~torch.cat([mask.flatten(1) for mask in masks], dim=1),
+            valid_ratios_BL2=torch.stack(ratios, dim=1),
+        )
+
+    @classmethod
+    def from_valid_sizes(
+        cls,
+        level_shapes: Sequence[Sequence[int]],
+        valid_sizes: Sequence[Sequence[Sequence[int]]],
+        *,
+        device: torch.device | str = "cpu",
+    ) -> "LevelLayout":
+        """Describe levels whose real part is known as Python integers, without touching the device's results.
+
+        Args:
+            level_shapes: ``(height, width)`` of each level, finest first.
+            valid_sizes: per image and level the real ``(height, width)``, at the upper left.
+            device: where the masks shall live.
+        """
+        shapes = tuple((int(height), int(width)) for height, width in level_shapes)
+        sizes_BL2 = torch.tensor([[list(size) for size in image] for image in valid_sizes]).to(device)
+        sizes_BL2 = sizes_BL2.view(len(valid_sizes), len(shapes), 2)
+        masks = []
+        for level, (height, width) in enumerate(shapes):
+            rows_H = torch.arange(height, device=device)
+            columns_W = torch.arange(width, device=device)
+            valid_BH = rows_H < sizes_BL2[:, level, 0, None]
+            valid_BW = columns_W < sizes_BL2[:, level, 1, None]
+            masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
+        ratios = [
+            [(size[1] / shape[1], size[0] / shape[0]) for size, shape in zip(image, shapes, strict=True)]
+            for image in valid_sizes
+        ]
+        return cls(
+            level_shapes=shapes,
+            valid_BN=torch.cat(masks, dim=1),
+            valid_ratios_BL2=torch.tensor(ratios, dtype=torch.float32).view(-1, len(shapes), 2).to(device),
+            known_counts=tuple(tuple(int(h) * int(w) for h, w in image) for image in valid_sizes),
+        )
+
+    @classmethod
+    def from_upstream(
+        cls,
+        *,
+        spatial_shapes: Tensor | Sequence[Sequence[int]],
+        valid_ratios: Tensor | None,
+        query_key_padding_mask: Tensor | None,
+        like_BNC: Tensor,
+    ) -> "LevelLayout":
+        """Describe what upstream's transformers hand to their encoder (reads ``spatial_shapes`` from the device).
+
+        Args:
+            spatial_shapes: integer [L, 2], (height, width).
+            valid_ratios: [B, L, 2] (width, height); ones where None.
+            query_key_padding_mask: bool [B, N], True = padding; no padding where None.
+            like_BNC: the tokens, for batch size and device.
+        """
+        pairs = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+        shapes = tuple((int(height), int(width)) for height, width in pairs)
+        batch, tokens = like_BNC.shape[:2]
+        counts = None
+        if query_key_padding_mask is None:
+            valid_BN = torch.ones(batch, tokens, dtype=torch.bool, device=like_BNC.device)
+            counts = (tuple(height * width for height, width in shapes),) * batch
+        else:
+            valid_BN = ~query_key_padding_mask.bool()
+        if valid_ratios is None:
+            valid_ratios = torch.ones(batch, len(shapes), 2, device=like_BNC.device)
+        return cls(shapes, valid_BN, valid_ratios, counts)
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels L."""
+        return len(self.level_shapes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens N of all levels, padding included."""
+        return sum(self.level_sizes)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images B."""
+        return int(self.valid_BN.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the masks."""
+        return self.valid_BN.device
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Tokens of each level, padding included."""
+        return tuple(height * width for height, width in self.level_shapes)
+
+    @property
+    def level_starts(self) -> tuple[int, ...]:
+        """Index of each level's first token."""
+        sizes = self.level_sizes
+        return tuple(sum(sizes[:level]) for level in range(len(sizes)))
+
+    @property
+    def padding_BN(self) -> Tensor:
+        """The mask as upstream wants it: True = padding."""
+        return ~self.valid_BN
+
+    @cached_property
+    def valid_counts(self) -> tuple[tuple[int, ...], ...]:
+        """Real tokens of each image and level, as Python integers."""
+        if self.known_counts is not None:
+            return self.known_counts
+        counts_BL = torch.stack([valid.sum(dim=1) for valid in self.split(self.valid_BN)], dim=1)
+        return tuple(tuple(row) for row in counts_BL.tolist())
+
+    def spatial_shapes(self, device: torch.device | str | None = None) -> Tensor:
+        """Return the shapes as upstream's LongTensor [L, 2] of (height, width)."""
+        return torch.tensor(self.level_shapes, dtype=torch.long).to(device or self.device)
+
+    def level_start_index(self, device: torch.device | str | None = None) -> Tensor:
+        """Return the starts as upstream's LongTensor [L]."""
+        return torch.tensor(self.level_starts, dtype=torch.long).to(device or self.device)
+
+    def split(self, x_BN: Tensor) -> tuple[Tensor, ...]:
+        """Cut a tensor [B, N, ...] into its levels [B, H * W, ...]."""
+        return x_BN.split(self.level_sizes, dim=1)
+
+    def grid(self, x_BN: Tensor, level: int) -> Tensor:
+        """Return one level of a tensor [B, N, ...] as an image [B, H, W, ...] (a view)."""
+        start, size = self.level_starts[level], self.level_sizes[level]
+        return x_BN[:, start : start + size].unflatten(1, self.level_shapes[level])
+
+    def reference_points_BNL2(self) -> Tensor:
+        """Return each token's centre in every level's normalised (x, y), padding included in the denominator.
+
+        Source: ``get_reference_points`` of Deformable DETR and detrex.
+        """
+        points = []
+        for level, (height, width) in enumerate(self.level_shapes):
+            y_H = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=self.device)
+            x_W = torch.linspace(0.5, width - 0.5, width, dtype=torch.float32, device=self.device)
+            ratio_B2 = self.valid_ratios_BL2[:, level]
+            y_BH = y_H / (ratio_B2[:, 1, None] * height)
+            x_BW = x_W / (ratio_B2[:, 0, None] * width)
+            shape = (self.batch_size, height, width)
+            pair = (x_BW[:, None, :].expand(shape), y_BH[:, :, None].expand(shape))
+            points.append(torch.stack(pair, dim=-1).flatten(1, 2))
+        return torch.cat(points, dim=1)[:, :, None] * self.valid_ratios_BL2[:, None]
+
+    def proposals(self) -> tuple[Tensor, Tensor]:
+        """Return the two-stage head's boxes: one per token, centred on it, 0.05 * 2^level wide and high.
+
+        Returns:
+            Logits of normalised cxcywh boxes [B, N, 4] (relative to the real part of an image; infinity where not
+            usable) and bool [B, N], True where a box is usable: a real token whose box lies in (0.01, 0.99).
+
+        Source: ``gen_encoder_output_proposals`` of Deformable DETR and detrex.
+        """
+        boxes = []
+        for level, (height, width) in enumerate(self.level_shapes):
+            valid_BHW = self.grid(self.valid_BN, level)
+            y_H = torch.arange(height, dtype=torch.float32, device=self.device) + 0.5
+            x_W = torch.arange(width, dtype=torch.float32, device=self.device) + 0.5
+            y_BH = y_H / valid_BHW[:, :, 0].sum(dim=1, keepdim=True)
+            x_BW = x_W / valid_BHW[:, 0, :].sum(dim=1, keepdim=True)
+            shape = (self.batch_size, height, width)
+            size = torch.full(shape, 0.05 * 2.0**level, device=self.device)
+            box = (x_BW[:, None, :].expand(shape), y_BH[:, :, None].expand(shape), size, size)
+            boxes.append(torch.stack(box, dim=-1).flatten(1, 2))
+        boxes_BN4 = torch.cat(boxes, dim=1)
+        usable_BN = ((boxes_BN4 > 0.01) & (boxes_BN4 < 0.99)).all(dim=-1) & self.valid_BN
+        logits_BN4 = torch.log(boxes_BN4 / (1 - boxes_BN4))
+        return logits_BN4.masked_fill(~usable_BN[..., None], float("inf")), usable_BN
