@@ -47,7 +47,9 @@ class _DatasetCatalog(UserDict):
         """
         if name not in self:
             available = ", ".join(self.data)
-            raise KeyError(f"Dataset '{name}' is not registered! Available datasets are: {available}")
+            raise KeyError(
+                f"Dataset '{name}' is not registered! Available datasets are: {available}"
+            )
         return self[name]()
 
     def list(self) -> builtins.list[str]:
@@ -76,7 +78,9 @@ class Metadata(types.SimpleNamespace):
     def __getattr__(self, key: str) -> Any:
         if key in _OLD_METADATA_NAMES:
             return getattr(self, _resolve_old_name(key))
-        known = ", ".join(self.__dict__) if len(self.__dict__) > 1 else "none, the metadata is empty"
+        known = (
+            ", ".join(self.__dict__) if len(self.__dict__) > 1 else "none, the metadata is empty"
+        )
         raise AttributeError(
             f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'. "
             f"Available keys are: {known}."

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch.utils.data as torchdata
-from torch.utils.data.sampler import Sampler
-
 from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data.sampler import Sampler
 
 __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
 
@@ -94,7 +93,9 @@ class MapDataset(torchdata.Dataset):
             self._failed.add(current)
             current = self._replacement()
             if attempt >= 3:
-                logger.warning("Failed to apply `_map_func` for idx: %s, retry count: %s", idx, attempt)
+                logger.warning(
+                    "Failed to apply `_map_func` for idx: %s, retry count: %s", idx, attempt
+                )
         raise AssertionError("itertools.count never ends")
 
     def _replacement(self) -> int:
@@ -113,7 +114,9 @@ class _SerializedList:
     """A read-only list stored as one byte array, so that worker processes share its memory."""
 
     def __init__(self, items: Sequence[Any]) -> None:
-        logger.info("Serializing %d elements to byte tensors and concatenating them all ...", len(items))
+        logger.info(
+            "Serializing %d elements to byte tensors and concatenating them all ...", len(items)
+        )
         encoded = [
             np.frombuffer(pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL), dtype=np.uint8)
             for item in items

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data.sampler import Sampler
-
 from detectron2.utils import comm
+from torch.utils.data.sampler import Sampler
 
 __all__ = [
     "InferenceSampler",

@@ -1,22 +1,9 @@
 """Deterministic transforms and the random augmentations that choose them."""
 
-from fvcore.transforms.transform import (
-    BlendTransform,
-    CropTransform,
-    GridSampleTransform,
-    HFlipTransform,
-    NoOpTransform,
-    PadTransform,
-    ScaleTransform,
-    Transform,
-    TransformList,
-    VFlipTransform,
-)
-
 from detectron2.data.transforms.augmentation import (
+    AugInput,
     Augmentation,
     AugmentationList,
-    AugInput,
     StandardAugInput,
     TransformGen,
     apply_augmentations,
@@ -46,6 +33,18 @@ from detectron2.data.transforms.transform import (
     PILColorTransform,
     ResizeTransform,
     RotationTransform,
+)
+from fvcore.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    GridSampleTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    ScaleTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
 )
 
 __all__ = [

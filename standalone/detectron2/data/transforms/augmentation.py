@@ -189,7 +189,9 @@ class AugInput:
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
-    def apply_augmentations(self, augmentations: Sequence[Augmentation | Transform]) -> TransformList:
+    def apply_augmentations(
+        self, augmentations: Sequence[Augmentation | Transform]
+    ) -> TransformList:
         """Apply augmentations in order; returns the transforms they chose."""
         return AugmentationList(augmentations)(self)
 

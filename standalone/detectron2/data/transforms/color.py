@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from fvcore.transforms.transform import BlendTransform, Transform
-
 from detectron2.data.transforms.augmentation import Augmentation
+from fvcore.transforms.transform import BlendTransform, Transform
 
 __all__ = ["RandomBrightness", "RandomContrast", "RandomLighting", "RandomSaturation"]
 

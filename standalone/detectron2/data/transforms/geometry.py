@@ -4,6 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.data.transforms.augmentation import Augmentation, _as_augmentation
+from detectron2.data.transforms.transform import (
+    ExtentTransform,
+    ResizeTransform,
+    RotationTransform,
+)
 from fvcore.transforms.transform import (
     CropTransform,
     HFlipTransform,
@@ -14,13 +20,6 @@ from fvcore.transforms.transform import (
     VFlipTransform,
 )
 from PIL import Image
-
-from detectron2.data.transforms.augmentation import Augmentation, _as_augmentation
-from detectron2.data.transforms.transform import (
-    ExtentTransform,
-    ResizeTransform,
-    RotationTransform,
-)
 
 __all__ = [
     "FixedSizeCrop",
@@ -79,13 +78,15 @@ class RandomFlip(Augmentation):
             raise ValueError("Cannot do both horiz and vert. Please use two Flip instead.")
         if not horizontal and not vertical:
             raise ValueError("At least one of horiz or vert has to be True!")
-        self._init(locals())
+        self.prob = prob
+        self.horizontal = horizontal
+        self.vertical = vertical
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = image.shape[:2]
-        if self._rand_range() >= self.prob:  # type: ignore[attr-defined]
+        if self._rand_range() >= self.prob:
             return NoOpTransform()
-        if self.horizontal:  # type: ignore[attr-defined]
+        if self.horizontal:
             return HFlipTransform(width)
         return VFlipTransform(height)
 
@@ -203,9 +204,7 @@ class ResizeScale(Augmentation):
 class RandomResize(Augmentation):
     """Resize to one of several (h, w), drawn at random."""
 
-    def __init__(
-        self, shape_list: Sequence[tuple[int, int]], interp: int = _BILINEAR
-    ) -> None:
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = _BILINEAR) -> None:
         self.shape_list = shape_list
         self.interp = interp
 
@@ -358,9 +357,7 @@ class RandomExtent(Augmentation):
         shift_range: (x, y) largest shift of the centre as a share of the image's size.
     """
 
-    def __init__(
-        self, scale_range: tuple[float, float], shift_range: tuple[float, float]
-    ) -> None:
+    def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]) -> None:
         super().__init__()
         self.scale_range = scale_range
         self.shift_range = shift_range

@@ -7,8 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform
-from fvcore.transforms.transform import TransformList
+from fvcore.transforms.transform import (
+    CropTransform,
+    HFlipTransform,
+    NoOpTransform,
+    Transform,
+    TransformList,
+)
 from PIL import Image
 
 __all__ = [
@@ -29,8 +34,8 @@ _TORCH_MODES = {
 def _to_pil(image: np.ndarray) -> Image.Image:
     """A uint8 array HxW, HxWx1 or HxWx3 as a Pillow image."""
     if image.ndim == 3 and image.shape[2] == 1:
-        return Image.fromarray(image[:, :, 0], mode=None)
-    return Image.fromarray(image)
+        return Image.fromarray(np.ascontiguousarray(image[:, :, 0]))
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
 def _like(image: np.ndarray, result: Image.Image) -> np.ndarray:
@@ -65,9 +70,7 @@ class ResizeTransform(Transform):
         interp: Pillow resampling filter; bilinear when None.
     """
 
-    def __init__(
-        self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None
-    ) -> None:
+    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
         super().__init__()
         if interp is None:
             interp = Image.Resampling.BILINEAR
@@ -180,24 +183,22 @@ class RotationTransform(Transform):
         interp: int | None = None,
     ) -> None:
         super().__init__()
-        image_center = np.array((w / 2, h / 2))
-        if center is None:
-            center = (w / 2, h / 2)
-        if interp is None:
-            interp = Image.Resampling.BILINEAR
+        image_center = (w / 2, h / 2)
         cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        self.h, self.w = h, w
+        self.angle = angle
+        self.expand = expand
+        self.center = image_center if center is None else center
+        self.interp = Image.Resampling.BILINEAR if interp is None else interp
+        self.bound_h, self.bound_w = h, w
         if expand:
-            bound_w = int(np.rint(h * abs(sin) + w * abs(cos)))
-            bound_h = int(np.rint(h * abs(cos) + w * abs(sin)))
-        else:
-            bound_w, bound_h = w, h
+            self.bound_w = int(np.rint(h * abs(sin) + w * abs(cos)))
+            self.bound_h = int(np.rint(h * abs(cos) + w * abs(sin)))
         # Screen axes: y grows downward, so a counter-clockwise turn maps x right to y up.
-        rotation = np.array([[cos, sin], [-sin, cos]])
-        self._set_attributes(locals())
-        self._rotation = rotation
-        pivot = image_center if expand else np.asarray(center, dtype=np.float64)
-        target = np.array((bound_w / 2, bound_h / 2)) if expand else pivot
-        self._offset = target - rotation @ pivot
+        self._rotation = np.array([[cos, sin], [-sin, cos]])
+        pivot = np.asarray(image_center if expand else self.center, dtype=np.float64)
+        target = np.array((self.bound_w / 2, self.bound_h / 2)) if expand else pivot
+        self._offset = target - self._rotation @ pivot
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         if img.size == 0 or self.angle % 360 == 0:
