@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-
 from detectron2.utils.registry import _convert_target_to_string, locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 __all__ = ["dump_dataclass", "instantiate"]
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import cloudpickle
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
-
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import _convert_target_to_string
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 
 __all__ = ["LazyCall", "LazyConfig"]
 
@@ -92,7 +91,9 @@ def _find_relative_file(original_file: str, relative_import_path: str, level: in
         "to import from a Python package use an absolute import."
     )
     if not relative_import_path:
-        raise ImportError(f"'from {'.' * level} import ...' in {original_file} names no file. {hint}")
+        raise ImportError(
+            f"'from {'.' * level} import ...' in {original_file} names no file. {hint}"
+        )
     folder = os.path.dirname(original_file)
     for _ in range(level - 1):
         folder = os.path.dirname(folder)
@@ -208,7 +209,9 @@ def _delete_key(cfg: Any, key: str, expected: Any, expects_value: bool) -> None:
     if not OmegaConf.is_dict(parent) or last not in parent:
         raise KeyError(f"Trying to delete key {key}, but the config has no such key.")
     if expects_value and parent[last] != expected:
-        raise KeyError(f"Trying to delete key {key}={expected!r}, but its value is {parent[last]!r}.")
+        raise KeyError(
+            f"Trying to delete key {key}={expected!r}, but its value is {parent[last]!r}."
+        )
     del parent[last]
 
 
@@ -290,7 +293,7 @@ class LazyConfig:
         logger = logging.getLogger(__name__)
         try:
             cfg = deepcopy(cfg)
-        except Exception:  # noqa: BLE001 - an object that cannot be copied is saved with its callables as they are
+        except Exception:
             logger.debug("The config cannot be copied; saving it without naming its targets.")
         else:
             _visit_dict_config(cfg, _name_targets)
@@ -301,14 +304,14 @@ class LazyConfig:
                 cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE
             )
             dumped = yaml.dump(content, default_flow_style=None, allow_unicode=True, width=9999)
-        except Exception:  # noqa: BLE001 - objects may refuse in any way
+        except Exception:
             logger.exception("Unable to serialize the config to yaml. Error:")
         else:
             _write_atomically(filename, dumped.encode("utf-8"))
             try:
                 yaml.load(dumped, Loader=yaml.UnsafeLoader)
                 loadable = True
-            except Exception:  # noqa: BLE001
+            except Exception:
                 logger.warning(
                     "The config contains objects that cannot serialize to a valid yaml. "
                     f"{filename} is human-readable but cannot be loaded."
@@ -317,8 +320,10 @@ class LazyConfig:
             return
         try:
             pickled = cloudpickle.dumps(cfg)
-        except Exception:  # noqa: BLE001
-            logger.warning(f"The config can be saved neither as yaml nor by cloudpickle: {filename}")
+        except Exception:
+            logger.warning(
+                f"The config can be saved neither as yaml nor by cloudpickle: {filename}"
+            )
             return
         _write_atomically(filename + ".pkl", pickled)
         logger.warning(f"Config is saved using cloudpickle at {filename}.pkl.")

@@ -24,9 +24,7 @@ class Detectron2Handler(PathHandler):
         name = path[len(self.PREFIX) :]
         return PathManager.get_local_path(self.S3_DETECTRON2_PREFIX + name, force=force, **kwargs)
 
-    def _open(
-        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
-    ) -> Any:
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         return PathManager.open(self._get_local_path(path), mode, **kwargs)
 
 

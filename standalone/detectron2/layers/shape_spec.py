@@ -1,0 +1,15 @@
+"""Shape of a feature map, as far as it is known before running the network."""
+
+from dataclasses import dataclass
+
+__all__ = ["ShapeSpec"]
+
+
+@dataclass
+class ShapeSpec:
+    """Channels, height, width and stride of a tensor; None where unknown."""
+
+    channels: int | None = None
+    height: int | None = None
+    width: int | None = None
+    stride: int | None = None

@@ -1,0 +1,32 @@
+"""Backbones under detectron2's names."""
+
+from .backbone import Backbone
+from .build import BACKBONE_REGISTRY, build_backbone
+from .fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from .resnet import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    ResNet,
+    ResNetBlockBase,
+    build_resnet_backbone,
+    make_stage,
+)
+from .swin import SwinTransformer
+
+__all__ = [
+    "BACKBONE_REGISTRY",
+    "FPN",
+    "Backbone",
+    "BasicBlock",
+    "BasicStem",
+    "BottleneckBlock",
+    "LastLevelMaxPool",
+    "LastLevelP6P7",
+    "ResNet",
+    "ResNetBlockBase",
+    "SwinTransformer",
+    "build_backbone",
+    "build_resnet_backbone",
+    "make_stage",
+]

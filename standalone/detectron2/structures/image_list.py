@@ -1,0 +1,85 @@
+"""Images of different sizes in one padded tensor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["ImageList"]
+
+
+class ImageList:
+    """A padded batch that remembers the size of every image.
+
+    Args:
+        tensor: [B, H, W] or [B, C, H, W]; images lie at the top left.
+        image_sizes: (height, width) of each image before padding.
+    """
+
+    def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]]) -> None:
+        self.tensor = tensor
+        self.image_sizes = image_sizes
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def __getitem__(self, idx: int) -> Tensor:
+        """Return one image without its padding."""
+        height, width = self.image_sizes[idx]
+        return self.tensor[idx, ..., :height, :width]
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageList":
+        """Move or cast the tensor."""
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensor."""
+        return self.tensor.device
+
+    @staticmethod
+    def from_tensors(
+        tensors: Sequence[Tensor],
+        size_divisibility: int = 0,
+        pad_value: float = 0.0,
+        padding_constraints: Mapping[str, int] | None = None,
+    ) -> "ImageList":
+        """Pad images at the right and the bottom to a common size.
+
+        Args:
+            tensors: images [..., H, W], equal in all but the last two sizes.
+            size_divisibility: make height and width multiples of this, if it is more than 1.
+            pad_value: value of the padding.
+            padding_constraints: ``square_size`` > 0 pads to a square of this side (``size_divisibility`` of the
+                dict then takes the place of the argument).
+
+        Returns:
+            The batch.
+        """
+        assert len(tensors) > 0
+        assert isinstance(tensors, (tuple, list))
+        for tensor in tensors:
+            assert isinstance(tensor, Tensor), type(tensor)
+            assert tensor.shape[:-2] == tensors[0].shape[:-2], tensor.shape
+        sizes = [(int(t.shape[-2]), int(t.shape[-1])) for t in tensors]
+        height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+        constraints = padding_constraints or {}
+        square = constraints.get("square_size", 0)
+        if square > 0:
+            height = width = square
+        divisor = constraints.get("size_divisibility", size_divisibility)
+        if divisor > 1:
+            height, width = height + -height % divisor, width + -width % divisor
+        if any(h > height or w > width for h, w in sizes):
+            raise ValueError(f"square_size {square} is smaller than an image of the batch: {sizes}")
+        if len(tensors) == 1:
+            padding = (0, width - sizes[0][1], 0, height - sizes[0][0])
+            batch = F.pad(tensors[0], padding, value=pad_value)[None]
+        else:
+            shape = (len(tensors), *tensors[0].shape[:-2], height, width)
+            batch = tensors[0].new_full(shape, pad_value)
+            for image, (h, w), padded in zip(tensors, sizes, batch, strict=True):
+                padded[..., :h, :w].copy_(image)
+        return ImageList(batch.contiguous(), sizes)
