@@ -1,6 +1,7 @@
-"""Multi-scale deformable attention as a module, with detrex's parameter names and forward arguments.
+"""Multi-scale deformable attention as a module, with detrex's parameters and arguments.
 
-Shapes: B image, N all tokens of all levels, Q query, C channel, L level, M head, P point, X = 2 (points) or 4 (boxes).
+Shapes: B image, N all tokens of all levels, Q query, C channel, L level, M head, P point, X = 2
+    (points) or 4 (boxes).
 """
 
 import math
@@ -18,7 +19,7 @@ LevelShapes = Sequence[Sequence[int]]
 
 
 def _upstream_attention() -> type[nn.Module]:
-    """Return detrex's class, so that ``isinstance`` checks in upstream's transformers recognise ours."""
+    """Return detrex's class: upstream's transformers ask ``isinstance`` before they initialise."""
     upstream = getattr(detrex_layers, "MultiScaleDeformableAttention", None)
     if isinstance(upstream, type) and issubclass(upstream, nn.Module):
         return upstream
@@ -31,8 +32,8 @@ _UpstreamAttention = _upstream_attention()
 class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-type, misc]
     """Every query samples a few points of every level around its reference point.
 
-    Queries may be any set of tokens (all of them, kept or merged ones, or the decoder's); values are always whole
-    grids. Runs on the operators of :mod:`tokendetr.ops`.
+    Queries may be any set of tokens (all of them, kept or merged ones, or the decoder's); values
+    are always whole grids. Runs on the operators of :mod:`tokendetr.ops`.
 
     Args:
         embed_dim: channels C, a multiple of ``num_heads``.
@@ -47,8 +48,8 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         ValueError: where ``embed_dim`` is no multiple of ``num_heads``.
 
     Source: Deformable DETR, arXiv 2010.04159, section 4.1; parameter names and arguments of
-    ``detrex.layers.MultiScaleDeformableAttention``. Differs: weights and locations are never stored (fused operator);
-    ``level_shapes`` spares a device synchronisation.
+    ``detrex.layers.MultiScaleDeformableAttention``. Differs: weights and locations are never stored
+    (fused operator); ``level_shapes`` spares a device synchronisation.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         nn.Module.__init__(self)
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(
-                f"embed_dim must be a multiple of num_heads, got embed_dim={embed_dim}, num_heads={num_heads}"
+                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
             )
         head_width = embed_dim // num_heads
         if head_width & (head_width - 1):
-            warnings.warn(f"{head_width} channels per head: a power of two runs faster", stacklevel=2)
+            warnings.warn(
+                f"{head_width} channels per head: a power of two runs faster", stacklevel=2
+            )
         self.im2col_step = img2col_step
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -85,8 +88,10 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Let head m look in direction 2 pi m / M, its point p at distance p + 1 pixels, with equal weights."""
-        angle_M = torch.arange(self.num_heads, dtype=torch.float32) * (2.0 * math.pi / self.num_heads)
+        """Let point p of head m look p + 1 pixels in direction 2 pi m / M, with equal weights."""
+        angle_M = torch.arange(self.num_heads, dtype=torch.float32) * (
+            2.0 * math.pi / self.num_heads
+        )
         ring_M2 = torch.stack([angle_M.cos(), angle_M.sin()], dim=-1)
         ring_M2 = ring_M2 / ring_M2.abs().amax(dim=-1, keepdim=True)
         distance_P = torch.arange(1, self.num_points + 1, dtype=torch.float32)
@@ -101,7 +106,7 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
             nn.init.zeros_(projection.bias)
 
     def sampling(self, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw offsets [B, Q, M, L, P, 2] and raw logits [B, Q, M, L, P] of queries with positions added."""
+        """Return raw offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P] of queries + positions."""
         shape = (*query_BQC.shape[:2], self.num_heads, self.num_levels, self.num_points)
         offsets_BQMLP2 = self.sampling_offsets(query_BQC).view(*shape, 2)
         return offsets_BQMLP2, self.attention_weights(query_BQC).view(shape)
@@ -142,28 +147,35 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         """Attend from queries to the whole feature pyramid and add the residual.
 
         Args:
-            query: [B, Q, C] with ``batch_first``, else [Q, B, C]; so are ``value``, ``identity``, ``query_pos``.
+            query: [B, Q, C] with ``batch_first``, else [Q, B, C]; so are ``value``, ``identity``,
+                ``query_pos``.
             key: unused; upstream's transformers pass it.
             value: [B, N, C] features of all levels, finest first, row by row; ``query`` where None.
             identity: the residual; ``query`` (without positions) where None.
             query_pos: positions, added to the queries.
             key_padding_mask: bool [B, N], True where a value is padding (its projection becomes 0).
-            reference_points: [B, Q, L, 2] normalised points or [B, Q, L, 4] normalised cxcywh boxes.
-            spatial_shapes: integer [L, 2], (height, width) of each level; unused where ``level_shapes`` is given.
+            reference_points: [B, Q, L, 2] normalised points or [B, Q, L, 4] normalised cxcywh
+                boxes.
+            spatial_shapes: integer [L, 2], (height, width) of each level; unused where
+                ``level_shapes`` is given.
             level_start_index: unused: it follows from the shapes.
-            level_shapes: the shapes as Python integers, which need no synchronisation with the device.
+            level_shapes: the shapes as Python integers, which need no synchronisation with the
+                device.
             **kwargs: unused; upstream's transformers pass more to all attentions alike.
 
         Returns:
             The queries after attention, shaped like ``query``.
 
         Raises:
-            ValueError: where reference points or level shapes are missing, or do not fit the values.
+            ValueError: where reference points or level shapes are missing, or do not fit the
+                values.
         """
         value = query if value is None else value
         identity = query if identity is None else identity
         if reference_points is None:
-            raise ValueError("deformable attention needs reference_points of shape [B, Q, L, 2 or 4]")
+            raise ValueError(
+                "deformable attention needs reference_points of shape [B, Q, L, 2 or 4]"
+            )
         shapes = spatial_shapes if level_shapes is None else level_shapes
         if shapes is None:
             raise ValueError("deformable attention needs level_shapes or spatial_shapes")
@@ -174,8 +186,11 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
             value_BNC = value_BNC.masked_fill(key_padding_mask[..., None], 0.0)
         value_BNMD = value_BNC.unflatten(-1, (self.num_heads, self.embed_dim // self.num_heads))
         offsets_BQMLP2, logits_BQMLP = self.sampling(query_BQC)
+        wide = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
         output_BQC = self.output_proj(
-            ms_deform_attn_fused(value_BNMD, shapes, reference_points, offsets_BQMLP2, logits_BQMLP)
+            ms_deform_attn_fused(
+                value_BNMD, shapes, reference_points.to(wide), offsets_BQMLP2, logits_BQMLP
+            )
         )
         output = output_BQC if self.batch_first else output_BQC.transpose(0, 1)
         return self.dropout(output) + identity

@@ -1,6 +1,7 @@
 """The geometry of a batch of feature pyramids that was flattened into one token sequence.
 
-Shapes: B image, N all tokens (finest level first, row by row), L level, H and W a level's height and width.
+Shapes: B image, N all tokens (finest level first, row by row), L level, H and W a level's height
+    and width.
 """
 
 from collections.abc import Sequence
@@ -17,24 +18,26 @@ LevelShapes = tuple[tuple[int, int], ...]
 class LevelLayout:
     """Where every token of a flattened pyramid lies, and which tokens are real.
 
-    Sizes are Python integers: nothing here waits for a device, except :attr:`valid_counts` the first time where only
-    masks are known.
+    Sizes are Python integers: nothing here waits for a device, except :attr:`valid_counts` the
+    first time where only masks are known.
 
     Attributes:
         level_shapes: ``(height, width)`` of each level, finest first.
         valid_BN: bool, True where a token is real and False where it is padding.
         valid_ratios_BL2: float, real width / width and real height / height of each level.
-        known_counts: real tokens per image and level, where the maker knew them.
+        known_sizes: real ``(height, width)`` per image and level, where the maker knew them.
     """
 
     level_shapes: LevelShapes
     valid_BN: Tensor
     valid_ratios_BL2: Tensor
-    known_counts: tuple[tuple[int, ...], ...] | None = None
+    known_sizes: tuple[LevelShapes, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.level_shapes or any(h < 1 or w < 1 for h, w in self.level_shapes):
-            raise ValueError(f"level_shapes must be positive (height, width) pairs, got {self.level_shapes}")
+            raise ValueError(
+                f"level_shapes must be positive (height, width) pairs, got {self.level_shapes}"
+            )
         if self.valid_BN.dim() != 2 or self.valid_BN.shape[1] != self.num_tokens:
             raise ValueError(
                 f"level shapes {self.level_shapes} make {self.num_tokens} tokens, "
@@ -51,8 +54,9 @@ class LevelLayout:
         """Describe levels by their padding masks.
 
         Args:
-            padding_masks: per level, finest first, bool [B, H, W] with True = padding. Padding lies at the right and
-                the bottom (upstream's rule for valid ratios looks at the first row and column).
+            padding_masks: per level, finest first, bool [B, H, W] with True = padding. Padding lies
+                at the right and the bottom (upstream's rule for valid ratios looks at the first row
+                and column).
         """
         masks = [mask.bool() for mask in padding_masks]
         ratios = []
@@ -75,7 +79,8 @@ class LevelLayout:
         *,
         device: torch.device | str = "cpu",
     ) -> "LevelLayout":
-        """Describe levels whose real part is known as Python integers, without touching the device's results.
+        """Describe levels whose real part is known as Python integers, without touching the
+        device's results.
 
         Args:
             level_shapes: ``(height, width)`` of each level, finest first.
@@ -83,7 +88,9 @@ class LevelLayout:
             device: where the masks shall live.
         """
         shapes = tuple((int(height), int(width)) for height, width in level_shapes)
-        sizes_BL2 = torch.tensor([[list(size) for size in image] for image in valid_sizes]).to(device)
+        sizes_BL2 = torch.tensor([[list(size) for size in image] for image in valid_sizes]).to(
+            device
+        )
         sizes_BL2 = sizes_BL2.view(len(valid_sizes), len(shapes), 2)
         masks = []
         for level, (height, width) in enumerate(shapes):
@@ -93,14 +100,19 @@ class LevelLayout:
             valid_BW = columns_W < sizes_BL2[:, level, 1, None]
             masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
         ratios = [
-            [(size[1] / shape[1], size[0] / shape[0]) for size, shape in zip(image, shapes, strict=True)]
+            [
+                (size[1] / shape[1], size[0] / shape[0])
+                for size, shape in zip(image, shapes, strict=True)
+            ]
             for image in valid_sizes
         ]
         return cls(
             level_shapes=shapes,
             valid_BN=torch.cat(masks, dim=1),
-            valid_ratios_BL2=torch.tensor(ratios, dtype=torch.float32).view(-1, len(shapes), 2).to(device),
-            known_counts=tuple(tuple(int(h) * int(w) for h, w in image) for image in valid_sizes),
+            valid_ratios_BL2=torch.tensor(ratios, dtype=torch.float32)
+            .view(-1, len(shapes), 2)
+            .to(device),
+            known_sizes=tuple(tuple((int(h), int(w)) for h, w in image) for image in valid_sizes),
         )
 
     @classmethod
@@ -112,7 +124,8 @@ class LevelLayout:
         query_key_padding_mask: Tensor | None,
         like_BNC: Tensor,
     ) -> "LevelLayout":
-        """Describe what upstream's transformers hand to their encoder (reads ``spatial_shapes`` from the device).
+        """Describe what upstream's transformers hand to their encoder (reads ``spatial_shapes``
+        from the device).
 
         Args:
             spatial_shapes: integer [L, 2], (height, width).
@@ -123,15 +136,15 @@ class LevelLayout:
         pairs = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
         shapes = tuple((int(height), int(width)) for height, width in pairs)
         batch, tokens = like_BNC.shape[:2]
-        counts = None
+        sizes = None
         if query_key_padding_mask is None:
             valid_BN = torch.ones(batch, tokens, dtype=torch.bool, device=like_BNC.device)
-            counts = (tuple(height * width for height, width in shapes),) * batch
+            sizes = (shapes,) * batch
         else:
             valid_BN = ~query_key_padding_mask.bool()
         if valid_ratios is None:
             valid_ratios = torch.ones(batch, len(shapes), 2, device=like_BNC.device)
-        return cls(shapes, valid_BN, valid_ratios, counts)
+        return cls(shapes, valid_BN, valid_ratios, sizes)
 
     @property
     def num_levels(self) -> int:
@@ -165,6 +178,13 @@ class LevelLayout:
         return tuple(sum(sizes[:level]) for level in range(len(sizes)))
 
     @property
+    def may_have_padding(self) -> bool:
+        """False where it is known without asking the device that every token is real."""
+        return self.known_sizes is None or any(
+            sizes != self.level_shapes for sizes in self.known_sizes
+        )
+
+    @property
     def padding_BN(self) -> Tensor:
         """The mask as upstream wants it: True = padding."""
         return ~self.valid_BN
@@ -172,8 +192,8 @@ class LevelLayout:
     @cached_property
     def valid_counts(self) -> tuple[tuple[int, ...], ...]:
         """Real tokens of each image and level, as Python integers."""
-        if self.known_counts is not None:
-            return self.known_counts
+        if self.known_sizes is not None:
+            return tuple(tuple(h * w for h, w in sizes) for sizes in self.known_sizes)
         counts_BL = torch.stack([valid.sum(dim=1) for valid in self.split(self.valid_BN)], dim=1)
         return tuple(tuple(row) for row in counts_BL.tolist())
 
@@ -195,7 +215,8 @@ class LevelLayout:
         return x_BN[:, start : start + size].unflatten(1, self.level_shapes[level])
 
     def reference_points_BNL2(self) -> Tensor:
-        """Return each token's centre in every level's normalised (x, y), padding included in the denominator.
+        """Return each token's centre in every level's normalised (x, y), padding included in the
+        denominator.
 
         Source: ``get_reference_points`` of Deformable DETR and detrex.
         """
@@ -212,11 +233,13 @@ class LevelLayout:
         return torch.cat(points, dim=1)[:, :, None] * self.valid_ratios_BL2[:, None]
 
     def proposals(self) -> tuple[Tensor, Tensor]:
-        """Return the two-stage head's boxes: one per token, centred on it, 0.05 * 2^level wide and high.
+        """Return the two-stage head's boxes: one per token, centred on it, 0.05 * 2^level wide and
+        high.
 
         Returns:
-            Logits of normalised cxcywh boxes [B, N, 4] (relative to the real part of an image; infinity where not
-            usable) and bool [B, N], True where a box is usable: a real token whose box lies in (0.01, 0.99).
+            Logits of normalised cxcywh boxes [B, N, 4] (relative to the real part of an image;
+            infinity where not usable) and bool [B, N], True where a box is usable: a real token
+            whose box lies in (0.01, 0.99).
 
         Source: ``gen_encoder_output_proposals`` of Deformable DETR and detrex.
         """

@@ -1,0 +1,149 @@
+"""Maps that shrink a token sequence before a layer and put the results back after it.
+
+A map is the sparse matrix W of Y = W X (Token Transforming, arXiv 2506.05709, section 3): pruning
+has one-hot rows, merging rows that average, and their rows sum to 1. Shapes: B image, N all tokens,
+K reduced tokens, C channel.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+def take_rows(x_BN: Tensor, index_BK: Tensor) -> Tensor:
+    """Return ``x_BN[b, index_BK[b, k]]`` for tensors [B, N, ...]: whole rows are copied."""
+    batch, tokens = x_BN.shape[:2]
+    offset_B1 = torch.arange(batch, device=index_BK.device)[:, None] * tokens
+    rows = x_BN.flatten(0, 1).index_select(0, (index_BK + offset_B1).flatten())
+    return rows.unflatten(0, index_BK.shape)
+
+
+def put_rows(base_BNC: Tensor, index_BK: Tensor, rows_BKC: Tensor) -> Tensor:
+    """Return a copy of ``base_BNC`` whose rows ``index_BK`` are replaced; an image's indices are distinct."""
+    batch, tokens = base_BNC.shape[:2]
+    offset_B1 = torch.arange(batch, device=index_BK.device)[:, None] * tokens
+    flat = base_BNC.flatten(0, 1)
+    rows = rows_BKC.flatten(0, 1).to(flat.dtype)
+    return flat.index_copy(0, (index_BK + offset_B1).flatten(), rows).view_as(base_BNC)
+
+
+class TokenMap(ABC):
+    """How N tokens become K and come back.
+
+    The encoder works on ``reduce(memory)`` and continues with ``restore(result, memory)``.
+    """
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Number of reduced tokens K, the padding entries of a batch included."""
+
+    @property
+    @abstractmethod
+    def valid_BK(self) -> Tensor | None:
+        """Bool [B, K], True where a reduced token stands for real tokens; None where all do."""
+
+    @property
+    @abstractmethod
+    def anchor_BK(self) -> Tensor | None:
+        """Index [B, K] of the token whose place a reduced token takes; None where K = N in order."""
+
+    @abstractmethod
+    def reduce(self, x_BNC: Tensor) -> Tensor:
+        """Return Y = W X, [B, K, C]."""
+
+    @abstractmethod
+    def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Put reduced tokens back: [B, N, C], ``base_BNC`` where nothing was computed."""
+
+    def select(self, x_BN: Tensor) -> Tensor:
+        """Return the attributes [B, K, ...] that tokens [B, N, ...] have at the anchors."""
+        anchor_BK = self.anchor_BK
+        return x_BN if anchor_BK is None else take_rows(x_BN, anchor_BK)
+
+
+class Identity(TokenMap):
+    """All tokens, in order: the dense encoder.
+
+    Args:
+        num_tokens: number of tokens N.
+        valid_BN: bool [B, N], True where a token is real; None where all are. Padding is computed
+            as well, as dense encoders do; nothing reads it.
+    """
+
+    def __init__(self, *, num_tokens: int, valid_BN: Tensor | None = None) -> None:
+        self._num_tokens = num_tokens
+        self._valid_BN = valid_BN
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens N."""
+        return self._num_tokens
+
+    @property
+    def valid_BK(self) -> Tensor | None:
+        """Bool [B, N], True where a token is real; None where all are."""
+        return self._valid_BN
+
+    @property
+    def anchor_BK(self) -> None:
+        """None: every token stays in its place."""
+        return None
+
+    def reduce(self, x_BNC: Tensor) -> Tensor:
+        """Return the tokens themselves."""
+        return x_BNC
+
+    def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Return the results themselves."""
+        return y_BKC
+
+
+class Keep(TokenMap):
+    """Some tokens are kept; the others pass through unchanged (Sparse DETR, Focus-DETR).
+
+    Args:
+        index_BK: long, the kept tokens' indices; an image's indices are distinct, its padding
+            entries included.
+        valid_BK: bool, False where an image keeps fewer tokens than the batch's largest count: such
+            entries are computed and thrown away. None where all are kept.
+    """
+
+    def __init__(self, *, index_BK: Tensor, valid_BK: Tensor | None = None) -> None:
+        if index_BK.dim() != 2 or index_BK.is_floating_point():
+            raise ValueError(
+                f"index_BK must be a long tensor [B, K], got {list(index_BK.shape)} {index_BK.dtype}"
+            )
+        if valid_BK is not None and valid_BK.shape != index_BK.shape:
+            raise ValueError(
+                f"valid_BK must have shape {list(index_BK.shape)}, got {list(valid_BK.shape)}"
+            )
+        self._index_BK = index_BK
+        self._valid_BK = valid_BK
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of kept tokens K of the image that keeps most."""
+        return int(self._index_BK.shape[1])
+
+    @property
+    def valid_BK(self) -> Tensor | None:
+        """Bool [B, K], True where an entry is kept; None where all are."""
+        return self._valid_BK
+
+    @property
+    def anchor_BK(self) -> Tensor:
+        """Long [B, K], the kept tokens' indices."""
+        return self._index_BK
+
+    def reduce(self, x_BNC: Tensor) -> Tensor:
+        """Return the kept tokens [B, K, C]."""
+        return take_rows(x_BNC, self._index_BK)
+
+    def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Return ``base_BNC`` with the kept rows replaced."""
+        if self._valid_BK is not None:
+            own_BKC = take_rows(base_BNC, self._index_BK)
+            y_BKC = torch.where(self._valid_BK[..., None], y_BKC.to(base_BNC.dtype), own_BKC)
+        return put_rows(base_BNC, self._index_BK, y_BKC)

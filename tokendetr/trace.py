@@ -1,0 +1,103 @@
+"""What sparsifiers did in a forward pass, recorded only where someone asked for it.
+
+with record_tokens() as trace:
+    model(batched_inputs)
+trace.forwards[-1].layers[0].token_map
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tokendetr.tokens import LevelLayout, TokenMap
+
+
+@dataclass
+class LayerTrace:
+    """One encoder layer.
+
+    Attributes:
+        token_map: the map the layer worked with.
+        scores: what the choice was made from, by name, such as ``score`` [B, N].
+    """
+
+    token_map: TokenMap
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class ForwardTrace:
+    """One pass of one encoder.
+
+    Attributes:
+        layout: geometry of the batch.
+        layers: the encoder's layers in order.
+    """
+
+    layout: LevelLayout
+    layers: list[LayerTrace] = field(default_factory=list)
+
+
+@dataclass
+class TokenTrace:
+    """All encoder passes inside one ``with record_tokens()`` block, in order."""
+
+    forwards: list[ForwardTrace] = field(default_factory=list)
+
+
+class _Recorder:
+    """What the current thread records: the trace, the pass in progress, scores of its next layer."""
+
+    def __init__(self) -> None:
+        self.trace = TokenTrace()
+        self.scores: dict[str, Tensor] = {}
+
+
+_RECORDER: ContextVar[_Recorder | None] = ContextVar("tokendetr_recorder", default=None)
+
+
+@contextmanager
+def record_tokens() -> Iterator[TokenTrace]:
+    """Record every encoder pass of this thread inside the ``with`` block (detached from autograd)."""
+    recorder = _Recorder()
+    token = _RECORDER.set(recorder)
+    try:
+        yield recorder.trace
+    finally:
+        _RECORDER.reset(token)
+
+
+def begin_forward(layout: LevelLayout) -> None:
+    """Note that an encoder begins to work on a batch (called by the encoder)."""
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.trace.forwards.append(ForwardTrace(layout))
+        recorder.scores = {}
+
+
+def record_score(name: str, score: Tensor) -> None:
+    """Note what the next layer's map is chosen from (called by sparsifiers)."""
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.scores[name] = score.detach()
+
+
+def record_layer(token_map: TokenMap) -> None:
+    """Note the map of the next layer (called by the encoder)."""
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.trace.forwards[-1].layers.append(LayerTrace(token_map, recorder.scores))
+        recorder.scores = {}
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Record nothing inside the ``with`` block."""
+    token = _RECORDER.set(None)
+    try:
+        yield
+    finally:
+        _RECORDER.reset(token)
