@@ -1,0 +1,129 @@
+"""Boxes: conversion between the two formats, overlap, and boxes around masks."""
+
+import torch
+
+_EPS = 1e-6
+"""Added to the denominators of both overlaps, so that boxes without area give 0 instead of NaN."""
+
+
+def box_cxcywh_to_xyxy(bbox: torch.Tensor) -> torch.Tensor:
+    """Boxes [..., 4] from (centre x, centre y, width, height) to (x0, y0, x1, y1)."""
+    cx, cy, w, h = bbox.unbind(-1)
+    return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
+
+
+def box_xyxy_to_cxcywh(bbox: torch.Tensor) -> torch.Tensor:
+    """Boxes [..., 4] from (x0, y0, x1, y1) to (centre x, centre y, width, height)."""
+    x0, y0, x1, y1 = bbox.unbind(-1)
+    return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
+
+
+def _area(boxes: torch.Tensor) -> torch.Tensor:
+    """Signed areas [...] of xyxy boxes [..., 4]; half precision is widened against overflow."""
+    if boxes.dtype in (torch.float16, torch.bfloat16):
+        boxes = boxes.float()
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _extent_area(top_left: torch.Tensor, bottom_right: torch.Tensor) -> torch.Tensor:
+    """Areas [...] between corners [..., 2]; 0 where they are inverted."""
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def _broadcast_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """IoU and union area of xyxy boxes whose leading dimensions broadcast against each other."""
+    inter = _extent_area(
+        torch.max(boxes1[..., :2], boxes2[..., :2]), torch.min(boxes1[..., 2:], boxes2[..., 2:])
+    )
+    union = _area(boxes1) + _area(boxes2) - inter
+    return inter / (union + _EPS), union
+
+
+def _broadcast_giou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+    """Generalised IoU of xyxy boxes whose leading dimensions broadcast against each other."""
+    iou, union = _broadcast_iou(boxes1, boxes2)
+    hull = _extent_area(
+        torch.min(boxes1[..., :2], boxes2[..., :2]), torch.max(boxes1[..., 2:], boxes2[..., 2:])
+    )
+    return iou - (hull - union) / (hull + _EPS)
+
+
+def box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overlap of every box of one set with every box of another.
+
+    Args:
+        boxes1: xyxy boxes [N, 4].
+        boxes2: xyxy boxes [M, 4], in the same units.
+
+    Returns:
+        The intersection over union and the union area, both [N, M].
+    """
+    return _broadcast_iou(boxes1[:, None], boxes2[None])
+
+
+def _require_ordered(boxes: torch.Tensor, name: str) -> None:
+    """Raise ValueError when a box is inverted or not a number."""
+    ordered = (boxes[:, 2:] >= boxes[:, :2]).all(-1)
+    if not ordered.all():
+        index = int((~ordered).nonzero()[0])
+        raise ValueError(
+            f"generalized_box_iou: {int((~ordered).sum())} of {len(boxes)} boxes in {name} are inverted or not"
+            f" finite (x1 >= x0 and y1 >= y0 must hold), the first is {name}[{index}] ="
+            f" {boxes[index].tolist()}"
+        )
+
+
+def generalized_box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+    """Generalised IoU (Rezatofighi et al., 2019) of every pair of boxes.
+
+    Args:
+        boxes1: xyxy boxes [N, 4].
+        boxes2: xyxy boxes [M, 4], in the same units.
+
+    Returns:
+        [N, M], each in (-1, 1].
+
+    Raises:
+        ValueError: a box has x1 < x0 or y1 < y0 or holds a NaN.
+    """
+    _require_ordered(boxes1, "boxes1")
+    _require_ordered(boxes2, "boxes2")
+    return _broadcast_giou(boxes1[:, None], boxes2[None])
+
+
+def paired_generalized_box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+    """Generalised IoU [N] of each box of ``boxes1`` [N, 4] with the box at the same place of ``boxes2`` [N, 4].
+
+    The diagonal of :func:`generalized_box_iou` without the rest of the matrix.
+
+    Raises:
+        ValueError: a box has x1 < x0 or y1 < y0 or holds a NaN.
+    """
+    _require_ordered(boxes1, "boxes1")
+    _require_ordered(boxes2, "boxes2")
+    return _broadcast_giou(boxes1, boxes2)
+
+
+def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """Smallest boxes around masks.
+
+    Args:
+        masks: [N, H, W], non-zero inside.
+
+    Returns:
+        float32 [N, 4] on the masks' device: xyxy of the first and last pixel inside (both inclusive); zeros for a
+        mask without pixels.
+    """
+    if masks.numel() == 0:
+        return torch.zeros((len(masks), 4), device=masks.device)
+    inside = masks.bool()
+    extents = []
+    for occupied in (inside.any(1), inside.any(2)):
+        position = torch.arange(occupied.shape[1], device=masks.device, dtype=torch.float)
+        low = torch.where(occupied, position, torch.inf).amin(1)
+        high = torch.where(occupied, position, -torch.inf).amax(1)
+        extents.append((low, high))
+    (x0, x1), (y0, y1) = extents
+    boxes = torch.stack([x0, y0, x1, y1], 1)
+    return torch.where(inside.flatten(1).any(1)[:, None], boxes, 0.0)
