@@ -1,0 +1,61 @@
+from detectron2.config import LazyCall as L
+
+from projects.dino.modeling import (
+    DINO,
+    DINOCriterion,
+    DINOTransformer,
+    DINOTransformerDecoder,
+    DINOTransformerEncoder,
+)
+from tokendetr.detector import layer_weights
+
+from ....common.matching import matcher, weights
+from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding
+
+layers = dict(
+    embed_dim=256,
+    num_heads=8,
+    feedforward_dim=2048,
+    attn_dropout=0.0,
+    ffn_dropout=0.0,
+    num_layers=6,
+    num_feature_levels="${..num_feature_levels}",
+)
+
+model = L(DINO)(
+    backbone=backbone,
+    position_embedding=position_embedding,
+    neck=neck,
+    transformer=L(DINOTransformer)(
+        encoder=L(DINOTransformerEncoder)(**layers, post_norm=False, use_checkpoint=False),
+        decoder=L(DINOTransformerDecoder)(
+            **layers, return_intermediate=True, look_forward_twice=True, use_checkpoint=False
+        ),
+        num_feature_levels=4,
+        two_stage_num_proposals="${..num_queries}",
+    ),
+    embed_dim=256,
+    num_classes=80,
+    num_queries=900,
+    aux_loss=True,
+    select_box_nums_for_evaluation=300,
+    criterion=L(DINOCriterion)(
+        num_classes="${..num_classes}",
+        matcher=matcher,
+        weight_dict=layer_weights(
+            {**weights, **{f"{name}_dn": weight for name, weight in weights.items()}},
+            num_layers=layers["num_layers"],
+            suffixes=["_enc"],
+        ),
+        loss_class_type="focal_loss",
+        alpha=0.25,
+        gamma=2.0,
+        two_stage_binary_cls=False,
+    ),
+    dn_number=100,
+    label_noise_ratio=0.2,
+    box_noise_scale=1.0,
+    pixel_mean=pixel_mean,
+    pixel_std=pixel_std,
+    device="cuda",
+)

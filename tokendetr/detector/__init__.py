@@ -1,0 +1,89 @@
+"""What the detectors share, cut by axis of variation.
+
+========================  ============================================================
+axis                      module
+========================  ============================================================
+images and ground truth   ``images``, ``targets``, ``pyramid``
+query initialisation      ``queries`` (learned), ``proposals`` (two-stage)
+positions                 ``positions``, and ``query_position`` of the decoders
+denoising                 ``denoising``
+refinement                ``refinement``, ``decoder``, ``heads``
+matching and losses       ``criterion``
+post-processing           ``postprocess``
+learning rates            ``parameter_groups``
+========================  ============================================================
+
+A detector in ``projects/`` chooses one of each and adds nothing of its own.
+"""
+
+from tokendetr.detector.criterion import DenoisingCriterion, LayerwiseCriterion, layer_weights
+from tokendetr.detector.decoder import AnchorDecoder, DeformableDecoder
+from tokendetr.detector.denoising import (
+    DenoisingQueries,
+    attach_unused,
+    contrastive_queries,
+    split_denoising,
+)
+from tokendetr.detector.detector import DeformableDetector, Detections
+from tokendetr.detector.heads import build_heads, predict
+from tokendetr.detector.parameter_groups import scale_by_name
+from tokendetr.detector.positions import anchor_embedding, proposal_embedding
+from tokendetr.detector.proposals import (
+    Proposals,
+    any_class_score,
+    first_class_score,
+    propose,
+    select_top,
+)
+from tokendetr.detector.pyramid import Pyramid, build_pyramid
+from tokendetr.detector.queries import (
+    DecodedQueries,
+    ObjectQueries,
+    Predictions,
+    learned_queries,
+)
+from tokendetr.detector.refinement import refine_boxes
+from tokendetr.detector.targets import Target, prepare_targets
+from tokendetr.detector.transformer import (
+    DeformableTransformer,
+    EncodedTokens,
+    TransformerOutput,
+    TwoStageTransformer,
+)
+
+__all__ = [
+    "AnchorDecoder",
+    "DecodedQueries",
+    "DeformableDecoder",
+    "DeformableDetector",
+    "DeformableTransformer",
+    "DenoisingCriterion",
+    "DenoisingQueries",
+    "Detections",
+    "EncodedTokens",
+    "LayerwiseCriterion",
+    "ObjectQueries",
+    "Predictions",
+    "Proposals",
+    "Pyramid",
+    "Target",
+    "TransformerOutput",
+    "TwoStageTransformer",
+    "anchor_embedding",
+    "any_class_score",
+    "attach_unused",
+    "build_heads",
+    "build_pyramid",
+    "contrastive_queries",
+    "first_class_score",
+    "layer_weights",
+    "learned_queries",
+    "predict",
+    "prepare_targets",
+    "proposal_embedding",
+    "propose",
+    "refine_boxes",
+    "scale_by_name",
+    "select_top",
+    "split_denoising",
+]

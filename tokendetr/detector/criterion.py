@@ -1,0 +1,161 @@
+"""Losses of all decoder layers, of the encoder's proposals and of denoising queries.
+
+Dimensions: B image, Q query, K class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detrex.modeling.criterion import SetCriterion
+from detrex.utils import get_world_size, is_dist_avail_and_initialized
+from torch import Tensor
+
+from tokendetr.detector.targets import Target
+
+Matches = list[tuple[Tensor, Tensor]]
+ABSENT_LOGIT = -1e4  # of a query that does not exist: its focal loss and gradient are exactly zero
+ABSENT_BOX = 10.0  # ten image sizes away, so that the matcher prefers every query that exists
+
+
+def world_average_boxes(targets: list[Target], device: torch.device) -> float:
+    """Boxes per process, averaged over all processes and at least 1: the losses' normaliser."""
+    count = sum(len(target["labels"]) for target in targets)
+    if is_dist_avail_and_initialized():
+        total = torch.tensor([float(count)], device=device)
+        torch.distributed.all_reduce(total)
+        return max(total.item() / get_world_size(), 1.0)
+    return max(float(count), 1.0)
+
+
+def layer_weights(
+    weights: Mapping[str, float], *, num_layers: int, suffixes: Sequence[str] = ()
+) -> dict[str, float]:
+    """Give the losses of every decoder layer (and of other heads, by suffix) the last layer's weights.
+
+    Args:
+        weights: weight of each loss of the last layer.
+        num_layers: decoder layers; all but the last get suffixes ``_0``, ``_1``, ...
+        suffixes: further ones, such as ``_enc``.
+    """
+    every = ["", *suffixes, *(f"_{index}" for index in range(num_layers - 1))]
+    return {name + suffix: weight for suffix in every for name, weight in weights.items()}
+
+
+def without_absent_queries(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replace the predictions of queries that do not exist by ones that cost nothing."""
+    if "valid_queries" not in outputs:
+        return outputs
+    absent_BQ1 = ~outputs["valid_queries"][..., None]
+    return {
+        **outputs,
+        "pred_logits": outputs["pred_logits"].masked_fill(absent_BQ1, ABSENT_LOGIT),
+        "pred_boxes": outputs["pred_boxes"].masked_fill(absent_BQ1, ABSENT_BOX),
+    }
+
+
+class LayerwiseCriterion(SetCriterion):
+    """One-to-one losses of every layer.
+
+    ``outputs`` is upstream's dict: ``pred_logits`` and ``pred_boxes`` of the last layer, and optionally
+    ``aux_outputs`` (a list of such dicts, losses suffixed ``_0``, ``_1``, ...) and ``enc_outputs`` (one
+    such dict, losses suffixed ``_enc``). ``valid_queries`` [B, Q] may mark queries that do not exist.
+
+    Attributes:
+        binary_encoder_targets: train the encoder's proposals on class 0 for every object.
+    """
+
+    binary_encoder_targets = False
+
+    def match(self, outputs: Mapping[str, Any], targets: list[Target]) -> Matches:
+        """One-to-one assignment: per image, query indices and the target index of each."""
+        matches = self.matcher(outputs, targets)
+        if "valid_queries" not in outputs:
+            return matches
+        kept = []
+        for valid_Q, (query, target) in zip(outputs["valid_queries"].cpu(), matches, strict=True):
+            exists = valid_Q[query.cpu()].to(query.device)
+            kept.append((query[exists], target[exists]))
+        return kept
+
+    def matched_losses(
+        self,
+        outputs: Mapping[str, Any],
+        targets: list[Target],
+        num_boxes: float,
+        *,
+        suffix: str = "",
+        matches: Matches | None = None,
+    ) -> dict[str, Tensor]:
+        """All losses of one set of predictions, names suffixed; matches itself if not told how."""
+        outputs = without_absent_queries(outputs)
+        if matches is None:
+            matches = self.match(outputs, targets)
+        losses: dict[str, Tensor] = {}
+        for name in self.losses:
+            losses.update(self.get_loss(name, outputs, targets, matches, num_boxes))
+        return {name + suffix: value for name, value in losses.items()}
+
+    def forward(self, outputs: Mapping[str, Any], targets: list[Target]) -> dict[str, Tensor]:
+        """Unweighted losses of every layer in ``outputs``."""
+        num_boxes = world_average_boxes(targets, outputs["pred_logits"].device)
+        losses = self.matched_losses(outputs, targets, num_boxes)
+        for index, aux_outputs in enumerate(outputs.get("aux_outputs", ())):
+            losses |= self.matched_losses(aux_outputs, targets, num_boxes, suffix=f"_{index}")
+        if "enc_outputs" in outputs:
+            encoder_targets = targets
+            if self.binary_encoder_targets:
+                encoder_targets = [{**t, "labels": torch.zeros_like(t["labels"])} for t in targets]
+            losses |= self.matched_losses(
+                outputs["enc_outputs"], encoder_targets, num_boxes, suffix="_enc"
+            )
+        return losses
+
+
+def positive_matches(targets: list[Target], num_groups: int, group_size: int) -> Matches:
+    """The known assignment of denoising queries: place i of every group restores box i."""
+    matches = []
+    for target in targets:
+        count = len(target["labels"])
+        box = torch.arange(count, device=target["labels"].device)
+        start = torch.arange(num_groups, device=box.device) * group_size
+        matches.append(((start[:, None] + box).flatten(), box.repeat(num_groups)))
+    return matches
+
+
+class DenoisingCriterion(LayerwiseCriterion):
+    """Adds the losses of denoising queries, suffixed ``_dn`` and ``_dn_0``, ``_dn_1``, ..."""
+
+    def forward(
+        self,
+        outputs: Mapping[str, Any],
+        targets: list[Target],
+        dn_metas: Mapping[str, Any] | None = None,
+    ) -> dict[str, Tensor]:
+        """Unweighted losses.
+
+        Args:
+            outputs: predictions of the matching queries.
+            targets: ground truth.
+            dn_metas: ``single_padding`` (places per group), ``dn_num`` (groups) and
+                ``output_known_lbs_bboxes`` (predictions of the denoising queries, as ``outputs``);
+                None where the batch has no denoising queries, which gives zero losses.
+        """
+        losses = super().forward(outputs, targets)
+        num_aux = len(outputs.get("aux_outputs", ()))
+        suffixes = ["_dn", *(f"_dn_{index}" for index in range(num_aux))]
+        if not dn_metas or "output_known_lbs_bboxes" not in dn_metas:
+            zero = outputs["pred_logits"].new_zeros(())
+            names = ("loss_bbox", "loss_giou", "loss_class")
+            return losses | {name + suffix: zero.clone() for suffix in suffixes for name in names}
+        known = dn_metas["output_known_lbs_bboxes"]
+        num_groups = dn_metas["dn_num"]
+        num_boxes = world_average_boxes(targets, outputs["pred_logits"].device) * num_groups
+        matches = positive_matches(targets, num_groups, dn_metas["single_padding"])
+        for suffix, layer in zip(suffixes, [known, *known.get("aux_outputs", ())], strict=True):
+            losses |= self.matched_losses(
+                layer, targets, num_boxes, suffix=suffix, matches=matches
+            )
+        return losses

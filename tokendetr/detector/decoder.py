@@ -1,0 +1,200 @@
+"""The decoder loop of all deformable detectors, and the layer they share.
+
+What varies between detectors are two hooks: where a query's position embedding comes from, and whether and
+how references are refined between layers.
+
+Dimensions: B image, N all tokens, L level, Q query, C channel, X = 2 (point) or 4 (box).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detrex.layers import (
+    FFN,
+    MLP,
+    BaseTransformerLayer,
+    MultiheadAttention,
+    TransformerLayerSequence,
+)
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tokendetr.attention import MultiScaleDeformableAttention
+from tokendetr.detector.positions import anchor_embedding
+from tokendetr.detector.queries import DecodedQueries, ObjectQueries
+from tokendetr.detector.refinement import refine_boxes
+from tokendetr.tokens import LevelLayout
+
+
+def decoder_layer(
+    *,
+    embed_dim: int,
+    num_heads: int,
+    feedforward_dim: int,
+    attn_dropout: float,
+    ffn_dropout: float,
+    num_feature_levels: int,
+) -> nn.Module:
+    """Self-attention over queries, deformable attention over the tokens, feed-forward; post-norm."""
+    self_attention = MultiheadAttention(
+        embed_dim=embed_dim, num_heads=num_heads, attn_drop=attn_dropout, batch_first=True
+    )
+    cross_attention = MultiScaleDeformableAttention(
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        dropout=attn_dropout,
+        batch_first=True,
+        num_levels=num_feature_levels,
+    )
+    return BaseTransformerLayer(
+        attn=[self_attention, cross_attention],
+        ffn=FFN(
+            embed_dim=embed_dim,
+            feedforward_dim=feedforward_dim,
+            output_dim=embed_dim,
+            ffn_drop=ffn_dropout,
+        ),
+        norm=nn.LayerNorm(embed_dim),
+        operation_order=("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"),
+    )
+
+
+class DeformableDecoder(TransformerLayerSequence):
+    """Decoder with fixed query positions (Deformable DETR, H-DETR).
+
+    References are refined when a detector has attached its box heads as ``bbox_embed``.
+
+    Args:
+        embed_dim: width C.
+        num_heads: attention heads.
+        feedforward_dim: hidden width of the feed-forward blocks.
+        attn_dropout: dropout after attention, 0..1.
+        ffn_dropout: dropout in the feed-forward blocks, 0..1.
+        num_layers: decoder layers.
+        return_intermediate: return every layer's state, not only the last.
+        num_feature_levels: levels L of the token pyramid.
+        look_forward_twice: let a layer's box loss train the layer before it as well (DINO, section 3.5).
+        use_checkpoint: recompute layers in the backward pass instead of keeping their activations.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        feedforward_dim: int,
+        attn_dropout: float,
+        ffn_dropout: float,
+        num_layers: int,
+        return_intermediate: bool,
+        num_feature_levels: int,
+        look_forward_twice: bool = False,
+        use_checkpoint: bool = False,
+    ) -> None:
+        layer = decoder_layer(
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            feedforward_dim=feedforward_dim,
+            attn_dropout=attn_dropout,
+            ffn_dropout=ffn_dropout,
+            num_feature_levels=num_feature_levels,
+        )
+        super().__init__(transformer_layers=layer, num_layers=num_layers)
+        self.embed_dim = embed_dim
+        self.return_intermediate = return_intermediate
+        self.look_forward_twice = look_forward_twice
+        self.use_checkpoint = use_checkpoint
+        self.bbox_embed: nn.ModuleList | None = None
+        self.class_embed: nn.ModuleList | None = None
+
+    def query_position(
+        self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
+    ) -> Tensor | None:
+        """Position embedding [B, Q, C] of the queries for one layer; here the fixed one."""
+        return queries.position_BQC
+
+    def output_state(self, state_BQC: Tensor) -> Tensor:
+        """What the heads read of a layer's state; here the state itself."""
+        return state_BQC
+
+    def forward(
+        self,
+        queries: ObjectQueries,
+        memory_BNC: Tensor,
+        layout: LevelLayout,
+        *,
+        blocked_QQ: Tensor | None = None,
+    ) -> DecodedQueries:
+        """Run the layers.
+
+        Args:
+            queries: the object queries, extra (denoising) ones included.
+            memory_BNC: the encoder's output.
+            layout: its levels and masks.
+            blocked_QQ: bool self-attention mask, True where row must not see column.
+        """
+        context = {
+            "attn_masks": [blocked_QQ, None],
+            "query_key_padding_mask": None if queries.valid_BQ is None else ~queries.valid_BQ,
+            "key_padding_mask": ~layout.valid_BN,
+            "spatial_shapes": layout.spatial_shapes(memory_BNC.device),
+            "level_start_index": layout.level_start_index(memory_BNC.device),
+            "level_shapes": layout.level_shapes,
+        }
+        ratios_BL4 = layout.valid_ratios_BL2.repeat(1, 1, 2).to(queries.reference_BQX)
+        state_BQC, reference_BQX = queries.content_BQC, queries.reference_BQX
+        states, references = [], []
+        head_reference_BQX = reference_BQX
+        for index, layer in enumerate(self.layers):
+            scaled_BQLX = reference_BQX[:, :, None] * ratios_BL4[:, None, :, : reference_BQX.shape[-1]]
+            position_BQC = self.query_position(queries, state_BQC, scaled_BQLX[:, :, 0], index)
+            state_BQC = self._run_layer(
+                layer, state_BQC, memory_BNC, position_BQC, scaled_BQLX, context
+            )
+            if self.return_intermediate or index == self.num_layers - 1:
+                states.append(self.output_state(state_BQC))
+                references.append(head_reference_BQX)
+            if self.bbox_embed is not None:
+                refined_BQ4 = refine_boxes(self.bbox_embed[index](state_BQC), reference_BQX)
+                reference_BQX = refined_BQ4.detach()
+                head_reference_BQX = refined_BQ4 if self.look_forward_twice else reference_BQX
+        return DecodedQueries(states, references, queries.valid_BQ)
+
+    def _run_layer(
+        self,
+        layer: nn.Module,
+        state_BQC: Tensor,
+        memory_BNC: Tensor,
+        position_BQC: Tensor | None,
+        reference_BQLX: Tensor,
+        context: dict[str, Any],
+    ) -> Tensor:
+        def run(state_BQC: Tensor, memory_BNC: Tensor) -> Tensor:
+            return layer(
+                state_BQC,
+                None,
+                memory_BNC,
+                query_pos=position_BQC,
+                reference_points=reference_BQLX,
+                **context,
+            )
+
+        if self.use_checkpoint and self.training and torch.is_grad_enabled():
+            return checkpoint(run, state_BQC, memory_BNC, use_reentrant=False)
+        return run(state_BQC, memory_BNC)
+
+
+class AnchorDecoder(DeformableDecoder):
+    """Decoder whose query positions follow the refined anchors: MLP(sine(anchor)), as in DAB-DETR."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ref_point_head = MLP(2 * self.embed_dim, self.embed_dim, self.embed_dim, 2)
+
+    def query_position(
+        self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
+    ) -> Tensor:
+        """Position embedding of the current anchors, in coordinates of the padded finest level."""
+        return self.ref_point_head(anchor_embedding(anchor_BQX, self.embed_dim))

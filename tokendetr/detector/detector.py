@@ -1,0 +1,193 @@
+"""The part of a detector that does not depend on which detector it is.
+
+Dimensions: B image, Q query, K class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from tokendetr.detector.heads import build_heads
+from tokendetr.detector.images import read_images
+from tokendetr.detector.postprocess import to_instances, to_original_size
+from tokendetr.detector.pyramid import Pyramid, build_pyramid
+from tokendetr.detector.queries import Outputs, Predictions
+from tokendetr.detector.targets import Target, prepare_targets
+from tokendetr.detector.visualization import picture_first_image
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector says about a batch.
+
+    Attributes:
+        layers: predictions of the matching queries, one entry per decoder layer.
+        encoder: upstream's ``enc_outputs`` where the detector has two stages.
+        criterion_extras: further arguments of the criterion, such as denoising predictions.
+    """
+
+    layers: Predictions
+    encoder: dict[str, Tensor] | None = None
+    criterion_extras: tuple[Any, ...] = field(default=())
+
+
+class DeformableDetector(nn.Module):
+    """Images in, losses (training) or detections (evaluation) out.
+
+    A subclass passes its parts to the constructor and implements :meth:`detect`.
+
+    Args:
+        backbone: images [B, 3, H, W] -> dict of features.
+        position_embedding: padding mask -> position embedding of one level.
+        neck: dict of features -> levels.
+        transformer: the subclass' transformer, with ``decoder.num_layers``.
+        embed_dim: width of the decoder's states.
+        num_classes: number of classes K.
+        num_queries: number of object queries Q.
+        criterion: ``criterion(outputs, targets, *extras) -> dict of losses``, with ``weight_dict``.
+        pixel_mean: mean of each channel, 0..255.
+        pixel_std: deviation of each channel.
+        aux_loss: train every decoder layer, not only the last.
+        select_box_nums_for_evaluation: detections per image.
+        query_embeddings: named learned queries, registered between neck and transformer.
+        input_format: channel order of ``image``, for pictures of training.
+        vis_period: iterations between pictures of training in the event storage; 0 for none.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        position_embedding: nn.Module,
+        neck: nn.Module,
+        transformer: nn.Module,
+        embed_dim: int,
+        num_classes: int,
+        num_queries: int,
+        criterion: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        aux_loss: bool,
+        select_box_nums_for_evaluation: int,
+        query_embeddings: Mapping[str, nn.Module] | None = None,
+        input_format: str | None = "RGB",
+        vis_period: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.position_embedding = position_embedding
+        self.neck = neck
+        for name, module in (query_embeddings or {}).items():
+            self.add_module(name, module)
+        self.transformer = transformer
+        self.embed_dim = embed_dim
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.criterion = criterion
+        self.aux_loss = aux_loss
+        self.select_box_nums_for_evaluation = select_box_nums_for_evaluation
+        if vis_period > 0 and input_format is None:
+            raise ValueError("vis_period needs input_format, the channel order of the images")
+        self.input_format = input_format
+        self.vis_period = vis_period
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            channels = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(name, channels, persistent=False)
+        self._init_neck()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where it moves its inputs."""
+        return self.pixel_mean.device
+
+    def _init_neck(self) -> None:
+        for module in self.neck.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def add_heads(self, *, two_stage: bool, shared: bool) -> None:
+        """Register ``class_embed`` and ``bbox_embed``: one pair per layer, one more for proposals."""
+        count = self.transformer.decoder.num_layers + int(two_stage)
+        self.class_embed, self.bbox_embed = build_heads(
+            embed_dim=self.embed_dim,
+            num_classes=self.num_classes,
+            count=count,
+            shared=shared,
+            sized_references=two_stage,
+        )
+
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> Detections:
+        """Predictions for a batch; ``targets`` are given in training only."""
+        raise NotImplementedError(f"{type(self).__name__} must implement detect()")
+
+    def forward(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            batched_inputs: one dict per image: ``image`` [3, H, W] of values 0..255; in training
+                ``instances`` with ``gt_boxes`` and ``gt_classes``; in evaluation optionally ``height``
+                and ``width`` of the original image.
+
+        Returns:
+            In training the weighted losses; otherwise per image ``{"instances": Instances}`` with
+            ``pred_boxes`` (xyxy, original pixels), ``scores`` and ``pred_classes``.
+
+        Raises:
+            ValueError: an image or ground truth that cannot be used, naming the record.
+        """
+        batch = read_images(
+            batched_inputs, pixel_mean_C11=self.pixel_mean, pixel_std_C11=self.pixel_std
+        )
+        targets = None
+        if self.training:
+            targets = prepare_targets(
+                batched_inputs, num_classes=self.num_classes, device=self.device
+            )
+        pyramid = build_pyramid(
+            self.backbone,
+            self.neck,
+            self.position_embedding,
+            batch,
+            share_canvas=self.training,
+        )
+        detections = self.detect(pyramid, targets)
+        limit = self.select_box_nums_for_evaluation
+        if targets is None:
+            results = to_instances(detections.layers, batch.sizes, limit=limit)
+            return to_original_size(results, batched_inputs)
+        if self.vis_period > 0:
+            picture_first_image(
+                batched_inputs,
+                lambda: to_instances(detections.layers, batch.sizes, limit=limit),
+                period=self.vis_period,
+                input_format=str(self.input_format),
+            )
+        return self.losses(detections, targets)
+
+    def outputs(self, detections: Detections) -> Outputs:
+        """Upstream's output dict, the criterion's first argument."""
+        outputs = detections.layers.as_outputs(aux=self.aux_loss)
+        if detections.encoder is not None:
+            outputs["enc_outputs"] = detections.encoder
+        return outputs
+
+    def losses(self, detections: Detections, targets: list[Target]) -> dict[str, Tensor]:
+        """The criterion's losses, each multiplied by its weight (1 where it has none)."""
+        losses = self.criterion(
+            self.outputs(detections), targets, *detections.criterion_extras
+        )
+        weights = self.criterion.weight_dict
+        return {name: value * weights.get(name, 1.0) for name, value in losses.items()}

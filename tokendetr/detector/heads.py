@@ -1,0 +1,64 @@
+"""Class and box heads, one pair per decoder layer, and what they predict.
+
+Dimensions: B image, Q query, S decoder layer, K class.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from detrex.layers import MLP
+from torch import nn
+
+from tokendetr.detector.queries import DecodedQueries, Predictions
+from tokendetr.detector.refinement import refine_boxes
+
+PRIOR_PROBABILITY = 0.01  # of a query showing an object, at initialisation (focal loss paper, 4.1)
+FIRST_SIZE_LOGIT = -2.0  # boxes start 12 % of the image wide where no proposal gives a size
+
+
+def build_heads(
+    *, embed_dim: int, num_classes: int, count: int, shared: bool, sized_references: bool
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Class heads and box heads at their initial weights.
+
+    Args:
+        embed_dim: width of the decoder's states.
+        num_classes: number of classes.
+        count: how many of each (decoder layers, plus one for the encoder's proposals).
+        shared: one pair of heads under ``count`` names instead of ``count`` pairs.
+        sized_references: references carry width and height from the start, so offsets start at zero.
+    """
+    class_head = nn.Linear(embed_dim, num_classes)
+    nn.init.constant_(class_head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    box_head = MLP(embed_dim, embed_dim, 4, 3)
+    nn.init.zeros_(box_head.layers[-1].weight)
+    nn.init.zeros_(box_head.layers[-1].bias)
+    class_heads = [class_head if shared else copy.deepcopy(class_head) for _ in range(count)]
+    box_heads = [box_head if shared else copy.deepcopy(box_head) for _ in range(count)]
+    if not sized_references:
+        nn.init.constant_(box_heads[0].layers[-1].bias.data[2:], FIRST_SIZE_LOGIT)
+    return nn.ModuleList(class_heads), nn.ModuleList(box_heads)
+
+
+def predict(
+    decoded: DecodedQueries, class_heads: nn.ModuleList, box_heads: nn.ModuleList, num_layers: int
+) -> Predictions:
+    """Apply each decoder layer's heads to its state.
+
+    Args:
+        decoded: the decoder's output.
+        class_heads: at least ``num_layers`` heads; layer i uses head i.
+        box_heads: as ``class_heads``.
+        num_layers: decoder layers; ``decoded`` holds the last of them.
+    """
+    first = num_layers - len(decoded.states)
+    logits, boxes = [], []
+    for index, (state_BQC, reference_BQX) in enumerate(
+        zip(decoded.states, decoded.references, strict=True), start=first
+    ):
+        logits.append(class_heads[index](state_BQC))
+        boxes.append(refine_boxes(box_heads[index](state_BQC), reference_BQX))
+    return Predictions(torch.stack(logits), torch.stack(boxes), decoded.valid_BQ)

@@ -1,0 +1,109 @@
+"""Two-stage query initialisation: the encoder's own tokens, scored, become the first boxes.
+
+Dimensions: B image, N all tokens, Q selected proposals, C channel, K class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.tokens import LevelLayout
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the two-stage head says about every token, and which tokens it selects.
+
+    Attributes:
+        tokens_BNC: projected encoder tokens; zero before the projection where no box can start.
+        logits_BNK: class logits.
+        boxes_logit_BN4: cxcywh before the sigmoid; +inf where no box can start.
+        indices_BQ: the selected tokens, best first.
+        valid_BQ: False for a selection beyond an image's last token; None when all are real.
+    """
+
+    tokens_BNC: Tensor
+    logits_BNK: Tensor
+    boxes_logit_BN4: Tensor
+    indices_BQ: Tensor
+    valid_BQ: Tensor | None
+
+    def select(self, values_BNX: Tensor) -> Tensor:
+        """Rows [B, Q, X] of the selected tokens."""
+        return values_BNX.gather(1, self.indices_BQ[..., None].expand(-1, -1, values_BNX.shape[-1]))
+
+    def selected_outputs(self) -> dict[str, Tensor]:
+        """Upstream's ``enc_outputs`` of the selected tokens only (DINO)."""
+        outputs = {
+            "pred_logits": self.select(self.logits_BNK),
+            "pred_boxes": self.select(self.boxes_logit_BN4).sigmoid(),
+        }
+        if self.valid_BQ is not None:
+            outputs["valid_queries"] = self.valid_BQ
+        return outputs
+
+    def dense_outputs(self) -> dict[str, Tensor]:
+        """Upstream's ``enc_outputs`` of every token (Deformable DETR)."""
+        return {"pred_logits": self.logits_BNK, "pred_boxes": self.boxes_logit_BN4.sigmoid()}
+
+
+def any_class_score(logits_BNK: Tensor) -> Tensor:
+    """Score of a token as its best class (DINO, DAB)."""
+    return logits_BNK.amax(-1)
+
+
+def first_class_score(logits_BNK: Tensor) -> Tensor:
+    """Score of a token as class 0, which binary encoder targets train (Deformable DETR, H-DETR)."""
+    return logits_BNK[..., 0]
+
+
+def select_top(
+    scores_BN: Tensor, layout: LevelLayout, limit: int
+) -> tuple[Tensor, Tensor | None]:
+    """The best ``limit`` tokens of each image, or as many as the largest image has.
+
+    Padding loses against every real token. An image with fewer tokens than the batch's k gets its
+    own tokens first and then padding, marked as not valid.
+
+    Returns:
+        indices_BQ, best first, and valid_BQ (None when every image has enough tokens).
+    """
+    token_counts = [sum(levels) for levels in layout.valid_counts]
+    k = min(limit, max(token_counts))
+    scores_BN = scores_BN.detach().masked_fill(~layout.valid_BN, float("-inf"))
+    indices_BQ = scores_BN.topk(k, dim=1).indices
+    if min(token_counts) >= k:
+        return indices_BQ, None
+    counts_B = torch.tensor(token_counts, device=scores_BN.device)
+    return indices_BQ, torch.arange(k, device=scores_BN.device)[None] < counts_B[:, None]
+
+
+def propose(
+    memory_BNC: Tensor,
+    layout: LevelLayout,
+    *,
+    project: Callable[[Tensor], Tensor],
+    class_head: nn.Module,
+    box_head: nn.Module,
+    score: Callable[[Tensor], Tensor],
+    limit: int,
+) -> Proposals:
+    """Score every token as a proposal and select the best.
+
+    A token proposes a box around its own cell, 0.05 * 2^level of the image wide and high; tokens
+    closer than 1 % to the border, and padding, propose none (their features are zeroed).
+
+    Source: Deformable DETR, section 4.2 and appendix A.4.
+    Differs: padding is never selected, and k clamps to what exists.
+    """
+    anchors_logit_BN4, usable_BN = layout.proposals()
+    tokens_BNC = project(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
+    logits_BNK = class_head(tokens_BNC)
+    offsets_BN4 = box_head(tokens_BNC)
+    boxes_logit_BN4 = offsets_BN4 + anchors_logit_BN4
+    indices_BQ, valid_BQ = select_top(score(logits_BNK), layout, limit)
+    return Proposals(tokens_BNC, logits_BNK, boxes_logit_BN4, indices_BQ, valid_BQ)

@@ -1,0 +1,141 @@
+"""Multi-level features with exact padding masks and positions: what every detector feeds its transformer.
+
+Dimensions: B image, C channel, L level, H, W height and width of one level, N all tokens of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.detector.images import ImageBatch, pad_images
+from tokendetr.tokens import LevelLayout
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Features of a batch, finest level first.
+
+    Attributes:
+        features: per level [B, C, H, W]; padding may hold anything.
+        positions: per level [B, C, H, W] position embedding.
+        layout: level shapes and real sizes (Python ints) and masks of real tokens.
+    """
+
+    features: list[Tensor]
+    positions: list[Tensor]
+    layout: LevelLayout
+
+
+def covered_size(image_size: Size, canvas_size: Size, level_size: Size) -> Size:
+    """Rows and columns of a level that show the image, when the image fills the canvas' top left.
+
+    A cell is real when the pixel that nearest interpolation takes for it lies in the image. Integers
+    only: no mask image is interpolated and no device is asked.
+    """
+    rows, columns = (
+        min(level, -(-image * level // canvas))
+        for image, canvas, level in zip(image_size, canvas_size, level_size, strict=True)
+    )
+    return rows, columns
+
+
+LevelFeatures = tuple[list[Tensor], list[list[Size]]]
+
+
+def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> LevelFeatures:
+    """Features of the images padded to one canvas, as upstream trains.
+
+    Returns:
+        features: per level [B, C, H, W].
+        covered: per level, the real (rows, columns) of each image.
+    """
+    images = pad_images(batch)
+    canvas = (images.shape[-2], images.shape[-1])
+    features = list(neck(backbone(images)))
+    covered = [
+        [covered_size(size, canvas, (f.shape[-2], f.shape[-1])) for size in batch.sizes]
+        for f in features
+    ]
+    return features, covered
+
+
+def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> LevelFeatures:
+    """Features of each group of equal images, computed without padding, then padded per level.
+
+    Convolutions, norms over space and attention windows never see padding, so an image's features are
+    those it has alone. Returns the same as :func:`padded_features`.
+    """
+    groups = batch.groups()
+    results = {
+        size: list(neck(backbone(torch.stack([batch.images[i] for i in rows]))))
+        for size, rows in groups.items()
+    }
+    if len(groups) == 1:
+        (features,) = results.values()
+        sizes = [(f.shape[-2], f.shape[-1]) for f in features]
+        return features, [[size] * len(batch.sizes) for size in sizes]
+    features, covered = [], []
+    for levels in zip(*results.values(), strict=True):
+        height = max(level.shape[-2] for level in levels)
+        width = max(level.shape[-1] for level in levels)
+        padded = levels[0].new_zeros(len(batch.sizes), levels[0].shape[1], height, width)
+        level_covered: list[Size] = [(0, 0)] * len(batch.sizes)
+        for rows, level in zip(groups.values(), levels, strict=True):
+            padded[rows, :, : level.shape[-2], : level.shape[-1]] = level
+            for row in rows:
+                level_covered[row] = (level.shape[-2], level.shape[-1])
+        features.append(padded)
+        covered.append(level_covered)
+    return features, covered
+
+
+def build_pyramid(
+    backbone: nn.Module,
+    neck: nn.Module,
+    position_embedding: nn.Module,
+    batch: ImageBatch,
+    *,
+    share_canvas: bool,
+) -> Pyramid:
+    """Run backbone and neck and attach masks and positions.
+
+    Args:
+        backbone: images [B, 3, H, W] -> dict of features.
+        neck: dict of features -> levels [B, C, H, W], finest first.
+        position_embedding: padding mask [B, H, W] (True = padding) -> [B, C, H, W].
+        batch: the images.
+        share_canvas: True pads images to one canvas before the backbone (training: one backbone call);
+            False gives every image exactly the features it has alone (evaluation).
+    """
+    extract = padded_features if share_canvas else separate_features
+    features, covered = extract(backbone, neck, batch)
+    layout = LevelLayout.from_valid_sizes(
+        [(feature.shape[-2], feature.shape[-1]) for feature in features],
+        list(zip(*covered, strict=True)),
+        device=features[0].device,
+    )
+    positions = [
+        level_positions(position_embedding, layout.grid(layout.padding_BN, level), same=len(set(sizes)) == 1)
+        for level, sizes in enumerate(covered)
+    ]
+    return Pyramid(features, positions, layout)
+
+
+def level_positions(position_embedding: nn.Module, mask_BHW: Tensor, *, same: bool) -> Tensor:
+    """Position embedding of one level; images with the same mask share one computation."""
+    if not same:
+        return position_embedding(mask_BHW)
+    return position_embedding(mask_BHW[:1]).expand(len(mask_BHW), -1, -1, -1)
+
+
+def flatten_levels(levels_BCHW: Sequence[Tensor]) -> Tensor:
+    """[B, C, H, W] per level -> [B, N, C], finest level first, row by row."""
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels_BCHW], dim=1)
+
+

@@ -1,0 +1,106 @@
+"""Object queries and what the decoder makes of them: the values that pass between a detector's parts.
+
+Dimensions: B image, Q query, C channel, S decoder layer, K class, X = 2 (point) or 4 (box).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Outputs = dict[str, Tensor | list[dict[str, Tensor]] | dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class ObjectQueries:
+    """Input of a decoder.
+
+    Attributes:
+        content_BQC: initial state of the queries.
+        reference_BQX: point or box of each query, 0..1 of the image.
+        position_BQC: fixed position embedding, or None where the decoder derives it from the reference.
+        valid_BQ: True where the query exists; None when all do. An image with fewer tokens than
+            queries has queries that do not exist.
+    """
+
+    content_BQC: Tensor
+    reference_BQX: Tensor
+    position_BQC: Tensor | None = None
+    valid_BQ: Tensor | None = None
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries per image, those that do not exist included."""
+        return self.content_BQC.shape[1]
+
+    def prepend(self, content_BQC: Tensor, reference_BQX: Tensor) -> ObjectQueries:
+        """Put extra queries (all existing) in front, as denoising does."""
+        valid_BQ = self.valid_BQ
+        if valid_BQ is not None:
+            valid_BQ = torch.cat([valid_BQ.new_ones(content_BQC.shape[:2]), valid_BQ], dim=1)
+        return ObjectQueries(
+            content_BQC=torch.cat([content_BQC, self.content_BQC], dim=1),
+            reference_BQX=torch.cat([reference_BQX, self.reference_BQX], dim=1),
+            position_BQC=self.position_BQC,
+            valid_BQ=valid_BQ,
+        )
+
+
+@dataclass(frozen=True)
+class DecodedQueries:
+    """Output of a decoder.
+
+    Attributes:
+        states: per decoder layer [B, Q, C], ready for the heads; only the last layer's where the
+            decoder returns no intermediate states.
+        references: for each of ``states``, the reference [B, Q, X] its box offsets relate to.
+        valid_BQ: as in :class:`ObjectQueries`.
+    """
+
+    states: list[Tensor]
+    references: list[Tensor]
+    valid_BQ: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Class logits and boxes of a stack of decoder layers.
+
+    Attributes:
+        logits_SBQK: one logit per class.
+        boxes_SBQ4: cxcywh, 0..1 of the image.
+        valid_BQ: True where the query exists; None when all do.
+    """
+
+    logits_SBQK: Tensor
+    boxes_SBQ4: Tensor
+    valid_BQ: Tensor | None = None
+
+    def __getitem__(self, queries: slice) -> Predictions:
+        """The predictions of a range of queries."""
+        return Predictions(
+            self.logits_SBQK[:, :, queries],
+            self.boxes_SBQ4[:, :, queries],
+            None if self.valid_BQ is None else self.valid_BQ[:, queries],
+        )
+
+    def as_outputs(self, *, aux: bool) -> Outputs:
+        """Upstream's output dict: the last layer, and the others under ``aux_outputs`` if ``aux``."""
+        layers = [self._layer(index) for index in range(len(self.logits_SBQK))]
+        outputs: Outputs = dict(layers[-1])
+        if aux:
+            outputs["aux_outputs"] = layers[:-1]
+        return outputs
+
+    def _layer(self, index: int) -> dict[str, Tensor]:
+        layer = {"pred_logits": self.logits_SBQK[index], "pred_boxes": self.boxes_SBQ4[index]}
+        if self.valid_BQ is not None:
+            layer["valid_queries"] = self.valid_BQ
+        return layer
+
+
+def learned_queries(content_QC: Tensor, batch_size: int) -> Tensor:
+    """One learned embedding per query, the same for every image: [Q, C] -> [B, Q, C]."""
+    return content_QC[None].expand(batch_size, -1, -1)

@@ -1,0 +1,69 @@
+"""Ground truth of a batch in the form the criteria take: class ids and normalised centre boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detrex.layers import box_xyxy_to_cxcywh
+from torch import Tensor
+
+from tokendetr.detector.images import describe
+
+Target = dict[str, Tensor]
+
+
+def check_ground_truth(boxes_xyxy_px: Tensor, labels: Tensor, num_classes: int, where: str) -> None:
+    """Raise ValueError for a box that is not finite or a class id outside 0..num_classes - 1."""
+    if len(boxes_xyxy_px) != len(labels):
+        raise ValueError(f"{where}: {len(boxes_xyxy_px)} gt_boxes but {len(labels)} gt_classes")
+    finite = torch.isfinite(boxes_xyxy_px).all(-1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(f"{where}: gt_boxes[{row}] is not finite: {boxes_xyxy_px[row].tolist()}")
+    outside = (labels < 0) | (labels >= num_classes)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{where}: gt_classes[{row}] is {int(labels[row])}, but the model has classes "
+            f"0..{num_classes - 1}; set model.num_classes to the data set's number of classes"
+        )
+
+
+def prepare_targets(
+    records: Sequence[Mapping[str, Any]], *, num_classes: int, device: torch.device
+) -> list[Target]:
+    """Read ``instances`` of every record.
+
+    Checks run where the instances are (normally the CPU), so a GPU is not made to wait.
+
+    Args:
+        records: detectron2 inputs with ``instances`` (``gt_boxes`` xyxy in pixels, ``gt_classes``).
+        num_classes: number of classes the model predicts.
+        device: where the targets go.
+
+    Returns:
+        One dict per image: ``labels`` [n] int64, ``boxes`` [n, 4] cxcywh as fractions of the image.
+
+    Raises:
+        ValueError: no instances, a non-finite box, or a class id the model does not have.
+    """
+    targets = []
+    for position, record in enumerate(records):
+        where = describe(record, position)
+        if "instances" not in record:
+            raise ValueError(f"{where}: training needs 'instances' with gt_boxes and gt_classes")
+        instances = record["instances"]
+        boxes = instances.gt_boxes.tensor
+        labels = instances.gt_classes
+        check_ground_truth(boxes, labels, num_classes, where)
+        height, width = instances.image_size
+        scale = boxes.new_tensor([width, height, width, height])
+        targets.append(
+            {
+                "labels": labels.to(device, non_blocking=True),
+                "boxes": box_xyxy_to_cxcywh(boxes / scale).to(device, non_blocking=True),
+            }
+        )
+    return targets

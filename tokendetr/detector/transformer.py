@@ -1,0 +1,128 @@
+"""The transformer pipeline of all deformable detectors: flatten, encode, (propose,) decode.
+
+Dimensions: B image, N all tokens, L level, Q query, C channel, K class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.detector.decoder import DeformableDecoder
+from tokendetr.detector.proposals import Proposals, propose
+from tokendetr.detector.pyramid import Pyramid, flatten_levels
+from tokendetr.detector.queries import DecodedQueries
+from tokendetr.tokens import LevelLayout
+
+
+@dataclass(frozen=True)
+class EncodedTokens:
+    """The encoder's output: memory_BNC with every level's grid intact, and its geometry."""
+
+    memory_BNC: Tensor
+    layout: LevelLayout
+
+
+@dataclass(frozen=True)
+class TransformerOutput:
+    """What a detector's heads read.
+
+    Attributes:
+        decoded: states and references of the decoder.
+        proposals: what the two-stage head said and selected; None without two stages.
+    """
+
+    decoded: DecodedQueries
+    proposals: Proposals | None = None
+
+
+class DeformableTransformer(nn.Module):
+    """Encoder, decoder and level embeddings. Subclasses add their query initialisation.
+
+    Args:
+        encoder: any module with the encoder contract of ``tokendetr.encoder``.
+        decoder: a :class:`DeformableDecoder`.
+        num_feature_levels: levels L of the pyramid.
+    """
+
+    def __init__(
+        self, *, encoder: nn.Module, decoder: DeformableDecoder, num_feature_levels: int
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.num_feature_levels = num_feature_levels
+        self.embed_dim = int(encoder.embed_dim)
+        self.level_embeds = nn.Parameter(torch.empty(num_feature_levels, self.embed_dim))
+
+    def init_weights(self) -> None:
+        """Xavier for every matrix, then the modules that know better (``init_weights`` of their own)."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if module is not self and hasattr(module, "init_weights"):
+                module.init_weights()
+        nn.init.normal_(self.level_embeds)
+
+    def encode(self, pyramid: Pyramid) -> EncodedTokens:
+        """Run the encoder on the flattened pyramid.
+
+        Raises:
+            ValueError: the pyramid has another number of levels than the transformer.
+        """
+        layout = pyramid.layout
+        if len(layout.level_shapes) != self.num_feature_levels:
+            raise ValueError(
+                f"the neck gives {len(layout.level_shapes)} levels, but the transformer was built "
+                f"for num_feature_levels={self.num_feature_levels}; set neck.num_outs to match"
+            )
+        positions = [
+            position + embedding[None, :, None, None]
+            for position, embedding in zip(pyramid.positions, self.level_embeds, strict=True)
+        ]
+        tokens_BNC = flatten_levels(pyramid.features)
+        memory_BNC = self.encoder(
+            query=tokens_BNC,
+            key=None,
+            value=None,
+            query_pos=flatten_levels(positions),
+            query_key_padding_mask=~layout.valid_BN,
+            spatial_shapes=layout.spatial_shapes(tokens_BNC.device),
+            reference_points=layout.reference_points_BNL2(),
+            level_start_index=layout.level_start_index(tokens_BNC.device),
+            valid_ratios=layout.valid_ratios_BL2,
+            layout=layout,
+        )
+        return EncodedTokens(memory_BNC, layout)
+
+
+class TwoStageTransformer(DeformableTransformer):
+    """Adds the projection that turns encoder tokens into proposals.
+
+    The decoder carries the detector's heads; the last of them, after those of its layers, score proposals.
+    """
+
+    def add_proposal_projection(self) -> None:
+        """Register ``enc_output`` and ``enc_output_norm`` (in the place their state-dict keys have)."""
+        self.enc_output = nn.Linear(self.embed_dim, self.embed_dim)
+        self.enc_output_norm = nn.LayerNorm(self.embed_dim)
+
+    def propose(
+        self, encoded: EncodedTokens, *, score: Callable[[Tensor], Tensor], limit: int
+    ) -> Proposals:
+        """Select the ``limit`` best tokens by ``score`` of their class logits."""
+        if self.decoder.class_embed is None or self.decoder.bbox_embed is None:
+            raise RuntimeError("two-stage selection needs heads: build the transformer's detector")
+        return propose(
+            encoded.memory_BNC,
+            encoded.layout,
+            project=lambda tokens_BNC: self.enc_output_norm(self.enc_output(tokens_BNC)),
+            class_head=self.decoder.class_embed[-1],
+            box_head=self.decoder.bbox_embed[-1],
+            score=score,
+            limit=limit,
+        )
