@@ -106,7 +106,7 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
             nn.init.zeros_(projection.bias)
 
     def sampling(self, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P] of queries + positions."""
+        """Return raw offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P] of located queries."""
         shape = (*query_BQC.shape[:2], self.num_heads, self.num_levels, self.num_points)
         offsets_BQMLP2 = self.sampling_offsets(query_BQC).view(*shape, 2)
         return offsets_BQMLP2, self.attention_weights(query_BQC).view(shape)

@@ -41,7 +41,7 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
 
 
 def supervised(model: DictConfig) -> DictConfig:
-    """Make a model's config build a supervised model (see :mod:`tokendetr.supervision`), in place."""
+    """Make a config build a supervised model (:mod:`tokendetr.supervision`), in place."""
     target = target_name(model.get("_target_"))
     if target != SUPERVISED:
         with open_dict(model):

@@ -65,8 +65,8 @@ class Supervision:
         inputs = self._batched_inputs
         if not isinstance(inputs, Sequence) or not all(isinstance(i, Mapping) for i in inputs):
             raise TypeError(
-                "supervision needs detectron2's batched inputs (a list of dicts) as the model's first argument, "
-                f"got {type(inputs).__name__}"
+                "supervision needs detectron2's batched inputs (a list of dicts) as the model's "
+                f"first argument, got {type(inputs).__name__}"
             )
         device = _device_of(self.owner)
         return [_image_targets(index, record, device) for index, record in enumerate(inputs)]
@@ -89,7 +89,7 @@ class Supervision:
 
 
 class _Replay(Supervision):
-    """The same context while a checkpointed block runs again in the backward pass: it collects nothing."""
+    """The context of a block that runs again in the backward pass: it collects nothing."""
 
     def __init__(self, original: Supervision) -> None:
         super().__init__(original.owner, original._batched_inputs)
@@ -103,7 +103,7 @@ _OPEN: ContextVar[tuple[Supervision, ...]] = ContextVar("tokendetr_supervision",
 
 
 def current() -> Supervision | None:
-    """Return the context of the innermost supervised model that is running in this thread, or None."""
+    """Return the context of the innermost supervised model running in this thread, or None."""
     stack = _OPEN.get()
     return stack[-1] if stack else None
 
@@ -200,8 +200,8 @@ def _image_targets(index: int, record: Mapping[str, Any], device: torch.device) 
     instances = record.get("instances")
     if instances is None:
         raise KeyError(
-            f"image {index} of the batch ({record.get('file_name', 'no file name')}) has no 'instances': "
-            "losses of tokens need annotations"
+            f"image {index} of the batch ({record.get('file_name', 'no file name')}) "
+            "has no 'instances': losses of tokens need annotations"
         )
     height, width = instances.image_size
     boxes_xyxy_px = instances.gt_boxes.tensor.to(device)

@@ -49,7 +49,7 @@ class TokenTrace:
 
 
 class _Recorder:
-    """What the current thread records: the trace, the pass in progress, scores of its next layer."""
+    """What the current thread records: the trace, and scores for its next layer."""
 
     def __init__(self) -> None:
         self.trace = TokenTrace()
@@ -61,7 +61,7 @@ _RECORDER: ContextVar[_Recorder | None] = ContextVar("tokendetr_recorder", defau
 
 @contextmanager
 def record_tokens() -> Iterator[TokenTrace]:
-    """Record every encoder pass of this thread inside the ``with`` block (detached from autograd)."""
+    """Record every encoder pass of this thread inside the ``with`` block."""
     recorder = _Recorder()
     token = _RECORDER.set(recorder)
     try:

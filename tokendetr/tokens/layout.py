@@ -46,7 +46,8 @@ class LevelLayout:
         expected = (self.valid_BN.shape[0], self.num_levels, 2)
         if tuple(self.valid_ratios_BL2.shape) != expected:
             raise ValueError(
-                f"valid_ratios must have shape {list(expected)}, got {list(self.valid_ratios_BL2.shape)}"
+                f"valid_ratios must have shape {list(expected)}, "
+                f"got {list(self.valid_ratios_BL2.shape)}"
             )
 
     @classmethod

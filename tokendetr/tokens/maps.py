@@ -20,7 +20,7 @@ def take_rows(x_BN: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def put_rows(base_BNC: Tensor, index_BK: Tensor, rows_BKC: Tensor) -> Tensor:
-    """Return a copy of ``base_BNC`` whose rows ``index_BK`` are replaced; an image's indices are distinct."""
+    """Return a copy of ``base_BNC`` with rows ``index_BK`` (distinct in an image) replaced."""
     batch, tokens = base_BNC.shape[:2]
     offset_B1 = torch.arange(batch, device=index_BK.device)[:, None] * tokens
     flat = base_BNC.flatten(0, 1)
@@ -47,7 +47,7 @@ class TokenMap(ABC):
     @property
     @abstractmethod
     def anchor_BK(self) -> Tensor | None:
-        """Index [B, K] of the token whose place a reduced token takes; None where K = N in order."""
+        """Long [B, K], the token whose place a reduced token takes; None: all in order."""
 
     @abstractmethod
     def reduce(self, x_BNC: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Keep(TokenMap):
     def __init__(self, *, index_BK: Tensor, valid_BK: Tensor | None = None) -> None:
         if index_BK.dim() != 2 or index_BK.is_floating_point():
             raise ValueError(
-                f"index_BK must be a long tensor [B, K], got {list(index_BK.shape)} {index_BK.dtype}"
+                f"index_BK must be long [B, K], got {index_BK.dtype} {list(index_BK.shape)}"
             )
         if valid_BK is not None and valid_BK.shape != index_BK.shape:
             raise ValueError(
