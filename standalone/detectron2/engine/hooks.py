@@ -1,0 +1,545 @@
+"""Hooks: timing, schedules, checkpoints, writers, evaluation, profiling."""
+
+import datetime
+import itertools
+import logging
+import math
+import operator
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.engine.train_loop import HookBase, TrainerBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.solver import LRMultiplier
+from detectron2.solver import LRScheduler as _LRScheduler
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, EventWriter
+from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import Checkpointer
+from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
+from fvcore.common.param_scheduler import ParamScheduler
+from fvcore.common.timer import Timer
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+
+__all__ = [
+    "AutogradProfiler",
+    "BestCheckpointer",
+    "CallbackHook",
+    "EvalHook",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
+    "TorchMemoryStats",
+    "TorchProfiler",
+]
+
+
+class CallbackHook(HookBase):
+    """A hook made of functions that take the trainer; those not given do nothing."""
+
+    def __init__(
+        self,
+        *,
+        before_train: Callable[[TrainerBase], None] | None = None,
+        after_train: Callable[[TrainerBase], None] | None = None,
+        before_step: Callable[[TrainerBase], None] | None = None,
+        after_step: Callable[[TrainerBase], None] | None = None,
+    ) -> None:
+        self._before_train = before_train
+        self._after_train = after_train
+        self._before_step = before_step
+        self._after_step = after_step
+
+    def before_train(self) -> None:
+        if self._before_train:
+            self._before_train(self.trainer)
+
+    def after_train(self) -> None:
+        if self._after_train:
+            self._after_train(self.trainer)
+        # The functions may close over the trainer: let it go.
+        self._before_train = self._after_train = None
+        self._before_step = self._after_step = None
+
+    def before_step(self) -> None:
+        if self._before_step:
+            self._before_step(self.trainer)
+
+    def after_step(self) -> None:
+        if self._after_step:
+            self._after_step(self.trainer)
+
+
+class IterationTimer(HookBase):
+    """Records each step's seconds as ``time`` and logs a summary at the end.
+
+    Args:
+        warmup_iter: the first steps that the summary leaves out.
+    """
+
+    def __init__(self, warmup_iter: int = 3) -> None:
+        self._warmup_iter = warmup_iter
+        self._step_timer = Timer()
+        self._total_timer = Timer()
+        self._start_time = time.perf_counter()
+
+    def before_train(self) -> None:
+        self._start_time = time.perf_counter()
+        self._total_timer.reset()
+        self._total_timer.pause()
+
+    def after_train(self) -> None:
+        logger = logging.getLogger(__name__)
+        total = time.perf_counter() - self._start_time
+        in_steps = self._total_timer.seconds()
+        in_hooks = total - in_steps
+        num_steps = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
+        if num_steps > 0 and in_steps > 0:
+            logger.info(
+                "Overall training speed: %d iterations in %s (%.4f s / it)",
+                num_steps,
+                datetime.timedelta(seconds=int(in_steps)),
+                in_steps / num_steps,
+            )
+        logger.info(
+            "Total training time: %s (%s on hooks)",
+            datetime.timedelta(seconds=int(total)),
+            datetime.timedelta(seconds=int(in_hooks)),
+        )
+
+    def before_step(self) -> None:
+        self._step_timer.reset()
+        if self._total_timer.is_paused():
+            self._total_timer.resume()
+
+    def after_step(self) -> None:
+        # This hook is the first: what the hooks after it take is not part of the step.
+        steps_done = self.trainer.storage.iter - self.trainer.start_iter + 1
+        if steps_done >= self._warmup_iter:
+            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
+            self._total_timer.pause()
+        else:
+            self._start_time = time.perf_counter()
+            self._total_timer.reset()
+            self._total_timer.pause()
+
+
+class PeriodicWriter(HookBase):
+    """Lets event writers write every ``period`` steps and after the last one.
+
+    Args:
+        writers: event writers.
+        period: in iterations.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
+        for writer in writers:
+            assert isinstance(writer, EventWriter), writer
+        self._writers = writers
+        self._period = period
+
+    def after_step(self) -> None:
+        last = self.trainer.iter == self.trainer.max_iter - 1
+        if (self.trainer.iter + 1) % self._period == 0 or last:
+            for writer in self._writers:
+                writer.write()
+
+    def after_train(self) -> None:
+        for writer in self._writers:
+            # Hooks that ran after the last write may have put more into the storage.
+            writer.write()
+            writer.close()
+
+
+class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
+    """fvcore's periodic checkpointer as a hook: ``model_0004999.pth``, ..., ``model_final.pth``."""
+
+    def before_train(self) -> None:
+        self.max_iter = self.trainer.max_iter
+
+    def after_step(self) -> None:
+        self.step(self.trainer.iter)
+
+
+class BestCheckpointer(HookBase):
+    """Saves a checkpoint whenever a metric is better than ever before.
+
+    Register it after the evaluation hook.
+
+    Args:
+        eval_period: the evaluation's period.
+        checkpointer: saves the checkpoint.
+        val_metric: name of the metric in the event storage, such as ``"bbox/AP50"``.
+        mode: ``"max"`` or ``"min"``: what is better.
+        file_prefix: the checkpoint's name without ``.pth``.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: Checkpointer,
+        val_metric: str,
+        mode: str = "max",
+        file_prefix: str = "model_best",
+    ) -> None:
+        assert mode in ("max", "min"), f'Mode "{mode}" to `BestCheckpointer` is unknown.'
+        self._logger = logging.getLogger(__name__)
+        self._period = eval_period
+        self._checkpointer = checkpointer
+        self._val_metric = val_metric
+        self._is_better = operator.gt if mode == "max" else operator.lt
+        self._file_prefix = file_prefix
+        self.best_metric: float | None = None
+        self.best_iter: int | None = None
+
+    def _best_checking(self) -> None:
+        latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is None:
+            self._logger.warning(
+                "Given val metric %s does not seem to be computed/stored. "
+                "Will not be checkpointing based on it.",
+                self._val_metric,
+            )
+            return
+        value, iteration = latest
+        if math.isnan(value) or math.isinf(value):
+            return
+        if self.best_metric is not None and not self._is_better(value, self.best_metric):
+            self._logger.info(
+                "Not saving as latest eval score for %s is %.5f, not better than best score "
+                "%.5f @ iteration %s.",
+                self._val_metric,
+                value,
+                self.best_metric,
+                self.best_iter,
+            )
+            return
+        first = self.best_metric is None
+        self._checkpointer.save(self._file_prefix, iteration=iteration)
+        self._logger.info(
+            "Saved %s model at %0.5f for %s after %d steps",
+            "first" if first else "best",
+            value,
+            self._val_metric,
+            iteration + 1,
+        )
+        self.best_metric, self.best_iter = value, iteration
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        due = self._period > 0 and next_iter % self._period == 0
+        # The last iteration is handled in after_train, like the evaluation's.
+        if due and next_iter != self.trainer.max_iter:
+            self._best_checking()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._best_checking()
+
+
+class LRScheduler(HookBase):
+    """Steps a learning-rate schedule after each iteration and records ``lr``.
+
+    Args:
+        optimizer: the optimizer; the trainer's when None.
+        scheduler: a torch scheduler, or an fvcore ``ParamScheduler`` that multiplies the learning
+            rates the optimizer has at the start; the trainer's ``scheduler`` when None.
+    """
+
+    def __init__(self, optimizer: Any = None, scheduler: Any = None) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._best_param_group_id = 0
+
+    def before_train(self) -> None:
+        self._optimizer = self._optimizer or self.trainer.optimizer  # type: ignore[attr-defined]
+        if isinstance(self.scheduler, ParamScheduler):
+            self._scheduler = LRMultiplier(
+                self._optimizer,
+                self.scheduler,
+                self.trainer.max_iter,
+                last_iter=self.trainer.iter - 1,
+            )
+        self._best_param_group_id = LRScheduler.get_best_param_group_id(self._optimizer)
+
+    @staticmethod
+    def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
+        """Index of the parameter group whose learning rate stands for all in the log.
+
+        The group with the most parameters, or, if every group has one parameter, the first with the
+        most frequent learning rate.
+        """
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if max(sizes) > 1:
+            return sizes.index(max(sizes))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return rates.index(Counter(rates).most_common(1)[0][0])
+
+    def after_step(self) -> None:
+        lr = self._optimizer.param_groups[self._best_param_group_id]["lr"]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        self.scheduler.step()
+
+    @property
+    def scheduler(self) -> Any:
+        return self._scheduler or self.trainer.scheduler  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if isinstance(self.scheduler, _LRScheduler):
+            logging.getLogger(__name__).info("Loading scheduler from state_dict ...")
+            self.scheduler.load_state_dict(state_dict)
+
+
+class EvalHook(HookBase):
+    """Runs an evaluation every ``eval_period`` iterations and after the last one.
+
+    Args:
+        eval_period: in iterations; 0 means only after training.
+        eval_function: takes nothing, returns a nested dict of numbers, which are recorded.
+        eval_after_train: evaluate when training has finished.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        eval_function: Callable[[], Mapping[str, Any] | None],
+        eval_after_train: bool = True,
+    ) -> None:
+        self._period = eval_period
+        self._func: Callable[[], Mapping[str, Any] | None] | None = eval_function
+        self._eval_after_train = eval_after_train
+
+    def _do_eval(self) -> None:
+        assert self._func is not None
+        results = self._func()
+        if results:
+            assert isinstance(results, dict), (
+                f"Eval function must return a dict. Got {results} instead."
+            )
+            flattened = flatten_results_dict(results)
+            for key, value in flattened.items():
+                try:
+                    flattened[key] = float(value)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(
+                        "[EvalHook] eval_function should return a nested dict of float. "
+                        f"Got '{key}: {value}' instead."
+                    ) from error
+            self.trainer.storage.put_scalars(**flattened, smoothing_hint=False)
+        # Ranks may finish at different times.
+        comm.synchronize()
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        due = self._period > 0 and next_iter % self._period == 0
+        if due and next_iter != self.trainer.max_iter:
+            self._do_eval()
+
+    def after_train(self) -> None:
+        # Not after an error: then the iteration has not reached the end.
+        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._do_eval()
+        # The function may close over the trainer: let it go.
+        self._func = None
+
+
+class PreciseBN(HookBase):
+    """Recomputes batch-norm statistics over many batches every ``period`` iterations.
+
+    Args:
+        period: in iterations; 0 means only after the last one.
+        model: its batch-norm layers in training mode are updated; nothing happens if it has none.
+        data_loader: batches in the form the model takes.
+        num_iter: number of batches.
+    """
+
+    def __init__(
+        self, period: int, model: torch.nn.Module, data_loader: Any, num_iter: int
+    ) -> None:
+        self._logger = logging.getLogger(__name__)
+        if len(get_bn_modules(model)) == 0:
+            self._logger.info(
+                "PreciseBN is disabled because model does not contain BN layers in training mode."
+            )
+            self._disabled = True
+            return
+        self._disabled = False
+        self._model = model
+        self._data_loader = data_loader
+        self._num_iter = num_iter
+        self._period = period
+        self._data_iter: Any = None
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        is_final = next_iter == self.trainer.max_iter
+        if is_final or (self._period > 0 and next_iter % self._period == 0):
+            self.update_stats()
+
+    def update_stats(self) -> None:
+        """Update the statistics now."""
+        if getattr(self, "_disabled", False):
+            return
+        if self._data_iter is None:
+            self._data_iter = iter(self._data_loader)
+
+        def batches() -> Any:
+            for count in itertools.count(1):
+                if count % 100 == 0:
+                    self._logger.info(
+                        "Running precise-BN ... %d/%d iterations.", count, self._num_iter
+                    )
+                yield next(self._data_iter)
+
+        # A separate storage: metrics of these forward passes do not belong to the training.
+        with EventStorage():
+            self._logger.info(
+                "Running precise-BN for %d iterations...  "
+                "Note that this could produce different statistics every time.",
+                self._num_iter,
+            )
+            update_bn_stats(self._model, batches(), self._num_iter)
+
+
+class TorchProfiler(HookBase):
+    """Profiles chosen iterations with ``torch.profiler``.
+
+    Args:
+        enable_predicate: takes the trainer; says whether to profile the coming iteration.
+        output_dir: where traces go, for chrome://tracing.
+        activities: what to profile; CPU and, where there is one, CUDA when None.
+        save_tensorboard: write the trace for TensorBoard's profiler below ``output_dir/log``.
+    """
+
+    def __init__(
+        self,
+        enable_predicate: Callable[[TrainerBase], bool],
+        output_dir: str,
+        *,
+        activities: list[Any] | None = None,
+        save_tensorboard: bool = True,
+    ) -> None:
+        self._enable_predicate = enable_predicate
+        self._output_dir = output_dir
+        self._activities = activities
+        self._save_tensorboard = save_tensorboard
+        self._profiler: torch.profiler.profile | None = None
+
+    def before_step(self) -> None:
+        if not self._enable_predicate(self.trainer):
+            return
+        on_trace_ready = None
+        if self._save_tensorboard:
+            on_trace_ready = torch.profiler.tensorboard_trace_handler(
+                os.path.join(
+                    self._output_dir, "log", f"profiler-tensorboard-iter{self.trainer.iter}"
+                ),
+                f"worker{comm.get_rank()}",
+            )
+        self._profiler = torch.profiler.profile(
+            activities=self._activities,
+            on_trace_ready=on_trace_ready,
+            record_shapes=True,
+            profile_memory=True,
+            with_stack=True,
+        )
+        self._profiler.__enter__()
+
+    def after_step(self) -> None:
+        if self._profiler is None:
+            return
+        self._profiler.__exit__(None, None, None)
+        if not self._save_tensorboard:
+            _export_trace(self._profiler, self._output_dir, self.trainer.iter)
+        self._profiler = None
+
+
+class AutogradProfiler(HookBase):
+    """Profiles chosen iterations with the autograd profiler and writes a chrome trace.
+
+    Args:
+        enable_predicate: takes the trainer; says whether to profile the coming iteration.
+        output_dir: where traces go.
+        use_cuda: also time CUDA kernels.
+    """
+
+    def __init__(
+        self,
+        enable_predicate: Callable[[TrainerBase], bool],
+        output_dir: str,
+        *,
+        use_cuda: bool = True,
+    ) -> None:
+        self._enable_predicate = enable_predicate
+        self._output_dir = output_dir
+        self._use_cuda = use_cuda
+        self._profiler: Any = None
+
+    def before_step(self) -> None:
+        if self._enable_predicate(self.trainer):
+            device = "cuda" if self._use_cuda and torch.cuda.is_available() else None
+            self._profiler = torch.autograd.profiler.profile(use_device=device)
+            self._profiler.__enter__()
+
+    def after_step(self) -> None:
+        if self._profiler is None:
+            return
+        self._profiler.__exit__(None, None, None)
+        _export_trace(self._profiler, self._output_dir, self.trainer.iter)
+        self._profiler = None
+
+
+def _export_trace(profiler: Any, output_dir: str, iteration: int) -> None:
+    PathManager.mkdirs(output_dir)
+    out_file = os.path.join(output_dir, f"profiler-trace-iter{iteration}.json")
+    if "://" not in out_file:
+        profiler.export_chrome_trace(out_file)
+        return
+    with tempfile.TemporaryDirectory(prefix="detectron2_profiler") as folder:
+        local = os.path.join(folder, "trace.json")
+        profiler.export_chrome_trace(local)
+        PathManager.copy_from_local(local, out_file)
+
+
+class TorchMemoryStats(HookBase):
+    """Logs CUDA memory use every ``period`` iterations, a limited number of times.
+
+    Args:
+        period: in iterations.
+        max_runs: how often at most.
+    """
+
+    def __init__(self, period: int = 20, max_runs: int = 10) -> None:
+        self._logger = logging.getLogger(__name__)
+        self._period = period
+        self._max_runs = max_runs
+        self._runs = 0
+
+    def after_step(self) -> None:
+        if self._runs >= self._max_runs or not torch.cuda.is_available():
+            return
+        last = self.trainer.iter == self.trainer.max_iter - 1
+        if (self.trainer.iter + 1) % self._period != 0 and not last:
+            return
+        mib = 1024.0 * 1024.0
+        self._logger.info(
+            " iter: %d  max_reserved_mem: %.0fMB  reserved_mem: %.0fMB  max_allocated_mem: %.0fMB  "
+            "allocated_mem: %.0fMB",
+            self.trainer.iter,
+            torch.cuda.max_memory_reserved() / mib,
+            torch.cuda.memory_reserved() / mib,
+            torch.cuda.max_memory_allocated() / mib,
+            torch.cuda.memory_allocated() / mib,
+        )
+        self._runs += 1
+        torch.cuda.reset_peak_memory_stats()
