@@ -1,0 +1,83 @@
+// The backward of one head of one image: the thread that runs it owns the head's gradient, so nothing races and every
+// sum has a fixed order.
+#pragma once
+
+namespace tokendetr::TOKENDETR_ISA {
+
+// For one block of samples and kVectors vectors of channels: adds the corners' dot products with the incoming gradient
+// to dot[corner][sample] (still one partial sum per lane), and the weighted incoming gradient to the value gradient.
+template <class T, class S, bool kCopied, int kVectors>
+TOKENDETR_INLINE void scatter(const int64_t* row_steps, int count, const Corners<T>& corners,
+                              const Rows<T, const S, kCopied>& rows, const Rows<T, T, kCopied>& gradients,
+                              int64_t channel, const S* incoming, int64_t width, Vec<T> (*dot)[kLanes<T>]) {
+  Vec<T> g[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t at = channel + v * kLanes<T>;
+    g[v] = at < width ? load_some<T>(incoming + at, width - at) : Vec<T>{};
+  }
+  for (int lane = 0; lane < count; ++lane) {
+    const S* from[4];
+    T* to[4];
+    rows.corners(corners, lane, row_steps[lane], channel, from);
+    gradients.corners(corners, lane, row_steps[lane], channel, to);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const Vec<T> weight = broadcast<T>(lane_of(corners.weight[c], lane, T()));
+      Vec<T> product = dot[c][lane];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        product += load<T>(from[c] + v * kLanes<T>) * g[v];
+        T* place = to[c] + v * kLanes<T>;
+        store<T>(place, load<T>(place) + weight * g[v]);
+      }
+      dot[c][lane] = product;
+    }
+  }
+}
+
+template <class T, class S, bool kCopied, class Samples, int kVectors>
+void backward_unit(const Problem& problem, const Inputs& in, int64_t image, int64_t head, const S* map, T* gradient_map,
+                   const Gradients& gradient) {
+  static const ZeroRow<S> kZeros{};
+  ZeroRow<T> discarded{};
+  const LevelLanes<T> lanes = level_lanes<T>(problem, kCopied);
+  Samples source(problem, lanes, in, image, head, &gradient);
+  const int64_t padded = kVectors > 0 ? kVectors * kLanes<T> : padded_width<T>(problem);
+  const int64_t row = problem.heads * problem.width, first = image * problem.tokens * row + head * problem.width;
+  Rows<T, const S, kCopied> rows{map, padded, kZeros.channel};
+  Rows<T, T, kCopied> gradients{gradient_map, padded, discarded.channel};
+  if constexpr (!kCopied) {
+    rows = {static_cast<const S*>(in.value) + first, row, kZeros.channel};
+    gradients = {static_cast<T*>(gradient.value) + first, row, discarded.channel};
+  }
+  const S* incoming = static_cast<const S*>(gradient.output) + image * problem.queries * row + head * problem.width;
+  for (int64_t query = 0; query < problem.queries; ++query, incoming += row) {
+    source.start(query);
+    for (int block = 0; block < lanes.blocks; ++block) {
+      Corners<T> corners;
+      const Fractions<T> fractions = locate<T, kCopied>(lanes, block, source.points(block), corners);
+      Vec<T> dot[4][kLanes<T>] = {};
+      const int count = source.count(block);
+      const int64_t* row_steps = lanes.row_step + block * kLanes<T>;
+      const auto chunk = [&](auto vectors, int64_t channel) TOKENDETR_LAMBDA_INLINE {
+        scatter<T, S, kCopied, decltype(vectors)::value>(row_steps, count, corners, rows, gradients, channel, incoming,
+                                                         problem.width, dot);
+      };
+      if constexpr (kVectors > 0) {
+        chunk(std::integral_constant<int, kVectors>{}, 0);
+      } else {
+        int64_t channel = 0;
+        for (; channel + 4 * kLanes<T> <= padded; channel += 4 * kLanes<T>) {
+          chunk(std::integral_constant<int, 4>{}, channel);
+        }
+        for (; channel < padded; channel += kLanes<T>) chunk(std::integral_constant<int, 1>{}, channel);
+      }
+      Vec<T> dots[4];
+      for (int c = 0; c < 4; ++c) dots[c] = sum_of_each<T>(dot[c]);
+      source.add_gradient(block, sample_gradients<T>(fractions, dots));
+    }
+    source.finish_gradient();
+  }
+}
+
+}  // namespace tokendetr::TOKENDETR_ISA

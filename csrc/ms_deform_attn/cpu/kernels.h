@@ -1,0 +1,51 @@
+// What a set of CPU kernels (one per instruction set) offers, and the choice between the sets.
+#pragma once
+
+#include "../problem.h"
+
+namespace tokendetr {
+
+enum class Storage { kFloat64, kFloat32, kBFloat16, kFloat16 };
+
+// Where a head's samples come from. Plain: locations and weights. Fused: reference points, raw offsets and logits.
+// All coordinates are double for float64 values and float otherwise; tensors are contiguous.
+struct Inputs {
+  const void* value;      // [B, N, M, D], storage type
+  const void* locations;  // [B, Q, M, L, P, 2]: locations, or offsets in the fused form
+  const void* weights;    // [B, Q, M, L, P]: weights, or logits in the fused form
+  const void* reference;  // [B, Q, L, reference_width] in the fused form, else null
+  int reference_width;    // 2 or 4
+};
+
+struct Gradients {
+  const void* output;  // [B, Q, M * D], storage type: the incoming gradient
+  void* value;         // [B, N, M, D], storage type; zeroed by the caller where `in_place` is asked for
+  void* locations;     // like Inputs::locations
+  void* weights;       // like Inputs::weights
+  void* reference;     // [M, B, Q, L, reference_width], one part per head, or null
+};
+
+// The kernels work on one head of one image (a unit). `scratch` holds what *_scratch() says, 64-byte aligned.
+// A copied map is head-major with a border of zeros; without a copy samples are read in place.
+struct Kernels {
+  const char* name;
+  bool (*reads_in_place)(const Problem&, Storage);
+  int64_t (*map_bytes)(const Problem&, Storage);
+  int64_t (*gradient_map_bytes)(const Problem&, Storage);
+  void (*copy_map)(const Problem&, Storage, const void* value, int64_t image, int64_t head, void* map);
+  // Queries [begin, end) of one unit; `map` null reads in place.
+  void (*forward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, int64_t begin, int64_t end,
+                  const void* map, void* output);
+  // All queries of one unit; null maps read and add in place (`gradient.value` is then zeroed by the caller).
+  void (*backward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, const void* map,
+                   void* gradient_map, const Gradients& gradient);
+};
+
+extern const Kernels kPortableKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+// The best set this processor runs; the environment variable TOKENDETR_CPU_ISA (avx512, avx2, portable) lowers it.
+const Kernels& kernels();
+
+}  // namespace tokendetr

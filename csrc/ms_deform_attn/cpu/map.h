@@ -1,0 +1,99 @@
+// Head-major copies of the values with a border of zeros.
+//
+// A level of H x W pixels takes H + 3 rows of W + 1 tokens: a row of zeros above, the level, two rows of zeros below; the
+// last token of a row is zero and serves as the left neighbour of the next row too. One more token leads each level. Channels
+// are padded to whole vectors.
+#pragma once
+
+namespace tokendetr::TOKENDETR_ISA {
+
+TOKENDETR_INLINE int64_t map_row(const Level& level) { return level.width + 1; }
+
+// Fills starts[level], the first token of each level in the map, and returns the number of tokens.
+TOKENDETR_INLINE int64_t map_starts(const Problem& problem, int64_t* starts) {
+  int64_t tokens = 0;
+  for (int l = 0; l < problem.levels; ++l) {
+    starts[l] = tokens;
+    tokens += (problem.level[l].height + 3) * map_row(problem.level[l]) + 1;
+  }
+  return tokens;
+}
+
+template <class T>
+TOKENDETR_INLINE int64_t padded_width(const Problem& problem) {
+  return (problem.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// Loads the first `count` lanes, the others are 0; a full vector is loaded at once.
+template <class T, class S>
+TOKENDETR_INLINE Vec<T> load_some(const S* from, int64_t count) {
+  if (count >= kLanes<T>) return load<T>(from);
+  S few[kLanes<T>] = {};
+  std::memcpy(few, from, static_cast<size_t>(count) * sizeof(S));
+  return load<T>(few);
+}
+template <class T, class S>
+TOKENDETR_INLINE void store_some(S* to, Vec<T> vector, int64_t count) {
+  if (count >= kLanes<T>) return store<T>(to, vector);
+  S few[kLanes<T>];
+  store<T>(few, vector);
+  std::memcpy(to, few, static_cast<size_t>(count) * sizeof(S));
+}
+
+template <class T, class S>
+void copy_map_rows(const Problem& problem, const S* value, int64_t image, int64_t head, S* map) {
+  const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
+  const size_t used = static_cast<size_t>(problem.width) * sizeof(S);
+  const size_t token_bytes = static_cast<size_t>(padded) * sizeof(S);
+  const S* from = value + (image * problem.tokens * problem.heads + head) * problem.width;
+  char* to = reinterpret_cast<char*>(map);
+  const auto zeros = [&to, token_bytes](int64_t tokens) {
+    std::memset(to, 0, static_cast<size_t>(tokens) * token_bytes);
+    to += static_cast<size_t>(tokens) * token_bytes;
+  };
+  constexpr int64_t kAhead = 24;  // tokens
+  const bool whole = used == token_bytes;
+  for (int l = 0; l < problem.levels; ++l) {
+    const Level& level = problem.level[l];
+    zeros(map_row(level) + 1);
+    for (int64_t y = 0; y < level.height; ++y) {
+      for (int64_t x = 0; x < level.width; ++x, from += step, to += token_bytes) {
+        for (size_t line = 0; line < used; line += 64) {
+          __builtin_prefetch(reinterpret_cast<const char*>(from + kAhead * step) + line);
+        }
+        if (whole && used == 128) {
+          std::memcpy(to, from, 128);
+        } else if (whole && used == 64) {
+          std::memcpy(to, from, 64);
+        } else {
+          std::memcpy(to, from, used);
+          std::memset(to + used, 0, token_bytes - used);
+        }
+      }
+      zeros(1);
+    }
+    zeros(2 * map_row(level));
+  }
+}
+
+// Writes a float (or double) gradient map back as the gradient of the values.
+template <class T, class S>
+void write_gradient(const Problem& problem, const T* map, int64_t image, int64_t head, S* gradient) {
+  const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
+  S* to = gradient + (image * problem.tokens * problem.heads + head) * problem.width;
+  int64_t starts[kMaxLevels];
+  map_starts(problem, starts);
+  for (int l = 0; l < problem.levels; ++l) {
+    const Level& level = problem.level[l];
+    for (int64_t y = 0; y < level.height; ++y) {
+      const T* from = map + (starts[l] + (y + 1) * map_row(level) + 1) * padded;
+      for (int64_t x = 0; x < level.width; ++x, from += padded, to += step) {
+        for (int64_t c = 0; c < problem.width; c += kLanes<T>) {
+          store_some<T>(to + c, load<T>(from + c), problem.width - c);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace tokendetr::TOKENDETR_ISA

@@ -1,0 +1,182 @@
+// The CPU kernels as operators: allocation, the division of heads among threads, registration for CPU.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "../arguments.h"
+#include "kernels.h"
+
+namespace tokendetr {
+namespace {
+
+using at::Tensor;
+
+Storage storage_of(const Tensor& value) {
+  switch (value.scalar_type()) {
+    case at::kDouble:
+      return Storage::kFloat64;
+    case at::kBFloat16:
+      return Storage::kBFloat16;
+    case at::kHalf:
+      return Storage::kFloat16;
+    default:
+      return Storage::kFloat32;
+  }
+}
+
+Tensor scratch(int64_t bytes) {
+  return at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions().dtype(at::kByte));
+}
+
+// A call's tensors, contiguous and with coordinates in the type of the sums, and the kernels' view of them.
+struct Call {
+  Problem problem;
+  Storage storage;
+  Tensor value, locations, weights, reference;
+  Inputs inputs;
+
+  Call(const Problem& sizes, const Tensor& values, const Tensor& sample_locations, const Tensor& sample_weights,
+       const Tensor& references)
+      : problem(sizes), storage(storage_of(values)), value(values.contiguous()) {
+    const at::ScalarType type = coordinate_type(values);
+    locations = sample_locations.to(type).contiguous();
+    weights = sample_weights.to(type).contiguous();
+    if (references.defined()) reference = references.to(type).contiguous();
+    inputs = {value.const_data_ptr(), locations.const_data_ptr(), weights.const_data_ptr(),
+              reference.defined() ? reference.const_data_ptr() : nullptr,
+              reference.defined() ? static_cast<int>(reference.size(3)) : 0};
+  }
+
+  bool empty() const { return problem.batch == 0 || problem.queries == 0; }
+
+  // Copying a head's values pays once a head is sampled about as often as it has tokens.
+  bool read_in_place() const {
+    const int64_t samples = problem.queries * problem.samples();
+    return kernels().reads_in_place(problem, storage) && samples < kSamplesPerToken * problem.tokens;
+  }
+
+  static constexpr int64_t kSamplesPerToken = 3;
+};
+
+Tensor forward(const Call& call) {
+  const Problem& p = call.problem;
+  Tensor output = at::empty({p.batch, p.queries, p.heads * p.width}, call.value.options());
+  if (call.empty()) return output;
+  const int64_t units = p.batch * p.heads, threads = at::get_num_threads();
+  const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
+  const bool in_place = call.read_in_place();
+  const Kernels& set = kernels();
+  void* to = output.mutable_data_ptr();
+  at::parallel_for(0, units * splits, 1, [&](int64_t begin, int64_t end) {
+    Tensor memory;
+    if (!in_place) memory = scratch(set.map_bytes(p, call.storage));
+    void* map = in_place ? nullptr : memory.mutable_data_ptr();
+    int64_t copied = -1;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t unit = item / splits, split = item % splits;
+      if (map != nullptr && unit != copied) {
+        set.copy_map(p, call.storage, call.inputs.value, unit / p.heads, unit % p.heads, map);
+        copied = unit;
+      }
+      set.forward(p, call.storage, call.inputs, unit / p.heads, unit % p.heads, p.queries * split / splits,
+                  p.queries * (split + 1) / splits, map, to);
+    }
+  });
+  return output;
+}
+
+struct CallGradients {
+  Tensor value, locations, weights, reference;
+};
+
+CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_reference) {
+  const Problem& p = call.problem;
+  const bool in_place = call.read_in_place() && call.value.element_size() >= 4;
+  CallGradients result;
+  result.value = in_place || call.empty() ? at::zeros_like(call.value) : at::empty_like(call.value);
+  result.locations = at::empty_like(call.locations);
+  result.weights = at::empty_like(call.weights);
+  if (wants_reference) {
+    result.reference = at::zeros({p.heads, p.batch, p.queries, p.levels, call.reference.size(3)},
+                                 call.reference.options());
+  }
+  if (call.empty()) return result;
+  const Tensor incoming = grad_output.contiguous();
+  const Gradients gradients{incoming.const_data_ptr(), result.value.mutable_data_ptr(),
+                            result.locations.mutable_data_ptr(), result.weights.mutable_data_ptr(),
+                            wants_reference ? result.reference.mutable_data_ptr() : nullptr};
+  const Kernels& set = kernels();
+  at::parallel_for(0, p.batch * p.heads, 1, [&](int64_t begin, int64_t end) {
+    Tensor map_memory, gradient_memory;
+    if (!in_place) {
+      map_memory = scratch(set.map_bytes(p, call.storage));
+      gradient_memory = scratch(set.gradient_map_bytes(p, call.storage));
+    }
+    void* map = in_place ? nullptr : map_memory.mutable_data_ptr();
+    void* gradient_map = in_place ? nullptr : gradient_memory.mutable_data_ptr();
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / p.heads, head = unit % p.heads;
+      if (map != nullptr) set.copy_map(p, call.storage, call.inputs.value, image, head, map);
+      set.backward(p, call.storage, call.inputs, image, head, map, gradient_map, gradients);
+    }
+  });
+  return result;
+}
+
+Tensor ms_deform_attn(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& sampling_locations,
+                      const Tensor& attention_weights) {
+  const Problem problem =
+      checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
+  return forward(Call(problem, value, sampling_locations, attention_weights, Tensor()));
+}
+
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_output, const Tensor& value,
+                                                           at::IntArrayRef level_shapes,
+                                                           const Tensor& sampling_locations,
+                                                           const Tensor& attention_weights) {
+  const Problem problem =
+      checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
+  check_output_gradient(problem, value, grad_output);
+  const Call call(problem, value, sampling_locations, attention_weights, Tensor());
+  const CallGradients gradients = backward(call, grad_output, false);
+  return {gradients.value, gradients.locations.to(sampling_locations.scalar_type()),
+          gradients.weights.to(attention_weights.scalar_type())};
+}
+
+Tensor ms_deform_attn_fused(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
+                            const Tensor& sampling_offsets, const Tensor& attention_logits) {
+  const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
+  check_reference(problem, value, reference_points);
+  return forward(Call(problem, value, sampling_offsets, attention_logits, reference_points));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
+    const Tensor& grad_output, const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
+    const Tensor& sampling_offsets, const Tensor& attention_logits, bool wants_reference_gradient) {
+  const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
+  check_reference(problem, value, reference_points);
+  check_output_gradient(problem, value, grad_output);
+  const Call call(problem, value, sampling_offsets, attention_logits, reference_points);
+  const CallGradients gradients = backward(call, grad_output, wants_reference_gradient);
+  const Tensor reference = wants_reference_gradient
+                               ? gradients.reference.sum(0).to(reference_points.scalar_type())
+                               : at::empty({0}, reference_points.options());
+  return {gradients.value, reference, gradients.locations.to(sampling_offsets.scalar_type()),
+          gradients.weights.to(attention_logits.scalar_type())};
+}
+
+TORCH_LIBRARY_IMPL(tokendetr, CPU, library) {
+  library.impl("ms_deform_attn", ms_deform_attn);
+  library.impl("ms_deform_attn_backward", ms_deform_attn_backward);
+  library.impl("ms_deform_attn_fused", ms_deform_attn_fused);
+  library.impl("ms_deform_attn_fused_backward", ms_deform_attn_fused_backward);
+}
+
+}  // namespace
+}  // namespace tokendetr

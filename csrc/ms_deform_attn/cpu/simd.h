@@ -1,0 +1,263 @@
+// Vectors of one instruction set: compiler vector extensions, so that one text serves AVX-512, AVX2 and the portable
+// build (SSE2, NEON, ...). Included by kernels_<isa>.cpp alone, after TOKENDETR_ISA and TOKENDETR_VECTOR_BYTES.
+#pragma once
+
+#define TOKENDETR_INLINE inline __attribute__((always_inline))
+#define TOKENDETR_LAMBDA_INLINE __attribute__((always_inline))
+
+namespace tokendetr::TOKENDETR_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+constexpr int kVectorBytes = TOKENDETR_VECTOR_BYTES;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T, int kCount>
+struct VectorType {
+  typedef T Type __attribute__((vector_size(sizeof(T) * kCount)));
+  typedef T Loose __attribute__((vector_size(sizeof(T) * kCount), aligned(alignof(T)), may_alias));
+};
+
+// A full vector of T (float or double), and the vectors with as many lanes of other types.
+template <class T>
+using Vec = typename VectorType<T, kLanes<T>>::Type;
+template <class T, class U>
+using Beside = typename VectorType<U, kLanes<T>>::Type;
+template <class T>
+using Index = Beside<T, int32_t>;
+template <class T>
+using Mask = decltype(Vec<T>{} < Vec<T>{});
+
+template <class T, class U>
+TOKENDETR_INLINE Beside<T, U> load_beside(const U* from) {
+  return *reinterpret_cast<const typename VectorType<U, kLanes<T>>::Loose*>(from);
+}
+template <class T, class U>
+TOKENDETR_INLINE void store_beside(U* to, Beside<T, U> vector) {
+  *reinterpret_cast<typename VectorType<U, kLanes<T>>::Loose*>(to) = vector;
+}
+
+template <class T>
+TOKENDETR_INLINE Vec<T> broadcast(T scalar) {
+  return Vec<T>{} + scalar;
+}
+
+// Loads with widening to T, and stores with rounding to nearest even.
+template <class T>
+TOKENDETR_INLINE Vec<T> load(const T* from) {
+  return load_beside<T, T>(from);
+}
+template <class T>
+TOKENDETR_INLINE void store(T* to, Vec<T> vector) {
+  store_beside<T, T>(to, vector);
+}
+template <class T>
+TOKENDETR_INLINE Vec<T> load(const BFloat16* from) {
+  const auto bits = load_beside<float, uint16_t>(&from->bits);
+  return reinterpret_cast<Vec<float>>(__builtin_convertvector(bits, Beside<float, uint32_t>) << 16);
+}
+template <class T>
+TOKENDETR_INLINE void store(BFloat16* to, Vec<float> vector) {
+  const auto bits = reinterpret_cast<Beside<float, uint32_t>>(vector);
+  const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const auto quiet_nan = Beside<float, uint32_t>{} + 0x7fc0u;
+  const auto kept = vector == vector ? rounded : quiet_nan;
+  store_beside<float, uint16_t>(&to->bits, __builtin_convertvector(kept, Beside<float, uint16_t>));
+}
+
+TOKENDETR_INLINE float widen(Float16 half) {
+  const uint32_t sign = static_cast<uint32_t>(half.bits & 0x8000u) << 16;
+  const uint32_t magnitude = half.bits & 0x7fffu;
+  uint32_t bits = magnitude << 13;
+  if (magnitude >= 0x7c00u) {
+    bits |= 0x7f800000u;
+  } else if (magnitude >= 0x0400u) {
+    bits += 0x38000000u;
+  } else {
+    const float small = static_cast<float>(magnitude) * 0x1p-24f;
+    std::memcpy(&bits, &small, sizeof(bits));
+  }
+  bits |= sign;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+TOKENDETR_INLINE Float16 narrow(float scalar) {
+  uint32_t bits;
+  std::memcpy(&bits, &scalar, sizeof(bits));
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  uint32_t half;
+  if (bits > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (bits >= 0x477ff000u) {
+    half = 0x7c00u;
+  } else if (bits >= 0x38800000u) {
+    half = (bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  } else {
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof(magnitude));
+    magnitude += 0.5f;  // the sum's last place is that of a subnormal half: the addition rounds to it
+    std::memcpy(&half, &magnitude, sizeof(half));
+    half -= 0x3f000000u;
+  }
+  return Float16{static_cast<uint16_t>(half | sign)};
+}
+
+template <class T>
+TOKENDETR_INLINE Vec<T> load(const Float16* from) {
+#if TOKENDETR_VECTOR_BYTES == 64
+  return reinterpret_cast<Vec<float>>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif TOKENDETR_VECTOR_BYTES == 32
+  return reinterpret_cast<Vec<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  Vec<float> result;
+  for (int lane = 0; lane < kLanes<float>; ++lane) result[lane] = widen(from[lane]);
+  return result;
+#endif
+}
+template <class T>
+TOKENDETR_INLINE void store(Float16* to, Vec<float> vector) {
+#if TOKENDETR_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(reinterpret_cast<__m512>(vector), 0));
+#elif TOKENDETR_VECTOR_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(reinterpret_cast<__m256>(vector), 0));
+#else
+  for (int lane = 0; lane < kLanes<float>; ++lane) to[lane] = narrow(vector[lane]);
+#endif
+}
+
+// shuffle<T>(a, b, {index...}): lane i of the result is lane index[i] of a followed by b; indices are constants.
+template <class T>
+using Places = Beside<T, std::conditional_t<sizeof(T) == 8, int64_t, int32_t>>;
+
+template <class T, class Pick, int... kLane>
+TOKENDETR_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Pick, std::integer_sequence<int, kLane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Pick::at(kLane)...);
+#else
+  return __builtin_shuffle(a, b, Places<T>{Pick::at(kLane)...});
+#endif
+}
+template <class T, class Pick>
+TOKENDETR_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b, Pick pick) {
+  return shuffle<T>(a, b, pick, std::make_integer_sequence<int, kLanes<T>>{});
+}
+
+template <int kFirst>
+struct PickEverySecond {
+  static constexpr int at(int lane) { return 2 * lane + kFirst; }
+};
+template <int kCount, int kHalf>
+struct PickInterleaved {
+  static constexpr int at(int lane) { return (lane & 1) * kCount + lane / 2 + kHalf * (kCount / 2); }
+};
+template <int kDistance>
+struct PickPartner {
+  static constexpr int at(int lane) { return lane ^ kDistance; }
+};
+template <int kCount, int kDistance>
+struct PickOwn {  // lanes whose bit is clear from a, the others from b
+  static constexpr int at(int lane) { return (lane & kDistance) ? kCount + lane : lane; }
+};
+template <int kCount, int kDistance>
+struct PickOther {  // the partner lane, from a where the bit is clear, else from b
+  static constexpr int at(int lane) { return (lane ^ kDistance) + ((lane & kDistance) ? kCount : 0); }
+};
+
+template <class T>
+struct Pairs {
+  Vec<T> x;
+  Vec<T> y;
+};
+template <class T>
+TOKENDETR_INLINE Pairs<T> load_pairs(const T* from) {
+  const Vec<T> first = load<T>(from), second = load<T>(from + kLanes<T>);
+  return {shuffle<T>(first, second, PickEverySecond<0>{}), shuffle<T>(first, second, PickEverySecond<1>{})};
+}
+template <class T>
+TOKENDETR_INLINE void store_pairs(T* to, Pairs<T> pairs) {
+  constexpr int kCount = kLanes<T>;
+  store<T>(to, shuffle<T>(pairs.x, pairs.y, PickInterleaved<kCount, 0>{}));
+  store<T>(to + kCount, shuffle<T>(pairs.x, pairs.y, PickInterleaved<kCount, 1>{}));
+}
+
+template <class T, int kDistance = kLanes<T> / 2>
+TOKENDETR_INLINE Vec<T> sum_everywhere(Vec<T> vector) {
+  if constexpr (kDistance == 0) {
+    return vector;
+  } else {
+    return sum_everywhere<T, kDistance / 2>(vector + shuffle<T>(vector, vector, PickPartner<kDistance>{}));
+  }
+}
+template <class T>
+TOKENDETR_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {  // keeps a NaN of either
+  return a < b ? b : (b == b ? a : b);
+}
+template <class T, int kDistance = kLanes<T> / 2>
+TOKENDETR_INLINE Vec<T> largest_everywhere(Vec<T> vector) {
+  if constexpr (kDistance == 0) {
+    return vector;
+  } else {
+    return largest_everywhere<T, kDistance / 2>(
+        larger<T>(vector, shuffle<T>(vector, vector, PickPartner<kDistance>{})));
+  }
+}
+
+// Lane i of the result is the sum of the lanes of vectors[i]; `vectors` (as many as lanes) is used up.
+template <class T, int kDistance = kLanes<T> / 2>
+TOKENDETR_INLINE Vec<T> sum_of_each(Vec<T>* vectors) {
+  if constexpr (kDistance == 0) {
+    return vectors[0];
+  } else {
+    constexpr int kCount = kLanes<T>;
+    for (int i = 0; i < kDistance; ++i) {
+      const Vec<T> a = vectors[i], b = vectors[i + kDistance];
+      vectors[i] = shuffle<T>(a, b, PickOwn<kCount, kDistance>{}) + shuffle<T>(a, b, PickOther<kCount, kDistance>{});
+    }
+    return sum_of_each<T, kDistance / 2>(vectors);
+  }
+}
+
+TOKENDETR_INLINE Vec<float> floor_small(Vec<float> x) {  // |x| < 2^31
+  const auto cut = __builtin_convertvector(__builtin_convertvector(x, Index<float>), Vec<float>);
+  return cut > x ? cut - 1.0f : cut;
+}
+TOKENDETR_INLINE Vec<double> floor_small(Vec<double> x) {
+  const auto cut = __builtin_convertvector(__builtin_convertvector(x, Index<double>), Vec<double>);
+  return cut > x ? cut - 1.0 : cut;
+}
+
+// e^x for x <= 0 to within 2 units in the last place; results under 2^-126 are 0, NaN stays NaN.
+TOKENDETR_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
+  constexpr float kMagic = 0x1.8p23f;
+  const Vec<float> least = broadcast<float>(-87.3f);
+  const Vec<float> t = x > least ? x : least;
+  const Vec<float> shifted = t * 1.44269504f + kMagic;
+  const Vec<float> whole = shifted - kMagic;
+  const Vec<float> r = t - whole * 0x1.62e4p-1f - whole * 0x1.7f7d1cp-20f;
+  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const auto power = (reinterpret_cast<Index<float>>(shifted) << 23) + reinterpret_cast<Index<float>>(p);
+  const Vec<float> result = reinterpret_cast<Vec<float>>(power);
+  return x > least ? result : (x == x ? Vec<float>{} : x);
+}
+TOKENDETR_INLINE Vec<double> exp_nonpositive(Vec<double> x) {
+  for (int lane = 0; lane < kLanes<double>; ++lane) x[lane] = __builtin_exp(x[lane]);
+  return x;
+}
+
+}  // namespace tokendetr::TOKENDETR_ISA

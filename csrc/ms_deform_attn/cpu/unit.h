@@ -1,0 +1,137 @@
+// The functions of a Kernels table for one instruction set: from run-time types and widths to templates.
+#pragma once
+
+#include "simd.h"
+#include "map.h"
+#include "samples.h"
+#include "sources.h"
+#include "forward.h"
+#include "backward.h"
+
+namespace tokendetr::TOKENDETR_ISA {
+
+template <class Accumulate, class Store>
+struct Types {
+  using T = Accumulate;  // coordinates and sums
+  using S = Store;       // values, outputs and their gradients
+};
+
+template <class Function>
+TOKENDETR_INLINE auto with_types(Storage storage, Function function) {
+  switch (storage) {
+    case Storage::kFloat64:
+      return function(Types<double, double>{});
+    case Storage::kBFloat16:
+      return function(Types<float, BFloat16>{});
+    case Storage::kFloat16:
+      return function(Types<float, Float16>{});
+    default:
+      return function(Types<float, float>{});
+  }
+}
+
+// Calls function with the vectors per head as a constant where that pays, else with 0.
+template <class T, class Function>
+TOKENDETR_INLINE void with_vectors(const Problem& problem, Function function) {
+  if constexpr (sizeof(T) == sizeof(float) && kVectorBytes > 16) {
+    switch (padded_width<T>(problem) / kLanes<T>) {
+      case 1:
+        return function(std::integral_constant<int, 1>{});
+      case 2:
+        return function(std::integral_constant<int, 2>{});
+      case 4:
+        return function(std::integral_constant<int, 4>{});
+      default:
+        break;
+    }
+  }
+  function(std::integral_constant<int, 0>{});
+}
+
+inline bool reads_in_place(const Problem& problem, Storage storage) {
+  return with_types(storage, [&](auto types) {
+    using T = typename decltype(types)::T;
+    return problem.width % kLanes<T> == 0;
+  });
+}
+
+inline int64_t map_tokens(const Problem& problem) {
+  int64_t starts[kMaxLevels];
+  return map_starts(problem, starts);
+}
+
+inline int64_t map_bytes(const Problem& problem, Storage storage) {
+  return with_types(storage, [&](auto types) {
+    using Use = decltype(types);
+    return map_tokens(problem) * padded_width<typename Use::T>(problem) * static_cast<int64_t>(sizeof(typename Use::S));
+  });
+}
+
+inline int64_t gradient_map_bytes(const Problem& problem, Storage storage) {
+  return with_types(storage, [&](auto types) {
+    using T = typename decltype(types)::T;
+    return map_tokens(problem) * padded_width<T>(problem) * static_cast<int64_t>(sizeof(T));
+  });
+}
+
+inline void copy_map(const Problem& problem, Storage storage, const void* value, int64_t image, int64_t head,
+                     void* map) {
+  with_types(storage, [&](auto types) {
+    using Use = decltype(types);
+    using S = typename Use::S;
+    copy_map_rows<typename Use::T>(problem, static_cast<const S*>(value), image, head, static_cast<S*>(map));
+  });
+}
+
+template <class T, class S, bool kCopied, class Samples>
+void forward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
+                const void* map, void* output) {
+  with_vectors<T>(problem, [&](auto vectors) {
+    forward_queries<T, S, kCopied, Samples, decltype(vectors)::value>(
+        problem, in, image, head, begin, end, static_cast<const S*>(map), static_cast<S*>(output));
+  });
+}
+
+inline void forward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
+                    int64_t begin, int64_t end, const void* map, void* output) {
+  with_types(storage, [&](auto types) {
+    using T = typename decltype(types)::T;
+    using S = typename decltype(types)::S;
+    const bool fused = in.reference != nullptr;
+    const auto run = map != nullptr ? (fused ? forward_as<T, S, true, FusedSamples<T>> : forward_as<T, S, true, PlainSamples<T>>)
+                                    : (fused ? forward_as<T, S, false, FusedSamples<T>> : forward_as<T, S, false, PlainSamples<T>>);
+    run(problem, in, image, head, begin, end, map, output);
+  });
+}
+
+template <class T, class S, bool kCopied, class Samples>
+void backward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, const void* map,
+                 void* gradient_map, const Gradients& gradient) {
+  with_vectors<T>(problem, [&](auto vectors) {
+    backward_unit<T, S, kCopied, Samples, decltype(vectors)::value>(
+        problem, in, image, head, static_cast<const S*>(map), static_cast<T*>(gradient_map), gradient);
+  });
+}
+
+// Half precision gradients are summed in a float map, so in place works for float and double alone.
+inline void backward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
+                     const void* map, void* gradient_map, const Gradients& gradient) {
+  with_types(storage, [&](auto types) {
+    using T = typename decltype(types)::T;
+    using S = typename decltype(types)::S;
+    const bool fused = in.reference != nullptr;
+    auto run = fused ? backward_as<T, S, true, FusedSamples<T>> : backward_as<T, S, true, PlainSamples<T>>;
+    if constexpr (sizeof(T) == sizeof(S)) {
+      if (map == nullptr) {
+        run = fused ? backward_as<T, S, false, FusedSamples<T>> : backward_as<T, S, false, PlainSamples<T>>;
+      }
+    }
+    if (map != nullptr) std::memset(gradient_map, 0, static_cast<size_t>(gradient_map_bytes(problem, storage)));
+    run(problem, in, image, head, map, gradient_map, gradient);
+    if (map != nullptr) {
+      write_gradient<T>(problem, static_cast<const T*>(gradient_map), image, head, static_cast<S*>(gradient.value));
+    }
+  });
+}
+
+}  // namespace tokendetr::TOKENDETR_ISA
