@@ -1,4 +1,4 @@
-"""Lazy configs: Python files that describe objects, loaded, changed from the command line, saved and built."""
+"""Lazy configs: describe objects in Python files, override, save and build them."""
 
 from .instantiate import instantiate
 from .lazy import LazyCall, LazyConfig

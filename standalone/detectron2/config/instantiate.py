@@ -60,8 +60,9 @@ def instantiate(cfg: Any) -> Any:
     """Recursively build the objects that nodes with a ``_target_`` describe.
 
     Args:
-        cfg: a node with a ``_target_`` (a callable, or its dotted name) whose other keys are the keyword arguments;
-            or a list of such nodes. ``_recursive_: False`` passes nested nodes on without building them.
+        cfg: a node with a ``_target_`` (a callable, or its dotted name) whose other keys are the
+            keyword arguments; or a list of such nodes. ``_recursive_: False`` passes nested nodes
+            on without building them.
 
     Returns:
         The object, or the list of objects; anything that describes no object is returned as it is.

@@ -1,4 +1,4 @@
-"""Lazy configs: ``LazyCall`` describes a call, ``LazyConfig`` loads, changes and saves whole configs."""
+"""``LazyCall`` describes a call; ``LazyConfig`` loads, changes and saves whole configs."""
 
 import ast
 import builtins
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import yaml
@@ -23,7 +23,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 __all__ = ["LazyCall", "LazyConfig"]
 
 _CFG_PACKAGE_NAME = "detectron2._cfg_loader"
-"""Package name given to files executed as configs; relative imports inside it are redirected to config files."""
+"""Package name given to files executed as configs.
+
+Relative imports inside it are redirected to config files.
+"""
 
 _OBJECTS_ALLOWED = {"allow_objects": True}
 
@@ -56,8 +59,10 @@ def _visit_dict_config(cfg: Any, func: Callable[[DictConfig], None]) -> None:
     """Call ``func`` on every dict node of a config, parents first."""
     if isinstance(cfg, DictConfig):
         func(cfg)
-        for key in cfg:
-            if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+        for key in list(cfg):
+            if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(
+                cfg, cast(str, key)
+            ):
                 _visit_dict_config(cfg[key], func)
     elif isinstance(cfg, ListConfig):
         for item in cfg:
@@ -85,7 +90,13 @@ def _random_package_name(filename: str) -> str:
 
 
 def _find_relative_file(original_file: str, relative_import_path: str, level: int) -> str:
-    """Return the file that ``from ..a.b import x`` (level 2, path 'a.b') means inside ``original_file``."""
+    """Return the file that ``from ..a.b import x`` means inside ``original_file``.
+
+    Args:
+        original_file: the config with the import.
+        relative_import_path: what follows the dots, here "a.b".
+        level: the number of dots, here 2.
+    """
     hint = (
         "This is inside a config file, where relative imports load other config files by path; "
         "to import from a Python package use an absolute import."
@@ -104,7 +115,8 @@ def _find_relative_file(original_file: str, relative_import_path: str, level: in
     if PathManager.isdir(stem):
         raise ImportError(f"Cannot import from {stem}: it is a directory. {hint}")
     raise ImportError(
-        f"Cannot import name {relative_import_path} from {original_file}: {found} does not exist. {hint}"
+        f"Cannot import name {relative_import_path} from {original_file}: "
+        f"{found} does not exist. {hint}"
     )
 
 
@@ -112,8 +124,9 @@ def _find_relative_file(original_file: str, relative_import_path: str, level: in
 def _patch_import() -> Iterator[None]:
     """Within the context, relative imports made by config files load other config files.
 
-    They are found by their path relative to the importing file, need no package, are executed anew each time (a
-    config changed by its importer does not leak into the next load), and the dicts they hand over become configs.
+    They are found by their path relative to the importing file, need no package, are executed anew
+    each time (a config changed by its importer does not leak into the next load), and the dicts
+    they hand over become configs.
     """
     original_import = builtins.__import__
 
@@ -145,7 +158,7 @@ def _patch_import() -> Iterator[None]:
             module.__dict__[wanted] = _cast_to_config(module.__dict__[wanted])
         return module
 
-    builtins.__import__ = import_config  # type: ignore[assignment]
+    builtins.__import__ = import_config
     try:
         yield
     finally:
@@ -167,7 +180,8 @@ def _load_py(filename: str) -> dict[str, Any]:
 def _load_yaml(filename: str) -> DictConfig:
     """Read a config saved by :meth:`LazyConfig.save`.
 
-    Like a Python config, a YAML config is code (``_target_`` names any callable), so Python tags are honoured.
+    Like a Python config, a YAML config is code (``_target_`` names any callable), so Python tags
+    are honoured.
     """
     with PathManager.open(filename, "r") as file:
         content = yaml.load(file, Loader=yaml.UnsafeLoader)
@@ -225,7 +239,8 @@ def _update_key(cfg: Any, key: str, value: Any) -> None:
             break
         if not OmegaConf.is_config(node):
             raise KeyError(
-                f"Trying to update key {key}, but {prefix} is not a config, but has type {type(node)}."
+                f"Trying to update key {key}, but {prefix} is not a config, "
+                f"but has type {type(node)}."
             )
     OmegaConf.update(cfg, key, value, merge=True)
 
@@ -245,8 +260,10 @@ class LazyConfig:
         """Load a config file.
 
         Args:
-            filename: a ``.py`` file that defines configs as global names, or a ``.yaml`` / ``.yml`` file.
-            keys: load only this key, or these keys. Otherwise all global dicts and configs are loaded.
+            filename: a ``.py`` file that defines configs as global names, or a ``.yaml`` / ``.yml``
+                file.
+            keys: load only this key, or these keys. Otherwise all global dicts and configs are
+                loaded.
 
         Returns:
             A config; for a tuple of keys, a tuple of values.
@@ -276,13 +293,13 @@ class LazyConfig:
         configs = {
             name: _cast_to_config(value)
             for name, value in loaded.items()
-            if isinstance(value, (DictConfig, ListConfig, dict)) and not name.startswith("_")
+            if isinstance(value, (DictConfig, ListConfig, dict)) and not str(name).startswith("_")
         }
         return DictConfig(configs, flags=_OBJECTS_ALLOWED)
 
     @staticmethod
     def save(cfg: Any, filename: str) -> None:
-        """Save a config as YAML, and as ``filename + '.pkl'`` too when YAML alone cannot be loaded again.
+        """Save a config as YAML, and also as a ``.pkl`` twin where YAML cannot be loaded again.
 
         Each file appears whole or not at all.
 
@@ -332,15 +349,16 @@ class LazyConfig:
     def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
         """Change a config in place by strings in hydra's override grammar.
 
-        ``a.b=1`` sets (and creates) a key, as does ``+a.b=1``; ``~a.b`` deletes one. Values are numbers, booleans,
-        ``null``, strings (quoted where needed), ``[lists]`` and ``{dicts}``.
+        ``a.b=1`` sets (and creates) a key, as does ``+a.b=1``; ``~a.b`` deletes one. Values are
+        numbers, booleans, ``null``, strings (quoted where needed), ``[lists]`` and ``{dicts}``.
 
         Returns:
             The same config.
 
         Raises:
             hydra.errors.OverrideParseException: for a malformed override.
-            KeyError: for a path through something that is not a config, or deletion of a missing key.
+            KeyError: for a path through something that is not a config, or deletion of a missing
+                key.
         """
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -358,7 +376,9 @@ class LazyConfig:
 
     @staticmethod
     def to_py(cfg: Any, prefix: str = "cfg.") -> str:
-        """Print a config as readable pseudo-code, one ``prefix + key = value`` per line; not made to be executed.
+        """Print a config as readable pseudo-code, one ``prefix + key = value`` per line.
+
+        The text is for people; it is not made to be executed.
 
         Args:
             cfg: an omegaconf config; interpolations are resolved.

@@ -18,9 +18,10 @@ __all__ = ["FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBatchNorm", "get_norm"]
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are buffers, so that nothing changes them.
 
-    It starts as the identity. State-dict keys: ``weight``, ``bias``, ``running_mean``, ``running_var``, and
-    ``num_batches_tracked`` only when it was converted from a batch norm that has it. Weights that carry an affine
-    map alone (``weight`` and ``bias``, as Caffe2 models do) keep the identity statistics.
+    It starts as the identity. State-dict keys: ``weight``, ``bias``, ``running_mean``,
+    ``running_var``, and ``num_batches_tracked`` only when it was converted from a batch norm that
+    has it. Weights that carry an affine map alone (``weight`` and ``bias``, as Caffe2 models do)
+    keep the identity statistics.
 
     Args:
         num_features: channels C of the [B, C, H, W] input.
@@ -48,7 +49,8 @@ class FrozenBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [B, C, H, W] with the stored statistics."""
         if x.requires_grad:
-            # F.batch_norm would keep what the gradients of weight and bias need; an affine map keeps only the scale
+            # F.batch_norm would keep what the gradients of weight and bias need; an affine map
+            # keeps only the scale
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             shift = self.bias - self.running_mean * scale
             return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
@@ -80,10 +82,11 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """Replace every ``BatchNorm2d`` and ``SyncBatchNorm`` in a module by a frozen one with the same values.
+        """Freeze every ``BatchNorm2d`` and ``SyncBatchNorm`` in a module, keeping their values.
 
         Returns:
-            A new module if ``module`` itself is such a norm; otherwise ``module``, changed in place.
+            A new module if ``module`` itself is such a norm; otherwise ``module``, changed in
+            place.
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             frozen = cls(module.num_features, module.eps)
@@ -99,7 +102,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def convert_frozenbatchnorm2d_to_batchnorm2d(cls, module: nn.Module) -> nn.Module:
-        """Replace every frozen batch norm in a module by a trainable ``BatchNorm2d`` with the same values.
+        """Turn every frozen batch norm in a module into a ``BatchNorm2d`` with its values.
 
         Returns:
             A new module if ``module`` itself is frozen; otherwise ``module``, changed in place.
@@ -130,7 +133,8 @@ class NaiveSyncBatchNorm(BatchNorm2d):
     """Batch norm over all processes, differentiable through the exchanged statistics.
 
     Args:
-        stats_mode: "" weighs every process alike (all need a non-empty input); "N" weighs each by its batch size.
+        stats_mode: "" weighs every process alike (all need a non-empty input); "N" weighs each by
+            its batch size.
     """
 
     def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
@@ -207,8 +211,8 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
     """Build a normalisation layer.
 
     Args:
-        norm: "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", or a callable
-            from channels to a module. None and "" mean no norm.
+        norm: "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", or
+            a callable from channels to a module. None and "" mean no norm.
         out_channels: channels of the layer.
 
     Returns:

@@ -23,7 +23,10 @@ class CNNBlockBase(nn.Module):
         self.stride = stride
 
     def freeze(self) -> "CNNBlockBase":
-        """Stop gradients of all parameters and turn batch norms into frozen ones; returns the block itself."""
+        """Stop gradients of all parameters and turn batch norms into frozen ones.
+
+        Returns the block itself.
+        """
         for parameter in self.parameters():
             parameter.requires_grad = False
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)

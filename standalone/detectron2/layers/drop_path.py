@@ -6,7 +6,7 @@ __all__ = ["DropPath", "drop_path"]
 
 
 def drop_path(x: Tensor, drop_prob: float = 0.0, training: bool = False) -> Tensor:
-    """Zero whole samples with probability ``drop_prob`` and scale the others so that the mean stays.
+    """Zero whole samples at random and scale the others so that the mean stays.
 
     Args:
         x: [B, ...].

@@ -22,15 +22,17 @@ def _iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """Greedy suppression within each group: boxes of different groups do not suppress each other.
 
-    Boxes are taken in descending score (ties in input order) in blocks. A block is first cut by all boxes kept so
-    far; inside it, ``keep = not suppressed by a kept earlier box`` is iterated to its fixed point, which is the greedy
-    solution because suppression only points from earlier to later boxes.
+    Boxes are taken in descending score (ties in input order) in blocks. A block is first cut by all
+    boxes kept so far; inside it, ``keep = not suppressed by a kept earlier box`` is iterated to its
+    fixed point, which is the greedy solution because suppression only points from earlier to later
+    boxes.
 
     Args:
         boxes: [N, 4] xyxy.
         scores: [N].
         idxs: [N] group of each box, such as its class.
-        iou_threshold: a box is dropped when its IoU with a kept, better box of its group exceeds this.
+        iou_threshold: a box is dropped when its IoU with a kept, better box of its group exceeds
+            this.
 
     Returns:
         Indices of the kept boxes, int64, by descending score.

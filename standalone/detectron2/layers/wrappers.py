@@ -1,4 +1,4 @@
-"""Thin wrappers over torch layers: convolution with norm and activation, shape and index helpers."""
+"""Thin wrappers over torch layers, and helpers for tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -21,12 +21,14 @@ def build_model(cfg: Any) -> nn.Module:
         cfg: a lazy config with ``model`` (and maybe ``train.device``), or the model node itself.
 
     Raises:
-        ValueError: for a yacs config (``cfg.MODEL...``), which this subset of detectron2 cannot build.
+        ValueError: for a yacs config (``cfg.MODEL...``), which this subset of detectron2 cannot
+            build.
     """
     if hasattr(cfg, "MODEL") and not (isinstance(cfg, Mapping) and "MODEL" not in cfg):
         raise ValueError(
-            "build_model got a yacs config (cfg.MODEL). This machine runs the bundled subset of detectron2, which builds "
-            "lazy configs only: load one with LazyConfig.load and call instantiate(cfg.model), or install detectron2."
+            "build_model got a yacs config (cfg.MODEL). This machine runs the bundled subset of "
+            "detectron2, which builds lazy configs only: load one with LazyConfig.load and call "
+            "instantiate(cfg.model), or install detectron2."
         )
     if isinstance(cfg, Mapping) and "_target_" in cfg:
         return instantiate(cfg)

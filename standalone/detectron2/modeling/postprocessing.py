@@ -13,8 +13,8 @@ def detector_postprocess(
     """Scale detections to another image size, clip them and drop the empty ones.
 
     Args:
-        results: detections at ``results.image_size``, with ``pred_boxes`` or ``proposal_boxes`` and maybe
-            ``pred_masks`` and ``pred_keypoints``. Its boxes are not changed.
+        results: detections at ``results.image_size``, with ``pred_boxes`` or ``proposal_boxes`` and
+            maybe ``pred_masks`` and ``pred_keypoints``. Its boxes are not changed.
         output_height: wanted height in pixels.
         output_width: wanted width in pixels.
         mask_threshold: probability from which a pixel belongs to a mask.
@@ -50,7 +50,10 @@ def detector_postprocess(
 
 
 def _full_size_masks(results: Instances, threshold: float) -> torch.Tensor:
-    """Return masks [N, H, W] (bool) at the image size, from masks of boxes [N, 1, M, M] or of images [N, h, w]."""
+    """Return masks [N, H, W] (bool) at the image size.
+
+    The masks of the results are relative to their boxes, [N, 1, M, M], or to the image, [N, h, w].
+    """
     masks = results.pred_masks
     if isinstance(masks, BitMasks):
         masks = masks.tensor

@@ -31,7 +31,8 @@ class BoxMode(IntEnum):
         """Convert boxes between the formats in pixels.
 
         Args:
-            box: a list or tuple of one box, or an array or tensor [N, k]; k is 4, or 5 for rotated boxes.
+            box: a list or tuple of one box, or an array or tensor [N, k]; k is 4, or 5 for rotated
+                boxes.
             from_mode: the format of ``box``.
             to_mode: the wanted format.
 
@@ -46,7 +47,8 @@ class BoxMode(IntEnum):
         single = isinstance(box, (list, tuple))
         if single:
             assert len(box) in (4, 5), (
-                "BoxMode.convert takes either a k-tuple/list or an Nxk array/tensor, where k == 4 or 5"
+                "BoxMode.convert takes either a k-tuple/list or an Nxk array/tensor, "
+                "where k == 4 or 5"
             )
             boxes = torch.tensor(box)[None]
         elif isinstance(box, np.ndarray):
@@ -156,7 +158,7 @@ class Boxes:
         return f"Boxes({self.tensor})"
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """Return which boxes [N] stay within (height, width), up to ``boundary_threshold`` pixels outside."""
+        """Return which boxes [N] leave (height, width) by less than the threshold in pixels."""
         height, width = box_size
         box = self.tensor
         return (
@@ -216,7 +218,10 @@ def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
-    """Signed distances [P, N, 4] of points [P, 2] to the left, top, right and bottom sides; negative is outside."""
+    """Distances [P, N, 4] of points [P, 2] from the left, top, right and bottom sides.
+
+    They are positive inside the box.
+    """
     x, y = points[:, None].unbind(dim=2)
     x0, y0, x1, y1 = boxes.tensor[None].unbind(dim=2)
     return torch.stack([x - x0, y - y0, x1 - x, y1 - y], dim=2)

@@ -52,8 +52,8 @@ class ImageList:
             tensors: images [..., H, W], equal in all but the last two sizes.
             size_divisibility: make height and width multiples of this, if it is more than 1.
             pad_value: value of the padding.
-            padding_constraints: ``square_size`` > 0 pads to a square of this side (``size_divisibility`` of the
-                dict then takes the place of the argument).
+            padding_constraints: ``square_size`` > 0 pads to a square of this side
+                (``size_divisibility`` of the dict then takes the place of the argument).
 
         Returns:
             The batch.

@@ -22,7 +22,10 @@ def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Rasterise the union of polygons (flat x0, y0, x1, y1, ... in pixels) to a bool array [height, width]."""
+    """Rasterise the union of polygons (flat x0, y0, x1, y1, .
+
+    In pixels) to a bool array [height, width].
+    """
     if len(polygons) == 0:
         return np.zeros((height, width), dtype=bool)
     encoded = mask_util.frPyObjects(
@@ -32,7 +35,10 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
 
 
 def _rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> Tensor:
-    """Rasterise polygons cropped to ``box`` (xyxy) on a square grid, bool [mask_size, mask_size]."""
+    """Rasterise polygons cropped to ``box`` (xyxy) on a square grid, bool [mask_size.
+
+    Mask_size].
+    """
     width, height = box[2] - box[0], box[3] - box[1]
     scale_x = mask_size / max(width, 0.1)
     scale_y = mask_size / max(height, 0.1)
@@ -105,7 +111,10 @@ class BitMasks:
         return roi_masks.to_bitmasks(height, width)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Crop each mask by its box [N, 4] and resize it by RoIAlign; bool [N, mask_size, mask_size]."""
+        """Crop each mask by its box [N, 4] and resize it by RoIAlign; bool [N, mask_size.
+
+        Mask_size].
+        """
         assert len(boxes) == len(self), f"{len(boxes)} != {len(self)}"
         device = self.tensor.device
         index = torch.arange(len(boxes), device=device).to(boxes.dtype)[:, None]
@@ -137,7 +146,10 @@ class BitMasks:
 
 
 class PolygonMasks:
-    """N masks, each a list of polygons as flat arrays x0, y0, x1, y1, ... in pixels (at least 3 points)."""
+    """N masks, each a list of polygons as flat arrays x0, y0, x1, y1, .
+
+    In pixels (at least 3 points).
+    """
 
     def __init__(self, polygons: Sequence[Sequence[Any]]) -> None:
         if not isinstance(polygons, list):
@@ -209,7 +221,10 @@ class PolygonMasks:
         return len(self.polygons)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Crop each mask by its box [N, 4] and rasterise it; bool [N, mask_size, mask_size] on the boxes' device."""
+        """Crop each mask by its box [N, 4] and rasterise it; bool [N, mask_size.
+
+        Mask_size] on the boxes' device.
+        """
         assert len(boxes) == len(self), f"{len(boxes)} != {len(self)}"
         if len(boxes) == 0:
             return torch.zeros(0, mask_size, mask_size, dtype=torch.bool, device=boxes.device)

@@ -1,4 +1,7 @@
-"""Communication between the processes of a training run; everything also works without a process group."""
+"""Communication between the processes of a training run.
+
+Everything also works without a process group.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -29,10 +32,12 @@ def get_rank() -> int:
 
 @functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Make the groups of processes on the same machine; every process must call this once, with the same argument.
+    """Make the groups of processes on the same machine; every process must call this once, with the
+    same argument.
 
     Args:
-        num_workers_per_machine: processes on each machine; ranks are assigned to machines in consecutive runs.
+        num_workers_per_machine: processes on each machine; ranks are assigned to machines in
+            consecutive runs.
     """
     global _LOCAL_PROCESS_GROUP
     assert _LOCAL_PROCESS_GROUP is None
@@ -47,7 +52,10 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
 
 
 def get_local_process_group() -> dist.ProcessGroup:
-    """Group of the processes on this machine; :func:`create_local_process_group` must have been called."""
+    """Group of the processes on this machine.
+
+    :func:`create_local_process_group` must have been called.
+    """
     assert _LOCAL_PROCESS_GROUP is not None
     return _LOCAL_PROCESS_GROUP
 

@@ -8,11 +8,14 @@ from iopath.common.file_io import PathManager as PathManagerBase
 __all__ = ["PathHandler", "PathManager"]
 
 PathManager = PathManagerBase()
-"""The path manager of the whole package. Downloads are cached under ``$FVCORE_CACHE`` (``~/.torch/iopath_cache``)."""
+"""The path manager of the whole package.
+
+Downloads are cached under ``$FVCORE_CACHE`` (``~/.torch/iopath_cache``).
+"""
 
 
 class Detectron2Handler(PathHandler):
-    """Resolve ``detectron2://name`` to the public model repository of detectron2 (downloaded once, then cached)."""
+    """Resolve ``detectron2://name`` to detectron2's public models; downloaded once, then cached."""
 
     PREFIX = "detectron2://"
     S3_DETECTRON2_PREFIX = "https://dl.fbaipublicfiles.com/detectron2/"

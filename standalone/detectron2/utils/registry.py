@@ -9,7 +9,7 @@ __all__ = ["Registry", "locate"]
 
 
 def _convert_target_to_string(target: Any) -> str:
-    """Return the shortest dotted name under which ``target`` (a function or class) can be imported again."""
+    """Return the shortest dotted name under which a function or class can be imported again."""
     module, qualname = target.__module__, target.__qualname__
     parts = module.split(".")
     for length in range(1, len(parts)):
@@ -23,10 +23,12 @@ def _convert_target_to_string(target: Any) -> str:
 
 
 def locate(name: str) -> Any:
-    """Return the object with a dotted name such as ``torch.nn.Linear`` or ``my.module.Class.method``.
+    """Return the object with a dotted name such as ``torch.nn.Linear`` or
+    ``my.module.Class.method``.
 
     Raises:
-        ImportError: if no such object can be found; the message carries the reason where there is one.
+        ImportError: if no such object can be found; the message carries the reason where there is
+            one.
     """
     try:
         found = pydoc.locate(name)

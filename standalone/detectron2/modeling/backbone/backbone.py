@@ -11,8 +11,8 @@ __all__ = ["Backbone"]
 class Backbone(nn.Module, metaclass=ABCMeta):
     """A network from images to named feature maps.
 
-    Subclasses set ``_out_features`` (names in order), ``_out_feature_channels`` and ``_out_feature_strides`` (by
-    name), or override :meth:`output_shape`.
+    Subclasses set ``_out_features`` (names in order), ``_out_feature_channels`` and
+    ``_out_feature_strides`` (by name), or override :meth:`output_shape`.
     """
 
     _out_features: list[str]
@@ -33,7 +33,10 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What padding the input needs beyond :attr:`size_divisibility`: ``square_size``, ``size_divisibility``."""
+        """What padding the input needs otherwise.
+
+        Keys: ``square_size`` (side of the square to pad to), ``size_divisibility``.
+        """
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

@@ -1,4 +1,4 @@
-"""Backbones of yacs configs: the registry, and a clear error where such a config would be needed."""
+"""The registry from which yacs configs choose a backbone."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
     """
     if not hasattr(cfg, "MODEL"):
         raise ValueError(
-            "build_backbone needs a yacs config (cfg.MODEL.BACKBONE). Build the backbone of a lazy config with "
-            "instantiate(cfg.model.backbone)."
+            "build_backbone needs a yacs config (cfg.MODEL.BACKBONE). "
+            "Build the backbone of a lazy config with instantiate(cfg.model.backbone)."
         )
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

@@ -15,7 +15,7 @@ __all__ = ["FPN", "LastLevelMaxPool", "LastLevelP6P7"]
 
 
 class FPN(Backbone):
-    """Outputs ``p<k>`` with a common width from feature maps of another backbone, coarse added to fine.
+    """Feature maps ``p<k>`` of one width from those of another backbone, coarse added to fine.
 
     Args:
         bottom_up: the backbone.
@@ -97,7 +97,7 @@ class FPN(Backbone):
         return {"square_size": self._square_pad}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images [B, C, H, W] to ``p<k>`` maps [B, out_channels, H / 2^k, W / 2^k], finest first."""
+        """Map images [B, C, H, W] to ``p<k>`` maps [B, out_channels, H / 2^k, W / 2^k]."""
         features = self.bottom_up(x)
         results: list[Tensor] = []
         previous: Tensor | None = None
@@ -113,7 +113,7 @@ class FPN(Backbone):
             results.insert(0, output(merged))
         if self.top_block is not None:
             source = self.top_block.in_feature
-            base = features[source] if source in features else None
+            base = features.get(source)
             if base is None:
                 base = results[self._out_features.index(source)]
             results.extend(self.top_block(base))

@@ -97,7 +97,8 @@ class BottleneckBlock(CNNBlockBase):
         stride: of the block.
         num_groups: groups of the 3x3 convolution (ResNeXt).
         norm: see :func:`detectron2.layers.get_norm`.
-        stride_in_1x1: stride in the first 1x1 convolution (as MSRA's weights need) instead of the 3x3 one (torchvision).
+        stride_in_1x1: stride in the first 1x1 convolution (as MSRA's weights need) instead of the
+            3x3 one (torchvision).
         dilation: of the 3x3 convolution.
     """
 
@@ -197,7 +198,8 @@ class ResNet(Backbone):
         stem: the stem block.
         stages: lists of blocks, one list per stage (3 or more names follow: ``res2`` first).
         num_classes: add average pooling and a linear classifier ``linear`` when given.
-        out_features: what :meth:`forward` returns, of "stem", "res2", ..., "linear"; by default only the last.
+        out_features: what :meth:`forward` returns, of "stem", "res2", ..., "linear"; by default
+            only the last.
         freeze_at: see :meth:`freeze`.
     """
 
@@ -277,7 +279,7 @@ class ResNet(Backbone):
         }
 
     def freeze(self, freeze_at: int = 0) -> "ResNet":
-        """Freeze the first parts: 1 freezes the stem, 2 also ``res2``, and so on; 0 freezes nothing.
+        """Freeze the first parts: 0 none, 1 the stem, 2 also ``res2``, and so on.
 
         Frozen blocks get no gradients and their batch norms become :class:`FrozenBatchNorm2d`.
 
@@ -309,7 +311,8 @@ class ResNet(Backbone):
             num_blocks: how many.
             in_channels: input channels of the first block.
             out_channels: output channels of every block.
-            kwargs: passed to every block; a name ending in ``_per_block`` holds a list with one value per block.
+            kwargs: passed to every block; a name ending in ``_per_block`` holds a list with one
+                value per block.
         """
         blocks = []
         for index in range(num_blocks):
@@ -317,7 +320,8 @@ class ResNet(Backbone):
             for key, value in kwargs.items():
                 if key.endswith("_per_block"):
                     assert len(value) == num_blocks, (
-                        f"Argument '{key}' of make_stage should have the same length as num_blocks={num_blocks}."
+                        f"Argument '{key}' of make_stage should have the "
+                        f"same length as num_blocks={num_blocks}."
                     )
                     name = key[: -len("_per_block")]
                     assert name not in kwargs, f"Cannot call make_stage with both {name} and {key}!"
@@ -336,7 +340,8 @@ class ResNet(Backbone):
 
         Args:
             depth: 18, 34, 50, 101 or 152.
-            block_class: by default :class:`BasicBlock` below depth 50 and :class:`BottleneckBlock` from there.
+            block_class: by default :class:`BasicBlock` below depth 50 and :class:`BottleneckBlock`
+                from there.
             kwargs: passed to every block, such as ``norm`` and ``stride_in_1x1``.
         """
         if block_class is None:

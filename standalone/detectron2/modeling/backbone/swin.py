@@ -39,7 +39,10 @@ class Mlp(nn.Module):
 
 
 def _to_windows(x_BHWC: Tensor, size: int) -> Tensor:
-    """Cut a map into windows: [B, H, W, C] to [B * windows, size * size, C]; H and W are multiples of ``size``."""
+    """Cut a map [B, H, W, C] into windows [B * windows, size * size, C].
+
+    H and W are multiples of ``size``.
+    """
     batch, height, width, channels = x_BHWC.shape
     x = x_BHWC.view(batch, height // size, size, width // size, size, channels)
     return x.transpose(2, 3).reshape(-1, size * size, channels)
@@ -53,7 +56,7 @@ def _from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor
 
 
 def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
-    """Additive mask [windows, S, S] that keeps pixels apart which only the cyclic shift made neighbours.
+    """Additive mask [windows, S, S] between pixels that only the cyclic shift made neighbours.
 
     Args:
         height: padded height, a multiple of ``size``.
@@ -142,13 +145,13 @@ class WindowAttention(nn.Module):
 
 
 class SwinTransformerBlock(nn.Module):
-    """Window attention (cyclically shifted by ``shift_size``) and MLP, each with a norm before and a residual.
+    """Window attention and MLP, each with a norm before it and a residual around it.
 
     Args:
         dim: channels C.
         num_heads: attention heads.
         window_size: side of a window in tokens.
-        shift_size: cyclic shift, 0 <= shift < window size.
+        shift_size: cyclic shift of the windows in tokens, 0 <= shift < window size.
         mlp_ratio: hidden width of the MLP divided by C.
         norm_layer: makes a norm for a number of channels.
         drop_path: probability of dropping a residual branch per sample.
@@ -226,7 +229,7 @@ class PatchMerging(nn.Module):
 
 
 class BasicLayer(nn.Module):
-    """One stage: blocks that alternate between plain and shifted windows, then optional patch merging.
+    """One stage: blocks alternating between plain and shifted windows, then patch merging.
 
     Args:
         dim: channels C.
@@ -346,7 +349,8 @@ class SwinTransformer(Backbone):
         ape: add a learnt absolute position embedding.
         patch_norm: normalise the patch embedding.
         out_indices: stages to return.
-        frozen_stages: 0 freezes the patch embedding, 1 also the position embedding, k >= 2 also the first k - 1 stages.
+        frozen_stages: 0 freezes the patch embedding, 1 also the position embedding, k >= 2 also the
+            first k - 1 stages.
         use_checkpoint: recompute blocks in the backward pass to save memory.
     """
 
