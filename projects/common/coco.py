@@ -1,4 +1,5 @@
-"""Training on COCO with 16 images per step: data, optimiser and run settings. The schedule is the experiment's."""
+"""Training on COCO with 16 images per step: data, optimiser and run settings. The schedule is the
+experiment's."""
 
 from detectron2.config import LazyCall as L
 from detrex.config import get_config

@@ -1,4 +1,5 @@
-"""One-to-one matching with focal cost, and the weights of the losses, as all five detectors use them."""
+"""One-to-one matching with focal cost, and the weights of the losses, as all five detectors use
+them."""
 
 from detectron2.config import LazyCall as L
 from detrex.modeling.matcher import HungarianMatcher

@@ -24,7 +24,12 @@ from tokendetr.detector.denoising import (
     contrastive_queries,
     split_denoising,
 )
-from tokendetr.detector.detector import DeformableDetector, Detections
+from tokendetr.detector.detector import (
+    DeformableDetector,
+    Detections,
+    DetectorParts,
+    DetectorSizes,
+)
 from tokendetr.detector.heads import build_heads, predict
 from tokendetr.detector.parameter_groups import scale_by_name
 from tokendetr.detector.positions import anchor_embedding, proposal_embedding
@@ -60,6 +65,8 @@ __all__ = [
     "DenoisingCriterion",
     "DenoisingQueries",
     "Detections",
+    "DetectorParts",
+    "DetectorSizes",
     "EncodedTokens",
     "LayerwiseCriterion",
     "ObjectQueries",

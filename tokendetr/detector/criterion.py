@@ -33,7 +33,8 @@ def world_average_boxes(targets: list[Target], device: torch.device) -> float:
 def layer_weights(
     weights: Mapping[str, float], *, num_layers: int, suffixes: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Give the losses of every decoder layer (and of other heads, by suffix) the last layer's weights.
+    """Give the losses of every decoder layer (and of other heads, by suffix) the last layer's
+    weights.
 
     Args:
         weights: weight of each loss of the last layer.
@@ -59,9 +60,10 @@ def without_absent_queries(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
 class LayerwiseCriterion(SetCriterion):
     """One-to-one losses of every layer.
 
-    ``outputs`` is upstream's dict: ``pred_logits`` and ``pred_boxes`` of the last layer, and optionally
-    ``aux_outputs`` (a list of such dicts, losses suffixed ``_0``, ``_1``, ...) and ``enc_outputs`` (one
-    such dict, losses suffixed ``_enc``). ``valid_queries`` [B, Q] may mark queries that do not exist.
+    ``outputs`` is upstream's dict: ``pred_logits`` and ``pred_boxes`` of the last layer, and
+    optionally ``aux_outputs`` (a list of such dicts, losses suffixed ``_0``, ``_1``, ...) and
+    ``enc_outputs`` (one such dict, losses suffixed ``_enc``). ``valid_queries`` [B, Q] may mark
+    queries that do not exist.
 
     Attributes:
         binary_encoder_targets: train the encoder's proposals on class 0 for every object.
@@ -155,7 +157,5 @@ class DenoisingCriterion(LayerwiseCriterion):
         num_boxes = world_average_boxes(targets, outputs["pred_logits"].device) * num_groups
         matches = positive_matches(targets, num_groups, dn_metas["single_padding"])
         for suffix, layer in zip(suffixes, [known, *known.get("aux_outputs", ())], strict=True):
-            losses |= self.matched_losses(
-                layer, targets, num_boxes, suffix=suffix, matches=matches
-            )
+            losses |= self.matched_losses(layer, targets, num_boxes, suffix=suffix, matches=matches)
         return losses

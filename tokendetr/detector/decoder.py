@@ -1,7 +1,7 @@
 """The decoder loop of all deformable detectors, and the layer they share.
 
-What varies between detectors are two hooks: where a query's position embedding comes from, and whether and
-how references are refined between layers.
+What varies between detectors are two hooks: where a query's position embedding comes from, and
+whether and how references are refined between layers.
 
 Dimensions: B image, N all tokens, L level, Q query, C channel, X = 2 (point) or 4 (box).
 """
@@ -37,7 +37,8 @@ def decoder_layer(
     ffn_dropout: float,
     num_feature_levels: int,
 ) -> nn.Module:
-    """Self-attention over queries, deformable attention over the tokens, feed-forward; post-norm."""
+    """Self-attention over queries, deformable attention over the tokens, feed-forward;
+    post-norm."""
     self_attention = MultiheadAttention(
         embed_dim=embed_dim, num_heads=num_heads, attn_drop=attn_dropout, batch_first=True
     )
@@ -75,21 +76,21 @@ class DeformableDecoder(TransformerLayerSequence):
         num_layers: decoder layers.
         return_intermediate: return every layer's state, not only the last.
         num_feature_levels: levels L of the token pyramid.
-        look_forward_twice: let a layer's box loss train the layer before it as well (DINO, section 3.5).
+        look_forward_twice: let a layer's box loss train the layer before it as well (DINO, section
+            3.5).
         use_checkpoint: recompute layers in the backward pass instead of keeping their activations.
     """
 
     def __init__(
         self,
-        *,
-        embed_dim: int,
-        num_heads: int,
-        feedforward_dim: int,
-        attn_dropout: float,
-        ffn_dropout: float,
-        num_layers: int,
-        return_intermediate: bool,
-        num_feature_levels: int,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        feedforward_dim: int = 1024,
+        attn_dropout: float = 0.1,
+        ffn_dropout: float = 0.1,
+        num_layers: int = 6,
+        return_intermediate: bool = True,
+        num_feature_levels: int = 4,
         look_forward_twice: bool = False,
         use_checkpoint: bool = False,
     ) -> None:
@@ -148,7 +149,9 @@ class DeformableDecoder(TransformerLayerSequence):
         states, references = [], []
         head_reference_BQX = reference_BQX
         for index, layer in enumerate(self.layers):
-            scaled_BQLX = reference_BQX[:, :, None] * ratios_BL4[:, None, :, : reference_BQX.shape[-1]]
+            scaled_BQLX = (
+                reference_BQX[:, :, None] * ratios_BL4[:, None, :, : reference_BQX.shape[-1]]
+            )
             position_BQC = self.query_position(queries, state_BQC, scaled_BQLX[:, :, 0], index)
             state_BQC = self._run_layer(
                 layer, state_BQC, memory_BNC, position_BQC, scaled_BQLX, context
@@ -187,10 +190,13 @@ class DeformableDecoder(TransformerLayerSequence):
 
 
 class AnchorDecoder(DeformableDecoder):
-    """Decoder whose query positions follow the refined anchors: MLP(sine(anchor)), as in DAB-DETR."""
+    """Decoder whose query positions follow the refined anchors: MLP(sine(anchor)), as in DAB-DETR.
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    Args: those of :class:`DeformableDecoder`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.ref_point_head = MLP(2 * self.embed_dim, self.embed_dim, self.embed_dim, 2)
 
     def query_position(

@@ -1,7 +1,8 @@
-"""Denoising queries: noised ground truth that the decoder learns to restore, hidden from the real queries.
+"""Denoising queries: noised ground truth that the decoder learns to restore, hidden from the real
+queries.
 
-Dimensions: B image, G group, P = 2 (positive, negative), M largest number of boxes in an image, D = G*P*M
-denoising queries, Q matching queries, C channel, K class.
+Dimensions: B image, G group, P = 2 (positive, negative), M largest number of boxes in an image, D
+= G*P*M denoising queries, Q matching queries, C channel, K class.
 
 Source: DN-DETR, section 3; DINO, section 3.3 (contrastive pairs).
 """
@@ -64,7 +65,8 @@ def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def flip_labels(labels: Tensor, probability: float, num_classes: int) -> Tensor:
-    """Replace each label, with the given probability, by a class drawn uniformly from all classes."""
+    """Replace each label, with the given probability, by a class drawn uniformly from all
+    classes."""
     chosen = torch.rand(labels.shape, device=labels.device) < probability
     return torch.where(chosen, torch.randint_like(labels, num_classes), labels)
 
@@ -74,8 +76,8 @@ def shift_corners(boxes_cxcywh: Tensor, distance: Tensor, scale: float) -> Tenso
 
     Args:
         boxes_cxcywh: [..., 4], fractions of the image.
-        distance: [..., 4], in half widths (x) and half heights (y); 0..1 stays nearer to its own box
-            than 1..2 does.
+        distance: [..., 4], in half widths (x) and half heights (y); 0..1 stays nearer to its own
+            box than 1..2 does.
         scale: the noise scale lambda.
 
     Returns:
@@ -95,11 +97,12 @@ def contrastive_queries(
     label_noise_ratio: float,
     box_noise_scale: float,
 ) -> DenoisingQueries | None:
-    """DINO's contrastive denoising: each group holds every box once slightly and once strongly noised.
+    """DINO's contrastive denoising: each group holds every box once slightly and once strongly
+    noised.
 
-    The number of groups makes about ``dn_number`` positive queries for the image with the most boxes.
-    Labels of both are flipped with probability ``label_noise_ratio / 2``. Corners move by up to
-    ``box_noise_scale`` half sizes for positives and by one to two times that for negatives.
+    The number of groups makes about ``dn_number`` positive queries for the image with the most
+    boxes. Labels of both are flipped with probability ``label_noise_ratio / 2``. Corners move by
+    up to ``box_noise_scale`` half sizes for positives and by one to two times that for negatives.
 
     Args:
         targets: per image ``labels`` [n] and ``boxes`` [n, 4].
@@ -144,8 +147,8 @@ def split_denoising(
     """Part the matching queries' predictions from those of the denoising queries in front of them.
 
     Returns:
-        The matching queries' predictions, and what ``DenoisingCriterion`` takes as ``dn_metas`` (None
-        without denoising).
+        The matching queries' predictions, and what ``DenoisingCriterion`` takes as ``dn_metas``
+        (None without denoising).
     """
     if denoising is None:
         return predictions, None
@@ -153,7 +156,9 @@ def split_denoising(
     dn_metas = {
         "single_padding": denoising.group_size,
         "dn_num": denoising.num_groups,
-        "output_known_lbs_bboxes": Predictions(known.logits_SBQK, known.boxes_SBQ4).as_outputs(aux=aux),
+        "output_known_lbs_bboxes": Predictions(known.logits_SBQK, known.boxes_SBQ4).as_outputs(
+            aux=aux
+        ),
     }
     return predictions[denoising.num_queries :], dn_metas
 
@@ -161,8 +166,10 @@ def split_denoising(
 def attach_unused(predictions: Predictions, embedding: nn.Embedding) -> Predictions:
     """Make a label embedding part of the graph, with gradient zero.
 
-    Distributed training needs every parameter in every process' graph, also where a process has no box
-    to denoise in this iteration.
+    Distributed training needs every parameter in every process' graph, also where a process has no
+    box to denoise in this iteration.
     """
     nothing = 0.0 * embedding.weight[0, 0]
-    return Predictions(predictions.logits_SBQK + nothing, predictions.boxes_SBQ4, predictions.valid_BQ)
+    return Predictions(
+        predictions.logits_SBQK + nothing, predictions.boxes_SBQ4, predictions.valid_BQ
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import Instances
@@ -37,24 +37,45 @@ class Detections:
     criterion_extras: tuple[Any, ...] = field(default=())
 
 
+class DetectorParts(NamedTuple):
+    """The modules of a detector.
+
+    Attributes:
+        backbone: images [B, 3, H, W] -> dict of features.
+        position_embedding: padding mask -> position embedding of one level.
+        neck: dict of features -> levels, finest first.
+        transformer: the detector's transformer, with ``decoder.num_layers``.
+        criterion: ``criterion(outputs, targets, *extras) -> dict of losses``, with ``weight_dict``.
+    """
+
+    backbone: nn.Module
+    position_embedding: nn.Module
+    neck: nn.Module
+    transformer: nn.Module
+    criterion: nn.Module
+
+
+class DetectorSizes(NamedTuple):
+    """The numbers of a detector: width, classes K, queries Q, detections per image at
+    evaluation."""
+
+    embed_dim: int
+    num_classes: int
+    num_queries: int
+    detections: int
+
+
 class DeformableDetector(nn.Module):
     """Images in, losses (training) or detections (evaluation) out.
 
     A subclass passes its parts to the constructor and implements :meth:`detect`.
 
     Args:
-        backbone: images [B, 3, H, W] -> dict of features.
-        position_embedding: padding mask -> position embedding of one level.
-        neck: dict of features -> levels.
-        transformer: the subclass' transformer, with ``decoder.num_layers``.
-        embed_dim: width of the decoder's states.
-        num_classes: number of classes K.
-        num_queries: number of object queries Q.
-        criterion: ``criterion(outputs, targets, *extras) -> dict of losses``, with ``weight_dict``.
+        parts: the modules.
+        sizes: the numbers.
         pixel_mean: mean of each channel, 0..255.
         pixel_std: deviation of each channel.
         aux_loss: train every decoder layer, not only the last.
-        select_box_nums_for_evaluation: detections per image.
         query_embeddings: named learned queries, registered between neck and transformer.
         input_format: channel order of ``image``, for pictures of training.
         vis_period: iterations between pictures of training in the event storage; 0 for none.
@@ -65,38 +86,29 @@ class DeformableDetector(nn.Module):
 
     def __init__(
         self,
+        parts: DetectorParts,
+        sizes: DetectorSizes,
         *,
-        backbone: nn.Module,
-        position_embedding: nn.Module,
-        neck: nn.Module,
-        transformer: nn.Module,
-        embed_dim: int,
-        num_classes: int,
-        num_queries: int,
-        criterion: nn.Module,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         aux_loss: bool,
-        select_box_nums_for_evaluation: int,
         query_embeddings: Mapping[str, nn.Module] | None = None,
         input_format: str | None = "RGB",
         vis_period: int = 0,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.position_embedding = position_embedding
-        self.neck = neck
-        for name, module in (query_embeddings or {}).items():
-            self.add_module(name, module)
-        self.transformer = transformer
-        self.embed_dim = embed_dim
-        self.num_classes = num_classes
-        self.num_queries = num_queries
-        self.criterion = criterion
-        self.aux_loss = aux_loss
-        self.select_box_nums_for_evaluation = select_box_nums_for_evaluation
         if vis_period > 0 and input_format is None:
             raise ValueError("vis_period needs input_format, the channel order of the images")
+        self.backbone = parts.backbone
+        self.position_embedding = parts.position_embedding
+        self.neck = parts.neck
+        for name, module in (query_embeddings or {}).items():
+            self.add_module(name, module)
+        self.transformer = parts.transformer
+        self.embed_dim, self.num_classes, self.num_queries = sizes[:3]
+        self.select_box_nums_for_evaluation = sizes.detections
+        self.criterion = parts.criterion
+        self.aux_loss = aux_loss
         self.input_format = input_format
         self.vis_period = vis_period
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -117,7 +129,8 @@ class DeformableDetector(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def add_heads(self, *, two_stage: bool, shared: bool) -> None:
-        """Register ``class_embed`` and ``bbox_embed``: one pair per layer, one more for proposals."""
+        """Register ``class_embed`` and ``bbox_embed``: one pair per layer, one more for
+        proposals."""
         count = self.transformer.decoder.num_layers + int(two_stage)
         self.class_embed, self.bbox_embed = build_heads(
             embed_dim=self.embed_dim,
@@ -138,8 +151,8 @@ class DeformableDetector(nn.Module):
 
         Args:
             batched_inputs: one dict per image: ``image`` [3, H, W] of values 0..255; in training
-                ``instances`` with ``gt_boxes`` and ``gt_classes``; in evaluation optionally ``height``
-                and ``width`` of the original image.
+                ``instances`` with ``gt_boxes`` and ``gt_classes``; in evaluation optionally
+                ``height`` and ``width`` of the original image.
 
         Returns:
             In training the weighted losses; otherwise per image ``{"instances": Instances}`` with
@@ -186,8 +199,6 @@ class DeformableDetector(nn.Module):
 
     def losses(self, detections: Detections, targets: list[Target]) -> dict[str, Tensor]:
         """The criterion's losses, each multiplied by its weight (1 where it has none)."""
-        losses = self.criterion(
-            self.outputs(detections), targets, *detections.criterion_extras
-        )
+        losses = self.criterion(self.outputs(detections), targets, *detections.criterion_extras)
         weights = self.criterion.weight_dict
         return {name: value * weights.get(name, 1.0) for name, value in losses.items()}

@@ -29,7 +29,8 @@ def build_heads(
         num_classes: number of classes.
         count: how many of each (decoder layers, plus one for the encoder's proposals).
         shared: one pair of heads under ``count`` names instead of ``count`` pairs.
-        sized_references: references carry width and height from the start, so offsets start at zero.
+        sized_references: references carry width and height from the start, so offsets start at
+            zero.
     """
     class_head = nn.Linear(embed_dim, num_classes)
     nn.init.constant_(class_head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))

@@ -57,7 +57,8 @@ def check_image(image: Any, where: str) -> None:
 def read_images(
     records: Sequence[Mapping[str, Any]], *, pixel_mean_C11: Tensor, pixel_std_C11: Tensor
 ) -> ImageBatch:
-    """Check the images of a batch, move them to the device of ``pixel_mean_C11`` and normalise them.
+    """Check the images of a batch, move them to the device of ``pixel_mean_C11`` and normalise
+    them.
 
     Args:
         records: detectron2 inputs; each has ``image``, a tensor [3, H, W] of values 0..255.

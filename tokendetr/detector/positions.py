@@ -1,4 +1,5 @@
-"""Position embeddings of queries: fixed ones of proposals, and sine(anchor) -> MLP of DAB-like decoders.
+"""Position embeddings of queries: fixed ones of proposals, and sine(anchor) -> MLP of DAB-like
+decoders.
 
 Dimensions: B image, Q query, C channel.
 """
@@ -15,5 +16,6 @@ def anchor_embedding(anchor_BQ4: Tensor, embed_dim: int) -> Tensor:
 
 
 def proposal_embedding(boxes_BQ4: Tensor, embed_dim: int) -> Tensor:
-    """Sine embedding [B, Q, 2 C] of proposals cxcywh (0..1), the x part first as in Deformable DETR."""
+    """Sine embedding [B, Q, 2 C] of proposals cxcywh (0..1), the x part first as in Deformable
+    DETR."""
     return get_sine_pos_embed(boxes_BQ4, num_pos_feats=embed_dim // 2, exchange_xy=False)

@@ -61,9 +61,7 @@ def first_class_score(logits_BNK: Tensor) -> Tensor:
     return logits_BNK[..., 0]
 
 
-def select_top(
-    scores_BN: Tensor, layout: LevelLayout, limit: int
-) -> tuple[Tensor, Tensor | None]:
+def select_top(scores_BN: Tensor, layout: LevelLayout, limit: int) -> tuple[Tensor, Tensor | None]:
     """The best ``limit`` tokens of each image, or as many as the largest image has.
 
     Padding loses against every real token. An image with fewer tokens than the batch's k gets its

@@ -1,6 +1,8 @@
-"""Multi-level features with exact padding masks and positions: what every detector feeds its transformer.
+"""Multi-level features with exact padding masks and positions: what every detector feeds its
+transformer.
 
-Dimensions: B image, C channel, L level, H, W height and width of one level, N all tokens of all levels.
+Dimensions: B image, C channel, L level, H, W height and width of one level, N all tokens of all
+levels.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Pyramid:
 def covered_size(image_size: Size, canvas_size: Size, level_size: Size) -> Size:
     """Rows and columns of a level that show the image, when the image fills the canvas' top left.
 
-    A cell is real when the pixel that nearest interpolation takes for it lies in the image. Integers
+    A cell is real when the pixel that nearest interpolation takes for it lies in the image.
+        Integers
     only: no mask image is interpolated and no device is asked.
     """
     rows, columns = (
@@ -68,8 +71,8 @@ def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> 
 def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> LevelFeatures:
     """Features of each group of equal images, computed without padding, then padded per level.
 
-    Convolutions, norms over space and attention windows never see padding, so an image's features are
-    those it has alone. Returns the same as :func:`padded_features`.
+    Convolutions, norms over space and attention windows never see padding, so an image's features
+    are those it has alone. Returns the same as :func:`padded_features`.
     """
     groups = batch.groups()
     results = {
@@ -110,8 +113,8 @@ def build_pyramid(
         neck: dict of features -> levels [B, C, H, W], finest first.
         position_embedding: padding mask [B, H, W] (True = padding) -> [B, C, H, W].
         batch: the images.
-        share_canvas: True pads images to one canvas before the backbone (training: one backbone call);
-            False gives every image exactly the features it has alone (evaluation).
+        share_canvas: True pads images to one canvas before the backbone (training: one backbone
+            call); False gives every image exactly the features it has alone (evaluation).
     """
     extract = padded_features if share_canvas else separate_features
     features, covered = extract(backbone, neck, batch)
@@ -121,7 +124,9 @@ def build_pyramid(
         device=features[0].device,
     )
     positions = [
-        level_positions(position_embedding, layout.grid(layout.padding_BN, level), same=len(set(sizes)) == 1)
+        level_positions(
+            position_embedding, layout.grid(layout.padding_BN, level), same=len(set(sizes)) == 1
+        )
         for level, sizes in enumerate(covered)
     ]
     return Pyramid(features, positions, layout)
@@ -137,5 +142,3 @@ def level_positions(position_embedding: nn.Module, mask_BHW: Tensor, *, same: bo
 def flatten_levels(levels_BCHW: Sequence[Tensor]) -> Tensor:
     """[B, C, H, W] per level -> [B, N, C], finest level first, row by row."""
     return torch.cat([level.flatten(2).transpose(1, 2) for level in levels_BCHW], dim=1)
-
-

@@ -1,4 +1,5 @@
-"""Object queries and what the decoder makes of them: the values that pass between a detector's parts.
+"""Object queries and what the decoder makes of them: the values that pass between a detector's
+parts.
 
 Dimensions: B image, Q query, C channel, S decoder layer, K class, X = 2 (point) or 4 (box).
 """
@@ -20,7 +21,8 @@ class ObjectQueries:
     Attributes:
         content_BQC: initial state of the queries.
         reference_BQX: point or box of each query, 0..1 of the image.
-        position_BQC: fixed position embedding, or None where the decoder derives it from the reference.
+        position_BQC: fixed position embedding, or None where the decoder derives it from the
+            reference.
         valid_BQ: True where the query exists; None when all do. An image with fewer tokens than
             queries has queries that do not exist.
     """
@@ -87,7 +89,8 @@ class Predictions:
         )
 
     def as_outputs(self, *, aux: bool) -> Outputs:
-        """Upstream's output dict: the last layer, and the others under ``aux_outputs`` if ``aux``."""
+        """Upstream's output dict: the last layer, and the others under ``aux_outputs`` if
+        ``aux``."""
         layers = [self._layer(index) for index in range(len(self.logits_SBQK))]
         outputs: Outputs = dict(layers[-1])
         if aux:

@@ -1,6 +1,7 @@
 """How a predicted offset turns a query's reference (2-d point or 4-d box) into a box.
 
-Dimensions: B image, Q query, X = 2 (point: cx, cy) or 4 (box: cx, cy, w, h), all in 0..1 of the image.
+Dimensions: B image, Q query, X = 2 (point: cx, cy) or 4 (box: cx, cy, w, h), all in 0..1 of the
+image.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ def refine_boxes(offsets_BQ4: Tensor, reference_BQX: Tensor) -> Tensor:
     """Boxes cxcywh in 0..1: the offset is added to the reference in logit space.
 
     With a 2-d reference only the centre is relative; width and height come from the offset alone.
-    Computed in at least the reference's precision, so half-precision heads give full-precision boxes.
+    Computed in at least the reference's precision, so half-precision heads give full-precision
+    boxes.
     """
     offsets_BQ4 = offsets_BQ4.to(torch.promote_types(offsets_BQ4.dtype, reference_BQX.dtype))
     anchor_BQX = inverse_sigmoid(reference_BQX)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokendetr.detector.decoder import DeformableDecoder
+from tokendetr.detector.positions import proposal_embedding
 from tokendetr.detector.proposals import Proposals, propose
 from tokendetr.detector.pyramid import Pyramid, flatten_levels
 from tokendetr.detector.queries import DecodedQueries
@@ -59,7 +60,8 @@ class DeformableTransformer(nn.Module):
         self.level_embeds = nn.Parameter(torch.empty(num_feature_levels, self.embed_dim))
 
     def init_weights(self) -> None:
-        """Xavier for every matrix, then the modules that know better (``init_weights`` of their own)."""
+        """Xavier for every matrix, then the modules that know better (``init_weights`` of their
+        own)."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -103,13 +105,27 @@ class DeformableTransformer(nn.Module):
 class TwoStageTransformer(DeformableTransformer):
     """Adds the projection that turns encoder tokens into proposals.
 
-    The decoder carries the detector's heads; the last of them, after those of its layers, score proposals.
+    The decoder carries the detector's heads; the last of them, after those of its layers, score
+    proposals.
     """
 
     def add_proposal_projection(self) -> None:
-        """Register ``enc_output`` and ``enc_output_norm`` (in the place their state-dict keys have)."""
+        """Register ``enc_output`` and ``enc_output_norm`` (in the place their state-dict keys
+        have)."""
         self.enc_output = nn.Linear(self.embed_dim, self.embed_dim)
         self.enc_output_norm = nn.LayerNorm(self.embed_dim)
+
+    def add_proposal_positions(self) -> None:
+        """Register ``pos_trans`` and ``pos_trans_norm``, which make queries from proposals'
+        boxes."""
+        self.pos_trans = nn.Linear(2 * self.embed_dim, 2 * self.embed_dim)
+        self.pos_trans_norm = nn.LayerNorm(2 * self.embed_dim)
+
+    def proposal_positions(self, boxes_BQ4: Tensor) -> tuple[Tensor, Tensor]:
+        """Position and content embeddings [B, Q, C] made from boxes cxcywh (0..1) alone."""
+        embedding_BQD = proposal_embedding(boxes_BQ4, self.embed_dim)
+        position_BQC, content_BQC = self.pos_trans_norm(self.pos_trans(embedding_BQD)).chunk(2, -1)
+        return position_BQC, content_BQC
 
     def propose(
         self, encoded: EncodedTokens, *, score: Callable[[Tensor], Tensor], limit: int

@@ -19,11 +19,13 @@ def picture_first_image(
     period: int,
     input_format: str,
 ) -> None:
-    """Every ``period`` iterations, store the batch's first image with its boxes and the best predicted ones.
+    """Every ``period`` iterations, store the batch's first image with its boxes and the best
+    predicted ones.
 
     Args:
         records: the batch; ``image`` [3, H, W], ``instances`` with ``gt_boxes``.
-        predict: gives detections in pixels of the network's input; called only when a picture is due.
+        predict: gives detections in pixels of the network's input; called only when a picture is
+            due.
         period: iterations between pictures.
         input_format: channel order of ``image``.
     """

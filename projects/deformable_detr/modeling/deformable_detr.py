@@ -1,6 +1,7 @@
 """Deformable DETR: plain, with iterative box refinement, or with two stages.
 
-Source: arXiv 2010.04159; names, arguments and state-dict keys of detrex ``projects/deformable_detr``.
+Source: arXiv 2010.04159; names, arguments and state-dict keys of detrex
+    ``projects/deformable_detr``.
 Differs: see :mod:`tokendetr.detector`: any device, exact padding at evaluation, images of any size.
 """
 
@@ -11,7 +12,15 @@ from collections.abc import Sequence
 from torch import nn
 
 from projects.deformable_detr.modeling.deformable_transformer import DeformableDetrTransformer
-from tokendetr.detector import DeformableDetector, Detections, Pyramid, Target, predict
+from tokendetr.detector import (
+    DeformableDetector,
+    Detections,
+    DetectorParts,
+    DetectorSizes,
+    Pyramid,
+    Target,
+    predict,
+)
 
 
 class DeformableDETR(DeformableDetector):
@@ -35,7 +44,8 @@ class DeformableDETR(DeformableDetector):
         device: accepted for upstream's configs; the model works where its parameters are.
 
     Raises:
-        ValueError: ``as_two_stage`` differs from the transformer's, or comes without ``with_box_refine``.
+        ValueError: ``as_two_stage`` differs from the transformer's, or comes without
+            ``with_box_refine``.
     """
 
     def __init__(
@@ -63,20 +73,15 @@ class DeformableDETR(DeformableDetector):
             )
         if as_two_stage and not with_box_refine:
             raise ValueError("model.as_two_stage needs model.with_box_refine=True")
-        learned = {} if as_two_stage else {"query_embedding": nn.Embedding(num_queries, 2 * embed_dim)}
+        learned = (
+            {} if as_two_stage else {"query_embedding": nn.Embedding(num_queries, 2 * embed_dim)}
+        )
         super().__init__(
-            backbone=backbone,
-            position_embedding=position_embedding,
-            neck=neck,
-            transformer=transformer,
-            embed_dim=embed_dim,
-            num_classes=num_classes,
-            num_queries=num_queries,
-            criterion=criterion,
+            DetectorParts(backbone, position_embedding, neck, transformer, criterion),
+            DetectorSizes(embed_dim, num_classes, num_queries, select_box_nums_for_evaluation),
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
             aux_loss=aux_loss,
-            select_box_nums_for_evaluation=select_box_nums_for_evaluation,
             query_embeddings=learned,
         )
         self.with_box_refine = with_box_refine

@@ -1,8 +1,10 @@
-"""Deformable DETR's transformer: learned queries or two-stage proposals, with fixed query positions.
+"""Deformable DETR's transformer: learned queries or two-stage proposals, with fixed query
+positions.
 
 Dimensions: B image, Q query, C channel.
 
-Source: Deformable DETR, arXiv 2010.04159; names and arguments of detrex ``projects/deformable_detr``.
+Source: Deformable DETR, arXiv 2010.04159; names and arguments of detrex
+``projects/deformable_detr``.
 """
 
 from __future__ import annotations
@@ -29,28 +31,6 @@ class DeformableDetrTransformerEncoder(TokenEncoder):
 
 class DeformableDetrTransformerDecoder(DeformableDecoder):
     """Decoder with fixed query positions; refines boxes where the detector gives it box heads."""
-
-    def __init__(
-        self,
-        embed_dim: int = 256,
-        num_heads: int = 8,
-        feedforward_dim: int = 1024,
-        attn_dropout: float = 0.1,
-        ffn_dropout: float = 0.1,
-        num_layers: int = 6,
-        return_intermediate: bool = True,
-        num_feature_levels: int = 4,
-    ) -> None:
-        super().__init__(
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            feedforward_dim=feedforward_dim,
-            attn_dropout=attn_dropout,
-            ffn_dropout=ffn_dropout,
-            num_layers=num_layers,
-            return_intermediate=return_intermediate,
-            num_feature_levels=num_feature_levels,
-        )
 
 
 class DeformableDetrTransformer(TwoStageTransformer):
@@ -94,7 +74,8 @@ class DeformableDetrTransformer(TwoStageTransformer):
 
         Args:
             pyramid: the features.
-            query_embed_QD: learned queries [Q, 2 C], positions then content; unused with two stages.
+            query_embed_QD: learned queries [Q, 2 C], positions then content; unused with two
+                stages.
         """
         encoded = self.encode(pyramid)
         proposals = None

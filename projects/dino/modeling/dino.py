@@ -1,8 +1,8 @@
 """DINO: DETR with contrastive denoising, mixed query selection and look-forward-twice.
 
 Source: arXiv 2203.03605; names, arguments and state-dict keys of detrex ``projects/dino``.
-Differs: trains on any device, evaluates padded batches as if each image were alone, and takes images of any
-size, with or without boxes.
+Differs: trains on any device, evaluates padded batches as if each image were alone, and takes
+images of any size, with or without boxes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from projects.dino.modeling.dino_transformer import DINOTransformer
 from tokendetr.detector import (
     DeformableDetector,
     Detections,
+    DetectorParts,
+    DetectorSizes,
     Pyramid,
     Target,
     attach_unused,
@@ -70,18 +72,11 @@ class DINO(DeformableDetector):
         vis_period: int = 0,
     ) -> None:
         super().__init__(
-            backbone=backbone,
-            position_embedding=position_embedding,
-            neck=neck,
-            transformer=transformer,
-            embed_dim=embed_dim,
-            num_classes=num_classes,
-            num_queries=num_queries,
-            criterion=criterion,
+            DetectorParts(backbone, position_embedding, neck, transformer, criterion),
+            DetectorSizes(embed_dim, num_classes, num_queries, select_box_nums_for_evaluation),
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
             aux_loss=aux_loss,
-            select_box_nums_for_evaluation=select_box_nums_for_evaluation,
             input_format=input_format,
             vis_period=vis_period,
         )

@@ -2,7 +2,8 @@
 
 Dimensions: B image, Q query, C channel.
 
-Source: DINO, arXiv 2203.03605, sections 3.4 and 3.5; names and arguments of detrex ``projects/dino``.
+Source: DINO, arXiv 2203.03605, sections 3.4 and 3.5; names and arguments of detrex
+``projects/dino``.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class DINOTransformer(TwoStageTransformer):
         self.init_weights()
 
     def forward(self, pyramid: Pyramid, denoising: DenoisingQueries | None) -> TransformerOutput:
-        """Encode the pyramid and decode matching queries, with denoising queries in front if given."""
+        """Encode the pyramid and decode matching queries, with denoising queries in front if
+        given."""
         encoded = self.encode(pyramid)
         proposals = self.propose(encoded, score=any_class_score, limit=self.two_stage_num_proposals)
         batch_size, num_matching = proposals.indices_BQ.shape
