@@ -1,4 +1,7 @@
-"""Multi-head attention with residual connection, plain and conditional (Meng et al., 2021, "Conditional DETR")."""
+"""Multi-head attention with residual connection: plain, and conditional as in Conditional DETR.
+
+Source: Meng et al., 2021, "Conditional DETR for Fast Training Convergence".
+"""
 
 import warnings
 from typing import Any
@@ -23,7 +26,7 @@ def _key_position(
 
 
 class MultiheadAttention(nn.Module):
-    """``torch.nn.MultiheadAttention`` with position embeddings, output dropout and a residual connection.
+    """``torch.nn.MultiheadAttention`` with position embeddings, dropout and a residual connection.
 
     Args:
         embed_dim: channels C.
@@ -95,7 +98,7 @@ class MultiheadAttention(nn.Module):
 
 
 class _ConditionalAttention(nn.Module):
-    """What the two conditional attentions share: layout handling and masked dot-product attention."""
+    """What the two conditional attentions share: layouts and masked dot-product attention."""
 
     attn_drop: nn.Dropout
     proj_drop: nn.Dropout
@@ -272,7 +275,8 @@ class ConditionalCrossAttention(_ConditionalAttention):
             identity: what the result is added to.
             query_pos: learned query positions, used by the first layer only.
             key_pos: position embedding of the keys.
-            query_sine_embed: sine embedding of the queries' reference points, the shape of ``query``.
+            query_sine_embed: sine embedding of the queries' reference points, the shape of
+                ``query``.
             is_first_layer: whether the position parts are also added to the content parts.
             attn_mask: where attention is forbidden.
             key_padding_mask: where a key is padding.

@@ -31,22 +31,24 @@ def _extent_area(top_left: torch.Tensor, bottom_right: torch.Tensor) -> torch.Te
     return width * height
 
 
-def _broadcast_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _broadcast_iou(
+    boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """IoU and union area of xyxy boxes whose leading dimensions broadcast against each other."""
     inter = _extent_area(
         torch.max(boxes1[..., :2], boxes2[..., :2]), torch.min(boxes1[..., 2:], boxes2[..., 2:])
     )
     union = _area(boxes1) + _area(boxes2) - inter
-    return inter / (union + _EPS), union
+    return inter / (union + eps), union
 
 
-def _broadcast_giou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+def _broadcast_giou(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float) -> torch.Tensor:
     """Generalised IoU of xyxy boxes whose leading dimensions broadcast against each other."""
-    iou, union = _broadcast_iou(boxes1, boxes2)
+    iou, union = _broadcast_iou(boxes1, boxes2, eps)
     hull = _extent_area(
         torch.min(boxes1[..., :2], boxes2[..., :2]), torch.max(boxes1[..., 2:], boxes2[..., 2:])
     )
-    return iou - (hull - union) / (hull + _EPS)
+    return iou - (hull - union) / (hull + eps)
 
 
 def box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +61,7 @@ def box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, t
     Returns:
         The intersection over union and the union area, both [N, M].
     """
-    return _broadcast_iou(boxes1[:, None], boxes2[None])
+    return _broadcast_iou(boxes1[:, None], boxes2[None], _EPS)
 
 
 def _require_ordered(boxes: torch.Tensor, name: str) -> None:
@@ -68,8 +70,8 @@ def _require_ordered(boxes: torch.Tensor, name: str) -> None:
     if not ordered.all():
         index = int((~ordered).nonzero()[0])
         raise ValueError(
-            f"generalized_box_iou: {int((~ordered).sum())} of {len(boxes)} boxes in {name} are inverted or not"
-            f" finite (x1 >= x0 and y1 >= y0 must hold), the first is {name}[{index}] ="
+            f"generalized IoU: {int((~ordered).sum())} of {len(boxes)} boxes in {name} are inverted"
+            f" or NaN (x1 >= x0 and y1 >= y0 must hold); the first is {name}[{index}] ="
             f" {boxes[index].tolist()}"
         )
 
@@ -89,20 +91,30 @@ def generalized_box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Ten
     """
     _require_ordered(boxes1, "boxes1")
     _require_ordered(boxes2, "boxes2")
-    return _broadcast_giou(boxes1[:, None], boxes2[None])
+    return _broadcast_giou(boxes1[:, None], boxes2[None], _EPS)
 
 
-def paired_generalized_box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
-    """Generalised IoU [N] of each box of ``boxes1`` [N, 4] with the box at the same place of ``boxes2`` [N, 4].
+def paired_generalized_box_iou(
+    boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = _EPS
+) -> torch.Tensor:
+    """Generalised IoU of the boxes at the same place of two sets.
 
     The diagonal of :func:`generalized_box_iou` without the rest of the matrix.
+
+    Args:
+        boxes1: xyxy boxes [N, 4].
+        boxes2: xyxy boxes [N, 4], in the same units.
+        eps: added to the areas that are divided by.
+
+    Returns:
+        [N], each in (-1, 1].
 
     Raises:
         ValueError: a box has x1 < x0 or y1 < y0 or holds a NaN.
     """
     _require_ordered(boxes1, "boxes1")
     _require_ordered(boxes2, "boxes2")
-    return _broadcast_giou(boxes1, boxes2)
+    return _broadcast_giou(boxes1, boxes2, eps)
 
 
 def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
@@ -112,8 +124,8 @@ def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
         masks: [N, H, W], non-zero inside.
 
     Returns:
-        float32 [N, 4] on the masks' device: xyxy of the first and last pixel inside (both inclusive); zeros for a
-        mask without pixels.
+        float32 [N, 4] on the masks' device: xyxy of the first and last pixel inside (both
+        inclusive); zeros for a mask without pixels.
     """
     if masks.numel() == 0:
         return torch.zeros((len(masks), 4), device=masks.device)

@@ -6,9 +6,8 @@ Source: Li et al., 2022, "DN-DETR: Accelerate DETR Training by Introducing Query
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-
 from detrex.utils import inverse_sigmoid
+from torch import nn
 
 
 def apply_label_noise(
@@ -31,7 +30,7 @@ def apply_label_noise(
 
 
 def apply_box_noise(boxes: torch.Tensor, box_noise_scale: float = 0.4) -> torch.Tensor:
-    """Shift centres by up to half a box and scale sides by up to a whole box, times ``box_noise_scale``.
+    """Shift centres by up to half a box and scale sides by up to a box, times the noise scale.
 
     Args:
         boxes: normalised cxcywh boxes [N, 4]; left unchanged.
@@ -86,7 +85,8 @@ class GenerateDNQueries(nn.Module):
     ) -> torch.Tensor:
         """Which query may not see which.
 
-        Denoising queries see only their own group and the ordinary queries; ordinary queries see no denoising ones.
+        Denoising queries see only their own group and the ordinary queries; ordinary queries see no
+        denoising ones.
 
         Args:
             max_gt_num_per_image: size G of a denoising group.
@@ -119,9 +119,9 @@ class GenerateDNQueries(nn.Module):
             gt_boxes_list: normalised cxcywh boxes [n, 4] per image.
 
         Returns:
-            Queries [B, groups * G, label_embed_dim], their box logits [B, groups * G, 4], the mask of
-            :meth:`generate_query_masks`, the number of groups, and G, the largest n of the batch. Images with fewer
-            boxes have zeros in both.
+            Queries [B, groups * G, label_embed_dim], their box logits [B, groups * G, 4], the mask
+            of :meth:`generate_query_masks`, the number of groups, and G, the largest n of the
+            batch. Images with fewer boxes have zeros in both.
 
         Raises:
             ValueError: labels and boxes are not of the same images.
@@ -129,7 +129,8 @@ class GenerateDNQueries(nn.Module):
         counts = [len(labels) for labels in gt_labels_list]
         if counts != [len(boxes) for boxes in gt_boxes_list]:
             raise ValueError(
-                f"labels per image {counts} and boxes per image {[len(b) for b in gt_boxes_list]} differ"
+                f"labels per image {counts} and boxes per image"
+                f" {[len(boxes) for boxes in gt_boxes_list]} differ"
             )
         groups, largest = self.denoising_groups, max(counts, default=0)
         labels = torch.cat(list(gt_labels_list)).repeat(groups)

@@ -11,7 +11,8 @@ class LayerNorm(nn.Module):
     Args:
         normalized_shape: number of channels.
         eps: added to the variance.
-        channel_last: True for [B, H, W, C] (any number of leading dimensions), False for [B, C, H, W].
+        channel_last: True for [B, H, W, C] (any number of leading dimensions), False for [B, C, H,
+            W].
     """
 
     def __init__(self, normalized_shape: int, eps: float = 1e-6, channel_last: bool = True) -> None:

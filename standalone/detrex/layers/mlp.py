@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: the plain one of the heads and the feed-forward block of transformer layers."""
+"""Multi-layer perceptrons: the plain one of heads, and the block of transformer layers."""
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class MLP(nn.Module):
 
 
 class FFN(nn.Module):
-    """Feed-forward block of a transformer layer, with dropout after every layer and a residual connection.
+    """Feed-forward block of a transformer layer: dropout after every layer, residual connection.
 
     Args:
         embed_dim: channels of the input.
@@ -80,7 +80,12 @@ class FFN(nn.Module):
         self.add_identity = add_identity
 
     def forward(self, x: torch.Tensor, identity: torch.Tensor | None = None) -> torch.Tensor:
-        """Map [..., embed_dim] to [..., output_dim]; ``identity`` (default ``x``) is added where configured."""
+        """Map [..., embed_dim] to [..., output_dim].
+
+        Args:
+            x: the input.
+            identity: what is added to the result where configured, ``x`` when None.
+        """
         out = self.layers(x)
         if not self.add_identity:
             return out

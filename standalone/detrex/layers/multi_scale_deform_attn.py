@@ -23,7 +23,8 @@ def multi_scale_deformable_attn_pytorch(
     Args:
         value: [B, N, M, D], the maps' pixels row by row, one map after the other.
         value_spatial_shapes: (height, width) of each of the L maps; N is the sum of their products.
-        sampling_locations: [B, Q, M, L, P, 2] as (x, y), (0, 0) and (1, 1) being the corners of the map.
+        sampling_locations: [B, Q, M, L, P, 2] as (x, y), (0, 0) and (1, 1) being the corners of the
+            map.
         attention_weights: [B, Q, M, L, P].
 
     Returns:
@@ -62,7 +63,7 @@ def _python_shapes(shapes: torch.Tensor | Sequence[Any]) -> list[tuple[int, int]
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Attention that reads, for each query, a few learned points around a reference point on every level.
+    """Attention that reads a few learned points around each query's reference on every level.
 
     Args:
         embed_dim: channels C.
@@ -95,7 +96,7 @@ class MultiScaleDeformableAttention(nn.Module):
         head_dim = embed_dim // num_heads
         if head_dim & (head_dim - 1):
             warnings.warn(
-                f"heads of {head_dim} channels make deformable attention slow; a power of two is faster"
+                f"heads of {head_dim} channels make deformable attention slow; use a power of two"
             )
         self.dropout = nn.Dropout(dropout)
         self.batch_first = batch_first
@@ -111,7 +112,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start with uniform attention: head m looks in direction 2 pi m / M, point p at p + 1 pixels."""
+        """Start with uniform attention: head m looks in direction 2 pi m / M, p + 1 pixels far."""
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (
             2.0 * math.pi / self.num_heads
         )
@@ -132,7 +133,7 @@ class MultiScaleDeformableAttention(nn.Module):
     def _sampling_locations(
         self, query: torch.Tensor, reference_points: torch.Tensor, shapes: list[tuple[int, int]]
     ) -> torch.Tensor:
-        """Normalised sampling points [B, Q, M, L, P, 2] around points [B, Q, L, 2] or boxes [B, Q, L, 4]."""
+        """Normalised sampling points [B, Q, M, L, P, 2] around the points or boxes."""
         offsets = self.sampling_offsets(query).unflatten(
             -1, (self.num_heads, self.num_levels, self.num_points, 2)
         )
@@ -143,7 +144,8 @@ class MultiScaleDeformableAttention(nn.Module):
         if reference_points.shape[-1] == 4:
             return reference[..., :2] + offsets / self.num_points * reference[..., 2:] * 0.5
         raise ValueError(
-            f"reference_points must end in 2 (points) or 4 (boxes) coordinates, got {reference_points.shape[-1]}"
+            "reference_points must end in 2 (points) or 4 (boxes) coordinates, got shape"
+            f" {tuple(reference_points.shape)}"
         )
 
     def forward(
@@ -168,16 +170,19 @@ class MultiScaleDeformableAttention(nn.Module):
             identity: what the result is added to, ``query`` (without position) when None.
             query_pos: added to ``query``.
             key_padding_mask: [B, N], True where the value is padding and reads as zero.
-            reference_points: normalised points (x, y) [B, Q, L, 2] or boxes (x, y, w, h) [B, Q, L, 4].
+            reference_points: normalised points (x, y) [B, Q, L, 2] or boxes (x, y, w, h) [B, Q, L,
+                4].
             spatial_shapes: integers [L, 2], (height, width) of every map.
-            level_start_index: [L], first row of every map in ``value``; it follows from ``spatial_shapes``.
+            level_start_index: [L], first row of every map in ``value``; it follows from
+                ``spatial_shapes``.
             **kwargs: ignored.
 
         Returns:
             The shape of ``query``.
 
         Raises:
-            ValueError: reference points or shapes are missing or do not fit each other or ``value``.
+            ValueError: reference points or shapes are missing or do not fit each other or
+                ``value``.
         """
         if reference_points is None or spatial_shapes is None:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Position embeddings: of the pixels of a feature map, and of the coordinates of points and boxes."""
+"""Position embeddings of the pixels of a feature map and of coordinates of points and boxes."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def _wavelengths(num_pos_feats: int, temperature: float, device: torch.device) -> torch.Tensor:
-    """``temperature ** (2 * floor(i / 2) / num_pos_feats)`` for channel i, float32 [num_pos_feats]."""
+    """``temperature ** (2 * floor(i / 2) / num_pos_feats)`` for each channel i, in float32."""
     channel = torch.arange(num_pos_feats, dtype=torch.float32, device=device)
     pair = torch.div(channel, 2, rounding_mode="floor")
     return temperature ** (2 * pair / num_pos_feats)
@@ -20,7 +20,9 @@ def _interleave_sin_cos(angle: torch.Tensor) -> torch.Tensor:
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Fixed sine embedding of pixel positions (Carion et al., 2020, "End-to-End Object Detection with Transformers").
+    """Fixed sine embedding of pixel positions.
+
+    Source: Carion et al., 2020, "End-to-End Object Detection with Transformers".
 
     Args:
         num_pos_feats: channels per axis, even; the output has twice as many, those of y first.
@@ -113,8 +115,9 @@ class PositionEmbeddingLearned(nn.Module):
         height, width = mask.shape[-2:]
         if height > self.row_num_embed or width > self.col_num_embed:
             raise ValueError(
-                f"a feature map of {height} x {width} pixels exceeds the learned position table of"
-                f" {self.row_num_embed} rows x {self.col_num_embed} columns; raise row_num_embed / col_num_embed"
+                f"a feature map of {height} x {width} pixels exceeds the learned table of"
+                f" {self.row_num_embed} rows x {self.col_num_embed} columns; raise row_num_embed and"
+                " col_num_embed"
             )
         columns = self.col_embed.weight[:width].expand(height, width, -1)
         rows = self.row_embed.weight[:height, None].expand(height, width, -1)
@@ -131,8 +134,8 @@ def get_sine_pos_embed(
     """Sine embedding of coordinates.
 
     Args:
-        pos_tensor: normalised coordinates [..., n] (1 is the image's whole extent): points (x, y) or boxes
-            (x, y, w, h).
+        pos_tensor: normalised coordinates [..., n] (1 is the image's whole extent): points (x, y)
+            or boxes (x, y, w, h).
         num_pos_feats: channels per coordinate, even.
         temperature: base of the geometric series of wavelengths.
         exchange_xy: whether the embedding of y comes before that of x.

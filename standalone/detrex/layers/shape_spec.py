@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass
 class ShapeSpec:
-    """Channels, size and stride of a feature map, as far as they are known before a forward pass."""
+    """Channels, size and stride of a feature map, as far as known before a forward pass."""
 
     channels: int | None = None
     height: int | None = None

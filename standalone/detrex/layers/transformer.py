@@ -14,16 +14,20 @@ _OPERATIONS = ("self_attn", "cross_attn", "norm", "ffn")
 class BaseTransformerLayer(nn.Module):
     """One transformer layer whose operations run in a configured order.
 
-    An order that starts with "norm" makes a pre-norm layer: its residual connections start before the norm.
+    An order that starts with "norm" makes a pre-norm layer: its residual connections start before
+    the norm.
 
     Args:
-        attn: one attention module (copied for each attention of the order) or one module per attention.
+        attn: one attention module (copied for each attention of the order) or one module per
+            attention.
         ffn: feed-forward module, copied for each "ffn".
         norm: normalisation module, copied for each "norm".
-        operation_order: of "self_attn", "cross_attn", "norm" and "ffn", e.g. ("self_attn", "norm", "ffn", "norm").
+        operation_order: of "self_attn", "cross_attn", "norm" and "ffn", e.g. ("self_attn", "norm",
+            "ffn", "norm").
 
     Raises:
-        ValueError: the order is missing or holds something else, or the number of attention modules does not fit it.
+        ValueError: the order is missing or holds something else, or the number of attention modules
+            does not fit it.
     """
 
     def __init__(
@@ -38,8 +42,8 @@ class BaseTransformerLayer(nn.Module):
         num_attn = sum(name.endswith("attn") for name in order)
         if not set(order) <= set(_OPERATIONS) or num_attn == 0:
             raise ValueError(
-                f"operation_order must list operations of {_OPERATIONS} with at least one attention,"
-                f" got {operation_order}"
+                f"operation_order must hold operations of {_OPERATIONS}, at least one attention"
+                f" among them; got {operation_order}"
             )
         if isinstance(attn, nn.Module):
             attn = [copy.deepcopy(attn) for _ in range(num_attn)]
@@ -66,8 +70,8 @@ class BaseTransformerLayer(nn.Module):
             return [attn_masks] * self.num_attn
         if len(attn_masks) != self.num_attn:
             raise ValueError(
-                f"attn_masks has {len(attn_masks)} entries but operation_order {self.operation_order} has"
-                f" {self.num_attn} attentions"
+                f"attn_masks has {len(attn_masks)} entries but operation_order"
+                f" {self.operation_order} has {self.num_attn} attentions"
             )
         return attn_masks
 
@@ -130,11 +134,13 @@ class TransformerLayerSequence(nn.Module):
     """Base of encoders and decoders: holds the layers, subclasses say how they run.
 
     Args:
-        transformer_layers: one layer, copied ``num_layers`` times, or a list of ``num_layers`` layers.
+        transformer_layers: one layer, copied ``num_layers`` times, or a list of ``num_layers``
+            layers.
         num_layers: number of layers.
 
     Raises:
-        ValueError: a list whose length is not ``num_layers``, or a single layer without ``num_layers``.
+        ValueError: a list whose length is not ``num_layers``, or a single layer without
+            ``num_layers``.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ def interpolate(
 ) -> torch.Tensor:
     """Resize ``input`` [B, C, H, W] to ``size`` or by ``scale_factor``.
 
-    The same as :func:`torch.nn.functional.interpolate`, which also accepts batches without elements.
+    The same as :func:`torch.nn.functional.interpolate`, which also accepts batches without
+    elements.
     """
     return F.interpolate(input, size, scale_factor, mode, align_corners)
 
