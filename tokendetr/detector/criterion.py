@@ -16,8 +16,6 @@ from torch import Tensor
 from tokendetr.detector.targets import Target
 
 Matches = list[tuple[Tensor, Tensor]]
-ABSENT_LOGIT = -1e4  # of a query that does not exist: its focal loss and gradient are exactly zero
-ABSENT_BOX = 10.0  # ten image sizes away, so that the matcher prefers every query that exists
 
 
 def world_average_boxes(targets: list[Target], device: torch.device) -> float:
@@ -45,42 +43,18 @@ def layer_weights(
     return {name + suffix: weight for suffix in every for name, weight in weights.items()}
 
 
-def without_absent_queries(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Replace the predictions of queries that do not exist by ones that cost nothing."""
-    if "valid_queries" not in outputs:
-        return outputs
-    absent_BQ1 = ~outputs["valid_queries"][..., None]
-    return {
-        **outputs,
-        "pred_logits": outputs["pred_logits"].masked_fill(absent_BQ1, ABSENT_LOGIT),
-        "pred_boxes": outputs["pred_boxes"].masked_fill(absent_BQ1, ABSENT_BOX),
-    }
-
-
 class LayerwiseCriterion(SetCriterion):
     """One-to-one losses of every layer.
 
     ``outputs`` is upstream's dict: ``pred_logits`` and ``pred_boxes`` of the last layer, and
     optionally ``aux_outputs`` (a list of such dicts, losses suffixed ``_0``, ``_1``, ...) and
-    ``enc_outputs`` (one such dict, losses suffixed ``_enc``). ``valid_queries`` [B, Q] may mark
-    queries that do not exist.
+    ``enc_outputs`` (one such dict, losses suffixed ``_enc``).
 
     Attributes:
         binary_encoder_targets: train the encoder's proposals on class 0 for every object.
     """
 
     binary_encoder_targets = False
-
-    def match(self, outputs: Mapping[str, Any], targets: list[Target]) -> Matches:
-        """One-to-one assignment: per image, query indices and the target index of each."""
-        matches = self.matcher(outputs, targets)
-        if "valid_queries" not in outputs:
-            return matches
-        kept = []
-        for valid_Q, (query, target) in zip(outputs["valid_queries"].cpu(), matches, strict=True):
-            exists = valid_Q[query.cpu()].to(query.device)
-            kept.append((query[exists], target[exists]))
-        return kept
 
     def matched_losses(
         self,
@@ -92,9 +66,8 @@ class LayerwiseCriterion(SetCriterion):
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
         """All losses of one set of predictions, names suffixed; matches itself if not told how."""
-        outputs = without_absent_queries(outputs)
         if matches is None:
-            matches = self.match(outputs, targets)
+            matches = self.matcher(outputs, targets)
         losses: dict[str, Tensor] = {}
         for name in self.losses:
             losses.update(self.get_loss(name, outputs, targets, matches, num_boxes))

@@ -38,13 +38,10 @@ class Proposals:
 
     def selected_outputs(self) -> dict[str, Tensor]:
         """Upstream's ``enc_outputs`` of the selected tokens only (DINO)."""
-        outputs = {
+        return {
             "pred_logits": self.select(self.logits_BNK),
             "pred_boxes": self.select(self.boxes_logit_BN4).sigmoid(),
         }
-        if self.valid_BQ is not None:
-            outputs["valid_queries"] = self.valid_BQ
-        return outputs
 
     def dense_outputs(self) -> dict[str, Tensor]:
         """Upstream's ``enc_outputs`` of every token (Deformable DETR)."""
@@ -61,19 +58,27 @@ def first_class_score(logits_BNK: Tensor) -> Tensor:
     return logits_BNK[..., 0]
 
 
-def select_top(scores_BN: Tensor, layout: LevelLayout, limit: int) -> tuple[Tensor, Tensor | None]:
-    """The best ``limit`` tokens of each image, or as many as the largest image has.
+def select_top(
+    scores_BN: Tensor, layout: LevelLayout, limit: int, *, skip_padding: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The best ``limit`` tokens of each image, or as many as there are.
 
-    Padding loses against every real token. An image with fewer tokens than the batch's k gets its
-    own tokens first and then padding, marked as not valid.
+    Args:
+        scores_BN: score of each token.
+        layout: which tokens are real.
+        limit: wanted number of tokens.
+        skip_padding: padding loses against every real token. An image with fewer tokens than the
+            batch's largest selection gets its own tokens first and then padding, marked not valid.
 
     Returns:
-        indices_BQ, best first, and valid_BQ (None when every image has enough tokens).
+        indices_BQ, best first, and valid_BQ (None when every selected token counts).
     """
+    scores_BN = scores_BN.detach()
+    if not skip_padding:
+        return scores_BN.topk(min(limit, layout.num_tokens), dim=1).indices, None
     token_counts = [sum(levels) for levels in layout.valid_counts]
     k = min(limit, max(token_counts))
-    scores_BN = scores_BN.detach().masked_fill(~layout.valid_BN, float("-inf"))
-    indices_BQ = scores_BN.topk(k, dim=1).indices
+    indices_BQ = scores_BN.masked_fill(~layout.valid_BN, float("-inf")).topk(k, dim=1).indices
     if min(token_counts) >= k:
         return indices_BQ, None
     counts_B = torch.tensor(token_counts, device=scores_BN.device)
@@ -89,6 +94,7 @@ def propose(
     box_head: nn.Module,
     score: Callable[[Tensor], Tensor],
     limit: int,
+    skip_padding: bool,
 ) -> Proposals:
     """Score every token as a proposal and select the best.
 
@@ -96,12 +102,12 @@ def propose(
     closer than 1 % to the border, and padding, propose none (their features are zeroed).
 
     Source: Deformable DETR, section 4.2 and appendix A.4.
-    Differs: padding is never selected, and k clamps to what exists.
+    Differs: k clamps to what exists, and padding is skipped where the caller says so.
     """
     anchors_logit_BN4, usable_BN = layout.proposals()
     tokens_BNC = project(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
     logits_BNK = class_head(tokens_BNC)
     offsets_BN4 = box_head(tokens_BNC)
     boxes_logit_BN4 = offsets_BN4 + anchors_logit_BN4
-    indices_BQ, valid_BQ = select_top(score(logits_BNK), layout, limit)
+    indices_BQ, valid_BQ = select_top(score(logits_BNK), layout, limit, skip_padding=skip_padding)
     return Proposals(tokens_BNC, logits_BNK, boxes_logit_BN4, indices_BQ, valid_BQ)

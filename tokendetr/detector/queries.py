@@ -98,10 +98,7 @@ class Predictions:
         return outputs
 
     def _layer(self, index: int) -> dict[str, Tensor]:
-        layer = {"pred_logits": self.logits_SBQK[index], "pred_boxes": self.boxes_SBQ4[index]}
-        if self.valid_BQ is not None:
-            layer["valid_queries"] = self.valid_BQ
-        return layer
+        return {"pred_logits": self.logits_SBQK[index], "pred_boxes": self.boxes_SBQ4[index]}
 
 
 def learned_queries(content_QC: Tensor, batch_size: int) -> Tensor:

@@ -130,7 +130,11 @@ class TwoStageTransformer(DeformableTransformer):
     def propose(
         self, encoded: EncodedTokens, *, score: Callable[[Tensor], Tensor], limit: int
     ) -> Proposals:
-        """Select the ``limit`` best tokens by ``score`` of their class logits."""
+        """Select the ``limit`` best tokens by ``score`` of their class logits.
+
+        In training, padding competes with the tokens at the border that propose no box either, as
+        upstream trains; in evaluation it is skipped, so that an image's result is its own.
+        """
         if self.decoder.class_embed is None or self.decoder.bbox_embed is None:
             raise RuntimeError("two-stage selection needs heads: build the transformer's detector")
         return propose(
@@ -141,4 +145,5 @@ class TwoStageTransformer(DeformableTransformer):
             box_head=self.decoder.bbox_embed[-1],
             score=score,
             limit=limit,
+            skip_padding=not self.training,
         )

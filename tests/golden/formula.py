@@ -1,0 +1,63 @@
+"""Weights, images and boxes as formulas: what the golden numbers beside this file were computed from."""
+
+import math
+import zlib
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+SIZES = ((320, 416), (288, 384))
+BOXES_XYXY_PX = ([[10, 20, 90, 120], [100, 30, 240, 180]], [[5, 5, 60, 60]])
+CLASSES = ([3, 17], [0])
+
+
+def parameter_value(name: str, like: Tensor) -> Tensor:
+    """A sine of the element's index, its phase from the name's checksum, scaled by what the tensor is."""
+    phase = (zlib.crc32(name.encode()) % 997) * 0.0123
+    wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) * 0.7310585 + phase)
+    if name.endswith("running_var"):
+        wave = 1.0 + 0.2 * wave
+    elif like.dim() > 1:
+        wave = wave * math.sqrt(2.0 / like[0].numel())
+    elif name.endswith("weight"):
+        wave = 1.0 + 0.1 * wave
+    else:
+        wave = 0.1 * wave
+    return wave.view(like.shape).to(like.dtype)
+
+
+@torch.no_grad()
+def fill(model: nn.Module) -> None:
+    """Set every floating-point entry of the state dict, in its order (of aliases the last one stays)."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(parameter_value(name, tensor))
+
+
+def image(height: int, width: int, number: int) -> Tensor:
+    """Stripes [3, height, width] in 0..255, other ones for each channel and number."""
+    y = torch.arange(height, dtype=torch.float64)[:, None]
+    x = torch.arange(width, dtype=torch.float64)[None, :]
+    channels = [0.05 * (c + 1) * x + 0.03 * (c + number) * y + number for c in range(3)]
+    return torch.stack([127.5 + 127.5 * torch.sin(channel) for channel in channels]).float()
+
+
+def records() -> list[dict]:
+    """The two sample images with their ground truth, as detectron2 inputs."""
+    batch = []
+    for number, ((height, width), boxes, classes) in enumerate(
+        zip(SIZES, BOXES_XYXY_PX, CLASSES, strict=True), start=1
+    ):
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+        instances.gt_classes = torch.tensor(classes)
+        batch.append(
+            {
+                "image": image(height, width, number),
+                "height": height,
+                "width": width,
+                "instances": instances,
+            }
+        )
+    return batch

@@ -1,0 +1,122 @@
+"""The detectors are upstream's networks: same keys, detections, encoder output and losses, without a checkpoint."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+import formula  # noqa: E402
+
+TOLERANCE = 1e-3
+FAST = (
+    "dino_r50_4scale",
+    "dino_swin_tiny_224_4scale",
+    "deformable_detr_r50",
+    "deformable_detr_r50_with_box_refinement",
+    "deformable_detr_r50_two_stage",
+)
+SLOW = ("dino_r50_5scale", "dino_swin_large_384_4scale")
+NAMES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+def expected(name: str) -> dict:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request):
+    """One detector with formula weights, and what upstream's gave."""
+    facts = expected(request.param)
+    config = LazyConfig.load(str(ROOT / "projects" / facts["config"]))
+    if "dn_number" in config.model:
+        config.model.dn_number = 0
+    config.model.device = "cpu"
+    model = instantiate(config.model)
+    formula.fill(model)
+    return model, facts, np.load(GOLDEN / f"{request.param}.npz")
+
+
+def evaluate(model: nn.Module, records: list[dict]) -> tuple[list, torch.Tensor]:
+    memories = []
+    hook = model.transformer.encoder.register_forward_hook(
+        lambda module, inputs, output: memories.append(output)
+    )
+    model.eval()
+    with torch.no_grad():
+        detections = [output["instances"] for output in model(records)]
+    hook.remove()
+    return detections, memories[0]
+
+
+def silence_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+
+
+def assert_same_detections(found, numbers, prefix: str) -> None:
+    """Equal up to the order of detections whose scores are closer than 1e-5."""
+    scores = numbers[f"{prefix}_scores"]
+    count = len(scores)
+    np.testing.assert_allclose(found.scores[:count], scores, rtol=TOLERANCE)
+    pool = list(range(min(len(found), count + 5)))
+    boxes = found.pred_boxes.tensor.numpy()
+    for score, box, label in zip(
+        scores, numbers[f"{prefix}_boxes"], numbers[f"{prefix}_classes"], strict=True
+    ):
+        scale = max(1.0, float(np.abs(box).max()))
+        match = next(
+            (
+                i
+                for i in pool
+                if abs(float(found.scores[i]) - score) <= max(1e-5, TOLERANCE * score)
+                and int(found.pred_classes[i]) == int(label)
+                and np.abs(boxes[i] - box).max() <= TOLERANCE * scale
+            ),
+            None,
+        )
+        assert match is not None, f"no detection like score={score} class={label} box={box}"
+        pool.remove(match)
+
+
+def test_state_dict_has_upstreams_keys_shapes_and_order(golden):
+    model, facts, _ = golden
+    keys = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
+    assert keys == [(name, shape) for name, shape in facts["state_dict"].items()]
+    trained = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    assert sum(trained.values()) == facts["num_params"]
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_evaluation_gives_upstreams_detections(golden, sample):
+    model, _, numbers = golden
+    (found,), memory = evaluate(model, [formula.records()[sample]])
+    prefix = f"eval{sample}"
+    head = numbers[f"{prefix}_memory_head"]
+    ours = memory[0, ::37, ::29].numpy()
+    np.testing.assert_allclose(ours, head, rtol=TOLERANCE, atol=TOLERANCE * np.abs(head).max())
+    square_sum = float((memory.double() ** 2).sum())
+    np.testing.assert_allclose(square_sum, numbers[f"{prefix}_memory_sum"][1], rtol=TOLERANCE)
+    assert_same_detections(found, numbers, prefix)
+
+
+def test_training_gives_upstreams_losses(golden):
+    model, facts, _ = golden
+    model.train()
+    silence_dropout(model)
+    with torch.no_grad():
+        losses = model(formula.records())
+    assert set(losses) == set(facts["losses"])
+    ours = {name: float(value) for name, value in losses.items()}
+    assert ours == pytest.approx(facts["losses"], rel=TOLERANCE, abs=1e-6)
