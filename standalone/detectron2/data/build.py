@@ -96,7 +96,7 @@ def print_instances_class_histogram(
         if len(classes):
             assert classes.min() >= 0, f"Got an invalid category_id={classes.min()}"
             assert classes.max() < num_classes, (
-                f"Got an invalid category_id={classes.max()} for a dataset of {num_classes} classes "
+                f"Got an invalid category_id={classes.max()} for {num_classes} classes "
                 f"(image {record.get('file_name', record.get('image_id'))})"
             )
         histogram += np.bincount(classes, minlength=num_classes)
@@ -159,7 +159,8 @@ def get_detection_dataset_dicts(
     per_dataset = [DatasetCatalog.get(name) for name in names]
     if isinstance(per_dataset[0], torchdata.Dataset):
         if len(per_dataset) > 1:
-            return torchdata.ConcatDataset(per_dataset)  # type: ignore[arg-type,return-value]
+            joined: Any = torchdata.ConcatDataset(per_dataset)
+            return joined
         return per_dataset[0]
     for name, records in zip(names, per_dataset, strict=True):
         assert len(records), f"Dataset '{name}' is empty!"

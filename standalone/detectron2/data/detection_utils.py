@@ -14,6 +14,7 @@ from detectron2.structures import (
     Boxes,
     BoxMode,
     Instances,
+    Keypoints,
     PolygonMasks,
     polygons_to_bitmask,
 )
@@ -136,7 +137,7 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
 
 def transform_instance_annotations(
     annotation: dict[str, Any],
-    transforms: T.Transform | Sequence[T.Transform],
+    transforms: Any,
     image_size: tuple[int, int],
     *,
     keypoint_hflip_indices: np.ndarray | None = None,
@@ -145,7 +146,7 @@ def transform_instance_annotations(
 
     Args:
         annotation: has ``bbox`` and ``bbox_mode``; the box becomes XYXY_ABS, clipped to the image.
-        transforms: one transform or a list.
+        transforms: one ``Transform`` or a list of them.
         image_size: (height, width) of the transformed image.
         keypoint_hflip_indices: see :func:`create_keypoint_hflip_indices`.
 
@@ -254,8 +255,6 @@ def annotations_to_instances(
             assert mask_format == "bitmask", mask_format
             target.gt_masks = _bit_masks(segmentations, image_size)
     if annos and "keypoints" in annos[0]:
-        from detectron2.structures import Keypoints
-
         target.gt_keypoints = Keypoints(np.stack([a.get("keypoints", []) for a in annos]))
     return target
 
@@ -282,9 +281,9 @@ def _bit_masks(segmentations: list[Any], image_size: tuple[int, int]) -> BitMask
             mask = segmentation
         else:
             raise ValueError(
-                f"Cannot convert segmentation of type '{type(segmentation)}' to BitMasks! Supported "
-                "types are: polygons as list[list[float] or ndarray], COCO-style RLE as a dict, or "
-                "a binary segmentation mask in a 2D numpy array of shape HxW."
+                f"Cannot convert segmentation of type '{type(segmentation)}' to BitMasks! "
+                "Supported types are: polygons as list[list[float] or ndarray], COCO-style "
+                "RLE as a dict, or a binary segmentation mask in a 2D numpy array of shape HxW."
             )
         masks.append(torch.from_numpy(np.array(mask, dtype=bool)))
     return BitMasks(torch.stack(masks))

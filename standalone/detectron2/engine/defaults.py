@@ -131,7 +131,7 @@ def _plain(cfg: Any) -> Any:
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     """Set up logging, save the config and seed, as most scripts do first.
 
-    Writes ``log.txt`` (other ranks ``log.txt.rank1`` ...) and ``config.yaml`` to the output directory.
+    Writes ``log.txt`` (other ranks ``log.txt.rank1`` ...) and ``config.yaml`` to the output folder.
 
     Args:
         cfg: a lazy config with ``train.output_dir``, ``train.seed`` (negative: random) and
@@ -215,8 +215,8 @@ class DefaultPredictor:
     def __init__(self, cfg: Any) -> None:
         if OmegaConf.is_config(cfg) or not hasattr(cfg, "MODEL"):
             raise TypeError(
-                "DefaultPredictor needs a yacs config (with cfg.MODEL, cfg.INPUT, cfg.DATASETS), got "
-                f"{type(cfg).__name__}. For a lazy config build the model with "
+                "DefaultPredictor needs a yacs config (with cfg.MODEL, cfg.INPUT, cfg.DATASETS), "
+                f"got {type(cfg).__name__}. For a lazy config build the model with "
                 "`model = instantiate(cfg.model)`, load weights with "
                 "`DetectionCheckpointer(model).load(cfg.train.init_checkpoint)` and call it with "
                 "`model([{'image': image_chw, 'height': h, 'width': w}])`."

@@ -46,7 +46,10 @@ class HookBase:
         """Called after each step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold of this hook; a hook with state also defines ``load_state_dict``."""
+        """What a checkpoint must hold of this hook.
+
+        A hook that returns something here also defines ``load_state_dict``.
+        """
         return {}
 
 
@@ -127,7 +130,7 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration and the hooks' states, by class name (a second hook of a class is left out)."""
+        """The iteration and the hooks' states by class name (only the first hook of a class)."""
         states: dict[str, Any] = {}
         for hook in self._hooks:
             state = hook.state_dict()
@@ -136,7 +139,7 @@ class TrainerBase:
         return {"iteration": self.iter, **({"hooks": states} if states else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; states of unknown hooks are skipped with a warning."""
+        """Restore what :meth:`state_dict` returned; unknown hooks are skipped with a warning."""
         logger = logging.getLogger(__name__)
         self.iter = state_dict["iteration"]
         for key, value in state_dict.get("hooks", {}).items():
@@ -200,7 +203,7 @@ class SimpleTrainer(TrainerBase):
         loss_dict = self.model(data)
         if isinstance(loss_dict, torch.Tensor):
             return {"total_loss": loss_dict}, loss_dict
-        return loss_dict, sum(loss_dict.values())  # type: ignore[return-value]
+        return loss_dict, sum(loss_dict.values())
 
     def run_step(self) -> None:
         data, data_time = self._next_batch()
@@ -272,7 +275,8 @@ class SimpleTrainer(TrainerBase):
             )
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(averages) > 1:
-            storage.put_scalars(cur_iter=cur_iter, **averages)
+            for name, average in averages.items():
+                storage.put_scalar(name, average, cur_iter=cur_iter)
 
     def reset_data_loader(self, data_loader_builder: Any) -> None:
         """Replace the loader by ``data_loader_builder()``, releasing the old one first."""

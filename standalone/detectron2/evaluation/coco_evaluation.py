@@ -174,8 +174,8 @@ class COCOEvaluator(DatasetEvaluator):
         for result in coco_results:
             category = result["category_id"]
             assert category < num_classes, (
-                f"A prediction has class={category}, but the dataset only has {num_classes} classes "
-                f"and predicted class id should be in [0, {num_classes - 1}]."
+                f"A prediction has class={category}, but the dataset only has {num_classes} "
+                f"classes and predicted class id should be in [0, {num_classes - 1}]."
             )
             result["category_id"] = original_id[category]
 
@@ -382,7 +382,7 @@ class COCOevalMaxDets(COCOeval):
     """
 
     def summarize(self) -> None:
-        """Fill ``stats`` with AP, AP50, AP75, AP by area and AR as the original does, and log them."""
+        """Fill ``stats`` with AP, AP50, AP75, AP by area and AR as the original; log them."""
         if not self.eval:
             raise RuntimeError("Please run accumulate() first")
         if self.params.iouType == "keypoints":
@@ -402,7 +402,7 @@ class COCOevalMaxDets(COCOeval):
         logging.getLogger(__name__).info("COCO summary:\n%s", "\n".join(lines))
 
     def _mean(self, kind: str, max_dets: int, iou: float | None, area: str) -> float:
-        """Mean precision or recall for an IoU threshold (None: all) and an area; -1 if undefined."""
+        """Mean precision or recall at an IoU (None: all) and an area; -1 if undefined."""
         area_index = self.params.areaRngLbl.index(area)
         dets_index = list(self.params.maxDets).index(max_dets)
         values = self.eval[kind][..., area_index, dets_index]

@@ -103,8 +103,8 @@ def inference_on_dataset(
         model: takes a batch of the loader.
         data_loader: batches, with a length.
         evaluator: one or several; None only measures speed.
-        callbacks: functions for ``on_start``, ``before_inference``, ``after_inference`` (each batch)
-            and ``on_end``.
+        callbacks: functions for ``on_start``, ``before_inference`` and ``after_inference`` (each
+            batch), and ``on_end``.
 
     Returns:
         The evaluator's results, empty where it has none (ranks other than 0).

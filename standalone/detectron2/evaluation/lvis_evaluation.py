@@ -40,7 +40,7 @@ class LVISEvaluator(DatasetEvaluator):
         dataset_name: a registered data set with ``json_file`` in its metadata.
         tasks: which of ``bbox``, ``segm``; found from the predictions when None.
         distributed: collect the predictions of all ranks on rank 0.
-        output_dir: where to write ``instances_predictions.pth`` and ``lvis_instances_results.json``.
+        output_dir: for ``instances_predictions.pth`` and ``lvis_instances_results.json``.
         max_dets_per_image: best-scored predictions per image that count; 300 when None.
 
     Raises:

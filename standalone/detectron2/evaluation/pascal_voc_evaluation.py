@@ -65,8 +65,8 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         """Compute the metrics.
 
         Returns:
-            ``{"bbox": {"AP", "AP50", "AP75"}}`` from 0 to 100, means over the classes; None on ranks
-            other than 0.
+            ``{"bbox": {"AP", "AP50", "AP75"}}`` from 0 to 100, means over the classes; None on
+            ranks other than 0.
         """
         gathered = comm.gather(dict(self._predictions), dst=0)
         if not comm.is_main_process():

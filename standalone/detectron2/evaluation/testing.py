@@ -12,7 +12,7 @@ __all__ = ["flatten_results_dict", "print_csv_format", "verify_results"]
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Log results in lines that are easy to copy into a spreadsheet; each starts with ``copypaste:``.
+    """Log results in lines that start with ``copypaste:``, easy to paste into a spreadsheet.
 
     Args:
         results: task -> metric -> number. Per-class metrics (with a dash in the name) are left out.

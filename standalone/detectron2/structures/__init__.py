@@ -3,6 +3,7 @@
 from .boxes import Boxes, BoxMode, pairwise_ioa, pairwise_iou, pairwise_point_box_distance
 from .image_list import ImageList
 from .instances import Instances
+from .keypoints import Keypoints
 from .masks import BitMasks, PolygonMasks, polygons_to_bitmask
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Boxes",
     "ImageList",
     "Instances",
+    "Keypoints",
     "PolygonMasks",
     "pairwise_ioa",
     "pairwise_iou",

@@ -1,7 +1,5 @@
 """Random changes of colour."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from detectron2.data.transforms.augmentation import Augmentation
 from fvcore.transforms.transform import BlendTransform, Transform
@@ -71,7 +69,7 @@ class RandomLighting(Augmentation):
         self.eigen_vecs = np.array(
             [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
         )
-        self.eigen_vals: Sequence[float] = np.array([0.2175, 0.0188, 0.0045])
+        self.eigen_vals = np.array([0.2175, 0.0188, 0.0045])
 
     def get_transform(self, image: np.ndarray) -> Transform:
         assert image.shape[-1] == 3, f"RandomLighting works on RGB images, got {image.shape}"

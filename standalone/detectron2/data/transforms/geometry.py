@@ -100,11 +100,13 @@ class Resize(Augmentation):
     """
 
     def __init__(self, shape: int | tuple[int, int], interp: int = _BILINEAR) -> None:
-        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        new_height, new_width = (shape, shape) if isinstance(shape, int) else shape
+        self.shape = (new_height, new_width)
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, self.shape[0], self.shape[1], self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -116,8 +118,8 @@ class ResizeShortestEdge(Augmentation):
         short_edge_length: (min, max) for ``"range"``, the possible lengths for ``"choice"``, or one
             int. A length of 0 leaves the image alone.
         max_size: upper limit of the longer side.
-        sample_style: ``"range"`` draws an integer between the two, inclusive; ``"choice"`` draws one
-            of the lengths.
+        sample_style: ``"range"`` draws an integer between the two, inclusive; ``"choice"`` one of
+            the lengths.
         interp: Pillow resampling filter.
     """
 
@@ -197,8 +199,8 @@ class ResizeScale(Augmentation):
         factor = np.random.uniform(self.min_scale, self.max_scale)
         height, width = image.shape[:2]
         scale = min(self.target_height * factor / height, self.target_width * factor / width)
-        new_size = (int(np.rint(height * scale)), int(np.rint(width * scale)))
-        return ResizeTransform(height, width, *new_size, self.interp)
+        new_height, new_width = int(np.rint(height * scale)), int(np.rint(width * scale))
+        return ResizeTransform(height, width, new_height, new_width, self.interp)
 
 
 class RandomResize(Augmentation):
@@ -210,7 +212,7 @@ class RandomResize(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         height, width = self.shape_list[np.random.randint(len(self.shape_list))]
-        return ResizeTransform(*image.shape[:2], height, width, self.interp)
+        return ResizeTransform(image.shape[0], image.shape[1], height, width, self.interp)
 
 
 class RandomRotation(Augmentation):
@@ -220,7 +222,7 @@ class RandomRotation(Augmentation):
         angle: (min, max) degrees for ``"range"``, or the possible angles for ``"choice"``.
         expand: grow the output to hold the whole rotated image.
         center: for ``"range"`` two corners ((x0, y0), (x1, y1)) of a relative box from which the
-            fixed point is drawn, for ``"choice"`` the possible points; relative to the image's size.
+            fixed point is drawn, for ``"choice"`` the possible points; relative to the image.
         sample_style: ``"range"`` or ``"choice"``.
         interp: Pillow resampling filter.
     """
@@ -301,7 +303,7 @@ class RandomCrop(Augmentation):
             crop_h = int(np.random.randint(min(height, low), min(height, high) + 1))
             crop_w = int(np.random.randint(min(width, low), min(width, high) + 1))
             return crop_h, crop_w
-        share = np.asarray(self.crop_size, dtype=np.float32)
+        share = np.asarray(self.crop_size, dtype=np.float64)
         if self.crop_type == "relative_range":
             share = share + np.random.rand(2) * (1 - share)
         return int(height * share[0] + 0.5), int(width * share[1] + 0.5)

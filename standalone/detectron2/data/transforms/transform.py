@@ -269,10 +269,10 @@ class PILColorTransform(ColorTransform):
     """As :class:`ColorTransform`, with a function of Pillow images."""
 
     def __init__(self, op: Callable[[Image.Image], Image.Image]) -> None:
-        super().__init__(op)
+        super().__init__(op)  # type: ignore[arg-type]
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return _like(img, super().apply_image(_to_pil(img)))
+        return _like(img, self.op(_to_pil(img)))
 
 
 def _flip_rotated_box(transform: HFlipTransform, rotated_boxes: np.ndarray) -> np.ndarray:
