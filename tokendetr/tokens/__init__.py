@@ -1,6 +1,34 @@
 """Tokens of feature pyramids: their layout, choosing among them, reducing and restoring them."""
 
+from tokendetr.tokens.aggregate import (
+    AffinityMatch,
+    match_by_affinity,
+    window_coherence,
+    window_members,
+    window_validity,
+)
 from tokendetr.tokens.layout import LevelLayout
-from tokendetr.tokens.maps import Identity, Keep, TokenMap
+from tokendetr.tokens.maps import Identity, Keep, TokenMap, put_rows, take_rows
+from tokendetr.tokens.merge import AffinityGroup, Merge, WindowGroup
+from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 
-__all__ = ["Identity", "Keep", "LevelLayout", "TokenMap"]
+__all__ = [
+    "AffinityGroup",
+    "AffinityMatch",
+    "Identity",
+    "Keep",
+    "LevelLayout",
+    "Merge",
+    "TokenMap",
+    "WindowGroup",
+    "match_by_affinity",
+    "partition",
+    "put_rows",
+    "ragged_index",
+    "take_rows",
+    "topk_valid",
+    "valid_from_counts",
+    "window_coherence",
+    "window_members",
+    "window_validity",
+]

@@ -23,8 +23,9 @@ def put_rows(base_BNC: Tensor, index_BK: Tensor, rows_BKC: Tensor) -> Tensor:
     """Return a copy of ``base_BNC`` with rows ``index_BK`` (distinct in an image) replaced."""
     batch, tokens = base_BNC.shape[:2]
     offset_B1 = torch.arange(batch, device=index_BK.device)[:, None] * tokens
-    flat = base_BNC.flatten(0, 1)
-    rows = rows_BKC.flatten(0, 1).to(flat.dtype)
+    dtype = torch.promote_types(base_BNC.dtype, rows_BKC.dtype)
+    flat = base_BNC.flatten(0, 1).to(dtype)
+    rows = rows_BKC.flatten(0, 1).to(dtype)
     return flat.index_copy(0, (index_BK + offset_B1).flatten(), rows).view_as(base_BNC)
 
 
@@ -145,5 +146,5 @@ class Keep(TokenMap):
         """Return ``base_BNC`` with the kept rows replaced."""
         if self._valid_BK is not None:
             own_BKC = take_rows(base_BNC, self._index_BK)
-            y_BKC = torch.where(self._valid_BK[..., None], y_BKC.to(base_BNC.dtype), own_BKC)
+            y_BKC = torch.where(self._valid_BK[..., None], y_BKC, own_BKC)
         return put_rows(base_BNC, self._index_BK, y_BKC)

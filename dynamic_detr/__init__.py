@@ -1,0 +1,15 @@
+"""Dynamic DETR (ICML 2025): fewer encoder queries by merging alike tokens, more where levels
+matter most."""
+
+from dynamic_detr.budget import TokenBudget
+from dynamic_detr.flops import encoder_macs, query_token_macs, saved_macs
+from dynamic_detr.sparsifier import DynamicPlan, DynamicSparsifier
+
+__all__ = [
+    "DynamicPlan",
+    "DynamicSparsifier",
+    "TokenBudget",
+    "encoder_macs",
+    "query_token_macs",
+    "saved_macs",
+]

@@ -1,0 +1,135 @@
+"""How many tokens every stage and level of Dynamic DETR keeps: plain integer arithmetic."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+RATIO_ORDERS = ("scatter", "gather")
+
+_SLACK = 1e-9
+"""Keeps a product such as 10 * (1 - 0.9) from falling below the whole number that it means."""
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """Keep ratios per stage and level, and the counts that follow from them.
+
+    Levels are numbered from 1, the finest, as in the paper.
+
+    Attributes:
+        keep_ratios: share of tokens kept, in (0, 1]; the first is for a stage's most important
+            level.
+        level_orders: per stage the levels, most important first.
+        stage_lengths: encoder layers of each stage.
+        window_sizes: cells per side of the windows of each level but the coarsest.
+        ratio_order: "scatter": the j-th level of the order gets the j-th ratio; "gather": level j
+            gets the ratio whose number is the j-th entry of the order (the literal equation 3).
+
+    Raises:
+        ValueError: where they do not fit each other; the message names the argument.
+
+    Source: Dynamic DETR (ICML 2025), section 3.2, equation 3, and section 3.3, equation 8.
+    """
+
+    keep_ratios: Sequence[float]
+    level_orders: Sequence[Sequence[int]]
+    stage_lengths: Sequence[int]
+    window_sizes: Sequence[int]
+    ratio_order: Literal["scatter", "gather"] = "scatter"
+
+    def __post_init__(self) -> None:
+        levels = len(self.keep_ratios)
+        if not levels or any(not 0 < ratio <= 1 for ratio in self.keep_ratios):
+            raise ValueError(f"keep_ratios must lie in (0, 1], got {tuple(self.keep_ratios)}")
+        if len(self.window_sizes) != levels - 1 or any(size < 1 for size in self.window_sizes):
+            raise ValueError(
+                f"window_sizes needs {levels - 1} sizes of at least 1 (one less than keep_ratios), "
+                f"got {tuple(self.window_sizes)}"
+            )
+        if not self.stage_lengths or any(length < 1 for length in self.stage_lengths):
+            raise ValueError(f"stage_lengths must be positive, got {tuple(self.stage_lengths)}")
+        if len(self.level_orders) != len(self.stage_lengths):
+            raise ValueError(
+                f"level_orders needs one order for each of the {len(self.stage_lengths)} stages, "
+                f"got {len(self.level_orders)}"
+            )
+        for order in self.level_orders:
+            if sorted(order) != list(range(1, levels + 1)):
+                raise ValueError(
+                    f"level_orders must order the levels 1 to {levels}, got {tuple(order)}"
+                )
+        if self.ratio_order not in RATIO_ORDERS:
+            raise ValueError(f"ratio_order must be one of {RATIO_ORDERS}, got {self.ratio_order!r}")
+
+    @property
+    def num_levels(self) -> int:
+        """Number of feature levels."""
+        return len(self.keep_ratios)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of encoder layers of all stages."""
+        return sum(self.stage_lengths)
+
+    @property
+    def keeps_all(self) -> bool:
+        """True where every ratio is 1."""
+        return all(ratio == 1 for ratio in self.keep_ratios)
+
+    def stage(self, layer: int) -> int:
+        """Return the stage, from 0, of an encoder layer, from 0."""
+        for stage, length in enumerate(self.stage_lengths):
+            layer -= length
+            if layer < 0:
+                return stage
+        raise ValueError(f"there are {self.num_layers} layers, got layer {layer + self.num_layers}")
+
+    def level_ratios(self, stage: int) -> tuple[float, ...]:
+        """Return the keep ratio of each level, finest first, in a stage."""
+        order = self.level_orders[stage]
+        if self.ratio_order == "gather":
+            return tuple(self.keep_ratios[level - 1] for level in order)
+        ratios = [0.0] * self.num_levels
+        for ratio, level in zip(self.keep_ratios, order, strict=True):
+            ratios[level - 1] = ratio
+        return tuple(ratios)
+
+    def merged_windows(self, level: int, ratio: float, tokens: int, windows: int) -> int:
+        """Return how many windows of a level (from 0) merge.
+
+        Args:
+            level: any but the coarsest.
+            ratio: share of the level's tokens to keep.
+            tokens: the level's real tokens.
+            windows: the level's full windows without padding; no more than these can merge.
+        """
+        cells = self.window_sizes[level] ** 2
+        if cells == 1:
+            return 0
+        return min(windows, math.floor(tokens * (1 - ratio) / (cells - 1) + _SLACK))
+
+    def important_tokens(self, ratio: float, tokens: int) -> int:
+        """Return how many tokens of the coarsest level stay queries (at least one where there are
+        any)."""
+        return min(tokens, max(1, math.floor(tokens * ratio + 0.5)))
+
+    def kept_tokens(self, stage: int, level_shapes: Sequence[Sequence[int]]) -> int:
+        """Return the queries of one image without padding in a stage.
+
+        Args:
+            stage: from 0.
+            level_shapes: (height, width) of each level, finest first.
+        """
+        kept = 0
+        for level, ratio in enumerate(self.level_ratios(stage)):
+            height, width = level_shapes[level]
+            tokens = height * width
+            if level == self.num_levels - 1:
+                kept += self.important_tokens(ratio, tokens)
+            else:
+                window = self.window_sizes[level]
+                windows = (height // window) * (width // window)
+                merged = self.merged_windows(level, ratio, tokens, windows)
+                kept += tokens - merged * (window**2 - 1)
+        return kept

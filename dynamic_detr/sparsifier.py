@@ -1,0 +1,376 @@
+"""Dynamic DETR as a token sparsifier: windows merge on fine levels, tokens on the coarsest.
+
+Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level, R merged
+windows of the batch, P cells of a window.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynamic_detr.budget import TokenBudget
+from tokendetr import supervision, trace
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.tokens import (
+    AffinityGroup,
+    AffinityMatch,
+    Merge,
+    TokenMap,
+    WindowGroup,
+    match_by_affinity,
+    partition,
+    ragged_index,
+    topk_valid,
+    valid_from_counts,
+    window_coherence,
+    window_members,
+    window_validity,
+)
+from tokendetr.tokens.merge import MERGE_RULES, MergeRule
+
+_LOGGER = logging.getLogger(__name__)
+
+Alignment = Literal["two_pass", "per_merge", "off"]
+
+
+class _Unsupervised:
+    """Whether it was said that the alignment loss goes nowhere."""
+
+    announced = False
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+class DynamicSparsifier(TokenSparsifier):
+    """Keeps few queries per level, and changes between stages which level keeps most.
+
+    At the entry of each stage the most coherent windows of the finer levels become one query each;
+    on the coarsest level, rare tokens stay queries and take in the common tokens that are most
+    like them. Values stay full grids, so whatever follows the encoder is unchanged. Nothing is
+        learned: dense checkpoints load as they are.
+
+    Args:
+        keep_ratios: share of tokens that stay queries, for a stage's most important level first.
+        level_orders: per stage the levels (1 = finest), most important first. The first one is the
+            paper's; the others follow its figure's trend from fine to coarse.
+        stage_lengths: encoder layers of each stage.
+        window_sizes: cells per side of the windows of each level but the coarsest. Every window of
+            the default covers one token of the coarsest level; (4, 2, 1) is the reading closest to
+                the paper's figure.
+        ratio_order: see :class:`dynamic_detr.budget.TokenBudget`.
+        merge: how the tokens of a group become one: "mean", "sum", "max", or "retain" the one in
+            whose place the result stands.
+        cells: what a merged window's other cells hold afterwards: "stale" keeps what they had,
+            "broadcast" gives all the window's result.
+        anchor: position and reference point of a merged window: those of its "bottom_right" cell,
+            or its "center".
+        affinity_matching: whether the coarsest level's other tokens are taken in by important
+            ones, or left out.
+        num_neighbors: how many most similar tokens are looked at for important ones.
+        min_cosine: lower bound of cosines when rarity is computed, above 0.
+        selection: "coherence" and rarity as in the paper, or "random" (for comparison).
+        alignment: the regularisation of the memory's centre in training: "two_pass" compares with
+            a dense pass of the same encoder, "per_merge" compares before and after each merge,
+                "off".
+        alignment_weight: weight of that loss.
+        value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+
+    Raises:
+        ValueError: for values out of range; the message names the argument.
+
+    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: windows cut by the border or by
+    padding never merge; cosines are clamped before they are inverted; the merges of the coarsest
+    level are simultaneous.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep_ratios: Sequence[float] = (0.5, 0.4, 0.3, 0.2),
+        level_orders: Sequence[Sequence[int]] = ((1, 2, 3, 4), (3, 2, 4, 1), (4, 3, 2, 1)),
+        stage_lengths: Sequence[int] = (2, 3, 1),
+        window_sizes: Sequence[int] = (8, 4, 2),
+        ratio_order: Literal["scatter", "gather"] = "scatter",
+        merge: MergeRule = "mean",
+        cells: Literal["stale", "broadcast"] = "stale",
+        anchor: Literal["bottom_right", "center"] = "bottom_right",
+        affinity_matching: bool = True,
+        num_neighbors: int = 3,
+        min_cosine: float = 0.01,
+        selection: Literal["coherence", "random"] = "coherence",
+        alignment: Alignment = "two_pass",
+        alignment_weight: float = 0.1,
+        value_policy: ValuePolicy = "updated",
+    ) -> None:
+        super().__init__(value_policy=value_policy)
+        self.budget = TokenBudget(
+            keep_ratios=tuple(float(ratio) for ratio in keep_ratios),
+            level_orders=tuple(tuple(order) for order in level_orders),
+            stage_lengths=tuple(stage_lengths),
+            window_sizes=tuple(window_sizes),
+            ratio_order=ratio_order,
+        )
+        _check_choice("merge", merge, MERGE_RULES)
+        _check_choice("cells", cells, ("stale", "broadcast"))
+        _check_choice("anchor", anchor, ("bottom_right", "center"))
+        _check_choice("selection", selection, ("coherence", "random"))
+        _check_choice("alignment", alignment, ("two_pass", "per_merge", "off"))
+        if num_neighbors < 1:
+            raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
+        if not 0 < min_cosine <= 1:
+            raise ValueError(f"min_cosine must lie in (0, 1], got {min_cosine}")
+        if alignment_weight < 0:
+            raise ValueError(f"alignment_weight must be at least 0, got {alignment_weight}")
+        self.merge: MergeRule = merge
+        self.cells = cells
+        self.anchor = anchor
+        self.affinity_matching = affinity_matching
+        self.num_neighbors = num_neighbors
+        self.min_cosine = min_cosine
+        self.selection = selection
+        self.alignment: Alignment = alignment
+        self.alignment_weight = alignment_weight
+
+    def plan(self, context: EncoderContext) -> "DynamicPlan":
+        """Return the plan of one forward pass.
+
+        Raises:
+            ValueError: where the encoder has other numbers of layers or levels than the budget.
+        """
+        budget = self.budget
+        if budget.num_layers != context.num_layers:
+            raise ValueError(
+                f"stage_lengths {budget.stage_lengths} make {budget.num_layers} layers, "
+                f"the encoder has {context.num_layers}"
+            )
+        if budget.num_levels != context.layout.num_levels:
+            raise ValueError(
+                f"keep_ratios {budget.keep_ratios} are for {budget.num_levels} feature levels, "
+                f"the encoder got {context.layout.num_levels}"
+            )
+        return DynamicPlan(context, self)
+
+
+class DynamicPlan(TokenPlan):
+    """One forward pass: a new map at the entry of each stage, and the alignment loss at the end.
+
+    Args:
+        context: the forward pass.
+        sparsifier: the options.
+    """
+
+    def __init__(self, context: EncoderContext, sparsifier: DynamicSparsifier) -> None:
+        super().__init__(context)
+        self.options = sparsifier
+        self._stage = -1
+        self._map: TokenMap | None = None
+        self._stage_input_BNC: Tensor | None = None
+        self._distances: list[Tensor] = []
+        self._aligns = (
+            sparsifier.alignment != "off"
+            and sparsifier.training
+            and torch.is_grad_enabled()
+            and not sparsifier.budget.keeps_all
+            and _is_supervised()
+        )
+
+    def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
+        """Return the map of the layer's stage, made from the tokens at the stage's entry."""
+        stage = self.options.budget.stage(layer)
+        if self._map is None or stage != self._stage:
+            self._map, self._stage = self._make_map(stage, memory_BNC), stage
+            self._stage_input_BNC = memory_BNC
+        return self._map
+
+    def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
+        """Measure, where asked for, how far the merge at a stage's entry moved each level's
+        centre."""
+        before_BNC, self._stage_input_BNC = self._stage_input_BNC, None
+        if before_BNC is not None and self._aligns and self.options.alignment == "per_merge":
+            before_BLC = self._level_centers(before_BNC, None)
+            after_BLC = self._level_centers(tokens_BKC, token_map)
+            distance_BL = torch.linalg.vector_norm(before_BLC - after_BLC, dim=-1)
+            self._distances.append(distance_BL.mean())
+        return tokens_BKC
+
+    def finish(self, memory_BNC: Tensor) -> Tensor:
+        """Ask for the alignment loss ``loss_align``."""
+        context = supervision.current()
+        if not self._aligns or context is None:
+            return memory_BNC
+        if self.options.alignment == "per_merge":
+            distance = torch.stack(self._distances).mean()
+        else:
+            # After the main pass, never before it: autocast keeps the casts of weights that the
+            # first pass makes, and those made without gradients would cut off the main pass.
+            target_BC = self._center(self.context.run_dense())
+            center_BC = self._center(memory_BNC)
+            distance = torch.linalg.vector_norm(center_BC - target_BC, dim=-1).mean()
+        context.add("loss_align", self.options.alignment_weight * distance)
+        return memory_BNC
+
+    def _center(self, memory_BNC: Tensor) -> Tensor:
+        """Return the mean of each image's real tokens, float [B, C]."""
+        valid_BN1 = self.context.layout.valid_BN[..., None].to(memory_BNC.dtype)
+        return (memory_BNC * valid_BN1).sum(dim=1) / valid_BN1.sum(dim=1).clamp_min(1)
+
+    def _level_centers(self, tokens_BKC: Tensor, token_map: TokenMap | None) -> Tensor:
+        """Return the mean of each level's (reduced) tokens, [B, L, C]."""
+        layout = self.context.layout
+        sizes = torch.tensor(layout.level_sizes, device=layout.device)
+        level_N = torch.arange(layout.num_levels, device=layout.device).repeat_interleave(sizes)
+        level_BK = level_N.expand(layout.batch_size, -1)
+        valid_BK: Tensor | None = layout.valid_BN
+        if token_map is not None:
+            level_BK, valid_BK = token_map.select(level_BK), token_map.valid_BK
+        member_BKL = torch.nn.functional.one_hot(level_BK, layout.num_levels).to(tokens_BKC.dtype)
+        if valid_BK is not None:
+            member_BKL = member_BKL * valid_BK[..., None]
+        count_BL1 = member_BKL.sum(dim=1)[..., None].clamp_min(1)
+        return member_BKL.transpose(1, 2) @ tokens_BKC / count_BL1
+
+    @torch.no_grad()
+    def _make_map(self, stage: int, memory_BNC: Tensor) -> TokenMap:
+        """Choose what merges in a stage."""
+        ratios = self.options.budget.level_ratios(stage)
+        if all(ratio == 1 for ratio in ratios):
+            return self._identity
+        layout, options = self.context.layout, self.options
+        counts = [sum(image) for image in layout.valid_counts]
+        keep_BN = layout.valid_BN.clone()
+        windows: list[Tensor] = []
+        for level, ratio in enumerate(ratios[:-1]):
+            member_RP, merged = self._merged_windows(level, ratio, memory_BNC)
+            cells = options.budget.window_sizes[level] ** 2
+            counts = [count - m * (cells - 1) for count, m in zip(counts, merged, strict=True)]
+            keep_BN.view(-1)[member_RP[:, :-1].flatten()] = False
+            windows.append(member_RP)
+        match, important = self._match_coarsest(ratios[-1], memory_BNC)
+        if match is not None:
+            keep_BN[:, layout.level_starts[-1] :] = match.important_BN
+            for image, level_counts in enumerate(layout.valid_counts):
+                counts[image] += important[image] - level_counts[-1]
+        order_BN, slot_BN = partition(keep_BN)
+        return self._assemble(order_BN, slot_BN, counts, windows, match, important)
+
+    def _merged_windows(
+        self, level: int, ratio: float, memory_BNC: Tensor
+    ) -> tuple[Tensor, list[int]]:
+        """Return the flat tokens [R, P] of a level's merging windows, and the windows per image."""
+        layout, options = self.context.layout, self.options
+        height, width = layout.level_shapes[level]
+        window = options.budget.window_sizes[level]
+        valid_BS, windows = window_validity(layout, level, window)
+        merged = [
+            options.budget.merged_windows(level, ratio, image[level], existing)
+            for image, existing in zip(layout.valid_counts, windows, strict=True)
+        ]
+        members_SP = window_members(height, width, window, memory_BNC.device)
+        if not any(merged):
+            return members_SP[:0], merged
+        if options.selection == "random":
+            shape = (layout.batch_size, members_SP.shape[0])
+            score_BS = torch.rand(shape, device=memory_BNC.device)
+        else:
+            score_BS = window_coherence(
+                layout.split(memory_BNC)[level], height=height, width=width, window=window
+            )
+        trace.record_score(f"coherence_level{level + 1}", score_BS)
+        order_BS, _ = topk_valid(score_BS, merged, valid_BN=valid_BS, valid_counts=windows)
+        chosen_R = ragged_index(merged, order_BS.shape[1], memory_BNC.device)
+        image_R = chosen_R // order_BS.shape[1]
+        first_R = image_R * layout.num_tokens + layout.level_starts[level]
+        return members_SP[order_BS.flatten()[chosen_R]] + first_R[:, None], merged
+
+    def _match_coarsest(
+        self, ratio: float, memory_BNC: Tensor
+    ) -> tuple[AffinityMatch | None, list[int]]:
+        """Return how the coarsest level's tokens match, and each image's important tokens."""
+        layout, options = self.context.layout, self.options
+        existing = [image[-1] for image in layout.valid_counts]
+        if ratio == 1:
+            return None, existing
+        level_BUC = layout.split(memory_BNC)[-1]
+        important = [options.budget.important_tokens(ratio, count) for count in existing]
+        random = options.selection == "random"
+        with torch.autocast(memory_BNC.device.type, enabled=False):
+            match = match_by_affinity(
+                level_BUC,
+                important_counts=important,
+                valid_BN=layout.split(layout.valid_BN)[-1] if layout.may_have_padding else None,
+                valid_counts=existing,
+                num_neighbors=options.num_neighbors,
+                min_cosine=options.min_cosine,
+                score_BN=torch.rand_like(level_BUC[..., 0], dtype=torch.float32)
+                if random
+                else None,
+            )
+        trace.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
+        return match, important
+
+    def _assemble(
+        self,
+        order_BN: Tensor,
+        slot_BN: Tensor,
+        counts: list[int],
+        windows: list[Tensor],
+        match: AffinityMatch | None,
+        important: list[int],
+    ) -> Merge:
+        length, tokens = max(counts), order_BN.shape[1]
+
+        def flat_slots(token_R: Tensor) -> Tensor:
+            return slot_BN.flatten()[token_R] + token_R // tokens * length
+
+        groups: list[WindowGroup | AffinityGroup] = [
+            WindowGroup(
+                slot_R=flat_slots(member_RP[:, -1]),
+                member_RP=member_RP,
+                rule=self.options.merge,
+                locate="anchor" if self.options.anchor == "bottom_right" else "mean",
+            )
+            for member_RP in windows
+        ]
+        if match is not None and self.options.affinity_matching:
+            start, level_tokens = self.context.layout.level_starts[-1], match.score_BN.shape[1]
+            index_BK = match.index_BK
+            chosen_R = ragged_index(important, index_BK.shape[1], order_BN.device)
+            image_R = chosen_R // max(index_BK.shape[1], 1)
+            token_R = index_BK.flatten()[chosen_R]
+            groups.append(
+                AffinityGroup(
+                    slot_R=flat_slots(token_R + start + image_R * tokens),
+                    token_R=token_R + image_R * level_tokens,
+                    match_BUT=match.match_BNT,
+                    hit_BUT=match.hit_BNT,
+                    start=start,
+                    rule=self.options.merge,
+                )
+            )
+        return Merge(
+            index_BK=order_BN[:, :length],
+            valid_BK=valid_from_counts(counts, length, order_BN.device),
+            groups=groups,
+            num_all=tokens,
+            broadcast=self.options.cells == "broadcast",
+        )
+
+
+def _is_supervised() -> bool:
+    """Return whether a loss can be asked for; say once where it cannot."""
+    if supervision.current() is not None:
+        return True
+    if not _Unsupervised.announced:
+        _Unsupervised.announced = True
+        _LOGGER.warning(
+            "The alignment loss of Dynamic DETR is left out: the model is not supervised. "
+            "Build its config with tokendetr.config.sparsify(), call "
+            "tokendetr.supervision.supervise(model), or set alignment='off'."
+        )
+    return False

@@ -1,0 +1,89 @@
+"""Choosing tokens: stable top-k and stable partition, with per-image counts and padding left out.
+
+Shapes: B image, N candidates, K the largest count of the batch. Index lists are prefixes of a
+    permutation of the
+candidates: an image's entries are distinct, also the padding entries behind its own count.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def valid_from_counts(counts: Sequence[int], length: int, device: torch.device) -> Tensor | None:
+    """Return bool [B, length], True for the first ``counts[b]`` entries; None where that is all of
+    them."""
+    if all(count == length for count in counts):
+        return None
+    counts_B1 = torch.tensor(counts, device=device)[:, None]
+    return torch.arange(length, device=device) < counts_B1
+
+
+def ragged_index(counts: Sequence[int], stride: int, device: torch.device) -> Tensor:
+    """Return the flat positions of the first ``counts[b]`` entries of each row of a tensor [B,
+    stride]."""
+    pieces = [torch.arange(count) + row * stride for row, count in enumerate(counts)]
+    return torch.cat(pieces).to(device)
+
+
+def topk_valid(
+    score_BN: Tensor,
+    counts: Sequence[int],
+    *,
+    valid_BN: Tensor | None = None,
+    valid_counts: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return each image's best candidates, best first; equal scores keep their order of position.
+
+    Args:
+        score_BN: float; NaN counts as the lowest score.
+        counts: how many candidates each image wants, at least 0; an image with fewer real ones
+            gets what exists.
+        valid_BN: bool, True where a candidate is real; None where all are. Others are never chosen.
+        valid_counts: real candidates of each image, where known (spares a synchronisation with the
+            device).
+
+    Returns:
+        Long [B, K], and bool [B, K] that is True for an image's own choices, or None where all
+        entries are.
+
+    Raises:
+        ValueError: for a count below 0 or a wrong number of counts.
+    """
+    batch, candidates = score_BN.shape
+    if len(counts) != batch or any(count < 0 for count in counts):
+        raise ValueError(f"need {batch} counts of at least 0, got {list(counts)}")
+    score_BN = score_BN.detach()
+    lowest = torch.finfo(score_BN.dtype).min
+    score_BN = score_BN.nan_to_num(nan=lowest, neginf=lowest)
+    if valid_BN is None:
+        existing: Sequence[int] = [candidates] * batch
+    else:
+        score_BN = score_BN.masked_fill(~valid_BN, float("-inf"))
+        existing = valid_BN.sum(dim=1).tolist() if valid_counts is None else valid_counts
+    counts = [min(count, exists) for count, exists in zip(counts, existing, strict=True)]
+    length = max(counts, default=0)
+    order_BN = score_BN.sort(dim=1, descending=True, stable=True).indices
+    return order_BN[:, :length], valid_from_counts(counts, length, score_BN.device)
+
+
+def partition(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Order candidates so that the kept ones come first, both parts in order of position.
+
+    Args:
+        keep_BN: bool.
+
+    Returns:
+        The order, long [B, N] (``order[b, s]`` is the candidate at place s), and its inverse, long
+        [B, N] (``slot[b, n]`` is the place of candidate n).
+    """
+    kept_BN = keep_BN.long()
+    places_before_BN = kept_BN.cumsum(dim=1)
+    position_N = torch.arange(1, keep_BN.shape[1] + 1, device=keep_BN.device)
+    dropped_before_BN = position_N - places_before_BN
+    slot_BN = torch.where(
+        keep_BN, places_before_BN, places_before_BN[:, -1:] + dropped_before_BN
+    ).sub_(1)
+    position_BN = (position_N - 1).expand_as(slot_BN)
+    return torch.empty_like(slot_BN).scatter_(1, slot_BN, position_BN), slot_BN
