@@ -30,7 +30,7 @@ def default_X_scheduler(num_X):
 
 
 def default_coco_scheduler(epochs=50, decay_epochs=40, warmup_epochs=0):
-    """Drop by ten after ``decay_epochs`` of ``epochs``, the first ``warmup_epochs`` of them warm-up."""
+    """Drop by ten after ``decay_epochs`` of ``epochs``; the first ``warmup_epochs`` are warm-up."""
     total = epochs * ITERATIONS_PER_EPOCH
     scheduler = L(MultiStepParamScheduler)(
         values=[1.0, 0.1],

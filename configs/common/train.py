@@ -1,56 +1,56 @@
-"""Defaults of everything about a training run that is neither model, data, optimizer nor schedule."""
+"""Defaults of a training run, beside those of model, data, optimizer and schedule."""
 
-train = dict(
+train = {
     # where logs, metrics and checkpoints go
-    output_dir="./output",
+    "output_dir": "./output",
     # weights to start from: a file, a URL or detectron2://...
-    init_checkpoint="",
+    "init_checkpoint": "",
     # training steps (optimizer updates); 90000 at batch size 16 are 12 epochs of COCO
-    max_iter=90000,
+    "max_iter": 90000,
     # mixed precision; dtype is "float16" (with loss scaling) or "bfloat16"
-    amp=dict(enabled=False, dtype="float16"),
+    "amp": {"enabled": False, "dtype": "float16"},
     # DistributedDataParallel
-    ddp=dict(
-        broadcast_buffers=False,
-        find_unused_parameters=False,
-        fp16_compression=False,
-    ),
+    "ddp": {
+        "broadcast_buffers": False,
+        "find_unused_parameters": False,
+        "fp16_compression": False,
+    },
     # gradient clipping: arguments of torch.nn.utils.clip_grad_norm_
-    clip_grad=dict(
-        enabled=False,
-        params=dict(
-            max_norm=0.1,
-            norm_type=2,
-        ),
-    ),
+    "clip_grad": {
+        "enabled": False,
+        "params": {
+            "max_norm": 0.1,
+            "norm_type": 2,
+        },
+    },
     # batches whose gradients are summed up before each optimizer update
-    grad_accum_steps=1,
+    "grad_accum_steps": 1,
     # random seed, drawn from the clock when negative
-    seed=-1,
+    "seed": -1,
     # 20 iterations with frequent evaluation and logging, to see whether everything runs
-    fast_dev_run=dict(enabled=False),
+    "fast_dev_run": {"enabled": False},
     # a checkpoint every `period` iterations, of which the newest `max_to_keep` are kept
-    checkpointer=dict(period=5000, max_to_keep=100),
+    "checkpointer": {"period": 5000, "max_to_keep": 100},
     # evaluate every `eval_period` iterations
-    eval_period=5000,
+    "eval_period": 5000,
     # write metrics every `log_period` iterations
-    log_period=20,
+    "log_period": 20,
     # Weights & Biases; params are the arguments of wandb.init
-    wandb=dict(
-        enabled=False,
-        params=dict(
-            dir="./wandb_output",
-            project="detrex",
-            name="detrex_experiment",
-        ),
-    ),
+    "wandb": {
+        "enabled": False,
+        "params": {
+            "dir": "./wandb_output",
+            "project": "detrex",
+            "name": "detrex_experiment",
+        },
+    },
     # moving average of the weights, kept on `device` (the model's when empty)
-    model_ema=dict(
-        enabled=False,
-        decay=0.999,
-        device="",
-        use_ema_weights_for_eval_only=False,
-    ),
+    "model_ema": {
+        "enabled": False,
+        "decay": 0.999,
+        "device": "",
+        "use_ema_weights_for_eval_only": False,
+    },
     # where the model runs
-    device="cuda",
-)
+    "device": "cuda",
+}

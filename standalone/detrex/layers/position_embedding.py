@@ -116,8 +116,8 @@ class PositionEmbeddingLearned(nn.Module):
         if height > self.row_num_embed or width > self.col_num_embed:
             raise ValueError(
                 f"a feature map of {height} x {width} pixels exceeds the learned table of"
-                f" {self.row_num_embed} rows x {self.col_num_embed} columns; raise row_num_embed and"
-                " col_num_embed"
+                f" {self.row_num_embed} rows x {self.col_num_embed} columns; raise row_num_embed"
+                " and col_num_embed"
             )
         columns = self.col_embed.weight[:width].expand(height, width, -1)
         rows = self.row_embed.weight[:height, None].expand(height, width, -1)

@@ -1,0 +1,363 @@
+"""detrex.layers against independent references."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detrex.layers import (
+    FFN,
+    MLP,
+    BaseTransformerLayer,
+    ConditionalCrossAttention,
+    ConditionalSelfAttention,
+    ConvNorm,
+    LayerNorm,
+    MultiheadAttention,
+    MultiScaleDeformableAttention,
+    PositionEmbeddingLearned,
+    PositionEmbeddingSine,
+    TransformerLayerSequence,
+    get_sine_pos_embed,
+    multi_scale_deformable_attn_pytorch,
+)
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def pixel(grid, y, x):
+    """Value at integer coordinates, zero outside."""
+    height, width, _ = grid.shape
+    if 0 <= y < height and 0 <= x < width:
+        return grid[y, x]
+    return torch.zeros_like(grid[0, 0])
+
+
+def naive_deformable(value, shapes, locations, weights):
+    """Bilinear sampling written out point by point."""
+    batch, _, heads, _ = value.shape
+    _, queries, _, levels, points, _ = locations.shape
+    out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
+    starts = [sum(h * w for h, w in shapes[:i]) for i in range(levels)]
+    for b, q, m, lv, p in torch.cartesian_prod(
+        *[torch.arange(n) for n in (batch, queries, heads, levels, points)]
+    ).tolist():
+        h, w = shapes[lv]
+        grid = value[b, starts[lv] : starts[lv] + h * w, m].view(h, w, -1)
+        x = (locations[b, q, m, lv, p, 0] * w - 0.5).item()
+        y = (locations[b, q, m, lv, p, 1] * h - 0.5).item()
+        x0, y0 = math.floor(x), math.floor(y)
+        for yy, wy in ((y0, y0 + 1 - y), (y0 + 1, y - y0)):
+            for xx, wx in ((x0, x0 + 1 - x), (x0 + 1, x - x0)):
+                out[b, q, m] += weights[b, q, m, lv, p] * wy * wx * pixel(grid, yy, xx)
+    return out.flatten(2)
+
+
+def test_deformable_sampling_equals_a_naive_loop_also_outside_the_maps():
+    shapes = [(3, 5), (2, 2)]
+    value = torch.randn(2, 19, 2, 3, dtype=torch.float64)
+    locations = torch.rand(2, 4, 2, 2, 3, 2, dtype=torch.float64) * 1.6 - 0.3
+    weights = torch.rand(2, 4, 2, 2, 3, dtype=torch.float64)
+    expected = naive_deformable(value, shapes, locations, weights)
+    for given in (torch.tensor(shapes), shapes):
+        actual = multi_scale_deformable_attn_pytorch(value, given, locations, weights)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reference_dim", [2, 4])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_deformable_attention_module(reference_dim, batch_first):
+    shapes = torch.tensor([[3, 5], [2, 2]])
+    attention = MultiScaleDeformableAttention(
+        8, 2, num_levels=2, num_points=3, batch_first=batch_first
+    ).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    attention.eval()
+    query, pos = torch.randn(2, 2, 4, 8, dtype=torch.float64)
+    value = torch.randn(2, 19, 8, dtype=torch.float64)
+    padding = torch.rand(2, 19) < 0.3
+    reference = torch.rand(2, 4, 2, reference_dim, dtype=torch.float64)
+
+    projected = attention.value_proj(value).masked_fill(padding[..., None], 0).view(2, 19, 2, 4)
+    offsets = attention.sampling_offsets(query + pos).view(2, 4, 2, 2, 3, 2)
+    weights = attention.attention_weights(query + pos).view(2, 4, 2, 6).softmax(-1)
+    size = torch.tensor([[5, 3], [2, 2]]).view(1, 1, 1, 2, 1, 2)
+    centre = reference[:, :, None, :, None, :2]
+    if reference_dim == 2:
+        locations = centre + offsets / size
+    else:
+        locations = centre + offsets / 3 * reference[:, :, None, :, None, 2:] * 0.5
+    sampled = naive_deformable(projected, shapes.tolist(), locations, weights.view(2, 4, 2, 2, 3))
+    expected = attention.output_proj(sampled) + query
+
+    def layout(x):
+        return x if batch_first else x.transpose(0, 1)
+
+    actual = attention(
+        layout(query),
+        value=layout(value),
+        query_pos=layout(pos),
+        key_padding_mask=padding,
+        reference_points=reference,
+        spatial_shapes=shapes,
+    )
+    torch.testing.assert_close(layout(actual), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_deformable_attention_starts_with_heads_looking_around():
+    attention = MultiScaleDeformableAttention(32, 8, num_levels=2, num_points=4)
+    offsets = attention.sampling_offsets.bias.view(8, 2, 4, 2)
+    expected = torch.tensor(
+        [[1, 0], [1, 1], [0, 1], [-1, 1], [-1, 0], [-1, -1], [0, -1], [1, -1]]
+    ).float()
+    for point in range(4):
+        for level in range(2):
+            torch.testing.assert_close(
+                offsets[:, level, point], expected * (point + 1), atol=1e-5, rtol=0
+            )
+    assert not attention.sampling_offsets.weight.any()
+    assert not attention.attention_weights.bias.any()
+
+
+def test_deformable_attention_rejects_bad_input():
+    with pytest.raises(ValueError, match="divisible"):
+        MultiScaleDeformableAttention(30, 8)
+    attention = MultiScaleDeformableAttention(16, 2, num_levels=1, batch_first=True)
+    query, reference = torch.zeros(1, 3, 16), torch.zeros(1, 3, 1, 2)
+    with pytest.raises(ValueError, match="add up to 3"):
+        attention(query, reference_points=reference, spatial_shapes=torch.tensor([[2, 2]]))
+    with pytest.raises(ValueError, match="2 .points. or 4"):
+        attention(
+            query, reference_points=torch.zeros(1, 3, 1, 3), spatial_shapes=torch.tensor([[1, 3]])
+        )
+    with pytest.raises(ValueError, match="reference_points and spatial_shapes"):
+        attention(query)
+
+
+def test_multihead_attention_equals_torch_with_positions_and_identity():
+    attention = MultiheadAttention(16, 4, batch_first=True).eval()
+    query, query_pos = torch.randn(2, 2, 5, 16)
+    key, key_pos = torch.randn(2, 2, 7, 16)
+    forbidden = torch.rand(5, 7) < 0.3
+    forbidden[:, 0] = False
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 5:] = True
+    expected = query + F.multi_head_attention_forward(
+        (query + query_pos).transpose(0, 1),
+        (key + key_pos).transpose(0, 1),
+        key.transpose(0, 1),
+        16,
+        4,
+        attention.attn.in_proj_weight,
+        attention.attn.in_proj_bias,
+        None,
+        None,
+        False,
+        0.0,
+        attention.attn.out_proj.weight,
+        attention.attn.out_proj.bias,
+        attn_mask=forbidden,
+        key_padding_mask=padding,
+    )[0].transpose(0, 1)
+    actual = attention(
+        query,
+        key,
+        query_pos=query_pos,
+        key_pos=key_pos,
+        attn_mask=forbidden,
+        key_padding_mask=padding,
+    )
+    torch.testing.assert_close(actual, expected)
+    with pytest.warns(UserWarning, match="position encoding of key is missing"):
+        attention(query, key, query_pos=query_pos)
+
+
+@pytest.mark.parametrize("cls", [ConditionalSelfAttention, ConditionalCrossAttention])
+def test_conditional_attention_is_the_same_in_both_layouts(cls):
+    sequence_first = cls(16, 4).eval()
+    batch_first = cls(16, 4, batch_first=True).eval()
+    batch_first.load_state_dict(sequence_first.state_dict())
+    query, query_pos, sine = torch.randn(3, 2, 5, 16)
+    key, key_pos = torch.randn(2, 2, 7, 16)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[0, 4:] = True
+    kwargs = {"query_sine_embed": sine} if cls is ConditionalCrossAttention else {}
+    batched = batch_first(
+        query, key, query_pos=query_pos, key_pos=key_pos, key_padding_mask=padding, **kwargs
+    )
+    swapped = {name: x.transpose(0, 1) for name, x in kwargs.items()}
+    sequenced = sequence_first(
+        query.transpose(0, 1),
+        key.transpose(0, 1),
+        query_pos=query_pos.transpose(0, 1),
+        key_pos=key_pos.transpose(0, 1),
+        key_padding_mask=padding,
+        **swapped,
+    )
+    torch.testing.assert_close(batched, sequenced.transpose(0, 1))
+    # padded keys do not matter
+    changed = key.clone()
+    changed[0, 4:] = 100.0
+    again = batch_first(
+        query, changed, query_pos=query_pos, key_pos=key_pos, key_padding_mask=padding, **kwargs
+    )
+    torch.testing.assert_close(batched, again)
+
+
+def test_conditional_cross_attention_scores_are_content_plus_position():
+    attention = ConditionalCrossAttention(8, 2, batch_first=True).eval()
+    query, query_pos, sine = torch.randn(3, 1, 3, 8)
+    key, key_pos = torch.randn(2, 1, 4, 8)
+
+    def heads(x):
+        return x.view(1, -1, 2, 4).transpose(1, 2)
+
+    k_pos = attention.key_pos_proj(key_pos)
+    q = attention.query_content_proj(query) + attention.query_pos_proj(query_pos)
+    k = attention.key_content_proj(key) + k_pos
+    scores = heads(q) @ heads(k).mT
+    scores = scores + heads(attention.query_pos_sine_proj(sine)) @ heads(k_pos).mT
+    weights = (scores / math.sqrt(8)).softmax(-1)
+    out = (weights @ heads(attention.value_proj(key))).transpose(1, 2).reshape(1, 3, 8)
+    expected = query + attention.out_proj(out)
+    actual = attention(
+        query,
+        key,
+        query_pos=query_pos,
+        key_pos=key_pos,
+        query_sine_embed=sine,
+        is_first_layer=True,
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+def test_sine_embedding_follows_the_formula():
+    embedding = PositionEmbeddingSine(num_pos_feats=8, normalize=True, offset=-0.5)
+    padding = torch.zeros(2, 4, 6, dtype=torch.bool)
+    padding[1, 3:] = True
+    padding[1, :, 4:] = True
+    actual = embedding(padding)
+    assert actual.shape == (2, 16, 4, 6)
+    for image, (height, width) in enumerate([(4, 6), (3, 4)]):
+        for row, column in [(0, 0), (2, 3)]:
+            y = (row + 1 - 0.5) / (height + 1e-6) * 2 * math.pi
+            x = (column + 1 - 0.5) / (width + 1e-6) * 2 * math.pi
+            expected = []
+            for coordinate in (y, x):
+                for channel in range(8):
+                    angle = coordinate / 10000 ** (2 * (channel // 2) / 8)
+                    expected.append(math.cos(angle) if channel % 2 else math.sin(angle))
+            torch.testing.assert_close(
+                actual[image, :, row, column], torch.tensor(expected), atol=1e-5, rtol=0
+            )
+
+
+@pytest.mark.parametrize("exchange_xy", [True, False])
+def test_coordinate_embedding_follows_the_formula(exchange_xy):
+    position = torch.rand(2, 3, 4)
+    actual = get_sine_pos_embed(position, num_pos_feats=6, exchange_xy=exchange_xy)
+    assert actual.shape == (2, 3, 24)
+    order = [1, 0, 2, 3] if exchange_xy else [0, 1, 2, 3]
+    for slot, coordinate in enumerate(order):
+        for channel in range(6):
+            angle = position[..., coordinate] * 2 * math.pi / 10000 ** (2 * (channel // 2) / 6)
+            expected = angle.cos() if channel % 2 else angle.sin()
+            torch.testing.assert_close(actual[..., slot * 6 + channel], expected, atol=1e-5, rtol=0)
+
+
+def test_learned_embedding_concatenates_columns_and_rows():
+    embedding = PositionEmbeddingLearned(num_pos_feats=4, row_num_embed=5, col_num_embed=6)
+    out = embedding(torch.zeros(2, 3, 4))
+    torch.testing.assert_close(
+        out[1, :, 2, 3], torch.cat([embedding.col_embed.weight[3], embedding.row_embed.weight[2]])
+    )
+    with pytest.raises(ValueError, match="6 x 4 pixels exceeds"):
+        embedding(torch.zeros(1, 6, 4))
+
+
+def test_mlp_and_ffn():
+    mlp, x = MLP(4, 6, 2, 3), torch.randn(5, 4)
+    first, second, last = mlp.layers
+    torch.testing.assert_close(mlp(x), last(second(first(x).relu()).relu()))
+    ffn, identity = FFN(4, 8), torch.randn(5, 4)
+    assert sorted(ffn.state_dict()) == [
+        "layers.0.0.bias",
+        "layers.0.0.weight",
+        "layers.1.bias",
+        "layers.1.weight",
+    ]
+    hidden = ffn.layers[1](ffn.layers[0][0](x).relu())
+    torch.testing.assert_close(ffn(x), x + hidden)
+    torch.testing.assert_close(ffn(x, identity), identity + hidden)
+    with pytest.raises(ValueError, match="num_fcs >= 2"):
+        FFN(4, 8, num_fcs=1)
+
+
+@pytest.mark.parametrize("channel_last", [True, False])
+def test_layer_norm_in_both_layouts(channel_last):
+    norm, x = LayerNorm(6, channel_last=channel_last), torch.randn(2, 3, 4, 6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    expected = F.layer_norm(x, (6,), norm.weight, norm.bias, 1e-6)
+    actual = norm(x) if channel_last else norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_conv_norm_has_no_activation():
+    conv = ConvNorm(3, 4, kernel_size=3, padding=1, norm_layer=nn.BatchNorm2d(4))
+    assert conv.activation is None
+    assert set(dict(conv.named_modules())) == {"", "conv", "norm"}
+    assert conv(torch.randn(2, 3, 5, 5)).min() < 0
+
+
+def make_layer(order):
+    return BaseTransformerLayer(
+        attn=MultiheadAttention(8, 2, batch_first=True),
+        ffn=FFN(8, 16),
+        norm=nn.LayerNorm(8),
+        operation_order=order,
+    ).eval()
+
+
+def test_post_norm_layer_runs_its_operations_in_order():
+    layer = make_layer(("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"))
+    x, pos, memory = torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    expected = layer.norms[0](layer.attentions[0](x, x, x, query_pos=pos, key_pos=pos))
+    expected = layer.attentions[1](expected, memory, memory, query_pos=pos, key_pos=memory)
+    expected = layer.norms[2](layer.ffns[0](layer.norms[1](expected)))
+    actual = layer(x, memory, memory, query_pos=pos, key_pos=memory)
+    torch.testing.assert_close(actual, expected)
+    parameters = {id(p) for p in layer.attentions[0].parameters()}
+    assert parameters.isdisjoint(id(p) for p in layer.attentions[1].parameters())
+
+
+def test_pre_norm_layer_adds_the_input_from_before_the_norm():
+    layer, x = make_layer(("norm", "self_attn", "norm", "ffn")), torch.randn(2, 3, 8)
+    normed = layer.norms[0](x)
+    attended = layer.attentions[0](normed, normed, normed, x)
+    expected = layer.ffns[0](layer.norms[1](attended), attended)
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_transformer_layers_reject_what_does_not_fit():
+    with pytest.raises(ValueError, match="operation_order must hold"):
+        make_layer(("self_attn", "mlp"))
+    with pytest.raises(ValueError, match="needs 2 attention modules, got 1"):
+        BaseTransformerLayer(
+            [MultiheadAttention(8, 2)], FFN(8), nn.LayerNorm(8), ("self_attn", "cross_attn")
+        )
+    with pytest.raises(ValueError, match="attn_masks has 2 entries"):
+        make_layer(("self_attn", "norm"))(torch.zeros(1, 2, 8), attn_masks=[None, None])
+    with pytest.raises(ValueError, match="got 1 transformer layers for num_layers=2"):
+        TransformerLayerSequence([nn.Linear(2, 2)], 2)
+
+
+def test_layer_sequence_copies_a_single_layer():
+    sequence = TransformerLayerSequence(nn.Linear(2, 2), 3)
+    assert len({id(layer.weight) for layer in sequence.layers}) == 3
+    assert all(torch.equal(sequence.layers[0].weight, x.weight) for x in sequence.layers)
