@@ -46,7 +46,8 @@ def assign(cost: torch.Tensor, batch_size: int, sizes: Sequence[int]) -> Indices
     Returns:
         For each image min(Q, size) pairs.
     """
-    per_image = cost.view(batch_size, -1, cost.shape[-1]).cpu().split(list(sizes), -1)
+    num_queries = len(cost) // batch_size
+    per_image = cost.unflatten(0, (batch_size, num_queries)).cpu().split(list(sizes), -1)
     pairs = [linear_sum_assignment(block[image].numpy()) for image, block in enumerate(per_image)]
     return [
         (torch.as_tensor(query, dtype=torch.int64), torch.as_tensor(truth, dtype=torch.int64))
