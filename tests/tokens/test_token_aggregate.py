@@ -1,0 +1,131 @@
+"""Coherence, rarity and affinity against float64 loops written from the paper's text."""
+
+import math
+
+import pytest
+import torch
+
+from tokendetr.tokens import (
+    LevelLayout,
+    match_by_affinity,
+    window_coherence,
+    window_members,
+    window_validity,
+)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    length = a.norm() * b.norm()
+    return float(a @ b / length) if length > 0 else 0.0
+
+
+def naive_coherence(x_NC: torch.Tensor, height: int, width: int, window: int) -> list[float]:
+    result = []
+    for top in range(0, height - window + 1, window):
+        for left in range(0, width - window + 1, window):
+            cells = [
+                x_NC[(top + i) * width + left + j] for i in range(window) for j in range(window)
+            ]
+            pairs = [cosine(a, b) for a in cells for b in cells]
+            result.append(sum(pairs) / len(pairs))
+    return result
+
+
+@pytest.mark.parametrize(("height", "width", "window"), [(6, 9, 2), (8, 8, 4), (7, 5, 3), (4, 4, 1)])
+def test_coherence_is_the_mean_pairwise_cosine(height, width, window):
+    x = torch.randn(2, height * width, 6, dtype=torch.float64)
+    x[0, 3] = 0.0
+    coherence = window_coherence(x, height=height, width=width, window=window)
+    for image in range(2):
+        expected = naive_coherence(x[image], height, width, window)
+        if window > 1 or image == 1:
+            assert coherence[image].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_coherence_of_equal_tokens_is_one_and_small_levels_have_no_window():
+    x = torch.rand(1, 1, 8).expand(1, 16, 8)
+    torch.testing.assert_close(
+        window_coherence(x, height=4, width=4, window=2), torch.ones(1, 4), rtol=0, atol=1e-6
+    )
+    assert window_coherence(x, height=4, width=4, window=5).shape == (1, 0)
+
+
+def test_window_members_are_row_major_with_the_bottom_right_last():
+    members = window_members(5, 7, 2, torch.device("cpu"))
+    assert members.shape == (6, 4)
+    assert members[0].tolist() == [0, 1, 7, 8]
+    assert members[-1].tolist() == [18, 19, 25, 26]
+
+
+def test_windows_that_touch_padding_are_not_valid():
+    shapes, real = ((6, 6),), [[(6, 6)], [(5, 3)], [(1, 6)]]
+    known = LevelLayout.from_valid_sizes(shapes, real)
+    masks = LevelLayout.from_masks([known.padding_BN.view(3, 6, 6)])
+    for layout in (known, masks):
+        valid, counts = window_validity(layout, 0, 2)
+        assert counts == [9, 2, 0]
+        assert valid is not None and valid.sum(dim=1).tolist() == counts
+        assert valid[1].nonzero().flatten().tolist() == [0, 3]
+
+
+def naive_match(x_NC, important_count, num_neighbors, min_cosine):
+    """Rarity, important set and merges of one image without padding."""
+    tokens = len(x_NC)
+    table = [[cosine(a, b) for b in x_NC] for a in x_NC]
+    rarity = [
+        sum(1 / max(table[i][j], min_cosine) for j in range(tokens) if j != i) / max(tokens - 1, 1)
+        for i in range(tokens)
+    ]
+    important = sorted(range(tokens), key=lambda i: (-rarity[i], i))[:important_count]
+    hits = {}
+    for u in range(tokens):
+        if u in important:
+            continue
+        table[u][u] = math.inf
+        nearest = sorted(range(tokens), key=lambda j: (-table[u][j], j))[1 : num_neighbors + 1]
+        hits[u] = {v for v in nearest if v in important}
+    return rarity, important, hits
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_matching_equals_algorithm_1(seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [12, 5, 2, 1]
+    x = torch.randn(4, 12, 7, dtype=torch.float64, generator=generator)
+    x[:, 1:] += x[:, :1]
+    valid = torch.zeros(4, 12, dtype=torch.bool)
+    for image, size in enumerate(sizes):
+        valid[image, :size] = True
+        x[image, size:] = x[image, 0]  # padding that looks just like a real token
+    counts = [max(1, round(size * 0.4)) for size in sizes]
+    match = match_by_affinity(
+        x,
+        important_counts=counts,
+        valid_BN=valid,
+        valid_counts=sizes,
+        num_neighbors=3,
+        min_cosine=0.01,
+    )
+    for image, size in enumerate(sizes):
+        rarity, important, hits = naive_match(x[image, :size], counts[image], 3, 0.01)
+        assert match.score_BN[image, :size].tolist() == pytest.approx(rarity, rel=1e-9)
+        assert match.important_BN[image].nonzero().flatten().tolist() == sorted(important)
+        assert match.index_BK[image, : counts[image]].tolist() == important
+        for u in range(12):
+            found = match.match_BNT[image, u][match.hit_BNT[image, u]].tolist()
+            assert set(found) == hits.get(u, set())
+
+
+def test_opposite_and_orthogonal_tokens_do_not_flip_or_blow_up_the_ranking():
+    base = torch.tensor([1.0, 0.0])
+    x = torch.stack([base, base * 1.1, base * 0.9, torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 1.0])])
+    match = match_by_affinity(
+        x[None],
+        important_counts=[2],
+        valid_BN=None,
+        valid_counts=[5],
+        num_neighbors=3,
+        min_cosine=0.01,
+    )
+    assert match.important_BN[0].nonzero().flatten().tolist() == [3, 4]
+    assert match.score_BN.max() <= 100
