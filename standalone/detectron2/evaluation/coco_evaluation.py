@@ -69,7 +69,11 @@ class COCOEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._use_fast_impl = use_fast_impl
         if isinstance(max_dets_per_image, int):
-            self._max_dets_per_image: list[int] | None = [1, 10, max_dets_per_image]
+            self._max_dets_per_image: list[int] | None = [
+                1,
+                min(10, max_dets_per_image),
+                max_dets_per_image,
+            ]
         elif max_dets_per_image is None:
             self._max_dets_per_image = None
         else:
@@ -184,7 +188,8 @@ class COCOEvaluator(DatasetEvaluator):
     ) -> None:
         """Evaluate collected predictions and fill ``self._results``."""
         self._logger.info("Preparing results for COCO format ...")
-        coco_results = list(itertools.chain(*[p["instances"] for p in predictions]))
+        # Copies: what was collected stays as it is for another call.
+        coco_results = [dict(result) for p in predictions for result in p["instances"]]
         tasks = self._tasks or self._tasks_from_predictions(coco_results)
         self._to_dataset_categories(coco_results)
         if self._output_dir:

@@ -102,7 +102,7 @@ class LVISEvaluator(DatasetEvaluator):
 
     def _eval_predictions(self, predictions: list[dict[str, Any]]) -> None:
         self._logger.info("Preparing results in the LVIS format ...")
-        lvis_results = list(itertools.chain(*[p["instances"] for p in predictions]))
+        lvis_results = [dict(result) for p in predictions for result in p["instances"]]
         has_masks = any("segmentation" in result for result in lvis_results)
         tasks = self._tasks or (("bbox", "segm") if has_masks else ("bbox",))
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id")
