@@ -1,6 +1,8 @@
 """get_config, the shared configs, the dataset mapper and the wandb writer."""
 
+import runpy
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -267,3 +269,22 @@ def test_wandb_writer_names_the_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):
         WandbWriter(wandb_config())
+
+
+def test_step_schedules_by_iterations():
+    path = Path(__file__).parents[3] / "configs" / "common" / "common_schedule.py"
+    schedules = runpy.run_path(str(path))
+    multistep = instantiate(
+        schedules["multistep_lr_scheduler"](num_updates=100, milestones=[80], warmup_steps=10)
+    )
+    assert [multistep(x) for x in (0.0, 0.05, 0.5, 0.9)] == pytest.approx([0.001, 0.5005, 1, 0.1])
+    step = instantiate(schedules["step_lr_scheduler"]([1.0, 0.5], 0, 100))
+    assert [step(x) for x in (0.25, 0.75)] == [1.0, 0.5]
+    gamma = instantiate(schedules["step_lr_scheduler_with_fixed_gamma"](1.0, 1, 0.2, 100, 0))
+    assert [gamma(x) for x in (0.25, 0.75)] == pytest.approx([1.0, 0.2])
+
+
+def test_mask_coco_config_shares_the_image_format():
+    dataloader = get_config("common/data/coco.py").dataloader
+    dataloader.train.mapper.image_format = "RGB"
+    assert dataloader.test.mapper.image_format == "RGB"
