@@ -1,0 +1,191 @@
+"""Writing the shapes data set to disk: JPEG images and COCO-format JSON, complete or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from tokendetr.data.shapes.random import IntegerRandom
+from tokendetr.data.shapes.scene import CATEGORIES, make_scene
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "val")
+SUMMARY = "summary.json"
+_FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
+
+
+@dataclass(frozen=True)
+class ShapesSpec:
+    """What decides the bytes of the data set (with the version of Pillow, which encodes the JPEG files).
+
+    Attributes:
+        num_train, num_val: images per split.
+        seed: a non-negative integer.
+        version: of the rules in this package; grows whenever an image or annotation changes.
+    """
+
+    num_train: int = 3000
+    num_val: int = 250
+    seed: int = 0
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_val", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+def shapes_root() -> Path:
+    """``$DETECTRON2_DATASETS/shapes``, else ``./datasets/shapes``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes"
+
+
+def image_folder(root: Path, split: str) -> Path:
+    """Where the JPEG files of a split lie."""
+    return root / split
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    """The COCO-format JSON file of a split."""
+    return root / "annotations" / f"instances_{split}.json"
+
+
+def ensure_shapes(
+    root: Path | None = None, spec: ShapesSpec | None = None, workers: int | None = None
+) -> Path:
+    """Make the data set unless it is there; concurrent callers wait for the first.
+
+    Args:
+        root: folder of the data set; default :func:`shapes_root`.
+        spec: what to make; ``None`` also accepts whatever complete set of this version lies there.
+        workers: processes; default one per core.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: the folder holds something else: another version, another ``spec``, or no shapes data set.
+    """
+    root = shapes_root() if root is None else Path(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(root.parent / f".{root.name}.lock"):
+        if root.exists():
+            _check_existing(root, spec)
+            return root
+        scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+        try:
+            _write_all(scratch, spec or ShapesSpec(), workers or os.cpu_count() or 1)
+            scratch.chmod(0o755)
+            scratch.rename(root)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    return root
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also if the process dies
+        yield
+
+
+def _check_existing(root: Path, spec: ShapesSpec | None) -> None:
+    advice = f"move or delete {root}, or set DETECTRON2_DATASETS to another folder"
+    summary = root / SUMMARY
+    if not summary.is_file():
+        raise ValueError(
+            f"{root} exists but has no {SUMMARY}, so it is no shapes data set; {advice}"
+        )
+    found = json.loads(summary.read_text())["spec"]
+    wanted = asdict(spec or ShapesSpec(**{**found, "version": ShapesSpec.version}))
+    if found != wanted:
+        raise ValueError(f"{root} holds the shapes data set {found}, not {wanted}; {advice}")
+
+
+def _write_all(root: Path, spec: ShapesSpec, workers: int) -> None:
+    summary: dict[str, Any] = {"spec": asdict(spec), "splits": {}}
+    (root / "annotations").mkdir()
+    for split, count in zip(SPLITS, (spec.num_train, spec.num_val), strict=True):
+        image_folder(root, split).mkdir()
+        records = _write_images(root, split, count, spec.seed, workers)
+        document = _coco_document(split, records, spec)
+        annotation_file(root, split).write_text(json.dumps(document, separators=(",", ":")))
+        summary["splits"][split] = _describe(document)
+    (root / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    logger.info("made the shapes data set: %s", summary["splits"])
+
+
+def _write_images(
+    root: Path, split: str, count: int, seed: int, workers: int
+) -> list[dict[str, Any]]:
+    """Render the images of a split; returns per image its COCO record and annotations, in order."""
+    jobs = [(str(image_folder(root, split)), split, seed, index) for index in range(count)]
+    progress = {"total": count, "desc": f"drawing shapes_{split}", "unit": "image", "mininterval": 2.0}
+    if min(workers, count) < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        return list(tqdm(map(_write_image, jobs), **progress))
+    with multiprocessing.get_context("fork").Pool(min(workers, count)) as pool:
+        return list(tqdm(pool.imap(_write_image, jobs, chunksize=16), **progress))
+
+
+def _write_image(job: tuple[str, str, int, int]) -> dict[str, Any]:
+    folder, split, seed, index = job
+    scene = make_scene(IntegerRandom(seed, SPLITS.index(split), index))
+    name = f"{index + 1:06d}.jpg"
+    # No chroma subsampling: textures of a few pixels must survive.
+    Image.fromarray(scene.image_HWC).save(Path(folder) / name, quality=90, subsampling=0)
+    height, width = scene.image_HWC.shape[:2]
+    image = {"file_name": name, "height": height, "width": width}
+    return {"image": image, "annotations": scene.annotations}
+
+
+def _coco_document(split: str, records: list[dict[str, Any]], spec: ShapesSpec) -> dict[str, Any]:
+    images, annotations = [], []
+    for image_id, record in enumerate(records, start=_FIRST_IMAGE_ID[split]):
+        images.append({"id": image_id, **record["image"]})
+        for annotation in record["annotations"]:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
+    return {
+        "info": {"description": f"shapes {split}", "version": spec.version, "seed": spec.seed},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [
+            {"id": number, "name": name, "supercategory": name.split("_")[1]}
+            for number, name in enumerate(CATEGORIES, start=1)
+        ],
+    }
+
+
+def _describe(document: dict[str, Any]) -> dict[str, Any]:
+    """Counts and a digest of the annotations, for the log and for golden tests."""
+    objects = [record for record in document["annotations"] if not record["iscrowd"]]
+    areas = [record["area"] for record in objects]
+    crowds = len(document["annotations"]) - len(objects)
+    annotated = {record["image_id"] for record in document["annotations"]}
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return {
+        "images": len(document["images"]),
+        "empty_images": len(document["images"]) - len(annotated),
+        "objects": len(objects),
+        "crowds": crowds,
+        "small": sum(area < 32**2 for area in areas),
+        "medium": sum(32**2 <= area < 96**2 for area in areas),
+        "large": sum(area >= 96**2 for area in areas),
+        "annotations_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
