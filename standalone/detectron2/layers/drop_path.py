@@ -16,7 +16,7 @@ def drop_path(x: Tensor, drop_prob: float = 0.0, training: bool = False) -> Tens
     if drop_prob == 0.0 or not training:
         return x
     keep_prob = 1.0 - drop_prob
-    kept = x.new_full((x.shape[0],) + (1,) * (x.ndim - 1), keep_prob).bernoulli()
+    kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_prob)
     if keep_prob > 0.0:
         kept.div_(keep_prob)
     return x * kept

@@ -1,0 +1,153 @@
+"""Detectors of a few thousand parameters with everything the real ones have, for fast tests."""
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, Instances
+from detrex.layers import PositionEmbeddingSine
+from detrex.modeling.matcher import HungarianMatcher
+from detrex.modeling.neck import ChannelMapper
+from torch import Tensor, nn
+
+from projects.deformable_detr.modeling import (
+    DeformableCriterion,
+    DeformableDETR,
+    DeformableDetrTransformer,
+    DeformableDetrTransformerDecoder,
+    DeformableDetrTransformerEncoder,
+)
+from projects.dino.modeling import (
+    DINO,
+    DINOCriterion,
+    DINOTransformer,
+    DINOTransformerDecoder,
+    DINOTransformerEncoder,
+)
+from tokendetr.detector import layer_weights
+
+WIDTH, CLASSES, LEVELS, LAYERS = 16, 5, 3, 2
+WEIGHTS = {"loss_class": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+NAMES = ("dino", "deformable", "deformable_refine", "deformable_two_stage")
+
+
+class StridedBackbone(nn.Module):
+    """Two maps of stride 8 and 16, whose borders see zero padding as real backbones' do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 9, stride=8, padding=4)
+        self.next = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.stem(images).relu()
+        return {"fine": fine, "coarse": self.next(fine).relu()}
+
+
+def neck() -> nn.Module:
+    return ChannelMapper(
+        input_shapes={"fine": ShapeSpec(channels=8), "coarse": ShapeSpec(channels=16)},
+        in_features=["fine", "coarse"],
+        out_channels=WIDTH,
+        num_outs=LEVELS,
+        kernel_size=1,
+        norm_layer=nn.GroupNorm(4, WIDTH),
+    )
+
+
+def sizes() -> dict:
+    return {
+        "embed_dim": WIDTH,
+        "num_heads": 2,
+        "feedforward_dim": 32,
+        "attn_dropout": 0.0,
+        "ffn_dropout": 0.0,
+        "num_layers": LAYERS,
+        "num_feature_levels": LEVELS,
+    }
+
+
+def shared(num_queries: int) -> dict:
+    return {
+        "backbone": StridedBackbone(),
+        "position_embedding": PositionEmbeddingSine(
+            num_pos_feats=WIDTH // 2, normalize=True, offset=-0.5
+        ),
+        "neck": neck(),
+        "embed_dim": WIDTH,
+        "num_classes": CLASSES,
+        "num_queries": num_queries,
+        "pixel_mean": [123.675, 116.280, 103.530],
+        "pixel_std": [58.395, 57.120, 57.375],
+        "select_box_nums_for_evaluation": 20,
+        "device": "cpu",
+    }
+
+
+def matcher() -> HungarianMatcher:
+    return HungarianMatcher(cost_class=2.0, cost_bbox=5.0, cost_giou=2.0)
+
+
+def dino(num_queries: int = 12, *, use_checkpoint: bool = False, **options) -> DINO:
+    transformer = DINOTransformer(
+        encoder=DINOTransformerEncoder(**sizes()),
+        decoder=DINOTransformerDecoder(**sizes(), use_checkpoint=use_checkpoint),
+        num_feature_levels=LEVELS,
+        two_stage_num_proposals=num_queries,
+    )
+    weights = WEIGHTS | {f"{name}_dn": weight for name, weight in WEIGHTS.items()}
+    criterion = DINOCriterion(
+        num_classes=CLASSES,
+        matcher=matcher(),
+        weight_dict=layer_weights(weights, num_layers=LAYERS, suffixes=["_enc"]),
+    )
+    options = {"dn_number": 6, **options}
+    return DINO(**shared(num_queries), transformer=transformer, criterion=criterion, **options)
+
+
+def deformable(num_queries: int = 12, *, refine: bool = False, two_stage: bool = False):
+    transformer = DeformableDetrTransformer(
+        encoder=DeformableDetrTransformerEncoder(**sizes()),
+        decoder=DeformableDetrTransformerDecoder(**sizes()),
+        num_feature_levels=LEVELS,
+        as_two_stage=two_stage,
+        two_stage_num_proposals=num_queries,
+    )
+    criterion = DeformableCriterion(
+        num_classes=CLASSES,
+        matcher=matcher(),
+        weight_dict=layer_weights(WEIGHTS, num_layers=LAYERS, suffixes=["_enc"]),
+    )
+    return DeformableDETR(
+        **shared(num_queries),
+        transformer=transformer,
+        criterion=criterion,
+        with_box_refine=refine,
+        as_two_stage=two_stage,
+    )
+
+
+def build(name: str, num_queries: int = 12, **options) -> nn.Module:
+    """A detector by name, random but the same every time, with weights that make heads differ."""
+    torch.manual_seed(0)
+    if name == "dino":
+        model = dino(num_queries, **options)
+    else:
+        model = deformable(
+            num_queries,
+            refine=name != "deformable",
+            two_stage=name == "deformable_two_stage",
+            **options,
+        )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def record(height: int, width: int, boxes=(), *, seed: int = 0) -> dict:
+    """An input of noise with the given boxes (xyxy pixels); class i for box i."""
+    generator = torch.Generator().manual_seed(seed)
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.arange(len(boxes)) % CLASSES
+    image = torch.rand(3, height, width, generator=generator) * 255
+    return {"image": image, "height": height, "width": width, "instances": instances}
