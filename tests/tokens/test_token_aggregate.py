@@ -31,7 +31,9 @@ def naive_coherence(x_NC: torch.Tensor, height: int, width: int, window: int) ->
     return result
 
 
-@pytest.mark.parametrize(("height", "width", "window"), [(6, 9, 2), (8, 8, 4), (7, 5, 3), (4, 4, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(6, 9, 2), (8, 8, 4), (7, 5, 3), (4, 4, 1)]
+)
 def test_coherence_is_the_mean_pairwise_cosine(height, width, window):
     x = torch.randn(2, height * width, 6, dtype=torch.float64)
     x[0, 3] = 0.0
@@ -118,7 +120,9 @@ def test_matching_equals_algorithm_1(seed):
 
 def test_opposite_and_orthogonal_tokens_do_not_flip_or_blow_up_the_ranking():
     base = torch.tensor([1.0, 0.0])
-    x = torch.stack([base, base * 1.1, base * 0.9, torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 1.0])])
+    x = torch.stack(
+        [base, base * 1.1, base * 0.9, torch.tensor([-1.0, 0.0]), torch.tensor([0.0, 1.0])]
+    )
     match = match_by_affinity(
         x[None],
         important_counts=[2],

@@ -18,7 +18,10 @@ def naive_topk(scores: list[float], valid: list[bool], count: int) -> list[int]:
 def test_topk_equals_sorting_by_score_then_position(seed):
     rng = random.Random(seed)
     batch, candidates = rng.randint(1, 4), rng.randint(1, 40)
-    scores = [[rng.choice([0.0, 1.0, 2.5, -3.0, rng.random()]) for _ in range(candidates)] for _ in range(batch)]
+    scores = [
+        [rng.choice([0.0, 1.0, 2.5, -3.0, rng.random()]) for _ in range(candidates)]
+        for _ in range(batch)
+    ]
     valid = [[rng.random() < 0.7 for _ in range(candidates)] for _ in range(batch)]
     counts = [rng.randint(0, candidates + 5) for _ in range(batch)]
     index, chosen = topk_valid(torch.tensor(scores), counts, valid_BN=torch.tensor(valid))
