@@ -113,7 +113,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
             image = Image.open(file)
             upright = ImageOps.exif_transpose(image)
             return convert_PIL_to_numpy(image if upright is None else upright, format)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise OSError(f"Cannot read the image '{file_name}': {error}") from error
 
 

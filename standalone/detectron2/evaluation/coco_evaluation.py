@@ -126,7 +126,7 @@ class COCOEvaluator(DatasetEvaluator):
             if len(prediction) > 1:
                 self._predictions.append(prediction)
 
-    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any] | None:
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
         """Compute the metrics.
 
         Args:
@@ -134,7 +134,7 @@ class COCOEvaluator(DatasetEvaluator):
 
         Returns:
             task -> metric -> number from 0 to 100 (NaN where nothing can be measured), with
-            ``AP-<class>`` for each class; empty without predictions; None on ranks other than 0.
+            ``AP-<class>`` for each class; empty without predictions and on ranks other than 0.
         """
         predictions = self._predictions
         if self._distributed:

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import sys
 import uuid
 from types import SimpleNamespace
 
@@ -252,6 +253,54 @@ def test_lvis_evaluator_asks_for_its_package(coco_name):
             LVISEvaluator(coco_name)
     else:
         pytest.skip("lvis is installed: nothing to ask for")
+
+
+def test_lvis_results_are_handed_over_in_lvis_form(tmp_path, name, monkeypatch):
+    """With a stand-in for the package: what it is given, and what becomes of its numbers."""
+    given: dict = {}
+
+    class Api:
+        def __init__(self, json_file):
+            given["json_file"] = json_file
+
+        def get_ann_ids(self):
+            return [1]
+
+    def results(api, rows, max_dets):
+        given[len(given)] = (rows, max_dets)
+        return rows
+
+    class Eval:
+        def __init__(self, api, rows, task):
+            self.params = SimpleNamespace()
+
+        def run(self):
+            given["limit"] = self.params.max_dets
+
+        def get_results(self):
+            names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+            return dict.fromkeys(names, 0.5)
+
+    fake = SimpleNamespace(LVIS=Api, LVISResults=results, LVISEval=Eval)
+    monkeypatch.setitem(sys.modules, "lvis", fake)
+    path = tmp_path / "lvis.json"
+    path.write_text("{}")
+    MetadataCatalog.get(name).set(json_file=str(path), evaluator_type="lvis")
+    evaluator = LVISEvaluator(name, output_dir=str(tmp_path))
+    record = {
+        "image_id": 4,
+        "height": 40,
+        "width": 40,
+        "annotations": [{"bbox": [1, 2, 30, 20], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 6}],
+    }
+    evaluator.process([record], [{"instances": predictions_of(record, masks=True)}])
+    out = evaluator.evaluate()
+    assert out["bbox"]["APr"] == 50.0 and out["segm"]["AP"] == 50.0
+    (boxes, limit), (masks, _) = given[1], given[3]
+    assert limit == given["limit"] == 300
+    assert boxes[0]["category_id"] == 7 and boxes[0]["bbox"] == [1, 2, 29, 18]
+    assert "bbox" not in masks[0] and masks[0]["segmentation"]["size"] == [40, 40]
+    assert (tmp_path / "lvis_instances_results.json").exists()
 
 
 # ------------------------------------------------------------------------------------- VOC

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from coco_files import annotation, box_polygon, random_coco, write_coco
+from detectron2.config import LazyCall, instantiate
 from detectron2.data import (
     AspectRatioGroupedDataset,
     DatasetFromList,
@@ -15,10 +16,11 @@ from detectron2.data import (
     MapDataset,
     build_detection_test_loader,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.samplers import (
     InferenceSampler,
     RandomSubsetTrainingSampler,
@@ -397,3 +399,35 @@ def test_loader_over_images_with_workers(tmp_path):
             boxes = item["instances"].gt_boxes.tensor
             assert (boxes >= 0).all() and (boxes[:, 2] <= width).all()
             assert (boxes[:, 3] <= height).all()
+
+
+def test_a_lazy_config_builds_the_loaders(tmp_path):
+    json_file, root = random_coco(tmp_path)
+    register_coco_instances("test_lazy_loader", {}, json_file, root)
+    train = LazyCall(build_detection_train_loader)(
+        dataset=LazyCall(get_detection_dataset_dicts)(names="test_lazy_loader"),
+        mapper=LazyCall(DatasetMapper)(
+            is_train=True,
+            augmentations=[
+                LazyCall(T.RandomCrop)(crop_type="absolute_range", crop_size=(60, 90)),
+                LazyCall(T.ResizeShortestEdge)(
+                    short_edge_length=(64, 80), sample_style="choice", max_size=128
+                ),
+                LazyCall(T.RandomFlip)(),
+            ],
+            image_format="BGR",
+            use_instance_mask=True,
+        ),
+        total_batch_size=2,
+        num_workers=0,
+    )
+    item = next(iter(instantiate(train)))[0]
+    assert min(item["image"].shape[1:]) in (64, 80)
+    assert len(item["instances"].gt_masks) == len(item["instances"])
+    test = LazyCall(build_detection_test_loader)(
+        dataset=LazyCall(get_detection_dataset_dicts)(
+            names=["test_lazy_loader"], filter_empty=False
+        ),
+        mapper=LazyCall(DatasetMapper)(is_train=False, augmentations=[], image_format="RGB"),
+    )
+    assert len(instantiate(test)) == 12

@@ -36,9 +36,8 @@ def test_polygons_follow_the_image(name):
     image = tfm.apply_image(box_image(BOX[0]))
     x0, y0, x1, y1 = BOX[0]
     polygon = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-    # apply_coords rather than apply_polygons: cropping polygons needs shapely.
-    moved = np.asarray(tfm.apply_coords(polygon.copy())).reshape(-1)
-    drawn = polygons_to_bitmask([moved], *image.shape[:2])
+    moved = [np.asarray(p).reshape(-1) for p in tfm.apply_polygons([polygon.copy()])]
+    drawn = polygons_to_bitmask(moved, *image.shape[:2])
     white = image[:, :, 0] > 127
     overlap = (drawn & white).sum() / (drawn | white).sum()
     assert overlap > 0.96, overlap
@@ -228,3 +227,40 @@ def test_rotated_boxes_flip_and_scale():
 def test_plain_integer_images_other_than_uint8_are_refused():
     with pytest.raises(AssertionError, match="uint8"):
         T.AugInput(np.zeros((4, 4, 3), np.int32))
+
+
+def star(points: int, rng: np.random.Generator) -> np.ndarray:
+    """A random star-shaped polygon, in general not convex."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, points))
+    radii = rng.uniform(8, 45, points)
+    center = rng.uniform(20, 90, 2)
+    return center + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def test_cropped_polygons_cover_the_cropped_mask():
+    rng = np.random.default_rng(0)
+    compared = 0
+    for _ in range(40):
+        polygon = star(int(rng.integers(3, 12)), rng)
+        left, top = (int(v) for v in rng.integers(10, 60, 2))
+        crop = T.CropTransform(left, top, 50, 40)
+        # Drawn on a margin, so that no polygon leaves the canvas before the crop.
+        whole = polygons_to_bitmask([(polygon + 40).reshape(-1)], 220, 220)
+        expected = whole[40 + top : 80 + top, 40 + left : 90 + left]
+        cut = crop.apply_polygons([polygon.copy()])
+        if not cut:
+            assert expected.sum() <= 5
+            continue
+        drawn = polygons_to_bitmask([p.reshape(-1) for p in cut], 40, 50)
+        assert (drawn != expected).sum() <= 0.06 * max(expected.sum(), 200)
+        compared += 1
+    assert compared > 20
+
+
+def test_polygons_outside_of_a_crop_vanish_and_inside_stay():
+    crop = T.CropTransform(10, 10, 30, 20)
+    inside = np.array([[12.0, 12.0], [20.0, 12.0], [16.0, 25.0]])
+    outside = inside + 50
+    kept = crop.apply_polygons([inside.copy(), outside])
+    assert len(kept) == 1
+    assert {tuple(p) for p in kept[0]} == {tuple(p) for p in inside - 10}

@@ -29,6 +29,7 @@ from detectron2.data.transforms.geometry import (
 )
 from detectron2.data.transforms.transform import (
     ColorTransform,
+    CropTransform,
     ExtentTransform,
     PILColorTransform,
     ResizeTransform,
@@ -36,7 +37,6 @@ from detectron2.data.transforms.transform import (
 )
 from fvcore.transforms.transform import (
     BlendTransform,
-    CropTransform,
     GridSampleTransform,
     HFlipTransform,
     NoOpTransform,

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from detectron2.data.transforms.augmentation import Augmentation, _as_augmentation
 from detectron2.data.transforms.transform import (
+    CropTransform,
     ExtentTransform,
     ResizeTransform,
     RotationTransform,
 )
 from fvcore.transforms.transform import (
-    CropTransform,
     HFlipTransform,
     NoOpTransform,
     PadTransform,

@@ -7,17 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fvcore.transforms.transform import (
-    CropTransform,
-    HFlipTransform,
-    NoOpTransform,
-    Transform,
-    TransformList,
-)
+from fvcore.transforms.transform import CropTransform as _CropTransform
+from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, TransformList
 from PIL import Image
 
 __all__ = [
     "ColorTransform",
+    "CropTransform",
     "ExtentTransform",
     "PILColorTransform",
     "ResizeTransform",
@@ -116,6 +112,49 @@ class ResizeTransform(Transform):
 
     def inverse(self) -> "ResizeTransform":
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+
+def _clip_polygon(polygon: np.ndarray, axis: int, bound: float, keep_above: bool) -> np.ndarray:
+    """The part of a polygon ``[N, 2]`` on one side of an axis-parallel line.
+
+    Source: Sutherland and Hodgman, "Reentrant polygon clipping", 1974.
+    """
+    distance = polygon[:, axis] - bound if keep_above else bound - polygon[:, axis]
+    points = []
+    for i in range(len(polygon)):
+        # The edge from the point before to this one.
+        before, here = distance[i - 1], distance[i]
+        if (before >= 0) != (here >= 0):
+            share = before / (before - here)
+            points.append(polygon[i - 1] + share * (polygon[i] - polygon[i - 1]))
+        if here >= 0:
+            points.append(polygon[i])
+    return np.array(points).reshape(-1, 2)
+
+
+def _twice_area(polygon: np.ndarray) -> float:
+    x, y = polygon[:, 0], polygon[:, 1]
+    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1)))
+
+
+class CropTransform(_CropTransform):
+    """fvcore's crop, whose polygons are cut without the shapely package.
+
+    A polygon that the window cuts into several pieces stays one, its pieces joined along the
+    window's border: the area is the same.
+    """
+
+    def apply_polygons(self, polygons: list[np.ndarray]) -> list[np.ndarray]:
+        """Cut polygons ``[N, 2]`` at the window; those without area inside are left out."""
+        kept = []
+        for polygon in polygons:
+            cut = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+            for axis, low, size in ((0, self.x0, self.w), (1, self.y0, self.h)):
+                cut = _clip_polygon(cut, axis, low, keep_above=True)
+                cut = _clip_polygon(cut, axis, low + size, keep_above=False)
+            if len(cut) >= 3 and _twice_area(cut) > 0:
+                kept.append(self.apply_coords(cut))
+        return kept
 
 
 class ExtentTransform(Transform):
