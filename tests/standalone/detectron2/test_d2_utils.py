@@ -1,0 +1,364 @@
+"""Events and writers, logging, processes, files, analysis, tracing, drawing."""
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from detectron2.export import TracingAdapter
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
+from detectron2.utils import comm
+from detectron2.utils.analysis import (
+    ActivationCountAnalysis,
+    FlopCountAnalysis,
+    find_unused_parameters,
+    flop_count_operators,
+    parameter_count_table,
+)
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+    has_event_storage,
+)
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import (
+    create_small_table,
+    log_every_n,
+    log_every_n_seconds,
+    log_first_n,
+    setup_logger,
+)
+from detectron2.utils.registry import Registry, locate
+from detectron2.utils.serialize import PicklableWrapper
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import nn
+
+
+def test_storage_histories_and_smoothing():
+    assert not has_event_storage()
+    with pytest.raises(AssertionError, match="EventStorage"):
+        get_event_storage()
+    with EventStorage(10) as storage:
+        assert get_event_storage() is storage
+        for value in (1.0, 100.0, 3.0):
+            storage.put_scalar("loss", torch.tensor(value))
+            storage.put_scalars(lr=value, smoothing_hint=False)
+            storage.step()
+        with storage.name_scope("bbox"):
+            storage.put_scalar("AP", 40)
+        assert storage.latest_with_smoothing_hint(20)["loss"] == (3.0, 12)
+        assert storage.latest()["lr"] == (3.0, 12)
+        assert storage.history("loss").global_avg() == pytest.approx(104 / 3)
+        assert storage.history("bbox/AP").latest() == 40
+        assert storage.count_samples("loss", 2) == 2
+        with pytest.raises(KeyError, match="absent"):
+            storage.history("absent")
+        with pytest.raises(AssertionError, match="smoothing_hint"):
+            storage.put_scalar("lr", 1)
+
+
+def test_writers_report_each_value_once(tmp_path, caplog):
+    logging.getLogger("detectron2").propagate = True
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "metrics.json"
+    board = TensorboardXWriter(str(tmp_path / "board"))
+    writers = [CommonMetricPrinter(40), JSONWriter(str(file)), board]
+    assert not (tmp_path / "board").exists()
+    with EventStorage() as storage:
+        for iteration in range(40):
+            storage.put_scalars(total_loss=1.0 / (iteration + 1), time=0.5)
+            storage.put_scalar("lr", 1e-4, smoothing_hint=False)
+            if iteration == 25:
+                storage.put_scalar("bbox/AP", 12.5, smoothing_hint=False)
+                storage.put_image("picture", torch.zeros(3, 4, 4, dtype=torch.uint8))
+                storage.put_histogram("weights", torch.arange(5.0))
+            if iteration % 20 == 19:
+                for writer in writers:
+                    writer.write()
+            storage.step()
+        assert not storage._vis_data and not storage._histograms
+        for writer in writers:
+            writer.write()  # nothing new after the end
+            writer.close()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(row["iteration"] for row in rows) == [19, 25, 39]
+    assert sum("bbox/AP" in row for row in rows) == 1
+    assert rows[0]["total_loss"] == pytest.approx(np.median([1 / (i + 1) for i in range(20)]))
+    lines = [r.getMessage() for r in caplog.records if "iter:" in r.getMessage()]
+    assert len(lines) == 2
+    assert lines[0].startswith(" eta: 0:00:10  iter: 19  total_loss: 0.09")
+    assert "time: 0.5000  last_time: 0.5000" in lines[0] and "lr: 0.0001" in lines[0]
+    assert list((tmp_path / "board").iterdir())
+
+
+def test_logger_writes_once_and_per_rank(tmp_path, capsys):
+    first = setup_logger(str(tmp_path), name="d2test")
+    assert setup_logger(str(tmp_path), name="d2test") is first
+    setup_logger(str(tmp_path), 2, name="d2test_rank")
+    first.info("hello")
+    logging.getLogger("d2test_rank").warning("from two")
+    assert (tmp_path / "log.txt").read_text().count("d2test INFO: hello") == 1
+    assert "from two" in (tmp_path / "log.txt.rank2").read_text()
+    assert "hello" in capsys.readouterr().out
+
+
+def test_rate_limited_logging(caplog):
+    caplog.set_level(logging.INFO)
+    for index in range(7):
+        log_first_n(logging.INFO, f"first {index}", 2, name="limited")
+        log_every_n(logging.INFO, f"every {index}", 3, name="limited")
+        log_every_n_seconds(logging.INFO, f"seconds {index}", 60, name="limited")
+        log_first_n(logging.INFO, f"message {index % 2}", 1, name="limited", key="message")
+    texts = [record.getMessage() for record in caplog.records]
+    assert [t for t in texts if "first" in t] == ["first 0", "first 1"]
+    assert [t for t in texts if "every" in t] == ["every 0", "every 3", "every 6"]
+    assert [t for t in texts if "seconds" in t] == ["seconds 0"]
+    assert [t for t in texts if "message" in t] == ["message 0", "message 1"]
+
+
+def test_small_table():
+    lines = create_small_table({"AP": 12.34567, "AP50": 30.0}).splitlines()
+    assert lines[0].replace(" ", "") == "|AP|AP50|"
+    assert lines[2].replace(" ", "") == "|12.346|30.000|"
+
+
+def test_communication_without_processes():
+    assert (comm.get_world_size(), comm.get_rank(), comm.get_local_rank()) == (1, 0, 0)
+    assert comm.get_local_size() == 1 and comm.is_main_process()
+    assert comm.all_gather("x") == ["x"] and comm.gather("x") == ["x"]
+    comm.synchronize()
+    losses = {"a": torch.tensor(1.0)}
+    assert comm.reduce_dict(losses) is losses
+    np.random.seed(3)
+    seed = comm.shared_random_seed()
+    np.random.seed(3)
+    assert comm.shared_random_seed() == seed
+
+
+def _talk(rank, folder):
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    comm.create_local_process_group(1)
+    with_rank = {"b": torch.tensor(float(rank)), "a": torch.tensor(2.0 * rank)}
+    result = {
+        "all": comm.all_gather({"rank": rank, "text": "x" * (rank + 1)}),
+        "one": comm.gather(rank),
+        "seed": comm.shared_random_seed(),
+        "reduced": {k: float(v) for k, v in comm.reduce_dict(with_rank).items()},
+        "local": (comm.get_local_rank(), comm.get_local_size()),
+    }
+    comm.synchronize()
+    with open(f"{folder}/{rank}.pkl", "wb") as file:
+        pickle.dump(result, file)
+    dist.destroy_process_group()
+
+
+def test_communication_between_two_processes(tmp_path):
+    torch.multiprocessing.start_processes(_talk, (str(tmp_path),), nprocs=2, start_method="spawn")
+    first, second = (pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1))
+    assert first["all"] == second["all"] == [{"rank": 0, "text": "x"}, {"rank": 1, "text": "xx"}]
+    assert (first["one"], second["one"]) == ([0, 1], [])
+    assert first["seed"] == second["seed"]
+    assert first["reduced"] == {"a": 1.0, "b": 0.5}
+    assert first["local"] == second["local"] == (0, 1)
+
+
+def test_seeding_repeats_every_generator():
+    import random
+
+    def draw():
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    seed_all_rng(5)
+    first = draw()
+    seed_all_rng(5)
+    assert draw() == first
+    seed_all_rng(None)
+    assert draw() != first
+
+
+def test_files_and_names(tmp_path):
+    file = tmp_path / "a.txt"
+    with PathManager.open(str(file), "w") as stream:
+        stream.write("x")
+    assert PathManager.isfile(str(file)) and PathManager.get_local_path(str(file)) == str(file)
+    assert locate("torch.nn.Linear") is nn.Linear
+    with pytest.raises(ImportError, match="torch.nn.Nothing"):
+        locate("torch.nn.Nothing")
+    registry = Registry("TEST")
+    registry.register(nn.Linear)
+    assert registry.get("Linear") is nn.Linear
+    offset = 3
+    restored = pickle.loads(pickle.dumps(PicklableWrapper(lambda x: x + offset)))
+    assert restored(1) == 4
+    info = collect_env_info()
+    assert "PyTorch" in info and "detectron2" in info
+
+
+def test_remote_names_resolve_through_the_model_repository(monkeypatch, tmp_path):
+    from detectron2.utils import file_io
+
+    asked = []
+
+    def fetch(path, force=False, **kwargs):
+        asked.append(path)
+        return str(tmp_path / "local.pkl")
+
+    handler = file_io.Detectron2Handler()
+    monkeypatch.setattr(file_io.PathManager, "get_local_path", fetch)
+    assert handler._get_local_path("detectron2://ImageNet/R-50.pkl") == str(tmp_path / "local.pkl")
+    assert asked == ["https://dl.fbaipublicfiles.com/detectron2/ImageNet/R-50.pkl"]
+
+
+class TinyDetector(nn.Module):
+    """Takes and returns what detectors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, batched_inputs):
+        image = batched_inputs[0]["image"]
+        scores = self.conv(image[None]).mean(dim=(2, 3))[0]
+        if self.training:
+            return {"loss": scores.sum()}
+        size = (batched_inputs[0]["height"], image.shape[2])
+        instances = Instances(size, pred_boxes=Boxes(scores[None] * 2), scores=scores[:1])
+        return [{"instances": instances}]
+
+
+def test_flops_of_models_with_detection_inputs():
+    model = TinyDetector().eval()
+    inputs = [{"image": torch.rand(3, 8, 10), "height": 8, "file_name": "x.jpg"}]
+    macs = 8 * 10 * 4 * 3 * 9
+    assert FlopCountAnalysis(model, inputs).by_operator()["conv"] == macs
+    assert flop_count_operators(model.train(), inputs)["conv"] == pytest.approx(macs / 1e9)
+    assert model.training
+    assert ActivationCountAnalysis(model.eval(), inputs).total() == 8 * 10 * 4
+    assert "conv" in parameter_count_table(model)
+    assert find_unused_parameters(model.train(), inputs) == ["unused.weight", "unused.bias"]
+
+
+def test_tracing_adapter_flattens_and_rebuilds():
+    model = TinyDetector().eval()
+    inputs = [{"image": torch.rand(3, 8, 10), "height": 8, "file_name": "x.jpg"}]
+    with pytest.raises(ValueError, match="inputs made of tensors.*int"):
+        TracingAdapter(model, inputs)
+    adapter = TracingAdapter(model, inputs, allow_non_tensor=True)
+    assert len(adapter.flattened_inputs) == 1
+    flat = adapter(*adapter.flattened_inputs)
+    assert all(isinstance(leaf, torch.Tensor) for leaf in flat)
+    rebuilt = adapter.outputs_schema(flat)[0]["instances"]
+    with torch.no_grad():
+        direct = model(inputs)[0]["instances"]
+    assert rebuilt.image_size == (8, 10)
+    assert torch.equal(rebuilt.pred_boxes.tensor, direct.pred_boxes.tensor)
+
+
+@pytest.fixture
+def scene():
+    image = np.full((60, 80, 3), 100, dtype=np.uint8)
+    image[..., 0] = 160
+    masks = np.zeros((2, 60, 80), dtype=bool)
+    masks[0, 10:30, 10:40] = True
+    masks[0, 15:20, 15:20] = False
+    masks[1, 35:55, 50:75] = True
+    instances = Instances((60, 80))
+    instances.pred_boxes = Boxes([[10, 10, 40, 30], [50, 35, 75, 55]])
+    instances.scores = torch.tensor([0.9, 0.4])
+    instances.pred_classes = torch.tensor([0, 1])
+    instances.pred_masks = torch.from_numpy(masks)
+    metadata = {"thing_classes": ["cat", "dog"], "thing_colors": [[255, 0, 0], [0, 255, 0]]}
+    return image, masks, instances, metadata
+
+
+def changed(before, after):
+    return (before.astype(int) != after.astype(int)).any(axis=2)
+
+
+@pytest.mark.parametrize("mode", list(ColorMode))
+def test_predictions_are_drawn_where_they_are(scene, mode):
+    image, masks, instances, metadata = scene
+    visualizer = Visualizer(image, metadata, instance_mode=mode)
+    labels = []
+    visualizer.draw_text = lambda text, *args, **kwargs: labels.append(text)
+    picture = visualizer.draw_instance_predictions(instances).get_image()
+    assert picture.shape == image.shape and picture.dtype == np.uint8
+    assert sorted(labels) == ["cat 90%", "dog 40%"]
+    touched = changed(image, picture)
+    inner = masks[1].copy()
+    inner[[35, 36, 37, 52, 53, 54]] = False
+    inner[:, [50, 51, 52, 72, 73, 74]] = False
+    assert touched[inner].all()
+    if mode == ColorMode.SEGMENTATION:
+        assert picture[45, 62, 1] > 180 and picture[45, 62, 0] < 120
+    if mode == ColorMode.IMAGE_BW:
+        grey = picture[2, 2].astype(int)
+        assert grey.max() - grey.min() <= 1
+    else:
+        assert not touched[:5].any() and not touched[16:19, 16:19].any()
+
+
+def test_ground_truth_and_shapes_are_drawn(scene, tmp_path):
+    image, masks, _, metadata = scene
+    record = {
+        "annotations": [
+            {
+                "bbox": [20, 20, 30, 20],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": 1,
+                "iscrowd": 1,
+                "segmentation": [[20, 20, 50, 20, 50, 40, 20, 40]],
+            }
+        ]
+    }
+    visualizer = Visualizer(image, metadata, scale=2.0)
+    picture = visualizer.draw_dataset_dict(record).get_image()
+    assert picture.shape == (120, 160, 3)
+    touched = changed(image.repeat(2, 0).repeat(2, 1), picture)
+    assert touched[60:76, 60:90].all() and not touched[:20].any()
+    visualizer.get_output().save(str(tmp_path / "picture.png"))
+    assert (tmp_path / "picture.png").stat().st_size > 500
+
+    plain = Visualizer(image, metadata)
+    plain.draw_line([0, 79], [50, 50], color="b")
+    plain.draw_circle((70, 10), color="r", radius=4)
+    plain.draw_binary_mask(masks[0], color="g", area_threshold=10_000)
+    plain.draw_soft_mask(masks[1] * 0.7, color=(0.0, 1.0, 0.0))
+    plain.draw_rotated_box_with_label((40, 30, 20, 10, 30.0))
+    touched = changed(image, plain.get_output().get_image())
+    assert touched[50, 5:75].all() and touched[10, 70] and touched[45, 60]
+    assert not touched[12:28, 12:26].any(), "a mask below the area threshold is not drawn"
+
+
+def test_overlay_takes_every_kind_of_mask(scene):
+    image, masks, _, metadata = scene
+    import pycocotools.mask as mask_util
+
+    kinds = [
+        BitMasks(torch.from_numpy(masks[1:])),
+        masks[1:],
+        [mask_util.encode(np.asfortranarray(masks[1].astype(np.uint8)))],
+        [[[50, 35, 75, 35, 75, 55, 50, 55]]],
+    ]
+    pictures = [
+        Visualizer(image, metadata).overlay_instances(masks=m, assigned_colors=["b"]).get_image()
+        for m in kinds
+    ]
+    for picture in pictures:
+        assert changed(image, picture)[38:52, 53:72].all()
+        assert (picture == pictures[0])[38:52, 53:72].all()
+        assert not changed(image, picture)[:32].any()
+    with pytest.raises(AssertionError, match="different length"):
+        Visualizer(image, metadata).overlay_instances(boxes=np.zeros((2, 4)), labels=["a"])
