@@ -1,0 +1,109 @@
+"""Ratios, counts and analytic costs of Dynamic DETR against the published arithmetic."""
+
+import pytest
+
+from dynamic_detr import TokenBudget, encoder_macs, query_token_macs, saved_macs
+
+ORDERS = ((1, 2, 3, 4), (3, 2, 4, 1), (4, 3, 2, 1))
+SMALL = ((100, 134), (50, 67), (25, 34), (13, 17))  # 800 x 1066 pixels
+LARGE = ((107, 130), (54, 65), (27, 33), (14, 17))  # 850 x 1040 pixels
+
+
+def budget(first: float = 0.5, **kwargs) -> TokenBudget:
+    ratios = tuple(round(first - 0.1 * step, 2) for step in range(4))
+    options = dict(level_orders=ORDERS, stage_lengths=(2, 3, 1), window_sizes=(8, 4, 2))
+    return TokenBudget(ratios, **{**options, **kwargs})
+
+
+def test_the_most_important_level_keeps_most():
+    assert [budget().level_ratios(stage) for stage in range(3)] == [
+        (0.5, 0.4, 0.3, 0.2),
+        (0.2, 0.4, 0.5, 0.3),
+        (0.2, 0.3, 0.4, 0.5),
+    ]
+    gathered = budget(ratio_order="gather")
+    assert gathered.level_ratios(1) == (0.3, 0.4, 0.2, 0.5)
+
+
+def test_layers_belong_to_stages():
+    assert [budget().stage(layer) for layer in range(6)] == [0, 0, 1, 1, 1, 2]
+    with pytest.raises(ValueError, match="6 layers"):
+        budget().stage(6)
+
+
+def test_merged_windows_never_under_keep_and_never_exceed_what_exists():
+    one = budget()
+    for tokens in range(1, 400):
+        for ratio in (0.1, 0.25, 0.5, 0.9, 1.0):
+            for level, cells in ((0, 64), (1, 16), (2, 4)):
+                merged = one.merged_windows(level, ratio, tokens, tokens // cells)
+                kept = tokens - merged * (cells - 1)
+                assert 0 <= merged <= tokens // cells
+                assert kept >= tokens * ratio - 1e-6
+                if merged < tokens // cells:
+                    assert kept - (cells - 1) < tokens * ratio
+    assert one.merged_windows(2, 0.9, 30, 7) == 1  # 30 * (1 - 0.9) is 2.9999... in floats
+
+
+def test_windows_of_one_cell_never_merge():
+    assert budget(window_sizes=(4, 2, 1)).merged_windows(2, 0.1, 100, 100) == 0
+
+
+def test_one_query_remains_on_the_coarsest_level():
+    assert [budget().important_tokens(0.2, n) for n in (0, 1, 2, 3, 7, 8, 10)] == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
+
+
+def test_a_queried_token_costs_what_the_papers_say():
+    assert 6 * query_token_macs() == pytest.approx(7.39e6, rel=1e-3)
+    assert 6 * query_token_macs(feedforward_dim=1024) == pytest.approx(4.24e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0.4, 138.8), (0.5, 152.3), (0.8, 193.1)])
+def test_total_cost_of_dynamic_dino(first, expected):
+    """Dense DINO-R50 costs 237.3 and 246.6 GFLOPs at the two sizes whose blend is COCO's mean."""
+    small, large = (
+        dense - saved_macs(shapes, budget(first)) / 1e9
+        for dense, shapes in ((237.3, SMALL), (246.6, LARGE))
+    )
+    assert 0.225 * small + 0.775 * large == pytest.approx(expected, rel=0.01)
+
+
+def test_ratio_one_costs_what_the_dense_encoder_costs():
+    ones = TokenBudget((1.0,) * 4, ORDERS, (2, 3, 1), (8, 4, 2))
+    assert ones.keeps_all
+    assert encoder_macs(SMALL, ones) == encoder_macs(SMALL)
+    assert saved_macs(SMALL, ones) == 0
+    assert ones.kept_tokens(0, SMALL) == sum(h * w for h, w in SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (dict(keep_ratios=(0.5, 0.4, 0.0, 0.2)), "keep_ratios"),
+        (dict(keep_ratios=(0.5, 0.4, 1.2, 0.2)), "keep_ratios"),
+        (dict(keep_ratios=()), "keep_ratios"),
+        (dict(window_sizes=(8, 4)), "window_sizes"),
+        (dict(window_sizes=(8, 4, 0)), "window_sizes"),
+        (dict(stage_lengths=(2, 0, 4)), "stage_lengths"),
+        (dict(level_orders=ORDERS[:2]), "level_orders"),
+        (dict(level_orders=((1, 2, 3, 3), *ORDERS[1:])), "level_orders"),
+        (dict(ratio_order="literal"), "ratio_order"),
+    ],
+)
+def test_wrong_arguments_are_named(change, name):
+    options = dict(
+        keep_ratios=(0.5, 0.4, 0.3, 0.2),
+        level_orders=ORDERS,
+        stage_lengths=(2, 3, 1),
+        window_sizes=(8, 4, 2),
+    )
+    with pytest.raises(ValueError, match=name):
+        TokenBudget(**{**options, **change})

@@ -1,0 +1,356 @@
+"""What parts of a model may rely on when they ask for losses."""
+
+import copy
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
+from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tokendetr.config import sparsify
+from tokendetr.encoder import TokenEncoder, TokenPlan, TokenSparsifier
+from tokendetr.supervision import (
+    build_supervised,
+    current,
+    replay_contexts,
+    supervise,
+)
+
+
+class Part(nn.Module):
+    """Asks for a loss whenever it runs inside a supervised model."""
+
+    def __init__(self, name: str = "loss_part") -> None:
+        super().__init__()
+        self.name = name
+        self.linear = nn.Linear(2, 2, bias=False)
+
+    def forward(self, x):
+        y = self.linear(x)
+        context = current()
+        if context is not None:
+            context.add(self.name, y.square().mean() * 0.5)
+        return y
+
+
+class Model(nn.Module):
+    """The shape of a detectron2 model: losses in training, a list otherwise."""
+
+    def __init__(self, part: nn.Module | None = None, device: str = "cpu") -> None:
+        super().__init__()
+        self.part = part or Part()
+        self.criterion = nn.Identity()
+        self.device = device
+
+    def forward(self, batched_inputs):
+        x = torch.stack([record["image"] for record in batched_inputs])
+        y = self.part(x)
+        return {"loss_own": y.sum()} if self.training else [{"instances": row} for row in y]
+
+
+def inputs(count: int = 2) -> list[dict]:
+    records = []
+    for index in range(count):
+        instances = Instances((50, 100))
+        instances.gt_boxes = Boxes(torch.tensor([[10.0, 5.0, 30.0, 25.0]] * index))
+        instances.gt_classes = torch.arange(index)
+        records.append({"image": torch.randn(2), "instances": instances})
+    return records
+
+
+def test_losses_join_in_training_only_and_the_state_dict_stays():
+    model = Model()
+    keys = list(model.state_dict())
+    assert supervise(model) is model
+    assert set(model(inputs())) == {"loss_own", "loss_part"}
+    assert list(model.state_dict()) == keys
+    model.eval()
+    assert isinstance(model(inputs()), list)
+    assert current() is None
+
+
+def test_gradients_of_asked_losses_reach_the_part():
+    model = supervise(Model())
+    losses = model(inputs())
+    losses["loss_part"].backward()
+    assert model.part.linear.weight.grad.abs().sum() > 0
+
+
+def test_supervising_twice_changes_nothing():
+    model = supervise(supervise(Model()))
+    assert set(model(inputs())) == {"loss_own", "loss_part"}
+
+
+def test_targets_are_normalised_by_each_images_own_size():
+    seen = {}
+
+    class Looking(Part):
+        def forward(self, x):
+            seen["context"], seen["targets"] = current(), current().targets
+            assert current().targets is seen["targets"]
+            return super().forward(x)
+
+    model = supervise(Model(Looking()))
+    model(inputs(3))
+    empty, one, two = seen["targets"]
+    assert empty.boxes_cxcywh_norm.shape == (0, 4) and empty.labels.shape == (0,)
+    assert one.image_size == (50, 100)
+    torch.testing.assert_close(one.boxes_cxcywh_norm, torch.tensor([[0.2, 0.3, 0.2, 0.4]]))
+    assert two.labels.tolist() == [0, 1]
+    assert seen["context"].criterion is model.criterion
+
+
+def test_missing_annotations_and_odd_inputs_are_named():
+    class Looking(Part):
+        def forward(self, x):
+            return current().targets
+
+    model = supervise(Model(Looking()))
+    records = inputs()
+    del records[1]["instances"]
+    records[1]["file_name"] = "b.jpg"
+    with pytest.raises(KeyError, match=r"image 1 .*b\.jpg"):
+        model(records)
+    assert current() is None
+
+    class Tensors(nn.Module):
+        def forward(self, x):
+            return current().targets
+
+    with pytest.raises(TypeError, match="list of dicts"):
+        supervise(Tensors())(torch.zeros(2))
+
+
+def test_targets_are_lazy():
+    records = inputs()
+    for record in records:
+        del record["instances"]
+    assert "loss_part" in supervise(Model())(records)
+
+
+def test_a_name_counts_once():
+    class Twice(Part):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    with pytest.raises(ValueError, match="loss_part"):
+        supervise(Model(Twice()))(inputs())
+    with pytest.raises(ValueError, match="loss_own"):
+        supervise(Model(Part("loss_own")))(inputs())
+    assert current() is None
+
+
+def test_losses_must_be_scalars_and_outputs_dicts():
+    class Vector(Part):
+        def forward(self, x):
+            current().add("loss_vector", x)
+
+    with pytest.raises(ValueError, match="scalar"):
+        supervise(Model(Vector()))(inputs())
+
+    class Listing(Model):
+        def forward(self, batched_inputs):
+            super().forward(batched_inputs)
+            return []
+
+    with pytest.raises(TypeError, match="Listing"):
+        supervise(Listing())(inputs())
+    assert current() is None
+
+
+def test_a_failed_pass_leaves_nothing_behind():
+    class Failing(Part):
+        def forward(self, x):
+            super().forward(x)
+            raise RuntimeError("broken part")
+
+    model = supervise(Model(Failing()))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken part"):
+            model(inputs())
+        assert current() is None
+
+    def refuse(module, args):
+        raise RuntimeError("broken hook")
+
+    model = Model()
+    model.register_forward_pre_hook(refuse)
+    outer = supervise(Outer(supervise(model)))
+    with pytest.raises(RuntimeError, match="broken hook"):
+        outer(inputs())
+    assert current() is None
+
+
+class Outer(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, batched_inputs):
+        context = current()
+        losses = self.inner(batched_inputs)
+        assert current() is context
+        context.add("loss_outer", losses["loss_own"] * 2)
+        return {f"inner_{name}": loss for name, loss in losses.items()}
+
+
+def test_nested_models_keep_their_losses_apart():
+    losses = supervise(Outer(supervise(Model())))(inputs())
+    assert set(losses) == {"inner_loss_own", "inner_loss_part", "loss_outer"}
+
+
+def test_copies_and_pickles_are_supervised_on_their_own():
+    model = supervise(Model())
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+        with torch.no_grad():
+            twin.part.linear.weight.zero_()
+        assert twin(inputs())["loss_part"] == 0
+        assert model(inputs())["loss_part"] > 0
+
+
+def test_threads_do_not_see_each_other():
+    model, other = supervise(Model()), supervise(Model())
+    barrier, found = threading.Barrier(2), {}
+
+    class Waiting(Part):
+        def forward(self, x):
+            barrier.wait(10)
+            found[threading.get_ident()] = current().owner
+            barrier.wait(10)
+            return super().forward(x)
+
+    model.part, other.part = Waiting(), Waiting()
+    results = {}
+    threads = [
+        threading.Thread(target=lambda m=m: results.update({m: m(inputs())}))
+        for m in (model, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found.values()) == {model, other}
+    assert all(set(losses) == {"loss_own", "loss_part"} for losses in results.values())
+
+
+def test_checkpointed_parts_count_once_and_get_their_gradient():
+    class Checkpointed(Part):
+        def forward(self, x):
+            run = super().forward
+            return checkpoint(run, x, use_reentrant=False, context_fn=replay_contexts)
+
+    plain = supervise(Model(Part()))
+    again = supervise(Model(Checkpointed()))
+    again.load_state_dict(plain.state_dict())
+    records = inputs()
+    for model in (plain, again):
+        sum(model(records).values()).backward()
+    torch.testing.assert_close(again.part.linear.weight.grad, plain.part.linear.weight.grad)
+
+
+def test_built_from_a_class_or_its_name():
+    by_class = build_supervised(supervised_class=Model, device="cpu")
+    assert type(by_class) is Model
+    assert "loss_part" in by_class(inputs())
+    linear = build_supervised(supervised_class="torch.nn.Linear", in_features=2, out_features=3)
+    assert isinstance(linear, nn.Linear)
+    for name in ("torch.nn.Lineal", "no_such_package.Model", "Model"):
+        with pytest.raises(ImportError, match=name):
+            build_supervised(supervised_class=name)
+
+
+def train_rank(rank: int, port: int, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(supervise(Model()))
+    torch.manual_seed(1)
+    records = inputs(2)
+    losses = model(records[rank : rank + 1])
+    sum(losses.values()).backward()
+    results[rank] = (sorted(losses), model.module.part.linear.weight.grad.clone())
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_ddp_averages_the_gradients_of_asked_losses():
+    manager = mp.Manager()
+    results = manager.dict()
+    mp.spawn(train_rank, args=(free_port(), results), nprocs=2)
+    torch.manual_seed(0)
+    model = supervise(Model())
+    torch.manual_seed(1)
+    for record in inputs(2):
+        (sum(model([record]).values()) / 2).backward()
+    for names, gradient in dict(results).values():
+        assert names == ["loss_own", "loss_part"]
+        torch.testing.assert_close(gradient, model.part.linear.weight.grad)
+
+
+class Detector(nn.Module):
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+
+class Transformer(nn.Module):
+    def __init__(self, encoder: nn.Module, width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
+class Encoder(TokenEncoder):
+    pass
+
+
+class Dense(TokenSparsifier):
+    def plan(self, context):
+        return TokenPlan(context)
+
+
+def test_sparsify_swaps_targets_and_keeps_every_path():
+    model = L(Detector)(
+        transformer=L(Transformer)(
+            encoder=L(Encoder)(embed_dim="${..width}", num_layers=2, num_heads=4), width=16
+        )
+    )
+    before = OmegaConf.to_container(model)["transformer"]["encoder"]
+    assert sparsify(model, L(Dense)(value_policy="initial")) is model
+    after = OmegaConf.to_container(model)["transformer"]["encoder"]
+    assert {**before, "_target_": None} == {
+        **{key: value for key, value in after.items() if key != "sparsifier"},
+        "_target_": None,
+    }
+    cfg = LazyConfig.apply_overrides(
+        OmegaConf.create({"model": model}, flags={"allow_objects": True}),
+        ["model.transformer.encoder.num_layers=3"],
+    )
+    built = instantiate(cfg.model)
+    assert type(built) is Detector
+    encoder = built.transformer.encoder
+    assert type(encoder) is TokenEncoder
+    assert (encoder.num_layers, encoder.embed_dim) == (3, 16)
+    assert encoder.sparsifier.value_policy == "initial"
+    assert len(built._forward_hooks) == 1
+
+
+def test_sparsify_names_what_is_missing():
+    with pytest.raises(KeyError, match=r"transformer\.encoder"):
+        sparsify(L(nn.Linear)(in_features=1), L(nn.Identity)())
