@@ -160,6 +160,8 @@ def _talk(rank, folder):
     comm.synchronize()
     with open(f"{folder}/{rank}.pkl", "wb") as file:
         pickle.dump(result, file)
+    # a group that outlives destroy_process_group may abort the interpreter on its way out
+    comm._LOCAL_PROCESS_GROUP = None
     dist.destroy_process_group()
 
 
