@@ -2,7 +2,6 @@
 
 from .batch_norm import FrozenBatchNorm2d, LayerNorm, NaiveSyncBatchNorm, get_norm
 from .blocks import CNNBlockBase
-from .drop_path import DropPath, drop_path
 from .nms import batched_nms, nms
 from .roi_align import ROIAlign, roi_align
 from .shape_spec import ShapeSpec
@@ -23,7 +22,6 @@ __all__ = [
     "CNNBlockBase",
     "Conv2d",
     "ConvTranspose2d",
-    "DropPath",
     "FrozenBatchNorm2d",
     "LayerNorm",
     "Linear",
@@ -33,7 +31,6 @@ __all__ = [
     "batched_nms",
     "cat",
     "cross_entropy",
-    "drop_path",
     "get_norm",
     "interpolate",
     "move_device_like",

@@ -7,7 +7,6 @@ import torch
 from detectron2.layers import (
     CNNBlockBase,
     Conv2d,
-    DropPath,
     FrozenBatchNorm2d,
     batched_nms,
     cat,
@@ -16,6 +15,7 @@ from detectron2.layers import (
     nms,
     nonzero_tuple,
 )
+from detectron2.layers.drop_path import DropPath
 from detectron2.structures import Boxes, pairwise_iou
 from torch import nn
 

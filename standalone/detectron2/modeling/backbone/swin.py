@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from detectron2.layers import DropPath
+from detectron2.layers.drop_path import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import checkpoint

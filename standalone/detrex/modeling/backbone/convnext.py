@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from detectron2.layers import DropPath
 from detectron2.modeling.backbone import Backbone
 from detrex.layers import LayerNorm
+from detrex.layers.drop_path import DropPath
 from torch import nn
 
 
