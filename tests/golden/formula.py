@@ -1,4 +1,5 @@
-"""Weights, images and boxes as formulas: what the golden numbers beside this file were computed from."""
+"""Weights, images and boxes as formulas: what the golden numbers beside this file were computed
+from."""
 
 import math
 import zlib
@@ -13,7 +14,8 @@ CLASSES = ([3, 17], [0])
 
 
 def parameter_value(name: str, like: Tensor) -> Tensor:
-    """A sine of the element's index, its phase from the name's checksum, scaled by what the tensor is."""
+    """A sine of the element's index, its phase from the name's checksum, scaled by what the tensor
+    is."""
     phase = (zlib.crc32(name.encode()) % 997) * 0.0123
     wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) * 0.7310585 + phase)
     if name.endswith("running_var"):
@@ -29,7 +31,8 @@ def parameter_value(name: str, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Set every floating-point entry of the state dict, in its order (of aliases the last one stays)."""
+    """Set every floating-point entry of the state dict, in its order (of aliases the last one
+    stays)."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(parameter_value(name, tensor))

@@ -1,4 +1,5 @@
-"""The detectors are upstream's networks: same keys, detections, encoder output and losses, without a checkpoint."""
+"""The detectors are upstream's networks: same keys, detections, encoder output and losses, without
+a checkpoint."""
 
 import json
 from pathlib import Path

@@ -76,6 +76,12 @@ class LayerwiseCriterion(SetCriterion):
     def forward(self, outputs: Mapping[str, Any], targets: list[Target]) -> dict[str, Tensor]:
         """Unweighted losses of every layer in ``outputs``."""
         num_boxes = world_average_boxes(targets, outputs["pred_logits"].device)
+        return self.layer_losses(outputs, targets, num_boxes)
+
+    def layer_losses(
+        self, outputs: Mapping[str, Any], targets: list[Target], num_boxes: float
+    ) -> dict[str, Tensor]:
+        """Losses of the last layer, of the others and of the proposals, divided by ``num_boxes``."""
         losses = self.matched_losses(outputs, targets, num_boxes)
         for index, aux_outputs in enumerate(outputs.get("aux_outputs", ())):
             losses |= self.matched_losses(aux_outputs, targets, num_boxes, suffix=f"_{index}")
@@ -118,7 +124,9 @@ class DenoisingCriterion(LayerwiseCriterion):
                 ``output_known_lbs_bboxes`` (predictions of the denoising queries, as ``outputs``);
                 None where the batch has no denoising queries, which gives zero losses.
         """
-        losses = super().forward(outputs, targets)
+        # once, and in every process: a process without boxes must not wait for one with boxes
+        num_boxes = world_average_boxes(targets, outputs["pred_logits"].device)
+        losses = self.layer_losses(outputs, targets, num_boxes)
         num_aux = len(outputs.get("aux_outputs", ()))
         suffixes = ["_dn", *(f"_dn_{index}" for index in range(num_aux))]
         if not dn_metas or "output_known_lbs_bboxes" not in dn_metas:
@@ -127,8 +135,9 @@ class DenoisingCriterion(LayerwiseCriterion):
             return losses | {name + suffix: zero.clone() for suffix in suffixes for name in names}
         known = dn_metas["output_known_lbs_bboxes"]
         num_groups = dn_metas["dn_num"]
-        num_boxes = world_average_boxes(targets, outputs["pred_logits"].device) * num_groups
         matches = positive_matches(targets, num_groups, dn_metas["single_padding"])
         for suffix, layer in zip(suffixes, [known, *known.get("aux_outputs", ())], strict=True):
-            losses |= self.matched_losses(layer, targets, num_boxes, suffix=suffix, matches=matches)
+            losses |= self.matched_losses(
+                layer, targets, num_boxes * num_groups, suffix=suffix, matches=matches
+            )
         return losses

@@ -12,15 +12,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from projects.deformable_detr.modeling.deformable_transformer import DeformableDetrTransformer
-from tokendetr.detector import (
-    DeformableDetector,
-    Detections,
-    DetectorParts,
-    DetectorSizes,
-    Pyramid,
-    Target,
-    predict,
-)
+from tokendetr.detector.detector import DeformableDetector, Detections, DetectorParts, DetectorSizes
+from tokendetr.detector.heads import predict
+from tokendetr.detector.pyramid import Pyramid
+from tokendetr.detector.targets import Target
 
 
 class DeformableDETR(DeformableDetector):

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch.nn import Embedding, Module
 
 from projects.dino.modeling.dino_transformer import DINOTransformer
-from tokendetr.detector import (
-    DeformableDetector,
-    Detections,
-    DetectorParts,
-    DetectorSizes,
-    Pyramid,
-    Target,
-    attach_unused,
-    contrastive_queries,
-    predict,
-    split_denoising,
-)
+from tokendetr.detector.denoising import attach_unused, contrastive_queries, split_denoising
+from tokendetr.detector.detector import DeformableDetector, Detections, DetectorParts, DetectorSizes
+from tokendetr.detector.heads import predict
+from tokendetr.detector.pyramid import Pyramid
+from tokendetr.detector.targets import Target
 
 
 class DINO(DeformableDetector):
@@ -52,14 +45,14 @@ class DINO(DeformableDetector):
 
     def __init__(
         self,
-        backbone: nn.Module,
-        position_embedding: nn.Module,
-        neck: nn.Module,
+        backbone: Module,
+        position_embedding: Module,
+        neck: Module,
         transformer: DINOTransformer,
         embed_dim: int,
         num_classes: int,
         num_queries: int,
-        criterion: nn.Module,
+        criterion: Module,
         pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
         pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
         aux_loss: bool = True,
@@ -83,7 +76,7 @@ class DINO(DeformableDetector):
         self.add_heads(two_stage=True, shared=False)
         self.transformer.decoder.class_embed = self.class_embed
         self.transformer.decoder.bbox_embed = self.bbox_embed
-        self.label_enc = nn.Embedding(num_classes, embed_dim)
+        self.label_enc = Embedding(num_classes, embed_dim)
         self.dn_number = dn_number
         self.label_noise_ratio = label_noise_ratio
         self.box_noise_scale = box_noise_scale

@@ -33,7 +33,9 @@ model.backbone = L(ResNet)(
     out_features=["res3", "res4", "res5"],
     freeze_at=0,
 )
-model.neck.input_shapes = {name: ShapeSpec(channels=CHANNELS[name]) for name in ("res3", "res4", "res5")}
+model.neck.input_shapes = {
+    name: ShapeSpec(channels=CHANNELS[name]) for name in ("res3", "res4", "res5")
+}
 model.neck.out_channels = WIDTH
 model.neck.norm_layer.num_groups = 8
 model.neck.norm_layer.num_channels = WIDTH
@@ -41,7 +43,7 @@ model.position_embedding.num_pos_feats = WIDTH // 2
 
 for part in (model.transformer.encoder, model.transformer.decoder):
     part.embed_dim = WIDTH
-    part.num_heads = 4
+    part.num_heads = 3
     part.feedforward_dim = 384
     part.num_layers = LAYERS
 

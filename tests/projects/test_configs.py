@@ -1,0 +1,120 @@
+"""The detectors' configs: upstream's names, structure and numbers."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from detectron2.config import LazyConfig, instantiate
+
+from projects.deformable_detr import modeling as deformable_detr
+from projects.dino import modeling as dino
+
+PROJECTS = Path(__file__).resolve().parents[2] / "projects"
+CONFIGS = sorted(
+    path
+    for project in ("dino", "deformable_detr")
+    for path in (PROJECTS / project / "configs").rglob("*_*ep*.py")
+)
+UPSTREAM = [
+    "dino/configs/dino-resnet/dino_r50_4scale_12ep.py",
+    "dino/configs/dino-resnet/dino_r50_4scale_24ep.py",
+    "dino/configs/dino-resnet/dino_r50_4scale_12ep_300dn.py",
+    "dino/configs/dino-resnet/dino_r50_5scale_12ep.py",
+    "dino/configs/dino-resnet/dino_r101_4scale_12ep.py",
+    "dino/configs/dino-swin/dino_swin_tiny_224_4scale_12ep.py",
+    "dino/configs/dino-swin/dino_swin_small_224_4scale_12ep.py",
+    "dino/configs/dino-swin/dino_swin_base_384_4scale_12ep.py",
+    "dino/configs/dino-swin/dino_swin_large_224_4scale_12ep.py",
+    "dino/configs/dino-swin/dino_swin_large_384_4scale_12ep.py",
+    "dino/configs/dino-swin/dino_swin_large_384_5scale_12ep.py",
+    "deformable_detr/configs/deformable_detr_r50_50ep.py",
+    "deformable_detr/configs/deformable_detr_r50_with_box_refinement_50ep.py",
+    "deformable_detr/configs/deformable_detr_r50_two_stage_50ep.py",
+]
+
+
+def test_upstreams_config_files_are_all_here():
+    assert not [name for name in UPSTREAM if not (PROJECTS / name).is_file()]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_complete_and_consistent(path):
+    config = LazyConfig.load(str(path))
+    for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
+        assert key in config
+    epochs = int(path.stem.split("ep")[0].rsplit("_", 1)[1])
+    assert config.train.max_iter == epochs * 7500
+    assert config.train.output_dir == f"./output/{path.stem}"
+    assert config.dataloader.evaluator.output_dir == config.train.output_dir
+    assert config.dataloader.train.total_batch_size == 16
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-4, 1e-4)
+    model = config.model
+    assert model.neck.num_outs == model.transformer.num_feature_levels
+    assert model.transformer.encoder.num_feature_levels == model.neck.num_outs
+    assert set(model.neck.in_features) <= set(model.neck.input_shapes)
+    assert model.criterion.num_classes == model.num_classes == 80
+    for loss in ("loss_class", "loss_bbox_4", "loss_giou_enc"):
+        assert loss in model.criterion.weight_dict
+
+
+def test_overrides_reach_every_dependent_place():
+    config = LazyConfig.load(str(PROJECTS / UPSTREAM[0]))
+    config = LazyConfig.apply_overrides(
+        config, ["model.num_classes=7", "model.num_queries=30", "train.device=cpu"]
+    )
+    assert config.model.criterion.num_classes == 7
+    assert config.model.transformer.two_stage_num_proposals == 30
+    assert config.train.device == "cpu"
+
+
+def test_loading_twice_gives_independent_configs():
+    path = str(PROJECTS / UPSTREAM[0])
+    LazyConfig.load(path).model.neck.num_outs = 99
+    assert LazyConfig.load(path).model.neck.num_outs == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "factor"),
+    [
+        (UPSTREAM[0], "backbone.res2", 0.1),
+        (UPSTREAM[0], "transformer.encoder", 1.0),
+        (UPSTREAM[-1], "transformer.decoder.layers.0.attentions.1.sampling_offsets", 0.1),
+        (UPSTREAM[-1], "transformer.decoder.layers.0.attentions.1.value_proj", 1.0),
+    ],
+)
+def test_learning_rate_factors(path, module, factor):
+    config = LazyConfig.load(str(PROJECTS / path))
+    assert instantiate(config.optimizer.params.lr_factor_func)(module) == factor
+
+
+SIGNATURES = {
+    dino.DINO: """backbone position_embedding neck transformer embed_dim num_classes num_queries
+        criterion pixel_mean pixel_std aux_loss select_box_nums_for_evaluation device dn_number
+        label_noise_ratio box_noise_scale input_format vis_period""",
+    dino.DINOTransformer: """encoder decoder num_feature_levels two_stage_num_proposals
+        learnt_init_query""",
+    dino.DINOTransformerEncoder: """embed_dim num_heads feedforward_dim attn_dropout ffn_dropout
+        num_layers post_norm num_feature_levels""",
+    dino.DINOTransformerDecoder: """embed_dim num_heads feedforward_dim attn_dropout ffn_dropout
+        num_layers return_intermediate num_feature_levels look_forward_twice use_checkpoint""",
+    dino.DINOCriterion: """num_classes matcher weight_dict losses eos_coef loss_class_type alpha
+        gamma two_stage_binary_cls""",
+    deformable_detr.DeformableDETR: """backbone position_embedding neck transformer embed_dim
+        num_classes num_queries criterion pixel_mean pixel_std aux_loss with_box_refine
+        as_two_stage select_box_nums_for_evaluation device""",
+    deformable_detr.DeformableDetrTransformer: """encoder decoder num_feature_levels as_two_stage
+        two_stage_num_proposals""",
+    deformable_detr.DeformableDetrTransformerEncoder: """embed_dim num_heads feedforward_dim
+        attn_dropout ffn_dropout num_layers post_norm num_feature_levels""",
+    deformable_detr.DeformableDetrTransformerDecoder: """embed_dim num_heads feedforward_dim
+        attn_dropout ffn_dropout num_layers return_intermediate num_feature_levels""",
+    deformable_detr.DeformableCriterion: """num_classes matcher weight_dict losses eos_coef
+        loss_class_type alpha gamma""",
+}
+
+
+@pytest.mark.parametrize("kind", SIGNATURES, ids=lambda kind: kind.__name__)
+def test_constructors_take_upstreams_arguments_in_order(kind):
+    ours = list(inspect.signature(kind).parameters)
+    wanted = SIGNATURES[kind].split()
+    assert ours[: len(wanted)] == wanted
