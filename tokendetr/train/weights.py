@@ -1,0 +1,368 @@
+"""Read, compare and write weights without running code from files."""
+
+import io
+import json
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from tabulate import tabulate
+from torch import Tensor, nn
+
+__all__ = [
+    "CheckpointMismatchError",
+    "LoadReport",
+    "UnsafeCheckpointError",
+    "load_slim",
+    "load_weights",
+    "read_checkpoint",
+    "save_slim",
+]
+
+logger = logging.getLogger(__name__)
+
+_ALIASES = "aliases"
+_SHOWN = 12
+
+
+class UnsafeCheckpointError(ValueError):
+    """A file holds more than weights and plain values; nothing of it was executed."""
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint does not fit the model; the message lists the keys."""
+
+
+# --------------------------------------------------------------------------------- reading
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers, text and numpy arrays; refuses any other global."""
+
+    _ALLOWED = frozenset(
+        {("collections", "OrderedDict"), ("numpy", "dtype"), ("numpy", "ndarray")}
+        | {("_codecs", "encode"), ("builtins", "bytearray")}
+        | {
+            (f"numpy.{core}.{module}", name)
+            for core in ("core", "_core")
+            for module, name in (
+                ("multiarray", "_reconstruct"),
+                ("multiarray", "scalar"),
+                ("numeric", "_frombuffer"),
+            )
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
+    """Read a checkpoint file as a dict with ``model``.
+
+    Args:
+        path: a local ``.safetensors`` file, a ``.pkl`` of numpy arrays (detectron2's model zoo),
+            or a file of ``torch.save``: with ``model``, with ``model_state`` (``.pyth``), or a bare
+            state dict.
+        query: ``matching_heuristics=True`` to match keys by their endings.
+
+    Returns:
+        ``model`` (name -> tensor or array) and whatever else is in the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnsafeCheckpointError: the file holds anything but tensors, arrays and plain values.
+        ValueError: it is damaged, is no checkpoint, or the query is unknown.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.endswith(".safetensors"):
+        data = {"model": load_slim(path)}
+    elif path.endswith(".pkl"):
+        data = _read_zoo_pickle(path)
+    else:
+        data = _read_torch(path)
+    options = parse_qs(query)
+    if options.pop("matching_heuristics", ["False"]) == ["True"]:
+        data["matching_heuristics"] = True
+    if options:
+        raise ValueError(f"{path}?{query}: only matching_heuristics=True is known")
+    return data
+
+
+def _read_torch(path: str) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            raise UnsafeCheckpointError(
+                f"{path} was refused: it holds more than tensors and plain values, and reading "
+                f"that would run code from the file ({reason}). Nothing was executed. If you made "
+                "it yourself, save its state dict anew with torch.save."
+            ) from error
+        raise ValueError(f"{path} is damaged or is no checkpoint: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
+    if "model" in loaded:
+        return loaded
+    if "model_state" in loaded:
+        weights = loaded["model_state"]
+        kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+        return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
+    return {"model": loaded}
+
+
+def _read_zoo_pickle(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = _ArrayUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise UnsafeCheckpointError(
+            f"{path} was refused: {error}. A .pkl of weights may hold dicts, numbers, text and "
+            "numpy arrays only; anything else can run code. Nothing was executed."
+        ) from error
+    except (EOFError, AttributeError, ImportError, IndexError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or is no checkpoint: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a checkpoint")
+    if "model" in data and "__author__" in data:
+        return data
+    # Caffe2: detection models keep their weights under "blobs", ImageNet models at the top.
+    weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+# --------------------------------------------------------------------------------- loading
+
+
+@dataclass
+class LoadReport:
+    """How a checkpoint fits a model.
+
+    Attributes:
+        matched, missing, unexpected: keys.
+        wrong_shape: (key, shape in the checkpoint, shape in the model).
+    """
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong_shape: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every key fits."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def table(self) -> str:
+        """The numbers and the first keys of each kind, as a table."""
+        shapes = [
+            f"{k}: {list(a)} in the file, {list(b)} in the model" for k, a, b in self.wrong_shape
+        ]
+        rows = [
+            ("matched", len(self.matched), ""),
+            ("missing in the file", len(self.missing), _shortened(self.missing)),
+            ("unexpected in the file", len(self.unexpected), _shortened(self.unexpected)),
+            ("wrong shape", len(shapes), _shortened(shapes)),
+        ]
+        return tabulate(rows, headers=("keys", "number", "which"), tablefmt="pipe")
+
+
+def _shortened(names: list[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+class _Reporting:
+    """Takes note of what a checkpointer says about keys while it loads."""
+
+    def __init__(self) -> None:
+        self.incompatible: Any = None
+        self.is_partial = False
+
+    def watch(self, checkpointer: Checkpointer) -> None:
+        load_model = checkpointer._load_model
+
+        def watched(checkpoint: Any) -> Any:
+            # Weights of a part (a backbone) say so themselves, or the user does in the URL.
+            self.is_partial = bool(checkpoint.get("matching_heuristics", False))
+            weights = checkpoint["model"]
+            if not self.is_partial:
+                checkpoint["model"] = _with_aliases(weights, checkpointer.model.state_dict())
+            self.incompatible = load_model(checkpoint)
+            return None
+
+        checkpointer._load_model = watched  # type: ignore[method-assign]
+
+
+def load_weights(
+    checkpointer: Checkpointer, path: str, *, strict: bool = True, use_ema: bool = False
+) -> LoadReport:
+    """Load the weights of a checkpoint into ``checkpointer.model`` and report how they fit.
+
+    Args:
+        checkpointer: reads the file (paths, URLs, ``detectron2://``, ``?matching_heuristics=True``).
+        path: of the checkpoint.
+        strict: every key must fit. Files of a part of a model (a backbone from a zoo, or anything
+            with matching heuristics) only need to match somewhere.
+        use_ema: take ``ema_state`` instead of ``model`` where the file has it.
+
+    Raises:
+        CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
+    """
+    reporting = _Reporting()
+    reporting.watch(checkpointer)
+    try:
+        rest = checkpointer.load(path, checkpointables=[])
+    finally:
+        del checkpointer._load_model  # the instance's wrapper; the class's method is back
+    if use_ema and rest.get("ema_state"):
+        logger.info("Using the moving average (ema_state) of %s", path)
+        _load_ema(checkpointer.model, rest["ema_state"])
+    report = _report(checkpointer.model, reporting.incompatible)
+    logger.info("Weights of %s:\n%s", path, report.table())
+    if reporting.is_partial or not strict:
+        if not report.matched:
+            raise CheckpointMismatchError(f"no key of {path} fits the model:\n{report.table()}")
+        return report
+    if not report.is_complete:
+        raise CheckpointMismatchError(
+            f"{path} is a checkpoint of another model:\n{report.table()}\n"
+            "To start from the keys that match use train.init_checkpoint_strict=False; for weights "
+            "of a backbone alone append ?matching_heuristics=True to the path."
+        )
+    return report
+
+
+def _report(model: nn.Module, incompatible: Any) -> LoadReport:
+    keys = list(model.state_dict())
+    missing = set(incompatible.missing_keys)
+    wrong = [(k, tuple(a), tuple(b)) for k, a, b in incompatible.incorrect_shapes]
+    wrong_names = {name for name, _, _ in wrong}
+    missing -= wrong_names
+    return LoadReport(
+        matched=[k for k in keys if k not in missing and k not in wrong_names],
+        missing=[k for k in keys if k in missing],
+        unexpected=sorted(incompatible.unexpected_keys),
+        wrong_shape=wrong,
+    )
+
+
+@torch.no_grad()
+def _load_ema(model: nn.Module, ema_state: Mapping[str, Tensor]) -> None:
+    targets = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, value in ema_state.items():
+        if name in targets:
+            targets[name].copy_(value)
+
+
+def _with_aliases(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Add keys that the file leaves out because the model stores the same tensor under another."""
+    completed = dict(weights)
+    for names in _alias_groups(model_state):
+        stored = next((name for name in names if name in weights), None)
+        if stored is not None:
+            for name in names:
+                completed.setdefault(name, weights[stored])
+    return completed
+
+
+def _alias_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Groups of two or more names of one and the same tensor."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in state.items():
+        if value.numel():
+            key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
+            groups.setdefault(key, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+# --------------------------------------------------------------------------------- slim files
+
+
+def save_slim(
+    model: nn.Module | Mapping[str, Tensor],
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write weights alone as a safetensors file, in low precision and every tensor once.
+
+    Matrices and kernels are stored as ``dtype``; vectors (biases, norms and their statistics), whose
+    size does not matter but whose range does, stay as they are, and so does a tensor that ``dtype``
+    cannot hold.
+
+    Args:
+        model: a model or its state dict.
+        path: of the file, ending in ``.safetensors``; written atomically.
+        dtype: float16, bfloat16 or float32.
+        metadata: text to keep in the file's header.
+
+    Returns:
+        Size of the file in bytes.
+
+    Raises:
+        ValueError: the path has another ending, or a weight is not finite.
+    """
+    from safetensors.torch import save
+
+    from tokendetr.train.checkpoint import write_atomically
+
+    if not path.endswith(".safetensors"):
+        raise ValueError(f"{path}: the name of a slim checkpoint must end in .safetensors")
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    aliases = {name: group[0] for group in _alias_groups(state) for name in group[1:]}
+    tensors = {
+        name: _slim(name, value, dtype) for name, value in state.items() if name not in aliases
+    }
+    header = {**(metadata or {}), _ALIASES: json.dumps(aliases), "format": "pt"}
+    content = save(tensors, metadata=header)
+    write_atomically(path, content)
+    return len(content)
+
+
+def _slim(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point():
+        return value.clone()
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"weight {name} is not finite; it was not saved")
+    if value.dim() < 2:
+        return value.clone()
+    low = value.to(dtype)
+    return low if bool(torch.isfinite(low).all()) else value.clone()
+
+
+def load_slim(path: str) -> dict[str, Tensor]:
+    """Read a safetensors file into a state dict, with the names that share a tensor restored.
+
+    Half precision becomes float32.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {name: _full(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        aliases = json.loads(metadata.get(_ALIASES, "{}"))
+        state.update({name: state[stored] for name, stored in aliases.items()})
+    except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+    return state
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
