@@ -328,6 +328,18 @@ def test_argument_parser_takes_overrides_last():
     assert "my epilog" in default_argument_parser("my epilog").format_help()
 
 
+@pytest.fixture
+def loggers_as_before():
+    """Undo what setting up the global loggers changes."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.propagate, logger.handlers = propagate, handlers
+        logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("loggers_as_before")
 def test_default_setup_writes_log_and_config_and_seeds(tmp_path):
     cfg = OmegaConf.create({"train": {"output_dir": str(tmp_path / "out"), "seed": 5}, "x": 1})
     config_file = tmp_path / "config.py"
