@@ -4,6 +4,8 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include "cpu/kernels.h"
+
 namespace tokendetr {
 namespace {
 
@@ -70,7 +72,8 @@ TORCH_LIBRARY_IMPL(tokendetr, AutocastCUDA, library) {
 }  // namespace
 }  // namespace tokendetr
 
-// tokendetr._C: importing it registers the operators; `device_types` says what they were compiled for.
+// tokendetr._C: importing it registers the operators; `device_types` says what they were compiled for, `cpu_isa` which
+// instruction set the CPU kernels use.
 PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
                                    nullptr};
@@ -81,7 +84,8 @@ PyMODINIT_FUNC PyInit__C() {
 #else
   PyObject* types = Py_BuildValue("(s)", "cpu");
 #endif
-  if (types == nullptr || PyModule_AddObject(module, "device_types", types) != 0) {
+  if (PyModule_AddStringConstant(module, "cpu_isa", tokendetr::kernels().name) != 0 || types == nullptr ||
+      PyModule_AddObject(module, "device_types", types) != 0) {
     Py_XDECREF(types);
     Py_DECREF(module);
     return nullptr;

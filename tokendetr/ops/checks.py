@@ -53,6 +53,8 @@ def _check_tensor(
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
     if tensor.device != value_BNMD.device:
         raise ValueError(f"{name} is on {tensor.device}, value on {value_BNMD.device}")
     widest = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
@@ -66,6 +68,8 @@ def check_value(value_BNMD: Tensor, level_shapes: Sequence[int]) -> int:
         raise TypeError(f"value must be a tensor, got {type(value_BNMD).__name__}")
     if value_BNMD.dim() != 4:
         raise ValueError(f"value must have shape [B, N, M, D], got {list(value_BNMD.shape)}")
+    if value_BNMD.layout != torch.strided:
+        raise ValueError(f"value must be a dense tensor, got {value_BNMD.layout}")
     if value_BNMD.dtype not in _VALUE_DTYPES:
         raise TypeError(f"value must be float64, float32, bfloat16 or float16, got {value_BNMD.dtype}")
     if value_BNMD.shape[2] < 1 or value_BNMD.shape[3] < 1:

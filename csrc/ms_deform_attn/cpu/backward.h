@@ -5,8 +5,9 @@
 namespace tokendetr::TOKENDETR_ISA {
 
 // For one block of samples and kVectors vectors of channels: adds the corners' dot products with the incoming gradient
-// to dot[corner][sample] (still one partial sum per lane), and the weighted incoming gradient to the value gradient.
-template <class T, class S, bool kCopied, int kVectors>
+// to dot[corner][sample] (still one partial sum per lane; the first chunk of channels sets them), and the weighted
+// incoming gradient to the value gradient.
+template <class T, class S, bool kCopied, int kVectors, bool kFirst>
 TOKENDETR_INLINE void scatter(const int64_t* row_steps, int count, const Corners<T>& corners,
                               const Rows<T, const S, kCopied>& rows, const Rows<T, T, kCopied>& gradients,
                               int64_t channel, const S* incoming, int64_t width, Vec<T> (*dot)[kLanes<T>]) {
@@ -23,7 +24,7 @@ TOKENDETR_INLINE void scatter(const int64_t* row_steps, int count, const Corners
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       const Vec<T> weight = broadcast<T>(lane_of(corners.weight[c], lane, T()));
-      Vec<T> product = dot[c][lane];
+      Vec<T> product = kFirst ? Vec<T>{} : dot[c][lane];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         product += load<T>(from[c] + v * kLanes<T>) * g[v];
@@ -50,27 +51,30 @@ void backward_unit(const Problem& problem, const Inputs& in, int64_t image, int6
     rows = {static_cast<const S*>(in.value) + first, row, kZeros.channel};
     gradients = {static_cast<T*>(gradient.value) + first, row, discarded.channel};
   }
-  const S* incoming = static_cast<const S*>(gradient.output) + image * problem.queries * row + head * problem.width;
-  for (int64_t query = 0; query < problem.queries; ++query, incoming += row) {
+  const S* first_incoming =
+      static_cast<const S*>(gradient.output) + image * problem.queries * row + head * problem.width;
+  for (int64_t query = 0; query < problem.queries; ++query) {
+    const S* incoming = first_incoming + query * row;
     source.start(query);
+    for (size_t byte = 0; byte < static_cast<size_t>(problem.width) * sizeof(S); byte += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(incoming + kPrefetchedQueries * row) + byte);
+    }
     for (int block = 0; block < lanes.blocks; ++block) {
       Corners<T> corners;
       const Fractions<T> fractions = locate<T, kCopied>(lanes, block, source.points(block), corners);
-      Vec<T> dot[4][kLanes<T>] = {};
+      Vec<T> dot[4][kLanes<T>];
       const int count = source.count(block);
+      for (int lane = count; lane < kLanes<T>; ++lane) {
+        for (int c = 0; c < 4; ++c) dot[c][lane] = Vec<T>{};
+      }
       const int64_t* row_steps = lanes.row_step + block * kLanes<T>;
-      const auto chunk = [&](auto vectors, int64_t channel) TOKENDETR_LAMBDA_INLINE {
-        scatter<T, S, kCopied, decltype(vectors)::value>(row_steps, count, corners, rows, gradients, channel, incoming,
-                                                         problem.width, dot);
-      };
-      if constexpr (kVectors > 0) {
-        chunk(std::integral_constant<int, kVectors>{}, 0);
-      } else {
-        int64_t channel = 0;
-        for (; channel + 4 * kLanes<T> <= padded; channel += 4 * kLanes<T>) {
-          chunk(std::integral_constant<int, 4>{}, channel);
+      constexpr int kChunk = kVectors > 0 ? kVectors : 1;
+      scatter<T, S, kCopied, kChunk, true>(row_steps, count, corners, rows, gradients, 0, incoming, problem.width, dot);
+      if constexpr (kVectors == 0) {
+        for (int64_t channel = kLanes<T>; channel < padded; channel += kLanes<T>) {
+          scatter<T, S, kCopied, 1, false>(row_steps, count, corners, rows, gradients, channel, incoming,
+                                           problem.width, dot);
         }
-        for (; channel < padded; channel += kLanes<T>) chunk(std::integral_constant<int, 1>{}, channel);
       }
       Vec<T> dots[4];
       for (int c = 0; c < 4; ++c) dots[c] = sum_of_each<T>(dot[c]);

@@ -90,9 +90,10 @@ void forward_queries(const Problem& problem, const Inputs& in, int64_t image, in
     rows.base = static_cast<const S*>(in.value) + image * problem.tokens * row + head * problem.width;
     rows.stride = row;
   }
-  S* to = output + (image * problem.queries + begin) * row + head * problem.width;
+  S* first = output + image * problem.queries * row + head * problem.width;
   Corners<T> corners[LevelLanes<T>::kBlocks];
-  for (int64_t query = begin; query < end; ++query, to += row) {
+  for (int64_t query = begin; query < end; ++query) {
+    S* to = first + query * row;
     source.start(query);
     for (int block = 0; block < lanes.blocks; ++block) {
       locate<T, kCopied>(lanes, block, source.points(block), corners[block]);

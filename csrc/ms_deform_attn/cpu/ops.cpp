@@ -1,4 +1,8 @@
 // The CPU kernels as operators: allocation, the division of heads among threads, registration for CPU.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -30,8 +34,19 @@ Storage storage_of(const Tensor& value) {
   }
 }
 
+// Asks for huge pages for a large fresh tensor: touching 4 KiB pages one by one would cost as much as the kernel.
+Tensor with_huge_pages(Tensor tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = (begin + tensor.nbytes()) / kHuge * kHuge;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: may be refused
+#endif
+  return tensor;
+}
+
 Tensor scratch(int64_t bytes) {
-  return at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions().dtype(at::kByte));
+  return with_huge_pages(at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions().dtype(at::kByte)));
 }
 
 // A call's tensors, contiguous and with coordinates in the type of the sums, and the kernels' view of them.
@@ -66,7 +81,7 @@ struct Call {
 
 Tensor forward(const Call& call) {
   const Problem& p = call.problem;
-  Tensor output = at::empty({p.batch, p.queries, p.heads * p.width}, call.value.options());
+  Tensor output = with_huge_pages(at::empty({p.batch, p.queries, p.heads * p.width}, call.value.options()));
   if (call.empty()) return output;
   const int64_t units = p.batch * p.heads, threads = at::get_num_threads();
   const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
@@ -99,9 +114,10 @@ CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_r
   const Problem& p = call.problem;
   const bool in_place = call.read_in_place() && call.value.element_size() >= 4;
   CallGradients result;
-  result.value = in_place || call.empty() ? at::zeros_like(call.value) : at::empty_like(call.value);
-  result.locations = at::empty_like(call.locations);
-  result.weights = at::empty_like(call.weights);
+  result.value = with_huge_pages(at::empty_like(call.value));
+  result.locations = with_huge_pages(at::empty_like(call.locations));
+  result.weights = with_huge_pages(at::empty_like(call.weights));
+  if (in_place || call.empty()) result.value.zero_();
   if (wants_reference) {
     result.reference = at::zeros({p.heads, p.batch, p.queries, p.levels, call.reference.size(3)},
                                  call.reference.options());

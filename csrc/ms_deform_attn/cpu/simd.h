@@ -3,7 +3,6 @@
 #pragma once
 
 #define TOKENDETR_INLINE inline __attribute__((always_inline))
-#define TOKENDETR_LAMBDA_INLINE __attribute__((always_inline))
 
 namespace tokendetr::TOKENDETR_ISA {
 
@@ -46,7 +45,7 @@ TOKENDETR_INLINE void store_beside(U* to, Beside<T, U> vector) {
 
 template <class T>
 TOKENDETR_INLINE Vec<T> broadcast(T scalar) {
-  return Vec<T>{} + scalar;
+  return scalar - Vec<T>{};  // adding 0 would not be free: it turns -0 into 0
 }
 
 // Loads with widening to T, and stores with rounding to nearest even.

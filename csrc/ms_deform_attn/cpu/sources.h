@@ -18,6 +18,8 @@ TOKENDETR_INLINE void store_some_pairs(T* to, Pairs<T> pairs, int count) {
   std::memcpy(to, few, static_cast<size_t>(2 * count) * sizeof(T));
 }
 
+constexpr int kPrefetchedQueries = 4;  // how far ahead of its use a query's row is fetched
+
 // What both forms share: pointers to the samples of (query, head), whose stride is fixed.
 template <class T>
 class SampleRows {
@@ -32,7 +34,18 @@ class SampleRows {
   }
 
  protected:
-  int64_t row(int64_t query) const { return (first_ + query * heads_) * samples_; }
+  TOKENDETR_INLINE int64_t row(int64_t query) const { return (first_ + query * heads_) * samples_; }
+
+  // Rows of one head lie far apart, which hardware prefetchers do not follow.
+  TOKENDETR_INLINE void prefetch(int64_t at, const T* locations, const T* weights) const {
+    at += kPrefetchedQueries * heads_ * samples_;
+    const size_t bytes = static_cast<size_t>(samples_) * sizeof(T);
+    for (size_t byte = 0; byte < bytes; byte += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(weights + at) + byte);
+      __builtin_prefetch(reinterpret_cast<const char*>(locations + 2 * at) + 2 * byte);
+      __builtin_prefetch(reinterpret_cast<const char*>(locations + 2 * at) + 2 * byte + 64);
+    }
+  }
 
   int samples_;
   const LevelLanes<T>& lanes_;
@@ -54,7 +67,10 @@ class PlainSamples : public SampleRows<T> {
     }
   }
 
-  TOKENDETR_INLINE void start(int64_t query) { row_ = Rows::row(query); }
+  TOKENDETR_INLINE void start(int64_t query) {
+    row_ = Rows::row(query);
+    Rows::prefetch(row_, locations_, weights_);
+  }
 
   TOKENDETR_INLINE Points<T> points(int block) const {
     const int64_t at = row_ + block * kLanes<T>;
@@ -112,6 +128,7 @@ class FusedSamples : public SampleRows<T> {
   TOKENDETR_INLINE void start(int64_t query) {
     query_ = query;
     row_ = Rows::row(query);
+    Rows::prefetch(row_, offsets_, logits_);
     const T* logits = logits_ + row_;
     Vec<T> largest = broadcast<T>(-__builtin_inf());
     for (int block = 0; block < Rows::lanes_.blocks; ++block) {

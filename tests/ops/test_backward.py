@@ -1,0 +1,126 @@
+"""Gradients: gradcheck, agreement of all forms, determinism, and the rules for odd input."""
+
+import pytest
+import torch
+
+from tests.ops.cases import fused_case, off_kinks, random_case
+from tests.ops.test_forward import odd_locations
+from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
+
+
+def gradients(function, inputs, grad):
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return torch.autograd.grad(function(*leaves), leaves, grad)
+
+
+@pytest.mark.parametrize("width", [1, 30, 32, 64, 71])
+def test_gradcheck(width: int) -> None:
+    for seed in range(1, 13):
+        case = off_kinks(random_case(seed, width=width))
+        queries = slice(0, 2)
+        inputs = [
+            case.value[:1, :, :2].clone(),
+            case.locations[:1, queries, :2].clone(),
+            case.weights[:1, queries, :2].clone(),
+        ]
+        leaves = [x.requires_grad_() for x in inputs]
+        torch.autograd.gradcheck(
+            lambda *x, shapes=case.shapes: ms_deform_attn(x[0], shapes, *x[1:]), leaves, fast_mode=True
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equals_autograd_through_plain_pytorch(dtype: torch.dtype) -> None:
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    for seed in range(60):
+        case = off_kinks(random_case(seed))
+        grad = torch.randn(case.locations.shape[0], case.locations.shape[1], case.value[0, 0].numel()).double()
+
+        def run(*x, shapes=case.shapes):
+            return ms_deform_attn(x[0], shapes, *x[1:])
+
+        with use_reference():
+            expected = gradients(run, case.tensors, grad)
+        actual = gradients(run, case.to(dtype).tensors, grad.to(dtype))
+        for a, b in zip(actual, expected, strict=True):
+            assert a.dtype == dtype
+            if b.numel():
+                assert float((a - b).abs().max() / b.abs().max().clamp_min(1)) <= tolerance
+
+
+@pytest.mark.parametrize("reference_width", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_fused_equals_autograd_through_plain_pytorch(reference_width: int, dtype: torch.dtype) -> None:
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-3
+    for seed in range(60):
+        value, shapes, *coordinates = fused_case(seed, reference_width)
+        inputs = [value, *coordinates]
+        grad = torch.randn(value.shape[0], coordinates[0].shape[1], value[0, 0].numel() if len(value) else 0)
+        if not len(value):
+            continue
+
+        def run(*x, shapes=shapes):
+            return ms_deform_attn_fused(x[0], shapes, *x[1:])
+
+        with use_reference():
+            expected = gradients(run, [x.to(dtype) for x in inputs], grad.to(dtype))
+        actual = gradients(run, [x.to(dtype) for x in inputs], grad.to(dtype))
+        for a, b in zip(actual, expected, strict=True):
+            if b.numel():
+                assert float((a - b).abs().max() / b.abs().max().clamp_min(1)) <= tolerance, seed
+
+
+def test_odd_locations_get_no_gradient() -> None:
+    for seed in range(1, 33):
+        case = odd_locations(random_case(seed, dtype=torch.float32))
+        grad = torch.randn(*case.locations.shape[:2], case.value[0, 0].numel())
+        for forced in (False, True):
+            leaves = [x.detach().requires_grad_() for x in case.tensors]
+            if forced:
+                with use_reference():
+                    output = ms_deform_attn(leaves[0], case.shapes, *leaves[1:])
+            else:
+                output = ms_deform_attn(leaves[0], case.shapes, *leaves[1:])
+            to_value, to_locations, to_weights = torch.autograd.grad(output, leaves, grad)
+            odd = ~case.locations.isfinite().all(-1)
+            assert (to_locations[odd] == 0).all()
+            assert (to_weights[odd] == 0).all()
+            assert to_value.isfinite().all()
+            assert to_locations.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_gives_the_same_bits_every_time(dtype: torch.dtype) -> None:
+    case = random_case(10, dtype=torch.float32).to(dtype)
+    grad = torch.randn(*case.locations.shape[:2], case.value[0, 0].numel()).to(dtype)
+    threads = torch.get_num_threads()
+
+    def run(*x):
+        return ms_deform_attn(x[0], case.shapes, *x[1:])
+
+    first = gradients(run, case.tensors, grad)
+    try:
+        for count in (1, 2, 3, 2, 1):
+            torch.set_num_threads(count)
+            for a, b in zip(gradients(run, case.tensors, grad), first, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_half_precision_gradients_are_close_to_exact_ones() -> None:
+    for dtype, bound in ((torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
+        for seed in range(1, 20):
+            low = off_kinks(random_case(seed)).to(dtype)
+            grad = torch.randn(*low.locations.shape[:2], low.value[0, 0].numel()).to(dtype)
+
+            def run(*x, shapes=low.shapes):
+                return ms_deform_attn(x[0], shapes, *x[1:])
+
+            actual = gradients(run, low.tensors, grad)
+            with use_reference():
+                expected = gradients(run, [x.float() for x in low.tensors], grad.float())
+            for a, b in zip(actual, expected, strict=True):
+                assert a.dtype == dtype
+                if b.numel():
+                    assert float((a.float() - b).abs().max() / b.abs().max().clamp_min(1e-3)) <= bound

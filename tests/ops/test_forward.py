@@ -1,0 +1,176 @@
+"""Values: against the oracle, against PyTorch in the same precision, and the rules for odd input."""
+
+import pytest
+import torch
+
+from tests.ops.cases import Case, fused_case, oracle, random_case
+from tokendetr.ops import (
+    extension_available,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    ms_deform_attn_reference,
+    use_reference,
+)
+from tokendetr.ops.reference import sampling_locations
+
+
+def run(case: Case) -> torch.Tensor:
+    return ms_deform_attn(case.value, case.shapes, case.locations, case.weights)
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    assert actual.shape == expected.shape
+    if expected.numel() == 0:
+        return 0.0
+    return float((actual.double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1))
+
+
+def check_against_oracle(seeds: range) -> None:
+    for seed in seeds:
+        case = random_case(seed)
+        expected = oracle(case)
+        assert relative(run(case), expected) <= 1e-12, seed
+        with use_reference():
+            assert relative(run(case), expected) <= 1e-12, seed
+        assert relative(run(case.to(torch.float32)), expected) <= 2e-5, seed
+        rounded = case.to(torch.bfloat16)
+        mixed = Case(case.shapes, rounded.value, case.locations.float(), case.weights.float())
+        assert relative(run(mixed), oracle(Case(case.shapes, rounded.value.double(), *case.tensors[1:]))) <= 2e-2
+
+
+def test_extension_is_built_where_the_suite_runs() -> None:
+    assert extension_available()
+
+
+def test_matches_oracle() -> None:
+    check_against_oracle(range(200))
+
+
+@pytest.mark.slow
+def test_matches_oracle_on_a_thousand_cases() -> None:
+    check_against_oracle(range(1000))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_error_is_at_most_twice_pytorchs(dtype: torch.dtype) -> None:
+    for seed in range(1, 60):
+        case = random_case(seed)
+        low = case.to(dtype)
+        exact = oracle(low.to(torch.float64))
+        if exact.numel() == 0:
+            continue
+        with torch.no_grad():
+            samples, start = [], 0
+            for level, (h, w) in enumerate(low.shapes):
+                image = low.value[:, start : start + h * w].permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (h, w))
+                grid = (2 * low.locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+                samples.append(torch.nn.functional.grid_sample(image, grid, align_corners=False))
+                start += h * w
+            weights = low.weights.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]
+            same_dtype = (torch.stack(samples, -2).flatten(-2) * weights).sum(-1)
+            same_dtype = same_dtype.unflatten(0, low.value.shape[::2][:2]).flatten(1, 2).transpose(1, 2)
+        assert relative(run(low), exact) <= 2 * relative(same_dtype, exact) + 1e-5
+
+
+@pytest.mark.parametrize("reference_width", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_fused_equals_unfused(reference_width: int, dtype: torch.dtype) -> None:
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    for seed in range(40):
+        value, shapes, reference, offsets, logits = fused_case(seed, reference_width)
+        locations = sampling_locations(shapes, reference, offsets)
+        weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+        expected = oracle(Case(shapes, value, locations, weights))
+        tensors = [x.to(dtype) for x in (value, reference, offsets, logits)]
+        assert relative(ms_deform_attn_fused(tensors[0], shapes, *tensors[1:]), expected) <= tolerance
+        with use_reference():
+            actual = ms_deform_attn_fused(tensors[0], shapes, *tensors[1:])
+        assert relative(actual, expected) <= tolerance
+
+
+def test_level_shapes_may_be_a_tensor() -> None:
+    case = random_case(3)
+    assert torch.equal(
+        ms_deform_attn(case.value, torch.tensor(case.shapes), case.locations, case.weights), run(case)
+    )
+
+
+def test_strided_and_expanded_input_gives_the_same_bits() -> None:
+    case = random_case(7, dtype=torch.float32)
+    expected = run(case)
+    strided = Case(
+        case.shapes,
+        case.value.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3),
+        case.locations.flip(-1).flip(-1).transpose(1, 2).contiguous().transpose(1, 2),
+        torch.stack([case.weights, case.weights], -1)[..., 0],
+    )
+    assert torch.equal(run(strided), expected)
+    wide = case.value[:1].expand(4, -1, -1, -1)
+    actual = ms_deform_attn(
+        wide, case.shapes, case.locations[:1].expand(4, *[-1] * 5), case.weights[:1].expand(4, *[-1] * 4)
+    )
+    assert torch.equal(actual, expected[:1].expand(4, -1, -1))
+
+
+def test_the_same_bits_every_time_and_for_every_number_of_threads() -> None:
+    case = random_case(11, dtype=torch.float32)
+    expected, threads = run(case), torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(run(case), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def odd_locations(case: Case) -> Case:
+    locations = case.locations.clone().view(-1, 2)
+    odd = [float("nan"), float("inf"), -float("inf"), 1e38, -1e38, 3e9, -3e9]
+    for i in range(0, len(locations), 3):
+        locations[i, i % 2] = odd[i // 3 % len(odd)]
+    return Case(case.shapes, case.value, locations.view(case.locations.shape), case.weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_non_finite_and_huge_locations_contribute_nothing(dtype: torch.dtype) -> None:
+    for seed in range(1, 33):
+        case = odd_locations(random_case(seed, dtype=dtype))
+        expected = oracle(case.to(torch.float64))
+        assert expected.isfinite().all()
+        assert relative(run(case), expected) <= 2e-5
+        assert relative(ms_deform_attn_reference(case.value, case.shapes, *case.tensors[1:]), expected) <= 2e-5
+
+
+def test_non_finite_values_and_weights_reach_exactly_what_samples_them() -> None:
+    for seed in range(1, 33):
+        case = odd_locations(random_case(seed, dtype=torch.float32))
+        g = torch.Generator().manual_seed(seed)
+        value = torch.where(torch.rand(case.value.shape, generator=g) < 0.002, torch.nan, case.value)
+        weights = torch.where(torch.rand(case.weights.shape, generator=g) < 0.002, torch.nan, case.weights)
+        poisoned = Case(case.shapes, value, case.locations, weights)
+        with use_reference():
+            expected = run(poisoned)
+        assert torch.equal(run(poisoned).isnan(), expected.isnan())
+
+
+def test_few_queries_read_in_place_agree_with_the_copied_map() -> None:
+    g = torch.Generator().manual_seed(0)
+    shapes = ((40, 30), (20, 15))
+    value = torch.randn(2, 1500, 4, 32, generator=g)
+    locations = torch.rand(2, 1500, 4, 2, 4, 2, generator=g) * 3 - 1
+    weights = torch.rand(2, 1500, 4, 2, 4, generator=g)
+    everything = ms_deform_attn(value, shapes, locations, weights)
+    few = ms_deform_attn(value, shapes, locations[:, :20].contiguous(), weights[:, :20].contiguous())
+    torch.testing.assert_close(few, everything[:, :20], rtol=0, atol=1e-5)
+
+
+def test_autocast_keeps_coordinates_in_float32() -> None:
+    case = random_case(5, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = run(case)
+        with use_reference():
+            fallback = run(case)
+    assert actual.dtype == fallback.dtype == torch.bfloat16
+    rounded = Case(case.shapes, case.value.bfloat16().double(), case.locations.double(), case.weights.double())
+    assert relative(actual, oracle(rounded)) <= 1e-2
+    assert relative(fallback, oracle(rounded)) <= 1e-2
