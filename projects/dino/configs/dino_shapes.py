@@ -14,7 +14,7 @@ train = get_config("common/train.py").train
 train.init_checkpoint = ""
 train.output_dir = "./output/dino_shapes"
 train.seed = 0
-train.max_iter = 4000
+train.max_iter = 4500
 train.eval_period = 500
 train.log_period = 20
 train.checkpointer.period = 250
@@ -37,6 +37,7 @@ lr_multiplier = L(WarmupParamScheduler)(
 )
 
 dataloader.train.total_batch_size = 8
+train.reference_batch_size = 8
 dataloader.train.num_workers = 1
 dataloader.test.num_workers = 1
 dataloader.evaluator.output_dir = train.output_dir

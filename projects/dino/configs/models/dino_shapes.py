@@ -1,9 +1,10 @@
-"""DINO for 256-pixel images of 12 categories: a narrow ResNet-18, width 96, 3 + 3 layers, 2.9 M parameters."""
+"""DINO for 256-pixel images of 12 categories: a narrow ResNet-18 and 3 + 3 layers of width 96."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock
+
 from tokendetr.detector import layer_weights
 
 from ....common.matching import weights

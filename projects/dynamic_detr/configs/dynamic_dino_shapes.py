@@ -1,0 +1,28 @@
+"""Dynamic DETR on the small DINO of the shapes data set: fine-tunes the dense detector's weights."""
+
+from detectron2.config import LazyCall as L
+
+from dynamic_detr import DynamicSparsifier
+from tokendetr.config import sparsify
+
+from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
+
+# Three encoder layers, a stage each. Windows are half the usual ones: the images are a quarter of
+# COCO's size, and a window should stay smaller than the objects.
+sparsify(
+    model,
+    L(DynamicSparsifier)(
+        keep_ratios=(0.5, 0.4, 0.3, 0.2),
+        level_orders=((1, 2, 3, 4), (3, 2, 4, 1), (4, 3, 2, 1)),
+        stage_lengths=(1, 1, 1),
+        window_sizes=(4, 2, 2),
+    ),
+)
+
+train.init_checkpoint = "projects/dino/checkpoints/dino_shapes.safetensors"
+train.output_dir = "./output/dynamic_dino_shapes"
+train.max_iter = 800
+train.eval_period = 400
+dataloader.evaluator.output_dir = train.output_dir
+
+optimizer.lr = 2e-4
