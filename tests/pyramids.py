@@ -28,7 +28,8 @@ def make_batch(
 ) -> tuple[Pyramid, list[Pyramid]]:
     """Return a padded batch of images of the given finest-level sizes, and each image alone.
 
-    Features are smooth plus noise, so that windows differ in coherence; padding holds large rubbish.
+    Features are smooth plus noise, so that windows differ in coherence; padding holds large
+    rubbish.
     """
     generator = torch.Generator().manual_seed(seed)
     shapes = [level_shapes(*size) for size in sizes]

@@ -4,33 +4,19 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
+from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tokendetr.encoder import (
     EncoderContext,
     EncoderLayer,
-    TokenEncoder,
     TokenPlan,
     TokenSparsifier,
 )
-from tokendetr.ops import ms_deform_attn_fused_reference
 from tokendetr.tokens import Keep, TokenMap, topk_valid
 from tokendetr.trace import record_tokens
 
 SIZES = [(12, 16), (9, 10), (12, 7)]
-CHANNELS = 32
-
-
-def make_encoder(sparsifier=None, *, seed=0, **kwargs) -> TokenEncoder:
-    torch.manual_seed(seed)
-    options = dict(embed_dim=CHANNELS, num_heads=4, feedforward_dim=48, num_layers=3)
-    encoder = TokenEncoder(
-        **{**options, "attn_dropout": 0.0, "ffn_dropout": 0.0, **kwargs}, sparsifier=sparsifier
-    )
-    for parameter in encoder.parameters():
-        nn.init.normal_(parameter, std=0.1) if parameter.dim() > 1 else None
-    return encoder
 
 
 class KeepSome(TokenSparsifier):
@@ -61,24 +47,6 @@ class KeepPlan(TokenPlan):
             )
             self.map = Keep(index_BK=index, valid_BK=valid)
         return self.map
-
-
-def plain_layer(layer, tokens, value, pos, reference, valid, shapes):
-    """One post-norm layer for one image, written out with the layer's weights."""
-    attention, ffn, (norm1, norm2) = layer.attentions[0], layer.ffns[0], layer.norms
-    heads, levels, points = attention.num_heads, attention.num_levels, attention.num_points
-    query = tokens if pos is None else tokens + pos
-    projected = attention.value_proj(value) * valid[:, None]
-    attended = ms_deform_attn_fused_reference(
-        projected.view(1, len(value), heads, -1),
-        shapes,
-        reference[None],
-        attention.sampling_offsets(query).view(1, len(query), heads, levels, points, 2),
-        attention.attention_weights(query).view(1, len(query), heads, levels, points),
-    )[0]
-    tokens = norm1(tokens + attention.output_proj(attended))
-    linear1, linear2 = ffn.layers[0][0], ffn.layers[1]
-    return norm2(tokens + linear2(torch.relu(linear1(tokens))))
 
 
 def plain_encoder(encoder, pyramid, *, keep_ratio=1.0, once=False, value_policy="updated"):

@@ -146,6 +146,7 @@ def match_by_affinity(
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True).clamp_min(_ZERO_NORM)
     unit_BNC = x_BNC / norm_BN1
     cosine_BNN = unit_BNC @ unit_BNC.transpose(1, 2)
+    cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2  # exact ties of two tokens stay ties
     itself_NN = torch.eye(tokens, dtype=torch.bool, device=x_BNC.device)
     other_BNN = ~itself_NN.expand(batch, -1, -1)
     if valid_BN is not None:

@@ -69,7 +69,7 @@ class AffinityGroup:
         slot_R: long, the flat reduced token of each receiving token.
         token_R: long, the receiving tokens, flat over this level: ``image * U + token of the
             level``.
-        match_BUT: long, tokens of the level that each token may go into.
+        match_BUT: long, tokens of the level that each token may go into; misses may repeat a hit.
         hit_BUT: bool, True where it does.
         start: the level's first token.
         rule: as for windows; "mean" divides by 1 + the number of tokens taken in.
@@ -86,7 +86,9 @@ class AffinityGroup:
         """Return float32 [B, U, U], 1 where the row's token takes in the column's."""
         batch, tokens, _ = self.match_BUT.shape
         goes_BUV = torch.zeros(batch, tokens, tokens, device=self.match_BUT.device)
-        return goes_BUV.scatter_(2, self.match_BUT, self.hit_BUT.float()).transpose(1, 2)
+        # The largest wins: a miss may repeat the index of a hit where neighbours run out.
+        goes_BUV.scatter_reduce_(2, self.match_BUT, self.hit_BUT.float(), "amax")
+        return goes_BUV.transpose(1, 2)
 
     def merge(self, x_BNC: Tensor) -> Tensor:
         """Return the merged tokens [R, C]."""

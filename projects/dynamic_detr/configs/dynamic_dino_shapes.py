@@ -1,4 +1,4 @@
-"""Dynamic DETR on the small DINO of the shapes data set: fine-tunes the dense detector's weights."""
+"""Dynamic DETR on the small DINO of the shapes data set, fine-tuned from its dense weights."""
 
 from detectron2.config import LazyCall as L
 

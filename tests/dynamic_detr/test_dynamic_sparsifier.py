@@ -1,0 +1,376 @@
+"""Dynamic DETR against a float64 re-implementation with loops, and its laws."""
+
+import copy
+import logging
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import dynamic_detr.sparsifier as sparsifier_module
+from dynamic_detr import DynamicSparsifier
+from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
+from tests.pyramids import make_batch, valid_rows
+from tokendetr.supervision import supervise
+from tokendetr.tokens import Identity
+from tokendetr.trace import record_tokens
+
+SIZES = [(16, 21), (9, 10), (16, 7)]
+OPTIONS = dict(keep_ratios=(0.6, 0.5, 0.4, 0.3), window_sizes=(4, 2, 2), alignment="off")
+
+
+def cosine(a, b):
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
+    """One image: {place of each query: the tokens it is the mean of}, following the paper's text."""
+    groups, start = {}, 0
+    for level, (height, width) in enumerate(shapes[:-1]):
+        n, tokens = windows[level], height * width
+        ranked = []
+        for top in range(0, height - n + 1, n):
+            for left in range(0, width - n + 1, n):
+                cells = [start + (top + i) * width + left + j for i in range(n) for j in range(n)]
+                pairs = [cosine(x[a], x[b]) for a in cells for b in cells]
+                ranked.append((-sum(pairs) / len(pairs), len(ranked), cells))
+        merged = min(len(ranked), math.floor(tokens * (1 - ratios[level]) / (n * n - 1) + 1e-9))
+        gone = set()
+        for _, _, cells in sorted(ranked)[:merged]:
+            groups[cells[-1]] = cells
+            gone.update(cells)
+        for token in range(start, start + tokens):
+            if token not in gone:
+                groups[token] = [token]
+        start += tokens
+    last = range(start, len(x))
+    rarity = {i: sum(1 / max(cosine(x[i], x[j]), min_cosine) for j in last if j != i) for i in last}
+    count = max(1, math.floor(len(last) * ratios[-1] + 0.5))
+    important = sorted(last, key=lambda i: (-rarity[i], i))[:count]
+    groups.update({v: [v] for v in important})
+    for u in last:
+        if u not in important:
+            others = sorted((j for j in last if j != u), key=lambda j: (-cosine(x[u], x[j]), j))
+            for v in others[:neighbors]:
+                if v in important:
+                    groups[v].append(u)
+    return groups
+
+
+def naive_encoder(encoder, pyramid, options):
+    """One image: the whole encoder, stage by stage."""
+    layout, budget = pyramid.layout, encoder.sparsifier.budget
+    memory, pos = pyramid.x_BNC[0], pyramid.pos_BNC[0]
+    reference = layout.reference_points_BNL2()[0].to(memory.dtype)
+    valid, layer = torch.ones(len(memory), dtype=memory.dtype), 0
+    for stage, length in enumerate(budget.stage_lengths):
+        groups = naive_stage(
+            memory, layout.level_shapes, budget.level_ratios(stage), options["window_sizes"]
+        )
+        index = torch.tensor(sorted(groups))
+        tokens = torch.stack([memory[groups[i]].mean(dim=0) for i in index.tolist()])
+        for _ in range(length):
+            tokens = plain_layer(
+                encoder.layers[layer],
+                tokens,
+                memory,
+                pos[index],
+                reference[index],
+                valid,
+                layout.level_shapes,
+            )
+            memory = memory.clone()
+            memory[index] = tokens
+            layer += 1
+    return memory
+
+
+def dynamic_encoder(**options):
+    return make_encoder(DynamicSparsifier(**{**OPTIONS, **options}), num_layers=6)
+
+
+def test_it_equals_the_naive_encoder_also_in_a_padded_batch():
+    batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
+    encoder = dynamic_encoder().double()
+    with torch.no_grad():
+        memory = encoder(**batch.inputs)
+        for image, single in enumerate(alone):
+            expected = naive_encoder(encoder, single, OPTIONS)
+            got = valid_rows(batch.layout, memory, image)
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_one_keep_ratio_of_one_is_bitwise_dense(training):
+    batch, _ = make_batch(SIZES, CHANNELS)
+    ones = make_encoder(DynamicSparsifier(keep_ratios=(1.0,) * 4), num_layers=6, attn_dropout=0.1)
+    dense = make_encoder(num_layers=6, attn_dropout=0.1)
+    results = []
+    for encoder in (ones, dense):
+        torch.manual_seed(3)
+        memory = encoder.train(training)(**batch.inputs)
+        memory.square().sum().backward()
+        results.append([memory, *(parameter.grad for parameter in encoder.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(merge="max", cells="broadcast"),
+        dict(merge="sum", anchor="center"),
+        dict(merge="retain", affinity_matching=False),
+        dict(ratio_order="gather", num_neighbors=7, value_policy="initial"),
+        dict(window_sizes=(8, 4, 2)),
+        dict(window_sizes=(4, 2, 1)),
+        dict(keep_ratios=(0.05, 0.05, 0.05, 0.05)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_an_images_result_does_not_depend_on_its_batch_nor_on_padding(options, seed):
+    batch, alone = make_batch(SIZES, CHANNELS, seed=seed, dtype=torch.float64)
+    encoder = dynamic_encoder(**options).double()
+    with torch.no_grad():
+        memory = encoder(**batch.inputs)
+        assert torch.equal(memory, encoder(**batch.inputs))
+        for image, single in enumerate(alone):
+            torch.testing.assert_close(
+                valid_rows(batch.layout, memory, image),
+                encoder(**single.inputs)[0],
+                rtol=1e-6,
+                atol=1e-6,
+            )
+
+
+def test_kept_counts_are_the_budgets_and_padding_is_never_chosen_or_merged():
+    batch, alone = make_batch(SIZES, CHANNELS)
+    encoder = dynamic_encoder()
+    budget = encoder.sparsifier.budget
+    with record_tokens() as trace:
+        encoder(**batch.inputs)
+    layers = trace.forwards[0].layers
+    assert [layer.token_map is layers[index - 1].token_map for index, layer in enumerate(layers)][
+        1:
+    ] == [True, False, True, True, False]
+    for index, layer in enumerate(layers):
+        token_map, stage = layer.token_map, budget.stage(index)
+        valid = token_map.valid_BK
+        for image, single in enumerate(alone):
+            assert valid[image].sum() == budget.kept_tokens(stage, single.layout.level_shapes)
+            own = token_map.anchor_BK[image][valid[image]]
+            assert batch.layout.valid_BN[image][own].all()
+        weights = token_map.weights_BKN()
+        assert not weights.masked_select(~batch.layout.valid_BN[:, None, :]).any()
+        torch.testing.assert_close(weights.sum(dim=2), valid.float())
+    assert set(layers[0].scores) == {f"coherence_level{n}" for n in (1, 2, 3)} | {"rarity_level4"}
+
+
+def test_layouts_from_masks_give_the_same():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    encoder, layout = dynamic_encoder(), batch.layout
+    expected = encoder(**batch.inputs)
+    got = encoder(
+        query=batch.x_BNC,
+        query_pos=batch.pos_BNC,
+        query_key_padding_mask=layout.padding_BN,
+        spatial_shapes=layout.spatial_shapes(),
+        reference_points=layout.reference_points_BNL2(),
+        valid_ratios=layout.valid_ratios_BL2,
+    )
+    assert torch.equal(got, expected)
+
+
+def test_equal_tokens_are_chosen_in_order_of_position():
+    batch, (single, *_) = make_batch([(16, 16)], CHANNELS)
+    single.x_BNC = single.x_BNC[:, :1].expand_as(single.x_BNC).contiguous()
+    with record_tokens() as trace:
+        dynamic_encoder()(**single.inputs)
+    token_map = trace.forwards[0].layers[0].token_map
+    members = token_map.windows[0].member_RP[:, -1]
+    assert members.tolist() == sorted(members.tolist())
+
+
+def test_there_is_nothing_to_learn_and_dense_weights_fit():
+    assert not list(DynamicSparsifier().parameters()) and not DynamicSparsifier().state_dict()
+    dense, dynamic = make_encoder(num_layers=6, seed=1), dynamic_encoder()
+    result = dynamic.load_state_dict(dense.state_dict())
+    assert not result.missing_keys and not result.unexpected_keys
+
+
+def test_gradients_reach_features_and_all_weights():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    encoder = dynamic_encoder()
+    x = batch.x_BNC.clone().requires_grad_()
+    valid = batch.layout.valid_BN
+    encoder(**{**batch.inputs, "query": x})[valid].square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+    assert not x.grad[~valid].any()
+    assert (x.grad[valid].abs().sum(dim=1) > 0).all()
+
+
+class Detector(nn.Module):
+    """Just enough of a detector to train an encoder in."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch):
+        memory = self.encoder(**batch.inputs)
+        return {"loss_own": memory.square().mean()} if self.training else [memory]
+
+
+def test_two_pass_alignment_is_the_distance_to_the_dense_centre():
+    batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
+    model = supervise(
+        Detector(dynamic_encoder(alignment="two_pass", alignment_weight=0.3))
+    ).double()
+    losses = model(batch)
+    assert set(losses) == {"loss_own", "loss_align"}
+    dense = make_encoder(num_layers=6).double()
+    distances = []
+    for single in alone:
+        sparse = model.encoder(**single.inputs)[0].mean(dim=0)
+        distances.append((sparse - dense(**single.inputs)[0].mean(dim=0)).norm())
+    expected = 0.3 * torch.stack(distances).mean()
+    torch.testing.assert_close(losses["loss_align"], expected, rtol=1e-6, atol=1e-9)
+    losses["loss_align"].backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters()
+    )
+    model.eval()
+    assert isinstance(model(batch), list)
+
+
+def test_the_dense_pass_stores_no_gradient_and_is_not_traced():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    model = supervise(Detector(dynamic_encoder(alignment="two_pass")))
+    with record_tokens() as trace:
+        model(batch)
+    assert len(trace.forwards) == 1 and len(trace.forwards[0].layers) == 6
+
+
+def test_alignment_under_autocast_keeps_the_gradients():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    model = supervise(Detector(dynamic_encoder(alignment="two_pass")))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    losses["loss_own"].backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters()
+    )
+
+
+def test_alignment_per_merge_measures_each_level():
+    batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
+    encoder = dynamic_encoder(alignment="per_merge", alignment_weight=1.0, merge="max").double()
+    losses = supervise(Detector(encoder))(batch)
+    with record_tokens() as trace:
+        encoder(**batch.inputs)
+    token_map = trace.forwards[0].layers[0].token_map
+    x, layout = batch.x_BNC, batch.layout
+    level = torch.cat([torch.full((size,), n) for n, size in enumerate(layout.level_sizes)])
+    total = 0.0
+    for image in range(len(SIZES)):
+        reduced = token_map.reduce(x)[image][token_map.valid_BK[image]]
+        places = token_map.anchor_BK[image][token_map.valid_BK[image]]
+        for n in range(4):
+            before = x[image][layout.valid_BN[image] & (level == n)].mean(dim=0)
+            total += (before - reduced[level[places] == n].mean(dim=0)).norm() / 4 / len(SIZES)
+    assert losses["loss_align"] > 0
+    losses["loss_align"].backward()
+    first_stage_only = DynamicSparsifier(
+        **{**OPTIONS, "alignment": "per_merge", "alignment_weight": 1.0, "merge": "max"},
+        stage_lengths=(6,),
+        level_orders=((1, 2, 3, 4),),
+    )
+    encoder = make_encoder(first_stage_only, num_layers=6).double()
+    loss = supervise(Detector(encoder))(batch)["loss_align"]
+    torch.testing.assert_close(loss, total, rtol=1e-6, atol=1e-9)
+
+
+def test_alignment_without_supervision_is_left_out_and_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(sparsifier_module._Unsupervised, "announced", False)
+    batch, _ = make_batch(SIZES, CHANNELS)
+    encoder = dynamic_encoder(alignment="two_pass")
+    with caplog.at_level(logging.WARNING):
+        encoder(**batch.inputs)
+        encoder(**batch.inputs)
+    assert sum("alignment loss" in record.message for record in caplog.records) == 1
+
+
+def test_random_selection_keeps_the_same_number():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    maps = []
+    for selection in ("coherence", "random"):
+        torch.manual_seed(0)
+        with record_tokens() as trace:
+            dynamic_encoder(selection=selection)(**batch.inputs)
+        maps.append(trace.forwards[0].layers[0].token_map)
+    assert maps[0].num_tokens == maps[1].num_tokens
+    assert not torch.equal(maps[0].anchor_BK, maps[1].anchor_BK)
+
+
+def test_tiny_images_and_single_tokens_work():
+    for sizes in ([(1, 1)], [(1, 5), (3, 2)]):
+        batch, _ = make_batch(sizes, CHANNELS)
+        memory = dynamic_encoder()(**batch.inputs)
+        assert memory[batch.layout.valid_BN].isfinite().all()
+
+
+def test_stages_of_ratio_one_are_dense():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    five = DynamicSparsifier(
+        keep_ratios=(1.0, 1.0, 1.0, 1.0), stage_lengths=(1, 5), level_orders=((1, 2, 3, 4),) * 2
+    )
+    with record_tokens() as trace:
+        make_encoder(five, num_layers=6)(**batch.inputs)
+    assert all(isinstance(layer.token_map, Identity) for layer in trace.forwards[0].layers)
+
+
+def test_copies_do_not_share_options():
+    encoder = dynamic_encoder()
+    twin = copy.deepcopy(encoder)
+    assert twin.sparsifier.budget == encoder.sparsifier.budget
+    assert twin.sparsifier is not encoder.sparsifier
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (dict(merge="median"), "merge"),
+        (dict(cells="zero"), "cells"),
+        (dict(anchor="top_left"), "anchor"),
+        (dict(selection="norm"), "selection"),
+        (dict(alignment="teacher"), "alignment"),
+        (dict(num_neighbors=0), "num_neighbors"),
+        (dict(min_cosine=0.0), "min_cosine"),
+        (dict(alignment_weight=-1.0), "alignment_weight"),
+    ],
+)
+def test_wrong_options_are_named(options, name):
+    with pytest.raises(ValueError, match=name):
+        DynamicSparsifier(**options)
+
+
+def test_an_encoder_that_does_not_fit_is_named():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    with pytest.raises(ValueError, match="stage_lengths"):
+        make_encoder(DynamicSparsifier(), num_layers=5)(**batch.inputs)
+    three = DynamicSparsifier(
+        keep_ratios=(0.5, 0.4, 0.3), window_sizes=(4, 2), level_orders=((1, 2, 3),) * 3
+    )
+    with pytest.raises(ValueError, match="levels"):
+        make_encoder(three, num_layers=6)(**batch.inputs)
+
+
+def test_importing_the_method_imports_no_detector():
+    code = "import sys, dynamic_detr; print([m for m in sys.modules if m.startswith('projects')])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
