@@ -85,6 +85,9 @@ def _validate_registered(name: str, for_evaluation: bool, num_classes: int | Non
     json_file = metadata.get("json_file", None)
     if json_file is None or metadata.get("evaluator_type", "coco") not in ("coco", "lvis"):
         return
+    prepare = metadata.get("prepare", None)
+    if prepare is not None:  # data sets that the project makes itself
+        prepare()
     validate_coco(
         str(json_file),
         str(metadata.image_root),

@@ -1,4 +1,4 @@
-"""Writing the shapes data set to disk: JPEG images and COCO-format JSON, complete or not there at all."""
+"""Writing the shapes data set to disk: JPEG files and COCO-format JSON, complete or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What decides the bytes of the data set (with the version of Pillow, which encodes the JPEG files).
+    """What decides the bytes of the data set (with Pillow's version, which encodes the JPEG files).
 
     Attributes:
         num_train, num_val: images per split.
@@ -79,7 +79,8 @@ def ensure_shapes(
         The folder.
 
     Raises:
-        ValueError: the folder holds something else: another version, another ``spec``, or no shapes data set.
+        ValueError: the folder holds something else: another version, another ``spec``, or no shapes
+            data set.
     """
     root = shapes_root() if root is None else Path(root)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,8 @@ def _write_images(
 ) -> list[dict[str, Any]]:
     """Render the images of a split; returns per image its COCO record and annotations, in order."""
     jobs = [(str(image_folder(root, split)), split, seed, index) for index in range(count)]
-    progress = {"total": count, "desc": f"drawing shapes_{split}", "unit": "image", "mininterval": 2.0}
+    progress: dict[str, Any] = {"total": count, "unit": "image", "mininterval": 2.0}
+    progress["desc"] = f"drawing shapes_{split}"
     if min(workers, count) < 2 or "fork" not in multiprocessing.get_all_start_methods():
         return list(tqdm(map(_write_image, jobs), **progress))
     with multiprocessing.get_context("fork").Pool(min(workers, count)) as pool:
@@ -155,7 +157,8 @@ def _write_image(job: tuple[str, str, int, int]) -> dict[str, Any]:
 
 
 def _coco_document(split: str, records: list[dict[str, Any]], spec: ShapesSpec) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, record in enumerate(records, start=_FIRST_IMAGE_ID[split]):
         images.append({"id": image_id, **record["image"]})
         for annotation in record["annotations"]:

@@ -1,7 +1,7 @@
 """Seeded integers that are the same on every machine and with every numpy.
 
-``numpy.random.Generator`` may change its streams between releases; the raw output of a bit generator and of
-``SeedSequence`` may not. Everything here is integer arithmetic on that raw output.
+``numpy.random.Generator`` may change its streams between releases; the raw output of a bit
+generator and of ``SeedSequence`` may not. Everything here is integer arithmetic on that raw output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HALF = np.uint64(32)
 
 
 class IntegerRandom:
-    """A stream of integers named by a key of non-negative integers, such as (seed, split, image index)."""
+    """A stream of integers named by non-negative integers, such as (seed, split, image index)."""
 
     def __init__(self, *key: int) -> None:
         self._bits = np.random.PCG64(np.random.SeedSequence(key))

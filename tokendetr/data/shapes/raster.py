@@ -1,6 +1,7 @@
-"""Integer rasterisation of textured shapes and backgrounds (numpy; no floating point, so no machine differs).
+"""Integer rasterisation of textured shapes and backgrounds: without floats, no machine differs.
 
-Lengths are in eighths of a pixel ("units"); angles in 256ths of a turn; every pixel is sampled at 2 x 2 places.
+Lengths are in eighths of a pixel ("units"); angles in 256ths of a turn; every pixel is sampled at
+2 x 2 places.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Patch:
-    """A rasterised figure: how many of a pixel's 4 samples show each of its two colours, int32 ``[h, w]``."""
+    """A rasterised figure: how many of a pixel's 4 samples show each of its two colours.
+
+    Attributes:
+        first, second: int32 ``[h, w]``, 0 to 4.
+        colors: the two colours.
+    """
 
     first: NDArray[np.int32]
     second: NDArray[np.int32]
@@ -116,7 +122,10 @@ def rasterize(figure: Figure) -> Patch:
 def overlap(
     canvas_hw: tuple[int, int], patch_hw: tuple[int, int], top: int, left: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices of the canvas and of a patch placed at (top, left) that lie on each other (maybe empty)."""
+    """Slices of the canvas and of a patch placed at (top, left) that lie on each other.
+
+    They are empty where the patch lies outside.
+    """
     canvas, patch = [], []
     for size, length, start in zip(canvas_hw, patch_hw, (top, left), strict=True):
         low, high = max(0, start), max(0, min(size, start + length), start)
@@ -144,10 +153,11 @@ def paint(
 def smooth_noise(
     random: IntegerRandom, height: int, width: int, cell: int, amplitude: int
 ) -> NDArray[np.int32]:
-    """Random values on a grid of ``cell`` pixels, interpolated linearly: int32 ``[height, width]``."""
+    """Random values on a grid of ``cell`` pixels, interpolated linearly, int32 [height, width]."""
     grid = random.field((height // cell + 2, width // cell + 2), -amplitude, amplitude)
     y, x = np.arange(height), np.arange(width)
     fraction_y, fraction_x = (y % cell).astype(np.int32)[:, None], (x % cell).astype(np.int32)
     rows = grid[y // cell] * (cell - fraction_y) + grid[y // cell + 1] * fraction_y
     both = rows[:, x // cell] * (cell - fraction_x) + rows[:, x // cell + 1] * fraction_x
-    return both // (cell * cell)
+    result: NDArray[np.int32] = (both // (cell * cell)).astype(np.int32)
+    return result

@@ -16,12 +16,13 @@ from tokendetr.data.shapes.build import (
 
 
 def register_shapes(root: Path | None = None) -> None:
-    """Make ``shapes_train`` and ``shapes_val`` known; the files are made when a split is first read.
+    """Make ``shapes_train`` and ``shapes_val`` known; their files are made when first needed.
 
-    Calling it again is harmless; with another root (argument or ``DETECTRON2_DATASETS``) the names follow.
+    Calling it again is harmless; with another root (argument or ``DETECTRON2_DATASETS``) the names
+    follow.
 
     Args:
-        root: folder of the data set; default :func:`~tokendetr.data.shapes.build.shapes_root` of this moment.
+        root: folder of the data set; default :func:`~tokendetr.data.shapes.build.shapes_root`.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -40,6 +41,7 @@ def register_shapes(root: Path | None = None) -> None:
             json_file=json_file,
             image_root=str(image_folder(root, split)),
             evaluator_type="coco",
+            prepare=partial(ensure_shapes, root),
         )
 
 

@@ -1,4 +1,4 @@
-"""One image of the shapes data set: what is in it, where, and the annotations that follow from what is visible."""
+"""One image of the shapes data set: what is in it, where, and what of it is visible."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXTURES = ("plain", "striped", "checked")
 CATEGORIES = tuple(f"{texture}_{shape}" for shape in SHAPES for texture in TEXTURES)
 LONG_SIDE = 256
 _SHORT_SIDES = (160, 256)
-# (percent of objects, smallest and largest side in pixels): small, medium and large in COCO's sense.
+# (percent of objects, smallest and largest side in pixels): very small, small, medium, large.
 _SIZE_CLASSES = ((13, 11, 21), (20, 22, 33), (38, 34, 95), (29, 105, 180))
 _CROWD = 255  # value in the map of visible objects
 _KEEP_VISIBLE = 55  # percent of an object's pixels that later objects must leave visible
@@ -39,8 +39,9 @@ class Scene:
 
     Attributes:
         image_HWC: uint8 RGB.
-        annotations: COCO records without ``id`` and ``image_id``: ``category_id`` (from 1), ``bbox`` (x, y, width,
-            height in pixels of the visible part), ``area``, ``iscrowd``, ``segmentation`` (compressed RLE).
+        annotations: COCO records without ``id`` and ``image_id``: ``category_id`` (from 1),
+            ``bbox`` (x, y, width, height in pixels of the visible part), ``area``, ``iscrowd``,
+            ``segmentation`` (compressed RLE).
     """
 
     image_HWC: NDArray[np.uint8]
@@ -65,7 +66,7 @@ class _Composer:
         self.placed: list[_Placed] = []
 
     def add_objects(self, count: int) -> None:
-        """Place up to ``count`` objects, the largest at the back; one that finds no room is left out."""
+        """Place up to ``count`` objects, largest at the back; those without room are left out."""
         sizes = sorted((_random_size(self.random) for _ in range(count)), reverse=True)
         for size in sizes:
             category = self.random.between(0, len(CATEGORIES) - 1)
@@ -89,7 +90,7 @@ class _Composer:
         return category
 
     def _anywhere(self, patch: Patch) -> list[tuple[int, int]]:
-        """Candidate places; at most an eighth of the patch's height and width may leave the image."""
+        """Candidate places; at most an eighth of the patch's height and width leaves the image."""
         height, width = patch.first.shape
         return [
             (
@@ -142,7 +143,7 @@ class _Composer:
 
 
 def make_scene(random: IntegerRandom) -> Scene:
-    """Compose one image: 3 % are empty, 5 % hold a crowd, the others 1 to 8 objects, mostly 3 to 5."""
+    """Compose one image: 3 % have no objects, others 1 to 8, mostly 3 to 5; 5 % have a crowd."""
     short = random.between(*_SHORT_SIDES)
     height, width = (short, LONG_SIDE) if random.chance(65) else (LONG_SIDE, short)
     composer = _Composer(random, height, width)
@@ -200,7 +201,7 @@ def _random_size(random: IntegerRandom) -> int:
 
 
 def _random_figure(random: IntegerRandom, category: int, size: int, base: Color) -> Figure:
-    """A figure of the category, of colours that stand out from the background and from each other."""
+    """A figure of the category, in colours that stand out from the background and each other."""
     stretch = random.between(80, 125)
     first = _random_color(random, 15, 240)
     while _distance(first, base) < 130:
