@@ -1,7 +1,8 @@
 """Efficient detection transformers for detectron2 and detrex.
 
-Importing this package makes ``detectron2`` and ``detrex`` importable on any machine: where one of them is not
-installed, the subset in ``standalone/`` takes its place (see :mod:`tokendetr._standalone`).
+Importing this package makes ``detectron2`` and ``detrex`` importable on any machine: where one of
+them is not installed, the subset in ``standalone/`` takes its place, see
+:mod:`tokendetr._standalone`.
 """
 
 from tokendetr._standalone import provide_missing_packages

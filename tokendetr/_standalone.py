@@ -1,4 +1,4 @@
-"""Fall back to the bundled subset of detectron2 / detrex where the real packages are not installed."""
+"""Fall back to the bundled subset of detectron2 / detrex where they are not installed."""
 
 import importlib.util
 import logging
@@ -12,7 +12,8 @@ PACKAGES = ("detectron2", "detrex")
 def provide_missing_packages() -> list[str]:
     """Append ``standalone/`` to the end of ``sys.path`` when detectron2 or detrex cannot be found.
 
-    Real installations always win, because they come earlier on the path. Calling this again changes nothing.
+    Real installations always win, because they come earlier on the path. Calling this again changes
+    nothing.
 
     Returns:
         The names of the packages that ``standalone/`` provides from now on.
@@ -22,8 +23,8 @@ def provide_missing_packages() -> list[str]:
         return []
     if not STANDALONE_DIR.is_dir():
         raise ModuleNotFoundError(
-            f"{' and '.join(missing)} cannot be imported and the bundled subset {STANDALONE_DIR} does not exist. "
-            "Install detectron2 and detrex, or run from a source checkout of this project."
+            f"{' and '.join(missing)} cannot be imported and the bundled subset {STANDALONE_DIR} "
+            "does not exist. Install detectron2 and detrex, or run from a source checkout."
         )
     sys.path.append(str(STANDALONE_DIR))
     importlib.invalidate_caches()

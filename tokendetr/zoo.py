@@ -1,7 +1,7 @@
-"""Every lazy config of the project by name: list them, open one, build its model with a checkpoint.
+"""Every lazy config of the project by name: list them, open one, build its model.
 
-A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``. Files under a ``models/`` folder
-are parts of configs (a model without data and schedule) and are not listed.
+A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``. Files under
+a ``models/`` folder are parts of configs (a model without data and schedule) and are not listed.
 """
 
 import builtins
@@ -9,9 +9,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from torch import nn
+
+from tokendetr.train import AtomicCheckpointer, load_weights
 
 PROJECTS_DIR = Path(__file__).resolve().parent.parent / "projects"
 
@@ -23,13 +24,14 @@ def _config_files() -> dict[str, Path]:
             continue
         if path.stem in files:
             raise RuntimeError(
-                f"two configs are named '{path.stem}': {files[path.stem]} and {path}. Rename one of them."
+                f"two configs are named '{path.stem}': {files[path.stem]} and {path}. "
+                "Rename one of them."
             )
         files[path.stem] = path
     return files
 
 
-def list() -> builtins.list[str]:  # noqa: A001 - read as zoo.list()
+def list() -> builtins.list[str]:
     """Names of all configs, sorted."""
     return sorted(_config_files())
 
@@ -52,7 +54,11 @@ def get_config_file(name: str) -> Path:
 
 
 def get_config(name: str) -> Any:
-    """Load a config by name as an omegaconf node with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, ``train``.
+    """Load a config by name.
+
+    Returns:
+        An omegaconf node with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and
+        ``train``.
 
     Raises:
         KeyError: there is no such config.
@@ -65,17 +71,17 @@ def load(name: str, checkpoint: str | None = None, device: str = "cpu") -> nn.Mo
 
     Args:
         name: a config's name.
-        checkpoint: ``.pth`` or ``.safetensors`` file, URL or ``detectron2://`` address; None keeps the random
-            initialisation.
+        checkpoint: ``.pth`` or ``.safetensors`` file, URL or ``detectron2://`` address; None keeps
+            the random initialisation.
         device: torch device the model is moved to.
 
     Raises:
         KeyError: there is no such config.
-        ValueError: the checkpoint belongs to another model.
+        CheckpointMismatchError: the checkpoint belongs to another model; the message lists the keys.
     """
     config = get_config(name)
     config.model.device = device
     model: nn.Module = instantiate(config.model).to(device)
     if checkpoint is not None:
-        DetectionCheckpointer(model).load(checkpoint)
+        load_weights(AtomicCheckpointer(model), checkpoint)
     return model.eval()
