@@ -77,7 +77,7 @@ def load(name: str, checkpoint: str | None = None, device: str = "cpu") -> nn.Mo
 
     Raises:
         KeyError: there is no such config.
-        CheckpointMismatchError: the checkpoint belongs to another model; the message lists the keys.
+        CheckpointMismatchError: the checkpoint belongs to another model; the message lists keys.
     """
     config = get_config(name)
     config.model.device = device
