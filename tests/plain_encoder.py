@@ -11,7 +11,7 @@ CHANNELS = 32
 
 def make_encoder(sparsifier=None, *, seed=0, **kwargs) -> TokenEncoder:
     torch.manual_seed(seed)
-    options = dict(embed_dim=CHANNELS, num_heads=4, feedforward_dim=48, num_layers=3)
+    options = {"embed_dim": CHANNELS, "num_heads": 4, "feedforward_dim": 48, "num_layers": 3}
     encoder = TokenEncoder(
         **{**options, "attn_dropout": 0.0, "ffn_dropout": 0.0, **kwargs}, sparsifier=sparsifier
     )

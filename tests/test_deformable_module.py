@@ -14,7 +14,7 @@ TOKENS = 60
 
 def make(**kwargs) -> MultiScaleDeformableAttention:
     torch.manual_seed(0)
-    options = dict(embed_dim=16, num_heads=4, num_levels=2, num_points=3, dropout=0.0)
+    options = {"embed_dim": 16, "num_heads": 4, "num_levels": 2, "num_points": 3, "dropout": 0.0}
     attention = MultiScaleDeformableAttention(**{**options, **kwargs})
     torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.3)
     torch.nn.init.normal_(attention.attention_weights.weight, std=0.3)
@@ -58,18 +58,18 @@ def test_it_equals_upstreams_module(boxes, batch_first):
     value = torch.randn(2, TOKENS, 16, generator=generator)
     if not batch_first:
         query, pos, value = query.transpose(0, 1), pos.transpose(0, 1), value.transpose(0, 1)
-    arguments = dict(
-        query=query,
-        key=None,
-        value=value,
-        query_pos=pos,
-        key_padding_mask=torch.rand(2, TOKENS, generator=generator) < 0.2,
-        reference_points=torch.rand(2, 5, 2, 4 if boxes else 2, generator=generator),
-        spatial_shapes=torch.tensor(SHAPES),
-        level_start_index=torch.tensor([0, 48]),
-        valid_ratios=torch.ones(2, 2, 2),
-        key_pos=None,
-    )
+    arguments = {
+        "query": query,
+        "key": None,
+        "value": value,
+        "query_pos": pos,
+        "key_padding_mask": torch.rand(2, TOKENS, generator=generator) < 0.2,
+        "reference_points": torch.rand(2, 5, 2, 4 if boxes else 2, generator=generator),
+        "spatial_shapes": torch.tensor(SHAPES),
+        "level_start_index": torch.tensor([0, 48]),
+        "valid_ratios": torch.ones(2, 2, 2),
+        "key_pos": None,
+    }
     expected = theirs(**arguments)
     torch.testing.assert_close(ours(**arguments), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
@@ -84,7 +84,7 @@ def test_it_equals_upstreams_module(boxes, batch_first):
 def test_values_default_to_the_queries():
     attention = make(batch_first=True)
     x, reference = torch.randn(1, TOKENS, 16), torch.rand(1, TOKENS, 2, 2)
-    arguments = dict(reference_points=reference, level_shapes=SHAPES)
+    arguments = {"reference_points": reference, "level_shapes": SHAPES}
     assert torch.equal(attention(x, **arguments), attention(x, value=x, **arguments))
 
 

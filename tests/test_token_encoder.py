@@ -92,7 +92,7 @@ def test_dense_encoder_equals_a_plain_one_also_with_padding(dtype):
 @pytest.mark.parametrize("value_policy", ["updated", "initial"])
 def test_sparse_encoder_equals_a_plain_one_also_with_padding(once, value_policy):
     batch, alone = make_batch(SIZES, CHANNELS, seed=1, dtype=torch.float64)
-    choice = dict(keep_ratio=0.4, once=once, value_policy=value_policy)
+    choice = {"keep_ratio": 0.4, "once": once, "value_policy": value_policy}
     encoder = make_encoder(KeepSome(**choice)).double()
     memory = encoder(**batch.inputs)
     for image, single in enumerate(alone):

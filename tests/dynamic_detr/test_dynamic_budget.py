@@ -11,7 +11,7 @@ LARGE = ((107, 130), (54, 65), (27, 33), (14, 17))  # 850 x 1040 pixels
 
 def budget(first: float = 0.5, **kwargs) -> TokenBudget:
     ratios = tuple(round(first - 0.1 * step, 2) for step in range(4))
-    options = dict(level_orders=ORDERS, stage_lengths=(2, 3, 1), window_sizes=(8, 4, 2))
+    options = {"level_orders": ORDERS, "stage_lengths": (2, 3, 1), "window_sizes": (8, 4, 2)}
     return TokenBudget(ratios, **{**options, **kwargs})
 
 
@@ -87,23 +87,23 @@ def test_ratio_one_costs_what_the_dense_encoder_costs():
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (dict(keep_ratios=(0.5, 0.4, 0.0, 0.2)), "keep_ratios"),
-        (dict(keep_ratios=(0.5, 0.4, 1.2, 0.2)), "keep_ratios"),
-        (dict(keep_ratios=()), "keep_ratios"),
-        (dict(window_sizes=(8, 4)), "window_sizes"),
-        (dict(window_sizes=(8, 4, 0)), "window_sizes"),
-        (dict(stage_lengths=(2, 0, 4)), "stage_lengths"),
-        (dict(level_orders=ORDERS[:2]), "level_orders"),
-        (dict(level_orders=((1, 2, 3, 3), *ORDERS[1:])), "level_orders"),
-        (dict(ratio_order="literal"), "ratio_order"),
+        ({"keep_ratios": (0.5, 0.4, 0.0, 0.2)}, "keep_ratios"),
+        ({"keep_ratios": (0.5, 0.4, 1.2, 0.2)}, "keep_ratios"),
+        ({"keep_ratios": ()}, "keep_ratios"),
+        ({"window_sizes": (8, 4)}, "window_sizes"),
+        ({"window_sizes": (8, 4, 0)}, "window_sizes"),
+        ({"stage_lengths": (2, 0, 4)}, "stage_lengths"),
+        ({"level_orders": ORDERS[:2]}, "level_orders"),
+        ({"level_orders": ((1, 2, 3, 3), *ORDERS[1:])}, "level_orders"),
+        ({"ratio_order": "literal"}, "ratio_order"),
     ],
 )
 def test_wrong_arguments_are_named(change, name):
-    options = dict(
-        keep_ratios=(0.5, 0.4, 0.3, 0.2),
-        level_orders=ORDERS,
-        stage_lengths=(2, 3, 1),
-        window_sizes=(8, 4, 2),
-    )
+    options = {
+        "keep_ratios": (0.5, 0.4, 0.3, 0.2),
+        "level_orders": ORDERS,
+        "stage_lengths": (2, 3, 1),
+        "window_sizes": (8, 4, 2),
+    }
     with pytest.raises(ValueError, match=name):
         TokenBudget(**{**options, **change})

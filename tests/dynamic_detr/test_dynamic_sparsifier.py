@@ -19,7 +19,7 @@ from tokendetr.tokens import Identity
 from tokendetr.trace import record_tokens
 
 SIZES = [(16, 21), (9, 10), (16, 7)]
-OPTIONS = dict(keep_ratios=(0.6, 0.5, 0.4, 0.3), window_sizes=(4, 2, 2), alignment="off")
+OPTIONS = {"keep_ratios": (0.6, 0.5, 0.4, 0.3), "window_sizes": (4, 2, 2), "alignment": "off"}
 
 
 def cosine(a, b):
@@ -27,7 +27,8 @@ def cosine(a, b):
 
 
 def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
-    """One image: {place of each query: the tokens it is the mean of}, following the paper's text."""
+    """One image: {place of each query: the tokens it is the mean of}, following the paper's
+    text."""
     groups, start = {}, 0
     for level, (height, width) in enumerate(shapes[:-1]):
         n, tokens = windows[level], height * width
@@ -121,13 +122,13 @@ def test_one_keep_ratio_of_one_is_bitwise_dense(training):
     "options",
     [
         {},
-        dict(merge="max", cells="broadcast"),
-        dict(merge="sum", anchor="center"),
-        dict(merge="retain", affinity_matching=False),
-        dict(ratio_order="gather", num_neighbors=7, value_policy="initial"),
-        dict(window_sizes=(8, 4, 2)),
-        dict(window_sizes=(4, 2, 1)),
-        dict(keep_ratios=(0.05, 0.05, 0.05, 0.05)),
+        {"merge": "max", "cells": "broadcast"},
+        {"merge": "sum", "anchor": "center"},
+        {"merge": "retain", "affinity_matching": False},
+        {"ratio_order": "gather", "num_neighbors": 7, "value_policy": "initial"},
+        {"window_sizes": (8, 4, 2)},
+        {"window_sizes": (4, 2, 1)},
+        {"keep_ratios": (0.05, 0.05, 0.05, 0.05)},
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
@@ -342,14 +343,14 @@ def test_copies_do_not_share_options():
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (dict(merge="median"), "merge"),
-        (dict(cells="zero"), "cells"),
-        (dict(anchor="top_left"), "anchor"),
-        (dict(selection="norm"), "selection"),
-        (dict(alignment="teacher"), "alignment"),
-        (dict(num_neighbors=0), "num_neighbors"),
-        (dict(min_cosine=0.0), "min_cosine"),
-        (dict(alignment_weight=-1.0), "alignment_weight"),
+        ({"merge": "median"}, "merge"),
+        ({"cells": "zero"}, "cells"),
+        ({"anchor": "top_left"}, "anchor"),
+        ({"selection": "norm"}, "selection"),
+        ({"alignment": "teacher"}, "alignment"),
+        ({"num_neighbors": 0}, "num_neighbors"),
+        ({"min_cosine": 0.0}, "min_cosine"),
+        ({"alignment_weight": -1.0}, "alignment_weight"),
     ],
 )
 def test_wrong_options_are_named(options, name):

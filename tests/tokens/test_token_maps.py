@@ -29,7 +29,8 @@ def random_keep(seed: int, batch: int = 3, tokens: int = 20) -> Keep:
 def random_merge(
     seed: int, *, rule="mean", broadcast=False, locate="anchor", affinity=True
 ) -> Merge:
-    """Two images; a 6 x 8 level with 2 x 2 windows, some of which merge, and a last level with matches."""
+    """Two images; a 6 x 8 level with 2 x 2 windows, some of which merge, and a last level with
+    matches."""
     generator = torch.Generator().manual_seed(seed)
     members = window_members(HEIGHT, WIDTH, 2, torch.device("cpu"))
     keep = torch.ones(2, TOKENS, dtype=torch.bool)
