@@ -39,9 +39,18 @@ def extensions() -> list[Extension]:
     if flag("TOKENDETR_NO_EXTENSION"):
         return []
     require_compiler()
-    with_cuda = torch.version.cuda is not None and CUDA_HOME is not None and not flag("TOKENDETR_NO_CUDA")
+    with_cuda = (
+        torch.version.cuda is not None and CUDA_HOME is not None and not flag("TOKENDETR_NO_CUDA")
+    )
     sources = sorted(str(path) for path in SOURCES.rglob("*.cpp") if "cuda" not in path.parts)
-    compile_args = ["-O3", "-g0", "-ffp-contract=fast", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
+    compile_args = [
+        "-O3",
+        "-g0",
+        "-ffp-contract=fast",
+        "-Wall",
+        "-Wno-psabi",
+        "-fvisibility=hidden",
+    ]
     link_args: list[str] = []
     if torch.backends.openmp.is_available():
         compile_args.append("-fopenmp")

@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define TOKENDETR_BOTH_SIDES __host__ __device__
+#else
+#define TOKENDETR_BOTH_SIDES
+#endif
+
 namespace tokendetr {
 
 constexpr int kMaxLevels = 16;
@@ -25,7 +31,7 @@ struct Problem {
   int points;
   Level level[kMaxLevels];
 
-  int samples() const { return levels * points; }
+  TOKENDETR_BOTH_SIDES int samples() const { return levels * points; }
 };
 
 }  // namespace tokendetr

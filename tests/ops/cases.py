@@ -39,7 +39,9 @@ def random_case(seed: int, *, width: int | None = None, dtype: torch.dtype = tor
     shapes = tuple((pick(g, 1, 12), pick(g, 1, 12)) for _ in range(levels))
     tokens = sum(h * w for h, w in shapes)
     value = torch.randn(batch, tokens, heads, width, generator=g, dtype=dtype)
-    locations = torch.rand(batch, queries, heads, levels, points, 2, generator=g, dtype=dtype) * 3 - 1
+    locations = (
+        torch.rand(batch, queries, heads, levels, points, 2, generator=g, dtype=dtype) * 3 - 1
+    )
     weights = torch.randn(batch, queries, heads, levels, points, generator=g, dtype=dtype)
     return Case(shapes, value, locations, weights)
 

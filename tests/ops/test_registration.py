@@ -21,10 +21,14 @@ def flat(shapes):
 def test_opcheck_forward(seed: int, grad: bool) -> None:
     case = random_case(seed, dtype=torch.float32)
     tensors = [x.requires_grad_(grad) for x in case.tensors]
-    torch.library.opcheck(torch.ops.tokendetr.ms_deform_attn, (tensors[0], flat(case.shapes), *tensors[1:]))
+    torch.library.opcheck(
+        torch.ops.tokendetr.ms_deform_attn, (tensors[0], flat(case.shapes), *tensors[1:])
+    )
     value, shapes, *coordinates = fused_case(seed, 4, dtype=torch.float32)
     tensors = [x.requires_grad_(grad) for x in (value, *coordinates)]
-    torch.library.opcheck(torch.ops.tokendetr.ms_deform_attn_fused, (tensors[0], flat(shapes), *tensors[1:]))
+    torch.library.opcheck(
+        torch.ops.tokendetr.ms_deform_attn_fused, (tensors[0], flat(shapes), *tensors[1:])
+    )
 
 
 @pytest.mark.parametrize("seed", [1, 3, 16])
@@ -33,7 +37,13 @@ def test_opcheck_backward(seed: int) -> None:
     grad = torch.randn(*case.locations.shape[:2], case.value.shape[2] * case.value.shape[3])
     torch.library.opcheck(
         torch.ops.tokendetr.ms_deform_attn_backward,
-        (grad, case.value, flat(case.shapes), case.locations.transpose(1, 2).contiguous().transpose(1, 2), case.weights),
+        (
+            grad,
+            case.value,
+            flat(case.shapes),
+            case.locations.transpose(1, 2).contiguous().transpose(1, 2),
+            case.weights,
+        ),
     )
     value, shapes, *coordinates = fused_case(seed, 2, dtype=torch.float32)
     for wanted in (False, True):
@@ -56,7 +66,12 @@ def test_export_with_a_dynamic_number_of_queries() -> None:
     value, shapes, *coordinates = fused_case(1, 2, dtype=torch.float32)
     model = Attention(shapes)
     queries = torch.export.Dim("queries", min=1, max=4096)
-    spec = {"value": None, "reference": {1: queries}, "offsets": {1: queries}, "logits": {1: queries}}
+    spec = {
+        "value": None,
+        "reference": {1: queries},
+        "offsets": {1: queries},
+        "logits": {1: queries},
+    }
     program = torch.export.export(model, (value, *coordinates), dynamic_shapes=spec)
     for repeat in (1, 3):
         inputs = (value, *[x.repeat(1, repeat, *[1] * (x.dim() - 2)) for x in coordinates])
@@ -121,4 +136,6 @@ def test_every_instruction_set_gives_the_same_values(tmp_path) -> None:
         for a, b in zip(results, found["portable"], strict=True):
             tolerance = {torch.float32: 2e-4, torch.bfloat16: 2e-2, torch.float16: 2e-3}[a.dtype]
             if a.numel():
-                assert float((a.float() - b.float()).abs().max()) <= tolerance * max(1, float(b.abs().max())), isa
+                assert float((a.float() - b.float()).abs().max()) <= tolerance * max(
+                    1, float(b.abs().max())
+                ), isa

@@ -20,7 +20,11 @@ def flat_level_shapes(level_shapes: Sequence[Sequence[int]] | Tensor) -> list[in
     if isinstance(level_shapes, Tensor):
         if level_shapes.dim() != 2 or level_shapes.shape[1] != 2:
             raise ValueError(f"level_shapes must have shape [L, 2], got {list(level_shapes.shape)}")
-        if level_shapes.is_floating_point() or level_shapes.dtype == torch.bool or level_shapes.is_complex():
+        if (
+            level_shapes.is_floating_point()
+            or level_shapes.dtype == torch.bool
+            or level_shapes.is_complex()
+        ):
             raise TypeError(f"level_shapes must hold integers, got {level_shapes.dtype}")
         return [int(size) for pair in level_shapes.tolist() for size in pair]
     flat: list[int] = []
@@ -34,10 +38,21 @@ def flat_level_shapes(level_shapes: Sequence[Sequence[int]] | Tensor) -> list[in
     return flat
 
 
+def check_dense(**tensors: Tensor) -> None:
+    """Check that the named arguments are dense tensors: others find no kernel and get an unclear error."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
+
+
 def _check_levels(value_BNMD: Tensor, level_shapes: Sequence[int]) -> int:
     levels, odd = divmod(len(level_shapes), 2)
     if levels == 0 or odd or levels > MAX_LEVELS:
-        raise ValueError(f"level_shapes must have 1 to {MAX_LEVELS} (height, width) pairs, got {list(level_shapes)}")
+        raise ValueError(
+            f"level_shapes must have 1 to {MAX_LEVELS} (height, width) pairs, got {list(level_shapes)}"
+        )
     if any(size <= 0 for size in level_shapes):
         raise ValueError(f"level_shapes must be positive, got {list(level_shapes)}")
     tokens = sum(h * w for h, w in zip(level_shapes[::2], level_shapes[1::2], strict=True))
@@ -46,45 +61,41 @@ def _check_levels(value_BNMD: Tensor, level_shapes: Sequence[int]) -> int:
     return levels
 
 
-def _check_tensor(
-    name: str, tensor: Tensor, shape: tuple[int, ...], value_BNMD: Tensor
-) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], value_BNMD: Tensor) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be a dense tensor, got {tensor.layout}")
     if tensor.device != value_BNMD.device:
         raise ValueError(f"{name} is on {tensor.device}, value on {value_BNMD.device}")
     widest = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
     if tensor.dtype not in (value_BNMD.dtype, widest):
-        raise TypeError(f"{name} must be {widest} or value's dtype {value_BNMD.dtype}, got {tensor.dtype}")
+        raise TypeError(
+            f"{name} must be {widest} or value's dtype {value_BNMD.dtype}, got {tensor.dtype}"
+        )
 
 
 def check_value(value_BNMD: Tensor, level_shapes: Sequence[int]) -> int:
     """Check the values and the level shapes; return the number of levels."""
-    if not isinstance(value_BNMD, Tensor):
-        raise TypeError(f"value must be a tensor, got {type(value_BNMD).__name__}")
     if value_BNMD.dim() != 4:
         raise ValueError(f"value must have shape [B, N, M, D], got {list(value_BNMD.shape)}")
-    if value_BNMD.layout != torch.strided:
-        raise ValueError(f"value must be a dense tensor, got {value_BNMD.layout}")
     if value_BNMD.dtype not in _VALUE_DTYPES:
-        raise TypeError(f"value must be float64, float32, bfloat16 or float16, got {value_BNMD.dtype}")
+        raise TypeError(
+            f"value must be float64, float32, bfloat16 or float16, got {value_BNMD.dtype}"
+        )
     if value_BNMD.shape[2] < 1 or value_BNMD.shape[3] < 1:
-        raise ValueError(f"value needs at least one head and one channel, got {list(value_BNMD.shape)}")
+        raise ValueError(
+            f"value needs at least one head and one channel, got {list(value_BNMD.shape)}"
+        )
     return _check_levels(value_BNMD, level_shapes)
 
 
 def _check_samples(name: str, tensor: Tensor, levels: int, value_BNMD: Tensor) -> tuple[int, int]:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dim() != 6:
         raise ValueError(f"{name} must have shape [B, Q, M, L, P, 2], got {list(tensor.shape)}")
-    queries, points = int(tensor.shape[1]), int(tensor.shape[4])
+    queries, points = tensor.shape[1], tensor.shape[4]
     if points < 1 or levels * points > MAX_SAMPLES:
-        raise ValueError(f"{name} must have 1 to {MAX_SAMPLES // levels} points per level, got {points}")
+        raise ValueError(
+            f"{name} must have 1 to {MAX_SAMPLES // levels} points per level, got {points}"
+        )
     batch, _, heads, _ = value_BNMD.shape
     _check_tensor(name, tensor, (batch, queries, heads, levels, points, 2), value_BNMD)
     return queries, points
@@ -117,11 +128,9 @@ def check_fused(
     queries, points = _check_samples("sampling_offsets", offsets, levels, value_BNMD)
     batch, _, heads, _ = value_BNMD.shape
     _check_tensor("attention_logits", logits, (batch, queries, heads, levels, points), value_BNMD)
-    if not isinstance(reference_points, Tensor):
-        raise TypeError(f"reference_points must be a tensor, got {type(reference_points).__name__}")
     if reference_points.dim() != 4 or reference_points.shape[-1] not in (2, 4):
         raise ValueError(
             f"reference_points must have shape [B, Q, L, 2 or 4], got {list(reference_points.shape)}"
         )
-    shape = (batch, queries, levels, int(reference_points.shape[-1]))
+    shape = (batch, queries, levels, reference_points.shape[-1])
     _check_tensor("reference_points", reference_points, shape, value_BNMD)

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention: the public functions, choosing between the extension and plain PyTorch."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,7 +43,7 @@ def _use_extension(value: Tensor) -> bool:
     if _Fallback.forced:
         return False
     reason = extension.load_error()
-    if reason is None and value.device.type in extension.device_types():
+    if reason is None and value.device.type in ("meta", *extension.device_types()):
         return True
     if not _Fallback.announced:
         _Fallback.announced = True
@@ -60,18 +60,29 @@ def _pairs(flat: Sequence[int]) -> LevelShapes:
     return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _autocast_value(value: Tensor) -> Tensor:
-    """Apply the operators' autocast rule: values in the low precision (coordinates stay as they are)."""
+def _autocasts(value: Tensor) -> bool:
     kind = value.device.type
-    if torch.is_autocast_enabled(kind) and value.dtype != torch.float64:
-        return value.to(torch.get_autocast_dtype(kind))
-    return value
+    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
 
 
-def _autocast_coordinates(value: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    if torch.is_autocast_enabled(value.device.type) and value.dtype != torch.float64:
-        return tuple(tensor.float() for tensor in tensors)
-    return tensors
+def _run_reference(
+    reference: Callable[..., Tensor],
+    check: Callable[..., None],
+    value: Tensor,
+    shapes: Sequence[int],
+    *coordinates: Tensor,
+) -> Tensor:
+    """Run plain PyTorch under the operators' autocast rule: values in the low precision, the rest in float32."""
+    if not _autocasts(value):
+        check(value, shapes, *coordinates)
+        return reference(value, _pairs(shapes), *coordinates)
+    kind = value.device.type
+    if value.dtype != torch.float64:
+        value = value.to(torch.get_autocast_dtype(kind))
+        coordinates = tuple(tensor.float() for tensor in coordinates)
+    check(value, shapes, *coordinates)
+    with torch.autocast(kind, enabled=False):
+        return reference(value, _pairs(shapes), *coordinates)
 
 
 def ms_deform_attn(
@@ -98,16 +109,24 @@ def ms_deform_attn(
         ValueError: for a wrong shape, level size or device; the message names the argument.
         TypeError: for a wrong dtype; the message names the argument.
     """
+    checks.check_dense(
+        value=value_BNMD,
+        sampling_locations=sampling_locations_BQMLP2,
+        attention_weights=attention_weights_BQMLP,
+    )
     shapes = checks.flat_level_shapes(level_shapes)
     if _use_extension(value_BNMD):
         return torch.ops.tokendetr.ms_deform_attn(
             value_BNMD, shapes, sampling_locations_BQMLP2, attention_weights_BQMLP
         )
-    coordinates = _autocast_coordinates(value_BNMD, sampling_locations_BQMLP2, attention_weights_BQMLP)
-    value = _autocast_value(value_BNMD)
-    checks.check_plain(value, shapes, *coordinates)
-    with torch.autocast(value.device.type, enabled=False):
-        return ms_deform_attn_reference(value, _pairs(shapes), *coordinates)
+    return _run_reference(
+        ms_deform_attn_reference,
+        checks.check_plain,
+        value_BNMD,
+        shapes,
+        sampling_locations_BQMLP2,
+        attention_weights_BQMLP,
+    )
 
 
 def ms_deform_attn_fused(
@@ -134,6 +153,12 @@ def ms_deform_attn_fused(
         ValueError: for a wrong shape, level size or device; the message names the argument.
         TypeError: for a wrong dtype; the message names the argument.
     """
+    checks.check_dense(
+        value=value_BNMD,
+        reference_points=reference_points_BQLX,
+        sampling_offsets=sampling_offsets_BQMLP2,
+        attention_logits=attention_logits_BQMLP,
+    )
     shapes = checks.flat_level_shapes(level_shapes)
     if _use_extension(value_BNMD):
         return torch.ops.tokendetr.ms_deform_attn_fused(
@@ -143,10 +168,12 @@ def ms_deform_attn_fused(
             sampling_offsets_BQMLP2,
             attention_logits_BQMLP,
         )
-    coordinates = _autocast_coordinates(
-        value_BNMD, reference_points_BQLX, sampling_offsets_BQMLP2, attention_logits_BQMLP
+    return _run_reference(
+        ms_deform_attn_fused_reference,
+        checks.check_fused,
+        value_BNMD,
+        shapes,
+        reference_points_BQLX,
+        sampling_offsets_BQMLP2,
+        attention_logits_BQMLP,
     )
-    value = _autocast_value(value_BNMD)
-    checks.check_fused(value, shapes, *coordinates)
-    with torch.autocast(value.device.type, enabled=False):
-        return ms_deform_attn_fused_reference(value, _pairs(shapes), *coordinates)

@@ -47,7 +47,9 @@ def ms_deform_attn_reference(
     queries, points = sampling_locations_BQMLP2.shape[1], sampling_locations_BQMLP2.shape[4]
     if batch * queries * heads * width == 0:
         touched = value_BNMD.sum() + sampling_locations_BQMLP2.sum() + attention_weights_BQMLP.sum()
-        return value_BNMD.new_zeros(batch, queries, heads * width) + (0 * touched).to(value_BNMD.dtype)
+        return value_BNMD.new_zeros(batch, queries, heads * width) + (0 * touched).to(
+            value_BNMD.dtype
+        )
     dtype = _accumulate_dtype(value_BNMD)
     grid_BQMLP2 = 2 * _finite_locations(sampling_locations_BQMLP2.to(dtype)) - 1
     levels = value_BNMD.to(dtype).split([h * w for h, w in level_shapes], dim=1)

@@ -26,14 +26,20 @@ def _fake_output(value: Tensor, locations: Tensor) -> Tensor:
 
 
 @torch.library.register_fake(_PLAIN)
-def _plain_fake(value: Tensor, level_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+def _plain_fake(
+    value: Tensor, level_shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> Tensor:
     checks.check_plain(value, level_shapes, locations, weights)
     return _fake_output(value, locations)
 
 
 @torch.library.register_fake(_FUSED)
 def _fused_fake(
-    value: Tensor, level_shapes: Sequence[int], reference_points: Tensor, offsets: Tensor, logits: Tensor
+    value: Tensor,
+    level_shapes: Sequence[int],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
 ) -> Tensor:
     checks.check_fused(value, level_shapes, reference_points, offsets, logits)
     return _fake_output(value, offsets)
@@ -45,7 +51,11 @@ def _contiguous_like(tensor: Tensor) -> Tensor:
 
 @torch.library.register_fake(f"{_PLAIN}_backward")
 def _plain_backward_fake(
-    grad_output: Tensor, value: Tensor, level_shapes: Sequence[int], locations: Tensor, weights: Tensor
+    grad_output: Tensor,
+    value: Tensor,
+    level_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.check_plain(value, level_shapes, locations, weights)
     return _contiguous_like(value), _contiguous_like(locations), _contiguous_like(weights)
@@ -62,7 +72,11 @@ def _fused_backward_fake(
     wants_reference_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     checks.check_fused(value, level_shapes, reference_points, offsets, logits)
-    reference = _contiguous_like(reference_points) if wants_reference_gradient else reference_points.new_empty(0)
+    reference = (
+        _contiguous_like(reference_points)
+        if wants_reference_gradient
+        else reference_points.new_empty(0)
+    )
     return _contiguous_like(value), reference, _contiguous_like(offsets), _contiguous_like(logits)
 
 
@@ -101,7 +115,9 @@ def _forward_flop(value_shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
     return 2 * ms_deform_attn_flops(locations_shape, value_shape[3])
 
 
-def _backward_flop(grad_shape: Sequence[int], value_shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
+def _backward_flop(
+    grad_shape: Sequence[int], value_shape: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
     return 2 * _forward_flop(value_shape, *args)
 
 
