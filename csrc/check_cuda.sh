@@ -11,7 +11,7 @@ if ! command -v "$nvcc" > /dev/null; then
 fi
 mkdir -p "$out"
 for source in $(find . -name '*.cu' | sort); do
-    log="$out/$(echo "$source" | tr '/' '_').log"
+    log="$out/$(echo "$source" | tr '/' '_' | sed 's,^\._,,').log"
     if ! "$nvcc" -std=c++20 -O3 -lineinfo -Xptxas -v \
         -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
         -gencode arch=compute_90,code=compute_90 -c "$source" -o "$out/kernels.o" > "$log" 2>&1; then

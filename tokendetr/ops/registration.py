@@ -1,4 +1,4 @@
-"""What the compiled operators need on the Python side: fake kernels, autograd formulas and FLOP formulas.
+"""What the compiled operators need in Python: fake kernels, autograd and FLOP formulas.
 
 Imported once the extension is loaded.
 """
@@ -110,7 +110,7 @@ torch.library.register_autograd(_FUSED, _fused_backward, setup_context=_save)
 
 
 def _forward_flop(value_shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    # PyTorch counts a multiply-add as two operations; besides the four corners of a sample its weight is applied.
+    # PyTorch counts a multiply-add as two operations.
     locations_shape = next(shape for shape in args if len(shape) == 6)
     return 2 * ms_deform_attn_flops(locations_shape, value_shape[3])
 

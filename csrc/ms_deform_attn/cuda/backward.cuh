@@ -34,7 +34,7 @@ __device__ __forceinline__ void add_fixed(long long* to, const T* vector, double
 }
 
 template <class T, class S, int kVector, int kGroup, bool kFused>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(const __grid_constant__ Problem problem, const Inputs in, const Gradients gradient, int lanes) {
   const int group = kGroup > 0 ? kGroup : lanes;
   const int lane = static_cast<int>(threadIdx.x) % group;

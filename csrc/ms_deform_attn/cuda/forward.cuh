@@ -6,7 +6,7 @@ namespace tokendetr::cuda {
 
 // kGroup: lanes per query and head where known at compile time, else 0 and `lanes` says it.
 template <class T, class S, int kVector, int kGroup, bool kFused>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     forward_kernel(const __grid_constant__ Problem problem, const Inputs in, S* output, int lanes) {
   const int group = kGroup > 0 ? kGroup : lanes;
   const int lane = static_cast<int>(threadIdx.x) % group;
