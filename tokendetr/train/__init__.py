@@ -8,6 +8,7 @@ from tokendetr.train.checkpoint import AtomicCheckpointer, CheckpointWriteError
 from tokendetr.train.configuration import ConfigError, apply_overrides, load_config
 from tokendetr.train.data_state import SampleError, StreamLoader, build_train_loader
 from tokendetr.train.evaluation import Evaluation
+from tokendetr.train.fast_coco import FastCOCOEvaluator
 from tokendetr.train.launch import launch
 from tokendetr.train.trainer import NonFiniteLossError, Trainer
 from tokendetr.train.weights import (
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointWriteError",
     "ConfigError",
     "Evaluation",
+    "FastCOCOEvaluator",
     "LoadReport",
     "NonFiniteLossError",
     "SampleError",

@@ -11,6 +11,7 @@ import copy
 import inspect
 import itertools
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -223,6 +224,7 @@ class StreamLoader:
             batch_sampler=keys,
             num_workers=self._num_workers,
             collate_fn=self._collate,
+            worker_init_fn=_start_worker,
             **self._options,
         )
         # Starting workers draws a number; the model's generators must not notice.
@@ -247,6 +249,12 @@ class StreamLoader:
         """
         self.seed = int(state["seed"])
         self.batches_read = int(state["images"]) // (self.batch_size * comm.get_world_size())
+
+
+def _start_worker(worker_id: int) -> None:
+    """Workers leave the training process's signal handling to it: it ends them itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _landscape(dataset: Any) -> list[bool]:
@@ -286,8 +294,8 @@ def build_train_loader(node: Any, *, seed: int, micro_batches: int = 1) -> Any:
     if isinstance(dataset, torchdata.IterableDataset):
         return _foreign_loader(node, micro_batches)
     mapper = instantiate(arguments.pop("mapper"))
-    # What torch's loader would seed its workers by, and what the stream always does.
-    for name in ("seed", "drop_last"):
+    # Workers need no seeds, and the stream never ends.
+    for name in ("seed", "drop_last", "worker_init_fn"):
         arguments.pop(name, None)
     per_process = arguments.pop("single_gpu_batch_size", None)
     if per_process:

@@ -1,0 +1,263 @@
+"""COCO box and mask metrics by the fastest implementation that is installed."""
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+__all__ = ["FastCOCOEvaluator", "load_backend"]
+
+logger = logging.getLogger(__name__)
+
+_BACKENDS = ("hotcoco", "faster_coco_eval", "pycocotools")
+
+
+@dataclass(frozen=True)
+class _Backend:
+    """The two classes of an implementation with pycocotools' interface."""
+
+    name: str
+    coco: Callable[[str], Any]
+    coco_eval: Callable[[Any, Any, str], Any]
+
+
+def load_backend(name: str = "auto") -> _Backend:
+    """The implementation called ``name``, or the first that is installed.
+
+    Args:
+        name: ``auto``, ``hotcoco``, ``faster_coco_eval`` or ``pycocotools``.
+
+    Raises:
+        ValueError: unknown name.
+        ImportError: it is not installed; says how to install it.
+    """
+    if name not in ("auto", *_BACKENDS):
+        raise ValueError(f"unknown backend {name!r}: use auto, {', '.join(_BACKENDS)}")
+    for candidate in _BACKENDS if name == "auto" else (name,):
+        try:
+            return _import_backend(candidate)
+        except ImportError as error:
+            if name != "auto":
+                package = candidate.replace("_", "-")
+                raise ImportError(f"{candidate} is not installed: pip install {package}") from error
+    raise ImportError("no COCO evaluation is installed: pip install pycocotools")
+
+
+def _import_backend(name: str) -> _Backend:
+    if name == "hotcoco":
+        import hotcoco
+
+        return _Backend(name, hotcoco.COCO, hotcoco.COCOeval)
+    if name == "faster_coco_eval":
+        import faster_coco_eval
+
+        return _Backend(name, faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster)
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return _Backend(name, COCO, COCOeval)
+
+
+class FastCOCOEvaluator(DatasetEvaluator):
+    """A drop-in for detectron2's ``COCOEvaluator``: same arguments, keys, files and digits.
+
+    Evaluates boxes, and masks where predictions have them.
+
+    Args:
+        dataset_name: a registered data set with a COCO ``json_file``.
+        tasks: which of ``bbox`` and ``segm``; found from the predictions when None.
+        distributed: collect the predictions of all ranks on rank 0.
+        output_dir: where ``coco_instances_results.json`` is written; nowhere when None.
+        max_dets_per_image: best-scored predictions per image that count; 100 when None. Three
+            numbers as pycocotools' ``maxDets`` are taken too.
+        backend: ``auto``, ``hotcoco``, ``faster_coco_eval`` or ``pycocotools``.
+        **unused: further arguments of ``COCOEvaluator`` have no meaning here.
+
+    Raises:
+        ValueError: the data set has no ``json_file``, or an unknown task or backend.
+        ImportError: the backend is not installed.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: str | Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | Sequence[int] | None = None,
+        backend: str = "auto",
+        **unused: Any,
+    ) -> None:
+        self._metadata = MetadataCatalog.get(dataset_name)
+        json_file = self._metadata.get("json_file", None)
+        if json_file is None:
+            raise ValueError(
+                f"data set {dataset_name!r} has no COCO JSON (json_file in its metadata): use "
+                "detectron2's COCOEvaluator, which converts it"
+            )
+        self._tasks = (tasks,) if isinstance(tasks, str) else tasks and tuple(tasks)
+        if self._tasks and not set(self._tasks) <= {"bbox", "segm"}:
+            raise ValueError(f"tasks {self._tasks}: FastCOCOEvaluator knows bbox and segm")
+        if max_dets_per_image is None:
+            max_dets_per_image = 100
+        if isinstance(max_dets_per_image, int):
+            max_dets_per_image = (1, 10, max_dets_per_image)
+        self._max_dets = list(max_dets_per_image)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._backend = load_backend(backend)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._ground_truth = self._backend.coco(PathManager.get_local_path(json_file))
+        self._predictions: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._predictions = []
+
+    def process(
+        self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Take in a batch.
+
+        Args:
+            inputs: dicts with ``image_id``.
+            outputs: dicts with ``instances``: ``pred_boxes`` (XYXY pixels), ``scores``,
+                ``pred_classes`` and optionally ``pred_masks``.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            if "instances" in output:
+                instances = output["instances"].to(torch.device("cpu"))
+                rows = instances_to_coco_json(instances, record["image_id"])
+                self._predictions.append({"image_id": record["image_id"], "instances": rows})
+
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> "OrderedDict[str, Any]":
+        """The metrics of all predictions so far.
+
+        Args:
+            img_ids: evaluate on these images only.
+
+        Returns:
+            On rank 0 task -> ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and
+            ``AP-<class>``, from 0 to 100 (NaN where nothing is annotated); empty on other ranks.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            predictions = list(itertools.chain(*comm.gather(predictions)))
+            if not comm.is_main_process():
+                return OrderedDict()
+        if not predictions:
+            logger.warning("[FastCOCOEvaluator] Did not receive valid predictions.")
+            return OrderedDict()
+        rows = self._with_dataset_categories(
+            list(itertools.chain(*(p["instances"] for p in predictions)))
+        )
+        self._save(rows)
+        if not self._has_annotations():
+            logger.info("Annotations are not available for evaluation.")
+            return OrderedDict()
+        has_masks = any("segmentation" in row for row in rows)
+        tasks = self._tasks or (("bbox", "segm") if has_masks else ("bbox",))
+        return OrderedDict((task, self._evaluate_task(task, rows, img_ids)) for task in tasks)
+
+    def _has_annotations(self) -> bool:
+        dataset = self._ground_truth.dataset
+        return "annotations" in dataset if isinstance(dataset, Mapping) else True
+
+    def _with_dataset_categories(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Contiguous class indices replaced by the category ids of the JSON."""
+        id_map = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
+        if id_map is None:
+            return rows
+        original = {contiguous: category for category, contiguous in id_map.items()}
+        for row in rows:
+            if row["category_id"] not in original:
+                raise ValueError(
+                    f"a prediction of image {row['image_id']} has class {row['category_id']}, but "
+                    f"the data set has only {len(original)} categories"
+                )
+        return [{**row, "category_id": original[row["category_id"]]} for row in rows]
+
+    def _save(self, rows: list[dict[str, Any]]) -> None:
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            logger.info("Saving results to %s", path)
+            with PathManager.open(path, "w") as file:
+                json.dump(rows, file)
+
+    def _evaluate_task(
+        self, task: str, rows: list[dict[str, Any]], img_ids: Sequence[int] | None
+    ) -> dict[str, float]:
+        names = self._metadata.get("thing_classes", None)
+        metrics = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        if not rows:
+            logger.warning("No predictions from the model!")
+            return dict.fromkeys(metrics, float("nan"))
+        if task == "segm":
+            # With a box in the row, areas would be taken from it and not from the mask.
+            rows = [{k: v for k, v in row.items() if k != "bbox"} for row in rows]
+        with contextlib.redirect_stdout(io.StringIO()):
+            detections = self._ground_truth.loadRes(rows)
+            evaluation = self._backend.coco_eval(self._ground_truth, detections, task)
+            evaluation.params.maxDets = self._max_dets
+            if img_ids is not None:
+                evaluation.params.imgIds = list(img_ids)
+            evaluation.evaluate()
+            evaluation.accumulate()
+        results = _metrics(np.asarray(evaluation.eval["precision"]), evaluation.params)
+        logger.info(
+            "Evaluation results for %s by %s:\n%s",
+            task,
+            self._backend.name,
+            tabulate([list(results.values())], headers=list(results), tablefmt="pipe"),
+        )
+        if names is not None and len(names) > 1:
+            results.update(_per_category(np.asarray(evaluation.eval["precision"]), names))
+        return results
+
+
+def _mean(precision: np.ndarray) -> float:
+    """Mean over what is defined (COCO marks the rest by -1), in percent."""
+    defined = precision[precision > -1]
+    return float(np.mean(defined)) * 100 if defined.size else float("nan")
+
+
+def _metrics(precision: np.ndarray, params: Any) -> dict[str, float]:
+    """COCO's six precision figures.
+
+    Args:
+        precision: [thresholds, recalls, categories, areas, numbers of detections].
+        params: of the evaluation.
+    """
+    thresholds = np.asarray(params.iouThrs)
+    areas = [str(label) for label in params.areaRngLbl]
+    whole = precision[:, :, :, areas.index("all"), -1]
+    return {
+        "AP": _mean(whole),
+        "AP50": _mean(whole[np.isclose(thresholds, 0.5)]),
+        "AP75": _mean(whole[np.isclose(thresholds, 0.75)]),
+        "APs": _mean(precision[:, :, :, areas.index("small"), -1]),
+        "APm": _mean(precision[:, :, :, areas.index("medium"), -1]),
+        "APl": _mean(precision[:, :, :, areas.index("large"), -1]),
+    }
+
+
+def _per_category(precision: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    return {f"AP-{name}": _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)}
