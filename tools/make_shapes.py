@@ -1,7 +1,7 @@
 """Draw the shapes data set (``shapes_train``, ``shapes_val``) unless it is there already.
 
 Example:
-    python tools/make_shapes.py                      # $DETECTRON2_DATASETS/shapes, else ./datasets/shapes
+    python tools/make_shapes.py     # into $DETECTRON2_DATASETS/shapes, else ./datasets/shapes
     python tools/make_shapes.py --root /tmp/shapes --train-images 500 --val-images 50 --seed 7
 """
 

@@ -13,6 +13,7 @@ from tokendetr.data.shapes.build import (
     image_folder,
     shapes_root,
 )
+from tokendetr.data.shapes.scene import CATEGORIES
 
 
 def register_shapes(root: Path | None = None) -> None:
@@ -41,6 +42,8 @@ def register_shapes(root: Path | None = None) -> None:
             json_file=json_file,
             image_root=str(image_folder(root, split)),
             evaluator_type="coco",
+            thing_classes=list(CATEGORIES),
+            thing_dataset_id_to_contiguous_id={n + 1: n for n in range(len(CATEGORIES))},
             prepare=partial(ensure_shapes, root),
         )
 

@@ -1,0 +1,195 @@
+"""Pictures and counts of what each encoder layer did with the tokens of one image.
+
+Every layer is a row, every feature level a column. A token that stays a query of its own shows the
+image; tokens merged into one query show their mean colour inside a frame; a token that is no query
+in this layer (left out, or taken in by others) is darkened. The last column is the number of
+queries per area, over all levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from tokendetr.tokens import LevelLayout, Merge, TokenMap
+from tokendetr.trace import ForwardTrace
+
+__all__ = ["LayerTokens", "describe", "draw_tokens", "layer_tokens"]
+
+SKIPPED, KEPT, MERGED = 0, 1, 2
+_FRAME = np.array([255, 200, 0], dtype=np.float32)
+_GAP = 6
+_LABEL = 16
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """What one layer did with the tokens of one image.
+
+    Attributes:
+        state_N: uint8 [N]: ``SKIPPED``, ``KEPT`` (a query of its own) or ``MERGED``.
+        query_N: long [N], the reduced token that stands for each token; -1 where none does.
+        anchor_N: bool [N], True where a query stands.
+    """
+
+    state_N: NDArray[np.uint8]
+    query_N: NDArray[np.int64]
+    anchor_N: NDArray[np.bool_]
+
+
+def layer_tokens(token_map: TokenMap, layout: LevelLayout, image: int = 0) -> LayerTokens:
+    """Read a token map as what happened to each token of one image of the batch."""
+    valid_BN = layout.valid_BN
+    anchor_BK, valid_BK = token_map.anchor_BK, token_map.valid_BK
+    number_BK = torch.arange(token_map.num_tokens).expand(valid_BN.shape[0], -1)
+    if valid_BK is not None:
+        number_BK = number_BK.masked_fill(~valid_BK.cpu(), -1)
+    query_BN = torch.full(valid_BN.shape, -1)
+    query_BN = (
+        number_BK.clone() if anchor_BK is None else query_BN.scatter(1, anchor_BK.cpu(), number_BK)
+    )
+    anchor_N = query_BN[image] >= 0
+    query_N = query_BN[image]
+    size_N = anchor_N.long()
+    if isinstance(token_map, Merge):
+        query_N = token_map.cluster_BN()[image].cpu()
+        sizes_K = token_map.size_BK()[image].cpu().long()
+        size_N = torch.where(query_N >= 0, sizes_K[query_N.clamp_min(0)], 0)
+    state_N = torch.where(query_N < 0, SKIPPED, torch.where(size_N > 1, MERGED, KEPT))
+    state_N = state_N.masked_fill(~valid_BN[image].cpu(), SKIPPED)
+    return LayerTokens(_array(state_N.byte()), _array(query_N), _array(anchor_N))
+
+
+def _array(tensor: Tensor) -> NDArray:
+    array: NDArray = tensor.numpy()
+    return array
+
+
+def describe(forward: ForwardTrace, image: int = 0) -> list[dict[str, object]]:
+    """Counts per layer and level: tokens, queries, and tokens kept, merged and skipped."""
+    layout = forward.layout
+    valid = layout.valid_counts[image]
+    report: list[dict[str, object]] = []
+    for number, layer in enumerate(forward.layers, start=1):
+        tokens = layer_tokens(layer.token_map, layout, image)
+        levels = []
+        for level, (start, size) in enumerate(
+            zip(layout.level_starts, layout.level_sizes, strict=True)
+        ):
+            span = slice(start, start + size)
+            counts = np.bincount(tokens.state_N[span], minlength=3)
+            skipped = int(counts[SKIPPED]) - (size - valid[level])
+            levels.append(
+                {
+                    "tokens": valid[level],
+                    "queries": int(tokens.anchor_N[span].sum()),
+                    "kept": int(counts[KEPT]),
+                    "merged": int(counts[MERGED]),
+                    "skipped": skipped,
+                }
+            )
+        queries = int(tokens.anchor_N.sum())
+        report.append({"layer": number, "tokens": sum(valid), "queries": queries, "levels": levels})
+    return report
+
+
+def draw_tokens(
+    image_HWC: NDArray[np.uint8], forward: ForwardTrace, *, image: int = 0, width: int = 256
+) -> Image.Image:
+    """Draw all layers and levels of one image.
+
+    Args:
+        image_HWC: the RGB picture that the model saw, of any size.
+        forward: what the encoder recorded (:func:`tokendetr.trace.record_tokens`).
+        image: number of the picture in the recorded batch.
+        width: of each tile, pixels.
+    """
+    height = max(1, round(image_HWC.shape[0] * width / image_HWC.shape[1]))
+    picture = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
+    base = np.asarray(picture, dtype=np.float32)
+    layout = forward.layout
+    columns = layout.num_levels + 1
+    step_x, step_y = width + _GAP, height + _GAP + _LABEL
+    sheet = Image.new(
+        "RGB", (columns * step_x + _GAP, len(forward.layers) * step_y + _GAP), "white"
+    )
+    pen = ImageDraw.Draw(sheet)
+    for row, (layer, counts) in enumerate(
+        zip(forward.layers, describe(forward, image), strict=True)
+    ):
+        tokens = layer_tokens(layer.token_map, layout, image)
+        tiles = [_level_tile(base, tokens, layout, level) for level in range(layout.num_levels)]
+        tiles.append(_density_tile(base, tokens, layout))
+        levels = counts["levels"]
+        assert isinstance(levels, list)
+        labels = [
+            f"layer {counts['layer']}, level {number}: {level['queries']} of {level['tokens']}"
+            for number, level in enumerate(levels, start=1)
+        ]
+        labels.append(f"queries per area: {counts['queries']} of {counts['tokens']}")
+        for column, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
+            corner = _GAP + column * step_x, _GAP + row * step_y
+            pen.text(corner, label, fill="black")
+            sheet.paste(Image.fromarray(tile.astype(np.uint8)), (corner[0], corner[1] + _LABEL))
+    return sheet
+
+
+def _enlarge(grid_HW: NDArray, height: int, width: int) -> NDArray:
+    """A grid's cells as areas of a picture (nearest)."""
+    rows = np.arange(height) * grid_HW.shape[0] // height
+    columns = np.arange(width) * grid_HW.shape[1] // width
+    return grid_HW[rows][:, columns]
+
+
+def _level_tile(
+    base_HWC: NDArray[np.float32], tokens: LayerTokens, layout: LevelLayout, level: int
+) -> NDArray[np.float32]:
+    height, width = base_HWC.shape[:2]
+    start, size = layout.level_starts[level], layout.level_sizes[level]
+    grid = layout.level_shapes[level]
+    span = slice(start, start + size)
+    state_HW = _enlarge(tokens.state_N[span].reshape(grid), height, width)
+    query_HW = _enlarge(tokens.query_N[span].reshape(grid), height, width)
+    tile = base_HWC.copy()
+    skipped, merged = state_HW == SKIPPED, state_HW == MERGED
+    tile[skipped] = tile[skipped] * 0.25
+    if merged.any():
+        groups, group_of = np.unique(query_HW[merged], return_inverse=True)
+        share = np.bincount(group_of, minlength=len(groups))[:, None]
+        sums = np.stack(
+            [np.bincount(group_of, base_HWC[merged][:, c], len(groups)) for c in range(3)], axis=1
+        )
+        tile[merged] = (sums / share)[group_of]
+        edge = np.zeros_like(merged)
+        edge[1:] |= query_HW[1:] != query_HW[:-1]
+        edge[:, 1:] |= query_HW[:, 1:] != query_HW[:, :-1]
+        framed = edge & merged
+        tile[framed] = 0.4 * tile[framed] + 0.6 * _FRAME
+    return tile
+
+
+def _density_tile(
+    base_HWC: NDArray[np.float32], tokens: LayerTokens, layout: LevelLayout
+) -> NDArray[np.float32]:
+    """Queries per pixel over the picture's grey values."""
+    height, width = base_HWC.shape[:2]
+    density = np.zeros((height, width), dtype=np.float32)
+    for level, (start, size) in enumerate(
+        zip(layout.level_starts, layout.level_sizes, strict=True)
+    ):
+        grid = layout.level_shapes[level]
+        span = slice(start, start + size)
+        query_N = tokens.query_N[span]
+        used, inverse, cells = np.unique(query_N, return_inverse=True, return_counts=True)
+        per_cell = np.where(used < 0, 0.0, 1.0 / cells)[inverse]
+        density += _enlarge(per_cell.reshape(grid), height, width) * (size / layout.level_sizes[0])
+    colors = matplotlib.colormaps["inferno"](density / max(float(density.max()), 1e-6))
+    grey = base_HWC.mean(axis=2, keepdims=True)
+    tile: NDArray[np.float32] = (0.3 * grey + 0.7 * 255 * colors[..., :3]).astype(np.float32)
+    return tile
