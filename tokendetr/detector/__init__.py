@@ -29,6 +29,7 @@ from tokendetr.detector.detector import (
     Detections,
     DetectorParts,
     DetectorSizes,
+    PixelScale,
 )
 from tokendetr.detector.heads import build_heads, predict
 from tokendetr.detector.parameter_groups import scale_by_name
@@ -70,6 +71,7 @@ __all__ = [
     "EncodedTokens",
     "LayerwiseCriterion",
     "ObjectQueries",
+    "PixelScale",
     "Predictions",
     "Proposals",
     "Pyramid",

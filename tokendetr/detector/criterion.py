@@ -73,7 +73,9 @@ class LayerwiseCriterion(SetCriterion):
             losses.update(self.get_loss(name, outputs, targets, matches, num_boxes))
         return {name + suffix: value for name, value in losses.items()}
 
-    def forward(self, outputs: Mapping[str, Any], targets: list[Target]) -> dict[str, Tensor]:
+    def forward(  # type: ignore[override]  # upstream's detectors' criteria drop return_indices
+        self, outputs: Mapping[str, Any], targets: list[Target]
+    ) -> dict[str, Tensor]:
         """Unweighted losses of every layer in ``outputs``."""
         num_boxes = world_average_boxes(targets, outputs["pred_logits"].device)
         return self.layer_losses(outputs, targets, num_boxes)
@@ -81,7 +83,7 @@ class LayerwiseCriterion(SetCriterion):
     def layer_losses(
         self, outputs: Mapping[str, Any], targets: list[Target], num_boxes: float
     ) -> dict[str, Tensor]:
-        """Losses of the last layer, of the others and of the proposals, divided by ``num_boxes``."""
+        """Losses of the last layer, the others and the proposals, divided by ``num_boxes``."""
         losses = self.matched_losses(outputs, targets, num_boxes)
         for index, aux_outputs in enumerate(outputs.get("aux_outputs", ())):
             losses |= self.matched_losses(aux_outputs, targets, num_boxes, suffix=f"_{index}")
@@ -109,7 +111,7 @@ def positive_matches(targets: list[Target], num_groups: int, group_size: int) ->
 class DenoisingCriterion(LayerwiseCriterion):
     """Adds the losses of denoising queries, suffixed ``_dn`` and ``_dn_0``, ``_dn_1``, ..."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # upstream's DINO passes dn_metas third
         self,
         outputs: Mapping[str, Any],
         targets: list[Target],

@@ -81,6 +81,10 @@ class DeformableDecoder(TransformerLayerSequence):
         use_checkpoint: recompute layers in the backward pass instead of keeping their activations.
     """
 
+    num_layers: int
+    bbox_embed: nn.ModuleList | None
+    class_embed: nn.ModuleList | None
+
     def __init__(
         self,
         embed_dim: int = 256,
@@ -107,13 +111,21 @@ class DeformableDecoder(TransformerLayerSequence):
         self.return_intermediate = return_intermediate
         self.look_forward_twice = look_forward_twice
         self.use_checkpoint = use_checkpoint
-        self.bbox_embed: nn.ModuleList | None = None
-        self.class_embed: nn.ModuleList | None = None
+        self.bbox_embed = None
+        self.class_embed = None
 
     def query_position(
         self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
     ) -> Tensor | None:
-        """Position embedding [B, Q, C] of the queries for one layer; here the fixed one."""
+        """Position embedding [B, Q, C] of the queries for one layer; here the fixed one.
+
+        Args:
+            queries: the decoder's input.
+            state_BQC: the queries' state before the layer.
+            anchor_BQX: their current references: in training relative to the padded finest level,
+                as upstream trains; in evaluation relative to the image, whatever its padding.
+            layer_index: index of the layer, from 0.
+        """
         return queries.position_BQC
 
     def output_state(self, state_BQC: Tensor) -> Tensor:
@@ -152,7 +164,8 @@ class DeformableDecoder(TransformerLayerSequence):
             scaled_BQLX = (
                 reference_BQX[:, :, None] * ratios_BL4[:, None, :, : reference_BQX.shape[-1]]
             )
-            position_BQC = self.query_position(queries, state_BQC, scaled_BQLX[:, :, 0], index)
+            anchor_BQX = scaled_BQLX[:, :, 0] if self.training else reference_BQX
+            position_BQC = self.query_position(queries, state_BQC, anchor_BQX, index)
             state_BQC = self._run_layer(
                 layer, state_BQC, memory_BNC, position_BQC, scaled_BQLX, context
             )
@@ -202,5 +215,5 @@ class AnchorDecoder(DeformableDecoder):
     def query_position(
         self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
     ) -> Tensor:
-        """Position embedding of the current anchors, in coordinates of the padded finest level."""
+        """Position embedding of the current anchors."""
         return self.ref_point_head(anchor_embedding(anchor_BQX, self.embed_dim))

@@ -19,6 +19,7 @@ from tokendetr.detector.postprocess import to_instances, to_original_size
 from tokendetr.detector.pyramid import Pyramid, build_pyramid
 from tokendetr.detector.queries import Outputs, Predictions
 from tokendetr.detector.targets import Target, prepare_targets
+from tokendetr.detector.transformer import DeformableTransformer
 from tokendetr.detector.visualization import picture_first_image
 
 
@@ -51,7 +52,7 @@ class DetectorParts(NamedTuple):
     backbone: nn.Module
     position_embedding: nn.Module
     neck: nn.Module
-    transformer: nn.Module
+    transformer: DeformableTransformer
     criterion: nn.Module
 
 
@@ -65,6 +66,13 @@ class DetectorSizes(NamedTuple):
     detections: int
 
 
+class PixelScale(NamedTuple):
+    """Mean and deviation of each channel, on the scale of the images (0..255)."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 class DeformableDetector(nn.Module):
     """Images in, losses (training) or detections (evaluation) out.
 
@@ -73,14 +81,15 @@ class DeformableDetector(nn.Module):
     Args:
         parts: the modules.
         sizes: the numbers.
-        pixel_mean: mean of each channel, 0..255.
-        pixel_std: deviation of each channel.
+        pixels: how images are normalised.
         aux_loss: train every decoder layer, not only the last.
         query_embeddings: named learned queries, registered between neck and transformer.
         input_format: channel order of ``image``, for pictures of training.
         vis_period: iterations between pictures of training in the event storage; 0 for none.
     """
 
+    transformer: DeformableTransformer
+    criterion: Any
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -88,9 +97,8 @@ class DeformableDetector(nn.Module):
         self,
         parts: DetectorParts,
         sizes: DetectorSizes,
+        pixels: PixelScale,
         *,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
         aux_loss: bool,
         query_embeddings: Mapping[str, nn.Module] | None = None,
         input_format: str | None = "RGB",
@@ -111,7 +119,7 @@ class DeformableDetector(nn.Module):
         self.aux_loss = aux_loss
         self.input_format = input_format
         self.vis_period = vis_period
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+        for name, values in zip(("pixel_mean", "pixel_std"), pixels, strict=True):
             channels = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, channels, persistent=False)
         self._init_neck()

@@ -35,12 +35,13 @@ def build_heads(
     class_head = nn.Linear(embed_dim, num_classes)
     nn.init.constant_(class_head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     box_head = MLP(embed_dim, embed_dim, 4, 3)
-    nn.init.zeros_(box_head.layers[-1].weight)
-    nn.init.zeros_(box_head.layers[-1].bias)
+    for parameter in box_head.layers[-1].parameters():
+        nn.init.zeros_(parameter)
     class_heads = [class_head if shared else copy.deepcopy(class_head) for _ in range(count)]
     box_heads = [box_head if shared else copy.deepcopy(box_head) for _ in range(count)]
     if not sized_references:
-        nn.init.constant_(box_heads[0].layers[-1].bias.data[2:], FIRST_SIZE_LOGIT)
+        _, bias = box_heads[0].layers[-1].parameters()
+        nn.init.constant_(bias.data[2:], FIRST_SIZE_LOGIT)
     return nn.ModuleList(class_heads), nn.ModuleList(box_heads)
 
 

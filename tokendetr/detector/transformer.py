@@ -49,6 +49,8 @@ class DeformableTransformer(nn.Module):
         num_feature_levels: levels L of the pyramid.
     """
 
+    decoder: DeformableDecoder
+
     def __init__(
         self, *, encoder: nn.Module, decoder: DeformableDecoder, num_feature_levels: int
     ) -> None:
@@ -56,7 +58,7 @@ class DeformableTransformer(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.num_feature_levels = num_feature_levels
-        self.embed_dim = int(encoder.embed_dim)
+        self.embed_dim: int = encoder.embed_dim  # type: ignore[assignment]  # the encoder contract
         self.level_embeds = nn.Parameter(torch.empty(num_feature_levels, self.embed_dim))
 
     def init_weights(self) -> None:
@@ -66,8 +68,9 @@ class DeformableTransformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         for module in self.modules():
-            if module is not self and hasattr(module, "init_weights"):
-                module.init_weights()
+            init_weights = getattr(module, "init_weights", None)
+            if module is not self and init_weights is not None:
+                init_weights()
         nn.init.normal_(self.level_embeds)
 
     def encode(self, pyramid: Pyramid) -> EncodedTokens:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 
@@ -41,4 +42,4 @@ def picture_first_image(
     truth = Visualizer(image, None).overlay_instances(boxes=record["instances"].gt_boxes)
     found = Visualizer(image, None).overlay_instances(boxes=boxes)
     both = np.concatenate((truth.get_image(), found.get_image()), axis=1).transpose(2, 0, 1)
-    storage.put_image("Left: GT bounding boxes;  Right: Predicted boxes", both)
+    storage.put_image("Left: GT bounding boxes;  Right: Predicted boxes", torch.from_numpy(both))

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from projects.deformable_detr.modeling.deformable_transformer import DeformableDetrTransformer
-from tokendetr.detector.detector import DeformableDetector, Detections, DetectorParts, DetectorSizes
+from tokendetr.detector import detector as base
 from tokendetr.detector.heads import predict
 from tokendetr.detector.pyramid import Pyramid
 from tokendetr.detector.targets import Target
 
 
-class DeformableDETR(DeformableDetector):
+class DeformableDETR(base.DeformableDetector):
     """The detector.
 
     Args:
@@ -42,6 +42,8 @@ class DeformableDETR(DeformableDetector):
         ValueError: ``as_two_stage`` differs from the transformer's, or comes without
             ``with_box_refine``.
     """
+
+    query_embedding: nn.Embedding  # without two stages
 
     def __init__(
         self,
@@ -68,16 +70,15 @@ class DeformableDETR(DeformableDetector):
             )
         if as_two_stage and not with_box_refine:
             raise ValueError("model.as_two_stage needs model.with_box_refine=True")
-        learned = (
+        learned: dict[str, nn.Module] = (
             {} if as_two_stage else {"query_embedding": nn.Embedding(num_queries, 2 * embed_dim)}
         )
         super().__init__(
-            DetectorParts(backbone, position_embedding, neck, transformer, criterion),
-            DetectorSizes(embed_dim, num_classes, num_queries, select_box_nums_for_evaluation),
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            aux_loss=aux_loss,
+            base.DetectorParts(backbone, position_embedding, neck, transformer, criterion),
+            base.DetectorSizes(embed_dim, num_classes, num_queries, select_box_nums_for_evaluation),
+            base.PixelScale(pixel_mean, pixel_std),
             query_embeddings=learned,
+            aux_loss=aux_loss,
         )
         self.with_box_refine = with_box_refine
         self.as_two_stage = as_two_stage
@@ -87,7 +88,7 @@ class DeformableDETR(DeformableDetector):
         if as_two_stage:
             self.transformer.decoder.class_embed = self.class_embed
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> Detections:
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.Detections:
         """Predictions of every decoder layer and, with two stages, of every encoder token."""
         learned_QD = None if self.as_two_stage else self.query_embedding.weight
         output = self.transformer(pyramid, learned_QD)
@@ -95,4 +96,4 @@ class DeformableDETR(DeformableDetector):
             output.decoded, self.class_embed, self.bbox_embed, self.transformer.decoder.num_layers
         )
         encoder = None if output.proposals is None else output.proposals.dense_outputs()
-        return Detections(layers, encoder)
+        return base.Detections(layers, encoder)

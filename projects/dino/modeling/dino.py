@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from torch.nn import Embedding, Module
 
 from projects.dino.modeling.dino_transformer import DINOTransformer
+from tokendetr.detector import detector as base
 from tokendetr.detector.denoising import attach_unused, contrastive_queries, split_denoising
-from tokendetr.detector.detector import DeformableDetector, Detections, DetectorParts, DetectorSizes
 from tokendetr.detector.heads import predict
 from tokendetr.detector.pyramid import Pyramid
 from tokendetr.detector.targets import Target
 
 
-class DINO(DeformableDetector):
+class DINO(base.DeformableDetector):
     """The detector.
 
     Args:
@@ -65,10 +65,9 @@ class DINO(DeformableDetector):
         vis_period: int = 0,
     ) -> None:
         super().__init__(
-            DetectorParts(backbone, position_embedding, neck, transformer, criterion),
-            DetectorSizes(embed_dim, num_classes, num_queries, select_box_nums_for_evaluation),
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
+            base.DetectorParts(backbone, position_embedding, neck, transformer, criterion),
+            base.DetectorSizes(embed_dim, num_classes, num_queries, select_box_nums_for_evaluation),
+            base.PixelScale(pixel_mean, pixel_std),
             aux_loss=aux_loss,
             input_format=input_format,
             vis_period=vis_period,
@@ -81,7 +80,7 @@ class DINO(DeformableDetector):
         self.label_noise_ratio = label_noise_ratio
         self.box_noise_scale = box_noise_scale
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> Detections:
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.Detections:
         """Predictions of matching queries, of proposals and, in training, of denoising queries."""
         denoising = None
         if targets is not None:
@@ -99,4 +98,4 @@ class DINO(DeformableDetector):
         if targets is not None and denoising is None:
             layers = attach_unused(layers, self.label_enc)
         layers, dn_metas = split_denoising(layers, denoising, aux=self.aux_loss)
-        return Detections(layers, output.proposals.selected_outputs(), (dn_metas,))
+        return base.Detections(layers, output.proposals.selected_outputs(), (dn_metas,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -17,7 +17,7 @@ class DINOCriterion(DenoisingCriterion):
         matcher: Hungarian matcher.
         weight_dict: weight of each loss by name.
         losses: which losses: "class", "boxes".
-        eos_coef: weight of "no object" with ``loss_class_type="ce_loss"``.
+        eos_coef: weight of "no object" with ``loss_class_type="ce_loss"``; None is 0.1.
         loss_class_type: "focal_loss" or "ce_loss".
         alpha: focal loss' weight of positives.
         gamma: focal loss' focusing exponent.
@@ -28,7 +28,7 @@ class DINOCriterion(DenoisingCriterion):
         self,
         num_classes: int,
         matcher: nn.Module,
-        weight_dict: Mapping[str, float],
+        weight_dict: dict[str, float],
         losses: Sequence[str] = ("class", "boxes"),
         eos_coef: float | None = None,
         loss_class_type: str = "focal_loss",
@@ -36,7 +36,8 @@ class DINOCriterion(DenoisingCriterion):
         gamma: float = 2,
         two_stage_binary_cls: bool = False,
     ) -> None:
+        no_object = 0.1 if eos_coef is None else eos_coef
         super().__init__(
-            num_classes, matcher, weight_dict, losses, eos_coef, loss_class_type, alpha, gamma
+            num_classes, matcher, weight_dict, losses, no_object, loss_class_type, alpha, gamma
         )
         self.binary_encoder_targets = two_stage_binary_cls
