@@ -56,6 +56,8 @@ _PART_OF_PREFIX = {
     "transformer.decoder": "decoder",
 }
 _HEADS = frozenset({"class_embed", "bbox_embed"})
+_ACTIVE = frozenset({"conv", "matmul"})
+"""What fvcore counts as activations: the outputs of these."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class FlopReport:
         by_module: of each module with the modules inside it, by dotted name; a module that several
             names share has the first one.
         by_operator: of each kind of operator.
+        activations: numbers that convolutions and products put out, by kind of operator.
         uncounted: how often operators ran that no rule knows; their work is missing in the total.
     """
 
@@ -75,6 +78,7 @@ class FlopReport:
     by_part: Mapping[str, float]
     by_module: Mapping[str, float]
     by_operator: Mapping[str, float]
+    activations: Mapping[str, float]
     uncounted: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -90,6 +94,7 @@ class _Counting(TorchDispatchMode):
         super().__init__()
         self.own: Counter[str] = Counter()
         self.by_operator: Counter[str] = Counter()
+        self.activations: Counter[str] = Counter()
         self.uncounted: Counter[str] = Counter()
         self._arithmetic = arithmetic
         self._running = [""]
@@ -129,9 +134,12 @@ class _Counting(TorchDispatchMode):
             return func(*args, **kwargs)
         result = func(*args, **kwargs) if self._arithmetic else _zeros_from(func, args, kwargs)
         label, formula = rule
-        macs = formula(args, result[0] if isinstance(result, (tuple, list)) else result)
+        output = result[0] if isinstance(result, (tuple, list)) else result
+        macs = formula(args, output)
         self.own[self._running[-1]] += macs
         self.by_operator[label] += macs
+        if label in _ACTIVE:
+            self.activations[label] += output.numel()
         return result
 
 
@@ -209,6 +217,7 @@ def count_flops(
         by_part=parts,
         by_module=by_module,
         by_operator={name: float(macs) for name, macs in counting.by_operator.items()},
+        activations={name: float(number) for name, number in counting.activations.items()},
         uncounted={name: float(times) for name, times in counting.uncounted.items()},
     )
 
@@ -247,6 +256,7 @@ def mean_report(
         by_part=mean([report.by_part for report in reports]),
         by_module=mean([report.by_module for report in reports]),
         by_operator=mean([report.by_operator for report in reports]),
+        activations=mean([report.activations for report in reports]),
         uncounted=mean([report.uncounted for report in reports]),
     )
 
