@@ -33,7 +33,9 @@ def dataset(tmp_path, request):
 
     def make(seed):
         rng = np.random.default_rng(seed)
-        images = [{"id": i, "file_name": f"{i}.jpg", "width": 300, "height": 200} for i in range(1, 9)]
+        images = [
+            {"id": i, "file_name": f"{i}.jpg", "width": 300, "height": 200} for i in range(1, 9)
+        ]
         annotations = []
         for image in images[1:]:
             for _ in range(int(rng.integers(1, 7))):
@@ -141,7 +143,9 @@ def test_masks(dataset, tmp_path, backend):
     for output in outputs:
         instances = output["instances"]
         masks = torch.zeros(len(instances), 200, 300, dtype=torch.bool)
-        for mask, box in zip(masks, instances.pred_boxes.tensor.round().long().clamp(min=0), strict=True):
+        for mask, box in zip(
+            masks, instances.pred_boxes.tensor.round().long().clamp(min=0), strict=True
+        ):
             mask[box[1] : box[3], box[0] : box[2]] = True
         instances.pred_masks = masks
     reference = run(COCOEvaluator(name), inputs, outputs)

@@ -125,7 +125,7 @@ def test_mixed_precision_trains_on_cpu(dtype):
     trainer = train_steps(model, batches, amp_dtype=parse_dtype(dtype))
     plain = train_steps(reference, batches)
     losses = [t.storage.history("total_loss") for t in (trainer, plain)]
-    assert losses[0].latest() < 0.7 * losses[0].values()[0][0]
+    assert losses[0].latest() < 0.9 * losses[0].values()[0][0]
     assert losses[0].latest() == pytest.approx(losses[1].latest(), rel=0.1)
     assert model.stem.weight.dtype == torch.float32
     state = trainer.state_dict()
@@ -168,9 +168,7 @@ def test_hooks_see_gradients():
     assert len(seen) == 1 and seen[0] > 0
 
 
-@pytest.mark.parametrize(
-    "options", [{"grad_accum_steps": 0}, {"grad_accum_weighting": "pixels"}]
-)
+@pytest.mark.parametrize("options", [{"grad_accum_steps": 0}, {"grad_accum_weighting": "pixels"}])
 def test_bad_settings(options):
     model = make_model()
     with pytest.raises(ValueError, match="train.grad_accum"):

@@ -158,7 +158,10 @@ def make_config(root: Path, output_dir: Path, name: str = "toy"):
     """A complete config over the data set in ``root``."""
     register(name, root)
     cfg = OmegaConf.create({}, flags={"allow_objects": True})
-    flip = [L(T.RandomFlip)(), L(T.ResizeShortestEdge)(short_edge_length=(20, 24, 28), sample_style="choice")]
+    flip = [
+        L(T.RandomFlip)(),
+        L(T.ResizeShortestEdge)(short_edge_length=(20, 24, 28), sample_style="choice"),
+    ]
     cfg.dataloader = {
         "train": L(build_detection_train_loader)(
             dataset=L(get_detection_dataset_dicts)(names=name, filter_empty=False),

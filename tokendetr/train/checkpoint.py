@@ -125,10 +125,10 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, OrderedDict):
-        # Its ``_metadata`` (versions of modules) stays.
-        copied = value.copy()
-        for key, item in value.items():
-            copied[key] = plain_state(item, f"{where}.{key}")
+        copied = OrderedDict((k, plain_state(item, f"{where}.{k}")) for k, item in value.items())
+        if hasattr(value, "_metadata"):
+            # Versions of modules: loading asks for them.
+            copied._metadata = value._metadata  # type: ignore[attr-defined]
         return copied
     if isinstance(value, Mapping):
         return {key: plain_state(item, f"{where}.{key}") for key, item in value.items()}

@@ -101,7 +101,7 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
 def _read_torch(path: str) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, KeyError) as error:
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
             raise UnsafeCheckpointError(
@@ -187,6 +187,7 @@ class _Reporting:
 
     def __init__(self) -> None:
         self.incompatible: Any = None
+        self.file_keys: set[str] = set()
         self.is_partial = False
 
     def watch(self, checkpointer: Checkpointer) -> None:
@@ -196,6 +197,7 @@ class _Reporting:
             # Weights of a part (a backbone) say so themselves, or the user does in the URL.
             self.is_partial = bool(checkpoint.get("matching_heuristics", False))
             weights = checkpoint["model"]
+            self.file_keys = {key.removeprefix("module.") for key in weights}
             if not self.is_partial:
                 checkpoint["model"] = _with_aliases(weights, checkpointer.model.state_dict())
             self.incompatible = load_model(checkpoint)
@@ -228,7 +230,7 @@ def load_weights(
     if use_ema and rest.get("ema_state"):
         logger.info("Using the moving average (ema_state) of %s", path)
         _load_ema(checkpointer.model, rest["ema_state"])
-    report = _report(checkpointer.model, reporting.incompatible)
+    report = _report(checkpointer.model, reporting.incompatible, reporting.file_keys)
     logger.info("Weights of %s:\n%s", path, report.table())
     if reporting.is_partial or not strict:
         if not report.matched:
@@ -243,8 +245,13 @@ def load_weights(
     return report
 
 
-def _report(model: nn.Module, incompatible: Any) -> LoadReport:
-    keys = list(model.state_dict())
+def _report(model: nn.Module, incompatible: Any, file_keys: set[str]) -> LoadReport:
+    # Counters of batch norms may be absent: files of old versions of torch have none.
+    keys = [
+        key
+        for key in model.state_dict()
+        if key in file_keys or not key.endswith("num_batches_tracked")
+    ]
     missing = set(incompatible.missing_keys)
     wrong = [(k, tuple(a), tuple(b)) for k, a, b in incompatible.incorrect_shapes]
     wrong_names = {name for name, _, _ in wrong}

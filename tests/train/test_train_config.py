@@ -1,0 +1,132 @@
+"""Overrides are strict; mistakes are met before anything is built."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.toy import make_config
+from tokendetr.train.configuration import (
+    ConfigError,
+    apply_overrides,
+    fill_defaults,
+    load_config,
+)
+from tokendetr.train.evaluation import check_device, default_best_metric
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "tests/train/toy_config.py"
+
+
+@pytest.fixture
+def cfg(toy_root, tmp_path):
+    cfg = make_config(toy_root, tmp_path)
+    fill_defaults(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("train.maxiter=3", "train.max_iter"),
+        ("train.amp.enable=True", "train.amp.enabled"),
+        ("optimizer.learning_rate=1", "optimizer"),
+        ("dataloader.train.totl_batch_size=4", "dataloader.train.total_batch_size"),
+        ("modle.num_classes=3", "model.num_classes"),
+        ("~train.maxiter", "train.max_iter"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(cfg, override, nearest):
+    before = str(cfg)
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(cfg, [override])
+    key = override.lstrip("~").split("=")[0]
+    assert key in str(caught.value) and nearest in str(caught.value)
+    assert f"+{key}" in str(caught.value)
+    assert str(cfg) == before
+
+
+def test_known_keys_of_every_kind(cfg):
+    apply_overrides(
+        cfg,
+        [
+            "train.max_iter=3",
+            "train.amp.dtype=bfloat16",
+            "optimizer.betas=[0.8,0.9]",  # a parameter of the target that the config leaves out
+            "dataloader.train.aspect_ratio_grouping=False",
+            "+train.my_note=hello",
+            "+extra.deep.key=[1,2]",
+            "dataloader.train.mapper.augmentation.1.max_size=100",
+            "train.init_checkpoint=/path/to/model.pth",
+            "~dataloader.evaluator.output_dir",
+        ],
+    )
+    assert cfg.train.max_iter == 3 and cfg.train.my_note == "hello"
+    assert list(cfg.optimizer.betas) == [0.8, 0.9] and list(cfg.extra.deep.key) == [1, 2]
+    assert cfg.dataloader.train.aspect_ratio_grouping is False
+    assert cfg.dataloader.train.mapper.augmentation[1].max_size == 100
+    assert "output_dir" not in cfg.dataloader.evaluator
+
+
+@pytest.mark.parametrize("override", ["train.max_iter=many", "train.amp.enabled=perhaps"])
+def test_words_for_numbers(cfg, override):
+    with pytest.raises(ConfigError, match=override.split("=")[1]):
+        apply_overrides(cfg, [override])
+
+
+@pytest.mark.parametrize("override", ["train.max_iter", "train.max_iter=[1", "train.seed=1,2"])
+def test_malformed_overrides(cfg, override):
+    with pytest.raises(ConfigError, match="override"):
+        apply_overrides(cfg, [override])
+
+
+def test_missing_config_names_similar_files():
+    with pytest.raises(FileNotFoundError, match=r"toy_confg\.py.*did you mean.*toy_config\.py"):
+        load_config(str(ROOT / "tests/train/toy_confg.py"))
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_config("no/such/folder/config.py")
+    with pytest.raises(ConfigError, match="--config-file"):
+        load_config("")
+
+
+def test_defaults_are_filled_and_kept(cfg):
+    assert cfg.train.init_checkpoint_strict is True and cfg.train.amp.dtype == "float16"
+    assert cfg.train.max_iter == 12 and cfg.train.checkpointer.period == 4
+
+
+def test_model_device_follows(toy_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_ROOT", str(toy_root))
+    monkeypatch.setenv("TOY_OUTPUT", str(tmp_path))
+    path = str(ROOT / CONFIG)
+    assert load_config(path, ["train.device=cuda"]).model.device == "cuda"
+    assert load_config(path, ["train.device=cuda", "model.device=cpu"]).model.device == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_absent_cuda_is_explained():
+    with pytest.raises(ValueError, match=r"train\.device=cpu"):
+        check_device("cuda")
+
+
+def test_best_metric(cfg):
+    assert default_best_metric(cfg) == "bbox/AP"
+    cfg.train.model_ema = {"enabled": True, "use_ema_weights_for_eval_only": True}
+    assert default_best_metric(cfg) == "bbox_ema/AP"
+    cfg.train.best_metric = "bbox/AP50"
+    assert default_best_metric(cfg) == "bbox/AP50"
+
+
+def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
+    """A mistake ends the program before any output exists, with a message and no traceback."""
+    out = tmp_path / "out"
+    result = subprocess.run(
+        [sys.executable, "tools/train_net.py", "--config-file", CONFIG, "train.maxiter=3"],
+        cwd=ROOT,
+        env={"TOY_ROOT": str(toy_root), "TOY_OUTPUT": str(out), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and not out.exists()
+    assert "did you mean train.max_iter" in result.stderr and "Traceback" not in result.stderr
