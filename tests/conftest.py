@@ -1,4 +1,5 @@
-"""Shared settings of the test suite: CPU threads, skipping CUDA tests with a reason, the bundled API subset."""
+"""Shared settings of the test suite: CPU threads, skipping CUDA tests with a reason, the bundled
+API subset."""
 
 import os
 

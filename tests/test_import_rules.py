@@ -1,4 +1,5 @@
-"""The layering of docs/layout.md, held against the real imports of every module (also those inside functions)."""
+"""The layering of docs/layout.md, held against the real imports of every module (also those inside
+functions)."""
 
 import ast
 from pathlib import Path
@@ -15,7 +16,8 @@ def python_files(*folders: str) -> list[Path]:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names of all absolute imports in a file; relative ones resolve to the file's own package."""
+    """Dotted names of all absolute imports in a file; relative ones resolve to the file's own
+    package."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -84,5 +86,7 @@ def test_optional_packages_are_never_imported_at_module_level():
                 if isinstance(node, ast.ImportFrom)
                 else []
             )
-            found += [f"{path.relative_to(ROOT)}: {n}" for n in names if n.split(".")[0] in optional]
+            found += [
+                f"{path.relative_to(ROOT)}: {n}" for n in names if n.split(".")[0] in optional
+            ]
     assert not found
