@@ -11,12 +11,21 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 from torch import nn
 
 from tokendetr.train import AtomicCheckpointer, load_config, load_weights
 
-__all__ = ["build_measured_model", "load_measured_config", "loaded_inputs", "write_json"]
+__all__ = [
+    "build_measured_model",
+    "load_measured_config",
+    "loaded_inputs",
+    "synthetic_targets",
+    "write_json",
+]
+
+TARGETS_PER_IMAGE = 8
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +83,29 @@ def loaded_inputs(
             "synthetic images with --input-size HEIGHT WIDTH"
         ) from error
     return islice(loader, count)
+
+
+def synthetic_targets(
+    images: Sequence[dict[str, Any]], *, num_classes: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Give images ground truth: :data:`TARGETS_PER_IMAGE` seeded boxes each.
+
+    Args:
+        images: detectron2's inputs.
+        num_classes: classes are drawn from 0 to this, exclusive.
+        seed: of boxes and classes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    records = []
+    for image in images:
+        height, width = image["image"].shape[-2:]
+        size = torch.tensor([width, height, width, height])
+        corner, extent = torch.rand(2, TARGETS_PER_IMAGE, 2, generator=generator) * 0.5
+        boxes_xyxy_px = torch.cat([corner, corner + extent.clamp_min(0.02)], dim=1) * size
+        classes = torch.randint(0, num_classes, (TARGETS_PER_IMAGE,), generator=generator)
+        target = Instances((height, width), gt_boxes=Boxes(boxes_xyxy_px), gt_classes=classes)
+        records.append({**image, "instances": target})
+    return records
 
 
 def write_json(result: Any, target: str) -> None:

@@ -1,0 +1,198 @@
+"""How long a model's forward pass and its parts take, and how much memory they need.
+
+On a GPU the time line of its stream is read through events, and the clock stops only when the
+device has finished; on a CPU work is done when a call returns. The hooks that split a pass cost two
+clock readings, or two events, per call of a part: a few microseconds.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = [
+    "PART_MODULES",
+    "Summary",
+    "peak_memory",
+    "reset_peak_memory",
+    "split_time",
+    "timed",
+]
+
+PART_MODULES = {
+    "backbone": "backbone",
+    "encoder": "transformer.encoder",
+    "decoder": "transformer.decoder",
+}
+"""Parts of a detector that are timed, and their modules. What a model does not have is left out."""
+
+_MEMORY_PEAK = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What several measurements of one thing say.
+
+    Attributes:
+        median: of the measurements.
+        p10: nine of ten measurements are longer (or equal).
+        p90: nine of ten are shorter (or equal).
+        count: how many there are.
+    """
+
+    median: float
+    p10: float
+    p90: float
+    count: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Summary":
+        """Summarise measurements.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        if not samples:
+            raise ValueError("there is no measurement to summarise")
+        ordered = sorted(samples)
+
+        def percentile(share: float) -> float:
+            position = share * (len(ordered) - 1)
+            below = int(position)
+            above = min(below + 1, len(ordered) - 1)
+            return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+        return cls(statistics.median(ordered), percentile(0.1), percentile(0.9), len(ordered))
+
+
+class _Clock:
+    """Moments on a device's time line."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def now(self) -> Any:
+        """Mark the moment when all work submitted so far is done."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def finish(self) -> None:
+        """Wait until the device has done its work."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks; on a GPU only after :meth:`finish`."""
+        if self._device.type == "cuda":
+            return float(start.elapsed_time(end)) / 1e3
+        return float(end - start)
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Return the seconds that ``run()`` takes, the device's work included."""
+    clock = _Clock(device)
+    clock.finish()
+    start = time.perf_counter()
+    run()
+    clock.finish()
+    return time.perf_counter() - start
+
+
+def split_time(
+    model: nn.Module,
+    run: Callable[[], Any],
+    device: torch.device,
+    parts: Mapping[str, str] = PART_MODULES,
+) -> dict[str, float]:
+    """Run once and return the seconds of each part of the model, of the rest, and in total.
+
+    Args:
+        model: whose modules are timed; a part that runs several times counts with the sum.
+        run: does the forward pass.
+        device: that the model is on.
+        parts: name of a part -> dotted name of its module; parts must not contain each other.
+
+    Returns:
+        The parts that the model has, "rest" and "total".
+    """
+    clock = _Clock(device)
+    marks: dict[str, list[tuple[Any, Any]]] = {}
+    with _marking(model, parts, clock, marks):
+        total = timed(run, device)
+    seconds = {
+        name: sum(clock.seconds(start, end) for start, end in pairs)
+        for name, pairs in marks.items()
+    }
+    return {**seconds, "rest": total - sum(seconds.values()), "total": total}
+
+
+@contextmanager
+def _marking(
+    model: nn.Module,
+    parts: Mapping[str, str],
+    clock: _Clock,
+    marks: dict[str, list[tuple[Any, Any]]],
+) -> Iterator[None]:
+    modules = dict(model.named_modules())
+    hooks = []
+    for part, name in parts.items():
+        if name not in modules:
+            continue
+        pairs = marks.setdefault(part, [])
+        started: list[Any] = []
+
+        def start(*_: Any, started: list[Any] = started) -> None:
+            started.append(clock.now())
+
+        def stop(
+            *_: Any,
+            started: list[Any] = started,
+            pairs: list[tuple[Any, Any]] = pairs,
+        ) -> None:
+            pairs.append((started.pop(), clock.now()))
+
+        hooks.append(modules[name].register_forward_pre_hook(start))
+        hooks.append(modules[name].register_forward_hook(stop))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory` begin anew, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _MEMORY_PEAK.write_text("5")
+    except OSError:
+        return  # the peak since the process began is the best there is
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes in use since :func:`reset_peak_memory`.
+
+    On a GPU those of PyTorch's tensors, on a CPU the resident memory of the whole process.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
