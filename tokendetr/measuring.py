@@ -1,6 +1,7 @@
 """A config's model and inputs for tools that measure, on machines without its GPU, data set or
 weights."""
 
+import copy
 import json
 import logging
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from tokendetr.train import AtomicCheckpointer, load_config, load_weights
@@ -73,9 +74,13 @@ def loaded_inputs(
     Raises:
         FileNotFoundError: the data set is not there; the message says how to do without.
     """
-    settings = {"batch_size": batch_size} if batch_size > 1 else {}
+    node = copy.deepcopy(cfg.dataloader.test)
+    with open_dict(node):
+        node.num_workers = 0
+        if batch_size > 1:
+            node.batch_size = batch_size
     try:
-        loader = instantiate(cfg.dataloader.test, num_workers=0, **settings)
+        loader = instantiate(node)
     except (FileNotFoundError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         raise FileNotFoundError(

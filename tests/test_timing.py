@@ -1,0 +1,98 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tokendetr.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
+
+CPU = torch.device("cpu")
+
+
+class Sleeping(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self) -> None:
+        time.sleep(self.seconds)
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Sleeping(0.02)
+        self.transformer = nn.Module()
+        self.transformer.encoder = Sleeping(0.05)
+
+    def forward(self) -> None:
+        self.backbone()
+        self.transformer.encoder()
+        self.transformer.encoder()
+        time.sleep(0.01)
+
+
+def test_summary_is_that_of_numpy():
+    samples = np.random.default_rng(0).exponential(size=37).tolist()
+    summary = Summary.of(samples)
+    assert summary.median == pytest.approx(np.median(samples))
+    assert summary.p10 == pytest.approx(np.percentile(samples, 10))
+    assert summary.p90 == pytest.approx(np.percentile(samples, 90))
+    assert summary.count == 37
+    assert Summary.of([3.0]) == Summary(3.0, 3.0, 3.0, 1)
+    with pytest.raises(ValueError, match="no measurement"):
+        Summary.of([])
+
+
+def test_time_is_split_by_part():
+    model = Detector()
+    seconds = split_time(model, model, CPU)
+    assert set(seconds) == {"backbone", "encoder", "rest", "total"}  # there is no decoder
+    assert seconds["backbone"] >= 0.02
+    assert seconds["encoder"] >= 0.1  # both calls
+    assert seconds["rest"] >= 0.009
+    parts = seconds["backbone"] + seconds["encoder"] + seconds["rest"]
+    assert parts == pytest.approx(seconds["total"])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_hooks_are_removed_when_the_model_fails():
+    model = Detector()
+
+    def broken() -> None:
+        model.backbone()
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        split_time(model, broken, CPU)
+    assert not model.backbone._forward_hooks
+
+
+def test_time_of_a_call():
+    assert timed(lambda: time.sleep(0.03), CPU) >= 0.03
+
+
+def test_peak_memory_sees_what_is_gone_already():
+    reset_peak_memory(CPU)
+    before = peak_memory(CPU)
+    torch.ones(50 * 2**20)  # 200 MiB, freed at once
+    assert peak_memory(CPU) - before > 150 * 2**20
+
+
+@pytest.mark.cuda
+def test_gpu_time_is_split_by_part():
+    device = torch.device("cuda")
+    model = nn.Module()
+    model.backbone = nn.Linear(2048, 2048).to(device)
+    images = torch.rand(4096, 2048, device=device)
+
+    def run() -> None:
+        for _ in range(20):
+            model.backbone(images)
+
+    run()
+    reset_peak_memory(device)
+    seconds = split_time(model, run, device)
+    assert 0 < seconds["backbone"] <= seconds["total"] * 1.01
+    assert peak_memory(device) >= images.nbytes
