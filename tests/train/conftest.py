@@ -1,7 +1,7 @@
 """A toy run that tests change as they need."""
 
-import torch
 import pytest
+import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tests.train import toy

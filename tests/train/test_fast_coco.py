@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,12 +134,12 @@ def test_other_limits_and_image_subsets(dataset, backend):
 def test_masks(dataset, tmp_path, backend):
     name, images, annotations, rng = dataset(7)
     path = MetadataCatalog.get(name).json_file
-    data = json.loads(open(path).read())
+    data = json.loads(Path(path).read_text())
     for a in data["annotations"]:
         x, y, w, h = a["bbox"]
         a["iscrowd"] = 0
         a["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    open(path, "w").write(json.dumps(data))
+    Path(path).write_text(json.dumps(data))
     inputs, outputs = predictions(images, annotations, rng, per_image=(0, 5))
     for output in outputs:
         instances = output["instances"]

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def failing_disk(monkeypatch):
             checkpoint_module,
             "open",
             lambda path, mode="r", **text: (
-                open(path, mode, **text) if text else FailingFile(path, mode)
+                Path(path).open(mode, **text) if text else FailingFile(path, mode)
             ),
             raising=False,
         )

@@ -278,7 +278,7 @@ def test_config_names_are_checked(dataset, tmp_path, caplog):
 
 def test_configs_without_named_data_pass(tmp_path):
     validate_config_data(OmegaConf.create({"dataloader": {"train": {}}, "train": {}}))
-    DatasetCatalog.register("no_json", lambda: [])
+    DatasetCatalog.register("no_json", list)
     try:
         validate_config_data(
             OmegaConf.create({"dataloader": {"train": {"dataset": {"names": ["no_json"]}}}})

@@ -30,7 +30,7 @@ NUM_CLASSES = 3
 
 
 def write_dataset(root: Path, num_images: int = 10, seed: int = 0) -> Path:
-    """Images and a COCO JSON; image 3 has no annotations, two have one box, the rest one to four."""
+    """Images and a COCO JSON; the fourth image has no boxes, the rest one to four."""
     rng = np.random.default_rng(seed)
     (root / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []

@@ -1,4 +1,4 @@
-"""The toy detector as a config file; the data set's and the output's folder come from the environment."""
+"""The toy detector as a config file; folders of data and output come from the environment."""
 
 import os
 from pathlib import Path

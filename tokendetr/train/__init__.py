@@ -1,7 +1,7 @@
 """Training beyond upstream: exact resume, atomic checkpoints, guards, weights, fast evaluation.
 
-Everything is built on detectron2's public classes, so it works the same with the real package and with
-the subset in ``standalone/``.
+Everything is built on detectron2's public classes, so it works the same with the real package and
+with the subset in ``standalone/``.
 """
 
 from tokendetr.train.checkpoint import AtomicCheckpointer, CheckpointWriteError

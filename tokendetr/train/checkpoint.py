@@ -136,8 +136,8 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
         items = [plain_state(item, f"{where}[{i}]") for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     raise TypeError(
-        f"{where} is a {type(value).__name__}: a checkpoint holds tensors, numbers, text, lists and "
-        "dicts only"
+        f"{where} is a {type(value).__name__}: a checkpoint holds tensors, numbers, text, lists "
+        "and dicts only"
     )
 
 
@@ -169,7 +169,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self._save(name, list(self.checkpointables), tag=True, extra=kwargs)
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
-        """Save the model and its moving average alone, without making it the file to resume from."""
+        """Save the model and its moving average alone; it is no file to resume from."""
         names = [key for key in self.checkpointables if key == "ema_state"]
         self._save(name, names, tag=False, extra=kwargs)
 

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch.utils.data as torchdata
@@ -65,7 +65,7 @@ class NamedErrors:
 
 def describe_record(record: Any) -> str:
     """File name and image id of a record, for messages."""
-    if not isinstance(record, dict) or "file_name" not in record:
+    if not isinstance(record, Mapping) or "file_name" not in record:
         return "a record without a file name"
     return f"{record['file_name']} (image id {record.get('image_id', 'unknown')})"
 
@@ -187,8 +187,9 @@ class StreamLoader:
         shares = comm.get_world_size() * micro_batches
         if total_batch_size <= 0 or total_batch_size % shares:
             raise ValueError(
-                f"total_batch_size={total_batch_size} must be a positive multiple of the number of "
-                f"processes times train.grad_accum_steps = {comm.get_world_size()} x {micro_batches}"
+                f"total_batch_size={total_batch_size} must be a positive multiple of the number "
+                "of processes times train.grad_accum_steps = "
+                f"{comm.get_world_size()} x {micro_batches}"
             )
         self.batch_size = total_batch_size // shares
         self.total_batch_size = total_batch_size

@@ -38,6 +38,7 @@ class Checkpoints(hooks.PeriodicCheckpointer):
     """
 
     def before_train(self) -> None:
+        """Find the files of the run before."""
         super().before_train()
         folder = self.checkpointer.save_dir
         if not comm.is_main_process():

@@ -74,10 +74,9 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
 
 def _load_ema_state(cfg: DictConfig, model: nn.Module) -> None:
     """The moving average of the checkpoint, or the loaded weights where it has none."""
-    checkpointer = AtomicCheckpointer(nn.Module(), **ema.may_get_ema_checkpointer(cfg, model))
-    state = ema.get_model_ema_state(model)
+    state = ema.may_get_ema_checkpointer(cfg, model)["ema_state"]
     if cfg.train.init_checkpoint:
-        saved = checkpointer.read(cfg.train.init_checkpoint).get("ema_state")
+        saved = AtomicCheckpointer(model).read(cfg.train.init_checkpoint).get("ema_state")
         if saved:
             state.load_state_dict(saved)
             state.to(cfg.train.device)

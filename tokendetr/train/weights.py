@@ -212,7 +212,7 @@ def load_weights(
     """Load the weights of a checkpoint into ``checkpointer.model`` and report how they fit.
 
     Args:
-        checkpointer: reads the file (paths, URLs, ``detectron2://``, ``?matching_heuristics=True``).
+        checkpointer: reads the file (path, URL, ``detectron2://``, ``?matching_heuristics=True``).
         path: of the checkpoint.
         strict: every key must fit. Files of a part of a model (a backbone from a zoo, or anything
             with matching heuristics) only need to match somewhere.
@@ -305,9 +305,9 @@ def save_slim(
 ) -> int:
     """Write weights alone as a safetensors file, in low precision and every tensor once.
 
-    Matrices and kernels are stored as ``dtype``; vectors (biases, norms and their statistics), whose
-    size does not matter but whose range does, stay as they are, and so does a tensor that ``dtype``
-    cannot hold.
+    Matrices and kernels are stored as ``dtype``; vectors (biases, norms and their statistics),
+    whose size does not matter but whose range does, stay as they are, and so does a tensor that
+    ``dtype`` cannot hold.
 
     Args:
         model: a model or its state dict.

@@ -1,0 +1,98 @@
+"""--eval-only: the numbers of the training run, from any kind of file."""
+
+import argparse
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+
+from tests.train import toy
+from tokendetr.train.configuration import fill_defaults
+from tokendetr.train.run import evaluate, run
+from tokendetr.train.weights import CheckpointMismatchError, read_checkpoint, save_slim
+
+
+def make(toy_root, output, *overrides):
+    cfg = toy.make_config(toy_root, output)
+    fill_defaults(cfg)
+    LazyConfig.apply_overrides(cfg, list(overrides))
+    return cfg, instantiate(cfg.model)
+
+
+def same(first, second):
+    """Equal numbers, NaN equal to NaN."""
+    return first.keys() == second.keys() and all(
+        first[k] == pytest.approx(second[k], nan_ok=True) for k in first
+    )
+
+
+def test_evaluation_repeats_the_run(toy_run, toy_root, tmp_path):
+    options = ["train.model_ema.enabled=True", "train.model_ema.decay=0.5"]
+    toy_run(tmp_path, *options)
+    path = f"train.init_checkpoint={tmp_path}/model_final.pth"
+    cfg, model = make(toy_root, tmp_path, *options, path)
+    results = evaluate(cfg, model)
+    assert list(results) == ["bbox", "bbox_ema"] and results["bbox"] != results["bbox_ema"]
+    cfg, model = make(toy_root, tmp_path, path)
+    plain = evaluate(cfg, model)
+    assert list(plain) == ["bbox"] and same(plain["bbox"], results["bbox"])
+    only = "train.model_ema.use_ema_weights_for_eval_only=True"
+    cfg, model = make(toy_root, tmp_path, *options, only, path)
+    assert same(evaluate(cfg, model)["bbox_ema"], results["bbox_ema"])
+    # The moving average's result file stands beside the model's, not in its place.
+    assert (tmp_path / "ema" / "coco_instances_results.json").is_file()
+
+
+def test_slim_files_evaluate(toy_run, toy_root, tmp_path):
+    model = toy_run(tmp_path, "train.max_iter=2")
+    path = str(tmp_path / "slim.safetensors")
+    save_slim(model, path, dtype=torch.float32)
+    cfg, fresh = make(toy_root, tmp_path, f"train.init_checkpoint={path}")
+    expected, model = make(toy_root, tmp_path, f"train.init_checkpoint={tmp_path}/model_final.pth")
+    assert same(evaluate(cfg, fresh)["bbox"], evaluate(expected, model)["bbox"])
+
+
+def test_checkpoint_of_another_model(toy_run, toy_root, tmp_path):
+    toy_run(tmp_path, "train.max_iter=1")
+    path = f"train.init_checkpoint={tmp_path}/model_final.pth"
+    cfg, model = make(toy_root, tmp_path, path, "model.num_classes=7")
+    with pytest.raises(
+        CheckpointMismatchError, match=r"class_embed\.weight: \[3, 128\] in the file"
+    ):
+        evaluate(cfg, model)
+
+
+def test_fine_tuning_starts_from_what_fits(toy_run, tmp_path):
+    toy_run(tmp_path / "first", "train.max_iter=1")
+    path = f"train.init_checkpoint={tmp_path}/first/model_final.pth"
+    start = read_checkpoint(f"{tmp_path}/first/model_final.pth")["model"]
+    tuned = toy_run(
+        tmp_path / "second",
+        "model.num_classes=5",
+        "train.init_checkpoint_strict=False",
+        "train.max_iter=1",
+        "optimizer.lr=0.0",
+        path,
+    )
+    assert torch.equal(tuned.stem.weight, start["stem.weight"])
+
+
+def test_whole_program_in_this_process(toy_root, tmp_path, monkeypatch):
+    """Command line to metrics: fast_dev_run, saved config, files as upstream's."""
+    monkeypatch.setenv("TOY_ROOT", str(toy_root))
+    monkeypatch.setenv("TOY_OUTPUT", str(tmp_path))
+    args = argparse.Namespace(
+        config_file="tests/train/toy_config.py",
+        opts=["train.fast_dev_run.enabled=True"],
+        eval_only=False,
+        resume=False,
+    )
+    results = run(args)
+    assert 0 <= results["bbox"]["AP"] <= 100
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    log = (tmp_path / "log.txt").read_text()
+    assert "copypaste: AP,AP50" in log and "epoch: " in log
+    assert LazyConfig.load(str(tmp_path / "config.yaml")).train.max_iter == 20
+    assert len((tmp_path / "metrics.json").read_text().splitlines()) >= 20

@@ -1,0 +1,195 @@
+"""Several processes train like one, and stop together."""
+
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils import comm
+
+from tests.train import toy
+from tokendetr.train.configuration import fill_defaults
+from tokendetr.train.launch import detect_environment, first_host, launch
+from tokendetr.train.run import train
+from tokendetr.train.trainer import NonFiniteLossError
+from tokendetr.train.weights import read_checkpoint
+
+
+def arguments(processes, output, root, *overrides, resume=False):
+    return argparse.Namespace(
+        num_gpus=processes,
+        num_machines=1,
+        machine_rank=0,
+        dist_url="auto",
+        output=str(output),
+        root=str(root),
+        overrides=list(overrides),
+        resume=resume,
+    )
+
+
+def train_toy(args):
+    """What every process runs."""
+    torch.set_num_threads(1)
+    cfg = toy.make_config(Path(args.root), Path(args.output))
+    fill_defaults(cfg)
+    LazyConfig.apply_overrides(cfg, args.overrides)
+    # Ranks start from different weights: DDP must spread those of rank 0.
+    torch.manual_seed(cfg.train.seed + 100 * comm.get_rank())
+    before = instantiate(cfg.model)
+    model = instantiate(cfg.model)
+    if comm.get_rank() == 0:
+        torch.manual_seed(cfg.train.seed)
+        before = instantiate(cfg.model)
+    model.load_state_dict(before.state_dict())
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        train(cfg, model, resume=args.resume)
+    except NonFiniteLossError as error:
+        changed = any(not torch.equal(v, start[n]) for n, v in model.state_dict().items())
+        Path(f"{args.output}/stopped{comm.get_rank()}.txt").write_text(f"{changed}\n{error}")
+
+
+def final(folder):
+    return read_checkpoint(str(folder / "model_final.pth"))
+
+
+COMMON = [
+    "model.normalize=boxes",
+    "model.dropout=0.0",
+    "train.max_iter=20",
+    "train.eval_period=0",
+    "+dataloader.train.aspect_ratio_grouping=False",
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
+def test_two_processes_equal_one(toy_root, tmp_path, dtype, tolerance):
+    """On the same global batches, through real loaders and augmentations."""
+    for processes, steps in ((1, 1), (2, 1)):
+        out = tmp_path / f"{processes}"
+        overrides = [*COMMON, f"model.dtype={dtype}", f"+train.grad_accum_steps={steps}"]
+        launch(train_toy, arguments(processes, out, toy_root, *overrides), device="cpu")
+    one, two = final(tmp_path / "1"), final(tmp_path / "2")
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=0, atol=tolerance)
+    assert one["data_state"] == two["data_state"]
+    assert sorted(two["rng_state"]) == ["0", "1"]
+
+
+def test_a_rank_without_boxes(tmp_path):
+    """Every second image is empty and unshuffled: rank 1 never sees a box."""
+    import json
+
+    root = tmp_path / "data"
+    path = toy.write_dataset(root, num_images=8)
+    data = json.loads(path.read_text())
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] % 2 == 1]
+    path.write_text(json.dumps(data))
+    unshuffled = (
+        "+dataloader.train.sampler={_target_: detectron2.data.samplers.TrainingSampler, "
+        "size: 8, shuffle: false}"
+    )
+    for processes in (1, 2):
+        launch(
+            train_toy,
+            arguments(
+                processes,
+                tmp_path / f"{processes}",
+                root,
+                *COMMON,
+                unshuffled,
+                "model.dtype=float64",
+            ),
+            device="cpu",
+        )
+    one, two = final(tmp_path / "1")["model"], final(tmp_path / "2")["model"]
+    assert max((one[n] - two[n]).abs().max().item() for n in one) <= 1e-12
+
+
+def test_two_processes_resume_bitwise_and_evaluate(toy_root, tmp_path):
+    options = ["train.max_iter=10", "train.eval_period=5", "dataloader.train.num_workers=1"]
+    options += ["train.model_ema.enabled=True", "train.grad_accum_steps=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    launch(train_toy, arguments(2, whole, toy_root, *options), device="cpu")
+    # The schedule's length must be the same: the first part ends at a checkpoint, not at max_iter.
+    launch(train_toy, arguments(2, parts, toy_root, *options), device="cpu")
+    for name in ("model_final.pth", "model_0000009.pth", "model_0000007.pth"):
+        (parts / name).unlink(missing_ok=True)
+    (parts / "last_checkpoint").write_text("model_0000003.pth")
+    launch(train_toy, arguments(2, parts, toy_root, *options, resume=True), device="cpu")
+    one, two = final(whole), final(parts)
+    for part in ("model", "ema_state"):
+        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
+    assert "bbox_ema/AP" in (parts / "metrics.json").read_text()
+
+
+def test_all_ranks_stop_at_a_non_finite_loss_of_one(toy_root, tmp_path):
+    out = tmp_path / "out"
+    launch(train_toy, arguments(2, out, toy_root, *COMMON, "model.poison=6"), device="cpu")
+    reports = [(out / f"stopped{rank}.txt").read_text().split("\n", 1) for rank in (0, 1)]
+    assert reports[0][1] == reports[1][1]
+    assert "image id 6" in reports[0][1] and "loss_class = nan" in reports[0][1]
+    assert "Rank" in reports[0][1]
+
+
+def test_torchrun_environment():
+    env = {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "node1",
+        "MASTER_PORT": "29500",
+    }
+    found = detect_environment(env)
+    assert found is not None
+    assert (found.rank, found.world_size, found.local_rank, found.local_size) == (5, 8, 1, 4)
+    assert found.init_method == "env://"
+    assert detect_environment({}) is None
+    assert detect_environment({**env, "MASTER_PORT": "1"}) is not None
+    del env["MASTER_ADDR"]
+    assert detect_environment(env) is None
+
+
+def test_slurm_environment():
+    env = {
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_PROCID": "6",
+        "SLURM_LOCALID": "2",
+        "SLURM_STEP_NODELIST": "gpu[03-04]",
+        "SLURM_JOB_ID": "31",
+    }
+    found = detect_environment(env)
+    assert found is not None
+    assert (found.rank, found.world_size, found.local_rank, found.local_size) == (6, 8, 2, 4)
+    assert found.init_method == "tcp://gpu03:20031"
+    # A batch script itself, or an interactive shell of an allocation, is one process.
+    assert detect_environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
+    with pytest.raises(ValueError, match="SLURM_STEP_NODELIST"):
+        detect_environment({k: v for k, v in env.items() if k != "SLURM_STEP_NODELIST"})
+    with pytest.raises(ValueError, match="ntasks-per-node"):
+        detect_environment({**env, "SLURM_STEP_NUM_TASKS": "7"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node1", "node1"),
+        ("gpu[03-07,9],cpu1", "gpu03"),
+        ("gpu[9,11]", "gpu9"),
+        ("a-b-1,a-b-2", "a-b-1"),
+        ("rack[1-2]n0", "rack1n0"),
+    ],
+)
+def test_first_host(nodes, host):
+    assert first_host(nodes) == host
+
+
+def test_one_process_runs_here():
+    seen = []
+    launch(lambda args: seen.append(os.getpid()), arguments(1, "", ""), device="cpu")
+    assert seen == [os.getpid()]
