@@ -63,7 +63,7 @@ def failing_disk(monkeypatch):
             checkpoint_module,
             "open",
             lambda path, mode="r", **text: (
-                Path(path).open(mode, **text) if text else FailingFile(path, mode)
+                Path(path).open(mode, **text) if text else FailingFile(path, mode)  # noqa: SIM115
             ),
             raising=False,
         )

@@ -187,7 +187,7 @@ def _unknown_key(cfg: Any, key: str) -> str:
 
 def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig):
-        for key in node:
+        for key in map(str, node):
             if key == "_target_":
                 continue
             name = f"{prefix}{key}"

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tokendetr.train.configuration import ConfigError
 from tokendetr.train.data_state import NamedErrors
 from tokendetr.train.rng import preserved_rng
 
@@ -99,10 +100,10 @@ def check_device(device: str) -> None:
     """Refuse a device that this machine does not have.
 
     Raises:
-        ValueError: saying how to run on the CPU.
+        ConfigError: saying how to run on the CPU.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
+        raise ConfigError(
             f"train.device is {device!r}, but no CUDA device is available. To run on the CPU add "
             "train.device=cpu (model.device follows it)."
         )

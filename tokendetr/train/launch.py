@@ -117,7 +117,7 @@ def launch(
             main, args.num_gpus, args.num_machines, args.machine_rank, url, args=(args,)
         )
         return
-    mp.start_processes(  # type: ignore[no-untyped-call]
+    mp.start_processes(
         _cpu_process,
         nprocs=args.num_gpus,
         args=(main, args, url, device),

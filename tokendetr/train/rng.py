@@ -19,7 +19,7 @@ def capture_rng() -> dict[str, Any]:
         Tensors and plain numbers only, so that ``torch.load(weights_only=True)`` reads them.
     """
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": [

@@ -85,7 +85,7 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.endswith(".safetensors"):
-        data = {"model": load_slim(path)}
+        data: dict[str, Any] = {"model": load_slim(path)}
     elif path.endswith(".pkl"):
         data = _read_zoo_pickle(path)
     else:
@@ -203,7 +203,7 @@ class _Reporting:
             self.incompatible = load_model(checkpoint)
             return None
 
-        checkpointer._load_model = watched  # type: ignore[method-assign]
+        checkpointer._load_model = watched
 
 
 def load_weights(
