@@ -76,9 +76,8 @@ def test_the_files_are_a_valid_coco_data_set(root):
         file = root / "annotations" / f"instances_{split}.json"
         validate_coco(str(file), str(root / split), num_classes=12, for_evaluation=True)
         coco = COCO(str(file))
-        assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(
-            CATEGORIES
-        )
+        names = [category["name"] for category in coco.loadCats(coco.getCatIds())]
+        assert names == list(CATEGORIES)
         for image in coco.loadImgs(coco.getImgIds()):
             for record in coco.loadAnns(coco.getAnnIds(image["id"])):
                 mask_HW = coco.annToMask(record)
