@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 
+from tests.small_detectors import build, record
 from tests.train import toy
 from tokendetr.train.configuration import fill_defaults
 from tokendetr.train.launch import detect_environment, first_host, launch
 from tokendetr.train.run import train
-from tokendetr.train.trainer import NonFiniteLossError
+from tokendetr.train.trainer import NonFiniteLossError, Trainer
 from tokendetr.train.weights import read_checkpoint
 
 
@@ -193,3 +195,37 @@ def test_one_process_runs_here():
     seen = []
     launch(lambda args: seen.append(os.getpid()), arguments(1, "", ""), device="cpu")
     assert seen == [os.getpid()]
+
+
+def train_dino(args):
+    """20 updates of a small DINO on four images per step; the second of each pair is empty."""
+    torch.set_num_threads(1)
+    dtype = getattr(torch, args.overrides[0])
+    model = build("dino").to(dtype).train()
+    model.dn_number = 0  # its noise is drawn per process
+    boxes = [[5.0, 5.0, 60.0, 50.0], [20.0, 10.0, 40.0, 30.0], [1.0, 2.0, 30.0, 60.0]]
+    steps = [
+        [record(64, 96, boxes[: 3 * (i % 2 == 0)][: 1 + s % 3], seed=4 * s + i) for i in range(4)]
+        for s in range(20)
+    ]
+    rank, world_size = comm.get_rank(), comm.get_world_size()
+    batches = [[r | {"image": r["image"].to(dtype)} for r in s[rank::world_size]] for s in steps]
+    wrapped = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    trainer = Trainer(wrapped, batches, optimizer, clip_grad={"max_norm": 0.1, "norm_type": 2})
+    trainer.train(0, 20)
+    if rank == 0:
+        torch.save(model.state_dict(), args.output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
+def test_two_processes_train_dino_like_one(tmp_path, dtype, tolerance):
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}.pth"
+        launch(train_dino, arguments(processes, output, "", dtype), device="cpu")
+    one, two = (torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in (1, 2))
+    key = "class_embed.0.weight"
+    assert (one[key] - build("dino").state_dict()[key]).abs().max() > 1e-4
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=tolerance)
