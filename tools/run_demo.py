@@ -156,7 +156,8 @@ def _run(
         try:
             while process.poll() is None:
                 time.sleep(0.3)
-                bar.update(_last_iteration(folder) + 1 - bar.n)
+                if (done := _last_iteration(folder) + 1 - bar.n) > 0:
+                    bar.update(done)
                 if kill_when is not None and kill_when():
                     break
         finally:

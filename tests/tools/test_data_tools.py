@@ -1,0 +1,162 @@
+"""The tools around data and checkpoints, on a small shapes data set."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import instantiate
+from PIL import Image
+
+from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
+from tokendetr.train import load_config, load_slim
+from tools import export_checkpoint, make_shapes, run_demo, visualize_data, visualize_json_results
+
+DENSE = "projects/dino/configs/dino_shapes.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=4, num_val=3), workers=1)
+    register_shapes()
+
+
+@pytest.fixture(autouse=True)
+def quiet_loggers():
+    yield
+    logging.getLogger("tokendetr").handlers.clear()
+
+
+def test_make_shapes_says_what_it_made(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "made"
+    options = ["--root", str(root), "--train-images", "1", "--val-images", "1", "--workers", "1"]
+    monkeypatch.setattr("sys.argv", ["make_shapes.py", *options])
+    make_shapes.main()
+    assert str(root) in capsys.readouterr().out
+    assert (root / "train" / "000001.jpg").is_file()
+    monkeypatch.setattr("sys.argv", ["make_shapes.py", *options, "--seed", "5"])
+    with pytest.raises(SystemExit, match="error: .*'seed': 0.*'seed': 5"):
+        make_shapes.main()
+
+
+def test_annotations_are_drawn_over_the_pictures(shapes, tmp_path):
+    visualize_data.main(
+        ["--source", "annotation", "--config-file", DENSE, "--output-dir", str(tmp_path)]
+        + ["--num", "2", "dataloader.train.dataset.names=shapes_val"]
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000001.jpg", "000002.jpg"]
+    original = Image.open(shapes / "val" / "000001.jpg")
+    drawn = np.asarray(Image.open(tmp_path / "000001.jpg"), dtype=float)
+    assert drawn.shape[:2] == original.size[::-1]
+    assert np.abs(drawn - np.asarray(original, dtype=float)).mean() > 3
+
+
+def test_the_loaders_pictures_are_drawn_as_they_are_trained_on(shapes, tmp_path):
+    visualize_data.main(
+        ["--source", "dataloader", "--config-file", DENSE, "--output-dir", str(tmp_path)]
+        + ["--num", "3", "dataloader.train.num_workers=0", "dataloader.train.total_batch_size=2"]
+    )
+    sizes = [Image.open(path).size for path in tmp_path.iterdir()]
+    assert len(sizes) == 3
+    assert all(max(size) <= 272 for size in sizes)
+
+
+def test_results_are_drawn_beside_the_truth(shapes, tmp_path, capsys):
+    truth = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    first = truth["annotations"][0]
+    record = {key: first[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([record]))
+    output = tmp_path / "out"
+    arguments = ["--input", str(results), "--output", str(output), "--dataset", "shapes_val"]
+    visualize_json_results.main(arguments)
+    image = next(i for i in truth["images"] if i["id"] == first["image_id"])
+    (path,) = output.iterdir()
+    assert path.stem == Path(image["file_name"]).stem
+    assert Image.open(path).size == (2 * image["width"], image["height"])
+    drawn = np.asarray(Image.open(path), dtype=float)
+    left, right = drawn[:, : image["width"]], drawn[:, image["width"] :]
+    original = np.asarray(Image.open(shapes / "val" / image["file_name"]), dtype=float)
+    assert np.abs(left - original).mean() > 0.5
+    assert np.abs(right - original).mean() > 0.5
+    visualize_json_results.main([*arguments, "--conf-threshold", "0.95"])
+    again = np.asarray(Image.open(path), dtype=float)[:, : image["width"]]
+    assert np.abs(again - original).mean() < np.abs(left - original).mean()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "no readable JSON"),
+        ("{}", "holds a dict, not a list"),
+        ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', "record 0 has no category_id, score"),
+        ("[]", "no results for images of shapes_val"),
+        (
+            '[{"image_id": 1000001, "category_id": 77, "bbox": [0, 0, 1, 1], "score": 1}]',
+            "no categories [77]",
+        ),
+    ],
+)
+def test_bad_results_are_refused(tmp_path, content, message):
+    results = tmp_path / "results.json"
+    results.write_text(content)
+    with pytest.raises(SystemExit) as error:
+        visualize_json_results.main(
+            ["--input", str(results), "--output", str(tmp_path / "o"), "--dataset", "shapes_val"]
+        )
+    assert message in str(error.value)
+
+
+def test_export_keeps_every_weight_and_halves_the_file(tmp_path, capsys):
+    model = instantiate(load_config(DENSE).model)
+    state = model.state_dict()
+    torch.save({"model": state, "iteration": 7, "optimizer": {"state": {}}}, tmp_path / "m.pth")
+    target = tmp_path / "new" / "m.safetensors"
+    export_checkpoint.main(["--input", str(tmp_path / "m.pth"), "--output", str(target)])
+    assert "MB" in capsys.readouterr().out
+    assert target.stat().st_size < 0.55 * (tmp_path / "m.pth").stat().st_size
+    assert target.stat().st_size < 8e6
+    loaded = load_slim(str(target))
+    assert loaded.keys() == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-6)
+    with pytest.raises(SystemExit, match=r"error: .*nothing\.pth"):
+        export_checkpoint.main(["--input", "nothing.pth", "--output", str(target)])
+
+
+def test_the_demos_table_has_a_row_per_detector():
+    candidate = run_demo.Candidate("DINO", "c.py", "w.pth")
+    candidate.metrics = dict(zip(run_demo.METRICS, (50.04, 70, 30, 60, 65), strict=True))
+    candidate.gflops, candidate.encoder_gflops, candidate.milliseconds = 0.9111, 0.2, 31.26
+    header, _, row = run_demo.table([candidate]).splitlines()
+    titles = [cell.strip() for cell in header.strip("|").split("|")][1:]
+    values = [cell.strip() for cell in row.strip("|").split("|")]
+    assert titles == ["AP", "AP50", "APs", "APm", "APl", "GFLOPs", "encoder GFLOPs", "ms/image"]
+    assert values == ["DINO", "50.0", "70.0", "30.0", "60.0", "65.0", "0.911", "0.200", "31.3"]
+
+
+def test_a_failed_training_names_its_log(tmp_path):
+    command = ["python", "-c", "print('the reason'); raise SystemExit(3)"]
+    with pytest.raises(RuntimeError, match=r"exit 3\); see .*console\.txt:\nthe reason"):
+        run_demo._run(command, tmp_path / "console.txt", 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_whole_demo(tmp_path, monkeypatch, capsys):
+    """Needs the shipped checkpoints and, unless it is there, draws the full data set."""
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    run_demo.main(["--output", str(tmp_path), "--iterations", "16", "--timed-images", "5"])
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 3
+    average_precision = [float(row.split("|")[2]) for row in rows[2:4]]
+    assert average_precision[0] >= 40
+    assert average_precision[0] - average_precision[1] <= 3
+    assert "killed with SIGKILL" in printed
+    assert len(list((tmp_path / "pictures").glob("*_tokens.png"))) == len(run_demo.PICTURES)
