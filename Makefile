@@ -51,6 +51,12 @@ test: $(BUILT) lint cuda-check
 test-slow: $(BUILT)
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
+cuda-check:
+	$(PYTHON) csrc/check_cuda.py
+
+sanitize: $(BUILT)
+	PYTHON=$(PY) sh csrc/sanitize.sh
+
 bench: $(BUILT)
 	$(PY) benchmarks/ms_deform_attn.py
 	$(PY) benchmarks/dino_inference.py

@@ -3,34 +3,27 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../problem.h"
+#include "tensors.h"
 
 namespace tokendetr::cuda {
 
-enum class Storage { kFloat64, kFloat32, kBFloat16, kFloat16 };
+// Cells between pixel centres, those at the borders included: (height + 1) * (width + 1) per level. Head m of any image
+// owns cells [m, m + 1) * cells_per_head; samples outside their level have cell M * cells_per_head.
+int64_t cells_per_head(const Problem& problem);
 
-// As on the CPU: coordinates are double for float64 values and float otherwise; everything is contiguous.
-struct Inputs {
-  const void* value;      // [B, N, M, D], storage type
-  const void* locations;  // [B, Q, M, L, P, 2]: locations, or offsets in the fused form
-  const void* weights;    // [B, Q, M, L, P]: weights, or logits in the fused form
-  const void* reference;  // [B, Q, L, reference_width] in the fused form, else null
-  int reference_width;    // 2 or 4
+// What the kernels can address: offsets are 64 bits wide, but a row of pixels and the number of heads of all images are not.
+const char* unsupported(const Problem& problem);  // null or the reason
+
+struct Launch {
+  cudaStream_t stream;
+  int multiprocessors;
 };
 
-struct Gradients {
-  const void* output;       // [B, Q, M * D], storage type: the incoming gradient
-  void* value;              // [B, N, M, D], zeroed, float (double for float64): added to in any order; or null
-  long long* fixed_value;   // [B, N, M, D], zeroed: the same in fixed point, a sum that does not depend on the order
-  double fixed_scale;       // what one unit of `fixed_value` is the inverse of
-  void* locations;          // like Inputs::locations
-  void* weights;            // like Inputs::weights
-  void* reference;          // [M, B, Q, L, reference_width], zeroed, one part per head; or null
-};
-
-// Launch on a stream and return the launch's error, which the caller must raise.
-cudaError_t forward(const Problem& problem, Storage storage, const Inputs& inputs, void* output, cudaStream_t stream);
-cudaError_t backward(const Problem& problem, Storage storage, const Inputs& inputs, const Gradients& gradients,
-                     cudaStream_t stream);
+// These launch and return the launch's error, which the caller must raise.
+cudaError_t forward(const Problem&, Storage, const Inputs&, void* output, const Launch&);
+cudaError_t backward(const Problem&, Storage, const Inputs&, const Gradients&, const Launch&);
+// The value gradient [B, N, M, D], in the storage type, of one image, from what `backward` noted.
+cudaError_t collect(const Problem&, Storage, const void* grad_output, const void* shares, const SortedSamples&,
+                    void* grad_value, const Launch&);
 
 }  // namespace tokendetr::cuda

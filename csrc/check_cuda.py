@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Compile every CUDA kernel for sm_80, sm_90 and PTX, without PyTorch, and report what each takes.
+
+Usage: csrc/check_cuda.py. Fails on a compiler error or a register spill; without nvcc (NVCC names another one) it says
+that it was skipped. Needs nothing but the standard library.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ARCHITECTURES = (
+    "arch=compute_80,code=sm_80",
+    "arch=compute_90,code=sm_90",
+    "arch=compute_90,code=compute_90",
+)
+STORAGE = {"d": "float64", "f": "float32", "Half": "float16", "BFloat": "bfloat16"}
+
+
+def readable(symbol: str) -> str:
+    """Return name, storage type and lanes x channels of a mangled kernel name."""
+    name = re.search(r"\d+([a-z]+_kernel)I", symbol)
+    kind = re.search(
+        r"4KindI[fd](?:NS\d*_\d+(Half|BFloat)E|([fd]))Li(\d+)ELi(\d+)ELi\d+ELb([01])", symbol
+    )
+    if name is None or kind is None:
+        return symbol
+    half, wide, lanes, vector, usual = kind.groups()
+    suffix = ", usual sizes" if usual == "1" else ""
+    return f"{name[1]} {STORAGE[half or wide]} {lanes} x {vector}{suffix}"
+
+
+def compiled(nvcc: str, source: Path, folder: Path) -> str:
+    """Compile one file and return what the assembler said; exits with its errors if it failed."""
+    command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v"]
+    for architecture in ARCHITECTURES:
+        command += ["-gencode", architecture]
+    command += ["-c", str(source), "-o", str(folder / f"{source.stem}.o")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(f"{source}:\n{result.stdout}{result.stderr}")
+    return result.stdout + result.stderr
+
+
+def kernels(log: str) -> list[tuple[str, str, int, int, int]]:
+    """Return (kernel, architecture, registers, spilled bytes, shared bytes) from the assembler's log."""
+    found = []
+    symbol = architecture = ""
+    spilled = 0
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
+            symbol, architecture = match.groups()
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spilled = int(match[1]) + int(match[2])
+        elif match := re.search(r"Used (\d+) registers", line):
+            shared = re.search(r"(\d+) bytes smem", line)
+            found.append(
+                (
+                    readable(symbol),
+                    architecture,
+                    int(match[1]),
+                    spilled,
+                    int(shared[1]) if shared else 0,
+                )
+            )
+    return found
+
+
+def main() -> None:
+    """Compile all, print the table, fail on spills."""
+    nvcc = os.environ.get("NVCC", "nvcc")
+    if shutil.which(nvcc) is None:
+        print("nvcc not found: skipped")
+        return
+    spills = 0
+    print(f"{'kernel':52}{'arch':8}{'registers':>10}{'spilled':>9}{'shared':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sorted(ROOT.rglob("*.cu")):
+            for name, architecture, registers, spilled, shared in kernels(
+                compiled(nvcc, source, Path(folder))
+            ):
+                print(f"{name:52}{architecture:8}{registers:10}{spilled:9}{shared:8}", flush=True)
+                spills += spilled > 0
+    if spills:
+        sys.exit(f"{spills} kernels spill registers")
+
+
+if __name__ == "__main__":
+    main()
