@@ -8,6 +8,7 @@ and writes pictures. Everything lands in output/demo/; about ten minutes on two 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -156,7 +157,7 @@ def _run(
         try:
             while process.poll() is None:
                 time.sleep(0.3)
-                if (done := _last_iteration(folder) + 1 - bar.n) > 0:
+                if (done := min(_last_iteration(folder) + 1, iterations) - bar.n) > 0:
                     bar.update(done)
                 if kill_when is not None and kill_when():
                     break
@@ -185,11 +186,23 @@ def _last_iteration(folder: Path) -> int:
 # --------------------------------------------------------------------------------- measuring
 
 
-def evaluate(candidate: Candidate, folder: Path) -> None:
-    """COCO metrics on the validation set."""
+def evaluate(candidate: Candidate, folder: Path, images: int) -> None:
+    """COCO metrics on the validation set; what the evaluator prints goes to a file."""
     cfg, predictor = candidate.load()
     cfg.dataloader.evaluator.output_dir = str(folder)
-    results = Evaluation(cfg, predictor.model)()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / "printed.txt").open("w") as printed,
+        contextlib.redirect_stdout(printed),
+        tqdm(total=images, unit="image", desc=candidate.title) as bar,
+    ):
+
+        def count(*_: Any) -> None:  # a hook that returned something would replace the output
+            bar.update()
+
+        counter = predictor.model.register_forward_hook(count)
+        results = Evaluation(cfg, predictor.model)()
+        counter.remove()
     candidate.metrics = {name: float(results["bbox"][name]) for name in METRICS}
 
 
@@ -290,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     dense = Candidate("DINO (dense)", DENSE_CONFIG, DENSE_WEIGHTS)
     dynamic = Candidate("Dynamic-DINO", DYNAMIC_CONFIG, DYNAMIC_WEIGHTS)
     for candidate, name in ((dense, "dense"), (dynamic, "dynamic")):
-        evaluate(candidate, output / "evaluation" / name)
+        evaluate(candidate, output / "evaluation" / name, len(files))
 
     stages.begin("Counting operations, measuring time")
     candidates = [dense, dynamic, trained]
