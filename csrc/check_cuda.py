@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compile every CUDA kernel for sm_80, sm_90 and PTX, without PyTorch, and report what each takes.
 
-Usage: csrc/check_cuda.py. Fails on a compiler error or a register spill; without nvcc (NVCC names another one) it says
-that it was skipped. Needs nothing but the standard library.
+Usage: csrc/check_cuda.py. Fails on a compiler error or a register spill; without nvcc (NVCC names
+another one) it says that it was skipped. Needs nothing but the standard library.
 """
 
 import os
@@ -48,7 +48,7 @@ def compiled(nvcc: str, source: Path, folder: Path) -> str:
 
 
 def kernels(log: str) -> list[tuple[str, str, int, int, int]]:
-    """Return (kernel, architecture, registers, spilled bytes, shared bytes) from the assembler's log."""
+    """Return (kernel, architecture, registers, spilled, shared bytes) from the assembler's log."""
     found = []
     symbol = architecture = ""
     spilled = 0

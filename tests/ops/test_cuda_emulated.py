@@ -1,4 +1,4 @@
-"""The CUDA kernels' source, compiled for the CPU with warps run lane by lane, against plain PyTorch."""
+"""The CUDA kernels' source, compiled for the CPU, its warps run lane by lane, against PyTorch."""
 
 import ctypes
 import os
@@ -123,7 +123,7 @@ def emulator(tmp_path_factory) -> Emulator:
 
 
 def usual_case(seed: int, dtype: torch.dtype = torch.float32) -> Case:
-    """4 levels, 4 points, 32 channels: what the kernels know at compile time; odd seeds: queries are the tokens."""
+    """4 levels, 4 points, 32 channels; odd seeds: the queries are the tokens."""
     g = torch.Generator().manual_seed(seed)
     shapes = ((9, 13), (5, 7), (3, 4), (2, 2))
     tokens = sum(h * w for h, w in shapes)
@@ -135,7 +135,7 @@ def usual_case(seed: int, dtype: torch.dtype = torch.float32) -> Case:
 
 
 def cases() -> list[Case]:
-    """A few of every kind of kernel: the usual sizes, vectors with a rest of the last pass, single channels."""
+    """A few of every kind of kernel: usual sizes, vectors, partly filled passes, single channels."""
     chosen = [usual_case(0), usual_case(1)]
     for seed, width in ((1, 64), (2, 16), (3, 7), (4, 71), (5, 40), (10, 8), (30, 96)):
         case = random_case(seed, width=width, dtype=torch.float32)
