@@ -1,0 +1,182 @@
+"""LVIS-format JSON. Categories come from the file itself."""
+
+import json
+import logging
+import os
+from functools import partial
+from typing import Any
+
+from fvcore.common.timer import Timer
+
+from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
+
+logger = logging.getLogger(__name__)
+
+
+def register_lvis_instances(
+    name: str, metadata: dict[str, Any], json_file: str, image_root: str
+) -> None:
+    """Register a data set in LVIS's format.
+
+    Args:
+        name: the name used in configs.
+        metadata: extra metadata; may be empty.
+        json_file: path of the JSON.
+        image_root: folder of the images.
+    """
+    DatasetCatalog.register(name, partial(load_lvis_json, json_file, image_root, name))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata
+    )
+
+
+def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
+    """Class names of a registered LVIS data set, read from its annotation file.
+
+    Args:
+        dataset_name: a name given to :func:`register_lvis_instances`.
+
+    Returns:
+        ``thing_classes`` (first synonym of each category, by id) and ``class_image_count`` (for each
+        category its ``id`` and ``image_count``, where the file has them).
+
+    Raises:
+        ValueError: the name is no registered LVIS data set.
+        FileNotFoundError: its file is not there.
+    """
+    json_file = MetadataCatalog.get(dataset_name).get("json_file")
+    if json_file is None:
+        raise ValueError(
+            f"No built-in metadata for dataset {dataset_name}: it is not a registered LVIS data set."
+        )
+    return _categories_to_meta(_read_json(json_file)["categories"], json_file)
+
+
+def _categories_to_meta(categories: list[dict[str, Any]], json_file: str) -> dict[str, Any]:
+    categories = sorted(categories, key=lambda category: category["id"])
+    ids = [category["id"] for category in categories]
+    if ids != list(range(1, len(ids) + 1)):
+        raise ValueError(f"Category ids in '{json_file}' are not in [1, #categories], as LVIS has them.")
+    meta: dict[str, Any] = {
+        "thing_classes": [(c.get("synonyms") or [c.get("name")])[0] for c in categories]
+    }
+    if all("image_count" in category for category in categories):
+        meta["class_image_count"] = [
+            {"id": category["id"], "image_count": category["image_count"]} for category in categories
+        ]
+    return meta
+
+
+def _read_json(json_file: str) -> dict[str, Any]:
+    path = PathManager.get_local_path(json_file)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"The annotation file '{json_file}' does not exist. Data sets are looked up under the "
+            "folder in the environment variable DETECTRON2_DATASETS, by default ./datasets."
+        )
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"The annotation file '{json_file}' is not valid JSON: {error}") from error
+    missing = [k for k in ("images", "annotations", "categories") if k not in content]
+    # The files of the test splits have no annotations.
+    if [k for k in missing if k != "annotations"]:
+        raise ValueError(f"The annotation file '{json_file}' lacks {missing}.")
+    return content
+
+
+def load_lvis_json(
+    json_file: str,
+    image_root: str,
+    dataset_name: str | None = None,
+    extra_annotation_keys: list[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Read an LVIS JSON.
+
+    Args:
+        json_file: path of the JSON.
+        image_root: folder of the images; COCO's for LVIS.
+        dataset_name: where to put the class names; None leaves category ids as they are in the file
+            minus one.
+        extra_annotation_keys: further keys to take over from each annotation.
+
+    Returns:
+        One record per image, ordered by image id, with ``not_exhaustive_category_ids`` and
+        ``neg_category_ids`` besides the usual fields.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not valid LVIS JSON.
+        KeyError: an annotation names an image or a category that the file does not define.
+        AssertionError: annotation ids repeat.
+    """
+    timer = Timer()
+    content = _read_json(json_file)
+    if timer.seconds() > 1:
+        logger.info("Loading %s takes %.2f seconds.", json_file, timer.seconds())
+    meta = _categories_to_meta(content["categories"], json_file)
+    if dataset_name is not None:
+        MetadataCatalog.get(dataset_name).set(**meta)
+    annotations = content.get("annotations", [])
+    ids = [annotation["id"] for annotation in annotations]
+    assert len(set(ids)) == len(ids), f"Annotation ids in '{json_file}' are not unique!"
+    records: dict[int, dict[str, Any]] = {}
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        records[image["id"]] = _image_record(image, image_root)
+    keys = extra_annotation_keys or []
+    for annotation in annotations:
+        if annotation["image_id"] not in records:
+            raise KeyError(
+                f"Annotation {annotation['id']} in '{json_file}' names image_id="
+                f"{annotation['image_id']}, which is not among 'images'."
+            )
+        converted = _instance(annotation, len(meta["thing_classes"]), json_file)
+        converted.update({key: annotation[key] for key in keys})
+        records[annotation["image_id"]]["annotations"].append(converted)
+    logger.info("Loaded %d images in the LVIS format from %s", len(records), json_file)
+    return list(records.values())
+
+
+def _image_record(image: dict[str, Any], image_root: str) -> dict[str, Any]:
+    if "coco_url" in image:
+        # Images lie in the train and val folders of COCO, whatever split of LVIS they are in.
+        split_folder, file_name = image["coco_url"].split("/")[-2:]
+        path = os.path.join(image_root, split_folder, file_name)
+    else:
+        path = os.path.join(image_root, image["file_name"])
+    return {
+        "file_name": path,
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image["id"],
+        "not_exhaustive_category_ids": image.get("not_exhaustive_category_ids", []),
+        "neg_category_ids": image.get("neg_category_ids", []),
+        "annotations": [],
+    }
+
+
+def _instance(annotation: dict[str, Any], num_classes: int, json_file: str) -> dict[str, Any]:
+    if not 1 <= annotation["category_id"] <= num_classes:
+        raise KeyError(
+            f"Annotation {annotation['id']} in '{json_file}' has category_id="
+            f"{annotation['category_id']}, which is not among 'categories'."
+        )
+    polygons = annotation.get("segmentation", [])
+    invalid = [p for p in polygons if len(p) % 2 != 0 or len(p) < 6]
+    assert not invalid, (
+        f"Annotation {annotation['id']} in '{json_file}' has a polygon without an even number of at "
+        "least 6 numbers."
+    )
+    instance = {
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": annotation["category_id"] - 1,
+    }
+    if polygons:
+        instance["segmentation"] = polygons
+    return instance
