@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Train or evaluate a detector from a lazy config.
 
-    python tools/train_net.py --config-file projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py --num-gpus 8
+    python tools/train_net.py --config-file projects/dino/configs/dino_shapes.py
+    python tools/train_net.py --config-file ... --num-gpus 8
     python tools/train_net.py --config-file ... --resume
     python tools/train_net.py --config-file ... --eval-only train.init_checkpoint=model.pth
     python tools/train_net.py --config-file ... --num-gpus 2 train.device=cpu

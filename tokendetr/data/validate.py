@@ -28,8 +28,8 @@ class DatasetError(ValueError):
 def validate_config_data(cfg: Any, *, evaluation_only: bool = False) -> None:
     """Check the data sets that a config names, as ``train.validate_data`` says.
 
-    ``"strict"``: faults are errors. ``"warn"``: they are logged. ``"off"``: nothing is checked. Rank
-    0 checks; all ranks raise.
+    ``"strict"``: faults are errors. ``"warn"``: they are logged. ``"off"``: nothing is checked.
+    Rank 0 checks; all ranks raise.
 
     Args:
         cfg: the whole config.
