@@ -279,3 +279,25 @@ def test_bfloat16_autocast_stays_close():
     for image in range(len(SIZES)):
         a, b = (valid_rows(batch.layout, m, image) for m in (got, expected))
         assert torch.nn.functional.cosine_similarity(a.float(), b, dim=1).min() > 0.99
+
+
+@pytest.mark.parametrize(
+    "order", [("self_attn", "norm", "ffn", "norm"), ("norm", "self_attn", "norm", "ffn")]
+)
+def test_blocks_of_tokens_give_what_all_tokens_give_at_once(order, monkeypatch):
+    batch, _ = make_batch(SIZES, CHANNELS, seed=4)
+    encoder = make_encoder(operation_order=order).eval()
+    at_once = encoder(**batch.inputs).detach()  # blocks are for calls without gradients
+    rows = []
+    hooks = [
+        layer.ffns[0].register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape))
+        for layer in encoder.layers
+    ]
+    monkeypatch.setattr("tokendetr.encoder.ROWS_AT_ONCE", 50)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            memory = encoder(**batch.inputs)
+        torch.testing.assert_close(memory, at_once, rtol=1e-5, atol=1e-5)
+    assert max(shape[1] for shape in rows) == 50
+    for hook in hooks:
+        hook.remove()

@@ -24,6 +24,8 @@ from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
 ValuePolicy = Literal["updated", "initial"]
 VALUE_POLICIES = ("updated", "initial")
+ROWS_AT_ONCE = 512
+"""Tokens that pass the feed-forward network together: at 2048 hidden channels 4 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -175,30 +177,52 @@ class EncoderLayer(nn.Module):
         Returns:
             The updated tokens [B, K, C].
         """
-        norms, ffns = iter(self.norms), iter(self.ffns)
-        query, value, identity = tokens_BKC, value_BNC, tokens_BKC
-        attended = False
-        for name in self.operation_order:
-            residual = identity if self.pre_norm else None
-            if name == "self_attn":
-                query = self.attentions[0](
-                    query,
-                    value=value,
-                    identity=residual,
-                    query_pos=query_pos_BKC,
-                    key_padding_mask=padding_BN,
-                    reference_points=reference_points_BKLX,
-                    level_shapes=level_shapes,
-                )
-                identity, attended = query, True
-            elif name == "ffn":
-                query = next(ffns)(query, residual)
+        attention_at = self.operation_order.index("self_attn")
+        query, value = tokens_BKC, value_BNC
+        for norm in self.norms[:attention_at]:
+            query = norm(query)
+            value = None if value is None else norm(value)
+        attended_BKC = self.attentions[0](
+            query,
+            value=value,
+            identity=tokens_BKC if self.pre_norm else None,
+            query_pos=query_pos_BKC,
+            key_padding_mask=padding_BN,
+            reference_points=reference_points_BKLX,
+            level_shapes=level_shapes,
+        )
+        if self._works_in_blocks(attended_BKC):
+            for rows in attended_BKC.flatten(0, 1)[None].split(ROWS_AT_ONCE, dim=1):
+                rows.copy_(self._after_attention(rows))
+            return attended_BKC
+        return self._after_attention(attended_BKC)
+
+    def _works_in_blocks(self, attended_BKC: Tensor) -> bool:
+        """Return whether blocks of tokens go through the rest of the layer one after the other.
+
+        Tokens do not see each other there, so it changes nothing but where the wide hidden
+        activations live: in the cache instead of in fresh memory.
+        """
+        return (
+            attended_BKC.device.type == "cpu"
+            and attended_BKC.is_contiguous()
+            and not self.training
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")  # may change the type of the tokens
+            and not torch.compiler.is_compiling()
+        )
+
+    def _after_attention(self, attended_BKC: Tensor) -> Tensor:
+        """Run the norms and feed-forward networks that follow the attention."""
+        attention_at = self.operation_order.index("self_attn")
+        norms, ffns = iter(self.norms[attention_at:]), iter(self.ffns)
+        tokens_BKC = attended_BKC
+        for name in self.operation_order[attention_at + 1 :]:
+            if name == "ffn":
+                tokens_BKC = next(ffns)(tokens_BKC, attended_BKC if self.pre_norm else None)
             else:
-                norm = next(norms)
-                query = norm(query)
-                if not attended and value is not None:
-                    value = norm(value)
-        return query
+                tokens_BKC = next(norms)(tokens_BKC)
+        return tokens_BKC
 
 
 class TokenEncoder(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokendetr.detector.images import ImageBatch, pad_images
+from tokendetr.folding import folded_norms
 from tokendetr.tokens import LevelLayout
 
 Size = tuple[int, int]
@@ -37,9 +38,8 @@ class Pyramid:
 def covered_size(image_size: Size, canvas_size: Size, level_size: Size) -> Size:
     """Rows and columns of a level that show the image, when the image fills the canvas' top left.
 
-    A cell is real when the pixel that nearest interpolation takes for it lies in the image.
-        Integers
-    only: no mask image is interpolated and no device is asked.
+    A cell is real when the pixel that nearest interpolation takes for it lies in the image. All in
+    integers: no mask image is interpolated and no device is asked.
     """
     rows, columns = (
         min(level, -(-image * level // canvas))
@@ -75,10 +75,14 @@ def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -
     are those it has alone. Returns the same as :func:`padded_features`.
     """
     groups = batch.groups()
-    results = {
-        size: list(neck(backbone(torch.stack([batch.images[i] for i in rows]))))
-        for size, rows in groups.items()
-    }
+    results = {}
+    for size, rows in groups.items():
+        images = torch.stack([batch.images[i] for i in rows])
+        if images.device.type == "cpu":
+            # oneDNN converts every layer's input and output where channels do not come last.
+            images = images.contiguous(memory_format=torch.channels_last)
+        with folded_norms(backbone):
+            results[size] = list(neck(backbone(images)))
     if len(groups) == 1:
         (features,) = results.values()
         sizes = [(f.shape[-2], f.shape[-1]) for f in features]

@@ -91,8 +91,14 @@ class MultiheadAttention(nn.Module):
             query = query + query_pos
         if key_pos is not None:
             key = key + key_pos
+        # At evaluation only a hook can see the weights, and it is faster not to make them.
         out, _ = self.attn(
-            query, key, value, attn_mask=attn_mask, key_padding_mask=key_padding_mask
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            key_padding_mask=key_padding_mask,
+            need_weights=self.training or bool(self.attn._forward_hooks),
         )
         return identity + self.proj_drop(out)
 
