@@ -1,5 +1,7 @@
 """Deformable attention: the kernels against the grid_sample form, interleaved in one run.
 
+On a GPU also against the plain kernel with one thread per channel (cuda/baseline.cu).
+
 python benchmarks/ms_deform_attn.py [--device cuda] [--dtypes float32 bfloat16] [--json FILE]
 """
 
@@ -43,6 +45,7 @@ class Row:
     reference_min: float
     reference_median: float
     ratio: float
+    baseline_min: float | None
 
 
 def pixel_centres() -> Tensor:
@@ -73,18 +76,27 @@ def sampling_locations(kind: str, queries: int) -> Tensor:
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Return the milliseconds of one call."""
+    """Return the milliseconds of one call; on a GPU the mean of ten in a row, by its own clock."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        calls = 10
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            function()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / calls
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
     return (time.perf_counter() - start) * 1e3
 
 
 def passes(
-    kind: str, queries: int, dtype: torch.dtype, device: torch.device
+    kind: str,
+    queries: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: Callable[..., Tensor] = ms_deform_attn,
 ) -> dict[str, Callable]:
     """Return the forward and the forward+backward of a case as functions."""
     torch.manual_seed(0)
@@ -96,10 +108,10 @@ def passes(
 
     def forward() -> None:
         with torch.no_grad():
-            ms_deform_attn(value, LEVELS, locations, weights)
+            attention(value, LEVELS, locations, weights)
 
     def both() -> None:
-        output = ms_deform_attn(value, LEVELS, locations, weights)
+        output = attention(value, LEVELS, locations, weights)
         torch.autograd.grad(output, (value, locations, weights), incoming)
 
     return {"forward": forward, "forward+backward": both}
@@ -120,6 +132,24 @@ def measure(
     return kernel, reference
 
 
+def measure_baseline(
+    case: tuple[str, str, int], dtype: str, device: torch.device, repeats: int
+) -> dict[str, float | None]:
+    """Return the shortest time of each pass of the plain CUDA kernel; None without a GPU."""
+    _, kind, queries = case
+    if device.type != "cuda":
+        return {"forward": None, "forward+backward": None}
+    from cuda_baseline import ms_deform_attn_baseline
+
+    functions = passes(kind, queries, getattr(torch, dtype), device, ms_deform_attn_baseline)
+    for function in functions.values():
+        function()
+    return {
+        label: min(timed(function, device) for _ in range(repeats))
+        for label, function in functions.items()
+    }
+
+
 def main() -> None:
     """Run all cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -138,10 +168,12 @@ def main() -> None:
     device = torch.device(options.device)
     rows = []
     print(
-        f"{'case':24}{'dtype':10}{'pass':18}{'ms (min / median / spread)':>30}{'grid_sample':>13}{'ratio':>8}"
+        f"{'case':24}{'dtype':10}{'pass':18}{'ms (min / median / spread)':>30}"
+        f"{'grid_sample':>13}{'ratio':>8}{'plain CUDA':>12}"
     )
     for name, kind, queries in CASES:
         for dtype in options.dtypes:
+            baseline = measure_baseline((name, kind, queries), dtype, device, options.repeats)
             for label, function in passes(kind, queries, getattr(torch, dtype), device).items():
                 ours, theirs = measure(function, device, options.repeats, options.reference_repeats)
                 tenths = statistics.quantiles(ours, n=10)
@@ -155,11 +187,18 @@ def main() -> None:
                     reference_min=min(theirs),
                     reference_median=statistics.median(theirs),
                     ratio=min(theirs) / min(ours),
+                    baseline_min=baseline[label],
                 )
                 rows.append(row)
-                times = f"{row.kernel_min:.2f} / {row.kernel_median:.2f} / {row.kernel_spread:.2f}"
+                digits = 3 if device.type == "cuda" else 2
+                times = " / ".join(
+                    f"{value:.{digits}f}"
+                    for value in (row.kernel_min, row.kernel_median, row.kernel_spread)
+                )
+                plain = "not run" if row.baseline_min is None else f"{row.baseline_min:.3f}"
                 print(
-                    f"{name:24}{dtype:10}{label:18}{times:>30}{row.reference_min:13.1f}{row.ratio:8.1f}",
+                    f"{name:24}{dtype:10}{label:18}{times:>30}"
+                    f"{row.reference_min:13.{digits - 1}f}{row.ratio:8.1f}{plain:>12}",
                     flush=True,
                 )
     if options.json:

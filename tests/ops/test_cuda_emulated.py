@@ -135,7 +135,7 @@ def usual_case(seed: int, dtype: torch.dtype = torch.float32) -> Case:
 
 
 def cases() -> list[Case]:
-    """A few of every kind of kernel: usual sizes, vectors, partly filled passes, single channels."""
+    """A few of every kind of kernel: usual sizes, vectors, partly filled passes, scalars."""
     chosen = [usual_case(0), usual_case(1)]
     for seed, width in ((1, 64), (2, 16), (3, 7), (4, 71), (5, 40), (10, 8), (30, 96)):
         case = random_case(seed, width=width, dtype=torch.float32)

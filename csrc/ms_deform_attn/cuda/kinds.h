@@ -1,6 +1,8 @@
 // The kernels that are compiled: storage type, and how a group of lanes covers the channels of a head.
 #pragma once
 
+#include <type_traits>
+
 #include "samples.h"
 
 namespace tokendetr::cuda {
