@@ -22,8 +22,8 @@ sparsify(
 
 train.init_checkpoint = "projects/dino/checkpoints/dino_shapes.safetensors"
 train.output_dir = "./output/dynamic_dino_shapes"
-train.max_iter = 1500
-train.eval_period = 500
+train.max_iter = 1200
+train.eval_period = 600
 dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
