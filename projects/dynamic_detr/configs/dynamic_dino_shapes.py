@@ -27,3 +27,4 @@ train.eval_period = 600
 dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
+train.clip_grad.params.max_norm = 0.1
