@@ -242,7 +242,7 @@ def write_pictures(dense: Candidate, dynamic: Candidate, files: list[Path], fold
             found = dynamic_predictor(image_HWC)
         for instances in (dense.load()[1](image_HWC), found):
             canvas = Visualizer(image_HWC, metadata, scale=2.5)
-            shown = instances[instances.scores >= 0.4]
+            shown = instances[instances.scores >= 0.3]
             drawn.append(canvas.draw_instance_predictions(shown).get_image())
         side_by_side = np.concatenate(drawn, axis=1)
         Image.fromarray(side_by_side).save(folder / f"{path.stem}_dense_dynamic.png")
