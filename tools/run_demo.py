@@ -278,10 +278,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(arguments: list[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Run all stages and print the table."""
-    args = parse_arguments(arguments)
-    os.chdir(ROOT)
     output: Path = args.output
     output.mkdir(parents=True, exist_ok=True)
     setup_logger(str(output / "demo.txt"), name="detectron2", configure_stdout=False)
@@ -320,6 +318,16 @@ def main(arguments: list[str] | None = None) -> None:
     print("a multiply-add as one. Pictures (detections: dense left, dynamic right; tokens):")
     for path in sorted((output / "pictures").iterdir()):
         print(f"  {path}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line, from the project's root."""
+    args = parse_arguments(arguments)
+    os.chdir(ROOT)
+    try:
+        run(args)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
