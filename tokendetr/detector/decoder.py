@@ -151,7 +151,7 @@ class DeformableDecoder(TransformerLayerSequence):
         context = {
             "attn_masks": [blocked_QQ, None],
             "query_key_padding_mask": None if queries.valid_BQ is None else ~queries.valid_BQ,
-            "key_padding_mask": ~layout.valid_BN,
+            "key_padding_mask": layout.padding_BN if layout.may_have_padding else None,
             "spatial_shapes": layout.spatial_shapes(memory_BNC.device),
             "level_start_index": layout.level_start_index(memory_BNC.device),
             "level_shapes": layout.level_shapes,
