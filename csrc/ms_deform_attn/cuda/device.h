@@ -79,6 +79,13 @@ TOKENDETR_DEVICE Packed<S, kVector> load(const S* from) {
   return packed;
 }
 
+template <int kVector, class S>
+TOKENDETR_DEVICE void store_packed(S* to, const Packed<S, kVector>& packed) {
+  typename Word<sizeof(S) * kVector>::type word;
+  memcpy(&word, &packed, sizeof(word));
+  *reinterpret_cast<decltype(word)*>(to) = word;
+}
+
 TOKENDETR_DEVICE void widen_pair(const Half* pair, float* to) {
   uint32_t bits;
   memcpy(&bits, pair, sizeof(bits));
@@ -153,7 +160,7 @@ TOKENDETR_DEVICE void store(S* to, const T (&vector)[kVector]) {
   Packed<S, kVector> packed;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) narrow(vector[i], packed.channel[i]);
-  *reinterpret_cast<Packed<S, kVector>*>(to) = packed;
+  store_packed(to, packed);
 }
 
 // Sums and maxima over kLanes neighbouring lanes, the same bits in each of them.

@@ -137,6 +137,11 @@ Packed<S, kVector> load(const S* from) {
   return *reinterpret_cast<const Packed<S, kVector>*>(from);
 }
 
+template <int kVector, class S>
+void store_packed(S* to, const Packed<S, kVector>& packed) {
+  *reinterpret_cast<Packed<S, kVector>*>(to) = packed;
+}
+
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 inline float widen(BFloat x) {
