@@ -14,3 +14,4 @@ matcher = L(HungarianMatcher)(
 )
 
 weights = {"loss_class": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
+denoising_weights = {**weights, **{f"{name}_dn": weight for name, weight in weights.items()}}

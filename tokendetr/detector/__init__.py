@@ -10,21 +10,30 @@ denoising                 ``denoising``
 refinement                ``refinement``, ``decoder``, ``heads``
 matching and losses       ``criterion``
 post-processing           ``postprocess``
+whole detectors           ``positioned`` (Deformable, H), ``anchored`` (DAB, DN)
 learning rates            ``parameter_groups``
 ========================  ============================================================
 
 A detector in ``projects/`` chooses one of each and adds nothing of its own.
 """
 
-from tokendetr.detector.criterion import DenoisingCriterion, LayerwiseCriterion, layer_weights
-from tokendetr.detector.decoder import AnchorDecoder, DeformableDecoder
+from tokendetr.detector.anchored import AnchorDetector, AnchorEncoder, AnchorTransformer
+from tokendetr.detector.criterion import (
+    DenoisingCriterion,
+    LayerwiseCriterion,
+    ProposalCriterion,
+    layer_weights,
+)
+from tokendetr.detector.decoder import AnchorDecoder, DeformableDecoder, ScaledAnchorDecoder
 from tokendetr.detector.denoising import (
     DenoisingQueries,
     attach_unused,
     contrastive_queries,
+    noised_queries,
     split_denoising,
 )
 from tokendetr.detector.detector import (
+    ChannelValues,
     DeformableDetector,
     Detections,
     DetectorParts,
@@ -33,6 +42,7 @@ from tokendetr.detector.detector import (
 )
 from tokendetr.detector.heads import build_heads, predict
 from tokendetr.detector.parameter_groups import scale_by_name
+from tokendetr.detector.positioned import PositionedDetector, PositionedTransformer
 from tokendetr.detector.positions import anchor_embedding, proposal_embedding
 from tokendetr.detector.proposals import (
     Proposals,
@@ -59,6 +69,10 @@ from tokendetr.detector.transformer import (
 
 __all__ = [
     "AnchorDecoder",
+    "AnchorDetector",
+    "AnchorEncoder",
+    "AnchorTransformer",
+    "ChannelValues",
     "DecodedQueries",
     "DeformableDecoder",
     "DeformableDetector",
@@ -72,9 +86,13 @@ __all__ = [
     "LayerwiseCriterion",
     "ObjectQueries",
     "PixelScale",
+    "PositionedDetector",
+    "PositionedTransformer",
     "Predictions",
+    "ProposalCriterion",
     "Proposals",
     "Pyramid",
+    "ScaledAnchorDecoder",
     "Target",
     "TransformerOutput",
     "TwoStageTransformer",
@@ -87,6 +105,7 @@ __all__ = [
     "first_class_score",
     "layer_weights",
     "learned_queries",
+    "noised_queries",
     "predict",
     "prepare_targets",
     "proposal_embedding",

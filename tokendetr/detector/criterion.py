@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from detrex.modeling.criterion import SetCriterion
 from detrex.utils import get_world_size, is_dist_avail_and_initialized
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokendetr.detector.targets import Target
 
 Matches = list[tuple[Tensor, Tensor]]
+LOSS_NAMES = ("loss_class", "loss_bbox", "loss_giou")
 
 
 def world_average_boxes(targets: list[Target], device: torch.device) -> float:
@@ -65,7 +66,13 @@ class LayerwiseCriterion(SetCriterion):
         suffix: str = "",
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """All losses of one set of predictions, names suffixed; matches itself if not told how."""
+        """All losses of one set of predictions, names suffixed; matches itself if not told how.
+
+        No queries (a tiny image has no tokens left for them) give losses of zero.
+        """
+        if outputs["pred_logits"].shape[1] == 0:
+            nothing = outputs["pred_logits"].sum() + outputs["pred_boxes"].sum()
+            return {name + suffix: nothing.clone() for name in LOSS_NAMES}
         if matches is None:
             matches = self.matcher(outputs, targets)
         losses: dict[str, Tensor] = {}
@@ -95,6 +102,40 @@ class LayerwiseCriterion(SetCriterion):
                 outputs["enc_outputs"], encoder_targets, num_boxes, suffix="_enc"
             )
         return losses
+
+
+class ProposalCriterion(LayerwiseCriterion):
+    """Lets the config choose what the encoder's proposals are trained on.
+
+    Args:
+        num_classes: number of classes.
+        matcher: Hungarian matcher.
+        weight_dict: weight of each loss by name.
+        losses: which losses: "class", "boxes".
+        eos_coef: weight of "no object" with ``loss_class_type="ce_loss"``; None is 0.1.
+        loss_class_type: "focal_loss" or "ce_loss".
+        alpha: focal loss' weight of positives.
+        gamma: focal loss' focusing exponent.
+        two_stage_binary_cls: train proposals on class 0 for every object.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: nn.Module,
+        weight_dict: dict[str, float],
+        losses: Sequence[str] = ("class", "boxes"),
+        eos_coef: float | None = None,
+        loss_class_type: str = "focal_loss",
+        alpha: float = 0.25,
+        gamma: float = 2,
+        two_stage_binary_cls: bool = False,
+    ) -> None:
+        no_object = 0.1 if eos_coef is None else eos_coef
+        super().__init__(
+            num_classes, matcher, weight_dict, losses, no_object, loss_class_type, alpha, gamma
+        )
+        self.binary_encoder_targets = two_stage_binary_cls
 
 
 def positive_matches(targets: list[Target], num_groups: int, group_size: int) -> Matches:
@@ -133,8 +174,7 @@ class DenoisingCriterion(LayerwiseCriterion):
         suffixes = ["_dn", *(f"_dn_{index}" for index in range(num_aux))]
         if not dn_metas or "output_known_lbs_bboxes" not in dn_metas:
             zero = outputs["pred_logits"].new_zeros(())
-            names = ("loss_bbox", "loss_giou", "loss_class")
-            return losses | {name + suffix: zero.clone() for suffix in suffixes for name in names}
+            return losses | {n + suffix: zero.clone() for suffix in suffixes for n in LOSS_NAMES}
         known = dn_metas["output_known_lbs_bboxes"]
         num_groups = dn_metas["dn_num"]
         matches = positive_matches(targets, num_groups, dn_metas["single_padding"])

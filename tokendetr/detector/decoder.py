@@ -77,10 +77,11 @@ class DeformableDecoder(TransformerLayerSequence):
         return_intermediate: return every layer's state, not only the last.
         num_feature_levels: levels L of the token pyramid.
         look_forward_twice: let a layer's box loss train the layer before it as well (DINO, section
-            3.5).
+            3.5); None for the class' own default.
         use_checkpoint: recompute layers in the backward pass instead of keeping their activations.
     """
 
+    looks_forward_twice = False  # the default of look_forward_twice
     num_layers: int
     bbox_embed: nn.ModuleList | None
     class_embed: nn.ModuleList | None
@@ -95,7 +96,7 @@ class DeformableDecoder(TransformerLayerSequence):
         num_layers: int = 6,
         return_intermediate: bool = True,
         num_feature_levels: int = 4,
-        look_forward_twice: bool = False,
+        look_forward_twice: bool | None = None,
         use_checkpoint: bool = False,
     ) -> None:
         layer = decoder_layer(
@@ -109,10 +110,16 @@ class DeformableDecoder(TransformerLayerSequence):
         super().__init__(transformer_layers=layer, num_layers=num_layers)
         self.embed_dim = embed_dim
         self.return_intermediate = return_intermediate
-        self.look_forward_twice = look_forward_twice
+        self.look_forward_twice = (
+            self.looks_forward_twice if look_forward_twice is None else look_forward_twice
+        )
         self.use_checkpoint = use_checkpoint
         self.bbox_embed = None
         self.class_embed = None
+        self.add_position_heads()
+
+    def add_position_heads(self) -> None:
+        """Register what :meth:`query_position` needs, after the layers; nothing here."""
 
     def query_position(
         self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
@@ -208,8 +215,8 @@ class AnchorDecoder(DeformableDecoder):
     Args: those of :class:`DeformableDecoder`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def add_position_heads(self) -> None:
+        """Register ``ref_point_head``."""
         self.ref_point_head = MLP(2 * self.embed_dim, self.embed_dim, self.embed_dim, 2)
 
     def query_position(
@@ -217,3 +224,24 @@ class AnchorDecoder(DeformableDecoder):
     ) -> Tensor:
         """Position embedding of the current anchors."""
         return self.ref_point_head(anchor_embedding(anchor_BQX, self.embed_dim))
+
+
+class ScaledAnchorDecoder(AnchorDecoder):
+    """Anchor decoder that lets a query's state scale its position after the first layer.
+
+    Source: Conditional DETR, section 3.2, as DAB-DETR takes it over.
+
+    Args: those of :class:`DeformableDecoder`.
+    """
+
+    def add_position_heads(self) -> None:
+        """Register ``query_scale`` and ``ref_point_head``."""
+        self.query_scale = MLP(self.embed_dim, self.embed_dim, self.embed_dim, 2)
+        super().add_position_heads()
+
+    def query_position(
+        self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
+    ) -> Tensor:
+        """Position embedding of the current anchors, scaled channel by channel."""
+        position_BQC = super().query_position(queries, state_BQC, anchor_BQX, layer_index)
+        return position_BQC if layer_index == 0 else self.query_scale(state_BQC) * position_BQC

@@ -1,8 +1,7 @@
-"""Denoising queries: noised ground truth that the decoder learns to restore, hidden from the real
-queries.
+"""Denoising queries: noised ground truth to restore, which the matching queries cannot see.
 
-Dimensions: B image, G group, P = 2 (positive, negative), M largest number of boxes in an image, D
-= G*P*M denoising queries, Q matching queries, C channel, K class.
+Dimensions: B image, G group, P = 2 (positive, negative), M largest number of boxes in an image,
+D = G * P * M denoising queries, Q matching queries, C channel, K class.
 
 Source: DN-DETR, section 3; DINO, section 3.3 (contrastive pairs).
 """
@@ -16,6 +15,7 @@ import torch
 from detrex.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from detrex.utils import inverse_sigmoid
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from tokendetr.detector.queries import Predictions
@@ -87,6 +87,62 @@ def shift_corners(boxes_cxcywh: Tensor, distance: Tensor, scale: float) -> Tenso
     sign = torch.randint(0, 2, distance.shape, device=distance.device).to(distance) * 2 - 1
     corners = box_cxcywh_to_xyxy(boxes_cxcywh) + sign * distance * half_size * scale
     return box_xyxy_to_cxcywh(corners.clamp(0.0, 1.0))
+
+
+def shift_and_scale(boxes_cxcywh: Tensor, scale: float) -> Tensor:
+    """DN-DETR's box noise: shift the centre by up to ``scale`` half sizes and stretch or shrink
+    each side by up to ``scale`` of itself, uniformly.
+
+    Args:
+        boxes_cxcywh: [..., 4], fractions of the image.
+        scale: lambda of the paper, 0..1; below 1 the centre stays inside the box.
+
+    Returns:
+        Boxes cxcywh [..., 4], every number clamped to 0..1.
+    """
+    reach = boxes_cxcywh[..., [2, 3, 2, 3]] * boxes_cxcywh.new_tensor([0.5, 0.5, 1.0, 1.0])
+    noise = torch.rand_like(boxes_cxcywh) * 2 - 1
+    return (boxes_cxcywh + noise * reach * scale).clamp(0.0, 1.0)
+
+
+def noised_queries(
+    targets: list[Target],
+    label_embedding: nn.Embedding,
+    *,
+    num_classes: int,
+    denoising_groups: int,
+    label_noise_prob: float,
+    box_noise_scale: float,
+    with_indicator: bool,
+) -> DenoisingQueries | None:
+    """DN-DETR's denoising: each group holds every box once, noised on its own.
+
+    Args:
+        targets: per image ``labels`` [n] and ``boxes`` [n, 4].
+        label_embedding: at least one row per class.
+        num_classes: K; flipped labels are drawn from these.
+        denoising_groups: G; 0 turns denoising off.
+        label_noise_prob: probability that a label is drawn anew, 0..1.
+        box_noise_scale: see :func:`shift_and_scale`.
+        with_indicator: append a channel of ones, which tells denoising queries from matching ones.
+
+    Returns:
+        The queries, or None when denoising is off or no image of the batch has a box.
+    """
+    largest = max(len(target["labels"]) for target in targets)
+    if denoising_groups <= 0 or largest == 0:
+        return None
+    labels_BM, boxes_BM4, valid_BM = pad_targets(targets)
+    labels_BD = flip_labels(labels_BM.repeat(1, denoising_groups), label_noise_prob, num_classes)
+    noised_BD4 = shift_and_scale(boxes_BM4.repeat(1, denoising_groups, 1), box_noise_scale)
+    valid_BD1 = valid_BM.repeat(1, denoising_groups)[..., None]
+    content_BDC = pad(label_embedding(labels_BD), (0, int(with_indicator)), value=1.0)
+    return DenoisingQueries(
+        content_BDC=content_BDC.where(valid_BD1, content_BDC.new_zeros(())),
+        reference_BD4=inverse_sigmoid(noised_BD4).sigmoid().masked_fill(~valid_BD1, 0.5),
+        num_groups=denoising_groups,
+        group_size=largest,
+    )
 
 
 def contrastive_queries(

@@ -66,11 +66,23 @@ class DetectorSizes(NamedTuple):
     detections: int
 
 
-class PixelScale(NamedTuple):
-    """Mean and deviation of each channel, on the scale of the images (0..255)."""
+ChannelValues = Sequence[float]  # one per colour channel, on the scale of the images (0..255)
 
-    mean: Sequence[float]
-    std: Sequence[float]
+
+class PixelScale(NamedTuple):
+    """Mean and deviation of each channel."""
+
+    mean: ChannelValues
+    std: ChannelValues
+
+
+def check_stages(as_two_stage: bool, transformer: nn.Module) -> None:
+    """Raise ValueError where detector and transformer disagree about having two stages."""
+    if as_two_stage != transformer.as_two_stage:
+        raise ValueError(
+            f"model.as_two_stage is {as_two_stage}, model.transformer.as_two_stage is "
+            f"{transformer.as_two_stage}: set both alike"
+        )
 
 
 class DeformableDetector(nn.Module):

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tokendetr.detector.decoder import DeformableDecoder
+from tokendetr.detector.denoising import DenoisingQueries
 from tokendetr.detector.positions import proposal_embedding
 from tokendetr.detector.proposals import Proposals, propose
 from tokendetr.detector.pyramid import Pyramid, flatten_levels
-from tokendetr.detector.queries import DecodedQueries
+from tokendetr.detector.queries import DecodedQueries, ObjectQueries
 from tokendetr.tokens import LevelLayout
 
 
@@ -103,6 +104,16 @@ class DeformableTransformer(nn.Module):
             layout=layout,
         )
         return EncodedTokens(memory_BNC, layout)
+
+    def decode(
+        self, encoded: EncodedTokens, queries: ObjectQueries, denoising: DenoisingQueries | None
+    ) -> DecodedQueries:
+        """Run the decoder, with the denoising queries (if any) in front of the matching ones."""
+        blocked_QQ = None
+        if denoising is not None:
+            blocked_QQ = denoising.blocked_pairs(queries.num_queries)
+            queries = queries.prepend(denoising.content_BDC, denoising.reference_BD4)
+        return self.decoder(queries, encoded.memory_BNC, encoded.layout, blocked_QQ=blocked_QQ)
 
 
 class TwoStageTransformer(DeformableTransformer):

@@ -1,7 +1,6 @@
 """Deformable DETR: plain, with iterative box refinement, or with two stages.
 
-Source: arXiv 2010.04159; names, arguments and state-dict keys of detrex
-    ``projects/deformable_detr``.
+Source: arXiv 2010.04159; names, arguments and state-dict keys are detrex's.
 Differs: see :mod:`tokendetr.detector`: any device, exact padding at evaluation, images of any size.
 """
 
@@ -14,11 +13,12 @@ from torch import nn
 from projects.deformable_detr.modeling.deformable_transformer import DeformableDetrTransformer
 from tokendetr.detector import detector as base
 from tokendetr.detector.heads import predict
+from tokendetr.detector.positioned import PositionedDetector
 from tokendetr.detector.pyramid import Pyramid
 from tokendetr.detector.targets import Target
 
 
-class DeformableDETR(base.DeformableDetector):
+class DeformableDETR(PositionedDetector):
     """The detector.
 
     Args:
@@ -43,8 +43,6 @@ class DeformableDETR(base.DeformableDetector):
             ``with_box_refine``.
     """
 
-    query_embedding: nn.Embedding  # without two stages
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -63,35 +61,20 @@ class DeformableDETR(base.DeformableDetector):
         select_box_nums_for_evaluation: int = 100,
         device: str = "cuda",
     ) -> None:
-        if as_two_stage != transformer.as_two_stage:
-            raise ValueError(
-                f"model.as_two_stage is {as_two_stage}, model.transformer.as_two_stage is "
-                f"{transformer.as_two_stage}: set both alike"
-            )
-        if as_two_stage and not with_box_refine:
-            raise ValueError("model.as_two_stage needs model.with_box_refine=True")
-        learned: dict[str, nn.Module] = (
-            {} if as_two_stage else {"query_embedding": nn.Embedding(num_queries, 2 * embed_dim)}
-        )
+        query_channels = 0 if as_two_stage else 2 * embed_dim
         super().__init__(
             base.DetectorParts(backbone, position_embedding, neck, transformer, criterion),
             base.DetectorSizes(embed_dim, num_classes, num_queries, select_box_nums_for_evaluation),
             base.PixelScale(pixel_mean, pixel_std),
-            query_embeddings=learned,
             aux_loss=aux_loss,
+            with_box_refine=with_box_refine,
+            as_two_stage=as_two_stage,
+            query_channels=query_channels,
         )
-        self.with_box_refine = with_box_refine
-        self.as_two_stage = as_two_stage
-        self.add_heads(two_stage=as_two_stage, shared=not with_box_refine)
-        if with_box_refine:
-            self.transformer.decoder.bbox_embed = self.bbox_embed
-        if as_two_stage:
-            self.transformer.decoder.class_embed = self.class_embed
 
     def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.Detections:
         """Predictions of every decoder layer and, with two stages, of every encoder token."""
-        learned_QD = None if self.as_two_stage else self.query_embedding.weight
-        output = self.transformer(pyramid, learned_QD)
+        output = self.transformer(pyramid, self.learned_table())
         layers = predict(
             output.decoded, self.class_embed, self.bbox_embed, self.transformer.decoder.num_layers
         )

@@ -104,9 +104,4 @@ class DINOTransformer(TwoStageTransformer):
             content_BQC = proposals.select(proposals.tokens_BNC).detach()
         anchors_BQ4 = proposals.select(proposals.boxes_logit_BN4).detach().sigmoid()
         queries = ObjectQueries(content_BQC, anchors_BQ4, valid_BQ=proposals.valid_BQ)
-        blocked_QQ = None
-        if denoising is not None:
-            queries = queries.prepend(denoising.content_BDC, denoising.reference_BD4)
-            blocked_QQ = denoising.blocked_pairs(num_matching)
-        decoded = self.decoder(queries, encoded.memory_BNC, encoded.layout, blocked_QQ=blocked_QQ)
-        return TransformerOutput(decoded, proposals)
+        return TransformerOutput(self.decode(encoded, queries, denoising), proposals)

@@ -12,7 +12,7 @@ from tokendetr.detector import layer_weights
 from ....common.matching import matcher, weights
 from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding
 
-layers = dict(  # noqa: C408 - read like a LazyCall
+layers = dict(
     embed_dim=256,
     num_heads=8,
     feedforward_dim=2048,
