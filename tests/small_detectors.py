@@ -8,6 +8,13 @@ from detrex.modeling.matcher import HungarianMatcher
 from detrex.modeling.neck import ChannelMapper
 from torch import Tensor, nn
 
+from projects.dab_deformable_detr.modeling import (
+    DabDeformableDETR,
+    DabDeformableDetrTransformer,
+    DabDeformableDetrTransformerDecoder,
+    DabDeformableDetrTransformerEncoder,
+    TwoStageCriterion,
+)
 from projects.deformable_detr.modeling import (
     DeformableCriterion,
     DeformableDETR,
@@ -22,11 +29,35 @@ from projects.dino.modeling import (
     DINOTransformerDecoder,
     DINOTransformerEncoder,
 )
+from projects.dn_deformable_detr.modeling import (
+    DNCriterion,
+    DNDeformableDETR,
+    DNDeformableDetrTransformer,
+    DNDeformableDetrTransformerDecoder,
+    DNDeformableDetrTransformerEncoder,
+)
+from projects.h_deformable_detr.modeling import (
+    HDeformableDETR,
+    HDeformableDetrTransformer,
+    HDeformableDetrTransformerDecoder,
+    HDeformableDetrTransformerEncoder,
+)
 from tokendetr.detector import layer_weights
 
 WIDTH, CLASSES, LEVELS, LAYERS = 16, 5, 3, 2
 WEIGHTS = {"loss_class": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
-NAMES = ("dino", "deformable", "deformable_refine", "deformable_two_stage")
+NAMES = (
+    "dino",
+    "deformable",
+    "deformable_refine",
+    "deformable_two_stage",
+    "dab",
+    "dab_two_stage",
+    "dn",
+    "dn_two_stage",
+    "h",
+    "h_two_stage",
+)
 
 
 class StridedBackbone(nn.Module):
@@ -125,11 +156,85 @@ def deformable(num_queries: int = 12, *, refine: bool = False, two_stage: bool =
     )
 
 
+def dab(num_queries: int = 12, *, two_stage: bool = False) -> DabDeformableDETR:
+    transformer = DabDeformableDetrTransformer(
+        encoder=DabDeformableDetrTransformerEncoder(**sizes()),
+        decoder=DabDeformableDetrTransformerDecoder(**sizes()),
+        as_two_stage=two_stage,
+        num_feature_levels=LEVELS,
+        two_stage_num_proposals=num_queries,
+    )
+    criterion = TwoStageCriterion(
+        num_classes=CLASSES,
+        matcher=matcher(),
+        weight_dict=layer_weights(WEIGHTS, num_layers=LAYERS, suffixes=["_enc"]),
+    )
+    return DabDeformableDETR(
+        **shared(num_queries), transformer=transformer, criterion=criterion, as_two_stage=two_stage
+    )
+
+
+def dn(num_queries: int = 12, *, two_stage: bool = False, **options) -> DNDeformableDETR:
+    transformer = DNDeformableDetrTransformer(
+        encoder=DNDeformableDetrTransformerEncoder(**sizes()),
+        decoder=DNDeformableDetrTransformerDecoder(**sizes()),
+        as_two_stage=two_stage,
+        num_feature_levels=LEVELS,
+        two_stage_num_proposals=num_queries,
+    )
+    weights = WEIGHTS | {f"{name}_dn": weight for name, weight in WEIGHTS.items()}
+    criterion = DNCriterion(
+        num_classes=CLASSES,
+        matcher=matcher(),
+        weight_dict=layer_weights(weights, num_layers=LAYERS, suffixes=["_enc"]),
+    )
+    return DNDeformableDETR(
+        **shared(num_queries),
+        transformer=transformer,
+        criterion=criterion,
+        as_two_stage=two_stage,
+        **{"denoising_groups": 3, **options},
+    )
+
+
+def h(num_queries: int = 12, *, two_stage: bool = False, one2many: int = 24, **options):
+    transformer = HDeformableDetrTransformer(
+        encoder=HDeformableDetrTransformerEncoder(**sizes()),
+        decoder=HDeformableDetrTransformerDecoder(**sizes()),
+        num_feature_levels=LEVELS,
+        as_two_stage=two_stage,
+        two_stage_num_proposals=num_queries + one2many,
+        mixed_selection=options.get("mixed_selection", True),
+    )
+    criterion = DeformableCriterion(
+        num_classes=CLASSES,
+        matcher=matcher(),
+        weight_dict=layer_weights(WEIGHTS, num_layers=LAYERS, suffixes=["_enc"]),
+    )
+    parts = shared(num_queries)
+    return HDeformableDETR(
+        **{key: value for key, value in parts.items() if key != "num_queries"},
+        num_queries_one2one=num_queries,
+        num_queries_one2many=one2many,
+        transformer=transformer,
+        criterion=criterion,
+        with_box_refine=True,
+        as_two_stage=two_stage,
+        **{"k_one2many": 3, **options},
+    )
+
+
+FAMILIES = {"dab": dab, "dn": dn, "h": h}
+
+
 def build(name: str, num_queries: int = 12, **options) -> nn.Module:
     """A detector by name, random but the same every time, with weights that make heads differ."""
     torch.manual_seed(0)
     if name == "dino":
         model = dino(num_queries, **options)
+    elif name.split("_")[0] in FAMILIES:
+        family = FAMILIES[name.split("_")[0]]
+        model = family(num_queries, two_stage=name.endswith("_two_stage"), **options)
     else:
         model = deformable(
             num_queries,

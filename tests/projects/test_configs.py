@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 from detectron2.config import LazyConfig, instantiate
 
+from projects.dab_deformable_detr import modeling as dab
 from projects.deformable_detr import modeling as deformable_detr
 from projects.dino import modeling as dino
+from projects.dn_deformable_detr import modeling as dn
+from projects.h_deformable_detr import modeling as h
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
 CONFIGS = sorted(
     path
-    for project in ("dino", "deformable_detr")
+    for project in (
+        "dino",
+        "deformable_detr",
+        "dab_deformable_detr",
+        "dn_deformable_detr",
+        "h_deformable_detr",
+    )
     for path in (PROJECTS / project / "configs").rglob("*_*ep*.py")
 )
 UPSTREAM = [
@@ -27,6 +36,15 @@ UPSTREAM = [
     "dino/configs/dino-swin/dino_swin_large_224_4scale_12ep.py",
     "dino/configs/dino-swin/dino_swin_large_384_4scale_12ep.py",
     "dino/configs/dino-swin/dino_swin_large_384_5scale_12ep.py",
+    "dab_deformable_detr/configs/dab_deformable_detr_r50_50ep.py",
+    "dab_deformable_detr/configs/dab_deformable_detr_r50_two_stage_50ep.py",
+    "dn_deformable_detr/configs/dn_deformable_detr_r50_12ep.py",
+    "dn_deformable_detr/configs/dn_deformable_detr_r50_50ep.py",
+    "h_deformable_detr/configs/h_deformable_detr_r50_50ep.py",
+    "h_deformable_detr/configs/h_deformable_detr_r50_two_stage_12ep.py",
+    "h_deformable_detr/configs/h_deformable_detr_r50_two_stage_36ep.py",
+    "h_deformable_detr/configs/h_deformable_detr_swin_tiny_two_stage_12ep.py",
+    "h_deformable_detr/configs/h_deformable_detr_swin_large_two_stage_36ep_900queries.py",
     "deformable_detr/configs/deformable_detr_r50_50ep.py",
     "deformable_detr/configs/deformable_detr_r50_with_box_refinement_50ep.py",
     "deformable_detr/configs/deformable_detr_r50_two_stage_50ep.py",
@@ -110,6 +128,36 @@ SIGNATURES = {
         attn_dropout ffn_dropout num_layers return_intermediate num_feature_levels""",
     deformable_detr.DeformableCriterion: """num_classes matcher weight_dict losses eos_coef
         loss_class_type alpha gamma""",
+}
+
+for module, prefix in ((dab, "DabDeformableDetr"), (dn, "DNDeformableDetr")):
+    SIGNATURES[getattr(module, f"{prefix}Transformer")] = """encoder decoder as_two_stage
+        num_feature_levels two_stage_num_proposals"""
+    SIGNATURES[getattr(module, f"{prefix}TransformerEncoder")] = """embed_dim num_heads
+        feedforward_dim attn_dropout ffn_dropout operation_order num_layers post_norm
+        num_feature_levels"""
+    SIGNATURES[getattr(module, f"{prefix}TransformerDecoder")] = """embed_dim num_heads
+        feedforward_dim attn_dropout ffn_dropout num_layers return_intermediate
+        num_feature_levels"""
+SIGNATURES |= {
+    dab.DabDeformableDETR: """backbone position_embedding neck transformer num_classes num_queries
+        criterion pixel_mean pixel_std embed_dim aux_loss as_two_stage""",
+    dab.TwoStageCriterion: SIGNATURES[dino.DINOCriterion],
+    dn.DNDeformableDETR: """backbone position_embedding neck transformer num_classes num_queries
+        criterion pixel_mean pixel_std embed_dim aux_loss as_two_stage denoising_groups
+        label_noise_prob box_noise_scale with_indicator select_box_nums_for_evaluation device""",
+    dn.DNCriterion: SIGNATURES[deformable_detr.DeformableCriterion],
+    h.HDeformableDETR: """backbone position_embedding neck transformer embed_dim num_classes
+        num_queries_one2one num_queries_one2many criterion pixel_mean pixel_std aux_loss
+        with_box_refine as_two_stage select_box_nums_for_evaluation device mixed_selection
+        k_one2many lambda_one2many""",
+    h.HDeformableDetrTransformer: """encoder decoder num_feature_levels as_two_stage
+        two_stage_num_proposals mixed_selection""",
+    h.HDeformableDetrTransformerEncoder: SIGNATURES[
+        deformable_detr.DeformableDetrTransformerEncoder
+    ],
+    h.HDeformableDetrTransformerDecoder: """embed_dim num_heads feedforward_dim attn_dropout
+        ffn_dropout num_layers return_intermediate num_feature_levels look_forward_twice""",
 }
 
 

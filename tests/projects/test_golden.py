@@ -15,14 +15,21 @@ from tests.golden import formula
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 TOLERANCE = 1e-3
-FAST = (
+FAST = (  # one of each family; the others with `-m slow`
     "dino_r50_4scale",
+    "deformable_detr_r50_two_stage",
+    "dab_deformable_detr_r50_two_stage",
+    "dn_deformable_detr_r50",
+    "h_deformable_detr_r50_two_stage",
+)
+SLOW = (
     "dino_swin_tiny_224_4scale",
+    "dino_r50_5scale",
+    "dino_swin_large_384_4scale",
     "deformable_detr_r50",
     "deformable_detr_r50_with_box_refinement",
-    "deformable_detr_r50_two_stage",
+    "dab_deformable_detr_r50",
 )
-SLOW = ("dino_r50_5scale", "dino_swin_large_384_4scale")
 NAMES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
@@ -30,17 +37,20 @@ def expected(name: str) -> dict:
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def golden(request):
-    """One detector with formula weights, and what upstream's gave."""
-    facts = expected(request.param)
-    config = LazyConfig.load(str(ROOT / "projects" / facts["config"]))
+def build(name: str) -> nn.Module:
+    config = LazyConfig.load(str(ROOT / "projects" / expected(name)["config"]))
     if "dn_number" in config.model:
         config.model.dn_number = 0
     config.model.device = "cpu"
-    model = instantiate(config.model)
+    return instantiate(config.model)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request):
+    """One detector with formula weights, and what upstream's gave."""
+    model = build(request.param)
     formula.fill(model)
-    return model, facts, np.load(GOLDEN / f"{request.param}.npz")
+    return model, expected(request.param), np.load(GOLDEN / f"{request.param}.npz")
 
 
 def evaluate(model: nn.Module, records: list[dict]) -> tuple[list, torch.Tensor]:
@@ -88,12 +98,14 @@ def assert_same_detections(found, numbers, prefix: str) -> None:
         pool.remove(match)
 
 
-def test_state_dict_has_upstreams_keys_shapes_and_order(golden):
-    model, facts, _ = golden
-    keys = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
-    assert keys == [(name, shape) for name, shape in facts["state_dict"].items()]
-    trained = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    assert sum(trained.values()) == facts["num_params"]
+@pytest.mark.parametrize("name", [*FAST, *SLOW])
+def test_state_dict_has_upstreams_keys_shapes_and_order(name):
+    with torch.device("meta"):
+        model = build(name)
+    facts = expected(name)
+    keys = [(key, list(tensor.shape)) for key, tensor in model.state_dict().items()]
+    assert keys == [(key, shape) for key, shape in facts["state_dict"].items()]
+    assert sum(parameter.numel() for parameter in model.parameters()) == facts["num_params"]
 
 
 @pytest.mark.parametrize("sample", [0, 1])
@@ -117,5 +129,6 @@ def test_training_gives_upstreams_losses(golden):
     with torch.no_grad():
         losses = model(formula.records())
     assert set(losses) == set(facts["losses"])
-    ours = {name: float(value) for name, value in losses.items()}
-    assert ours == pytest.approx(facts["losses"], rel=TOLERANCE, abs=1e-6)
+    wanted = {n: v for n, v in facts["losses"].items() if "_dn" not in n}  # those are random
+    ours = {name: float(losses[name]) for name in wanted}
+    assert ours == pytest.approx(wanted, rel=TOLERANCE, abs=1e-6)
