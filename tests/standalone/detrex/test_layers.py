@@ -139,6 +139,21 @@ def test_deformable_attention_rejects_bad_input():
         attention(query)
 
 
+def test_attention_weights_are_there_for_whoever_hooks_them():
+    attention = MultiheadAttention(16, 4, batch_first=True)
+    query, position = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    inputs = {"query_pos": position, "key_padding_mask": padding}
+    expected = attention(query, **inputs)  # no dropout: training and evaluation agree
+    attention.eval()
+    torch.testing.assert_close(attention(query, **inputs), expected)
+    seen = []
+    attention.attn.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    torch.testing.assert_close(attention(query, **inputs), expected)
+    torch.testing.assert_close(seen[0].sum(dim=-1), torch.ones(2, 5))
+
+
 def test_multihead_attention_equals_torch_with_positions_and_identity():
     attention = MultiheadAttention(16, 4, batch_first=True).eval()
     query, query_pos = torch.randn(2, 2, 5, 16)
