@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,6 +19,7 @@ def layout(*valid: list[tuple[int, int]]) -> LevelLayout:
 FULL, PART, TINY = [(4, 6), (2, 3)], [(3, 4), (2, 2)], [(1, 1), (1, 1)]
 
 
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.integers(1, 40), st.integers(0, 1000))
 def test_evaluation_selects_each_images_own_best_tokens(limit, seed):
     torch.manual_seed(seed)
