@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from projects.deformable_detr.modeling import DeformableCriterion
+from projects.h_deformable_detr.modeling.deformable_criterion import DeformableCriterion
 from projects.h_deformable_detr.modeling.h_deformable_transformer import HDeformableDetrTransformer
 from tokendetr.detector import (
     ChannelValues,
