@@ -2,10 +2,14 @@
 
 On a GPU also against the plain kernel with one thread per channel (cuda/baseline.cu).
 
-python benchmarks/ms_deform_attn.py [--device cuda] [--dtypes float32 bfloat16] [--json FILE]
+python benchmarks/ms_deform_attn.py [--cases 3px 10%] [--quick] [--json FILE] [--form fused]
+
+Per line: the kernels' minimum, median and spread (90th - 10th percentile) in milliseconds, the
+median of the grid_sample form, and the ratio of the medians.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
@@ -17,24 +21,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tokendetr.ops import extension_available, ms_deform_attn, use_reference
+from tokendetr.ops import (
+    extension_available,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    use_reference,
+)
 
 LEVELS = ((100, 167), (50, 84), (25, 42), (13, 21))
 HEADS, WIDTH, POINTS = 8, 32, 4
 TOKENS = sum(h * w for h, w in LEVELS)
-CASES = (
-    ("encoder, ring offsets", "ring", TOKENS),
-    ("encoder, N(0, 3 px)", "normal", TOKENS),
-    ("encoder, uniform", "uniform", TOKENS),
-    ("30 % queries", "normal", 6666),
-    ("10 % queries", "normal", 2222),
-    ("900 decoder queries", "uniform", 900),
-)
+CASES = {  # short name: description, kind of offsets, number of queries
+    "ring": ("encoder, ring offsets", "ring", TOKENS),
+    "3px": ("encoder, N(0, 3 px)", "normal", TOKENS),
+    "uniform": ("encoder, uniform", "uniform", TOKENS),
+    "30%": ("30 % queries", "normal", 6666),
+    "10%": ("10 % queries", "normal", 2222),
+    "900": ("900 decoder queries", "uniform", 900),
+}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured line: milliseconds, minimum, median and spread (90th - 10th percentile)."""
+    """One line, in milliseconds; spread: 90th - 10th percentile; ratio: of the medians."""
 
     case: str
     dtype: str
@@ -44,6 +53,7 @@ class Row:
     kernel_spread: float
     reference_min: float
     reference_median: float
+    reference_spread: float
     ratio: float
     baseline_min: float | None
 
@@ -57,22 +67,23 @@ def pixel_centres() -> Tensor:
     return torch.cat(centres)
 
 
-def sampling_locations(kind: str, queries: int) -> Tensor:
-    """Draw the locations of a case, [1, Q, M, L, P, 2]."""
+def samples(kind: str, queries: int) -> tuple[Tensor, Tensor]:
+    """Draw reference points [1, Q, L, 2] and offsets in pixels [1, Q, M, L, P, 2]."""
     shape = (queries, HEADS, len(LEVELS), POINTS, 2)
-    if kind == "uniform":
-        return torch.rand(1, *shape)
+    chosen = torch.randperm(TOKENS)[:queries].sort().values
+    reference = pixel_centres()[chosen][:, None].expand(queries, len(LEVELS), 2)
+    sizes = torch.tensor([(w, h) for h, w in LEVELS])[:, None]
     if kind == "ring":
         angle = torch.arange(HEADS) * (2 * torch.pi / HEADS)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
         offsets = direction[:, None, None] * torch.arange(1, POINTS + 1)[:, None]
         offsets = offsets.expand(shape)
+    elif kind == "uniform":
+        offsets = (torch.rand(shape) - reference[:, None, :, None]) * sizes
     else:
         offsets = torch.randn(shape) * 3
-    chosen = torch.randperm(TOKENS)[:queries].sort().values
-    sizes = torch.tensor([(w, h) for h, w in LEVELS])[:, None]
-    return (pixel_centres()[chosen][:, None, None, None] + offsets / sizes)[None].contiguous()
+    return reference[None].contiguous(), offsets[None].contiguous()
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
@@ -97,22 +108,29 @@ def passes(
     dtype: torch.dtype,
     device: torch.device,
     attention: Callable[..., Tensor] = ms_deform_attn,
-) -> dict[str, Callable]:
+) -> dict[str, Callable[[], None]]:
     """Return the forward and the forward+backward of a case as functions."""
     torch.manual_seed(0)
     value = torch.randn(1, TOKENS, HEADS, WIDTH).to(device, dtype).requires_grad_()
-    locations = sampling_locations(kind, queries).to(device).requires_grad_()
-    weights = torch.rand(1, queries, HEADS, len(LEVELS) * POINTS).softmax(-1)
-    weights = weights.view(locations.shape[:-1]).to(device).requires_grad_()
+    reference, offsets = samples(kind, queries)
+    logits = torch.rand(1, queries, HEADS, len(LEVELS), POINTS)
     incoming = torch.randn(1, queries, HEADS * WIDTH).to(device, dtype)
+    coordinates = [offsets, logits]
+    fixed = [reference.to(device)]
+    if attention is not ms_deform_attn_fused:
+        sizes = torch.tensor([(w, h) for h, w in LEVELS])[:, None]
+        locations = reference[:, :, None, :, None] + offsets / sizes
+        coordinates = [locations, logits.flatten(-2).softmax(-1).view(logits.shape)]
+        fixed = []
+    coordinates = [x.to(device).requires_grad_() for x in coordinates]
 
     def forward() -> None:
         with torch.no_grad():
-            attention(value, LEVELS, locations, weights)
+            attention(value, LEVELS, *fixed, *coordinates)
 
     def both() -> None:
-        output = attention(value, LEVELS, locations, weights)
-        torch.autograd.grad(output, (value, locations, weights), incoming)
+        output = attention(value, LEVELS, *fixed, *coordinates)
+        torch.autograd.grad(output, (value, *coordinates), incoming)
 
     return {"forward": forward, "forward+backward": both}
 
@@ -120,7 +138,7 @@ def passes(
 def measure(
     function: Callable[[], object], device: torch.device, repeats: int, reference_repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Time kernel and reference, interleaved after one warm-up of each."""
+    """Time kernel and reference in turns, after one warm-up of each."""
     with use_reference():
         function()
     function()
@@ -150,43 +168,78 @@ def measure_baseline(
     }
 
 
-def main() -> None:
-    """Run all cases and print the table."""
+def spread(times: list[float]) -> float:
+    """Return the 90th minus the 10th percentile."""
+    tenths = statistics.quantiles(times, n=10, method="inclusive")
+    return tenths[-1] - tenths[0]
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        default=["float32", "bfloat16"],
+        choices=["float64", "float32", "bfloat16", "float16"],
+    )
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--form", default="plain", choices=["plain", "fused"])
     parser.add_argument("--repeats", type=int, default=20, help="runs of the kernel per line")
     parser.add_argument(
         "--reference-repeats", type=int, default=4, help="runs of the grid_sample form"
     )
+    parser.add_argument("--quick", action="store_true", help="6 and 2 runs, float32")
     parser.add_argument("--json", type=Path, help="also write the lines to this file")
     options = parser.parse_args()
+    if options.quick:
+        options.repeats, options.reference_repeats, options.dtypes = 6, 2, ["float32"]
+    if options.reference_repeats < 2 or options.repeats < options.reference_repeats:
+        parser.error("--reference-repeats must be at least 2 and --repeats at least as many")
+    return options
+
+
+def main() -> None:
+    """Run the cases and print the table."""
+    options = arguments()
     if not extension_available():
         sys.exit("the extension is not built: run `make build`")
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("not run: no CUDA device")
     device = torch.device(options.device)
+    attention = ms_deform_attn_fused if options.form == "fused" else ms_deform_attn
     rows = []
+    setting = {
+        "form": options.form,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "instruction set": importlib.import_module("tokendetr._C").cpu_isa,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    print(", ".join(f"{name} {value}" for name, value in setting.items()))
     print(
         f"{'case':24}{'dtype':10}{'pass':18}{'ms (min / median / spread)':>30}"
         f"{'grid_sample':>13}{'ratio':>8}{'plain CUDA':>12}"
     )
-    for name, kind, queries in CASES:
+    for short in options.cases:
+        name, kind, queries = CASES[short]
         for dtype in options.dtypes:
             baseline = measure_baseline((name, kind, queries), dtype, device, options.repeats)
-            for label, function in passes(kind, queries, getattr(torch, dtype), device).items():
+            functions = passes(kind, queries, getattr(torch, dtype), device, attention)
+            for label, function in functions.items():
                 ours, theirs = measure(function, device, options.repeats, options.reference_repeats)
-                tenths = statistics.quantiles(ours, n=10)
                 row = Row(
                     case=name,
                     dtype=dtype,
                     passes=label,
                     kernel_min=min(ours),
                     kernel_median=statistics.median(ours),
-                    kernel_spread=tenths[-1] - tenths[0],
+                    kernel_spread=spread(ours),
                     reference_min=min(theirs),
                     reference_median=statistics.median(theirs),
-                    ratio=min(theirs) / min(ours),
+                    reference_spread=spread(theirs),
+                    ratio=statistics.median(theirs) / statistics.median(ours),
                     baseline_min=baseline[label],
                 )
                 rows.append(row)
@@ -198,11 +251,13 @@ def main() -> None:
                 plain = "not run" if row.baseline_min is None else f"{row.baseline_min:.3f}"
                 print(
                     f"{name:24}{dtype:10}{label:18}{times:>30}"
-                    f"{row.reference_min:13.{digits - 1}f}{row.ratio:8.1f}{plain:>12}",
+                    f"{row.reference_median:13.{digits - 1}f}{row.ratio:8.1f}{plain:>12}",
                     flush=True,
                 )
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

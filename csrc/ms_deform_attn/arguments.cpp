@@ -7,8 +7,11 @@
 namespace tokendetr {
 namespace {
 
-void check_tensor(const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const at::Tensor& value) {
-  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", shape, ", got ", tensor.sizes());
+// `basis`: what its shape follows from, for the message.
+void check_tensor(const char* name, const at::Tensor& tensor, at::IntArrayRef shape, const at::Tensor& value,
+                  const char* basis) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", shape, " (from ", basis, "), got ",
+                    tensor.sizes());
   TORCH_CHECK_VALUE(tensor.device() == value.device(), name, " is on ", tensor.device(), ", value on ",
                     value.device());
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " must be a dense tensor");
@@ -68,8 +71,10 @@ Problem checked_problem(const at::Tensor& value, at::IntArrayRef level_shapes, c
   problem.queries = locations.size(1);
   problem.points = static_cast<int>(points);
   const int64_t levels = problem.levels;
-  check_tensor(names.locations, locations, {problem.batch, problem.queries, problem.heads, levels, points, 2}, value);
-  check_tensor(names.weights, weights, {problem.batch, problem.queries, problem.heads, levels, points}, value);
+  check_tensor(names.locations, locations, {problem.batch, problem.queries, problem.heads, levels, points, 2}, value,
+               "value and level_shapes");
+  check_tensor(names.weights, weights, {problem.batch, problem.queries, problem.heads, levels, points}, value,
+               names.weights_basis);
   return problem;
 }
 
@@ -77,13 +82,14 @@ void check_reference(const Problem& problem, const at::Tensor& value, const at::
   TORCH_CHECK_VALUE(reference.dim() == 4 && (reference.size(3) == 2 || reference.size(3) == 4),
                     "reference_points must have shape [B, Q, L, 2 or 4], got ", reference.sizes());
   check_tensor("reference_points", reference, {problem.batch, problem.queries, problem.levels, reference.size(3)},
-               value);
+               value, "value, level_shapes and sampling_offsets");
 }
 
 void check_output_gradient(const Problem& problem, const at::Tensor& value, const at::Tensor& gradient) {
   TORCH_CHECK_TYPE(gradient.scalar_type() == value.scalar_type(), "grad_output must have value's dtype ",
                    value.scalar_type(), ", got ", gradient.scalar_type());
-  check_tensor("grad_output", gradient, {problem.batch, problem.queries, problem.heads * problem.width}, value);
+  check_tensor("grad_output", gradient, {problem.batch, problem.queries, problem.heads * problem.width}, value,
+               "value and the queries");
 }
 
 }  // namespace tokendetr

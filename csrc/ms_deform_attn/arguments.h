@@ -11,9 +11,12 @@ namespace tokendetr {
 struct SampleNames {
   const char* locations;
   const char* weights;
+  const char* weights_basis;  // the arguments that the shape of the weights follows from
 };
-constexpr SampleNames kPlainNames{"sampling_locations", "attention_weights"};
-constexpr SampleNames kFusedNames{"sampling_offsets", "attention_logits"};
+constexpr SampleNames kPlainNames{"sampling_locations", "attention_weights",
+                                  "value, level_shapes and sampling_locations"};
+constexpr SampleNames kFusedNames{"sampling_offsets", "attention_logits",
+                                  "value, level_shapes and sampling_offsets"};
 
 // float64 for float64 values, else float32.
 at::ScalarType coordinate_type(const at::Tensor& value);

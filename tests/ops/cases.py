@@ -1,4 +1,4 @@
-"""Random problems for the operators, and an oracle that visits every corner of every sample by itself."""
+"""Random problems for the operators, and an oracle that visits every corner of every sample."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ def pick(generator: torch.Generator, low: int, high: int) -> int:
 
 
 def random_case(seed: int, *, width: int | None = None, dtype: torch.dtype = torch.float64) -> Case:
-    """Batch 0-3, heads 1-8, 1-5 levels from 1x1, 1-16 points, 0-50 queries, locations in [-1, 2]."""
+    """Batch 0-3, heads 1-8, 1-5 levels from 1x1, 1-16 points, 0-50 queries, in [-1, 2]."""
     g = torch.Generator().manual_seed(seed)
     batch, heads = pick(g, 0 if seed % 16 == 0 else 1, 3), pick(g, 1, 8)
     width = width or (71, 1, 1025, 32)[seed % 4] if seed % 25 == 0 else width or pick(g, 1, 72)
@@ -47,7 +47,7 @@ def random_case(seed: int, *, width: int | None = None, dtype: torch.dtype = tor
 
 
 def oracle(case: Case) -> Tensor:
-    """The definition: four corners of every sample, zeros outside, nothing for non-finite locations."""
+    """The definition: four corners of a sample, zeros outside, 0 for non-finite locations."""
     batch, _, heads, width = case.value.shape
     queries = case.locations.shape[1]
     output = case.value.new_zeros(batch, queries, heads, width)
@@ -72,7 +72,7 @@ def oracle(case: Case) -> Tensor:
 
 
 def off_kinks(case: Case, distance: float = 1e-3) -> Case:
-    """Move samples at least `distance` pixels away from pixel centres, where the derivative jumps."""
+    """Move samples `distance` pixels away from pixel centres, where the derivative jumps."""
     locations = case.locations.clone()
     for level, (height, columns) in enumerate(case.shapes):
         size = locations.new_tensor([columns, height])

@@ -1,4 +1,4 @@
-"""Hostile arguments: each gives a Python error that names the argument, from the kernels and from the fallback."""
+"""Hostile arguments: a Python error names each, from the kernels and from the fallback."""
 
 import contextlib
 import itertools
@@ -43,6 +43,9 @@ BAD_LEVELS = [
         ((4, 5), (2, 3, 1)),
         ((True, 20), (2, 3)),
         ((None, 5), (2, 3)),
+        ((2**70, 1), (2, 3)),
+        None,
+        26,
         ("ab", "cd"),
         ((1, 1),) * 26,
         torch.tensor([4, 5]),
@@ -108,7 +111,7 @@ def test_hostile_arguments_raise_errors_that_name_them(reference: bool) -> None:
         function = ms_deform_attn if names is PLAIN else ms_deform_attn_fused
         with (
             use_reference() if reference else contextlib.nullcontext(),
-            pytest.raises((ValueError, TypeError, RuntimeError, OverflowError)) as error,
+            pytest.raises((ValueError, TypeError)) as error,
         ):
             function(*arguments.values())
         shown = (
@@ -116,26 +119,18 @@ def test_hostile_arguments_raise_errors_that_name_them(reference: bool) -> None:
             if not isinstance(value, torch.Tensor)
             else (value.shape, value.dtype, value.device)
         )
-        following = {
-            "value": ("sampling", "attention", "reference", "level_shapes"),
-            "sampling_locations": ("attention_weights",),  # asked to follow its number of points
-            "sampling_offsets": ("attention_logits",),
-        }.get(name, ())
-        assert any(word in str(error.value) for word in (name, *following)), (
-            name,
-            shown,
-            str(error.value),
-        )
+        assert name in str(error.value), (shown, str(error.value))
 
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_no_tensor_at_all(reference: bool) -> None:
-    for name in ("value", "sampling_locations", "attention_weights"):
-        with (
-            use_reference() if reference else contextlib.nullcontext(),
-            pytest.raises((TypeError, ValueError), match=name),
-        ):
-            ms_deform_attn(*(good(PLAIN) | {name: None}).values())
+    for function, names in ((ms_deform_attn, PLAIN), (ms_deform_attn_fused, FUSED)):
+        for name in names:
+            with (
+                use_reference() if reference else contextlib.nullcontext(),
+                pytest.raises((TypeError, ValueError), match=name),
+            ):
+                function(*(good(names) | {name: None}).values())
 
 
 def test_backward_checks_the_incoming_gradient() -> None:

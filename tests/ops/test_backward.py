@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.ops.cases import Case, fused_case, off_kinks, random_case
+from tests.ops.cases import NAMES, Case, fused_case, off_kinks, random_case
 from tests.ops.test_forward import odd_locations
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
 
@@ -13,9 +13,9 @@ def gradients(function, inputs, grad):
     return torch.autograd.grad(function(*leaves), leaves, grad)
 
 
-@pytest.mark.parametrize("width", [1, 30, 32, 64, 71])
+@pytest.mark.parametrize("width", [1, 30, 32, 64, 71, pytest.param(1025, marks=pytest.mark.slow)])
 def test_gradcheck(width: int) -> None:
-    for seed in range(1, 13):
+    for seed in range(1, 11):
         case = off_kinks(random_case(seed, width=width))
         queries = slice(0, 2)
         inputs = [
@@ -31,10 +31,27 @@ def test_gradcheck(width: int) -> None:
         )
 
 
+@pytest.mark.parametrize("reference_width", [2, 4])
+def test_fused_gradcheck(reference_width: int) -> None:
+    for seed in range(1, 6):
+        value, shapes, reference, offsets, logits = fused_case(seed, reference_width)
+        leaves = [
+            value[:1, :, :2, :8].clone(),
+            reference[:1, :2].clone(),
+            offsets[:1, :2, :2].clone(),
+            logits[:1, :2, :2].clone(),
+        ]
+        torch.autograd.gradcheck(
+            lambda *x, shapes=shapes: ms_deform_attn_fused(x[0], shapes, *x[1:]),
+            [x.requires_grad_() for x in leaves],
+            fast_mode=True,
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_equals_autograd_through_plain_pytorch(dtype: torch.dtype) -> None:
     tolerance = 1e-11 if dtype == torch.float64 else 1e-4
-    for seed in range(30):
+    for seed in range(60):
         case = off_kinks(random_case(seed))
         grad = torch.randn(
             case.locations.shape[0],
@@ -60,7 +77,7 @@ def test_fused_equals_autograd_through_plain_pytorch(
     reference_width: int, dtype: torch.dtype
 ) -> None:
     tolerance = 1e-10 if dtype == torch.float64 else 2e-3
-    for seed in range(30):
+    for seed in range(60):
         value, shapes, *coordinates = fused_case(seed, reference_width)
         inputs = [value, *coordinates]
         grad = torch.randn(
@@ -120,11 +137,25 @@ def test_backward_gives_the_same_bits_every_time(dtype: torch.dtype) -> None:
         torch.set_num_threads(threads)
 
 
-def test_half_precision_gradients_are_close_to_exact_ones() -> None:
+def at_kinks(case: Case, distance: float = 5e-4) -> torch.Tensor:
+    """Mark the locations closer than `distance` pixels to where their derivative jumps."""
+    kinks = torch.zeros(case.weights.shape, dtype=torch.bool)
+    for level, (height, columns) in enumerate(case.shapes):
+        pixel = case.locations[:, :, :, level].double() * torch.tensor([columns, height]) - 0.5
+        kinks[:, :, :, level] = ((pixel - pixel.round()).abs() < distance).any(-1)
+    return kinks
+
+
+@pytest.mark.parametrize("half_coordinates", [False, True])
+def test_half_precision_gradients_are_close_to_exact_ones(half_coordinates: bool) -> None:
     for dtype, bound in ((torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
         for seed in range(1, 20):
             case = off_kinks(random_case(seed)).to(torch.float32)
             low = Case(case.shapes, case.value.to(dtype), case.locations, case.weights)
+            if half_coordinates:
+                low = case.to(dtype)
+            kinks = at_kinks(low)  # half coordinates round onto some: two derivatives there
+            assert half_coordinates or not kinks.any()
             grad = torch.randn(
                 *low.locations.shape[:2], low.value.shape[2] * low.value.shape[3]
             ).to(dtype)
@@ -135,8 +166,9 @@ def test_half_precision_gradients_are_close_to_exact_ones() -> None:
             actual = gradients(run, low.tensors, grad)
             with use_reference():
                 expected = gradients(run, [x.float() for x in low.tensors], grad.float())
-            for a, b in zip(actual, expected, strict=True):
+            for name, a, b in zip(NAMES, actual, expected, strict=True):
+                if name == "locations":
+                    a, b = a[~kinks], b[~kinks]
                 if b.numel():
-                    assert (
-                        float((a.float() - b).abs().max() / b.abs().max().clamp_min(1e-3)) <= bound
-                    )
+                    worst = float((a.float() - b).abs().max() / b.abs().max().clamp_min(1e-3))
+                    assert worst <= bound, (name, seed)

@@ -1,4 +1,4 @@
-"""Values: against the oracle, against PyTorch in the same precision, and the rules for odd input."""
+"""Values: against the oracle and PyTorch in the same precision; the rules for odd input."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_extension_is_built_where_the_suite_runs() -> None:
 
 
 def test_matches_oracle() -> None:
-    check_against_oracle(range(100))
+    check_against_oracle(range(200))
 
 
 @pytest.mark.slow
@@ -58,35 +58,49 @@ def test_matches_oracle_on_a_thousand_cases() -> None:
     check_against_oracle(range(1000))
 
 
+def grid_sample_form(case: Case) -> torch.Tensor:
+    """The usual PyTorch form, every step in the dtype of the case."""
+    samples, start = [], 0
+    for level, (h, w) in enumerate(case.shapes):
+        image = case.value[:, start : start + h * w].permute(0, 2, 3, 1).flatten(0, 1)
+        grid = (2 * case.locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
+        samples.append(
+            torch.nn.functional.grid_sample(image.unflatten(-1, (h, w)), grid, align_corners=False)
+        )
+        start += h * w
+    weights = case.weights.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]
+    summed = (torch.stack(samples, -2).flatten(-2) * weights).sum(-1)
+    return summed.unflatten(0, case.value.shape[::2][:2]).flatten(1, 2).transpose(1, 2)
+
+
+def check_half_precision(dtype: torch.dtype, seeds: range) -> None:
+    compared = finite = total = 0
+    for seed in seeds:
+        low = random_case(seed).to(dtype)
+        exact = oracle(low.to(torch.float64))
+        if exact.numel() == 0:
+            continue
+        ours, theirs = run(low), grid_sample_form(low)
+        assert ours.isfinite().all()
+        usable = theirs.isfinite()  # PyTorch's float16 form overflows here and there
+        finite, total = finite + int(usable.sum()), total + usable.numel()
+        if usable.any():
+            bound = 2 * relative(theirs[usable], exact[usable]) + 1e-5
+            assert relative(ours[usable], exact[usable]) <= bound, seed
+            compared += 1
+    assert compared >= len(seeds) * 3 // 4
+    assert finite >= 0.9 * total
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_error_is_at_most_twice_pytorchs(dtype: torch.dtype) -> None:
-    compared = 0
-    for seed in range(1, 50):
-        case = random_case(seed)
-        low = case.to(dtype)
-        exact = oracle(low.to(torch.float64))
-        with torch.no_grad():
-            samples, start = [], 0
-            for level, (h, w) in enumerate(low.shapes):
-                image = (
-                    low.value[:, start : start + h * w]
-                    .permute(0, 2, 3, 1)
-                    .flatten(0, 1)
-                    .unflatten(-1, (h, w))
-                )
-                grid = (2 * low.locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
-                samples.append(torch.nn.functional.grid_sample(image, grid, align_corners=False))
-                start += h * w
-            weights = low.weights.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]
-            same_dtype = (torch.stack(samples, -2).flatten(-2) * weights).sum(-1)
-            same_dtype = (
-                same_dtype.unflatten(0, low.value.shape[::2][:2]).flatten(1, 2).transpose(1, 2)
-            )
-        if exact.numel() == 0 or not same_dtype.isfinite().all():
-            continue  # PyTorch's own float16 form overflows here and there
-        assert relative(run(low), exact) <= 2 * relative(same_dtype, exact) + 1e-5
-        compared += 1
-    assert compared >= 20
+    check_half_precision(dtype, range(50))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_error_on_a_thousand_cases(dtype: torch.dtype) -> None:
+    check_half_precision(dtype, range(1000))
 
 
 @pytest.mark.parametrize("reference_width", [2, 4])

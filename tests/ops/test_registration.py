@@ -1,4 +1,4 @@
-"""What PyTorch asks of an operator: schema, fake kernels, autograd, compile, export, FLOP formulas, instruction sets."""
+"""What PyTorch asks of an operator: schema, autograd, compile, export, FLOPs; instruction sets."""
 
 import os
 import subprocess

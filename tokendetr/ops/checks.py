@@ -1,4 +1,4 @@
-"""Argument checks of the operators, in Python: for the PyTorch fallback. The extension makes the same ones in C++."""
+"""Argument checks of the operators for the PyTorch fallback; the extension makes them in C++."""
 
 from collections.abc import Sequence
 
@@ -27,6 +27,8 @@ def flat_level_shapes(level_shapes: Sequence[Sequence[int]] | Tensor) -> list[in
         ):
             raise TypeError(f"level_shapes must hold integers, got {level_shapes.dtype}")
         return [int(size) for pair in level_shapes.tolist() for size in pair]
+    if not isinstance(level_shapes, Sequence) or isinstance(level_shapes, str):
+        raise TypeError(f"level_shapes must be (height, width) pairs, got {level_shapes!r}")
     flat: list[int] = []
     for pair in level_shapes:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
@@ -35,11 +37,13 @@ def flat_level_shapes(level_shapes: Sequence[Sequence[int]] | Tensor) -> list[in
     for size in flat:
         if isinstance(size, bool) or not isinstance(size, int | torch.SymInt):
             raise TypeError(f"level_shapes must hold integers, got {size!r}")
+        if isinstance(size, int) and abs(size) >= 2**63:
+            raise ValueError(f"level_shapes must hold 64-bit integers, got {size}")
     return flat
 
 
 def check_dense(**tensors: Tensor) -> None:
-    """Check that the named arguments are dense tensors: others find no kernel and get an unclear error."""
+    """Check that the named arguments are dense tensors: others would find no kernel."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -51,7 +55,8 @@ def _check_levels(value_BNMD: Tensor, level_shapes: Sequence[int]) -> int:
     levels, odd = divmod(len(level_shapes), 2)
     if levels == 0 or odd or levels > MAX_LEVELS:
         raise ValueError(
-            f"level_shapes must have 1 to {MAX_LEVELS} (height, width) pairs, got {list(level_shapes)}"
+            f"level_shapes must have 1 to {MAX_LEVELS} (height, width) pairs, "
+            f"got {list(level_shapes)}"
         )
     if any(size <= 0 for size in level_shapes):
         raise ValueError(f"level_shapes must be positive, got {list(level_shapes)}")
@@ -61,9 +66,13 @@ def _check_levels(value_BNMD: Tensor, level_shapes: Sequence[int]) -> int:
     return levels
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], value_BNMD: Tensor) -> None:
+def _check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], value_BNMD: Tensor, basis: str
+) -> None:
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+        raise ValueError(
+            f"{name} must have shape {list(shape)} (from {basis}), got {list(tensor.shape)}"
+        )
     if tensor.device != value_BNMD.device:
         raise ValueError(f"{name} is on {tensor.device}, value on {value_BNMD.device}")
     widest = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
@@ -97,7 +106,13 @@ def _check_samples(name: str, tensor: Tensor, levels: int, value_BNMD: Tensor) -
             f"{name} must have 1 to {MAX_SAMPLES // levels} points per level, got {points}"
         )
     batch, _, heads, _ = value_BNMD.shape
-    _check_tensor(name, tensor, (batch, queries, heads, levels, points, 2), value_BNMD)
+    _check_tensor(
+        name,
+        tensor,
+        (batch, queries, heads, levels, points, 2),
+        value_BNMD,
+        "value and level_shapes",
+    )
     return queries, points
 
 
@@ -113,7 +128,13 @@ def check_plain(
     levels = check_value(value_BNMD, level_shapes)
     queries, points = _check_samples("sampling_locations", locations, levels, value_BNMD)
     batch, _, heads, _ = value_BNMD.shape
-    _check_tensor("attention_weights", weights, (batch, queries, heads, levels, points), value_BNMD)
+    _check_tensor(
+        "attention_weights",
+        weights,
+        (batch, queries, heads, levels, points),
+        value_BNMD,
+        "value, level_shapes and sampling_locations",
+    )
 
 
 def check_fused(
@@ -127,10 +148,13 @@ def check_fused(
     levels = check_value(value_BNMD, level_shapes)
     queries, points = _check_samples("sampling_offsets", offsets, levels, value_BNMD)
     batch, _, heads, _ = value_BNMD.shape
-    _check_tensor("attention_logits", logits, (batch, queries, heads, levels, points), value_BNMD)
+    basis = "value, level_shapes and sampling_offsets"
+    shape = (batch, queries, heads, levels, points)
+    _check_tensor("attention_logits", logits, shape, value_BNMD, basis)
     if reference_points.dim() != 4 or reference_points.shape[-1] not in (2, 4):
         raise ValueError(
-            f"reference_points must have shape [B, Q, L, 2 or 4], got {list(reference_points.shape)}"
+            "reference_points must have shape [B, Q, L, 2 or 4], "
+            f"got {list(reference_points.shape)}"
         )
-    shape = (batch, queries, levels, reference_points.shape[-1])
-    _check_tensor("reference_points", reference_points, shape, value_BNMD)
+    shape_of_points = (batch, queries, levels, reference_points.shape[-1])
+    _check_tensor("reference_points", reference_points, shape_of_points, value_BNMD, basis)

@@ -1,4 +1,4 @@
-"""Loading the compiled extension ``tokendetr._C``, once, and saying why when it cannot be loaded."""
+"""Loading the compiled extension ``tokendetr._C`` once, or saying why that fails."""
 
 import functools
 import importlib
@@ -6,7 +6,7 @@ import importlib
 
 @functools.cache
 def load_error() -> str | None:
-    """Load the extension and attach its Python rules; return None, or the reason why it cannot be used."""
+    """Load the extension and its Python rules; return None, or why it cannot be used."""
     try:
         importlib.import_module("tokendetr._C")
         importlib.import_module("tokendetr.ops.registration")

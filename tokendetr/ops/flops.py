@@ -9,8 +9,8 @@ def ms_deform_attn_flops(
 ) -> int:
     """Return the multiply-adds that fvcore counts for the ``grid_sample`` form of the operator.
 
-    A bilinear sample is 4 multiply-adds per channel. The weighted sum of the samples is an element-wise product and a
-    reduction there, and fvcore counts neither.
+    A bilinear sample is 4 multiply-adds per channel. The weighted sum of the samples is an
+    element-wise product and a reduction there, and fvcore counts neither.
 
     Args:
         locations_shape: [B, Q, M, L, P, 2], the shape of the locations or offsets.

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: the public functions, choosing between the extension and plain PyTorch."""
+"""Multi-scale deformable attention: the public functions, by the extension or plain PyTorch."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +49,8 @@ def _use_extension(value: Tensor) -> bool:
         _Fallback.announced = True
         reason = reason or f"it was built without kernels for {value.device.type}"
         _LOGGER.warning(
-            "Deformable attention runs as plain PyTorch, which is slow: the compiled extension cannot be used (%s). "
+            "Deformable attention runs as plain PyTorch, which is slow: "
+            "the compiled extension cannot be used (%s). "
             "Build it with `make build` or `pip install --no-build-isolation --no-deps -e .`",
             reason,
         )
@@ -72,7 +73,7 @@ def _run_reference(
     shapes: Sequence[int],
     *coordinates: Tensor,
 ) -> Tensor:
-    """Run plain PyTorch under the operators' autocast rule: values in the low precision, the rest in float32."""
+    """Run plain PyTorch under the operators' autocast rule: only values in low precision."""
     if not _autocasts(value):
         check(value, shapes, *coordinates)
         return reference(value, _pairs(shapes), *coordinates)
@@ -91,19 +92,22 @@ def ms_deform_attn(
     sampling_locations_BQMLP2: Tensor,
     attention_weights_BQMLP: Tensor,
 ) -> Tensor:
-    """Sum bilinear samples of all levels with given attention weights (arXiv 2010.04159, equation 2).
+    """Sum bilinear samples of all levels with attention weights (arXiv 2010.04159, equation 2).
 
     Args:
-        value_BNMD: values of all levels' pixels, finest level first, row by row; float64, float32, bfloat16 or
-            float16. B, and Q below, may be 0.
-        level_shapes: ``(height, width)`` of each level as Python integers, or an integer tensor of shape [L, 2].
-        sampling_locations_BQMLP2: normalised ``(x, y)``; a pixel's centre is at ``(index + 0.5) / size``; outside
-            the level there are zeros. Float32 (float64 for float64 values) or the values' dtype. A location that
-            is not finite contributes 0 and gets a gradient of 0.
+        value_BNMD: values of all levels' pixels, finest level first, row by row; float64, float32,
+            bfloat16 or float16. B, and Q below, may be 0.
+        level_shapes: ``(height, width)`` of each level as Python integers, or an integer tensor of
+            shape [L, 2].
+        sampling_locations_BQMLP2: normalised ``(x, y)``; a pixel's centre is at
+            ``(index + 0.5) / size``; outside the level there are zeros. Float32 (float64 for
+            float64 values) or the values' dtype. A location that is not finite contributes 0 and
+            gets a gradient of 0.
         attention_weights_BQMLP: weights, of the same dtypes as the locations.
 
     Returns:
-        Tensor of shape [B, Q, M * D] and the values' dtype; sums are made in float32 (float64 for float64).
+        Tensor of shape [B, Q, M * D] and the values' dtype; sums are made in float32 (float64 for
+        float64 values).
 
     Raises:
         ValueError: for a wrong shape, level size or device; the message names the argument.
@@ -136,15 +140,17 @@ def ms_deform_attn_fused(
     sampling_offsets_BQMLP2: Tensor,
     attention_logits_BQMLP: Tensor,
 ) -> Tensor:
-    """The same from reference points, raw offsets and logits; locations and weights never exist in memory.
+    """The same from reference points, raw offsets and logits; nothing in between is stored.
 
     Args:
         value_BNMD: as in :func:`ms_deform_attn`.
         level_shapes: as in :func:`ms_deform_attn`.
-        reference_points_BQLX: X = 2: a location is ``point + offset / (width, height)`` of the level; X = 4: it is
-            ``centre + offset / P * size * 0.5`` for boxes ``(cx, cy, w, h)``. All normalised.
+        reference_points_BQLX: X = 2: a location is ``point + offset / (width, height)`` of the
+            level; X = 4: it is ``centre + offset / P * size * 0.5`` for boxes ``(cx, cy, w, h)``.
+            All normalised.
         sampling_offsets_BQMLP2: raw offsets.
-        attention_logits_BQMLP: raw logits; the weights are their softmax over the L * P samples of a head.
+        attention_logits_BQMLP: raw logits; the weights are their softmax over the L * P samples of
+            a head.
 
     Returns:
         Tensor of shape [B, Q, M * D] and the values' dtype.

@@ -1,9 +1,9 @@
-"""Multi-scale deformable attention in plain PyTorch: the meaning of the kernels, and what runs without them.
+"""Multi-scale deformable attention in plain PyTorch: what the kernels mean, or their stand-in.
 
-Per level the sampled values come from :func:`torch.nn.functional.grid_sample` (Deformable DETR, arXiv 2010.04159,
-equation 2). Two rules go beyond ``grid_sample`` and hold for every kernel of this project as well: a sampling location
-that is not finite contributes 0 and receives a gradient of 0, and values stored in half precision are sampled and
-summed in float32.
+Per level the sampled values come from :func:`torch.nn.functional.grid_sample` (Deformable DETR,
+arXiv 2010.04159, equation 2). Two rules go beyond ``grid_sample`` and hold for every kernel of this
+project as well: a sampling location that is not finite contributes 0 and receives a gradient of 0,
+and values stored in half precision are sampled and summed in float32.
 """
 
 import torch
@@ -21,7 +21,7 @@ def _accumulate_dtype(value: Tensor) -> torch.dtype:
 
 
 def _finite_locations(locations_BQMLP2: Tensor) -> Tensor:
-    """Move non-finite locations outside the image (their gradient becomes 0) and far ones nearer."""
+    """Move non-finite locations outside the image (gradient 0) and far ones nearer."""
     finite = locations_BQMLP2.isfinite().all(dim=-1, keepdim=True)
     return torch.where(finite, locations_BQMLP2, _OUTSIDE).clamp(_OUTSIDE, 1.0 - _OUTSIDE)
 
@@ -37,7 +37,8 @@ def ms_deform_attn_reference(
     Args:
         value_BNMD: values of all levels' pixels, finest level first, row by row.
         level_shapes: ``(height, width)`` of each level; their areas add up to N.
-        sampling_locations_BQMLP2: ``(x, y)`` with (0, 0) the upper left and (1, 1) the lower right corner of a level.
+        sampling_locations_BQMLP2: ``(x, y)`` with (0, 0) the upper left and (1, 1) the lower right
+            corner of a level.
         attention_weights_BQMLP: weight of each sample.
 
     Returns:
@@ -78,8 +79,9 @@ def sampling_locations(
 
     Args:
         level_shapes: ``(height, width)`` of each level.
-        reference_points_BQLX: X = 2: normalised points, offsets are in pixels of their level; X = 4: normalised
-            ``(cx, cy, w, h)`` boxes, offsets are in halves of the box divided by the number of points.
+        reference_points_BQLX: X = 2: normalised points, offsets are in pixels of their level;
+            X = 4: normalised ``(cx, cy, w, h)`` boxes, offsets are in halves of the box divided by
+            the number of points.
         sampling_offsets_BQMLP2: raw offsets.
 
     Returns:
@@ -100,7 +102,7 @@ def ms_deform_attn_fused_reference(
     sampling_offsets_BQMLP2: Tensor,
     attention_logits_BQMLP: Tensor,
 ) -> Tensor:
-    """The same from reference points, raw offsets and logits: see :func:`sampling_locations`; softmax over L * P.
+    """The same from reference points, raw offsets and logits (softmax over L * P).
 
     Returns:
         Tensor of shape [B, Q, M * D] and the dtype of ``value_BNMD``.

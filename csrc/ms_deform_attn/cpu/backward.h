@@ -7,7 +7,7 @@ namespace tokendetr::TOKENDETR_ISA {
 // For one block of samples and kVectors vectors of channels: adds the corners' dot products with the incoming gradient
 // to dot[corner][sample] (still one partial sum per lane; the first chunk of channels sets them), and the weighted
 // incoming gradient to the value gradient.
-template <class T, class S, bool kCopied, int kVectors, bool kFirst>
+template <class T, class S, bool kCopied, bool kPacked, int kVectors, bool kFirst>
 TOKENDETR_INLINE void scatter(const int64_t* row_steps, int count, const Corners<T>& corners,
                               const Rows<T, const S, kCopied>& rows, const Rows<T, T, kCopied>& gradients,
                               int64_t channel, const S* incoming, int64_t width, Vec<T> (*dot)[kLanes<T>]) {
@@ -24,10 +24,12 @@ TOKENDETR_INLINE void scatter(const int64_t* row_steps, int count, const Corners
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       const Vec<T> weight = broadcast<T>(lane_of(corners.weight[c], lane, T()));
+      Vec<T> channels[kVectors];
+      load_channels<T, kPacked, kVectors>(from[c], channels);
       Vec<T> product = kFirst ? Vec<T>{} : dot[c][lane];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        product += load<T>(from[c] + v * kLanes<T>) * g[v];
+        product += channels[v] * g[v];
         T* place = to[c] + v * kLanes<T>;
         store<T>(place, load<T>(place) + weight * g[v]);
       }
@@ -37,8 +39,8 @@ TOKENDETR_INLINE void scatter(const int64_t* row_steps, int count, const Corners
 }
 
 template <class T, class S, bool kCopied, class Samples, int kVectors>
-void backward_unit(const Problem& problem, const Inputs& in, int64_t image, int64_t head, const S* map, T* gradient_map,
-                   const Gradients& gradient) {
+void backward_queries(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
+                      const S* map, T* gradient_map, const Gradients& gradient) {
   static const ZeroRow<S> kZeros{};
   ZeroRow<T> discarded{};
   const LevelLanes<T> lanes = level_lanes<T>(problem, kCopied);
@@ -53,7 +55,7 @@ void backward_unit(const Problem& problem, const Inputs& in, int64_t image, int6
   }
   const S* first_incoming =
       static_cast<const S*>(gradient.output) + image * problem.queries * row + head * problem.width;
-  for (int64_t query = 0; query < problem.queries; ++query) {
+  for (int64_t query = begin; query < end; ++query) {
     const S* incoming = first_incoming + query * row;
     source.start(query);
     for (size_t byte = 0; byte < static_cast<size_t>(problem.width) * sizeof(S); byte += 64) {
@@ -69,11 +71,13 @@ void backward_unit(const Problem& problem, const Inputs& in, int64_t image, int6
       }
       const int64_t* row_steps = lanes.row_step + block * kLanes<T>;
       constexpr int kChunk = kVectors > 0 ? kVectors : 1;
-      scatter<T, S, kCopied, kChunk, true>(row_steps, count, corners, rows, gradients, 0, incoming, problem.width, dot);
+      constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
+      scatter<T, S, kCopied, kPacked, kChunk, true>(row_steps, count, corners, rows, gradients, 0, incoming,
+                                                    problem.width, dot);
       if constexpr (kVectors == 0) {
         for (int64_t channel = kLanes<T>; channel < padded; channel += kLanes<T>) {
-          scatter<T, S, kCopied, 1, false>(row_steps, count, corners, rows, gradients, channel, incoming,
-                                           problem.width, dot);
+          scatter<T, S, kCopied, false, 1, false>(row_steps, count, corners, rows, gradients, channel, incoming,
+                                                  problem.width, dot);
         }
       }
       Vec<T> dots[4];

@@ -8,8 +8,6 @@ TOKENDETR_INLINE T lane_of(const V& vector, int lane, T) {
   return reinterpret_cast<const T*>(&vector)[lane];
 }
 
-constexpr int kWidestChunk = 4;  // vectors of channels handled at once
-
 template <class S>
 struct ZeroRow {
   alignas(64) S channel[kVectorBytes / sizeof(uint16_t) * kWidestChunk];
@@ -40,7 +38,7 @@ struct Rows {
 };
 
 // Adds the weighted corners of a head's samples, kVectors vectors of channels at once.
-template <class T, class S, bool kCopied, int kVectors>
+template <class T, class S, bool kCopied, bool kPacked, int kVectors>
 TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, int samples, const Corners<T>* corners,
                              const Rows<T, const S, kCopied>& rows, int64_t channel, Vec<T>* sum) {
   constexpr int kSums = (kVectors <= 2) ? 4 : 2;  // chains of additions in flight
@@ -53,8 +51,10 @@ TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, int samples, const Corn
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
         const Vec<T> weight = broadcast<T>(lane_of(corners->weight[c], lane, T()));
+        Vec<T> channels[kVectors];
+        load_channels<T, kPacked, kVectors>(corner[c], channels);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) partial[c % kSums][v] += weight * load<T>(corner[c] + v * kLanes<T>);
+        for (int v = 0; v < kVectors; ++v) partial[c % kSums][v] += weight * channels[v];
       }
     }
   }
@@ -64,12 +64,12 @@ TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, int samples, const Corn
   }
 }
 
-template <class T, class S, bool kCopied, int kVectors>
+template <class T, class S, bool kCopied, bool kPacked, int kVectors>
 TOKENDETR_INLINE void gather_and_store(const LevelLanes<T>& lanes, int samples, const Corners<T>* corners,
                                        const Rows<T, const S, kCopied>& rows, int64_t channel, int64_t width,
                                        S* to) {
   Vec<T> sum[kVectors];
-  gather<T, S, kCopied, kVectors>(lanes, samples, corners, rows, channel, sum);
+  gather<T, S, kCopied, kPacked, kVectors>(lanes, samples, corners, rows, channel, sum);
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = channel + v * kLanes<T>;
     if (at < width) store_some<T>(to + at, sum[v], width - at);
@@ -100,14 +100,15 @@ void forward_queries(const Problem& problem, const Inputs& in, int64_t image, in
     }
     const int samples = problem.samples();
     if constexpr (kVectors > 0) {
-      gather_and_store<T, S, kCopied, kVectors>(lanes, samples, corners, rows, 0, problem.width, to);
+      constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
+      gather_and_store<T, S, kCopied, kPacked, kVectors>(lanes, samples, corners, rows, 0, problem.width, to);
     } else {
       int64_t channel = 0;
       for (; channel + 4 * kLanes<T> <= padded; channel += 4 * kLanes<T>) {
-        gather_and_store<T, S, kCopied, 4>(lanes, samples, corners, rows, channel, problem.width, to);
+        gather_and_store<T, S, kCopied, false, 4>(lanes, samples, corners, rows, channel, problem.width, to);
       }
       for (; channel < padded; channel += kLanes<T>) {
-        gather_and_store<T, S, kCopied, 1>(lanes, samples, corners, rows, channel, problem.width, to);
+        gather_and_store<T, S, kCopied, false, 1>(lanes, samples, corners, rows, channel, problem.width, to);
       }
     }
   }

@@ -36,9 +36,10 @@ struct Kernels {
   // Queries [begin, end) of one unit; `map` null reads in place.
   void (*forward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, int64_t begin, int64_t end,
                   const void* map, void* output);
-  // All queries of one unit; null maps read and add in place (`gradient.value` is then zeroed by the caller).
-  void (*backward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, const void* map,
-                   void* gradient_map, const Gradients& gradient);
+  // Queries [begin, end) of one unit. Null maps read and add in place (`gradient.value` is then zeroed by the caller);
+  // with maps the value gradient is written, not added, so that all queries go in one call.
+  void (*backward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, int64_t begin, int64_t end,
+                   const void* map, void* gradient_map, const Gradients& gradient);
 };
 
 extern const Kernels kPortableKernels;

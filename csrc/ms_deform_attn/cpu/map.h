@@ -2,7 +2,7 @@
 //
 // A level of H x W pixels takes H + 3 rows of W + 1 tokens: a row of zeros above, the level, two rows of zeros below; the
 // last token of a row is zero and serves as the left neighbour of the next row too. One more token leads each level. Channels
-// are padded to whole vectors.
+// are padded to whole vectors; bfloat16 is packed (see simd.h) where the number of vectors is a constant and even.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA {
@@ -19,9 +19,34 @@ TOKENDETR_INLINE int64_t map_starts(const Problem& problem, int64_t* starts) {
   return tokens;
 }
 
+constexpr int kWidestChunk = 4;  // vectors of channels handled at once
+
 template <class T>
 TOKENDETR_INLINE int64_t padded_width(const Problem& problem) {
   return (problem.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// Whether the kernels for this many vectors per head (0: any number) are compiled for it, and then whether they read
+// packed maps.
+template <class T>
+constexpr bool has_own_kernel(int64_t vectors) {
+  return sizeof(T) == sizeof(float) && kVectorBytes > 16 && (vectors == 1 || vectors == 2 || vectors == 4);
+}
+template <class T, class S>
+constexpr bool is_packed(int64_t vectors) {
+  return std::is_same_v<S, BFloat16> && has_own_kernel<T>(vectors) && vectors % 2 == 0;
+}
+
+// Loads kVectors vectors of channels, from a packed row or in order.
+template <class T, bool kPacked, int kVectors, class S>
+TOKENDETR_INLINE void load_channels(const S* from, Vec<T>* channels) {
+  if constexpr (kPacked) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; v += 2) load_packed<T>(from + v * kLanes<T>, channels + v);
+  } else {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) channels[v] = load<T>(from + v * kLanes<T>);
+  }
 }
 
 // Loads the first `count` lanes, the others are 0; a full vector is loaded at once.
@@ -40,35 +65,48 @@ TOKENDETR_INLINE void store_some(S* to, Vec<T> vector, int64_t count) {
   std::memcpy(to, few, static_cast<size_t>(count) * sizeof(S));
 }
 
-template <class T, class S>
+// Copies the channels of a token and pads them with zeros.
+template <class T, bool kPacked, class S>
+TOKENDETR_INLINE void copy_token(S* to, const S* from, int64_t width, int64_t padded) {
+  const size_t used = static_cast<size_t>(width) * sizeof(S), whole = static_cast<size_t>(padded) * sizeof(S);
+  if constexpr (kPacked) {
+    S filled[kWidestChunk * kLanes<T>];
+    if (used < whole) {
+      std::memcpy(filled, from, used);
+      std::memset(reinterpret_cast<char*>(filled) + used, 0, whole - used);
+      from = filled;
+    }
+    for (int64_t c = 0; c < padded; c += 2 * kLanes<T>) pack<T>(to + c, from + c);
+  } else if (used == whole && used == 128) {
+    std::memcpy(to, from, 128);
+  } else if (used == whole && used == 64) {
+    std::memcpy(to, from, 64);
+  } else {
+    std::memcpy(to, from, used);
+    std::memset(reinterpret_cast<char*>(to) + used, 0, whole - used);
+  }
+}
+
+template <class T, bool kPacked, class S>
 void copy_map_rows(const Problem& problem, const S* value, int64_t image, int64_t head, S* map) {
   const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
   const size_t used = static_cast<size_t>(problem.width) * sizeof(S);
-  const size_t token_bytes = static_cast<size_t>(padded) * sizeof(S);
   const S* from = value + (image * problem.tokens * problem.heads + head) * problem.width;
-  char* to = reinterpret_cast<char*>(map);
-  const auto zeros = [&to, token_bytes](int64_t tokens) {
-    std::memset(to, 0, static_cast<size_t>(tokens) * token_bytes);
-    to += static_cast<size_t>(tokens) * token_bytes;
+  S* to = map;
+  const auto zeros = [&to, padded](int64_t tokens) {
+    std::memset(static_cast<void*>(to), 0, static_cast<size_t>(tokens * padded) * sizeof(S));
+    to += tokens * padded;
   };
   constexpr int64_t kAhead = 24;  // tokens
-  const bool whole = used == token_bytes;
   for (int l = 0; l < problem.levels; ++l) {
     const Level& level = problem.level[l];
     zeros(map_row(level) + 1);
     for (int64_t y = 0; y < level.height; ++y) {
-      for (int64_t x = 0; x < level.width; ++x, from += step, to += token_bytes) {
+      for (int64_t x = 0; x < level.width; ++x, from += step, to += padded) {
         for (size_t line = 0; line < used; line += 64) {
           __builtin_prefetch(reinterpret_cast<const char*>(from + kAhead * step) + line);
         }
-        if (whole && used == 128) {
-          std::memcpy(to, from, 128);
-        } else if (whole && used == 64) {
-          std::memcpy(to, from, 64);
-        } else {
-          std::memcpy(to, from, used);
-          std::memset(to + used, 0, token_bytes - used);
-        }
+        copy_token<T, kPacked>(to, from, problem.width, padded);
       }
       zeros(1);
     }

@@ -79,23 +79,39 @@ struct Call {
   static constexpr int64_t kSamplesPerToken = 3;
 };
 
+// Where values are read in place, a block of queries visits all heads before the next block starts: neighbouring queries
+// sample the same tokens, whose heads share pages.
+constexpr int64_t kQueryBlock = 64;
+
+int64_t query_blocks(const Problem& p) { return (p.queries + kQueryBlock - 1) / kQueryBlock; }
+
 Tensor forward(const Call& call) {
   const Problem& p = call.problem;
   Tensor output = with_huge_pages(at::empty({p.batch, p.queries, p.heads * p.width}, call.value.options()));
   if (call.empty()) return output;
-  const int64_t units = p.batch * p.heads, threads = at::get_num_threads();
-  const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
-  const bool in_place = call.read_in_place();
   const Kernels& set = kernels();
   void* to = output.mutable_data_ptr();
+  if (call.read_in_place()) {
+    const int64_t blocks = query_blocks(p);
+    at::parallel_for(0, p.batch * blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t first = item % blocks * kQueryBlock, last = std::min(first + kQueryBlock, p.queries);
+        for (int64_t head = 0; head < p.heads; ++head) {
+          set.forward(p, call.storage, call.inputs, item / blocks, head, first, last, nullptr, to);
+        }
+      }
+    });
+    return output;
+  }
+  const int64_t units = p.batch * p.heads, threads = at::get_num_threads();
+  const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
   at::parallel_for(0, units * splits, 1, [&](int64_t begin, int64_t end) {
-    Tensor memory;
-    if (!in_place) memory = scratch(set.map_bytes(p, call.storage));
-    void* map = in_place ? nullptr : memory.mutable_data_ptr();
+    const Tensor memory = scratch(set.map_bytes(p, call.storage));
+    void* map = memory.mutable_data_ptr();
     int64_t copied = -1;
     for (int64_t item = begin; item < end; ++item) {
       const int64_t unit = item / splits, split = item % splits;
-      if (map != nullptr && unit != copied) {
+      if (unit != copied) {
         set.copy_map(p, call.storage, call.inputs.value, unit / p.heads, unit % p.heads, map);
         copied = unit;
       }
@@ -109,6 +125,34 @@ Tensor forward(const Call& call) {
 struct CallGradients {
   Tensor value, locations, weights, reference;
 };
+
+// The backward of units [begin, end), which one thread owns.
+void backward_in_place(const Call& call, const Gradients& gradients, int64_t begin, int64_t end) {
+  const Problem& p = call.problem;
+  for (int64_t image = begin / p.heads; image * p.heads < end; ++image) {
+    const int64_t first_head = std::max<int64_t>(begin - image * p.heads, 0);
+    const int64_t last_head = std::min(end - image * p.heads, p.heads);
+    for (int64_t first = 0; first < p.queries; first += kQueryBlock) {
+      const int64_t last = std::min(first + kQueryBlock, p.queries);
+      for (int64_t head = first_head; head < last_head; ++head) {
+        kernels().backward(p, call.storage, call.inputs, image, head, first, last, nullptr, nullptr, gradients);
+      }
+    }
+  }
+}
+
+void backward_with_maps(const Call& call, const Gradients& gradients, int64_t begin, int64_t end) {
+  const Problem& p = call.problem;
+  const Kernels& set = kernels();
+  const Tensor map = scratch(set.map_bytes(p, call.storage));
+  const Tensor gradient_map = scratch(set.gradient_map_bytes(p, call.storage));
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t image = unit / p.heads, head = unit % p.heads;
+    set.copy_map(p, call.storage, call.inputs.value, image, head, map.mutable_data_ptr());
+    set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, map.mutable_data_ptr(),
+                 gradient_map.mutable_data_ptr(), gradients);
+  }
+}
 
 CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_reference) {
   const Problem& p = call.problem;
@@ -127,20 +171,8 @@ CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_r
   const Gradients gradients{incoming.const_data_ptr(), result.value.mutable_data_ptr(),
                             result.locations.mutable_data_ptr(), result.weights.mutable_data_ptr(),
                             wants_reference ? result.reference.mutable_data_ptr() : nullptr};
-  const Kernels& set = kernels();
   at::parallel_for(0, p.batch * p.heads, 1, [&](int64_t begin, int64_t end) {
-    Tensor map_memory, gradient_memory;
-    if (!in_place) {
-      map_memory = scratch(set.map_bytes(p, call.storage));
-      gradient_memory = scratch(set.gradient_map_bytes(p, call.storage));
-    }
-    void* map = in_place ? nullptr : map_memory.mutable_data_ptr();
-    void* gradient_map = in_place ? nullptr : gradient_memory.mutable_data_ptr();
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / p.heads, head = unit % p.heads;
-      if (map != nullptr) set.copy_map(p, call.storage, call.inputs.value, image, head, map);
-      set.backward(p, call.storage, call.inputs, image, head, map, gradient_map, gradients);
-    }
+    in_place ? backward_in_place(call, gradients, begin, end) : backward_with_maps(call, gradients, begin, end);
   });
   return result;
 }

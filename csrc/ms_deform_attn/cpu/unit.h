@@ -33,17 +33,15 @@ TOKENDETR_INLINE auto with_types(Storage storage, Function function) {
 // Calls function with the vectors per head as a constant where that pays, else with 0.
 template <class T, class Function>
 TOKENDETR_INLINE void with_vectors(const Problem& problem, Function function) {
-  if constexpr (sizeof(T) == sizeof(float) && kVectorBytes > 16) {
-    switch (padded_width<T>(problem) / kLanes<T>) {
-      case 1:
-        return function(std::integral_constant<int, 1>{});
-      case 2:
-        return function(std::integral_constant<int, 2>{});
-      case 4:
-        return function(std::integral_constant<int, 4>{});
-      default:
-        break;
-    }
+  const int64_t vectors = padded_width<T>(problem) / kLanes<T>;
+  if constexpr (has_own_kernel<T>(1)) {
+    if (vectors == 1) return function(std::integral_constant<int, 1>{});
+  }
+  if constexpr (has_own_kernel<T>(2)) {
+    if (vectors == 2) return function(std::integral_constant<int, 2>{});
+  }
+  if constexpr (has_own_kernel<T>(4)) {
+    if (vectors == 4) return function(std::integral_constant<int, 4>{});
   }
   function(std::integral_constant<int, 0>{});
 }
@@ -78,8 +76,15 @@ inline void copy_map(const Problem& problem, Storage storage, const void* value,
                      void* map) {
   with_types(storage, [&](auto types) {
     using Use = decltype(types);
+    using T = typename Use::T;
     using S = typename Use::S;
-    copy_map_rows<typename Use::T>(problem, static_cast<const S*>(value), image, head, static_cast<S*>(map));
+    const S* from = static_cast<const S*>(value);
+    if constexpr (std::is_same_v<S, BFloat16>) {
+      if (is_packed<T, S>(padded_width<T>(problem) / kLanes<T>)) {
+        return copy_map_rows<T, true>(problem, from, image, head, static_cast<S*>(map));
+      }
+    }
+    copy_map_rows<T, false>(problem, from, image, head, static_cast<S*>(map));
   });
 }
 
@@ -105,17 +110,17 @@ inline void forward(const Problem& problem, Storage storage, const Inputs& in, i
 }
 
 template <class T, class S, bool kCopied, class Samples>
-void backward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, const void* map,
-                 void* gradient_map, const Gradients& gradient) {
+void backward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
+                 const void* map, void* gradient_map, const Gradients& gradient) {
   with_vectors<T>(problem, [&](auto vectors) {
-    backward_unit<T, S, kCopied, Samples, decltype(vectors)::value>(
-        problem, in, image, head, static_cast<const S*>(map), static_cast<T*>(gradient_map), gradient);
+    backward_queries<T, S, kCopied, Samples, decltype(vectors)::value>(
+        problem, in, image, head, begin, end, static_cast<const S*>(map), static_cast<T*>(gradient_map), gradient);
   });
 }
 
 // Half precision gradients are summed in a float map, so in place works for float and double alone.
 inline void backward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
-                     const void* map, void* gradient_map, const Gradients& gradient) {
+                     int64_t begin, int64_t end, const void* map, void* gradient_map, const Gradients& gradient) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
@@ -127,7 +132,7 @@ inline void backward(const Problem& problem, Storage storage, const Inputs& in, 
       }
     }
     if (map != nullptr) std::memset(gradient_map, 0, static_cast<size_t>(gradient_map_bytes(problem, storage)));
-    run(problem, in, image, head, map, gradient_map, gradient);
+    run(problem, in, image, head, begin, end, map, gradient_map, gradient);
     if (map != nullptr) {
       write_gradient<T>(problem, static_cast<const T*>(gradient_map), image, head, static_cast<S*>(gradient.value));
     }
