@@ -1,11 +1,13 @@
 """Build of the compiled extension ``tokendetr._C``; the metadata is in pyproject.toml.
 
-Nothing is downloaded. CUDA kernels are added where PyTorch has CUDA and a toolkit is found. Environment:
+Nothing is downloaded. CUDA kernels are added where PyTorch has CUDA and a toolkit is found.
+Environment:
 
-* ``TOKENDETR_NO_EXTENSION=1``: install without the extension (everything runs as plain PyTorch, slower);
+* ``TOKENDETR_NO_EXTENSION=1``: install without the extension (plain PyTorch runs, slower);
 * ``TOKENDETR_NO_CUDA=1``: leave the CUDA kernels out;
 * ``TORCH_CUDA_ARCH_LIST``: CUDA architectures, by default 8.0, 9.0 and PTX of the latter;
-* ``TOKENDETR_SANITIZE=1``: instrument with the address and undefined behaviour sanitizers (``make sanitize``).
+* ``TOKENDETR_SANITIZE=1``: instrument with the address and undefined behaviour sanitizers
+  (``make sanitize``).
 """
 
 import os
@@ -29,8 +31,9 @@ def require_compiler() -> None:
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
         raise SystemExit(
-            f"setup.py: no C++ compiler: {compiler!r} is not on the PATH. Install one (Debian: apt-get install g++), "
-            "name it in CXX, or set TOKENDETR_NO_EXTENSION=1 to go without the compiled kernels."
+            f"setup.py: no C++ compiler: {compiler!r} is not on the PATH. "
+            "Install one (Debian: apt-get install g++), name it in CXX, "
+            "or set TOKENDETR_NO_EXTENSION=1 to go without the compiled kernels."
         )
 
 
