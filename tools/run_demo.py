@@ -312,9 +312,7 @@ def run(args: argparse.Namespace) -> None:
     text = table(candidates)
     (output / "table.md").write_text(text + "\n")
     print(f"\n{text}\n")
-    print(
-        f"shapes_val, {len(files)} images; {torch.get_num_threads()} threads, float32; GFLOPs count"
-    )
+    print(f"shapes_val, {len(files)} images; CPU threads: {torch.get_num_threads()}; GFLOPs count")
     print("a multiply-add as one. Pictures (detections: dense left, dynamic right; tokens):")
     for path in sorted((output / "pictures").iterdir()):
         print(f"  {path}")
