@@ -1,70 +1,9 @@
 """LVIS v1 with the augmentations of DETR."""
 
-import detectron2.data.transforms as T
-from detectron2.config import LazyCall as L
-from detectron2.data import (
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
 from detectron2.evaluation import LVISEvaluator
-from detrex.data import DetrDatasetMapper
-from omegaconf import OmegaConf
 
-dataloader = OmegaConf.create()
+from .coco_detr import dataloader
 
-dataloader.train = L(build_detection_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="lvis_v1_train"),
-    mapper=L(DetrDatasetMapper)(
-        augmentation=[
-            L(T.RandomFlip)(),
-            L(T.ResizeShortestEdge)(
-                short_edge_length=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
-                max_size=1333,
-                sample_style="choice",
-            ),
-        ],
-        augmentation_with_crop=[
-            L(T.RandomFlip)(),
-            L(T.ResizeShortestEdge)(
-                short_edge_length=(400, 500, 600),
-                sample_style="choice",
-            ),
-            L(T.RandomCrop)(
-                crop_type="absolute_range",
-                crop_size=(384, 600),
-            ),
-            L(T.ResizeShortestEdge)(
-                short_edge_length=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
-                max_size=1333,
-                sample_style="choice",
-            ),
-        ],
-        is_train=True,
-        mask_on=False,
-        img_format="RGB",
-    ),
-    total_batch_size=16,
-    num_workers=4,
-)
-
-dataloader.test = L(build_detection_test_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="lvis_v1_val", filter_empty=False),
-    mapper=L(DetrDatasetMapper)(
-        augmentation=[
-            L(T.ResizeShortestEdge)(
-                short_edge_length=800,
-                max_size=1333,
-            ),
-        ],
-        augmentation_with_crop=None,
-        is_train=False,
-        mask_on=False,
-        img_format="RGB",
-    ),
-    num_workers=4,
-)
-
-dataloader.evaluator = L(LVISEvaluator)(
-    dataset_name="${..test.dataset.names}",
-)
+dataloader.train.dataset.names = "lvis_v1_train"
+dataloader.test.dataset.names = "lvis_v1_val"
+dataloader.evaluator._target_ = LVISEvaluator
