@@ -15,7 +15,9 @@ cp -r tests/ops tests/conftest.py "$work/tests"/
 rm -f "$work"/tokendetr/_C*.so "$work"/tests/ops/test_cuda*
 cd "$work"
 TOKENDETR_SANITIZE=1 TOKENDETR_NO_CUDA=1 "$python" setup.py -q build_ext --inplace
-runtime=$("${CXX:-g++}" -print-file-name=libasan.so)
-export LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:halt_on_error=1
+compiler=${CXX:-g++}
+# Python is linked against neither; the second lets the first find the function that throws.
+LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so.6)"
+export LD_PRELOAD ASAN_OPTIONS=detect_leaks=0:halt_on_error=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=.
 exec "$python" -m pytest tests/ops -p no:cacheprovider --timeout 1200 "$@"

@@ -1,5 +1,6 @@
 """Start processes: torchrun's or SLURM's environment, detectron2's launch, or gloo on CPUs."""
 
+import gc
 import logging
 import os
 import re
@@ -158,7 +159,21 @@ def _join(environment: Environment, main: Callable[..., Any], args: Any, device:
         comm.synchronize()
         main(args)
     finally:
-        dist.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """Destroy the process group and what still refers to it.
+
+    A group that outlives this call, in detectron2's caches or in a cycle of a DDP model, keeps its
+    threads; one of them asking for the interpreter while it shuts down would abort the process.
+    """
+    comm._LOCAL_PROCESS_GROUP = None
+    comm.create_local_process_group.cache_clear()
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
+    dist.destroy_process_group()
+    gc.collect()
 
 
 def _free_port() -> int:

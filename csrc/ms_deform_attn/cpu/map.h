@@ -1,8 +1,9 @@
 // Head-major copies of the values with a border of zeros.
 //
-// A level of H x W pixels takes H + 3 rows of W + 1 tokens: a row of zeros above, the level, two rows of zeros below; the
-// last token of a row is zero and serves as the left neighbour of the next row too. One more token leads each level. Channels
-// are padded to whole vectors; bfloat16 is packed (see simd.h) where the number of vectors is a constant and even.
+// A level of H x W pixels takes H + 3 rows of W + 1 tokens: a row of zeros above, the level, two rows of zeros below;
+// the last token of a row is zero and serves as the left neighbour of the next row too. One more token leads each
+// level. Channels are padded to whole vectors; bfloat16 is packed (see simd.h) where the number of vectors is a
+// constant and even.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA {

@@ -71,8 +71,8 @@ TOKENDETR_INLINE void store(BFloat16* to, Vec<float> vector) {
   store_beside<float, uint16_t>(&to->bits, __builtin_convertvector(kept, Beside<float, uint16_t>));
 }
 
-// Packed bfloat16: element i holds channel i of a first vector in its low half and channel i of a second one in its high
-// half, so that two vectors take one load and two bit operations.
+// Packed bfloat16: element i holds channel i of a first vector in its low half and channel i of a second one in its
+// high half, so that two vectors take one load and two bit operations.
 template <class T>
 TOKENDETR_INLINE void pack(BFloat16* to, const BFloat16* from) {
   using Bits = Beside<T, uint32_t>;
@@ -131,7 +131,7 @@ template <class T>
 TOKENDETR_INLINE Vec<T> load(const Float16* from) {
 #if TOKENDETR_VECTOR_BYTES == 64
   return reinterpret_cast<Vec<float>>(
-      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+      _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 #elif TOKENDETR_VECTOR_BYTES == 32
   return reinterpret_cast<Vec<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
@@ -143,7 +143,8 @@ TOKENDETR_INLINE Vec<T> load(const Float16* from) {
 template <class T>
 TOKENDETR_INLINE void store(Float16* to, Vec<float> vector) {
 #if TOKENDETR_VECTOR_BYTES == 64
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(reinterpret_cast<__m512>(vector), 0));
+  const __m256i half = _mm512_maskz_cvtps_ph(0xffff, reinterpret_cast<__m512>(vector), 0);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
 #elif TOKENDETR_VECTOR_BYTES == 32
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(reinterpret_cast<__m256>(vector), 0));
 #else

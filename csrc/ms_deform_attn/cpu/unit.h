@@ -103,8 +103,10 @@ inline void forward(const Problem& problem, Storage storage, const Inputs& in, i
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
     const bool fused = in.reference != nullptr;
-    const auto run = map != nullptr ? (fused ? forward_as<T, S, true, FusedSamples<T>> : forward_as<T, S, true, PlainSamples<T>>)
-                                    : (fused ? forward_as<T, S, false, FusedSamples<T>> : forward_as<T, S, false, PlainSamples<T>>);
+    auto run = fused ? forward_as<T, S, true, FusedSamples<T>> : forward_as<T, S, true, PlainSamples<T>>;
+    if (map == nullptr) {
+      run = fused ? forward_as<T, S, false, FusedSamples<T>> : forward_as<T, S, false, PlainSamples<T>>;
+    }
     run(problem, in, image, head, begin, end, map, output);
   });
 }

@@ -1,5 +1,6 @@
 """Start one process per device, on one machine or several."""
 
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -112,5 +113,12 @@ def _run_process(
         comm.synchronize()
         main_func(*args)
     finally:
-        # Left undone after an error the other ranks would wait for their timeout.
+        # A group that outlives this, in a cache or in a cycle of a DDP model, keeps threads that
+        # abort the process when they meet the interpreter's end. Left undone after an error, the
+        # other ranks would wait for their timeout.
+        comm._LOCAL_PROCESS_GROUP = None
+        comm.create_local_process_group.cache_clear()
+        comm._get_global_gloo_group.cache_clear()
+        gc.collect()
         dist.destroy_process_group()
+        gc.collect()
