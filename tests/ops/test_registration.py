@@ -78,11 +78,11 @@ def test_export_with_a_dynamic_number_of_queries() -> None:
         torch.testing.assert_close(program.module()(*inputs), model(*inputs))
 
 
-@pytest.mark.slow
-def test_compile_without_graph_breaks() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_without_graph_breaks(backend: str) -> None:
     value, shapes, *coordinates = fused_case(1, 2, dtype=torch.float32)
     model = Attention(shapes)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     leaves = [x.requires_grad_() for x in (value, *coordinates)]
     expected = torch.autograd.grad(model(*leaves).square().sum(), leaves)
     actual = torch.autograd.grad(compiled(*leaves).square().sum(), leaves)

@@ -1,21 +1,28 @@
-"""Loading the compiled extension ``tokendetr._C`` once, or saying why that fails."""
+"""The compiled extension ``tokendetr._C``, loaded once on import, or why it cannot be.
 
-import functools
+Loaded here and not on the first call, so that ``torch.compile`` never traces the import.
+"""
+
 import importlib
 
 
-@functools.cache
-def load_error() -> str | None:
-    """Load the extension and its Python rules; return None, or why it cannot be used."""
+def _load() -> tuple[str | None, tuple[str, ...]]:
     try:
-        importlib.import_module("tokendetr._C")
+        module = importlib.import_module("tokendetr._C")
         importlib.import_module("tokendetr.ops.registration")
     except ImportError as error:
-        return str(error)
-    return None
+        return str(error), ()
+    return None, tuple(module.device_types)
 
 
-@functools.cache
+_LOAD_ERROR, _DEVICE_TYPES = _load()
+
+
+def load_error() -> str | None:
+    """Return None, or the reason why the extension cannot be used."""
+    return _LOAD_ERROR
+
+
 def device_types() -> tuple[str, ...]:
-    """Return the device types that the loaded extension has kernels for."""
-    return tuple(importlib.import_module("tokendetr._C").device_types)
+    """Return the device types that the extension has kernels for."""
+    return _DEVICE_TYPES
