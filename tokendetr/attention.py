@@ -194,3 +194,9 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         )
         output = output_BQC if self.batch_first else output_BQC.transpose(0, 1)
         return self.dropout(output) + identity
+
+
+DEFORMABLE_ATTENTIONS: tuple[type[nn.Module], ...] = (MultiScaleDeformableAttention,) + (
+    () if _UpstreamAttention is nn.Module else (_UpstreamAttention,)
+)
+"""The classes a deformable attention may have: ours, and detrex's in its own detectors."""

@@ -15,7 +15,7 @@ run in threads, wrapped in DDP, or fail in the middle.
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,8 @@ class Supervision:
         self.criterion: Any = getattr(model, "criterion", None)
         self.losses: dict[str, Tensor] = {}
         self._batched_inputs = batched_inputs
+        self._waiting: list[Callable[[], None]] = []
+        self._entered = ExitStack()
 
     @functools.cached_property
     def targets(self) -> list[ImageTargets]:
@@ -87,6 +89,25 @@ class Supervision:
             raise ValueError(f"loss {name!r} must be a scalar, got shape {list(loss.shape)}")
         self.losses[name] = loss
 
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call back when the model's own forward pass has succeeded, before losses are merged.
+
+        What the model does after the caller ran is then known, and losses may still be added.
+        Callbacks run in the order they were given.
+        """
+        self._waiting.append(callback)
+
+    def enter(self, manager: AbstractContextManager[Any]) -> None:
+        """Enter a context manager and leave it when the forward pass ends, also where it fails."""
+        self._entered.enter_context(manager)
+
+    def close(self, *, succeeded: bool) -> None:
+        """End the forward pass: called once, by the supervised model."""
+        with self._entered:
+            if succeeded:
+                for callback in self._waiting:
+                    callback()
+
 
 class _Replay(Supervision):
     """The context of a block that runs again in the backward pass: it collects nothing."""
@@ -97,6 +118,12 @@ class _Replay(Supervision):
 
     def add(self, name: str, loss: Tensor) -> None:
         """Ignore the loss: it was added when the block ran first."""
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Ignore the callback, likewise."""
+
+    def enter(self, manager: AbstractContextManager[Any]) -> None:
+        """Ignore the manager, likewise."""
 
 
 _OPEN: ContextVar[tuple[Supervision, ...]] = ContextVar("tokendetr_supervision", default=())
@@ -165,7 +192,10 @@ def _close(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
     stack = _OPEN.get()
     if not stack or stack[-1].owner is not model:
         return None  # the pass failed before it began
-    _OPEN.set(stack[:-1])
+    try:
+        stack[-1].close(succeeded=output is not None)
+    finally:
+        _OPEN.set(stack[:-1])
     losses = stack[-1].losses
     if not losses or not model.training or output is None:
         return None

@@ -10,6 +10,7 @@ from tokendetr.tokens.aggregate import (
 from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.maps import Identity, Keep, TokenMap, put_rows, take_rows
 from tokendetr.tokens.merge import AffinityGroup, Merge, WindowGroup
+from tokendetr.tokens.score import ScoreHead
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Keep",
     "LevelLayout",
     "Merge",
+    "ScoreHead",
     "TokenMap",
     "WindowGroup",
     "match_by_affinity",

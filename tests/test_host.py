@@ -1,0 +1,119 @@
+"""What sparsifiers find of the detector around their encoder."""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tests.small_detectors import LAYERS, NAMES, build, record
+from tokendetr.host import Host, HostError, current_host
+from tokendetr.supervision import current, supervise
+from tokendetr.tokens import LevelLayout
+
+TWO_STAGE = ("dino", "deformable_two_stage", "dab_two_stage", "dn_two_stage", "h_two_stage")
+INPUTS = [record(64, 96, [[8, 8, 40, 40]]), record(48, 64, seed=1)]
+
+
+def spy(model, look):
+    """Call ``look`` while the model's encoder runs."""
+    supervise(model)
+    model.transformer.encoder.register_forward_hook(lambda module, args, output: look(output))
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_knows_two_stages_and_the_decoders_attentions(name):
+    seen = []
+    model = spy(build(name).eval(), lambda memory: seen.append(current_host()))
+    model(INPUTS)
+    (host,) = seen
+    assert host.detector is model
+    assert host.has_proposals == (name in TWO_STAGE)
+    assert len(host.cross_attentions) == LAYERS
+    assert host.cross_attentions[0] is model.transformer.decoder.layers[0].attentions[1]
+
+
+@pytest.mark.parametrize("name", TWO_STAGE)
+def test_the_projection_and_heads_are_those_of_the_proposals(name):
+    """What the host computes from the memory is what the detector's own two-stage head says."""
+    seen = {}
+    model = spy(build(name).eval(), lambda memory: seen.update(memory=memory, host=current_host()))
+    propose = model.transformer.propose
+
+    def watched(encoded, **options):
+        seen.update(layout=encoded.layout, proposals=propose(encoded, **options))
+        return seen["proposals"]
+
+    model.transformer.propose = watched
+    model(INPUTS)
+    tokens_BNC = seen["host"].project(seen["memory"], seen["layout"])
+    torch.testing.assert_close(tokens_BNC, seen["proposals"].tokens_BNC, rtol=0, atol=0)
+    logits_BNK = seen["host"].class_head(tokens_BNC)
+    torch.testing.assert_close(logits_BNK, seen["proposals"].logits_BNK, rtol=0, atol=0)
+    boxes_BN4 = seen["host"].box_head(tokens_BNC) + seen["layout"].proposals()[0]
+    torch.testing.assert_close(boxes_BN4, seen["proposals"].boxes_logit_BN4, rtol=0, atol=0)
+
+
+def test_a_copy_uses_its_own_parts():
+    seen = []
+    model = spy(build("dino").eval(), lambda memory: seen.append(current_host().class_head))
+    other = copy.deepcopy(model)
+    model(INPUTS), other(INPUTS)
+    assert seen[0] is model.transformer.decoder.class_embed[-1]
+    assert seen[1] is other.transformer.decoder.class_embed[-1]
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(HostError, match=r"tokendetr\.config\.sparsify"):
+        current_host()
+    host = Host(build("deformable"))
+    layout = LevelLayout.from_valid_sizes([(4, 4)], [[(4, 4)]])
+    with pytest.raises(HostError, match="enc_output"):
+        host.project(torch.zeros(1, 16, 16), layout)
+    with pytest.raises(HostError, match="Linear has no transformer"):
+        _ = Host(torch.nn.Linear(1, 1)).transformer
+
+
+def test_callbacks_run_after_the_model_and_may_add_losses():
+    model = build("dino").train()
+    order = []
+
+    def look(memory):
+        current().when_done(lambda: order.append("done"))
+        current().when_done(lambda: current().add("loss_late", memory.square().mean()))
+        order.append("encoder")
+
+    spy(model, look)
+    model.transformer.decoder.register_forward_hook(lambda *_: order.append("decoder"))
+    losses = model(INPUTS)
+    assert order == ["encoder", "decoder", "done"]
+    losses["loss_late"].backward()
+    assert current() is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_entered_is_left_also_after_a_failure(fails):
+    model = build("dino").eval()
+    events = []
+
+    @contextmanager
+    def watching():
+        events.append("in")
+        yield
+        events.append("out")
+
+    def look(memory):
+        current().enter(watching())
+        current().when_done(lambda: events.append("done"))
+        if fails:
+            raise FloatingPointError("on purpose")
+
+    spy(model, look)
+    if fails:
+        with pytest.raises(FloatingPointError):
+            model(INPUTS)
+    else:
+        model(INPUTS)
+    assert events == (["in", "out"] if fails else ["in", "done", "out"])
+    assert current() is None
