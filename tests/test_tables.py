@@ -1,0 +1,139 @@
+"""Tables of results: markdown, markers in a README, the command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokendetr.tables import Table, splice
+from tools import table
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Table(
+    name="gflops",
+    title="What it costs.",
+    columns=("config", "ours", "the paper's"),
+    rows=(("a|b", 12.34, 12), ("c\nd", None, "141.70")),
+    notes=("counted once", "counted twice"),
+)
+MARKED = "# Title\n\n<!-- table: gflops -->\nold\n<!-- end of table: gflops -->\nafter\n"
+
+
+def rendered_cells(markdown: str) -> list[list[str]]:
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_markdown_keeps_title_cells_and_notes_and_sets_numbers_to_the_right():
+    markdown = TABLE.markdown()
+    assert markdown.startswith("What it costs.\n\n| config | ours | the paper's |\n")
+    header, aligned, first, second = rendered_cells(markdown)
+    assert aligned == ["---", "---:", "---:"]
+    assert first == [r"a\|b", "12.3", "12"]
+    assert second == ["c d", "–", "141.70"]
+    assert markdown.endswith("\n\n* counted once\n* counted twice\n")
+
+
+def test_a_table_without_title_notes_or_rows_is_a_table():
+    bare = Table(name="t", title="", columns=("a",), rows=())
+    assert bare.markdown() == "| a |\n| --- |\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "two words"}, "two words"),
+        ({"columns": (), "rows": ()}, "no columns"),
+        ({"rows": (("a", 1.0, 2), ("b", 1.0))}, "row 2.*2 cells for 3 columns"),
+    ],
+)
+def test_a_malformed_table_is_refused_by_name(changes, message):
+    fields = {"name": "gflops", "title": "", "columns": TABLE.columns, "rows": TABLE.rows}
+    with pytest.raises(ValueError, match=message):
+        Table(**{**fields, **changes})
+
+
+def test_splice_replaces_what_is_between_the_markers_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(MARKED)
+    assert splice(readme, TABLE)
+    text = readme.read_text()
+    assert text.startswith("# Title\n\n<!-- table: gflops -->\nWhat it costs.")
+    assert text.endswith("* counted twice\n<!-- end of table: gflops -->\nafter\n")
+    assert "old" not in text
+    assert not splice(readme, TABLE), "a second time changes nothing"
+    assert readme.read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nothing\n",
+        "<!-- table: gflops -->\n",
+        "<!-- end of table: gflops -->\n<!-- table: gflops -->\n",
+        MARKED + MARKED,
+        MARKED.replace("gflops", "other"),
+    ],
+)
+def test_without_one_pair_of_markers_the_file_is_left_alone(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match=r"README\.md.*table: gflops"):
+        splice(readme, TABLE)
+    assert readme.read_text() == text
+
+
+def make_project(root: Path) -> Path:
+    """A copy of the tool in a folder of its own, with one project that has two tables."""
+    (root / "tools").mkdir()
+    (root / "tools" / "table.py").write_text((ROOT / "tools" / "table.py").read_text())
+    project = root / "projects" / "some_method"
+    project.mkdir(parents=True)
+    (project / "table.py").write_text(
+        "from tokendetr.tables import Table\n"
+        "def tables():\n"
+        "    yield Table('gflops', 'Costs.', ('a',), ((1.25,),))\n"
+        "    yield Table('time', '', ('a',), ((2,),))\n"
+    )
+    readme = project / "README.md"
+    readme.write_text(MARKED + MARKED.replace("gflops", "time"))
+    return readme
+
+
+def test_the_command_prints_and_writes_a_projects_tables(tmp_path):
+    readme = make_project(tmp_path)
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "tools" / "table.py"), "some_method", "--write"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "| 1.2 |" in result.stdout
+    assert "| 1.2 |" in readme.read_text()
+    assert "| 2 |" in readme.read_text()
+    assert "old" not in readme.read_text()
+
+
+def test_only_one_table_is_printed_on_request(monkeypatch, capsys):
+    other = Table("time", "", ("ms",), ((2,),))
+    monkeypatch.setattr(table, "tables_of", lambda method, projects: (TABLE, other))
+    table.main(["some_method", "--only", "time"])
+    assert capsys.readouterr().out == other.markdown() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("dynamic_detrs",), "projects/dynamic_detrs/table.py"),
+        (("some_method", "--only", "memory"), "only gflops"),
+    ],
+)
+def test_the_command_names_what_does_not_exist(monkeypatch, arguments, message):
+    if "--only" in arguments:
+        monkeypatch.setattr(table, "tables_of", lambda method, projects: (TABLE,))
+    with pytest.raises(SystemExit, match=message):
+        table.main(arguments)
