@@ -12,6 +12,7 @@ from tokendetr.tokens.maps import Identity, Keep, TokenMap, put_rows, take_rows
 from tokendetr.tokens.merge import AffinityGroup, Merge, WindowGroup
 from tokendetr.tokens.score import ScoreHead
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
+from tokendetr.tokens.splat import smallest_covering_set, splat_attention
 
 __all__ = [
     "AffinityGroup",
@@ -27,6 +28,8 @@ __all__ = [
     "partition",
     "put_rows",
     "ragged_index",
+    "smallest_covering_set",
+    "splat_attention",
     "take_rows",
     "topk_valid",
     "valid_from_counts",
