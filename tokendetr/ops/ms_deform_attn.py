@@ -1,69 +1,21 @@
 """Multi-scale deformable attention: the public functions, by the extension or plain PyTorch."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from tokendetr.ops import checks, extension
+from tokendetr.ops import checks
+from tokendetr.ops.fallback import autocasts, use_extension
 from tokendetr.ops.reference import (
     LevelShapes,
     ms_deform_attn_fused_reference,
     ms_deform_attn_reference,
 )
 
-_LOGGER = logging.getLogger(__name__)
-
-
-class _Fallback:
-    """Whether plain PyTorch is forced, and whether its use was announced."""
-
-    forced = 0
-    announced = False
-
-
-@contextmanager
-def use_reference() -> Iterator[None]:
-    """Make the operators run as plain PyTorch inside the ``with`` block (for comparisons)."""
-    _Fallback.forced += 1
-    try:
-        yield
-    finally:
-        _Fallback.forced -= 1
-
-
-def extension_available() -> bool:
-    """Return whether the compiled kernels are there."""
-    return extension.load_error() is None
-
-
-def _use_extension(value: Tensor) -> bool:
-    if _Fallback.forced:
-        return False
-    reason = extension.load_error()
-    if reason is None and value.device.type in ("meta", *extension.device_types()):
-        return True
-    if not _Fallback.announced:
-        _Fallback.announced = True
-        reason = reason or f"it was built without kernels for {value.device.type}"
-        _LOGGER.warning(
-            "Deformable attention runs as plain PyTorch, which is slow: "
-            "the compiled extension cannot be used (%s). "
-            "Build it with `make build` or `pip install --no-build-isolation --no-deps -e .`",
-            reason,
-        )
-    return False
-
 
 def _pairs(flat: Sequence[int]) -> LevelShapes:
     return tuple(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _autocasts(value: Tensor) -> bool:
-    kind = value.device.type
-    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
 
 
 def _run_reference(
@@ -74,7 +26,7 @@ def _run_reference(
     *coordinates: Tensor,
 ) -> Tensor:
     """Run plain PyTorch under the operators' autocast rule: only values in low precision."""
-    if not _autocasts(value):
+    if not autocasts(value):
         check(value, shapes, *coordinates)
         return reference(value, _pairs(shapes), *coordinates)
     kind = value.device.type
@@ -119,7 +71,7 @@ def ms_deform_attn(
         attention_weights=attention_weights_BQMLP,
     )
     shapes = checks.flat_level_shapes(level_shapes)
-    if _use_extension(value_BNMD):
+    if use_extension(value_BNMD):
         return torch.ops.tokendetr.ms_deform_attn(
             value_BNMD, shapes, sampling_locations_BQMLP2, attention_weights_BQMLP
         )
@@ -166,7 +118,7 @@ def ms_deform_attn_fused(
         attention_logits=attention_logits_BQMLP,
     )
     shapes = checks.flat_level_shapes(level_shapes)
-    if _use_extension(value_BNMD):
+    if use_extension(value_BNMD):
         return torch.ops.tokendetr.ms_deform_attn_fused(
             value_BNMD,
             shapes,
