@@ -7,6 +7,7 @@ from tokendetr.tokens.aggregate import (
     window_members,
     window_validity,
 )
+from tokendetr.tokens.labels import box_labels, grid_labels, overlapping_size_ranges
 from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.maps import Identity, Keep, TokenMap, put_rows, take_rows
 from tokendetr.tokens.merge import AffinityGroup, Merge, WindowGroup
@@ -24,7 +25,10 @@ __all__ = [
     "ScoreHead",
     "TokenMap",
     "WindowGroup",
+    "box_labels",
+    "grid_labels",
     "match_by_affinity",
+    "overlapping_size_ranges",
     "partition",
     "put_rows",
     "ragged_index",
