@@ -7,10 +7,18 @@ from tokendetr.tokens.aggregate import (
     window_members,
     window_validity,
 )
+from tokendetr.tokens.assignment import (
+    Assignment,
+    ClusterAssignment,
+    DenseAssignment,
+    SimilarityAssignment,
+    assign_by_similarity,
+)
 from tokendetr.tokens.labels import box_labels, grid_labels, overlapping_size_ranges
 from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.maps import Identity, Keep, TokenMap, put_rows, take_rows
 from tokendetr.tokens.merge import AffinityGroup, Merge, WindowGroup
+from tokendetr.tokens.mix import Mix, Recovery, nearest_recovery
 from tokendetr.tokens.score import ScoreHead
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
@@ -18,17 +26,25 @@ from tokendetr.tokens.splat import smallest_covering_set, splat_attention
 __all__ = [
     "AffinityGroup",
     "AffinityMatch",
+    "Assignment",
+    "ClusterAssignment",
+    "DenseAssignment",
     "Identity",
     "Keep",
     "LevelLayout",
     "Merge",
+    "Mix",
+    "Recovery",
     "ScoreHead",
+    "SimilarityAssignment",
     "TokenMap",
     "WindowGroup",
     "box_labels",
     "grid_labels",
-    "match_by_affinity",
     "overlapping_size_ranges",
+    "assign_by_similarity",
+    "match_by_affinity",
+    "nearest_recovery",
     "partition",
     "put_rows",
     "ragged_index",
