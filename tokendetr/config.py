@@ -1,9 +1,11 @@
-"""Config helpers: put a method into a detector's lazy config with one line."""
+"""Config helpers: put a method into a detector's lazy config with one line, or make the detector
+smaller."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 SUPERVISED = "tokendetr.supervision.build_supervised"
 ENCODER = "tokendetr.encoder.TokenEncoder"
@@ -48,6 +50,70 @@ def supervised(model: DictConfig) -> DictConfig:
             model["supervised_class"] = target
             model["_target_"] = SUPERVISED
     return model
+
+
+def resize(
+    model: DictConfig,
+    *,
+    width: int,
+    num_heads: int,
+    feedforward_dim: int,
+    num_layers: int | None = None,
+) -> DictConfig:
+    """Give the neck, the encoder and the decoder of a detector's config another size, in place.
+
+    The backbone and the numbers of queries and classes stay. A sparsifier follows the width where
+    it has an ``embed_dim`` of its own; one whose arguments speak of single layers (stages,
+    cascades) has to be given a new depth by hand.
+
+    Args:
+        model: node of a detector with a ``ChannelMapper`` as neck.
+        width: channels of the tokens, a multiple of ``2 * num_heads``.
+        num_heads: attention heads.
+        feedforward_dim: hidden channels of the feed-forward networks.
+        num_layers: layers of the encoder and of the decoder; None keeps both.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: where heads do not divide the width.
+    """
+    if width % (2 * num_heads):
+        raise ValueError(f"width must be a multiple of 2 * num_heads = {2 * num_heads}: {width}")
+    encoder, decoder = model.transformer.encoder, model.transformer.decoder
+    for part in (encoder, decoder):
+        part.embed_dim, part.num_heads, part.feedforward_dim = width, num_heads, feedforward_dim
+    if "embed_dim" in (encoder.get("sparsifier") or {}):
+        _set(encoder.sparsifier, "embed_dim", width)
+    model.embed_dim = width
+    model.neck.out_channels = width
+    model.neck.norm_layer.num_channels = width
+    model.neck.norm_layer.num_groups = math.gcd(model.neck.norm_layer.num_groups, width)
+    model.position_embedding.num_pos_feats = width // 2
+    if num_layers is not None:
+        encoder.num_layers = decoder.num_layers = num_layers
+        weights = model.criterion.weight_dict
+        model.criterion.weight_dict = _weights_of_depth(weights, decoder.num_layers)
+    return model
+
+
+def _set(node: DictConfig, key: str, value: Any) -> None:
+    """Set a value unless it follows another key by interpolation."""
+    if not OmegaConf.is_interpolation(node, key):
+        node[key] = value
+
+
+def _weights_of_depth(weights: Mapping[str, float], num_layers: int) -> dict[str, float]:
+    """Loss weights of a decoder with another number of layers, as ``layer_weights`` gives them."""
+    per_layer = [name.removesuffix("_0") for name in weights if name.endswith("_0")]
+    others = {
+        name: weight
+        for name, weight in weights.items()
+        if name.rpartition("_")[0] not in per_layer or not name.rpartition("_")[2].isdigit()
+    }
+    layers = range(num_layers - 1)
+    return others | {f"{name}_{i}": weights[f"{name}_0"] for i in layers for name in per_layer}
 
 
 def target_name(target: str | Callable[..., Any] | None) -> str:

@@ -76,7 +76,7 @@ class Program:
         first = self.saves()
         while self.process.poll() is None and self.saves() <= first:
             time.sleep(0.005)
-        self.process.send_signal(number)
+        os.killpg(self.process.pid, number)  # as terminals and batch systems do: loaders too
         return self.wait()
 
 

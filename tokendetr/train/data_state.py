@@ -11,7 +11,6 @@ import copy
 import inspect
 import itertools
 import logging
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from omegaconf import DictConfig
 
 from tokendetr.train.rng import preserved_rng, seeded_rng
+from tokendetr.train.workers import obey_parent
 
 __all__ = ["SampleError", "StreamLoader", "build_train_loader"]
 
@@ -225,7 +225,7 @@ class StreamLoader:
             batch_sampler=keys,
             num_workers=self._num_workers,
             collate_fn=self._collate,
-            worker_init_fn=_start_worker,
+            worker_init_fn=obey_parent,
             **self._options,
         )
         # Starting workers draws a number; the model's generators must not notice.
@@ -250,12 +250,6 @@ class StreamLoader:
         """
         self.seed = int(state["seed"])
         self.batches_read = int(state["images"]) // (self.batch_size * comm.get_world_size())
-
-
-def _start_worker(worker_id: int) -> None:
-    """Workers leave the training process's signal handling to it: it ends them itself."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _landscape(dataset: Any) -> list[bool]:

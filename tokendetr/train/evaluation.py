@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tokendetr.train.configuration import ConfigError
 from tokendetr.train.data_state import NamedErrors
 from tokendetr.train.rng import preserved_rng
+from tokendetr.train.workers import protect_workers
 
 __all__ = ["Evaluation", "default_best_metric"]
 
@@ -74,7 +75,7 @@ class Evaluation:
             node = copy.deepcopy(self._cfg.dataloader.test)
             if node.get("mapper", None) is not None:
                 node.mapper = LazyCall(NamedErrors)(mapper=node.mapper)
-            self._loader = instantiate(node)
+            self._loader = protect_workers(instantiate(node))
         if suffix not in self._evaluators:
             self._evaluators[suffix] = self._build_evaluator(suffix)
         return inference_on_dataset(self._model, self._loader, self._evaluators[suffix])
