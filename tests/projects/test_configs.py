@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import LazyConfig, instantiate
+from detectron2.evaluation import COCOEvaluator, LVISEvaluator, PascalVOCDetectionEvaluator
 
 from projects.dab_deformable_detr import modeling as dab
 from projects.deformable_detr import modeling as deformable_detr
@@ -21,9 +22,16 @@ CONFIGS = sorted(
         "dab_deformable_detr",
         "dn_deformable_detr",
         "h_deformable_detr",
+        "dynamic_detr",
     )
     for path in (PROJECTS / project / "configs").rglob("*_*ep*.py")
 )
+DATA_SETS = {
+    "coco": (("coco_2017_train", "coco_2017_val"), 80, 118287, COCOEvaluator),
+    "lvis": (("lvis_v1_train", "lvis_v1_val"), 1203, 100170, LVISEvaluator),
+    "voc2007": (("voc_2007_trainval", "voc_2007_test"), 20, 5011, PascalVOCDetectionEvaluator),
+}
+"""(names for training and testing), classes, training images, evaluator."""
 UPSTREAM = [
     "dino/configs/dino-resnet/dino_r50_4scale_12ep.py",
     "dino/configs/dino-resnet/dino_r50_4scale_24ep.py",
@@ -61,16 +69,22 @@ def test_a_config_is_complete_and_consistent(path):
     for key in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
         assert key in config
     epochs = int(path.stem.split("ep")[0].rsplit("_", 1)[1])
-    assert config.train.max_iter == epochs * 7500
+    data_set = next((name for name in DATA_SETS if f"_{name}_" in path.stem), "coco")
+    names, num_classes, num_images, evaluator = DATA_SETS[data_set]
+    assert config.dataloader.train.dataset.names == names[0]
+    assert config.dataloader.test.dataset.names == names[1]
+    assert config.dataloader.evaluator._target_ is evaluator
+    assert config.train.max_iter / epochs == pytest.approx(num_images / 16, rel=0.03)
     assert config.train.output_dir == f"./output/{path.stem}"
-    assert config.dataloader.evaluator.output_dir == config.train.output_dir
+    if evaluator is not PascalVOCDetectionEvaluator:  # it writes no files
+        assert config.dataloader.evaluator.output_dir == config.train.output_dir
     assert config.dataloader.train.total_batch_size == 16
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-4, 1e-4)
     model = config.model
     assert model.neck.num_outs == model.transformer.num_feature_levels
     assert model.transformer.encoder.num_feature_levels == model.neck.num_outs
     assert set(model.neck.in_features) <= set(model.neck.input_shapes)
-    assert model.criterion.num_classes == model.num_classes == 80
+    assert model.criterion.num_classes == model.num_classes == num_classes
     for loss in ("loss_class", "loss_bbox_4", "loss_giou_enc"):
         assert loss in model.criterion.weight_dict
 

@@ -1,4 +1,4 @@
-"""LVIS v1 with the augmentations of DETR."""
+"""LVIS v1 (1203 classes) with the augmentations of DETR."""
 
 from detectron2.evaluation import LVISEvaluator
 

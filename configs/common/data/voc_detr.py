@@ -1,4 +1,4 @@
-"""Pascal VOC 2007+2012 (trainval) and 2007 (test) with the augmentations of DETR."""
+"""Pascal VOC (20 classes), 2007+2012 (trainval) and 2007 (test), with the augmentations of DETR."""
 
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 

@@ -135,12 +135,17 @@ def test_every_load_of_a_config_is_a_fresh_copy():
         ("coco_detr", "coco_2017_train", "coco_2017_val"),
         ("lvis_detr", "lvis_v1_train", "lvis_v1_val"),
         ("voc_detr", ["voc_2007_trainval", "voc_2012_trainval"], "voc_2007_test"),
+        ("voc2007_detr", "voc_2007_trainval", "voc_2007_test"),
+        ("voc2012_detr", "voc_2012_train", "voc_2012_val"),
+        ("bdd100k_detr", "bdd100k_train", "bdd100k_val"),
     ],
 )
 def test_data_configs_build_mappers_that_train_and_test(name, train, test):
     dataloader = get_config(f"common/data/{name}.py").dataloader
     assert dataloader.train.dataset.names == train and dataloader.test.dataset.names == test
     assert dataloader.train.total_batch_size == 16
+    evaluated = OmegaConf.to_container(dataloader, resolve=True)["evaluator"]["dataset_name"]
+    assert evaluated == test
     mapper = instantiate(dataloader.train.mapper)
     assert mapper.is_train and len(mapper.augmentation) == 2
     assert len(mapper.augmentation_with_crop) == 4
