@@ -7,6 +7,7 @@ Shapes: B image, N all tokens of all levels, Q query, C channel, L level, M head
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detrex import layers as detrex_layers
@@ -107,27 +108,13 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
 
     def sampling(self, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
         """Return raw offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P] of located queries."""
-        shape = (*query_BQC.shape[:2], self.num_heads, self.num_levels, self.num_points)
-        offsets_BQMLP2 = self.sampling_offsets(query_BQC).view(*shape, 2)
-        return offsets_BQMLP2, self.attention_weights(query_BQC).view(shape)
+        return _sampling(self, query_BQC)
 
     def locations_and_weights(
         self, query_BQC: Tensor, reference_points_BQLX: Tensor, level_shapes: LevelShapes
     ) -> tuple[Tensor, Tensor]:
-        """Return where queries look and how much: what statistics of attention are made from.
-
-        Args:
-            query_BQC: queries with their positions added.
-            reference_points_BQLX: normalised points (X = 2) or boxes (X = 4).
-            level_shapes: ``(height, width)`` of each level.
-
-        Returns:
-            Normalised locations [B, Q, M, L, P, 2] and softmax weights [B, Q, M, L, P].
-        """
-        offsets_BQMLP2, logits_BQMLP = self.sampling(query_BQC)
-        shapes = tuple((int(height), int(width)) for height, width in level_shapes)
-        locations = sampling_locations(shapes, reference_points_BQLX, offsets_BQMLP2)
-        return locations, logits_BQMLP.flatten(-2).softmax(dim=-1).view(logits_BQMLP.shape)
+        """Return where queries look and how much; see :func:`locations_and_weights`."""
+        return locations_and_weights(self, query_BQC, reference_points_BQLX, level_shapes)
 
     def forward(
         self,
@@ -194,6 +181,40 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         )
         output = output_BQC if self.batch_first else output_BQC.transpose(0, 1)
         return self.dropout(output) + identity
+
+
+def _sampling(attention: Any, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (
+        *query_BQC.shape[:2],
+        attention.num_heads,
+        attention.num_levels,
+        attention.num_points,
+    )
+    offsets_BQMLP2 = attention.sampling_offsets(query_BQC).view(*shape, 2)
+    return offsets_BQMLP2, attention.attention_weights(query_BQC).view(shape)
+
+
+def locations_and_weights(
+    attention: nn.Module,
+    query_BQC: Tensor,
+    reference_points_BQLX: Tensor,
+    level_shapes: LevelShapes,
+) -> tuple[Tensor, Tensor]:
+    """Return where queries look and how much: what statistics of attention are made from.
+
+    Args:
+        attention: one of :data:`DEFORMABLE_ATTENTIONS`.
+        query_BQC: queries with their positions added.
+        reference_points_BQLX: normalised points (X = 2) or boxes (X = 4).
+        level_shapes: ``(height, width)`` of each level.
+
+    Returns:
+        Normalised locations [B, Q, M, L, P, 2] and softmax weights [B, Q, M, L, P].
+    """
+    offsets_BQMLP2, logits_BQMLP = _sampling(attention, query_BQC)
+    shapes = tuple((int(height), int(width)) for height, width in level_shapes)
+    locations = sampling_locations(shapes, reference_points_BQLX, offsets_BQMLP2)
+    return locations, logits_BQMLP.flatten(-2).softmax(dim=-1).view(logits_BQMLP.shape)
 
 
 DEFORMABLE_ATTENTIONS: tuple[type[nn.Module], ...] = (MultiScaleDeformableAttention,) + (

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokendetr import trace
 from tokendetr.attention import MultiScaleDeformableAttention
+from tokendetr.decoder_attention import record_decoder_attention
 from tokendetr.supervision import replay_contexts
 from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
@@ -364,6 +365,7 @@ class TokenEncoder(nn.Module):
             run_dense=lambda: self._run_dense(context),
         )
         trace.begin_forward(layout)
+        record_decoder_attention(layout)
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context), "updated")
         return self._encode(context, self.sparsifier.plan(context), self.sparsifier.value_policy)

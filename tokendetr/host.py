@@ -96,6 +96,22 @@ class Host:
             raise HostError(f"{type(decoder).__name__} has no deformable attention to look at")
         return found
 
+    def matching_queries(self, num_queries: int, layout: LevelLayout) -> slice:
+        """Return which of the decoder's queries are object queries.
+
+        Denoising queries, where a detector adds them, stand in front.
+
+        Args:
+            num_queries: all queries that the decoder works on.
+            layout: geometry of the batch; two stages have no more queries than tokens.
+        """
+        if self.has_proposals:
+            wanted = getattr(self.transformer, "two_stage_num_proposals", num_queries)
+            wanted = min(wanted, layout.num_tokens)
+        else:
+            wanted = getattr(self.detector, "num_queries", num_queries)
+        return slice(max(0, num_queries - wanted), None)
+
     def _part(self, owner: nn.Module, name: str) -> Any:
         part = getattr(owner, name, None)
         if part is None:

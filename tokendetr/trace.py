@@ -35,10 +35,13 @@ class ForwardTrace:
     Attributes:
         layout: geometry of the batch.
         layers: the encoder's layers in order.
+        maps: what became known of the tokens after the encoder, by name, such as
+            ``decoder_attention`` [B, N].
     """
 
     layout: LevelLayout
     layers: list[LayerTrace] = field(default_factory=list)
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +79,12 @@ def begin_forward(layout: LevelLayout) -> None:
     if recorder is not None:
         recorder.trace.forwards.append(ForwardTrace(layout))
         recorder.scores = {}
+
+
+def current_forward() -> ForwardTrace | None:
+    """Return the encoder pass that is being recorded, or None where nobody asked for it."""
+    recorder = _RECORDER.get()
+    return recorder.trace.forwards[-1] if recorder is not None and recorder.trace.forwards else None
 
 
 def record_score(name: str, score: Tensor) -> None:

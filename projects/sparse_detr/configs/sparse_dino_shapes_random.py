@@ -1,0 +1,8 @@
+"""Random tokens at the same budget: what a learned choice has to beat."""
+
+from .sparse_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
+
+model.transformer.encoder.sparsifier.selection = "random"
+
+train.output_dir = "./output/sparse_dino_shapes_random"
+dataloader.evaluator.output_dir = train.output_dir

@@ -1,0 +1,12 @@
+"""Sparse DETR (ICLR 2022): the encoder updates only the tokens that the decoder is expected to look
+at."""
+
+from sparse_detr.losses import add_detection_losses, decoder_attention_loss
+from sparse_detr.sparsifier import SparsePlan, SparseSparsifier
+
+__all__ = [
+    "SparsePlan",
+    "SparseSparsifier",
+    "add_detection_losses",
+    "decoder_attention_loss",
+]

@@ -1,0 +1,262 @@
+"""Sparse DETR's choice of tokens: score once, keep the best, the same ones in every layer.
+
+Shapes: B image, N all tokens, K kept tokens, C channel.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparse_detr.losses import add_detection_losses, decoder_attention_loss
+from tokendetr import supervision, trace
+from tokendetr.decoder_attention import DecoderAttention
+from tokendetr.detector.criterion import world_average_boxes
+from tokendetr.detector.heads import build_heads
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.host import current_host
+from tokendetr.supervision import Supervision
+from tokendetr.tokens import Keep, ScoreHead, TokenMap, topk_valid
+
+Selection = Literal["dam", "objectness", "random"]
+Projection = Literal["host", "own"]
+PaddingRule = Literal["left_out", "counted"]
+
+
+class SparseSparsifier(TokenSparsifier):
+    """Lets the encoder update only the tokens with the best scores.
+
+    The scores are trained to predict where the decoder looks ("dam"), or to detect objects
+    ("objectness"); "random" chooses anew in every forward pass.
+
+    Args:
+        keep_ratio: share of an image's real tokens that is updated, in (0, 1]; 1 is the dense
+            encoder. It may be changed at any time, also between training and evaluation.
+        embed_dim: channels C of the tokens.
+        num_classes: classes of the detector, for the heads in training.
+        num_layers: layers of the encoder.
+        selection: what the scores mean.
+        projection: scores are made from the detector's own two-stage projection ("host"), or from
+            one of the same form that is trained for the scores alone ("own"): detectors with one
+            stage need that.
+        auxiliary_heads: train class and box heads on the tokens after every layer but the last;
+            they are never run in evaluation.
+        dam_weight: weight of the score's loss, at least 0.
+        half_cell: see :func:`tokendetr.tokens.splat_attention`; the published code has False.
+        padding: whether padding is "left_out" of the scores' mean, of their loss and of the heads
+            in training, or "counted" as in the published code.
+        value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+
+    Raises:
+        ValueError: for values out of range; the message names the argument.
+
+    Source: Sparse DETR, arXiv 2111.14330, section 3. Parameter names of the score head are the
+    published code's. Differs: padding counts nothing, heads run in training only, and the decoder's
+    attention is mapped to the tokens whose values it reads.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep_ratio: float = 0.3,
+        embed_dim: int = 256,
+        num_classes: int = 80,
+        num_layers: int = 6,
+        selection: Selection = "dam",
+        projection: Projection = "host",
+        auxiliary_heads: bool = True,
+        dam_weight: float = 1.0,
+        half_cell: bool = True,
+        padding: PaddingRule = "left_out",
+        value_policy: ValuePolicy = "updated",
+    ) -> None:
+        super().__init__(value_policy=value_policy)
+        for name, value, choices in (
+            ("selection", selection, ("dam", "objectness", "random")),
+            ("projection", projection, ("host", "own")),
+            ("padding", padding, ("left_out", "counted")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        if dam_weight < 0:
+            raise ValueError(f"dam_weight must be at least 0, got {dam_weight}")
+        self.keep_ratio = keep_ratio
+        self.num_layers = num_layers
+        self.selection = selection
+        self.auxiliary_heads = auxiliary_heads
+        self.dam_weight = dam_weight
+        self.half_cell = half_cell
+        self.counts_padding = padding == "counted"
+        self.has_projection = projection == "own" and selection != "random"
+        if self.has_projection:
+            self.enc_output = nn.Linear(embed_dim, embed_dim)
+            self.enc_output_norm = nn.LayerNorm(embed_dim)
+        if selection == "dam":
+            self.score_head = ScoreHead(embed_dim=embed_dim, valid_mean=not self.counts_padding)
+        heads = num_layers - 1 if auxiliary_heads else 0
+        if selection == "objectness":
+            heads += 1  # the last pair judges the tokens before the first layer
+        if heads:
+            self.class_embed, self.bbox_embed = build_heads(
+                embed_dim=embed_dim,
+                num_classes=num_classes,
+                count=heads,
+                shared=False,
+                sized_references=True,
+            )
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Let boxes start as the proposals that they refine, after a transformer initialised all
+        matrices alike."""
+        for head in getattr(self, "bbox_embed", ()):
+            for parameter in head.layers[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of an image's real tokens that is updated."""
+        return self._keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, ratio: float) -> None:
+        if not 0 < ratio <= 1:
+            raise ValueError(f"keep_ratio must lie in (0, 1], got {ratio}")
+        self._keep_ratio = float(ratio)
+
+    def kept_tokens(self, valid_tokens: int) -> int:
+        """Return how many of an image's real tokens are kept.
+
+        Source: the published code, which takes one more than the ratio says. Differs: never more
+        than there are.
+        """
+        return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
+
+    def plan(self, context: EncoderContext) -> "SparsePlan":
+        """Return the plan of one forward pass.
+
+        Raises:
+            ValueError: where the encoder has another number of layers.
+            HostError: where the detector around the encoder is needed and not supervised.
+        """
+        if context.num_layers != self.num_layers:
+            raise ValueError(
+                f"the sparsifier's num_layers is {self.num_layers}, "
+                f"the encoder has {context.num_layers}"
+            )
+        return SparsePlan(context, self)
+
+
+class SparsePlan(TokenPlan):
+    """One forward pass: scores and the kept set at the start, losses in training.
+
+    Args:
+        context: the forward pass.
+        sparsifier: the options and the modules.
+    """
+
+    def __init__(self, context: EncoderContext, sparsifier: SparseSparsifier) -> None:
+        super().__init__(context)
+        self.options = sparsifier
+        layout = context.layout
+        self._valid_counts = [sum(levels) for levels in layout.valid_counts]
+        self._counts = [sparsifier.kept_tokens(count) for count in self._valid_counts]
+        self._valid_BN = layout.valid_BN if layout.may_have_padding else None
+        self._judged: list[tuple[int, Tensor, TokenMap]] = []
+        self._map: TokenMap = self._identity
+        training = sparsifier.training
+        if not training and sparsifier.keep_ratio == 1:
+            return
+        score_BN = self._score(training)
+        if sparsifier.keep_ratio < 1:
+            trace.record_score("score", score_BN)
+            index_BK, valid_BK = topk_valid(
+                score_BN, self._counts, valid_BN=self._valid_BN, valid_counts=self._valid_counts
+            )
+            self._map = Keep(index_BK=index_BK, valid_BK=valid_BK)
+        if training and sparsifier.selection == "dam":
+            self._train_on_decoder(score_BN)
+
+    def _score(self, training: bool) -> Tensor:
+        """Return what tokens are ranked by, [B, N]."""
+        options, memory_BNC = self.options, self.context.memory_BNC
+        if options.selection == "random":
+            return torch.rand(memory_BNC.shape[:2], device=memory_BNC.device)
+        token_BNC = self._project()
+        if options.selection == "dam":
+            return options.score_head(token_BNC, self._valid_BN)
+        if training:
+            self._judged.append((-1, token_BNC, self._identity))
+        return options.class_embed[-1](token_BNC).amax(dim=-1)
+
+    def _project(self) -> Tensor:
+        """Return the tokens with their positions as the two-stage projection sees them."""
+        layout, pos_BNC = self.context.layout, self.context.query_pos_BNC
+        token_BNC = self.context.memory_BNC
+        token_BNC = token_BNC if pos_BNC is None else token_BNC + pos_BNC
+        if not self.options.has_projection:
+            return current_host().project(token_BNC, layout)
+        _, usable_BN = layout.proposals()
+        token_BNC = token_BNC.masked_fill(~usable_BN[..., None], 0.0)
+        return self.options.enc_output_norm(self.options.enc_output(token_BNC))
+
+    def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
+        """Return the one map of all layers."""
+        return self._map
+
+    def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
+        """Keep a layer's tokens for its heads, in training."""
+        options = self.options
+        if options.training and options.auxiliary_heads and layer < options.num_layers - 1:
+            self._judged.append((layer, tokens_BKC, token_map))
+
+    def finish(self, memory_BNC: Tensor) -> Tensor:
+        """Ask for the losses of the heads, ``loss_..._enc_<layer>`` and ``loss_..._tokens``."""
+        if self._judged:
+            context = _supervision()
+            targets = [{"labels": target.labels} for target in context.targets]
+            num_boxes = world_average_boxes(targets, memory_BNC.device)
+            anchor_BN4, _ = self.context.layout.proposals()
+            for layer, tokens_BKC, token_map in self._judged:
+                offset_BK4 = self.options.bbox_embed[layer](tokens_BKC)
+                add_detection_losses(
+                    context,
+                    self.options.class_embed[layer](tokens_BKC),
+                    (offset_BK4 + token_map.select(anchor_BN4)).sigmoid(),
+                    valid_BK=None if self.options.counts_padding else self._real(token_map),
+                    num_boxes=num_boxes,
+                    suffix="_tokens" if layer < 0 else f"_enc_{layer}",
+                )
+        return memory_BNC
+
+    def _real(self, token_map: TokenMap) -> Tensor | None:
+        return self._valid_BN if token_map is self._identity else token_map.valid_BK
+
+    def _train_on_decoder(self, score_BN: Tensor) -> None:
+        """Watch the decoder that is going to run, and ask for ``loss_dam`` when it has."""
+        context, options, layout = _supervision(), self.options, self.context.layout
+        attention = DecoderAttention(current_host(), layout, half_cell=options.half_cell)
+        context.enter(attention)
+        loss_valid_BN = self._valid_BN
+        if options.counts_padding and loss_valid_BN is not None:
+            score_BN = score_BN.where(loss_valid_BN, score_BN.min())
+
+        def add_loss() -> None:
+            loss = decoder_attention_loss(
+                score_BN,
+                attention.mass_BN,
+                self._counts,
+                valid_BN=loss_valid_BN,
+                valid_counts=self._valid_counts,
+            )
+            context.add("loss_dam", options.dam_weight * loss)
+
+        context.when_done(add_loss)
+
+
+def _supervision() -> Supervision:
+    """Return the running supervision; say what to do where there is none."""
+    current_host()
+    context = supervision.current()
+    assert context is not None
+    return context

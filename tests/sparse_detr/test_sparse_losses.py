@@ -1,0 +1,220 @@
+"""What Sparse DETR's scores and heads are trained on, and what the gradients reach."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from projects.dino.modeling import DINOCriterion
+from sparse_detr import decoder_attention_loss
+from tests.small_detectors import LAYERS, record
+from tests.sparse_detr.sparse_detectors import RECORDS, sparse
+from tokendetr import supervision
+from tokendetr.attention import locations_and_weights
+from tokendetr.decoder_attention import MAP_NAME
+from tokendetr.trace import record_tokens
+
+AUXILIARY = {
+    f"loss_{part}_enc_{i}" for part in ("class", "bbox", "giou") for i in range(LAYERS - 1)
+}
+
+
+def naive_map(looks, layout, shift):
+    """Loops in float64 over everything that the decoder samples."""
+    mass = [[0.0] * layout.num_tokens for _ in range(layout.batch_size)]
+    for locations, weights in looks:
+        images, queries, heads, levels, points = weights.shape
+        locations, weights = locations.double().tolist(), weights.double().tolist()
+        for b, q, m, lv, p in (
+            (b, q, m, lv, p)
+            for b in range(images)
+            for q in range(queries)
+            for m in range(heads)
+            for lv in range(levels)
+            for p in range(points)
+        ):
+            height, width = layout.level_shapes[lv]
+            x = locations[b][q][m][lv][p][0] * width - shift
+            y = locations[b][q][m][lv][p][1] * height - shift
+            for row in (math.floor(y), math.floor(y) + 1):
+                for column in (math.floor(x), math.floor(x) + 1):
+                    if 0 <= row < height and 0 <= column < width:
+                        share = (1 - abs(y - row)) * (1 - abs(x - column))
+                        token = layout.level_starts[lv] + row * width + column
+                        mass[b][token] += share * weights[b][q][m][lv][p]
+    return torch.tensor(mass)
+
+
+def looks_of(model, records, last: int):
+    """Locations and weights of the last queries of every decoder layer, and the traced pass."""
+    looks, handles = [], []
+
+    def look(attention, args, kwargs):
+        query = args[0] + kwargs["query_pos"]
+        reference = kwargs["reference_points"]
+        shapes = kwargs["level_shapes"]
+        looks.append(
+            locations_and_weights(attention, query[:, -last:], reference[:, -last:], shapes)
+        )
+
+    for layer in model.transformer.decoder.layers:
+        handles.append(layer.attentions[1].register_forward_pre_hook(look, with_kwargs=True))
+    with record_tokens() as trace, torch.no_grad():
+        losses = model(records)
+    for handle in handles:
+        handle.remove()
+    return looks, trace.forwards[0], losses
+
+
+@pytest.mark.parametrize("name", ["dino", "dn_two_stage", "h_two_stage", "dab_two_stage"])
+def test_the_map_equals_a_loop_over_the_matching_queries(name):
+    model = sparse(name, detector={"num_queries": 3}).train()
+    matching = getattr(model.transformer, "two_stage_num_proposals", 3)
+    looks, forward, _ = looks_of(model, RECORDS, matching)
+    assert len(looks) == LAYERS
+    expected = naive_map(looks, forward.layout, 0.5)
+    torch.testing.assert_close(
+        forward.maps[MAP_NAME].double(), expected.double(), rtol=1e-5, atol=1e-6
+    )
+    most = LAYERS * matching * 2  # the weights of each of two heads add up to 1
+    assert 0 < float(expected.sum(dim=1).max()) <= most
+
+
+@pytest.mark.parametrize("half_cell", [True, False])
+def test_the_loss_is_the_cross_entropy_with_the_most_attended_tokens(half_cell):
+    model = sparse(half_cell=half_cell, dam_weight=0.7).train()
+    looks, forward, losses = looks_of(model, RECORDS, 12)
+    mass = naive_map(looks, forward.layout, 0.5 if half_cell else 0.0)
+    score, total = forward.layers[0].scores["score"], 0.0
+    for image in range(len(RECORDS)):
+        valid = forward.layout.valid_BN[image].nonzero()[:, 0].tolist()
+        count = int(0.3 * len(valid)) + 1
+        best = sorted(valid, key=lambda i: (-float(mass[image][i]), i))[:count]
+        target = torch.tensor([float(i in best) for i in valid])
+        total += F.binary_cross_entropy_with_logits(score[image][valid], target) / len(RECORDS)
+    assert float(losses["loss_dam"]) == pytest.approx(0.7 * float(total), rel=1e-5)
+
+
+def test_the_scores_learn_from_their_own_loss_alone():
+    model = sparse().train()
+    losses = model(RECORDS)
+    head = list(model.transformer.encoder.sparsifier.score_head.parameters())
+    for name, loss in losses.items():
+        grads = torch.autograd.grad(loss, head, retain_graph=True, allow_unused=True)
+        touched = any(grad is not None and grad.abs().sum() > 0 for grad in grads)
+        assert touched == (name == "loss_dam"), name
+
+
+def test_the_scores_loss_reaches_the_projection_and_the_backbone_but_no_decoder():
+    model = sparse().train()
+    model(RECORDS)["loss_dam"].backward()
+    touched = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert not [name for name in touched if ".decoder." in name or "encoder.layers" in name]
+    assert any("backbone" in name for name in touched)
+    assert "transformer.enc_output.weight" in touched
+
+
+def test_each_layer_but_the_last_has_heads_that_its_losses_train():
+    model = sparse().train()
+    losses = model(RECORDS)
+    assert set(losses) >= AUXILIARY
+    assert not [name for name in losses if name.endswith(f"_enc_{LAYERS - 1}")]
+    sparsifier = model.transformer.encoder.sparsifier
+    heads = [*sparsifier.class_embed.parameters(), *sparsifier.bbox_embed.parameters()]
+    for name in losses.keys() - AUXILIARY:
+        grads = torch.autograd.grad(losses[name], heads, retain_graph=True, allow_unused=True)
+        assert all(grad is None for grad in grads), name
+    sum(losses[name] for name in AUXILIARY).backward()
+    assert all(parameter.grad is not None for parameter in heads)
+
+
+def auxiliary_losses(model, records) -> dict[str, float]:
+    with torch.no_grad():
+        return {k: float(v) for k, v in model(records).items() if k in AUXILIARY}
+
+
+def test_padding_entries_neither_match_nor_train():
+    """The batch's losses are the sum over images alone, weighted by the shared normaliser."""
+    model = sparse(detector={"dn_number": 0}).train()
+    together = auxiliary_losses(model, RECORDS)
+    with torch.no_grad():
+        for head in model.transformer.encoder.sparsifier.class_embed:
+            head.bias.fill_(20.0)  # a padding entry would now be trained hard
+    loud = auxiliary_losses(model, RECORDS)
+    counted = sparse(padding="counted", detector={"dn_number": 0}).train()
+    counted.load_state_dict(model.state_dict())
+    assert auxiliary_losses(counted, RECORDS)["loss_class_enc_0"] > loud["loss_class_enc_0"]
+    assert together.keys() == loud.keys() == AUXILIARY
+
+
+def test_heads_are_trained_by_the_detectors_criterion_with_its_weights():
+    model = sparse().train()
+    with torch.no_grad():
+        before = auxiliary_losses(model, RECORDS)
+        model.criterion.weight_dict["loss_bbox"] *= 3
+        after = auxiliary_losses(model, RECORDS)
+    assert isinstance(model.criterion, DINOCriterion)
+    assert after["loss_bbox_enc_0"] == pytest.approx(3 * before["loss_bbox_enc_0"], rel=1e-5)
+    assert after["loss_class_enc_0"] == pytest.approx(before["loss_class_enc_0"], rel=1e-5)
+
+
+def test_objectness_has_a_detection_head_before_the_first_layer():
+    model = sparse(selection="objectness").train()
+    losses = model(RECORDS)
+    assert {"loss_class_tokens", "loss_bbox_tokens", "loss_giou_tokens"} <= set(losses)
+    assert "loss_dam" not in losses
+    sum(losses.values()).backward()
+    sparsifier = model.transformer.encoder.sparsifier
+    assert all(parameter.grad is not None for parameter in sparsifier.parameters())
+
+
+def test_random_has_nothing_to_learn_but_the_heads():
+    model = sparse(selection="random", auxiliary_heads=False)
+    assert not list(model.transformer.encoder.sparsifier.parameters())
+    assert "loss_dam" not in model.train()(RECORDS)
+
+
+def test_images_without_boxes_train():
+    losses = sparse().train()([record(64, 96, seed=3), record(48, 64, seed=4)])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["loss_bbox_enc_0"] == 0
+
+
+def test_hooks_are_gone_after_the_pass_also_when_it_fails():
+    model = sparse().train()
+    attention = model.transformer.decoder.layers[0].attentions[1]
+    model(RECORDS)
+    assert not attention._forward_pre_hooks
+    model.transformer.decoder.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(RECORDS)
+    assert not attention._forward_pre_hooks and supervision.current() is None
+
+
+def test_activation_checkpointing_counts_every_loss_once():
+    plain, again = (
+        sparse(detector={"dn_number": 0}),
+        sparse(detector={"dn_number": 0, "use_checkpoint": True}),
+    )
+    again.transformer.encoder.use_checkpoint = True
+    results = []
+    for model in (plain.train(), again.train()):
+        losses = model(RECORDS)
+        sum(losses.values()).backward()
+        results.append((losses, [p.grad for p in model.parameters()]))
+    for name, loss in results[0][0].items():
+        torch.testing.assert_close(results[1][0][name], loss)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_counts_nothing_in_the_loss():
+    score = torch.tensor([[3.0, -1.0, 9.0], [0.5, 2.0, -4.0]])
+    mass = torch.tensor([[0.1, 0.2, 5.0], [1.0, 0.0, 2.0]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    loss = decoder_attention_loss(score, mass, [1, 2], valid_BN=valid)
+    bce = F.binary_cross_entropy_with_logits
+    first = bce(score[0, :2], torch.tensor([0.0, 1.0]))
+    second = bce(score[1], torch.tensor([1.0, 0.0, 1.0]))
+    torch.testing.assert_close(loss, (first + second) / 2)
