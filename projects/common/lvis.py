@@ -1,7 +1,7 @@
 """Training on LVIS v1 with 16 images per step. The schedule is the experiment's."""
 
 from ...configs.common.data.lvis_detr import dataloader
-from .coco import train
+from .coco import optimizer, train
 
 NUM_CLASSES = 1203
 ITERATIONS_PER_EPOCH = 6261  # of 100,170 images
