@@ -1,0 +1,59 @@
+"""What the foreground selector is trained on: tokens inside boxes of their level's size.
+
+Shapes: B image, N all tokens.
+"""
+
+from collections.abc import Sequence
+
+from detrex.layers import box_cxcywh_to_xyxy
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+from tokendetr.supervision import ImageTargets
+from tokendetr.tokens import LevelLayout, box_labels
+
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+
+
+def foreground_labels(
+    targets: Sequence[ImageTargets],
+    layout: LevelLayout,
+    *,
+    strides: Sequence[int],
+    size_ranges: Sequence[tuple[float, float]],
+) -> Tensor:
+    """Return bool [B, N], True where a token's centre is inside a box of its level's size range.
+
+    Args:
+        targets: annotations of each image.
+        layout: the batch.
+        strides: pixels per token of each level, finest first.
+        size_ranges: per level, see :func:`tokendetr.tokens.grid_labels`.
+    """
+    boxes_xyxy_px = []
+    for target in targets:
+        height, width = target.image_size
+        boxes = box_cxcywh_to_xyxy(target.boxes_cxcywh_norm)
+        boxes_xyxy_px.append(boxes * boxes.new_tensor([width, height, width, height]))
+    return box_labels(
+        boxes_xyxy_px, layout, strides=strides, rule="center", size_ranges=size_ranges
+    )
+
+
+def foreground_loss(logits_BN: Tensor, labels_BN: Tensor, counted_BN: Tensor | None) -> Tensor:
+    """Return the focal loss, summed over an image's tokens, per positive one, mean over images.
+
+    Args:
+        logits_BN: foreground logits.
+        labels_BN: bool, see :func:`foreground_labels`.
+        counted_BN: bool, the tokens that take part; None: all of them.
+
+    Source: Focus-DETR, arXiv 2307.12612, equation 7; normalised as in the published code.
+    """
+    loss_BN = sigmoid_focal_loss(
+        logits_BN.float(), labels_BN.float(), alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA
+    )
+    if counted_BN is not None:
+        loss_BN = loss_BN.masked_fill(~counted_BN, 0.0)
+    positives_B = labels_BN.sum(dim=1).clamp_min(1)
+    return (loss_BN.sum(dim=1) / positives_B).mean()

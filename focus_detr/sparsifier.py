@@ -1,0 +1,260 @@
+"""Focus-DETR as a token sparsifier: foreground tokens only, and attention among object tokens.
+
+Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, S class.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from focus_detr.budget import FocusBudget
+from focus_detr.foreground_loss import foreground_labels, foreground_loss
+from focus_detr.object_attention import ObjectAttention
+from focus_detr.selector import ForegroundSelector, Modulation
+from tokendetr import supervision, trace
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.host import current_host
+from tokendetr.tokens import (
+    Keep,
+    TokenMap,
+    overlapping_size_ranges,
+    put_rows,
+    take_rows,
+    topk_valid,
+    valid_from_counts,
+)
+
+FINE_SCORES = ("probability", "logits")
+SELECTIONS = ("foreground", "random")
+PUBLISHED_OPTIONS: dict[str, Any] = {
+    "value_policy": "initial",
+    "fine_score": "logits",
+    "mask_padding": False,
+    "counts": "batch",
+    "size_ranges": ((-1, 64), (64, 128), (128, 256), (256, math.inf)),
+}
+"""Arguments of :class:`FocusSparsifier` that make it compute what the published code computes."""
+
+
+class FocusSparsifier(TokenSparsifier):
+    """Updates the tokens that look like foreground, fewer in each layer; the best attend to each
+    other.
+
+    A foreground score, trained on boxes, ranks all tokens once. Every layer works on a prefix of
+    that ranking; before its deformable attention, the tokens with the best product of foreground
+    score and class score attend to each other. Scores come from the detector's own two-stage
+    projection and class head.
+
+    Args:
+        embed_dim: channels C of the encoder.
+        num_heads: heads of the attention among object tokens.
+        num_layers: encoder layers.
+        num_levels: feature levels.
+        keep_ratio: mean share of tokens that layers update, in (0, 1].
+        layer_ratios: the share of each layer; falling in equal steps to 0.1 where None.
+        num_objects: tokens that attend to each other, at most; 0 leaves the dual attention out.
+        modulation: see :class:`focus_detr.selector.ForegroundSelector`.
+        strides: pixels per token of each level, finest first.
+        size_ranges: per level, which boxes its tokens are trained on, see
+            :func:`tokendetr.tokens.grid_labels`; None: ranges that end at 8 strides of their level,
+            each starting in the middle of the one before.
+        loss_weight: weight of the foreground loss ``loss_foreground``.
+        fine_score: object tokens are chosen by the product of "probability" s or of raw "logits".
+        mask_padding: whether padding is left out of the selector and of its loss.
+        counts: see :class:`focus_detr.budget.FocusBudget`.
+        selection: "foreground", or "random" (for comparison).
+        value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+
+    Raises:
+        ValueError: for values out of range; the message names the argument.
+
+    Source: Focus-DETR, arXiv 2307.12612, section 3. Differs: k clamps to the tokens there are, the
+    loss is computed from logits, padding counts nowhere; :data:`PUBLISHED_OPTIONS` gives the
+    published code's numbers.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        num_layers: int = 6,
+        num_levels: int = 4,
+        keep_ratio: float = 0.3,
+        layer_ratios: Sequence[float] | None = None,
+        num_objects: int = 300,
+        modulation: Modulation = "top_down",
+        strides: Sequence[int] = (8, 16, 32, 64),
+        size_ranges: Sequence[Sequence[float]] | None = None,
+        loss_weight: float = 1.5,
+        fine_score: Literal["probability", "logits"] = "probability",
+        mask_padding: bool = True,
+        counts: Literal["per_image", "batch"] = "per_image",
+        selection: Literal["foreground", "random"] = "foreground",
+        value_policy: ValuePolicy = "updated",
+    ) -> None:
+        super().__init__(value_policy=value_policy)
+        ratios = None if layer_ratios is None else tuple(float(ratio) for ratio in layer_ratios)
+        self.budget = FocusBudget(float(keep_ratio), num_layers, ratios, counts)
+        for name, value, choices in (
+            ("fine_score", fine_score, FINE_SCORES),
+            ("selection", selection, SELECTIONS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        if num_objects < 0 or loss_weight < 0:
+            raise ValueError(
+                "num_objects and loss_weight must be at least 0, "
+                f"got {num_objects} and {loss_weight}"
+            )
+        self.strides = tuple(strides)
+        if len(self.strides) != num_levels:
+            raise ValueError(f"strides needs {num_levels} values, got {self.strides}")
+        if size_ranges is None:
+            ends_px = [8 * stride for stride in self.strides[:-1]]
+            self.size_ranges = overlapping_size_ranges(ends_px)
+        else:
+            self.size_ranges = tuple((float(low), float(high)) for low, high in size_ranges)
+        if len(self.size_ranges) != num_levels:
+            raise ValueError(f"size_ranges needs {num_levels} ranges, got {self.size_ranges}")
+        self.num_objects = num_objects
+        self.loss_weight = loss_weight
+        self.fine_score = fine_score
+        self.mask_padding = mask_padding
+        self.selection = selection
+        self.selector = ForegroundSelector(
+            embed_dim=embed_dim,
+            num_levels=num_levels,
+            modulation=modulation,
+            mask_padding=mask_padding,
+        )
+        self.object_attentions = nn.ModuleList(
+            ObjectAttention(embed_dim=embed_dim, num_heads=num_heads)
+            for _ in range(num_layers if num_objects else 0)
+        )
+
+    def plan(self, context: EncoderContext) -> "FocusPlan":
+        """Return the plan of one forward pass.
+
+        Raises:
+            ValueError: where the encoder has other numbers of layers or levels.
+            HostError: where the detector around the encoder has no two-stage projection and heads.
+        """
+        if self.budget.num_layers != context.num_layers:
+            raise ValueError(
+                f"the sparsifier was built for num_layers={self.budget.num_layers}, "
+                f"the encoder has {context.num_layers}"
+            )
+        if self.selector.num_levels != context.layout.num_levels:
+            raise ValueError(
+                f"the sparsifier was built for num_levels={self.selector.num_levels}, "
+                f"the encoder got {context.layout.num_levels} feature levels"
+            )
+        return FocusPlan(context, self)
+
+
+class FocusPlan(TokenPlan):
+    """One forward pass: one ranking, a prefix of it per layer, and the foreground loss.
+
+    Args:
+        context: the forward pass.
+        sparsifier: modules and options.
+    """
+
+    def __init__(self, context: EncoderContext, sparsifier: FocusSparsifier) -> None:
+        super().__init__(context)
+        self.focus = sparsifier
+        layout, budget = context.layout, sparsifier.budget
+        self._heads = current_host()
+        self._logits_BN = self._foreground_logits()
+        trace.record_score("foreground", self._logits_BN)
+        self._tokens = [sum(levels) for levels in layout.valid_counts]
+        score_BN = self._logits_BN.detach()
+        if sparsifier.selection == "random":
+            score_BN = torch.rand_like(score_BN)
+        longest, _ = budget.layer_counts(0, self._tokens)
+        self._order_BK, _ = topk_valid(
+            score_BN,
+            [longest] * layout.batch_size,
+            valid_BN=layout.valid_BN if layout.may_have_padding else None,
+            valid_counts=self._tokens,
+        )
+        self._maps: dict[int, TokenMap] = {}
+
+    def _foreground_logits(self) -> Tensor:
+        context = self.context
+        tokens_BNC = context.memory_BNC
+        if context.query_pos_BNC is not None:
+            tokens_BNC = tokens_BNC + context.query_pos_BNC
+        projected_BNC = self._heads.project(tokens_BNC, context.layout)
+        return self.focus.selector(projected_BNC, context.layout)
+
+    def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
+        """Return the best tokens of the ranking, as many as the layer keeps."""
+        if self.focus.budget.ratios[layer] == 1:
+            return self._identity
+        length, counts = self.focus.budget.layer_counts(layer, self._tokens)
+        if length not in self._maps:
+            self._maps[length] = Keep(
+                index_BK=self._order_BK[:, :length],
+                valid_BK=valid_from_counts(counts, length, memory_BNC.device),
+            )
+        return self._maps[length]
+
+    def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
+        """Let the tokens that look most like objects attend to each other."""
+        if not self.focus.object_attentions:
+            return tokens_BKC
+        index_BQ, valid_BQ = self._choose_objects(layer, tokens_BKC, token_map)
+        objects_BQC = take_rows(tokens_BKC, index_BQ)
+        pos_BNC = self.context.query_pos_BNC
+        anchor_BK = token_map.anchor_BK
+        token_BQ = index_BQ if anchor_BK is None else anchor_BK.gather(1, index_BQ)
+        updated_BQC = self.focus.object_attentions[layer](
+            objects_BQC, None if pos_BNC is None else take_rows(pos_BNC, token_BQ), valid_BQ
+        )
+        if valid_BQ is not None:
+            updated_BQC = torch.where(valid_BQ[..., None], updated_BQC, objects_BQC)
+        return put_rows(tokens_BKC, index_BQ, updated_BQC)
+
+    @torch.no_grad()
+    def _choose_objects(
+        self, layer: int, tokens_BKC: Tensor, token_map: TokenMap
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the places of the object tokens, long [B, Q], and which of them are real."""
+        head = self._heads.class_head
+        # Casts of weights made without gradients would be reused by the two-stage head.
+        with torch.autocast(tokens_BKC.device.type, enabled=False):
+            dtype = next(head.parameters()).dtype
+            category_BK = head(tokens_BKC.to(dtype)).amax(dim=-1)
+            foreground_BK = token_map.select(self._logits_BN.detach()).to(dtype)
+            if self.focus.fine_score == "probability":
+                category_BK, foreground_BK = category_BK.sigmoid(), foreground_BK.sigmoid()
+            score_BK = category_BK * foreground_BK
+        length, counts = self.focus.budget.layer_counts(layer, self._tokens)
+        valid_BK = token_map.valid_BK
+        if self.focus.budget.counts == "batch":  # entries that are thrown away take part
+            counts, valid_BK = [length] * len(counts), None
+        return topk_valid(
+            score_BK,
+            [min(self.focus.num_objects, count) for count in counts],
+            valid_BN=valid_BK,
+            valid_counts=counts,
+        )
+
+    def finish(self, memory_BNC: Tensor) -> Tensor:
+        """Ask for the foreground loss ``loss_foreground`` in training."""
+        context, focus = supervision.current(), self.focus
+        if context is None or not focus.training or not torch.is_grad_enabled():
+            return memory_BNC
+        layout = self.context.layout
+        labels_BN = foreground_labels(
+            context.targets, layout, strides=focus.strides, size_ranges=focus.size_ranges
+        )
+        counted_BN = layout.valid_BN if focus.mask_padding else None
+        loss = foreground_loss(self._logits_BN, labels_BN, counted_BN)
+        context.add("loss_foreground", focus.loss_weight * loss)
+        return memory_BNC

@@ -1,0 +1,16 @@
+from detectron2.config import LazyCall as L
+
+from focus_detr import FocusSparsifier
+
+# Sizes are those of the encoder that the sparsifier is put into.
+sparsifier = L(FocusSparsifier)(
+    embed_dim="${..embed_dim}",
+    num_heads="${..num_heads}",
+    num_layers="${..num_layers}",
+    num_levels="${..num_feature_levels}",
+    keep_ratio=0.3,
+    num_objects=300,
+    modulation="top_down",
+    strides=[8, 16, 32, 64],
+    loss_weight=1.5,
+)
