@@ -33,11 +33,13 @@ class ImageTargets:
         boxes_cxcywh_norm: float [G, 4], relative to the image's own (unpadded) width and height.
         labels: long [G], class indices from 0.
         image_size: (height, width) in pixels.
+        masks: detectron2's ``gt_masks`` of the G objects, or None.
     """
 
     boxes_cxcywh_norm: Tensor
     labels: Tensor
     image_size: tuple[int, int]
+    masks: Any = None
 
 
 class Supervision:
@@ -52,9 +54,32 @@ class Supervision:
         self.owner = model
         self.criterion: Any = getattr(model, "criterion", None)
         self.losses: dict[str, Tensor] = {}
+        self.outputs: dict[int, dict[str, Any]] = {}
         self._batched_inputs = batched_inputs
         self._waiting: list[Callable[[], None]] = []
         self._entered = ExitStack()
+
+    @functools.cached_property
+    def image_sizes(self) -> tuple[tuple[int, int], ...] | None:
+        """(height, width) of each image in pixels, as the model got it; None where unknown."""
+        inputs = self._batched_inputs
+        if not isinstance(inputs, Sequence):
+            return None
+        sizes = []
+        for record in inputs:
+            image = record.get("image") if isinstance(record, Mapping) else None
+            if not isinstance(image, Tensor) or image.dim() != 3:
+                return None
+            sizes.append((int(image.shape[-2]), int(image.shape[-1])))
+        return tuple(sizes)
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether every image has ``instances``."""
+        inputs = self._batched_inputs
+        return isinstance(inputs, Sequence) and all(
+            isinstance(record, Mapping) and "instances" in record for record in inputs
+        )
 
     @functools.cached_property
     def targets(self) -> list[ImageTargets]:
@@ -89,6 +114,16 @@ class Supervision:
             raise ValueError(f"loss {name!r} must be a scalar, got shape {list(loss.shape)}")
         self.losses[name] = loss
 
+    def add_output(self, image: int, name: str, value: Any) -> None:
+        """Put something beside an image's detections in evaluation, such as a selection map.
+
+        Args:
+            image: position of the image in the batch.
+            name: a new key of the image's output dict.
+            value: anything.
+        """
+        self.outputs.setdefault(image, {})[name] = value
+
     def when_done(self, callback: Callable[[], None]) -> None:
         """Call back when the model's own forward pass has succeeded, before losses are merged.
 
@@ -118,6 +153,9 @@ class _Replay(Supervision):
 
     def add(self, name: str, loss: Tensor) -> None:
         """Ignore the loss: it was added when the block ran first."""
+
+    def add_output(self, image: int, name: str, value: Any) -> None:
+        """Ignore the output, likewise."""
 
     def when_done(self, callback: Callable[[], None]) -> None:
         """Ignore the callback, likewise."""
@@ -196,8 +234,12 @@ def _close(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
         stack[-1].close(succeeded=output is not None)
     finally:
         _OPEN.set(stack[:-1])
+    if output is None:
+        return None
+    if not model.training:
+        return _with_outputs(output, stack[-1].outputs)
     losses = stack[-1].losses
-    if not losses or not model.training or output is None:
+    if not losses:
         return None
     if not isinstance(output, Mapping):
         raise TypeError(
@@ -208,6 +250,16 @@ def _close(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
     if taken:
         raise ValueError(f"{type(model).__name__} already returns losses named {taken}")
     return {**output, **losses}
+
+
+def _with_outputs(results: Any, outputs: Mapping[int, Mapping[str, Any]]) -> Any:
+    """Return a model's list of detections with what its parts put beside them."""
+    if not outputs or not isinstance(results, Sequence):
+        return None  # the results stay as they are
+    return [
+        {**result, **outputs.get(image, {})} if isinstance(result, Mapping) else result
+        for image, result in enumerate(results)
+    ]
 
 
 def _locate(name: str) -> Callable[..., nn.Module]:
@@ -240,4 +292,5 @@ def _image_targets(index: int, record: Mapping[str, Any], device: torch.device) 
         boxes_cxcywh_norm=box_xyxy_to_cxcywh(boxes_xyxy_px) / size,
         labels=instances.gt_classes.to(device),
         image_size=(int(height), int(width)),
+        masks=instances.gt_masks if instances.has("gt_masks") else None,
     )

@@ -30,23 +30,26 @@ class LayerTrace:
 
 @dataclass
 class ForwardTrace:
-    """One pass of one encoder.
+    """One pass of one encoder, or of one stage of a backbone.
 
     Attributes:
         layout: geometry of the batch.
         layers: the encoder's layers in order.
         maps: what became known of the tokens after the encoder, by name, such as
             ``decoder_attention`` [B, N].
+        name: what it is, such as ``encoder``.
     """
 
     layout: LevelLayout
     layers: list[LayerTrace] = field(default_factory=list)
     maps: dict[str, Tensor] = field(default_factory=dict)
+    name: str = "encoder"
 
 
 @dataclass
 class TokenTrace:
-    """All encoder passes inside one ``with record_tokens()`` block, in order."""
+    """All encoder passes and backbone stages inside one ``with record_tokens()`` block, in
+    order."""
 
     forwards: list[ForwardTrace] = field(default_factory=list)
 
@@ -73,11 +76,11 @@ def record_tokens() -> Iterator[TokenTrace]:
         _RECORDER.reset(token)
 
 
-def begin_forward(layout: LevelLayout) -> None:
+def begin_forward(layout: LevelLayout, name: str = "encoder") -> None:
     """Note that an encoder begins to work on a batch (called by the encoder)."""
     recorder = _RECORDER.get()
     if recorder is not None:
-        recorder.trace.forwards.append(ForwardTrace(layout))
+        recorder.trace.forwards.append(ForwardTrace(layout, name=name))
         recorder.scores = {}
 
 

@@ -20,6 +20,7 @@ from tokendetr.train.checkpoint import (
     plain_state,
     write_atomically,
 )
+from tokendetr.train.key_names import grouped_keys
 from tokendetr.train.weights import (
     CheckpointMismatchError,
     UnsafeCheckpointError,
@@ -377,3 +378,13 @@ def test_slim_keeps_what_half_precision_cannot_hold(tmp_path):
         save_slim(model, path)
     with pytest.raises(ValueError, match="must end in .safetensors"):
         save_slim(model, str(tmp_path / "slim.pth"))
+
+
+def test_keys_that_differ_in_one_part_are_written_as_one():
+    keys = [f"backbone.blocks.{i}.gate.{kind}" for i in (0, 1, 4) for kind in ("weight", "bias")]
+    assert grouped_keys([*keys, "head.bias", "norm.bias"]) == [
+        "backbone.blocks.{0,1,4}.gate.{weight,bias}",
+        "head.bias",
+        "norm.bias",
+    ]
+    assert grouped_keys([]) == []

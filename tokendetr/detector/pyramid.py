@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tokendetr.canvas import showing
 from tokendetr.detector.images import ImageBatch, pad_images
 from tokendetr.folding import folded_norms
 from tokendetr.tokens import LevelLayout
@@ -60,7 +61,8 @@ def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> 
     """
     images = pad_images(batch)
     canvas = (images.shape[-2], images.shape[-1])
-    features = list(neck(backbone(images)))
+    with showing(range(len(batch.sizes)), batch.sizes):
+        features = list(neck(backbone(images)))
     covered = [
         [covered_size(size, canvas, (f.shape[-2], f.shape[-1])) for size in batch.sizes]
         for f in features
@@ -81,7 +83,7 @@ def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -
         if images.device.type == "cpu":
             # oneDNN converts every layer's input and output where channels do not come last.
             images = images.contiguous(memory_format=torch.channels_last)
-        with folded_norms(backbone):
+        with folded_norms(backbone), showing(rows, [size] * len(rows)):
             results[size] = list(neck(backbone(images)))
     if len(groups) == 1:
         (features,) = results.values()

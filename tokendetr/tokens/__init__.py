@@ -19,6 +19,7 @@ from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.maps import Identity, Keep, TokenMap, put_rows, take_rows
 from tokendetr.tokens.merge import AffinityGroup, Merge, WindowGroup
 from tokendetr.tokens.mix import Mix, Recovery, nearest_recovery
+from tokendetr.tokens.pack import Pack, window_order
 from tokendetr.tokens.score import ScoreHead
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
@@ -35,6 +36,7 @@ __all__ = [
     "Merge",
     "Mix",
     "Recovery",
+    "Pack",
     "ScoreHead",
     "SimilarityAssignment",
     "TokenMap",
@@ -55,5 +57,6 @@ __all__ = [
     "valid_from_counts",
     "window_coherence",
     "window_members",
+    "window_order",
     "window_validity",
 ]

@@ -15,6 +15,8 @@ from fvcore.common.checkpoint import Checkpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from tokendetr.train.key_names import grouped_keys
+
 __all__ = [
     "CheckpointMismatchError",
     "LoadReport",
@@ -169,9 +171,13 @@ class LoadReport:
             f"{k}: {list(a)} in the file, {list(b)} in the model" for k, a, b in self.wrong_shape
         ]
         rows = [
-            ("matched", len(self.matched), ""),
-            ("missing in the file", len(self.missing), _shortened(self.missing)),
-            ("unexpected in the file", len(self.unexpected), _shortened(self.unexpected)),
+            ("matched", len(self.matched), _shortened(grouped_keys(self.matched))),
+            ("missing in the file", len(self.missing), _shortened(grouped_keys(self.missing))),
+            (
+                "unexpected in the file",
+                len(self.unexpected),
+                _shortened(grouped_keys(self.unexpected)),
+            ),
             ("wrong shape", len(shapes), _shortened(shapes)),
         ]
         return tabulate(rows, headers=("keys", "number", "which"), tablefmt="pipe")

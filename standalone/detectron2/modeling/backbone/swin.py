@@ -272,11 +272,14 @@ class BasicLayer(nn.Module):
         )
         self.downsample = PatchMerging(dim, norm_layer) if downsample else None
 
-    def forward(self, x_BNC: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BNC: Tensor, height: int, width: int
+    ) -> tuple[Tensor, int, int, Tensor, int, int]:
         """Transform the map [B, height * width, C].
 
         Returns:
-            The result of the blocks, and the input of the next stage.
+            The result of the blocks with its height and width, and the input of the next stage with
+            its height and width.
         """
         size = self.window_size
         padded_height, padded_width = height + -height % size, width + -width % size
@@ -289,8 +292,9 @@ class BasicLayer(nn.Module):
             else:
                 x_BNC = block(x_BNC, height, width, mask)
         if self.downsample is None:
-            return x_BNC, x_BNC
-        return x_BNC, self.downsample(x_BNC, height, width)
+            return x_BNC, height, width, x_BNC, height, width
+        merged = self.downsample(x_BNC, height, width)
+        return x_BNC, height, width, merged, (height + 1) // 2, (width + 1) // 2
 
 
 class PatchEmbed(nn.Module):
@@ -467,10 +471,9 @@ class SwinTransformer(Backbone):
         x = self.pos_drop(x.flatten(2).transpose(1, 2))
         outputs = {}
         for stage, layer in enumerate(self.layers):
-            out, x = layer(x, height, width)
+            out, out_height, out_width, x, height, width = layer(x, height, width)
             if stage in self.out_indices:
                 out = getattr(self, f"norm{stage}")(out)
-                out = out.view(-1, height, width, self.num_features[stage])
+                out = out.view(-1, out_height, out_width, self.num_features[stage])
                 outputs[f"p{stage}"] = out.permute(0, 3, 1, 2).contiguous()
-            height, width = (height + 1) // 2, (width + 1) // 2
         return outputs

@@ -1,0 +1,251 @@
+"""SPT: a Swin Transformer whose last stages attend with selected tokens."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from detectron2.modeling.backbone import SwinTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from spt_backbone.block import (
+    FEED_FORWARDS,
+    BlockOptions,
+    FeedForward,
+    Selection,
+    SelectPackStage,
+    make_gate,
+    scores,
+)
+from spt_backbone.labels import LABEL_KINDS, LabelKind, object_cells
+from spt_backbone.losses import selection_loss, selection_masks, write_metrics
+from spt_backbone.selection import SelectionRule, pool_scores
+from tokendetr import trace
+from tokendetr.canvas import Canvas, shown
+from tokendetr.supervision import current
+from tokendetr.tokens import LevelLayout
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_NAME = "token_selection"
+"""Key of an image's output dict in evaluation: by stage what its blocks selected."""
+
+
+class SPT(SwinTransformer):
+    """Backbone with select-and-pack attention; outputs ``p0`` ... ``p3`` at strides 4 ... 32.
+
+    Stages from ``start_stage`` on attend with the tokens that a linear gate selects; the others go
+    straight to the feed-forward network. Inside a supervised model
+    (:func:`tokendetr.config.supervised`) it adds ``loss_selection`` in training, writes select
+    ratios to the event storage, and in evaluation puts ``token_selection`` beside an image's
+    detections. Weights have the names of :class:`SwinTransformer`; the gates are new.
+
+    Args:
+        depths: blocks of each stage; the paper's SPT has four more in the third stage than Swin.
+        num_heads: attention heads of each stage.
+        embed_dim: channels of the first stage; every stage doubles them.
+        window_size: side of Swin's windows in tokens.
+        container_length: slots of a container; None for ``window_size ** 2``.
+        start_stage: first stage, from 1, that selects.
+        threshold: a token is selected where its probability is larger.
+        evaluation_threshold: the same in evaluation; None for ``threshold``.
+        temperature: of the Gumbel-Softmax.
+        keep_ratio: None lets the threshold decide; a number selects that part of every image.
+        selection_loss_weight: of ``loss_selection``; 0 asks for no loss.
+        selection_labels: what the gates learn to find, "boxes" or "masks".
+        position_bias: bias attention by Swin's table, at the tokens' true offsets.
+        ffn_on: feed-forward networks work on "all" tokens or the "selected" ones.
+        extra_blocks: what blocks get that a checkpoint with fewer blocks lacks: "fresh" leaves
+            their initial weights, "copied" repeats the last blocks of the stage.
+        **swin: further arguments of :class:`SwinTransformer`.
+
+    Raises:
+        ValueError: for an argument out of its range.
+
+    Source: SPT, arXiv 2410.23608.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: tuple[int, ...] = (2, 2, 10, 2),
+        num_heads: tuple[int, ...] = (3, 6, 12, 24),
+        embed_dim: int = 96,
+        window_size: int = 7,
+        container_length: int | None = None,
+        start_stage: int = 3,
+        threshold: float = 0.01,
+        evaluation_threshold: float | None = None,
+        temperature: float = 1.0,
+        keep_ratio: float | None = None,
+        selection_loss_weight: float = 0.01,
+        selection_labels: LabelKind = "boxes",
+        position_bias: bool = True,
+        ffn_on: FeedForward = "all",
+        extra_blocks: Literal["fresh", "copied"] = "fresh",
+        **swin: Any,
+    ) -> None:
+        super().__init__(
+            embed_dim=embed_dim,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=window_size,
+            **swin,
+        )
+        _check_choice("ffn_on", ffn_on, FEED_FORWARDS)
+        _check_choice("selection_labels", selection_labels, LABEL_KINDS)
+        _check_choice("extra_blocks", extra_blocks, ("fresh", "copied"))
+        if not 1 <= start_stage <= len(depths):
+            raise ValueError(f"start_stage must be 1 to {len(depths)}, got {start_stage}")
+        if swin.get("attn_drop_rate", 0.0) != 0:
+            raise ValueError("SPT has no dropout of attention weights: attn_drop_rate must be 0")
+        self.start_stage = start_stage
+        self.patch_size = int(self.patch_embed.patch_size[0])
+        self.selection_loss_weight = selection_loss_weight
+        self.selection_labels: LabelKind = selection_labels
+        self.extra_blocks = extra_blocks
+        options = BlockOptions(
+            rule=SelectionRule(threshold, evaluation_threshold, temperature, keep_ratio),
+            container_length=container_length or window_size**2,
+            position_bias=position_bias,
+            ffn_on=ffn_on,
+        )
+        for index in range(start_stage - 1, len(depths)):
+            self.layers[index] = SelectPackStage(self.layers[index], options)
+        self.gate = make_gate(self.num_features[start_stage - 2]) if start_stage > 1 else None
+        self.register_load_state_dict_pre_hook(_fill_extra_blocks)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map images [B, in_chans, H, W] to ``p<stage>`` maps [B, C, h, w]."""
+        canvas = shown(x)
+        x_BNC, height, width = self._embed(x)
+        finer_BN: Tensor | None = None
+        outputs, selections = {}, []
+        for index, stage in enumerate(self.layers):
+            if isinstance(stage, SelectPackStage):
+                layout = self._layout(canvas, index, (height, width), x_BNC.device)
+                out_BNC, choices = stage(x_BNC, layout, finer_BN)
+                selections += [Selection(z, pack, layout, index + 1) for z, pack in choices]
+                finer_BN = pool_scores(choices[-1][0], layout)
+                out_height, out_width = height, width
+                if stage.downsample is not None:
+                    x_BNC = stage.downsample(out_BNC, height, width)
+                height, width = (height + 1) // 2, (width + 1) // 2
+            else:
+                out_BNC, out_height, out_width, x_BNC, height, width = stage(x_BNC, height, width)
+                if index + 2 == self.start_stage and self.gate is not None:
+                    layout = self._layout(canvas, index, (out_height, out_width), x_BNC.device)
+                    score_BN = scores(self.gate, out_BNC)
+                    selections.append(Selection(score_BN, None, layout, index + 1))
+                    finer_BN = pool_scores(score_BN, layout)
+            if index in self.out_indices:
+                out_BNC = getattr(self, f"norm{index}")(out_BNC)
+                grid_BHWC = out_BNC.unflatten(1, (out_height, out_width))
+                outputs[f"p{index}"] = grid_BHWC.permute(0, 3, 1, 2).contiguous()
+        _record(selections)
+        self._report(selections, canvas)
+        return outputs
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
+        """Return the tokens of the first stage and the height and width of their grid."""
+        x_BCHW = self.patch_embed(images)
+        height, width = x_BCHW.shape[-2:]
+        if self.ape:
+            x_BCHW = x_BCHW + F.interpolate(
+                self.absolute_pos_embed, size=(height, width), mode="bicubic"
+            )
+        return self.pos_drop(x_BCHW.flatten(2).transpose(1, 2)), height, width
+
+    def _stride(self, index: int) -> int:
+        return self.patch_size * 2**index
+
+    def _layout(
+        self, canvas: Canvas, index: int, grid: tuple[int, int], device: torch.device
+    ) -> LevelLayout:
+        """Return which tokens of a stage show something of their image."""
+        stride = self._stride(index)
+        sizes = [tuple(-(-pixels // stride) for pixels in size) for size in canvas.sizes]
+        return LevelLayout.from_valid_sizes([grid], [[size] for size in sizes], device=device)
+
+    def _report(self, selections: list[Selection], canvas: Canvas) -> None:
+        """Add the loss and the metrics (training), or the choice beside the detections."""
+        context = current()
+        if context is None:
+            return
+        if not self.training:
+            for row, choice in zip(canvas.rows, _choices(selections, self._stride(0)), strict=True):
+                context.add_output(row, OUTPUT_NAME, choice)
+            return
+        labels = None
+        if self.selection_loss_weight > 0 or context.is_annotated:
+            first, last = selections[0], selections[-1]
+            strides = [self._stride(stage - 1) for stage in range(first.stage, last.stage + 1)]
+            cells = object_cells(
+                [context.targets[row] for row in canvas.rows],
+                first.layout.level_shapes[0],
+                strides,
+                kind=self.selection_labels,
+            )
+            labels = dict(enumerate(cells, start=first.stage))
+        if labels is not None and self.selection_loss_weight > 0:
+            loss = self.selection_loss_weight * selection_loss(selections, labels)
+            context.add("loss_selection", loss)
+        write_metrics(selections, labels)
+
+
+def _record(selections: list[Selection]) -> None:
+    """Show the choices to whoever records tokens, each stage as a forward pass of its own."""
+    stage = 0
+    for selection in selections:
+        if selection.pack is None:
+            continue
+        if selection.stage != stage:
+            stage = selection.stage
+            trace.begin_forward(selection.layout, f"backbone stage {stage}")
+        trace.record_score("gate", selection.logit_BN)
+        trace.record_layer(selection.pack)
+
+
+def _choices(selections: list[Selection], patch_size: int) -> list[dict[int, Tensor]]:
+    """Return per image by stride in pixels what the blocks of a stage selected, bool [blocks, H,
+    W]."""
+    layouts = {selection.stage: selection.layout for selection in selections}
+    images: list[dict[int, Tensor]] = []
+    for stage, mask_LBN in selection_masks(selections).items():
+        layout = layouts[stage]
+        mask_LBHW = mask_LBN.unflatten(2, layout.level_shapes[0])
+        for image, sizes in enumerate(layout.known_sizes or ()):
+            if len(images) <= image:
+                images.append({})
+            height, width = sizes[0]
+            stride = patch_size * 2 ** (stage - 1)
+            images[image][stride] = mask_LBHW[:, image, :height, :width]
+    return images
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def _fill_extra_blocks(
+    model: SPT, state: dict[str, Any], prefix: str, *_: Any, **__: Mapping[str, Any]
+) -> None:
+    """Before loading: give blocks that a checkpoint lacks the weights of its last blocks."""
+    if model.extra_blocks != "copied":
+        return
+    stages: Any = model.layers
+    for index, stage in enumerate(stages):
+        start = f"{prefix}layers.{index}.blocks."
+        known = {int(key[len(start) :].split(".")[0]) for key in state if key.startswith(start)}
+        have = max(known, default=-1) + 1
+        wanted = len(stage.blocks)
+        if not 0 < have < wanted:
+            continue
+        for block in range(have, wanted):
+            # Even and odd blocks have plain and shifted windows: a copy keeps its kind.
+            source = have - 1 - (have - 1 - block) % 2
+            for key in [k for k in state if k.startswith(f"{start}{source}.")]:
+                state[f"{start}{block}.{key[len(f'{start}{source}.') :]}"] = state[key]
+            logger.info("%s%d: copied from block %d of the checkpoint", start, block, source)

@@ -1,0 +1,193 @@
+"""Select-and-pack attention: Swin's blocks and stages on selected tokens.
+
+Shapes: B image, N tokens of a stage, C channel, G container, T slots of a container, M head, D head
+width.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from spt_backbone.selection import SelectionRule, pack_selected
+from tokendetr.ops import packed_attention
+from tokendetr.tokens import LevelLayout, Pack
+
+FeedForward = Literal["all", "selected"]
+FEED_FORWARDS = ("all", "selected")
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all select-and-pack blocks of a backbone have in common.
+
+    Attributes:
+        rule: how tokens are selected.
+        container_length: slots of a container.
+        position_bias: whether Swin's table of relative positions biases the attention.
+        ffn_on: whether the feed-forward network works on "all" tokens or the "selected" ones.
+    """
+
+    rule: SelectionRule
+    container_length: int
+    position_bias: bool
+    ffn_on: FeedForward
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one block, or the gate before the first one, decided.
+
+    Attributes:
+        logit_BN: the scores it decided by: the larger of its own and the finer scale's.
+        pack: the selected tokens; None for the gate before the first block, which selects nothing.
+        layout: geometry of the stage.
+        stage: number of the stage, from 1.
+    """
+
+    logit_BN: Tensor
+    pack: Pack | None
+    layout: LevelLayout
+    stage: int
+
+
+class SelectPackBlock(nn.Module):
+    """A Swin block whose attention works on selected tokens in containers.
+
+    Takes over the modules of a Swin block, so weights keep their names; ``gate`` is its own.
+
+    Args:
+        swin_block: detectron2's block.
+        options: shared by all blocks.
+
+    Source: SPT, arXiv 2410.23608, section 3.2.
+    Differs: the output projection is computed for the selected tokens; the others get its bias,
+    which is what it makes of their zeros.
+    """
+
+    def __init__(self, swin_block: Any, options: BlockOptions) -> None:
+        super().__init__()
+        self.window_size: int = swin_block.window_size
+        self.shift_size: int = swin_block.shift_size
+        self.options = options
+        self.norm1 = swin_block.norm1
+        self.attn = swin_block.attn
+        self.drop_path = swin_block.drop_path
+        self.norm2 = swin_block.norm2
+        self.mlp = swin_block.mlp
+        self.attn.relative_position_bias_table.requires_grad_(options.position_bias)
+        self.gate = make_gate(self.attn.dim)
+
+    def forward(
+        self, x_BNC: Tensor, layout: LevelLayout, finer_BN: Tensor | None
+    ) -> tuple[Tensor, Tensor, Pack]:
+        """Transform the tokens of a stage.
+
+        Args:
+            x_BNC: the tokens.
+            layout: their geometry, one level.
+            finer_BN: scores of the finer scale, pooled to this one, or None.
+
+        Returns:
+            The tokens [B, N, C], the scores [B, N] and the choice.
+        """
+        normed_BNC = self.norm1(x_BNC)
+        logit_BN = scores(self.gate, normed_BNC)
+        if finer_BN is not None:
+            logit_BN = torch.maximum(logit_BN, finer_BN)
+        rule = self.options.rule
+        probability_BN = rule.probability(logit_BN, training=self.training)
+        pack = pack_selected(
+            rule.mask(probability_BN, layout, training=self.training),
+            layout,
+            window_size=self.window_size,
+            shift=self.shift_size,
+            length=self.options.container_length,
+        )
+        # The straight-through mask is 1 for a selected token and has the probability's gradient.
+        straight_BN = 1 + (probability_BN - probability_BN.detach())
+        gated_GTC = pack.reduce(normed_BNC) * pack.select(
+            (logit_BN.sigmoid() * straight_BN).to(normed_BNC.dtype)
+        ).unsqueeze(-1)
+        attended_GTC = self.attn.proj(self._attend(gated_GTC, pack, layout))
+        rest_BNC = self.attn.proj.bias.to(attended_GTC.dtype).expand_as(x_BNC)
+        attended_BNC = self.attn.proj_drop(pack.restore(attended_GTC, rest_BNC))
+        x_BNC = x_BNC + self.drop_path(attended_BNC)
+        return self._feed_forward(x_BNC, pack), logit_BN, pack
+
+    def _attend(self, x_GTC: Tensor, pack: Pack, layout: LevelLayout) -> Tensor:
+        """Attend inside containers, [G, T, C]."""
+        heads = self.attn.num_heads
+        query_GTMD, key_GTMD, value_GTMD = (
+            self.attn.qkv(x_GTC).unflatten(-1, (3, heads, -1)).unbind(2)
+        )
+        position_GT2 = bias_table_MRR = None
+        if self.options.position_bias:
+            token_GT = pack.index_GT % layout.num_tokens
+            width = layout.level_shapes[0][1]
+            position_GT2 = torch.stack([token_GT // width, token_GT % width], dim=-1).int()
+            side = 2 * self.window_size - 1
+            table = self.attn.relative_position_bias_table
+            bias_table_MRR = table.view(side, side, heads).permute(2, 0, 1)
+        return packed_attention(
+            query_GTMD,
+            key_GTMD,
+            value_GTMD,
+            pack.segment_GT,
+            scale=self.attn.scale,
+            position_GT2=position_GT2,
+            bias_table_MRR=bias_table_MRR,
+        ).flatten(2)
+
+    def _feed_forward(self, x_BNC: Tensor, pack: Pack) -> Tensor:
+        if self.options.ffn_on == "all":
+            return x_BNC + self.drop_path(self.mlp(self.norm2(x_BNC)))
+        added_GTC = self.mlp(self.norm2(pack.reduce(x_BNC)))
+        added_BNC = pack.restore(added_GTC, torch.zeros_like(x_BNC))
+        return x_BNC + self.drop_path(added_BNC)
+
+
+class SelectPackStage(nn.Module):
+    """A Swin stage of select-and-pack blocks; takes over detectron2's stage.
+
+    Args:
+        swin_stage: detectron2's ``BasicLayer``.
+        options: shared by all blocks.
+    """
+
+    def __init__(self, swin_stage: Any, options: BlockOptions) -> None:
+        super().__init__()
+        self.use_checkpoint: bool = swin_stage.use_checkpoint
+        self.blocks = nn.ModuleList(SelectPackBlock(b, options) for b in swin_stage.blocks)
+        self.downsample = swin_stage.downsample
+
+    def forward(
+        self, x_BNC: Tensor, layout: LevelLayout, finer_BN: Tensor | None
+    ) -> tuple[Tensor, list[tuple[Tensor, Pack]]]:
+        """Return the tokens after all blocks, and each block's scores and choice."""
+        choices = []
+        for block in self.blocks:
+            if self.use_checkpoint and self.training:
+                x_BNC, logit_BN, pack = checkpoint(
+                    block, x_BNC, layout, finer_BN, use_reentrant=False
+                )
+            else:
+                x_BNC, logit_BN, pack = block(x_BNC, layout, finer_BN)
+            choices.append((logit_BN, pack))
+        return x_BNC, choices
+
+
+def scores(gate: nn.Linear, x_BNC: Tensor) -> Tensor:
+    """Return a gate's logits, [B, N], in float32 at least."""
+    logit_BN = gate(x_BNC).squeeze(-1)
+    return logit_BN.to(torch.promote_types(logit_BN.dtype, torch.float32))
+
+
+def make_gate(channels: int) -> nn.Linear:
+    """Return the linear layer that scores tokens, [..., C] -> [..., 1]."""
+    gate = nn.Linear(channels, 1)
+    nn.init.trunc_normal_(gate.weight, std=0.02)
+    nn.init.zeros_(gate.bias)
+    return gate

@@ -1,0 +1,119 @@
+"""Which tokens a block of SPT attends with.
+
+Shapes: B image, N tokens of a stage, P selected tokens of all images.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokendetr.tokens import LevelLayout, Pack, topk_valid, window_order
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """How gate logits become a choice.
+
+    Attributes:
+        threshold: a token is selected where its (in training noised) probability is larger.
+        evaluation_threshold: the same in evaluation; None uses ``threshold`` there, too.
+        temperature: of the Gumbel-Softmax.
+        keep_ratio: None selects by threshold; a number in [0, 1] selects that part of every image,
+            the tokens with the highest scores.
+
+    Raises:
+        ValueError: for a number out of its range.
+
+    Source: SPT, arXiv 2410.23608, section 3.2, equation 6 and appendix A.
+    Differs: the two-class Gumbel-Softmax takes the logits, not their sigmoid.
+    """
+
+    threshold: float = 0.01
+    evaluation_threshold: float | None = None
+    temperature: float = 1.0
+    keep_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "evaluation_threshold", "keep_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def probability(self, logit_BN: Tensor, *, training: bool) -> Tensor:
+        """Return the probability that a token is selected, [B, N]; noised in training."""
+        if training:
+            uniform_BN = torch.rand_like(logit_BN).clamp_(1e-7, 1 - 1e-7)
+            # The difference of two Gumbel variables has the logistic distribution.
+            logit_BN = logit_BN + uniform_BN.logit()
+        return (logit_BN / self.temperature).sigmoid()
+
+    def mask(self, probability_BN: Tensor, layout: LevelLayout, *, training: bool) -> Tensor:
+        """Return the choice, bool [B, N]; padding is never chosen."""
+        if self.keep_ratio is not None:
+            real = [sum(count) for count in layout.valid_counts]
+            index_BK, valid_BK = topk_valid(
+                probability_BN,
+                [ceil(self.keep_ratio * count) for count in real],
+                valid_BN=layout.valid_BN,
+                valid_counts=real,
+            )
+            if valid_BK is None:
+                valid_BK = torch.ones_like(index_BK, dtype=torch.bool)
+            return torch.zeros_like(layout.valid_BN).scatter(1, index_BK, valid_BK)
+        threshold = self.threshold
+        if not training and self.evaluation_threshold is not None:
+            threshold = self.evaluation_threshold
+        return (probability_BN.detach() > threshold) & layout.valid_BN
+
+
+def pack_selected(
+    mask_BN: Tensor, layout: LevelLayout, *, window_size: int, shift: int, length: int
+) -> Pack:
+    """Pack the selected tokens of a stage window by window (waits for the device: how many tokens
+    there are decides the shapes of what follows).
+
+    Args:
+        mask_BN: bool, the selected tokens.
+        layout: of the stage, with one level.
+        window_size: side of Swin's windows in tokens.
+        shift: their cyclic shift in tokens.
+        length: slots of a container.
+    """
+    order_BN = window_order(
+        layout.level_shapes[0],
+        [sizes[0] for sizes in layout.known_sizes or ()],
+        window_size=window_size,
+        shift=shift,
+        device=mask_BN.device,
+    )
+    picked_BN = mask_BN.gather(1, order_BN)
+    image_P, place_P = picked_BN.nonzero(as_tuple=True)
+    index_P = order_BN[image_P, place_P] + image_P * layout.num_tokens
+    return Pack(
+        index_P=index_P,
+        counts=picked_BN.sum(dim=1).tolist(),
+        num_all=layout.num_tokens,
+        length=length,
+    )
+
+
+def pool_scores(logit_BN: Tensor, layout: LevelLayout) -> Tensor:
+    """Return each token's highest score among the 2 x 2 finer tokens it covers.
+
+    Args:
+        logit_BN: scores of a scale.
+        layout: of that scale; its padding does not count.
+
+    Returns:
+        [B, ceil(H / 2) * ceil(W / 2)].
+    """
+    masked_BN = logit_BN.masked_fill(~layout.valid_BN, LOWEST)
+    grid_BHW = masked_BN.unflatten(1, layout.level_shapes[0])
+    return F.max_pool2d(grid_BHW[:, None], 2, ceil_mode=True).flatten(1)
