@@ -4,7 +4,12 @@ from ...dino.configs.dino_shapes import dataloader, lr_multiplier, optimizer, tr
 from .models.spt_dino_shapes import model
 
 model.device = train.device
-train.init_checkpoint = "output/dino_shapes_swin/model_final.pth"
+train.init_checkpoint = "projects/dino/checkpoints/dino_shapes_swin.safetensors"
 train.init_checkpoint_strict = False  # the gates are new
 train.output_dir = "./output/spt_dino_shapes"
+train.max_iter = 1000
+train.eval_period = 500
 dataloader.evaluator.output_dir = train.output_dir
+
+optimizer.lr = 2e-4
+train.clip_grad.params.max_norm = 0.1
