@@ -1,6 +1,7 @@
 """Sparse DETR (ICLR 2022): the encoder updates only the tokens that the decoder is expected to look
 at."""
 
+from sparse_detr.checkpoints import from_published
 from sparse_detr.losses import add_detection_losses, decoder_attention_loss
 from sparse_detr.sparsifier import SparsePlan, SparseSparsifier
 
@@ -9,4 +10,5 @@ __all__ = [
     "SparseSparsifier",
     "add_detection_losses",
     "decoder_attention_loss",
+    "from_published",
 ]

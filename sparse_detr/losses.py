@@ -24,6 +24,7 @@ def decoder_attention_loss(
     *,
     valid_BN: Tensor | None,
     valid_counts: Sequence[int] | None = None,
+    counts_padding: bool = False,
 ) -> Tensor:
     """Return how badly scores predict which tokens the decoder looks at most.
 
@@ -36,6 +37,7 @@ def decoder_attention_loss(
         counts: kept tokens of each image.
         valid_BN: bool, True where a token is real; None where all are.
         valid_counts: real tokens of each image, where known.
+        counts_padding: average over padding as well, as the published code does.
 
     Source: Sparse DETR, arXiv 2111.14330, equation 2. Differs: padding counts nothing.
     """
@@ -43,7 +45,7 @@ def decoder_attention_loss(
     ones_BK = torch.ones_like(index_BK) if chosen_BK is None else chosen_BK
     target_BN = torch.zeros_like(score_BN).scatter(1, index_BK, ones_BK.to(score_BN.dtype))
     loss_BN = F.binary_cross_entropy_with_logits(score_BN, target_BN, reduction="none")
-    if valid_BN is None:
+    if valid_BN is None or counts_padding:
         return loss_BN.mean()
     valid_BN = valid_BN.to(loss_BN.dtype)
     return ((loss_BN * valid_BN).sum(dim=1) / valid_BN.sum(dim=1).clamp_min(1)).mean()

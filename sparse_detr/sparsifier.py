@@ -237,17 +237,17 @@ class SparsePlan(TokenPlan):
         context, options, layout = _supervision(), self.options, self.context.layout
         attention = DecoderAttention(current_host(), layout, half_cell=options.half_cell)
         context.enter(attention)
-        loss_valid_BN = self._valid_BN
-        if options.counts_padding and loss_valid_BN is not None:
-            score_BN = score_BN.where(loss_valid_BN, score_BN.min())
+        if options.counts_padding and self._valid_BN is not None:
+            score_BN = score_BN.where(self._valid_BN, score_BN.min())
 
         def add_loss() -> None:
             loss = decoder_attention_loss(
                 score_BN,
                 attention.mass_BN,
                 self._counts,
-                valid_BN=loss_valid_BN,
+                valid_BN=self._valid_BN,
                 valid_counts=self._valid_counts,
+                counts_padding=options.counts_padding,
             )
             context.add("loss_dam", options.dam_weight * loss)
 

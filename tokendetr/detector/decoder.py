@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from tokendetr.attention import MultiScaleDeformableAttention
 from tokendetr.detector.positions import anchor_embedding
 from tokendetr.detector.queries import DecodedQueries, ObjectQueries
-from tokendetr.detector.refinement import refine_boxes
+from tokendetr.detector.refinement import REFERENCE_EDGE, refine_boxes
 from tokendetr.tokens import LevelLayout
 
 
@@ -79,6 +79,8 @@ class DeformableDecoder(TransformerLayerSequence):
         look_forward_twice: let a layer's box loss train the layer before it as well (DINO, section
             3.5); None for the class' own default.
         use_checkpoint: recompute layers in the backward pass instead of keeping their activations.
+        reference_edge: how near 0 or 1 references may be when boxes are made from them: detrex has
+            1e-3, the codes of Deformable DETR and Sparse DETR have 1e-5.
     """
 
     looks_forward_twice = False  # the default of look_forward_twice
@@ -98,6 +100,7 @@ class DeformableDecoder(TransformerLayerSequence):
         num_feature_levels: int = 4,
         look_forward_twice: bool | None = None,
         use_checkpoint: bool = False,
+        reference_edge: float = REFERENCE_EDGE,
     ) -> None:
         layer = decoder_layer(
             embed_dim=embed_dim,
@@ -114,6 +117,7 @@ class DeformableDecoder(TransformerLayerSequence):
             self.looks_forward_twice if look_forward_twice is None else look_forward_twice
         )
         self.use_checkpoint = use_checkpoint
+        self.reference_edge = reference_edge
         self.bbox_embed = None
         self.class_embed = None
         self.add_position_heads()
@@ -180,10 +184,11 @@ class DeformableDecoder(TransformerLayerSequence):
                 states.append(self.output_state(state_BQC))
                 references.append(head_reference_BQX)
             if self.bbox_embed is not None:
-                refined_BQ4 = refine_boxes(self.bbox_embed[index](state_BQC), reference_BQX)
+                offsets_BQ4 = self.bbox_embed[index](state_BQC)
+                refined_BQ4 = refine_boxes(offsets_BQ4, reference_BQX, edge=self.reference_edge)
                 reference_BQX = refined_BQ4.detach()
                 head_reference_BQX = refined_BQ4 if self.look_forward_twice else reference_BQX
-        return DecodedQueries(states, references, queries.valid_BQ)
+        return DecodedQueries(states, references, queries.valid_BQ, self.reference_edge)
 
     def _run_layer(
         self,

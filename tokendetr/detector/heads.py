@@ -62,5 +62,6 @@ def predict(
         zip(decoded.states, decoded.references, strict=True), start=first
     ):
         logits.append(class_heads[index](state_BQC))
-        boxes.append(refine_boxes(box_heads[index](state_BQC), reference_BQX))
+        offsets_BQ4 = box_heads[index](state_BQC)
+        boxes.append(refine_boxes(offsets_BQ4, reference_BQX, edge=decoded.reference_edge))
     return Predictions(torch.stack(logits), torch.stack(boxes), decoded.valid_BQ)

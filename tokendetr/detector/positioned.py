@@ -3,7 +3,8 @@ DETR and H-Deformable DETR).
 
 Dimensions: B image, Q query, C channel, D = C or 2 C channels of the learned queries.
 
-Source: Deformable DETR, arXiv 2010.04159; mixed selection: DINO, arXiv 2203.03605, section 3.4.
+Source: Deformable DETR, arXiv 2010.04159; mixed selection: DINO, arXiv 2203.03605, section 3.4;
+content from memory: Efficient DETR, arXiv 2104.01318, as Sparse DETR takes it over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tokendetr.detector.detector import (
     PixelScale,
     check_stages,
 )
-from tokendetr.detector.proposals import Proposals, first_class_score
+from tokendetr.detector.proposals import Proposals, any_class_score, first_class_score
 from tokendetr.detector.pyramid import Pyramid
 from tokendetr.detector.queries import ObjectQueries, learned_queries
 from tokendetr.detector.transformer import EncodedTokens, TransformerOutput, TwoStageTransformer
@@ -33,6 +34,10 @@ class PositionedTransformer(TwoStageTransformer):
         num_feature_levels: levels of the pyramid.
         as_two_stage: start from the encoder's proposals instead of learned queries.
         two_stage_num_proposals: number of queries with two stages.
+        content_from_memory: with two stages, queries start as the tokens that they were selected
+            from, and only their positions are made from the proposals' boxes.
+        any_class_proposals: with two stages, tokens are selected by their best class; otherwise by
+            class 0, which binary targets train.
 
     Attributes:
         mixed_selection: with two stages, positions come from the proposals but content is learned.
@@ -47,13 +52,17 @@ class PositionedTransformer(TwoStageTransformer):
         num_feature_levels: int = 4,
         as_two_stage: bool = False,
         two_stage_num_proposals: int = 300,
+        content_from_memory: bool = False,
+        any_class_proposals: bool = False,
     ) -> None:
         super().__init__(encoder=encoder, decoder=decoder, num_feature_levels=num_feature_levels)
         self.as_two_stage = as_two_stage
         self.two_stage_num_proposals = two_stage_num_proposals
+        self.content_from_memory = content_from_memory
+        self.score = any_class_score if any_class_proposals else first_class_score
         if as_two_stage:
             self.add_proposal_projection()
-            self.add_proposal_positions()
+            self.add_proposal_positions(with_content=not content_from_memory)
         else:
             self.reference_points = nn.Linear(self.embed_dim, 2)
         self.init_weights()
@@ -114,9 +123,11 @@ class PositionedTransformer(TwoStageTransformer):
     def _propose_queries(
         self, encoded: EncodedTokens, learned_QD: Tensor | None, limit: int
     ) -> tuple[Proposals, ObjectQueries]:
-        proposals = self.propose(encoded, score=first_class_score, limit=limit)
+        proposals = self.propose(encoded, score=self.score, limit=limit)
         boxes_BQ4 = proposals.select(proposals.boxes_logit_BN4).detach().sigmoid()
         position_BQC, content_BQC = self.proposal_positions(boxes_BQ4)
+        if self.content_from_memory:
+            content_BQC = proposals.select(encoded.memory_BNC)
         if self.mixed_selection and learned_QD is not None:
             batch_size, num_queries = proposals.indices_BQ.shape
             content_BQC = learned_queries(learned_QD[:num_queries], batch_size)

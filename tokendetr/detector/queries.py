@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokendetr.detector.refinement import REFERENCE_EDGE
+
 Outputs = dict[str, Tensor | list[dict[str, Tensor]] | dict[str, Tensor]]
 
 
@@ -59,11 +61,13 @@ class DecodedQueries:
             decoder returns no intermediate states.
         references: for each of ``states``, the reference [B, Q, X] its box offsets relate to.
         valid_BQ: as in :class:`ObjectQueries`.
+        reference_edge: how near 0 or 1 the references may be when boxes are made from them.
     """
 
     states: list[Tensor]
     references: list[Tensor]
     valid_BQ: Tensor | None = None
+    reference_edge: float = REFERENCE_EDGE
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,21 @@ import torch
 from detrex.utils import inverse_sigmoid
 from torch import Tensor
 
+REFERENCE_EDGE = 1e-3
+"""How near 0 or 1 a reference may be before its logit is taken, as in detrex."""
 
-def refine_boxes(offsets_BQ4: Tensor, reference_BQX: Tensor) -> Tensor:
+
+def refine_boxes(
+    offsets_BQ4: Tensor, reference_BQX: Tensor, *, edge: float = REFERENCE_EDGE
+) -> Tensor:
     """Boxes cxcywh in 0..1: the offset is added to the reference in logit space.
 
     With a 2-d reference only the centre is relative; width and height come from the offset alone.
-    Computed in at least the reference's precision, so half-precision heads give full-precision
-    boxes.
+    References nearer than ``edge`` to 0 or 1 are moved away from it before. Computed in at least
+    the reference's precision, so half-precision heads give full-precision boxes.
     """
     offsets_BQ4 = offsets_BQ4.to(torch.promote_types(offsets_BQ4.dtype, reference_BQX.dtype))
-    anchor_BQX = inverse_sigmoid(reference_BQX)
+    anchor_BQX = inverse_sigmoid(reference_BQX, eps=edge)
     if reference_BQX.shape[-1] == 4:
         return (offsets_BQ4 + anchor_BQX).sigmoid()
     centre_BQ2 = offsets_BQ4[..., :2] + anchor_BQX

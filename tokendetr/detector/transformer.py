@@ -129,17 +129,19 @@ class TwoStageTransformer(DeformableTransformer):
         self.enc_output = nn.Linear(self.embed_dim, self.embed_dim)
         self.enc_output_norm = nn.LayerNorm(self.embed_dim)
 
-    def add_proposal_positions(self) -> None:
+    def add_proposal_positions(self, *, with_content: bool = True) -> None:
         """Register ``pos_trans`` and ``pos_trans_norm``, which make queries from proposals'
-        boxes."""
-        self.pos_trans = nn.Linear(2 * self.embed_dim, 2 * self.embed_dim)
-        self.pos_trans_norm = nn.LayerNorm(2 * self.embed_dim)
+        boxes: positions and content, or positions alone."""
+        width = 2 * self.embed_dim if with_content else self.embed_dim
+        self.pos_trans = nn.Linear(2 * self.embed_dim, width)
+        self.pos_trans_norm = nn.LayerNorm(width)
 
     def proposal_positions(self, boxes_BQ4: Tensor) -> tuple[Tensor, Tensor]:
-        """Position and content embeddings [B, Q, C] made from boxes cxcywh (0..1) alone."""
+        """Position and content embeddings [B, Q, C] made from boxes cxcywh (0..1) alone; the
+        content has no channels where it was left out."""
         embedding_BQD = proposal_embedding(boxes_BQ4, self.embed_dim)
-        position_BQC, content_BQC = self.pos_trans_norm(self.pos_trans(embedding_BQD)).chunk(2, -1)
-        return position_BQC, content_BQC
+        queries_BQD = self.pos_trans_norm(self.pos_trans(embedding_BQD))
+        return queries_BQD[..., : self.embed_dim], queries_BQD[..., self.embed_dim :]
 
     def propose(
         self, encoded: EncodedTokens, *, score: Callable[[Tensor], Tensor], limit: int

@@ -1,5 +1,6 @@
 """Read, compare and write weights without running code from files."""
 
+import argparse
 import io
 import json
 import logging
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _ALIASES = "aliases"
 _SHOWN = 12
+_PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
 
 
 class UnsafeCheckpointError(ValueError):
@@ -102,7 +104,8 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
 
 def _read_torch(path: str) -> dict[str, Any]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
