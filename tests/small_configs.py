@@ -1,0 +1,96 @@
+"""Any listed config's model, narrow enough to run in a moment: everything else stays as listed."""
+
+import copy
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from tokendetr.config import resize, target_name
+
+CLASSES = 7
+QUERIES = 24
+RESNET_CHANNELS = {"res2": 8, "res3": 12, "res4": 16, "res5": 24}  # growing: shortcuts are needed
+WINDOWED = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
+# What the detectors' configs count queries with; all of them where a config has several.
+COUNTS = {
+    "num_queries": QUERIES,
+    "num_queries_one2one": QUERIES,
+    "num_queries_one2many": 2 * QUERIES,
+    "select_box_nums_for_evaluation": QUERIES,
+    "dn_number": 6,
+}
+
+
+class CannotShrinkError(Exception):
+    """The config has a part that this file does not know."""
+
+
+def narrow_resnet(backbone: DictConfig) -> None:
+    norm, previous, stages = backbone.stem.norm, RESNET_CHANNELS["res2"], []
+    for index, channels in enumerate(RESNET_CHANNELS.values()):
+        stages.append(
+            L(ResNet.make_stage)(
+                block_class=BasicBlock,
+                num_blocks=1,
+                stride_per_block=[1 if index == 0 else 2],
+                in_channels=previous,
+                out_channels=channels,
+                norm=norm,
+            )
+        )
+        previous = channels
+    backbone.stem = L(BasicStem)(in_channels=3, out_channels=RESNET_CHANNELS["res2"], norm=norm)
+    backbone.stages = stages
+
+
+def narrow_backbone(backbone: DictConfig) -> None:
+    """Narrow a ResNet, or a hierarchy of windows with the arguments of Swin, in place."""
+    if target_name(backbone["_target_"]).endswith(".ResNet"):
+        narrow_resnet(backbone)
+    elif backbone.keys() >= {"embed_dim", "depths", "num_heads"}:
+        for key, value in WINDOWED.items():
+            backbone[key] = value
+    else:
+        raise CannotShrinkError(f"backbone {target_name(backbone['_target_'])}")
+
+
+def shrink(model: DictConfig) -> DictConfig:
+    """Make a detector's model a few channels wide, in place; its device becomes the CPU.
+
+    Raises:
+        CannotShrinkError: where a part is unknown here; the message names it.
+    """
+    resize(model, width=16, num_heads=2, feedforward_dim=16)
+    narrow_backbone(model.backbone)
+    shapes = instantiate(model.backbone).output_shape()
+    names = model.neck.in_features
+    model.neck.input_shapes = {n: ShapeSpec(channels=shapes[n].channels) for n in names}
+    model.num_classes = CLASSES
+    for key, value in COUNTS.items():
+        if key in model:
+            model[key] = value
+    if "num_queries_one2many" in model:
+        model.transformer.two_stage_num_proposals = 3 * QUERIES
+    model.device = "cpu"
+    return model
+
+
+def identity(model: DictConfig) -> str:
+    """A text that two configs share if and only if they describe the same model."""
+    return repr(OmegaConf.to_container(model, resolve=True))
+
+
+def build(model: DictConfig) -> nn.Module:
+    """A model of a config, random but the same every time, with weights that make heads differ."""
+    torch.manual_seed(0)
+    built = instantiate(copy.deepcopy(model))
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return built
