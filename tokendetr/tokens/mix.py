@@ -30,9 +30,10 @@ class Recovery:
         """Return all tokens [B, N, C] from the reduced ones."""
         if self.weight_BNT is None:
             return take_rows(y_BKC, self.index_BNT[..., 0])
-        rows_BEC = take_rows(y_BKC, self.index_BNT.flatten(1))
-        rows_BNTC = rows_BEC.unflatten(1, self.index_BNT.shape[1:])
-        return (rows_BNTC * self.weight_BNT[..., None].to(rows_BNTC.dtype)).sum(dim=2)
+        batch, tokens, _ = self.index_BNT.shape
+        share_BNK = y_BKC.new_zeros(batch, tokens, y_BKC.shape[1], dtype=torch.float32)
+        share_BNK = share_BNK.scatter_add(2, self.index_BNT, self.weight_BNT.float())
+        return share_BNK.to(y_BKC.dtype) @ y_BKC
 
     def then(self, later: "Recovery") -> "Recovery":
         """Return the recovery through two reductions, this one first.

@@ -1,0 +1,23 @@
+"""Token Transforming: fewer tokens in existing vision transformers, without training."""
+
+from token_transforming.ledger import Ledger, TokenState
+from token_transforming.reduction import Candidates, Reduced, reduce_tokens
+from token_transforming.report import TransformReport, UnsupportedModelError
+from token_transforming.settings import METHODS, SELECTIONS, Reduction
+from token_transforming.transforming import restore, supported, transform
+
+__all__ = [
+    "METHODS",
+    "SELECTIONS",
+    "Candidates",
+    "Ledger",
+    "Reduced",
+    "Reduction",
+    "TokenState",
+    "TransformReport",
+    "UnsupportedModelError",
+    "reduce_tokens",
+    "restore",
+    "supported",
+    "transform",
+]

@@ -1,0 +1,83 @@
+"""What the blocks of one forward pass hand on besides the tokens: sizes and how to restore.
+
+The first block opens a ledger, the last one closes it. It belongs to the current thread, lives no
+longer than the pass, and has a place for every block, so a block that is recomputed for the
+backward pass finds what it found the first time. Nothing is kept on a module.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tokendetr.tokens import Recovery
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """What is known about the tokens that enter a block.
+
+    Attributes:
+        size_BN: how many original tokens each one stands for (without class and register tokens);
+            None: one, or it does not matter.
+        recoveries: how to undo the reductions so far, first one first.
+        x_BNC: the tokens themselves, where the block before put out a restored view of them.
+    """
+
+    size_BN: Tensor | None = None
+    recoveries: tuple[Recovery, ...] = ()
+    x_BNC: Tensor | None = None
+
+    def restore(self, x_BNC: Tensor, prefix: int) -> Tensor:
+        """Return all tokens; the first ``prefix`` ones stay as they are."""
+        if not self.recoveries:
+            return x_BNC
+        patches_BNC = x_BNC[:, prefix:]
+        for recovery in reversed(self.recoveries):
+            patches_BNC = recovery.restore(patches_BNC)
+        return torch.cat([x_BNC[:, :prefix], patches_BNC], dim=1)
+
+
+@dataclass
+class Ledger:
+    """The states of one forward pass, by the block that they enter."""
+
+    entering: dict[int, TokenState] = field(default_factory=dict)
+
+
+class _Shared:
+    """Where compiled code finds the ledger: the compiler cannot follow context variables."""
+
+    ledger: Ledger | None = None
+
+
+_CURRENT: ContextVar[Ledger | None] = ContextVar("token_transforming_ledger", default=None)
+_SHARED = _Shared()
+
+
+def set_ledger(ledger: Ledger | None) -> None:
+    """Make a ledger the current one; None closes it."""
+    _SHARED.ledger = ledger
+    if not torch.compiler.is_compiling():
+        _CURRENT.set(ledger)
+
+
+def open_ledger(index: int) -> Ledger:
+    """Return the ledger for a block: a new one for the first, the current one for the others.
+
+    Raises:
+        RuntimeError: where no pass is under way.
+    """
+    if index == 0:
+        ledger = Ledger({0: TokenState()})
+        set_ledger(ledger)
+        return ledger
+    current = _SHARED.ledger if torch.compiler.is_compiling() else _CURRENT.get() or _SHARED.ledger
+    if current is None or index not in current.entering:
+        raise RuntimeError(
+            f"block {index} of a transformed model runs outside of a forward pass of all blocks in "
+            "order. Activation checkpointing around blocks is supported for Hugging Face models "
+            "and Swin alone: turn it off, or restore(model) first"
+        )
+    return current

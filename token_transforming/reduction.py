@@ -1,0 +1,211 @@
+"""Building W: from tokens and the attention they receive to reduced tokens.
+
+Shapes: B sequence (an image, or a window of one), N token, K reduced token, C channel, D head
+width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from token_transforming.clustering import cluster_locally, grid_anchors
+from token_transforming.merging import bipartite_clusters
+from token_transforming.selection import choose, even_grid_scores, even_scores
+from token_transforming.settings import Reduction
+from tokendetr.tokens import ClusterAssignment, Mix, assign_by_similarity
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The tokens to be reduced and what is known about them.
+
+    Attributes:
+        x_BNC: their features.
+        received_BN: attention they receive from all tokens.
+        class_BN: attention they receive from the class token; None where there is none.
+        key_BND: their keys, the heads' mean.
+        kept: number K of reduced tokens.
+        grid: height and width where they are a grid, row by row.
+        kept_grid: rows and columns of the reduced tokens; K is their product.
+        size_BN: how many original tokens each stands for; None: one.
+        valid_BN: bool, False = padding; None where there is none.
+        kept_B: long, how many tokens each sequence keeps, at most K; None: K.
+    """
+
+    x_BNC: Tensor
+    received_BN: Tensor
+    class_BN: Tensor | None
+    key_BND: Tensor
+    kept: int
+    grid: tuple[int, int] | None = None
+    kept_grid: tuple[int, int] | None = None
+    size_BN: Tensor | None = None
+    valid_BN: Tensor | None = None
+    kept_B: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Reduced tokens.
+
+    Attributes:
+        x_BKC: their features.
+        size_BK: float32, how many original tokens each stands for.
+        valid_BK: bool, False = stands for nothing; None where all stand for something.
+        token_map: the map that made them, with its recovery.
+    """
+
+    x_BKC: Tensor
+    size_BK: Tensor
+    valid_BK: Tensor | None
+    token_map: Mix
+
+
+def reduce_tokens(tokens: Candidates, how: Reduction, *, recover: bool) -> Reduced:
+    """Reduce tokens.
+
+    Args:
+        tokens: what is reduced.
+        how: by what method.
+        recover: whether the tokens will be restored later, by nearest neighbours or in the method's
+            own way.
+
+    Raises:
+        ValueError: where the method needs a class token or a grid and there is none.
+    """
+    build = _BUILDERS[how.method]
+    token_map = build(tokens, how)
+    x_BKC, size_BK = token_map.mix(tokens.x_BNC)
+    if recover and token_map.recovery is None:
+        token_map = token_map.with_recovery(tokens.x_BNC, x_BKC)
+    return Reduced(x_BKC, size_BK, token_map.valid_BK, token_map)
+
+
+def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
+    """Return the scores [B, N] by which informative tokens are chosen.
+
+    Raises:
+        ValueError: for class attention without a class token.
+    """
+    if how.selection == "attention":
+        return tokens.received_BN
+    if how.selection == "class_attention":
+        if tokens.class_BN is None:
+            raise ValueError(
+                "selection='class_attention' needs a class token, and this model has none: "
+                "use 'attention' or 'uniform'"
+            )
+        return tokens.class_BN
+    batch, number = tokens.received_BN.shape
+    device = tokens.received_BN.device
+    if tokens.grid is not None and tokens.kept_grid is not None:
+        score_N = even_grid_scores(tokens.grid, tokens.kept_grid, device)
+    else:
+        score_N = even_scores(number, tokens.kept, device)
+    return score_N.expand(batch, -1)
+
+
+def _transform(tokens: Candidates, how: Reduction) -> Mix:
+    """Many-to-many (the paper's equations 3 to 8)."""
+    index_BK, valid_BK = _informative(tokens, how)
+    assignment = assign_by_similarity(
+        tokens.x_BNC,
+        index_BK,
+        threshold=how.threshold,
+        temperature=how.temperature,
+        valid_BN=tokens.valid_BN,
+        valid_BK=valid_BK,
+    )
+    size_BN = tokens.size_BN if how.sizes == "carried" else None
+    return Mix(assignment=assignment, index_BK=index_BK, valid_BK=valid_BK, size_BN=size_BN)
+
+
+def _prune(tokens: Candidates, how: Reduction) -> Mix:
+    """One-hot rows: the informative tokens themselves."""
+    index_BK, valid_BK = _informative(tokens, how)
+    return Mix(
+        assignment=ClusterAssignment(_kept_slots(tokens, index_BK, valid_BK), tokens.kept),
+        index_BK=index_BK,
+        valid_BK=valid_BK,
+        size_BN=tokens.size_BN,
+    )
+
+
+def _merge(tokens: Candidates, how: Reduction) -> Mix:
+    """Blocks: every token belongs to one cluster."""
+    cluster_BN, index_BK, valid_BK = bipartite_clusters(
+        tokens.key_BND, tokens.kept, tokens.size_BN, tokens.valid_BN, tokens.kept_B
+    )
+    return Mix(
+        assignment=ClusterAssignment(cluster_BN, tokens.kept),
+        index_BK=index_BK,
+        valid_BK=valid_BK,
+        size_BN=tokens.size_BN,
+    )
+
+
+def _fuse(tokens: Candidates, how: Reduction) -> Mix:
+    """The least informative become one token, weighted by how informative they are.
+
+    Source: EViT, arXiv 2202.07800, section 3.2; without a class token by the attention of all.
+    """
+    score_BN = informativeness(tokens, how).float()
+    index_BK, valid_BK = choose(score_BN, tokens.kept, tokens.valid_BN, tokens.kept_B)
+    cluster_BN = _kept_slots(tokens, index_BK, valid_BK)
+    chosen_BK = score_BN.gather(1, index_BK)
+    if valid_BK is not None:
+        chosen_BK = chosen_BK.masked_fill(~valid_BK, float("inf"))
+    fused_B1 = chosen_BK.argmin(dim=1, keepdim=True)
+    left_out_BN = cluster_BN < 0
+    cluster_BN = torch.where(left_out_BN, fused_B1, cluster_BN)
+    is_fused_BN = cluster_BN == fused_B1
+    weight_BN = torch.where(is_fused_BN, score_BN.clamp_min(1e-12), 1.0)
+    if tokens.valid_BN is not None:
+        cluster_BN = cluster_BN.masked_fill(~tokens.valid_BN, -1)
+    return Mix(
+        assignment=ClusterAssignment(cluster_BN, tokens.kept),
+        index_BK=index_BK,
+        valid_BK=valid_BK,
+        size_BN=tokens.size_BN,
+        weight_BN=weight_BN,
+    )
+
+
+def _cluster(tokens: Candidates, how: Reduction) -> Mix:
+    """Local soft clusters of a grid."""
+    if tokens.grid is None or tokens.kept_grid is None:
+        raise ValueError("method='clustering' needs tokens that form a grid")
+    assignment, valid_BK, recovery = cluster_locally(
+        tokens.x_BNC, tokens.grid, tokens.kept_grid, tokens.valid_BN
+    )
+    index_K = grid_anchors(tokens.grid, tokens.kept_grid, tokens.x_BNC.device)
+    return Mix(
+        assignment=assignment,
+        index_BK=index_K.expand(len(tokens.x_BNC), -1),
+        valid_BK=valid_BK,
+        size_BN=tokens.size_BN,
+        recovery=recovery,
+    )
+
+
+def _informative(tokens: Candidates, how: Reduction) -> tuple[Tensor, Tensor | None]:
+    return choose(informativeness(tokens, how), tokens.kept, tokens.valid_BN, tokens.kept_B)
+
+
+def _kept_slots(tokens: Candidates, index_BK: Tensor, valid_BK: Tensor | None) -> Tensor:
+    """Return the slot of each chosen token, long [B, N], -1 for the others."""
+    batch, number = tokens.received_BN.shape
+    slot_BK = torch.arange(tokens.kept, device=index_BK.device).expand(batch, -1)
+    if valid_BK is not None:
+        slot_BK = slot_BK.masked_fill(~valid_BK, -1)
+    return slot_BK.new_full((batch, number), -1).scatter(1, index_BK, slot_BK)
+
+
+_BUILDERS = {
+    "transforming": _transform,
+    "pruning": _prune,
+    "merging": _merge,
+    "fusing": _fuse,
+    "clustering": _cluster,
+}

@@ -1,0 +1,231 @@
+"""Transformed blocks of vision transformers whose tokens are one sequence.
+
+A family of blocks is described by the names of its parts; the arithmetic is the same for all:
+x + attention(norm(x)), [reduce the tokens], x + mlp(norm(x)).
+Shapes: B image, N token, C channel, M head, D head width.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor, cat, nn
+
+from token_transforming.attention import Attended, attend, attend_and_sum, size_bias
+from token_transforming.ledger import Ledger, TokenState, open_ledger, set_ledger
+from token_transforming.reduction import Candidates, reduce_tokens
+from token_transforming.settings import Reduction
+
+Output = Literal["reduced", "view", "restored"]
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """Where a family of blocks keeps its parts, as dotted names from the block.
+
+    Attributes:
+        norm: norm before the attention.
+        query, key, value: projections; ``key`` and ``value`` are None where ``query`` is one
+            projection of all three.
+        query_norm, key_norm: norms of the heads, or None.
+        head_width: attribute with the width D.
+        scale: attribute with the factor of the logits.
+        dropout: attribute with the probability of dropping an attention weight (or a
+            ``nn.Dropout``).
+        after: parts between the attention and its residual, in order.
+        feed: parts between that and the second residual, in order.
+    """
+
+    norm: str
+    query: str
+    key: str | None
+    value: str | None
+    head_width: str
+    scale: str
+    dropout: str
+    after: tuple[str, ...]
+    feed: tuple[str, ...]
+    query_norm: str | None = None
+    key_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What one block of a transformed model does.
+
+    Attributes:
+        index: number of the block, from 0.
+        last: whether no block follows.
+        names: the block's parts.
+        prefix: class and register tokens in front, which are never reduced.
+        reduction: how the tokens are reduced here; None: not here.
+        recover: whether reductions must know how to restore.
+        output: "reduced" tokens; a restored "view", while the next block goes on with the reduced
+            ones; or tokens "restored" for good.
+    """
+
+    index: int
+    last: bool
+    names: BlockNames
+    prefix: int
+    reduction: Reduction | None
+    recover: bool
+    output: Output
+
+
+def part(module: nn.Module, name: str) -> Any:
+    """Return the attribute of a dotted name."""
+    found: Any = module
+    for step in name.split("."):
+        found = getattr(found, step)
+    return found
+
+
+def run_block(
+    block: nn.Module, x_BNC: Tensor, plan: BlockPlan, state: TokenState
+) -> tuple[Tensor, TokenState]:
+    """Run one block.
+
+    Args:
+        block: the block, whose parts are used and whose own ``forward`` is not.
+        x_BNC: its input, class and register tokens first.
+        plan: what it does.
+        state: what is known about the tokens.
+
+    Returns:
+        The block's output, and the state for the next block.
+    """
+    if state.x_BNC is not None:
+        x_BNC, state = state.x_BNC, replace(state, x_BNC=None)
+    how = plan.reduction
+    query, key, value = _heads(block, x_BNC, plan.names)
+    settings: dict[str, Any] = {
+        "scale": part(block, plan.names.scale),
+        "bias": size_bias(state.size_BN, None, first=plan.prefix),
+        "dropout": _dropout(block, plan.names),
+    }
+    attended = None
+    if how is None:
+        out_BMND = attend(query, key, value, **settings)
+    else:
+        attended = attend_and_sum(query, key, value, **settings)
+        out_BMND = attended.out_BMND
+    x_BNC = x_BNC + _through(block, plan.names.after, out_BMND.transpose(1, 2).flatten(2))
+    key_BND = key.mean(dim=1)
+    if how is not None and attended is not None and how.method != "clustering":
+        x_BNC, state = _reduce(x_BNC, key_BND, attended, plan, how, state)
+    x_BNC = x_BNC + _through(block, plan.names.feed, x_BNC)
+    if how is not None and attended is not None and how.method == "clustering":
+        x_BNC, state = _reduce(x_BNC, key_BND, attended, plan, how, state)
+    if plan.output == "restored":
+        return state.restore(x_BNC, plan.prefix), TokenState()
+    if plan.output == "view" and state.recoveries:
+        return state.restore(x_BNC, plan.prefix), replace(state, x_BNC=x_BNC)
+    return x_BNC, state
+
+
+def _heads(block: nn.Module, x_BNC: Tensor, names: BlockNames) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values, each [B, M, N, D]."""
+    width = part(block, names.head_width)
+    normed_BNC = part(block, names.norm)(x_BNC)
+    if names.key is None or names.value is None:
+        joint = part(block, names.query)(normed_BNC).unflatten(-1, (3, -1, width))
+        query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
+    else:
+        query, key, value = (
+            part(block, name)(normed_BNC).unflatten(-1, (-1, width)).transpose(1, 2)
+            for name in (names.query, names.key, names.value)
+        )
+    if names.query_norm is not None and names.key_norm is not None:
+        query = part(block, names.query_norm)(query)
+        key = part(block, names.key_norm)(key)
+    return query, key, value
+
+
+def _dropout(block: nn.Module, names: BlockNames) -> float:
+    if not block.training:
+        return 0.0
+    found = part(block, names.dropout)
+    return float(found.p if isinstance(found, nn.Dropout) else found)
+
+
+def _through(block: nn.Module, names: tuple[str, ...], x_BNC: Tensor) -> Tensor:
+    for name in names:
+        x_BNC = part(block, name)(x_BNC)
+    return x_BNC
+
+
+def _reduce(
+    x_BNC: Tensor,
+    key_BND: Tensor,
+    attended: Attended,
+    plan: BlockPlan,
+    how: Reduction,
+    state: TokenState,
+) -> tuple[Tensor, TokenState]:
+    """Reduce all tokens but the first ones."""
+    prefix = plan.prefix
+    patches_BNC = x_BNC[:, prefix:]
+    tokens = patches_BNC.shape[1]
+    grid = kept_grid = None
+    kept = how.kept(tokens)
+    side = round(tokens**0.5)
+    if side * side == tokens and not state.recoveries:
+        grid = side, side
+        if how.method == "clustering":
+            kept_grid = how.kept_grid(*grid)
+            kept = kept_grid[0] * kept_grid[1]
+    reduced = reduce_tokens(
+        Candidates(
+            x_BNC=patches_BNC,
+            received_BN=attended.received_BN[:, prefix:],
+            class_BN=attended.class_BN[:, prefix:] if prefix else None,
+            key_BND=key_BND[:, prefix:],
+            kept=kept,
+            grid=grid,
+            kept_grid=kept_grid,
+            size_BN=state.size_BN,
+        ),
+        how,
+        recover=plan.recover,
+    )
+    recovery = reduced.token_map.recovery
+    recoveries = state.recoveries
+    if plan.recover and recovery is not None:
+        recoveries = (*recoveries, recovery)
+    size_BK = reduced.size_BK if how.scales else None
+    return cat([x_BNC[:, :prefix], reduced.x_BKC], dim=1), TokenState(size_BK, recoveries)
+
+
+class TransformedBlock:
+    """Mixed into a block's class while its model is transformed; ``token_plan`` says what it does.
+
+    A class of its own, not a wrapper: the block keeps its place, parameters, hooks and state dict.
+    """
+
+    token_plan: BlockPlan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Bind the ledger, so that recomputing the block finds it."""
+        ledger = open_ledger(self.token_plan.index)
+        return super().__call__(*args, token_ledger=ledger, **kwargs)  # type: ignore[misc]
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the block on tokens [B, N, C].
+
+        Raises:
+            ValueError: for an attention mask: tokens that are left have no place in it.
+        """
+        ledger: Ledger = kwargs.pop("token_ledger")
+        plan = self.token_plan
+        masks = [value for name, value in kwargs.items() if "mask" in name]
+        if any(isinstance(value, Tensor) for value in (*args, *masks)):
+            raise ValueError(
+                f"{type(self).__name__} is transformed and cannot take an attention mask; "
+                "restore(model) first"
+            )
+        assert isinstance(self, nn.Module)
+        x_BNC, state = run_block(self, hidden_states, plan, ledger.entering[plan.index])
+        ledger.entering[plan.index + 1] = state
+        if plan.last:
+            set_ledger(None)
+        return x_BNC

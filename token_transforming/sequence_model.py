@@ -1,0 +1,115 @@
+"""Transforming models whose blocks work on one sequence, and undoing it."""
+
+from torch import nn
+
+from token_transforming.classes import original_class, transformed_class
+from token_transforming.families import Family
+from token_transforming.report import TransformReport, UnsupportedModelError, check_layers
+from token_transforming.sequence import BlockPlan, Output, TransformedBlock, part
+from token_transforming.settings import Reduction
+
+RECOVER = ("auto", "never", "end", "every")
+
+
+def transform_sequence(
+    model: nn.Module,
+    family: Family,
+    name: str,
+    layers: tuple[int, ...],
+    reductions: tuple[Reduction, ...],
+    recover: str | int,
+) -> TransformReport:
+    """Let a model's blocks reduce tokens.
+
+    Args:
+        model: the model.
+        family: what kind it is.
+        name: its name for the report.
+        layers: blocks that reduce, from 0.
+        reductions: how, one for each.
+        recover: see :func:`token_transforming.transform`.
+
+    Raises:
+        ValueError: for layers or ``recover`` that the model does not have.
+        UnsupportedModelError: where its blocks are not what they should be.
+    """
+    blocks = list(part(model, family.blocks))
+    check_layers(layers, len(blocks), model)
+    _check_blocks(blocks, family)
+    outputs = _outputs(model, family, len(blocks), layers, recover)
+    by_layer = dict(zip(layers, reductions, strict=True))
+    restores = any(output != "reduced" for output in outputs)
+    for index, block in enumerate(blocks):
+        block.token_plan = BlockPlan(
+            index=index,
+            last=index == len(blocks) - 1,
+            names=family.names,
+            prefix=family.prefix(model),
+            reduction=by_layer.get(index),
+            recover=restores and any(output != "reduced" for output in outputs[index:]),
+            output=outputs[index],
+        )
+        block.__class__ = transformed_class(type(block), TransformedBlock)
+    return TransformReport(
+        model=type(model).__name__,
+        name=name,
+        num_layers=len(blocks),
+        layers=layers,
+        reductions=reductions,
+        prefix=family.prefix(model),
+        restored=outputs[-1] != "reduced",
+    )
+
+
+def restore_sequence(model: nn.Module, family: Family) -> None:
+    """Give a model's blocks their classes back."""
+    for block in part(model, family.blocks):
+        if isinstance(block, TransformedBlock):
+            del block.token_plan
+            block.__class__ = original_class(type(block))
+
+
+def _check_blocks(blocks: list[nn.Module], family: Family) -> None:
+    for index, block in enumerate(blocks):
+        if type(block).__name__ != family.block:
+            raise UnsupportedModelError(
+                f"block {index} of {family.owner} is a {type(block).__name__}; "
+                f"only {family.block} can be transformed"
+            )
+        if "forward" in vars(block):
+            raise UnsupportedModelError(
+                f"block {index} of {family.owner} has a forward of its own instead of its class's "
+                "(a wrapper for checkpointing or offloading?): unwrap it first"
+            )
+        if getattr(getattr(block, "attn", None), "gate", None) is not None:
+            raise UnsupportedModelError(f"block {index} of {family.owner} has gated attention")
+
+
+def _outputs(
+    model: nn.Module,
+    family: Family,
+    count: int,
+    layers: tuple[int, ...],
+    recover: str | int,
+) -> list[Output]:
+    """Return what each block puts out."""
+    taps: tuple[int, ...] = ()
+    if recover == "auto":
+        taps = () if family.taps is None else family.taps(model)
+        recover = "never" if family.taps is None else "end"
+    outputs: list[Output] = ["view" if index in taps else "reduced" for index in range(count)]
+    if isinstance(recover, int):
+        if not layers[0] <= recover < count:
+            raise ValueError(
+                f"recover={recover} must be a block from the first reduction, {layers[0]}, to the "
+                f"last block, {count - 1}"
+            )
+        outputs[recover] = "restored"
+    elif recover == "end":
+        outputs[-1] = "restored"
+    elif recover == "every":
+        outputs = ["view" for _ in range(count)]
+        outputs[-1] = "restored"
+    elif recover != "never":
+        raise ValueError(f"recover must be one of {', '.join(RECOVER)} or a block, got {recover!r}")
+    return outputs

@@ -1,0 +1,96 @@
+"""How tokens are reduced: the choices of one transform, checked."""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, get_args
+
+Method = Literal["transforming", "pruning", "merging", "fusing", "clustering"]
+Selection = Literal["attention", "class_attention", "uniform"]
+Sizes = Literal["carried", "literal"]
+
+METHODS: tuple[str, ...] = get_args(Method)
+SELECTIONS: tuple[str, ...] = get_args(Selection)
+_SCALING = frozenset({"transforming", "merging"})
+"""Methods whose tokens' sizes weigh in later attention unless one asks otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduction:
+    """One way to make N tokens K.
+
+    Attributes:
+        method: "transforming" (many-to-many), "pruning", "merging" (bipartite matching of keys),
+            "fusing" (the inattentive become one token) or "clustering" (local soft clusters).
+        keep_ratio: K / N, in (0, 1]; K is rounded up.
+        threshold: cosine similarities below it count as 0 (transforming), in [-1, 1].
+        temperature: sharpness of the assignment (transforming), > 0.
+        selection: how informative tokens are found (transforming, pruning, fusing): by the
+            attention they receive from all tokens or from the class token, or evenly spaced.
+        sizes: "carried": repeated transforms count what tokens already stand for; "literal":
+            equation 8 as printed, which begins anew at every transform.
+        scale_attention: whether later attention adds log sizes to its logits; None: where the
+            method's own paper does.
+
+    Raises:
+        ValueError: for a value outside of these.
+
+    Source: Token Transforming, arXiv 2506.05709, section 3 and Table 6.
+    """
+
+    method: Method = "transforming"
+    keep_ratio: float = 0.7
+    threshold: float = 0.5
+    temperature: float = 150.0
+    selection: Selection = "attention"
+    sizes: Sizes = "carried"
+    scale_attention: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_one_of("method", self.method, METHODS)
+        check_one_of("selection", self.selection, SELECTIONS)
+        check_one_of("sizes", self.sizes, get_args(Sizes))
+        if not 0 < self.keep_ratio <= 1:
+            raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a cosine similarity in [-1, 1], got {self.threshold}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    @property
+    def scales(self) -> bool:
+        """Whether later attention weighs tokens by their sizes."""
+        if self.scale_attention is None:
+            return self.method in _SCALING
+        return self.scale_attention
+
+    def kept(self, tokens: int) -> int:
+        """Return K for N tokens, at least 1."""
+        # Rounding errors of the product must not add a token: 0.7 * 10 is 7.000000000000001.
+        return max(1, ceil(self.keep_ratio * tokens - 1e-9))
+
+    def kept_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the grid of K tokens that a grid of N becomes: the nearly square one (of the same
+        proportions) whose number of cells is nearest to ``keep_ratio`` times N."""
+        if self.keep_ratio == 1:
+            return height, width
+        wanted = self.keep_ratio * height * width
+        side = self.keep_ratio**0.5
+        rows_around = {max(1, int(side * height) + more) for more in (0, 1)}
+        columns_around = {max(1, int(side * width) + more) for more in (0, 1)}
+        grids = [
+            (rows, columns)
+            for rows in sorted(rows_around, reverse=True)
+            for columns in sorted(columns_around)
+            if rows <= height and columns <= width
+        ]
+        return min(grids, key=lambda grid: abs(grid[0] * grid[1] - wanted))
+
+
+def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Stop with a message where a choice is not one of those allowed.
+
+    Raises:
+        ValueError: naming the choice.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,144 @@
+"""``transform(model)`` makes an existing model cheaper, ``restore(model)`` undoes it."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from token_transforming.families import FAMILIES, Family, family_of
+from token_transforming.report import TransformReport, UnsupportedModelError
+from token_transforming.sequence_model import restore_sequence, transform_sequence
+from token_transforming.settings import Method, Reduction, Selection, Sizes
+from token_transforming.windowed_model import (
+    WINDOWED,
+    WindowBias,
+    is_windowed,
+    restore_windowed,
+    transform_windowed,
+)
+
+
+def transform(
+    model: nn.Module,
+    *,
+    layers: Sequence[int] = (3, 6, 9),
+    keep_ratio: float | Sequence[float] = 0.7,
+    threshold: float = 0.5,
+    temperature: float = 150.0,
+    method: Method = "transforming",
+    selection: Selection = "attention",
+    sizes: Sizes = "carried",
+    scale_attention: bool | None = None,
+    recover: str | int = "auto",
+    window_bias: WindowBias = "interpolated",
+) -> TransformReport:
+    """Let a vision transformer go on with fewer tokens from some of its blocks, without training.
+
+    In place and reversible: parameters, hooks and state dict stay what they are. Transforming a
+    transformed model replaces what was chosen before. Gradients pass through similarities and
+    means, so the model can also be fine-tuned.
+
+    Args:
+        model: a supported model, or one that contains exactly one.
+        layers: blocks that reduce tokens between their attention and their feed-forward network,
+            from 0, ascending. In Swin they count over all stages, and each must be one whose
+            windows are not shifted.
+        keep_ratio: tokens kept at each of them, in (0, 1]; one value, or one for each layer. Of
+            windows the nearly square number of tokens closest to it.
+        threshold: cosine similarities below it count as 0 (method "transforming").
+        temperature: sharpness of the assignment (method "transforming").
+        method: "transforming", "pruning", "merging", "fusing" or "clustering".
+        selection: where informative tokens come from: "attention", "class_attention", "uniform".
+        sizes: "carried" or "literal"; see :class:`token_transforming.settings.Reduction`.
+        scale_attention: whether later attention adds log sizes; None: as the method's paper does.
+        recover: "never": the output has fewer tokens; "end": all tokens are restored after the last
+            block (in Swin always, at the end of each stage); "every": every block's output is
+            restored, while the next one goes on with fewer; a number: restored after that block for
+            good; "auto": "end" with restored views where maps are read (DPT, backbones), else
+            "never".
+        window_bias: in windowed backbones, the relative position bias of reduced windows: the
+            table "interpolated" to their size, or looked up at the kept tokens' true "positions".
+
+    Returns:
+        What was done.
+
+    Raises:
+        UnsupportedModelError: a TypeError that names the model's class and the supported ones.
+        ValueError: for a wrong value, naming it.
+
+    Source: Token Transforming, arXiv 2506.05709.
+    """
+    layers = tuple(layers)
+    ratios = [keep_ratio] * len(layers) if isinstance(keep_ratio, (int, float)) else keep_ratio
+    if len(ratios) != len(layers):
+        raise ValueError(f"keep_ratio has {len(ratios)} values for {len(layers)} layers")
+    reductions = tuple(
+        Reduction(
+            method=method,
+            keep_ratio=ratio,
+            threshold=threshold,
+            temperature=temperature,
+            selection=selection,
+            sizes=sizes,
+            scale_attention=scale_attention,
+        )
+        for ratio in ratios
+    )
+    name, owner, family = find_supported(model)
+    _restore_one(owner, family)
+    if family is None:
+        return transform_windowed(owner, name, layers, reductions, window_bias)
+    return transform_sequence(owner, family, name, layers, reductions, recover)
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo :func:`transform`; a model that is not transformed stays as it is.
+
+    Returns:
+        ``model``.
+    """
+    for module in list(model.modules()):
+        family = family_of(module)
+        if family is not None or is_windowed(module):
+            _restore_one(module, family)
+    return model
+
+
+def supported() -> tuple[str, ...]:
+    """Return the names of the classes that can be transformed."""
+    sequence = tuple(f"{family.package.rstrip('.')}: {family.owner}" for family in FAMILIES)
+    return (*sequence, *(f"detectron2: {name}" for name in WINDOWED))
+
+
+def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | None]:
+    """Return the one part of a model that can be transformed.
+
+    Returns:
+        Its name, itself, and its family; None for windowed backbones.
+
+    Raises:
+        UnsupportedModelError: where there is none, or several.
+    """
+    found: list[tuple[str, nn.Module, Family | None]] = []
+    for name, module in model.named_modules():
+        family = family_of(module)
+        if family is not None or is_windowed(module):
+            found.append((name, module, family))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be transformed, nor anything in it. "
+            f"Supported: {'; '.join(supported())}"
+        )
+    names = ", ".join(f"{name or 'itself'} ({type(module).__name__})" for name, module, _ in found)
+    raise UnsupportedModelError(
+        f"{type(model).__name__} contains several models that can be transformed: {names}. "
+        "Give transform() one of them"
+    )
+
+
+def _restore_one(owner: nn.Module, family: Family | None) -> None:
+    if family is None:
+        restore_windowed(owner)
+    else:
+        restore_sequence(owner, family)

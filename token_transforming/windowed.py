@@ -1,0 +1,339 @@
+"""Running blocks of windowed backbones with fewer tokens in each window.
+
+At a reduction every window of a map keeps K of its T tokens, laid out in order of position as a
+smaller window, so that the map becomes a smaller map. After the last block everything is put back.
+Where windows reach over the map's edge, dense backbones fill them up with zeros that take part in
+attention. That padding is never mixed into a token; what it takes of the attention is kept: places
+of a reduced window that no token needs stand for it, as zeros with its number as their size.
+Shapes: B image, H and W of a map, G windows of the whole batch, T tokens of a window, K reduced
+ones, C channel, M head, D head width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from token_transforming.attention import Attended, attend, attend_and_sum, size_bias
+from token_transforming.reduction import Candidates, Reduced, reduce_tokens
+from token_transforming.settings import Reduction
+from token_transforming.windows import (
+    Size,
+    WindowBias,
+    cut,
+    pad_map,
+    padded,
+    paste,
+    positions,
+    shift_bias,
+    validity,
+)
+from tokendetr.tokens import Recovery, take_rows
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a map is divided into windows for one attention.
+
+    Attributes:
+        size: of the map, whole windows.
+        window: rows and columns of one.
+        full: rows and columns of the window before all reductions.
+        shift: cyclic shift, rows and columns.
+        position_GT2: long, where tokens truly are; None: where they lie in the window.
+    """
+
+    size: Size
+    window: Size
+    full: Size
+    shift: Size
+    position_GT2: Tensor | None
+
+
+class WindowedBlocks(Protocol):
+    """What is particular to a family of windowed blocks."""
+
+    def window(self, block: nn.Module) -> int:
+        """Return the side of the block's windows; 0: it attends to the whole map."""
+
+    def is_shifted(self, block: nn.Module) -> bool:
+        """Return whether the block's windows are shifted."""
+
+    def heads(self, block: nn.Module, normed_GTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each [G, M, T, D]."""
+
+    def scale(self, block: nn.Module) -> float:
+        """Return the factor of the logits."""
+
+    def bias(self, block: nn.Module, query_GMTD: Tensor, windows: Windows) -> Tensor | None:
+        """Return the relative position bias, broadcastable to [G, M, T, T]."""
+
+    def dropout(self, block: nn.Module) -> float:
+        """Return the probability of dropping an attention weight."""
+
+    def project(self, block: nn.Module, out_GTC: Tensor) -> Tensor:
+        """Return the attention's output projected."""
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Which blocks of a sequence of blocks reduce tokens, and how.
+
+    Attributes:
+        reductions: by block, from 0.
+        window_bias: the relative position bias of reduced windows.
+    """
+
+    reductions: Mapping[int, Reduction]
+    window_bias: WindowBias
+
+
+@dataclass(frozen=True)
+class _Undo:
+    """How one reduction is undone: the recovery within windows, and the map before."""
+
+    recovery: Recovery
+    window: Size
+    size: Size
+
+
+@dataclass(frozen=True)
+class MapState:
+    """What is known about the tokens of a map.
+
+    Attributes:
+        size: height and width as the map is.
+        window: rows and columns of reduced windows; None before the first reduction.
+        size_GT: how many tokens each stands for; None: it does not matter.
+        valid_GT: bool, False = stands for padding; None where none does.
+        position_GT2: long, where the tokens truly are; None before the first reduction.
+        undo: the reductions so far.
+    """
+
+    size: Size
+    window: Size | None = None
+    size_GT: Tensor | None = None
+    valid_GT: Tensor | None = None
+    position_GT2: Tensor | None = None
+    undo: tuple[_Undo, ...] = ()
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module],
+    x_BHWC: Tensor,
+    plan: WindowPlan,
+    kind: WindowedBlocks,
+    *,
+    use_checkpoint: bool = False,
+) -> Tensor:
+    """Run blocks, reducing tokens where the plan says so, and restore all tokens.
+
+    Args:
+        blocks: the blocks; their own ``forward`` is not used.
+        x_BHWC: the map.
+        plan: what to do.
+        kind: what is particular to these blocks.
+        use_checkpoint: recompute blocks in the backward pass to save memory.
+
+    Returns:
+        The map [B, H, W, C].
+    """
+    height, width = x_BHWC.shape[1:3]
+    state = MapState((height, width))
+    for index, block in enumerate(blocks):
+        how = plan.reductions.get(index)
+        arguments = (block, x_BHWC, how, state, plan.window_bias, kind)
+        if use_checkpoint and torch.is_grad_enabled():
+            x_BHWC, state = checkpoint(_run_block, *arguments, use_reentrant=False)
+        else:
+            x_BHWC, state = _run_block(*arguments)
+    for undo in reversed(state.undo):
+        assert state.window is not None
+        y_GTC = undo.recovery.restore(cut(x_BHWC, state.window))
+        x_BHWC = paste(y_GTC, undo.window, undo.size)
+        state = MapState(undo.size, undo.window)
+    return x_BHWC[:, :height, :width]
+
+
+def _run_block(
+    block: nn.Module,
+    x_BHWC: Tensor,
+    how: Reduction | None,
+    state: MapState,
+    window_bias: WindowBias,
+    kind: WindowedBlocks,
+) -> tuple[Tensor, MapState]:
+    """Run one block."""
+    windows = _windows(block, state, window_bias, kind)
+    normed_BHWC = block.norm1(x_BHWC)  # type: ignore[operator]
+    attended_BHWC, attended, key_GTD = _attend(block, normed_BHWC, how, state, windows, kind)
+    x_BHWC = x_BHWC + block.drop_path(attended_BHWC)  # type: ignore[operator]
+    late = how is not None and how.method == "clustering"
+    if how is not None and not late and attended is not None:
+        x_BHWC, state = _reduce(x_BHWC, how, state, windows, attended, key_GTD)
+    fed_BHWC = block.mlp(block.norm2(x_BHWC))  # type: ignore[operator]
+    x_BHWC = x_BHWC + block.drop_path(fed_BHWC)  # type: ignore[operator]
+    if how is not None and late and attended is not None:
+        x_BHWC, state = _reduce(x_BHWC, how, state, windows, attended, key_GTD)
+    return x_BHWC, state
+
+
+def _windows(
+    block: nn.Module, state: MapState, window_bias: WindowBias, kind: WindowedBlocks
+) -> Windows:
+    """Return how a block divides the map."""
+    side = kind.window(block)
+    if side == 0:
+        return Windows(state.size, state.size, state.size, (0, 0), None)
+    full = (side, side)
+    window = full if state.window is None else state.window
+    shift = (window[0] // 2, window[1] // 2) if kind.is_shifted(block) else (0, 0)
+    windows = Windows(padded(state.size, window), window, full, shift, None)
+    if state.position_GT2 is None or window_bias != "positions":
+        return windows
+    return replace(windows, position_GT2=_arranged(state.position_GT2, state, windows))
+
+
+def _arranged(x_GTC: Tensor, state: MapState, windows: Windows) -> Tensor:
+    """Return what is known in unshifted reduced windows in the order of an attention's windows."""
+    assert state.window is not None
+    if windows.shift == (0, 0) and windows.window == state.window:
+        return x_GTC
+    x_BHWC = paste(x_GTC, state.window, state.size)
+    if windows.shift != (0, 0):
+        x_BHWC = torch.roll(x_BHWC, (-windows.shift[0], -windows.shift[1]), (1, 2))
+    return cut(x_BHWC, windows.window)
+
+
+def _attend(
+    block: nn.Module,
+    normed_BHWC: Tensor,
+    how: Reduction | None,
+    state: MapState,
+    windows: Windows,
+    kind: WindowedBlocks,
+) -> tuple[Tensor, Attended | None, Tensor]:
+    """Attend within windows.
+
+    Returns:
+        The result as a map, the attention that tokens receive where they are to be reduced, and the
+        keys' mean over heads [G, T, D].
+    """
+    height, width = normed_BHWC.shape[1:3]
+    if state.window is not None and state.valid_GT is not None:
+        valid_BHW1 = paste(state.valid_GT[..., None], state.window, state.size)
+        normed_BHWC = normed_BHWC.masked_fill(~valid_BHW1, 0.0)
+    x_BHWC = pad_map(normed_BHWC, windows.window)
+    is_shifted = windows.shift != (0, 0)
+    if is_shifted:
+        x_BHWC = torch.roll(x_BHWC, (-windows.shift[0], -windows.shift[1]), (1, 2))
+    query, key, value = kind.heads(block, cut(x_BHWC, windows.window))
+    bias = _bias(block, query, state, windows, kind)
+    scale, dropout = kind.scale(block), kind.dropout(block)
+    attended = None
+    if how is None:
+        out_GMTD = attend(query, key, value, scale=scale, bias=bias, dropout=dropout)
+    else:
+        valid_GT = _valid(state, windows, len(query), query.device)
+        attended = attend_and_sum(
+            query, key, value, scale=scale, bias=bias, dropout=dropout, valid_BN=valid_GT
+        )
+        out_GMTD = attended.out_BMND
+    out_GTC = kind.project(block, out_GMTD.transpose(1, 2).flatten(2))
+    out_BHWC = paste(out_GTC, windows.window, windows.size)
+    if is_shifted:
+        out_BHWC = torch.roll(out_BHWC, windows.shift, (1, 2))
+    return out_BHWC[:, :height, :width], attended, key.mean(dim=1)
+
+
+def _bias(
+    block: nn.Module, query_GMTD: Tensor, state: MapState, windows: Windows, kind: WindowedBlocks
+) -> Tensor | None:
+    """Return all that is added to the logits."""
+    bias = kind.bias(block, query_GMTD, windows)
+    if windows.shift != (0, 0):
+        apart_WTT = shift_bias(windows.size, windows.window, windows.shift, query_GMTD.device)
+        apart_GTT = apart_WTT.repeat(len(query_GMTD) // len(apart_WTT), 1, 1, 1)
+        bias = apart_GTT if bias is None else bias + apart_GTT
+    if state.size_GT is None:
+        return bias
+    keys = size_bias(_arranged(state.size_GT[..., None], state, windows)[..., 0], None)
+    return keys if bias is None or keys is None else bias + keys
+
+
+def _valid(state: MapState, windows: Windows, count: int, device: torch.device) -> Tensor | None:
+    """Return which tokens of unshifted windows are tokens."""
+    if state.window is not None:
+        return state.valid_GT
+    valid_WT = validity(state.size, windows.window, device)
+    return None if valid_WT is None else valid_WT.repeat(count // len(valid_WT), 1)
+
+
+def _reduce(
+    x_BHWC: Tensor,
+    how: Reduction,
+    state: MapState,
+    windows: Windows,
+    attended: Attended,
+    key_GTD: Tensor,
+) -> tuple[Tensor, MapState]:
+    """Reduce the tokens of every window."""
+    window, count = windows.window, len(key_GTD)
+    kept_grid = how.kept_grid(*window)
+    kept = kept_grid[0] * kept_grid[1]
+    valid_GT = _valid(state, windows, count, x_BHWC.device)
+    position_GT2 = state.position_GT2
+    if position_GT2 is None:
+        position_WT2 = positions(state.size, window, x_BHWC.device)
+        position_GT2 = position_WT2.repeat(count // len(position_WT2), 1, 1)
+    reduced = reduce_tokens(
+        Candidates(
+            x_BNC=cut(pad_map(x_BHWC, window), window),
+            received_BN=attended.received_BN,
+            class_BN=None,
+            key_BND=key_GTD,
+            kept=kept,
+            grid=window,
+            kept_grid=kept_grid,
+            size_BN=state.size_GT,
+            valid_BN=valid_GT,
+            kept_B=None if valid_GT is None else _kept(valid_GT, kept),
+        ),
+        how,
+        recover=True,
+    )
+    recovery = reduced.token_map.recovery
+    assert recovery is not None
+    size = (
+        windows.size[0] // window[0] * kept_grid[0],
+        windows.size[1] // window[1] * kept_grid[1],
+    )
+    return paste(reduced.x_BKC, kept_grid, size), MapState(
+        size=size,
+        window=kept_grid,
+        size_GT=_sizes(reduced, state, valid_GT) if how.scales else None,
+        valid_GT=reduced.valid_BK,
+        position_GT2=take_rows(position_GT2, reduced.token_map.anchor_BK),
+        undo=(*state.undo, _Undo(recovery, window, windows.size)),
+    )
+
+
+def _kept(valid_GT: Tensor, kept: int) -> Tensor:
+    """Return how many tokens each window keeps: where there is padding, one place is its own."""
+    real_G = valid_GT.sum(dim=1)
+    return real_G.clamp_max(kept - (real_G < valid_GT.shape[1]).long())
+
+
+def _sizes(reduced: Reduced, state: MapState, valid_GT: Tensor | None) -> Tensor:
+    """Return the sizes of reduced tokens; places without one share the padding's."""
+    if valid_GT is None or reduced.valid_BK is None:
+        return reduced.size_BK
+    size_GT = valid_GT.new_ones(valid_GT.shape, dtype=torch.float32)
+    if state.size_GT is not None:
+        size_GT = state.size_GT
+    padding_G1 = size_GT.masked_fill(valid_GT, 0.0).sum(dim=1, keepdim=True)
+    places_G1 = (~reduced.valid_BK).sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.where(reduced.valid_BK, reduced.size_BK, padding_G1 / places_G1)

@@ -1,0 +1,144 @@
+"""Transforming windowed backbones (detectron2's Swin), and undoing it."""
+
+from typing import Any
+
+from detectron2.modeling.backbone import SwinTransformer
+from torch import Tensor, nn
+
+from token_transforming.classes import original_class, transformed_class
+from token_transforming.report import TransformReport, check_layers
+from token_transforming.settings import Reduction, check_one_of
+from token_transforming.windowed import WindowPlan, Windows, run_blocks
+from token_transforming.windows import (
+    WINDOW_BIASES,
+    WindowBias,
+    position_table_bias,
+    window_table_bias,
+)
+
+WINDOWED = (SwinTransformer.__name__,)
+
+
+class SwinBlocks:
+    """What is particular to Swin's blocks."""
+
+    def window(self, block: Any) -> int:
+        """Return the side of the block's windows."""
+        return int(block.window_size)
+
+    def is_shifted(self, block: Any) -> bool:
+        """Return whether the block's windows are shifted."""
+        return bool(block.shift_size > 0)
+
+    def heads(self, block: Any, normed_GTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each [G, M, T, D]."""
+        joint = block.attn.qkv(normed_GTC).unflatten(-1, (3, block.attn.num_heads, -1))
+        query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def scale(self, block: Any) -> float:
+        """Return the factor of the logits."""
+        return float(block.attn.scale)
+
+    def bias(self, block: Any, query_GMTD: Tensor, windows: Windows) -> Tensor:
+        """Return the relative position bias, [1 or G, M, T, T]."""
+        side = 2 * windows.full[0] - 1
+        table_MYX = block.attn.relative_position_bias_table.view(side, side, -1).permute(2, 0, 1)
+        if windows.position_GT2 is not None:
+            return position_table_bias(table_MYX, windows.position_GT2)
+        return window_table_bias(table_MYX, windows.window)
+
+    def dropout(self, block: Any) -> float:
+        """Return the probability of dropping an attention weight."""
+        return float(block.attn.attn_drop.p) if block.training else 0.0
+
+    def project(self, block: Any, out_GTC: Tensor) -> Tensor:
+        """Return the attention's output projected."""
+        projected_GTC: Tensor = block.attn.proj_drop(block.attn.proj(out_GTC))
+        return projected_GTC
+
+
+class TransformedStage:
+    """Mixed into the class of a Swin stage while its backbone is transformed."""
+
+    token_plan: WindowPlan
+
+    def forward(
+        self: Any, x_BNC: Tensor, height: int, width: int
+    ) -> tuple[Tensor, int, int, Tensor, int, int]:
+        """Do what the stage does, with fewer tokens in its later blocks."""
+        x_BHWC = run_blocks(
+            self.blocks,
+            x_BNC.unflatten(1, (height, width)),
+            self.token_plan,
+            SwinBlocks(),
+            use_checkpoint=self.use_checkpoint,
+        )
+        x_BNC = x_BHWC.flatten(1, 2)
+        if self.downsample is None:
+            return x_BNC, height, width, x_BNC, height, width
+        down = self.downsample(x_BNC, height, width)
+        return x_BNC, height, width, down, (height + 1) // 2, (width + 1) // 2
+
+
+def is_windowed(module: nn.Module) -> bool:
+    """Return whether a module is a windowed backbone that can be transformed."""
+    return isinstance(module, SwinTransformer)
+
+
+def transform_windowed(
+    backbone: Any,
+    name: str,
+    layers: tuple[int, ...],
+    reductions: tuple[Reduction, ...],
+    window_bias: WindowBias,
+) -> TransformReport:
+    """Let the stages of a Swin reduce tokens within windows; each restores them at its end.
+
+    Args:
+        backbone: the backbone.
+        name: its name for the report.
+        layers: blocks that reduce, counted over all stages.
+        reductions: how, one for each.
+        window_bias: see :func:`token_transforming.transform`.
+
+    Raises:
+        ValueError: for blocks that it does not have or whose windows are shifted.
+    """
+    check_one_of("window_bias", window_bias, WINDOW_BIASES)
+    places = [(stage, block) for stage in backbone.layers for block in range(len(stage.blocks))]
+    check_layers(layers, len(places), backbone)
+    plans: dict[Any, dict[int, Reduction]] = {}
+    for layer, how in zip(layers, reductions, strict=True):
+        stage, block = places[layer]
+        if SwinBlocks().is_shifted(stage.blocks[block]):
+            raise ValueError(
+                f"block {layer} of {type(backbone).__name__} has shifted windows; reduce at one "
+                f"that has not, such as {layer - 1}"
+            )
+        if how.selection == "class_attention":
+            raise ValueError(
+                f"selection='class_attention' needs a class token; {type(backbone).__name__} has "
+                "none: use 'attention' or 'uniform'"
+            )
+        plans.setdefault(stage, {})[block] = how
+    for stage, by_block in plans.items():
+        stage.token_plan = WindowPlan(by_block, window_bias)
+        stage.__class__ = transformed_class(type(stage), TransformedStage)
+    return TransformReport(
+        model=type(backbone).__name__,
+        name=name,
+        num_layers=len(places),
+        layers=layers,
+        reductions=reductions,
+        prefix=0,
+        restored=True,
+    )
+
+
+def restore_windowed(backbone: Any) -> None:
+    """Give a backbone's stages their class back."""
+    for stage in backbone.layers:
+        if isinstance(stage, TransformedStage):
+            del stage.token_plan
+            stage.__class__ = original_class(type(stage))
