@@ -4,6 +4,7 @@ them."""
 import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
 from focus_detr.budget import FocusBudget, cascade_ratios
 from focus_detr.object_attention import ObjectAttention
+from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector
 from focus_detr.sparsifier import PUBLISHED_OPTIONS, FocusPlan, FocusSparsifier
 
@@ -15,4 +16,5 @@ __all__ = [
     "ForegroundSelector",
     "ObjectAttention",
     "cascade_ratios",
+    "from_published",
 ]

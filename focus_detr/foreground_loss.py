@@ -33,8 +33,9 @@ def foreground_labels(
     boxes_xyxy_px = []
     for target in targets:
         height, width = target.image_size
-        boxes = box_cxcywh_to_xyxy(target.boxes_cxcywh_norm)
-        boxes_xyxy_px.append(boxes * boxes.new_tensor([width, height, width, height]))
+        boxes_cxcywh_norm = target.boxes_cxcywh_norm
+        size = boxes_cxcywh_norm.new_tensor([width, height, width, height])
+        boxes_xyxy_px.append(box_cxcywh_to_xyxy(boxes_cxcywh_norm * size))
     return box_labels(
         boxes_xyxy_px, layout, strides=strides, rule="center", size_ranges=size_ranges
     )

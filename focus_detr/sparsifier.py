@@ -4,7 +4,7 @@ Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, S clas
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from focus_detr.budget import FocusBudget
 from focus_detr.foreground_loss import foreground_labels, foreground_loss
 from focus_detr.object_attention import ObjectAttention
+from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
 from tokendetr import supervision, trace
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
@@ -136,6 +137,10 @@ class FocusSparsifier(TokenSparsifier):
             for _ in range(num_layers if num_objects else 0)
         )
 
+    def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the weights of a published checkpoint under the names they have here."""
+        return from_published(weights)
+
     def plan(self, context: EncoderContext) -> "FocusPlan":
         """Return the plan of one forward pass.
 
@@ -248,7 +253,7 @@ class FocusPlan(TokenPlan):
     def finish(self, memory_BNC: Tensor) -> Tensor:
         """Ask for the foreground loss ``loss_foreground`` in training."""
         context, focus = supervision.current(), self.focus
-        if context is None or not focus.training or not torch.is_grad_enabled():
+        if context is None or not focus.training:
             return memory_BNC
         layout = self.context.layout
         labels_BN = foreground_labels(

@@ -8,9 +8,9 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from detrex.layers import FFN
@@ -109,6 +109,14 @@ class TokenSparsifier(nn.Module, ABC):
     @abstractmethod
     def plan(self, context: EncoderContext) -> TokenPlan:
         """Return the plan of one forward pass."""
+
+    def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint's weights (of the whole model) under the names that they have here.
+
+        A method whose published checkpoints have other names recognises and renames them; others
+        are returned as they are.
+        """
+        return dict(weights)
 
 
 class EncoderLayer(nn.Module):

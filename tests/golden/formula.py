@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 SIZES = ((320, 416), (288, 384))
+BIG_SIZES = ((640, 800), (608, 768))
 BOXES_XYXY_PX = ([[10, 20, 90, 120], [100, 30, 240, 180]], [[5, 5, 60, 60]])
 CLASSES = ([3, 17], [0])
 
@@ -46,11 +47,11 @@ def image(height: int, width: int, number: int) -> Tensor:
     return torch.stack([127.5 + 127.5 * torch.sin(channel) for channel in channels]).float()
 
 
-def records() -> list[dict]:
+def records(sizes: tuple[tuple[int, int], ...] = SIZES) -> list[dict]:
     """The two sample images with their ground truth, as detectron2 inputs."""
     batch = []
     for number, ((height, width), boxes, classes) in enumerate(
-        zip(SIZES, BOXES_XYXY_PX, CLASSES, strict=True), start=1
+        zip(sizes, BOXES_XYXY_PX, CLASSES, strict=True), start=1
     ):
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))

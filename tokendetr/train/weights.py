@@ -205,7 +205,7 @@ class _Reporting:
         def watched(checkpoint: Any) -> Any:
             # Weights of a part (a backbone) say so themselves, or the user does in the URL.
             self.is_partial = bool(checkpoint.get("matching_heuristics", False))
-            weights = checkpoint["model"]
+            weights = checkpoint["model"] = _converted(checkpoint["model"], checkpointer.model)
             self.file_keys = {key.removeprefix("module.") for key in weights}
             if not self.is_partial:
                 checkpoint["model"] = _with_aliases(weights, checkpointer.model.state_dict())
@@ -279,6 +279,16 @@ def _load_ema(model: nn.Module, ema_state: Mapping[str, Tensor]) -> None:
     for name, value in ema_state.items():
         if name in targets:
             targets[name].copy_(value)
+
+
+def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Let parts of the model rename the weights of published checkpoints."""
+    converted = dict(weights)
+    for module in model.modules():
+        convert = getattr(module, "convert_weights", None)
+        if convert is not None:
+            converted = convert(converted)
+    return converted
 
 
 def _with_aliases(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, Any]:
