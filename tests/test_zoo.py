@@ -5,14 +5,18 @@ import torch
 from detectron2.config import instantiate
 
 from tokendetr import zoo
-from tokendetr.train import save_slim
+from tokendetr.train import ConfigError, save_slim
 
 
 def test_every_listed_config_loads_with_the_five_top_level_names():
     names = zoo.list()
     assert "dino_r50_4scale_12ep" in names
     for name in names:
-        config = zoo.get_config(name)
+        try:
+            config = zoo.get_config(name)
+        except ConfigError as error:
+            assert "needs detectron2 itself" in str(error), name
+            continue
         missing = {"model", "dataloader", "optimizer", "lr_multiplier", "train"} - set(config)
         assert not missing, (name, missing)
 

@@ -5,7 +5,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from detectron2.model_zoo import get_config
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tokendetr.train import ConfigError
 
 SUPERVISED = "tokendetr.supervision.build_supervised"
 ENCODER = "tokendetr.encoder.TokenEncoder"
@@ -114,6 +117,24 @@ def _weights_of_depth(weights: Mapping[str, float], num_layers: int) -> dict[str
     }
     layers = range(num_layers - 1)
     return others | {f"{name}_{i}": weights[f"{name}_0"] for i in layers for name in per_layer}
+
+
+def detectron2_model(name: str) -> DictConfig:
+    """Return ``model`` of one of detectron2's own lazy configs.
+
+    Args:
+        name: such as ``common/models/mask_rcnn_fpn.py``.
+
+    Raises:
+        ConfigError: where detectron2 itself is not installed.
+    """
+    try:
+        return get_config(name).model
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this config needs detectron2 itself, whose {name} it builds on; install it from "
+            "https://github.com/facebookresearch/detectron2"
+        ) from error
 
 
 def target_name(target: str | Callable[..., Any] | None) -> str:

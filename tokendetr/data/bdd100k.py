@@ -4,7 +4,10 @@ import os
 
 from tokendetr.data.registration import register_coco_format
 
-__all__ = ["register_bdd100k"]
+__all__ = ["SMALL_OBJECTS", "bdd100k_root", "register_bdd100k", "register_bdd_s"]
+
+SMALL_OBJECTS = "det_{split}_small_cocofmt.json"
+"""Name of BDD-S's annotations in ``jsons``, written by ``tools/make_bdd_s.py``."""
 
 
 def register_bdd100k(root: str | None = None) -> None:
@@ -19,12 +22,31 @@ def register_bdd100k(root: str | None = None) -> None:
         root: folder of the data set; default ``bdd100k`` under ``DETECTRON2_DATASETS``, else under
             ``./datasets``.
     """
-    if root is None:
-        datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-        root = os.path.join(datasets, "bdd100k")
+    _register("bdd100k", "det_{split}_cocofmt.json", root)
+
+
+def register_bdd_s(root: str | None = None) -> None:
+    """Make ``bdd_s_train`` and ``bdd_s_val`` known: the images of BDD100K whose objects cover less
+    than a quarter of them, as ``tools/make_bdd_s.py`` lists them.
+
+    Args:
+        root: as of :func:`register_bdd100k`.
+
+    Source: SPT, arXiv 2410.23608, section 4.1.
+    """
+    _register("bdd_s", SMALL_OBJECTS, root)
+
+
+def bdd100k_root() -> str:
+    """Return the data set's folder under ``DETECTRON2_DATASETS``, else under ``./datasets``."""
+    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bdd100k")
+
+
+def _register(name: str, json_name: str, root: str | None) -> None:
+    root = bdd100k_root() if root is None else root
     for split in ("train", "val"):
         register_coco_format(
-            f"bdd100k_{split}",
-            os.path.join(root, "jsons", f"det_{split}_cocofmt.json"),
+            f"{name}_{split}",
+            os.path.join(root, "jsons", json_name.format(split=split)),
             os.path.join(root, "images", "100k", split),
         )

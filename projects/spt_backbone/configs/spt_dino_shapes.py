@@ -1,7 +1,11 @@
 """SPT under DINO on the shapes data set, fine-tuned from the dense narrow Swin."""
 
+from spt_backbone.config import watch_selection
+
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, optimizer, train
 from .models.spt_dino_shapes import model
+
+watch_selection(dataloader.evaluator)
 
 model.device = train.device
 train.init_checkpoint = "projects/dino/checkpoints/dino_shapes_swin.safetensors"

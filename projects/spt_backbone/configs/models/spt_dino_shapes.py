@@ -1,9 +1,9 @@
 """The small DINO of the shapes data set on an SPT as wide and deep as its Swin."""
 
 from spt_backbone import SPT
-from tokendetr.config import supervised
+from spt_backbone.config import use_spt
 
 from ....dino.configs.models.dino_swin_shapes import model
 
 model.backbone._target_ = SPT
-supervised(model)
+use_spt(model, model.backbone)

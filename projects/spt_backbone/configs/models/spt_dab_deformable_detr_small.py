@@ -1,0 +1,6 @@
+from spt_backbone.config import use_spt
+
+from ....dab_deformable_detr.configs.models.dab_deformable_detr_r50 import model
+from .spt import spt_small
+
+use_spt(model, spt_small)

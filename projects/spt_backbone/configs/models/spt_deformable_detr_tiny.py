@@ -1,0 +1,6 @@
+from spt_backbone.config import use_spt
+
+from ....deformable_detr.configs.models.deformable_detr_r50 import model
+from .spt import spt_tiny
+
+use_spt(model, spt_tiny)

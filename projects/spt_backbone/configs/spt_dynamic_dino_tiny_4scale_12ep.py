@@ -1,0 +1,11 @@
+"""A backbone and an encoder method together: Dynamic DETR's encoder on SPT-T."""
+
+from tokendetr.config import sparsify
+
+from ...dynamic_detr.configs.models.dynamic_sparsifier import sparsifier
+from .spt_dino_tiny_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train
+
+sparsify(model, sparsifier)
+
+train.output_dir = "./output/spt_dynamic_dino_tiny_4scale_12ep"
+dataloader.evaluator.output_dir = train.output_dir

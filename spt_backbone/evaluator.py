@@ -1,0 +1,180 @@
+"""How much an SPT selects on a data set, and how much of the objects that covers.
+
+Shapes: L blocks of a stage, H and W rows and columns of its tokens.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from torch import Tensor
+
+from spt_backbone.backbone import OUTPUT_NAME
+from spt_backbone.labels import box_cells
+from tokendetr.train.checkpoint import write_atomically
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """What the blocks of one stage selected of one image.
+
+    Attributes:
+        image_id: of the data set.
+        stride: pixels per token.
+        tokens: of the stage.
+        object_tokens: that contain something of an object, or None where that is not known.
+        selected: mean number of selected tokens of a block.
+        selected_object_tokens: mean number of those that contain something of an object.
+    """
+
+    image_id: int | str
+    stride: int
+    tokens: int
+    object_tokens: int | None
+    selected: float
+    selected_object_tokens: float | None
+
+
+class SelectionEvaluator(DatasetEvaluator):
+    """Select ratio and object-token retention of every image.
+
+    Task ``selection``, per stride: ``select_ratio`` (mean over images and blocks; also ``_min`` and
+    ``_max`` over images), ``object_token_retention`` (selected part of the tokens that contain
+    something of an object, over all images) and ``object_token_density`` (part of the selected
+    tokens that do), all from 0 to 1. Empty for a model that selects nothing.
+
+    Args:
+        dataset_name: whose boxes tell the object tokens; None leaves those figures out.
+        output_dir: where ``token_selection.json`` gets each image's counts; None writes nothing.
+
+    Source: SPT, arXiv 2410.23608, appendix B.3.
+    """
+
+    def __init__(self, *, dataset_name: str | None = None, output_dir: str | None = None) -> None:
+        self._dataset_name = dataset_name
+        self._output_dir = output_dir
+        self._boxes: dict[Any, Tensor] | None = None
+        self._counts: list[StageCounts] = []
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._counts = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
+        """Count one batch."""
+        for record, output in zip(inputs, outputs, strict=True):
+            choice = output.get(OUTPUT_NAME, {})
+            for stride, mask_LHW in choice.items():
+                self._counts.append(self._count(record, stride, mask_LHW))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Return the figures of all images on rank 0."""
+        counts = [count for rank in comm.gather(self._counts) for count in rank]
+        if not comm.is_main_process() or not counts:
+            return None
+        if self._output_dir:
+            os.makedirs(self._output_dir, exist_ok=True)
+            content = json.dumps([asdict(count) for count in counts])
+            path = os.path.join(self._output_dir, "token_selection.json")
+            write_atomically(path, content.encode())
+        figures: dict[str, float] = {}
+        for stride in sorted({count.stride for count in counts}):
+            figures.update(_figures([count for count in counts if count.stride == stride], stride))
+        return {"selection": figures}
+
+    def _count(self, record: Mapping[str, Any], stride: int, mask_LHW: Tensor) -> StageCounts:
+        mask_LHW = mask_LHW.cpu()
+        boxes_xyxy_norm = self._boxes_of(record)
+        objects = hits = None
+        if boxes_xyxy_norm is not None:
+            height, width = record["image"].shape[-2:]
+            boxes_px = boxes_xyxy_norm * torch.tensor([width, height, width, height])
+            grid = (int(mask_LHW.shape[1]), int(mask_LHW.shape[2]))
+            label_HW = box_cells(boxes_px, grid, stride)
+            objects = int(label_HW.sum())
+            hits = float((mask_LHW & label_HW).sum()) / len(mask_LHW)
+        return StageCounts(
+            image_id=record.get("image_id", record.get("file_name", "")),
+            stride=stride,
+            tokens=mask_LHW[0].numel(),
+            object_tokens=objects,
+            selected=float(mask_LHW.sum()) / len(mask_LHW),
+            selected_object_tokens=hits,
+        )
+
+    def _boxes_of(self, record: Mapping[str, Any]) -> Tensor | None:
+        """Return an image's boxes [G, 4], xyxy relative to its size, or None where unknown."""
+        if self._dataset_name is None:
+            return None
+        if self._boxes is None:
+            self._boxes = {
+                image["image_id"]: _boxes_xyxy_norm(image)
+                for image in DatasetCatalog.get(self._dataset_name)
+            }
+        return self._boxes.get(record.get("image_id"))
+
+
+def build_with_selection(
+    *,
+    evaluator_class: str | Callable[..., DatasetEvaluator],
+    dataset_name: str,
+    output_dir: str | None = None,
+    **kwargs: Any,
+) -> DatasetEvaluators:
+    """Construct an evaluator and a :class:`SelectionEvaluator` beside it: what a config's evaluator
+    node is pointed at.
+
+    Args:
+        evaluator_class: the evaluator's class, or its full dotted name.
+        dataset_name: of both.
+        output_dir: of both.
+        **kwargs: the evaluator's further arguments.
+    """
+    build = evaluator_class
+    if isinstance(build, str):
+        module, _, name = build.rpartition(".")
+        build = getattr(importlib.import_module(module), name)
+    folder = {} if output_dir is None else {"output_dir": output_dir}
+    return DatasetEvaluators(
+        [
+            build(dataset_name=dataset_name, **folder, **kwargs),
+            SelectionEvaluator(dataset_name=dataset_name, output_dir=output_dir),
+        ]
+    )
+
+
+def _boxes_xyxy_norm(image: Mapping[str, Any]) -> Tensor:
+    boxes = [
+        BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        for annotation in image.get("annotations", [])
+        if not annotation.get("iscrowd", 0)
+    ]
+    width, height = float(image["width"]), float(image["height"])
+    pixels = torch.tensor([list(box) for box in boxes], dtype=torch.float32).view(-1, 4)
+    return pixels / torch.tensor([width, height, width, height])
+
+
+def _figures(counts: Sequence[StageCounts], stride: int) -> dict[str, float]:
+    ratios = [count.selected / count.tokens for count in counts]
+    figures = {
+        "select_ratio": sum(ratios) / len(ratios),
+        "select_ratio_min": min(ratios),
+        "select_ratio_max": max(ratios),
+    }
+    known = [count for count in counts if count.object_tokens is not None]
+    objects = sum(count.object_tokens or 0 for count in known)
+    selected = sum(count.selected for count in known)
+    hits = sum(count.selected_object_tokens or 0.0 for count in known)
+    if objects > 0:
+        figures["object_token_retention"] = hits / objects
+    if known and selected > 0:
+        figures["object_token_density"] = hits / selected
+    return {f"{name}_stride{stride}": value for name, value in figures.items()}
