@@ -3,13 +3,16 @@ matter most."""
 
 from dynamic_detr.budget import TokenBudget
 from dynamic_detr.flops import encoder_macs, query_token_macs, saved_macs
+from dynamic_detr.importance import LevelImportance, record_level_importance
 from dynamic_detr.sparsifier import DynamicPlan, DynamicSparsifier
 
 __all__ = [
     "DynamicPlan",
     "DynamicSparsifier",
+    "LevelImportance",
     "TokenBudget",
     "encoder_macs",
     "query_token_macs",
+    "record_level_importance",
     "saved_macs",
 ]

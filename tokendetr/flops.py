@@ -34,6 +34,7 @@ __all__ = [
     "count_flops",
     "flop_handles",
     "mean_report",
+    "pyramid_shapes",
     "synthetic_inputs",
 ]
 
@@ -271,6 +272,24 @@ def blended_flops(model: nn.Module, *, arithmetic: bool = False) -> FlopReport:
         for _, size in BLENDED_SIZES
     ]
     return mean_report(reports, [weight for weight, _ in BLENDED_SIZES])
+
+
+def pyramid_shapes(
+    height: int, width: int, *, num_levels: int = 4, finest_stride: int = 8
+) -> tuple[tuple[int, int], ...]:
+    """Return the (height, width) in tokens of each level, finest first, of an image's pyramid.
+
+    Every level halves the one before; what does not divide is rounded up, as padded convolutions
+    do.
+
+    Args:
+        height: of the image, in pixels.
+        width: likewise.
+        num_levels: levels.
+        finest_stride: pixels per token of the finest level, a power of two.
+    """
+    strides = [finest_stride * 2**level for level in range(num_levels)]
+    return tuple((-(-height // stride), -(-width // stride)) for stride in strides)
 
 
 def _part(name: str) -> str:

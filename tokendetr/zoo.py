@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
+from tokendetr.data.registration import repeatable_registration
 from tokendetr.train import AtomicCheckpointer, load_weights
 
 PROJECTS_DIR = Path(__file__).resolve().parent.parent / "projects"
@@ -63,7 +64,8 @@ def get_config(name: str) -> Any:
     Raises:
         KeyError: there is no such config.
     """
-    return LazyConfig.load(str(get_config_file(name)))
+    with repeatable_registration():
+        return LazyConfig.load(str(get_config_file(name)))
 
 
 def load(name: str, checkpoint: str | None = None, device: str = "cpu") -> nn.Module:

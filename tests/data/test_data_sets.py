@@ -18,7 +18,7 @@ from tests.train import toy
 from tokendetr.data.bdd100k import register_bdd100k
 from tokendetr.data.registration import register_coco_format
 from tokendetr.data.validate import validate_config_data
-from tokendetr.train.configuration import fill_defaults
+from tokendetr.train.configuration import fill_defaults, load_config
 from tokendetr.train.run import train
 
 VOC_OBJECT = """<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{x}</xmin>
@@ -158,6 +158,27 @@ def test_a_name_follows_the_folder_it_was_last_given(bdd100k, tmp_path):
     assert records[0]["file_name"].startswith(str(tmp_path / "other"))
     register_bdd100k(str(tmp_path / "other"))  # the same again is no change
     assert MetadataCatalog.get("bdd100k_val").thing_classes == ["class0", "class1", "class2"]
+
+
+def test_configs_that_register_may_be_loaded_again_with_other_paths(tmp_path):
+    config = tmp_path / "config.py"
+    for folder, num_images in (("one", 4), ("other", 7), ("other", 7)):
+        toy.write_dataset(tmp_path / folder, num_images=num_images)
+        files = f"{str(tmp_path / folder / 'annotations.json')!r}, {str(tmp_path / folder)!r}"
+        config.write_text(
+            "from detectron2.data.datasets import register_coco_instances\n"
+            f"register_coco_instances('again', {{}}, {files})\n"
+            "train = {}\n"
+        )
+        load_config(str(config))
+        assert len(DatasetCatalog.get("again")) == num_images
+    with pytest.raises(AssertionError, match="already registered"):
+        DatasetCatalog.register("again", list)
+    config.write_text(config.read_text().replace("again", "coco_2017_val"))
+    with pytest.raises(AssertionError, match="already registered"):
+        load_config(str(config))
+    DatasetCatalog.remove("again")
+    MetadataCatalog.remove("again")
 
 
 def test_a_name_of_another_kind_of_data_set_is_taken_over(tmp_path):

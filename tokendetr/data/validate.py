@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -13,7 +14,18 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 
-__all__ = ["DatasetError", "resolve_inside", "validate_coco", "validate_config_data"]
+from tokendetr.data.paths import Folders
+
+__all__ = [
+    "CocoFiles",
+    "DatasetError",
+    "coco_files",
+    "dataset_names",
+    "model_classes",
+    "read_coco",
+    "validate_coco",
+    "validate_config_data",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +59,8 @@ def validate_config_data(cfg: Any, *, evaluation_only: bool = False) -> None:
     failure: Exception | None = None
     if comm.is_main_process():
         try:
-            for name, for_evaluation in _dataset_names(cfg, evaluation_only):
-                _validate_registered(name, for_evaluation, _num_classes(cfg))
+            for name, for_evaluation in dataset_names(cfg, evaluation_only=evaluation_only):
+                _validate_registered(name, for_evaluation, model_classes(cfg))
         except (DatasetError, FileNotFoundError) as error:
             failure = error
     message = comm.all_gather(None if failure is None else str(failure))[0]
@@ -60,7 +72,8 @@ def validate_config_data(cfg: Any, *, evaluation_only: bool = False) -> None:
     raise failure or DatasetError(message)
 
 
-def _dataset_names(cfg: Any, evaluation_only: bool) -> Iterator[tuple[str, bool]]:
+def dataset_names(cfg: Any, *, evaluation_only: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield the names of a config's data sets, and whether they are for evaluation."""
     parts = [("test", True)] if evaluation_only else [("train", False), ("test", True)]
     for part, for_evaluation in parts:
         names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=None) or []
@@ -68,12 +81,35 @@ def _dataset_names(cfg: Any, evaluation_only: bool) -> Iterator[tuple[str, bool]
             yield str(name), for_evaluation
 
 
-def _num_classes(cfg: Any) -> int | None:
+def model_classes(cfg: Any) -> int | None:
+    """Return ``model.num_classes`` where a config has it."""
     value = OmegaConf.select(cfg, "model.num_classes", default=None)
     return value if isinstance(value, int) else None
 
 
-def _validate_registered(name: str, for_evaluation: bool, num_classes: int | None) -> None:
+@dataclass(frozen=True)
+class CocoFiles:
+    """Where a registered data set in COCO's format lies.
+
+    Attributes:
+        json_file: its annotations.
+        image_root: folder of its images.
+        has_file_names: False for LVIS, whose file names come from URLs.
+    """
+
+    json_file: str
+    image_root: str
+    has_file_names: bool
+
+
+def coco_files(name: str) -> CocoFiles | None:
+    """Return the files of a registered data set, None where it is of another format.
+
+    Data sets that the project makes itself are made first.
+
+    Raises:
+        DatasetError: nothing is registered under the name; the message has similar ones.
+    """
     if name not in DatasetCatalog:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -83,19 +119,26 @@ def _validate_registered(name: str, for_evaluation: bool, num_classes: int | Non
         )
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file", None)
-    if json_file is None or metadata.get("evaluator_type", "coco") not in ("coco", "lvis"):
-        return
+    kind = metadata.get("evaluator_type", "coco")
+    if json_file is None or kind not in ("coco", "lvis"):
+        return None
     prepare = metadata.get("prepare", None)
-    if prepare is not None:  # data sets that the project makes itself
+    if prepare is not None:
         prepare()
-    validate_coco(
-        str(json_file),
-        str(metadata.image_root),
-        name=name,
-        for_evaluation=for_evaluation,
-        num_classes=num_classes,
-        has_file_names=metadata.get("evaluator_type", "coco") == "coco",
-    )
+    return CocoFiles(str(json_file), str(metadata.image_root), kind == "coco")
+
+
+def _validate_registered(name: str, for_evaluation: bool, num_classes: int | None) -> None:
+    files = coco_files(name)
+    if files is not None:
+        validate_coco(
+            files.json_file,
+            files.image_root,
+            name=name,
+            for_evaluation=for_evaluation,
+            num_classes=num_classes,
+            has_file_names=files.has_file_names,
+        )
 
 
 def validate_coco(
@@ -128,7 +171,7 @@ def validate_coco(
         DatasetError: all other faults, up to 20 of them listed.
     """
     label = f"data set {name!r} ({json_file})" if name else json_file
-    data = _read_json(json_file, label)
+    data = read_coco(json_file, label)
     checker = _Checker(json_file)
     images = checker.by_id(data["images"], "image")
     categories = checker.by_id(data["categories"], "category")
@@ -150,7 +193,18 @@ def validate_coco(
     checker.finish(label)
 
 
-def _read_json(json_file: str, label: str) -> dict[str, Any]:
+def read_coco(json_file: str, label: str = "") -> dict[str, Any]:
+    """Read a COCO JSON and check its outermost layout.
+
+    Args:
+        json_file: the annotations.
+        label: what messages call it; the file's name where empty.
+
+    Raises:
+        FileNotFoundError: no such file; says where data sets are looked for.
+        DatasetError: no JSON, or not laid out as COCO's.
+    """
+    label = label or json_file
     path = PathManager.get_local_path(json_file)
     if not os.path.isfile(path):
         root = os.environ.get("DETECTRON2_DATASETS")
@@ -231,7 +285,7 @@ class _Checker:
                 f"the image folder {image_root!r} of {self.json_file} does not exist; data sets "
                 "are looked for under the environment variable DETECTRON2_DATASETS"
             )
-        folders = _Folders(os.path.realpath(root))
+        folders = Folders(os.path.realpath(root))
         for image in images:
             name = image.get("file_name")
             if not isinstance(name, str) or not name:
@@ -254,6 +308,8 @@ class _Checker:
                 f"{which} of {_image_name(image)}: category_id {annotation.get('category_id')!r} "
                 "is no category of the file"
             )
+        if annotation.get("ignore"):
+            self.add(f"{which}: detectron2 knows no ignore; set iscrowd to 1 instead")
         fault = self._box_fault(annotation.get("bbox"), image)
         if fault:
             self.add(f"{which} of {_image_name(image)}: {fault}")
@@ -285,66 +341,3 @@ class _Checker:
 
 def _image_name(image: dict[str, Any]) -> str:
     return f"image id {image.get('id')} ({image.get('file_name', 'no file name')})"
-
-
-class _Folders:
-    """What is in the folders of an image root; each folder is read once."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        # folder -> name -> whether it is a symbolic link; None: no such folder inside the root
-        self._listed: dict[str, dict[str, bool] | None] = {}
-
-    def fault(self, name: str) -> str:
-        """What is wrong with a file name, or ""."""
-        if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
-            return f"file_name {name!r} leaves the image folder"
-        folder, _, last = name.rpartition("/")
-        entries = self._entries(folder)
-        if entries is None:
-            return f"file_name {name!r} leaves the image folder through a symbolic link"
-        if last not in entries:
-            return f"the file {os.path.join(self.root, name)} does not exist"
-        if entries[last]:
-            return resolve_fault(self.root, name)
-        return ""
-
-    def _entries(self, folder: str) -> dict[str, bool] | None:
-        if folder not in self._listed:
-            path = os.path.realpath(os.path.join(self.root, folder))
-            if not _is_inside(path, self.root):
-                self._listed[folder] = None
-            elif not os.path.isdir(path):
-                self._listed[folder] = {}
-            else:
-                with os.scandir(path) as entries:
-                    # Neither a folder nor a device or socket is an image.
-                    self._listed[folder] = {
-                        e.name: e.is_symlink() for e in entries if e.is_symlink() or e.is_file()
-                    }
-        return self._listed[folder]
-
-
-def _is_inside(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def resolve_fault(root: str, name: str) -> str:
-    """What is wrong with a file name below ``root`` once links are followed, or ""."""
-    path = os.path.realpath(os.path.join(root, name))
-    if not _is_inside(path, os.path.realpath(root)):
-        return f"file_name {name!r} leaves the image folder through a symbolic link"
-    return "" if os.path.isfile(path) else f"the file {path} does not exist"
-
-
-def resolve_inside(root: str, name: str) -> str:
-    """The path of ``name`` below ``root``.
-
-    Raises:
-        DatasetError: the name is absolute, has ``..`` in it, leads outside through a symbolic
-            link, or is no file.
-    """
-    fault = _Folders(os.path.realpath(root)).fault(name)
-    if fault:
-        raise DatasetError(fault)
-    return os.path.join(root, name)

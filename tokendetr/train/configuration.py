@@ -11,6 +11,8 @@ from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokendetr.data.registration import repeatable_registration
+
 __all__ = ["ConfigError", "apply_overrides", "fill_defaults", "load_config"]
 
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -77,7 +79,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise FileNotFoundError(
             f"config file {config_file!r} does not exist{_similar(config_file)}"
         )
-    cfg = LazyConfig.load(config_file)
+    with repeatable_registration():
+        cfg = LazyConfig.load(config_file)
     fill_defaults(cfg)
     apply_overrides(cfg, overrides)
     if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
