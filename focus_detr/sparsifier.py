@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from focus_detr.budget import FocusBudget
 from focus_detr.foreground_loss import foreground_labels, foreground_loss
 from focus_detr.object_attention import ObjectAttention
+from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
 from tokendetr import supervision, trace
@@ -54,6 +55,8 @@ class FocusSparsifier(TokenSparsifier):
         num_heads: heads of the attention among object tokens.
         num_layers: encoder layers.
         num_levels: feature levels.
+        num_classes: for detectors with one stage: the classes of a projection and heads of the
+            sparsifier's own. None uses those of the detector, which needs two stages then.
         keep_ratio: mean share of tokens that layers update, in (0, 1].
         layer_ratios: the share of each layer; falling in equal steps to 0.1 where None.
         num_objects: tokens that attend to each other, at most; 0 leaves the dual attention out.
@@ -84,6 +87,7 @@ class FocusSparsifier(TokenSparsifier):
         num_heads: int = 8,
         num_layers: int = 6,
         num_levels: int = 4,
+        num_classes: int | None = None,
         keep_ratio: float = 0.3,
         layer_ratios: Sequence[float] | None = None,
         num_objects: int = 300,
@@ -132,6 +136,9 @@ class FocusSparsifier(TokenSparsifier):
             modulation=modulation,
             mask_padding=mask_padding,
         )
+        self.own_heads: OwnHeads | None = None
+        if num_classes is not None:
+            self.own_heads = OwnHeads(embed_dim=embed_dim, num_classes=num_classes)
         self.object_attentions = nn.ModuleList(
             ObjectAttention(embed_dim=embed_dim, num_heads=num_heads)
             for _ in range(num_layers if num_objects else 0)
@@ -173,7 +180,9 @@ class FocusPlan(TokenPlan):
         super().__init__(context)
         self.focus = sparsifier
         layout, budget = context.layout, sparsifier.budget
-        self._heads = current_host()
+        if sparsifier.own_heads is None or sparsifier.training:
+            host = current_host()  # says what to do where there is none
+        self._heads = sparsifier.own_heads or host
         self._logits_BN = self._foreground_logits()
         trace.record_score("foreground", self._logits_BN)
         self._tokens = [sum(levels) for levels in layout.valid_counts]
@@ -251,7 +260,7 @@ class FocusPlan(TokenPlan):
         )
 
     def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the foreground loss ``loss_foreground`` in training."""
+        """Ask for the foreground loss ``loss_foreground``, and those of own heads, in training."""
         context, focus = supervision.current(), self.focus
         if context is None or not focus.training:
             return memory_BNC
@@ -262,4 +271,6 @@ class FocusPlan(TokenPlan):
         counted_BN = layout.valid_BN if focus.mask_padding else None
         loss = foreground_loss(self._logits_BN, labels_BN, counted_BN)
         context.add("loss_foreground", focus.loss_weight * loss)
+        if focus.own_heads is not None:
+            focus.own_heads.add_losses(memory_BNC, layout)
         return memory_BNC

@@ -2,13 +2,12 @@
 at."""
 
 from sparse_detr.checkpoints import from_published
-from sparse_detr.losses import add_detection_losses, decoder_attention_loss
+from sparse_detr.losses import decoder_attention_loss
 from sparse_detr.sparsifier import SparsePlan, SparseSparsifier
 
 __all__ = [
     "SparsePlan",
     "SparseSparsifier",
-    "add_detection_losses",
     "decoder_attention_loss",
     "from_published",
 ]

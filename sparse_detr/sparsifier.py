@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.losses import add_detection_losses, decoder_attention_loss
+from sparse_detr.losses import decoder_attention_loss
 from tokendetr import supervision, trace
 from tokendetr.decoder_attention import DecoderAttention
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads
+from tokendetr.detector.token_losses import add_detection_losses
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.host import current_host
 from tokendetr.supervision import Supervision

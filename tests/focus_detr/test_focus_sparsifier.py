@@ -11,7 +11,7 @@ from tests.focus_detr.focus_models import STRIDES, focus_model, focus_sparsifier
 from tests.focus_detr.plain_focus import plain_encoder
 from tests.plain_encoder import make_encoder
 from tests.pyramids import make_batch, valid_rows
-from tests.small_detectors import LEVELS, WIDTH, build, record
+from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
 from tokendetr.host import HostError
 from tokendetr.tokens import LevelLayout, box_labels
 from tokendetr.trace import record_tokens
@@ -217,6 +217,26 @@ def test_tiny_images_and_images_without_boxes_train_and_evaluate():
         assert all(torch.isfinite(loss) for loss in losses.values())
         sum(losses.values()).backward()
         assert len(model.eval()(records)) == len(records)
+
+
+@pytest.mark.parametrize("name", ["deformable", "dn"])
+def test_one_stage_detectors_train_and_use_heads_of_the_sparsifiers_own(name):
+    with pytest.raises(HostError, match="two stages"):
+        focus_model(name).train()(RECORDS)
+    model = focus_model(name, num_classes=CLASSES).train()
+    losses = model(RECORDS)
+    own = {n for n in losses if n.endswith("_enc")}
+    assert own == {"loss_class_enc", "loss_bbox_enc", "loss_giou_enc"}
+    sum(losses.values()).backward()
+    heads = model.transformer.encoder.sparsifier.own_heads
+    for parameter in heads.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+    together = model.eval()(RECORDS)
+    for image, found in zip(RECORDS, together, strict=True):
+        (alone,) = model([image])
+        torch.testing.assert_close(
+            found["instances"].scores, alone["instances"].scores, rtol=1e-3, atol=1e-5
+        )
 
 
 def test_published_weights_of_the_dense_detector_fit_but_for_what_is_new():

@@ -1,0 +1,98 @@
+"""The projection and heads that Focus-DETR needs where its detector has one stage and none of them.
+
+Shapes: B image, N all tokens, Q proposal, C channel, S class.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr import supervision
+from tokendetr.detector.criterion import world_average_boxes
+from tokendetr.detector.heads import build_heads
+from tokendetr.detector.token_losses import add_detection_losses
+from tokendetr.tokens import LevelLayout, take_rows, topk_valid
+
+NUM_PROPOSALS = 300
+"""Tokens of an image that the heads' losses are computed on, as in two-stage Deformable DETR."""
+
+
+class OwnHeads(nn.Module):
+    """A two-stage head that serves the token selector alone.
+
+    It is trained like a detector's: its best tokens of the encoder's output are matched to the
+    objects.
+
+    Args:
+        embed_dim: channels C.
+        num_classes: classes S of the detector.
+
+    Source: Focus-DETR, arXiv 2307.12612, equation 6, the loss of the last encoder layer's output;
+    parameter names of Deformable DETR's two-stage head.
+    """
+
+    def __init__(self, *, embed_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.enc_output = nn.Linear(embed_dim, embed_dim)
+        self.enc_output_norm = nn.LayerNorm(embed_dim)
+        self.class_embed, self.bbox_embed = build_heads(
+            embed_dim=embed_dim,
+            num_classes=num_classes,
+            count=1,
+            shared=False,
+            sized_references=True,
+        )
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Let boxes start as the proposals that they refine, after a transformer initialised all
+        matrices alike."""
+        for parameter in self.box_head.layers[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    @property
+    def class_head(self) -> nn.Module:
+        """The head that gives projected tokens their class logits."""
+        return self.class_embed[0]
+
+    @property
+    def box_head(self) -> Any:
+        """The head that gives projected tokens their box offsets."""
+        return self.bbox_embed[0]
+
+    def project(self, memory_BNC: Tensor, layout: LevelLayout) -> Tensor:
+        """Return tokens [B, N, C] projected, as :meth:`tokendetr.host.Host.project` does."""
+        _, usable_BN = layout.proposals()
+        return self.enc_output_norm(
+            self.enc_output(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
+        )
+
+    def add_losses(self, memory_BNC: Tensor, layout: LevelLayout) -> None:
+        """Ask for the detector's losses on the best tokens, ``loss_..._enc``.
+
+        Args:
+            memory_BNC: the encoder's output.
+            layout: the batch.
+        """
+        context = supervision.current()
+        assert context is not None
+        tokens_BNC = self.project(memory_BNC, layout)
+        logits_BNS = self.class_head(tokens_BNC)
+        index_BQ, valid_BQ = topk_valid(
+            logits_BNS.amax(dim=-1),
+            [NUM_PROPOSALS] * layout.batch_size,
+            valid_BN=layout.valid_BN if layout.may_have_padding else None,
+            valid_counts=[sum(levels) for levels in layout.valid_counts],
+        )
+        offset_BQ4 = self.box_head(take_rows(tokens_BNC, index_BQ))
+        anchor_BQ4 = take_rows(layout.proposals()[0], index_BQ)
+        targets = [{"labels": target.labels} for target in context.targets]
+        add_detection_losses(
+            context,
+            take_rows(logits_BNS, index_BQ),
+            (offset_BQ4 + anchor_BQ4).sigmoid(),
+            valid_BK=valid_BQ,
+            num_boxes=world_average_boxes(targets, memory_BNC.device),
+            suffix="_enc",
+        )
