@@ -56,6 +56,8 @@ def narrow_backbone(backbone: DictConfig) -> None:
     elif backbone.keys() >= {"embed_dim", "depths", "num_heads"}:
         for key, value in WINDOWED.items():
             backbone[key] = value
+        if "token_transform" in backbone:
+            backbone.token_transform.layers = (2,)  # the third stage's first block
     else:
         raise CannotShrinkError(f"backbone {target_name(backbone['_target_'])}")
 

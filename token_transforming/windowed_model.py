@@ -82,8 +82,9 @@ class TransformedStage:
 
 
 def is_windowed(module: nn.Module) -> bool:
-    """Return whether a module is a windowed backbone that can be transformed."""
-    return isinstance(module, SwinTransformer)
+    """Return whether a module is a windowed backbone that can be transformed (others may derive
+    from Swin and work differently)."""
+    return type(module).__name__ in WINDOWED and isinstance(module, SwinTransformer)
 
 
 def transform_windowed(

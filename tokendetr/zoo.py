@@ -1,6 +1,7 @@
 """Every lazy config of the project by name: list them, open one, build its model.
 
-A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``. Files under
+A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``; a method's
+config that bears the name of a detector's is ``<method>/<name>``. Files under
 a ``models/`` folder are parts of configs (a model without data and schedule) and are not listed.
 """
 
@@ -20,16 +21,25 @@ PROJECTS_DIR = Path(__file__).resolve().parent.parent / "projects"
 
 def _config_files() -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in sorted(PROJECTS_DIR.glob("*/configs/**/*.py")):
+    found = sorted(PROJECTS_DIR.glob("*/configs/**/*.py"))
+    # Detectors first: a name that a method uses again stays theirs.
+    for path in sorted(found, key=lambda path: not (_project(path) / "modeling").is_dir()):
         if "models" in path.parent.parts or path.name.startswith("_"):
             continue
-        if path.stem in files:
+        name = path.stem
+        if name in files and _project(files[name]) != _project(path):
+            name = f"{_project(path).name}/{name}"
+        if name in files:
             raise RuntimeError(
-                f"two configs are named '{path.stem}': {files[path.stem]} and {path}. "
-                "Rename one of them."
+                f"two configs are named '{name}': {files[name]} and {path}. Rename one of them."
             )
-        files[path.stem] = path
+        files[name] = path
     return files
+
+
+def _project(path: Path) -> Path:
+    """Return the folder of the project that a config belongs to."""
+    return PROJECTS_DIR / path.relative_to(PROJECTS_DIR).parts[0]
 
 
 def list() -> builtins.list[str]:

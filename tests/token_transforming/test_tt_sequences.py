@@ -115,7 +115,9 @@ def test_copies_threads_and_saved_states(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["transforming", "merging"])
+@pytest.mark.parametrize(
+    "method", ["transforming", pytest.param("merging", marks=pytest.mark.slow)]
+)
 def test_compiling_a_transformed_model_needs_no_graph_break(method):
     torch.compiler.reset()
     model, x = build("vit"), images()

@@ -1,0 +1,11 @@
+"""The same backbone with Dynamic DETR's encoder: two methods by config alone."""
+
+from tokendetr.config import sparsify
+
+from ...dynamic_detr.configs.dynamic_dino_shapes import model as dynamic
+from .token_transforming_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
+
+sparsify(model, dynamic.transformer.encoder.sparsifier)
+
+train.output_dir = "./output/dynamic_token_transforming_dino_shapes_swin"
+dataloader.evaluator.output_dir = train.output_dir

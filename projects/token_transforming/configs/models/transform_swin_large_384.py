@@ -1,0 +1,11 @@
+"""What the paper's detector does: 64 of the 144 tokens of a window from the ninth block of the
+third stage on, and all of them again at the stage's end."""
+
+options = {
+    "layers": (12,),
+    "keep_ratio": 64 / 144,
+    "threshold": 0.5,
+    "temperature": 150.0,
+    "method": "transforming",
+    "window_bias": "interpolated",
+}

@@ -1,0 +1,61 @@
+"""Config helper: let a detector's backbone be transformed with one line."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from token_transforming.transforming import transform
+from tokendetr.config import target_name
+
+BUILDER = "token_transforming.config.build_transformed"
+
+
+def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
+    """Let the backbone of a detector's config go on with fewer tokens.
+
+    ``model.backbone`` keeps its arguments and override paths and gets ``token_transform``, whose
+    entries can be overridden as well (``model.backbone.token_transform.keep_ratio=0.6``).
+
+    Args:
+        model: node of a model with a ``backbone``; changed in place.
+        **options: arguments of :func:`token_transforming.transform`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        KeyError: where the model has no backbone.
+    """
+    backbone = model.get("backbone")
+    if not isinstance(backbone, DictConfig) or "_target_" not in backbone:
+        raise KeyError(
+            "transform_backbone() needs a model config with the node backbone; "
+            f"this one ({target_name(model.get('_target_'))}) has none"
+        )
+    with open_dict(backbone):
+        if target_name(backbone["_target_"]) != BUILDER:
+            backbone["transformed_class"] = target_name(backbone["_target_"])
+            backbone["_target_"] = BUILDER
+        backbone["token_transform"] = options
+    return model
+
+
+def build_transformed(
+    *, transformed_class: str, token_transform: Mapping[str, Any], **kwargs: Any
+) -> nn.Module:
+    """Build a model and transform it (what such a config calls).
+
+    Args:
+        transformed_class: dotted name of the model's class or builder.
+        token_transform: arguments of :func:`token_transforming.transform`.
+        **kwargs: the model's own arguments.
+    """
+    options = token_transform
+    if isinstance(options, DictConfig):
+        options = OmegaConf.to_container(options, resolve=True)
+    built: nn.Module = locate(transformed_class)(**kwargs)
+    transform(built, **dict(options))
+    return built
