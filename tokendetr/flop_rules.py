@@ -8,7 +8,7 @@ from typing import Any
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor
 
-from tokendetr.ops import ms_deform_attn_flops
+from tokendetr.ops import ms_deform_attn_flops, packed_attention_flops
 
 __all__ = ["RULES", "Rule", "flop_handles"]
 
@@ -68,6 +68,10 @@ def _sampling(args: Sequence[Any], output: Tensor) -> int:
     return ms_deform_attn_flops(locations.shape, args[0].shape[3])
 
 
+def _packed_attention(args: Sequence[Any], output: Tensor) -> int:
+    return packed_attention_flops(args[3], prod(args[0].shape[2:]))
+
+
 RULES: dict[str, tuple[str, Rule]] = {
     "aten::convolution": ("conv", _convolution),
     "aten::mm": ("matmul", _product),
@@ -91,6 +95,7 @@ RULES: dict[str, tuple[str, Rule]] = {
     "aten::cudnn_grid_sampler": ("deformable_sampling", _four_corners),
     "tokendetr::ms_deform_attn": ("deformable_sampling", _sampling),
     "tokendetr::ms_deform_attn_fused": ("deformable_sampling", _sampling),
+    "tokendetr::packed_attention": ("matmul", _packed_attention),
     **{
         f"aten::_scaled_dot_product_{kind}": ("matmul", _attention)
         for kind in (
@@ -113,9 +118,16 @@ def _fused_handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     return ms_deform_attn_flops(get_shape(inputs[3]), get_shape(inputs[0])[3])
 
 
+def _packed_handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count every container as one full segment: a traced graph holds no numbers of segments."""
+    containers, slots, heads, width = get_shape(inputs[0])
+    return 2 * containers * slots * slots * heads * width
+
+
 def flop_handles() -> dict[str, Callable[[Sequence[Any], Sequence[Any]], int]]:
     """Return the rules for our operators in fvcore's form, for ``set_op_handle``."""
     return {
         "tokendetr::ms_deform_attn": _plain_handle,
         "tokendetr::ms_deform_attn_fused": _fused_handle,
+        "tokendetr::packed_attention": _packed_handle,
     }

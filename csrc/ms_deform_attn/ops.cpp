@@ -1,9 +1,9 @@
 // The schemas of the operators, their autocast rule, and the Python module that carries the library.
-#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <Python.h>
 #include <torch/library.h>
 
+#include "../common/autocast.h"
 #include "cpu/kernels.h"
 
 namespace tokendetr {
@@ -14,12 +14,8 @@ using at::Tensor;
 // Under autocast values take the low precision; coordinates, weights and sums are float32.
 template <c10::DispatchKey kKey, c10::DeviceType kDevice>
 struct Autocast {
-  static Tensor low(const Tensor& value) {
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), value, kDevice);
-  }
-  static Tensor wide(const Tensor& coordinates) {
-    return at::autocast::cached_cast(at::kFloat, coordinates, kDevice);
-  }
+  static Tensor low(const Tensor& value) { return cast_low<kDevice>(value); }
+  static Tensor wide(const Tensor& coordinates) { return cast_wide<kDevice>(coordinates); }
 
   static Tensor plain(const Tensor& value, c10::SymIntArrayRef level_shapes, const Tensor& sampling_locations,
                       const Tensor& attention_weights) {

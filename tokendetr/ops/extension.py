@@ -10,6 +10,7 @@ def _load() -> tuple[str | None, tuple[str, ...]]:
     try:
         module = importlib.import_module("tokendetr._C")
         importlib.import_module("tokendetr.ops.registration")
+        importlib.import_module("tokendetr.ops.registration_packed")
     except ImportError as error:
         return str(error), ()
     return None, tuple(module.device_types)

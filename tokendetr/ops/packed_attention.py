@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokendetr.ops.checks import check_dense
-from tokendetr.ops.fallback import autocasts
+from tokendetr.ops.fallback import autocasts, use_extension
 from tokendetr.ops.packed_checks import check_packed, packed_scale
 from tokendetr.ops.reference_packed import packed_attention_reference
 
@@ -83,6 +83,17 @@ def packed_attention(
     optional = {"position": position_GT2, "bias_table": bias_table_MRR, "key_bias": key_bias_GT}
     check_dense(**{name: tensor for name, tensor in optional.items() if tensor is not None})
     factor = packed_scale(scale, query_GTMD)
+    if use_extension(query_GTMD):
+        return torch.ops.tokendetr.packed_attention(
+            query_GTMD,
+            key_GTMD,
+            value_GTMD,
+            segment_GT,
+            factor,
+            position_GT2,
+            bias_table_MRR,
+            key_bias_GT,
+        )
     return _run_reference(
         (query_GTMD, key_GTMD, value_GTMD),
         segment_GT,

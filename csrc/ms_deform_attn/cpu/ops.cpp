@@ -1,8 +1,4 @@
 // The CPU kernels as operators: allocation, the division of heads among threads, registration for CPU.
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -13,6 +9,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "../../common/huge_pages.h"
 #include "../arguments.h"
 #include "kernels.h"
 
@@ -32,17 +29,6 @@ Storage storage_of(const Tensor& value) {
     default:
       return Storage::kFloat32;
   }
-}
-
-// Asks for huge pages for a large fresh tensor: touching 4 KiB pages one by one would cost as much as the kernel.
-Tensor with_huge_pages(Tensor tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = (begin + tensor.nbytes()) / kHuge * kHuge;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: may be refused
-#endif
-  return tensor;
 }
 
 Tensor scratch(int64_t bytes) {

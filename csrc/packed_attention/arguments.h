@@ -1,0 +1,48 @@
+// Argument checks of packed attention: every size, type and device is verified before a pointer is touched.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "problem.h"
+
+namespace tokendetr::packed {
+
+// The tensors of a call as the operators get them.
+struct Arguments {
+  const at::Tensor& query;
+  const at::Tensor& key;
+  const at::Tensor& value;
+  const at::Tensor& segment;
+  double scale;
+  const std::optional<at::Tensor>& position;
+  const std::optional<at::Tensor>& bias_table;
+  const std::optional<at::Tensor>& key_bias;
+};
+
+// Raises ValueError or TypeError naming the argument, else returns the sizes.
+Problem checked_problem(const Arguments& arguments);
+void check_output_gradient(const at::Tensor& query, const at::Tensor& gradient);
+
+// The type of logits, biases and sums: float64 for float64 queries, else float32.
+at::ScalarType sum_type(const at::Tensor& query);
+Storage storage_of(const at::Tensor& query);
+
+// A call's tensors as kernels take them: queries, keys and values with a dense last dimension (aligned to `alignment`
+// bytes, as are their strides), the rest contiguous with biases in the type of the sums.
+struct Prepared {
+  Problem problem;
+  Storage storage;
+  at::Tensor query, key, value, segment, position, table, key_bias;
+
+  Prepared(const Arguments& arguments, int64_t alignment);
+  Inputs inputs() const;
+  bool empty() const { return problem.containers == 0 || problem.slots == 0; }
+};
+
+at::Tensor dense_rows(const at::Tensor& tensor, int64_t alignment);
+Read read_of(const at::Tensor& tensor);
+Write write_of(const at::Tensor& tensor);
+
+}  // namespace tokendetr::packed

@@ -1,0 +1,14 @@
+#include "../../common/isa.h"
+#include "kernels.h"
+
+namespace tokendetr::packed {
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  if (isa() == Isa::kAvx512) return kAvx512Kernels;
+  if (isa() == Isa::kAvx2) return kAvx2Kernels;
+#endif
+  return kPortableKernels;
+}
+
+}  // namespace tokendetr::packed

@@ -1,0 +1,40 @@
+// What a set of CPU kernels (one per instruction set) offers, and the choice between the sets.
+#pragma once
+
+#include "../problem.h"
+
+namespace tokendetr::packed {
+
+// The slots of one container, those of a segment together; padding is left out.
+struct Segments {
+  const int32_t* slots;
+  const int32_t* starts;  // of each segment in `slots`, and the end of the last
+  int64_t count;
+};
+
+struct Gradients {
+  Read output;              // the incoming gradient
+  Write query, key, value;  // padding is left alone
+  void* table;              // [2R + 1, 2R + 1] of one head, added to, or null
+  void* key_bias;           // [G, M, T], padding is left alone, or null
+};
+
+// The kernels work on one head of one container. `scratch` is 64-byte aligned and as large as *_bytes() says for the
+// longest segment.
+struct Kernels {
+  int64_t (*forward_bytes)(const Problem&, Storage, int64_t longest);
+  int64_t (*backward_bytes)(const Problem&, Storage, int64_t longest);
+  void (*forward)(const Problem&, Storage, const Inputs&, const Segments&, int64_t container, int64_t head,
+                  void* scratch, const Write& output);
+  void (*backward)(const Problem&, Storage, const Inputs&, const Segments&, int64_t container, int64_t head,
+                   void* scratch, const Gradients&);
+};
+
+extern const Kernels kPortableKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+// Those of the best instruction set, see common/isa.h.
+const Kernels& kernels();
+
+}  // namespace tokendetr::packed

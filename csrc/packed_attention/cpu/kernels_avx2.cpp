@@ -1,0 +1,32 @@
+// The kernels compiled for avx2. Everything that contains code is included after the target is set and lives in a
+// namespace of its own, so that no function compiled here can be picked by the linker for another processor.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define TOKENDETR_ISA avx2
+#define TOKENDETR_VECTOR_BYTES 32
+#include "unit.h"
+
+namespace tokendetr::packed {
+
+extern const Kernels kAvx2Kernels = {avx2::packed::forward_bytes, avx2::packed::backward_bytes, avx2::packed::forward, avx2::packed::backward};
+
+}  // namespace tokendetr::packed
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,167 @@
+// The CPU kernels as operators: allocation, the division of the work among threads, registration for CPU.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+#include "../../common/huge_pages.h"
+#include "../arguments.h"
+#include "kernels.h"
+#include "segments.h"
+
+namespace tokendetr::packed {
+namespace {
+
+using at::Tensor;
+using Optional = const std::optional<Tensor>&;
+
+Tensor scratch(int64_t bytes) { return at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions().dtype(at::kByte)); }
+
+void zero_padding(const Write& tensor, const std::vector<int32_t>& padding, int64_t container, int64_t head,
+                  int64_t width, int64_t element) {
+  char* base = static_cast<char*>(tensor.data) + (container * tensor.container + head * tensor.head) * element;
+  for (const int32_t slot : padding) std::memset(base + slot * tensor.slot * element, 0, width * element);
+}
+
+// Calls work(container, first head, last head, slots by segment) for what items [begin, end) of `containers` times
+// `heads` stand for: a container's heads follow each other.
+template <class Work>
+void for_each_container(const Prepared& call, int64_t begin, int64_t end, const Work& work) {
+  const Problem& p = call.problem;
+  const int32_t* segment = call.segment.const_data_ptr<int32_t>();
+  SlotsBySegment slots;
+  while (begin < end) {
+    const int64_t container = begin / p.heads, head = begin % p.heads;
+    const int64_t last = std::min(p.heads, head + end - begin);
+    slots.sort(segment + container * p.slots, p.slots);
+    work(container, head, last, slots);
+    begin += last - head;
+  }
+}
+
+// Items of work (one head of one container) that are worth a thread.
+int64_t least_items(const Problem& p) {
+  constexpr double kProducts = 1 << 17;
+  const double products = static_cast<double>(p.slots) * static_cast<double>(p.slots) * static_cast<double>(p.width);
+  return static_cast<int64_t>(kProducts / std::max(products, 1.0)) + 1;
+}
+
+Tensor forward(const Prepared& call) {
+  const Problem& p = call.problem;
+  Tensor output = with_huge_pages(at::empty({p.containers, p.slots, p.heads, p.width}, call.query.options()));
+  if (call.empty()) return output;
+  const Kernels& set = kernels();
+  const Inputs inputs = call.inputs();
+  const Write to = write_of(output);
+  at::parallel_for(0, p.containers * p.heads, least_items(p), [&](int64_t begin, int64_t end) {
+    const Tensor memory = scratch(set.forward_bytes(p, call.storage, p.slots));
+    void* at = memory.mutable_data_ptr();
+    for_each_container(call, begin, end, [&](int64_t container, int64_t head, int64_t last, const auto& slots) {
+      for (; head < last; ++head) {
+        set.forward(p, call.storage, inputs, slots.segments(), container, head, at, to);
+        zero_padding(to, slots.padding(), container, head, p.width, output.element_size());
+      }
+    });
+  });
+  return output;
+}
+
+// Table gradients are summed per part, a fixed run of containers, and the parts in order: the same bits whatever the
+// number of threads.
+int64_t containers_per_part(const Prepared& call, bool wants_table) {
+  constexpr int64_t kMostParts = 64, kMostNumbers = int64_t{1} << 22;
+  if (!wants_table) return 1;
+  const int64_t table = call.problem.heads * call.problem.side() * call.problem.side();
+  const int64_t parts = std::clamp<int64_t>(kMostNumbers / table, 1, kMostParts);
+  return (call.problem.containers + parts - 1) / parts;
+}
+
+struct CallGradients {
+  Tensor query, key, value, table, key_bias;
+};
+
+void backward_items(const Prepared& call, const Gradients& gradients, int64_t element, int64_t per_part, int64_t begin,
+                    int64_t end) {
+  const Problem& p = call.problem;
+  const Kernels& set = kernels();
+  const Inputs inputs = call.inputs();
+  const Tensor memory = scratch(set.backward_bytes(p, call.storage, p.slots));
+  void* at = memory.mutable_data_ptr();
+  const int64_t table_bytes =
+      p.side() * p.side() * static_cast<int64_t>(call.storage == Storage::kFloat64 ? sizeof(double) : sizeof(float));
+  while (begin < end) {
+    const int64_t part = begin / p.heads, first = begin % p.heads, last = std::min(p.heads, first + end - begin);
+    const int64_t stop = std::min(p.containers, (part + 1) * per_part);
+    SlotsBySegment slots;
+    for (int64_t container = part * per_part; container < stop; ++container) {
+      slots.sort(call.segment.const_data_ptr<int32_t>() + container * p.slots, p.slots);
+      for (int64_t head = first; head < last; ++head) {
+        Gradients own = gradients;
+        if (own.table != nullptr) own.table = static_cast<char*>(own.table) + (part * p.heads + head) * table_bytes;
+        set.backward(p, call.storage, inputs, slots.segments(), container, head, at, own);
+        for (const Write& to : {own.query, own.key, own.value}) {
+          zero_padding(to, slots.padding(), container, head, p.width, element);
+        }
+      }
+    }
+    begin += last - first;
+  }
+}
+
+CallGradients backward(const Prepared& call, const Tensor& grad_output, bool wants_table, bool wants_key_bias) {
+  const Problem& p = call.problem;
+  const auto like_query = [&] {
+    return with_huge_pages(at::empty({p.containers, p.slots, p.heads, p.width}, call.query.options()));
+  };
+  const auto wide = call.query.options().dtype(sum_type(call.query));
+  const int64_t per_part = std::max<int64_t>(containers_per_part(call, wants_table), 1);
+  const int64_t parts = (p.containers + per_part - 1) / per_part;
+  CallGradients result{like_query(), like_query(), like_query(), Tensor(), Tensor()};
+  if (wants_table) result.table = at::zeros({parts, p.heads, p.side(), p.side()}, wide);
+  if (wants_key_bias) result.key_bias = at::zeros({p.containers, p.heads, p.slots}, wide);
+  if (call.empty()) return result;
+  const Tensor incoming = dense_rows(grad_output, 1);
+  const Gradients gradients{read_of(incoming),
+                            write_of(result.query),
+                            write_of(result.key),
+                            write_of(result.value),
+                            wants_table ? result.table.mutable_data_ptr() : nullptr,
+                            wants_key_bias ? result.key_bias.mutable_data_ptr() : nullptr};
+  at::parallel_for(0, parts * p.heads, least_items(p) / per_part + 1, [&](int64_t begin, int64_t end) {
+    backward_items(call, gradients, call.query.element_size(), per_part, begin, end);
+  });
+  return result;
+}
+
+Tensor packed_attention(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& segment,
+                        double scale, Optional position, Optional bias_table, Optional key_bias) {
+  return forward(Prepared({query, key, value, segment, scale, position, bias_table, key_bias}, 1));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> packed_attention_backward(
+    const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& segment,
+    double scale, Optional position, Optional bias_table, Optional key_bias, bool wants_table_gradient,
+    bool wants_key_bias_gradient) {
+  const Prepared call({query, key, value, segment, scale, position, bias_table, key_bias}, 1);
+  check_output_gradient(query, grad_output);
+  TORCH_CHECK_VALUE(!wants_table_gradient || bias_table.has_value(), "wants_table_gradient needs a bias_table");
+  TORCH_CHECK_VALUE(!wants_key_bias_gradient || key_bias.has_value(), "wants_key_bias_gradient needs a key_bias");
+  const CallGradients gradients = backward(call, grad_output, wants_table_gradient, wants_key_bias_gradient);
+  const Tensor none = at::empty({0}, query.options());
+  return {gradients.query, gradients.key, gradients.value,
+          wants_table_gradient ? gradients.table.sum(0).to(bias_table->scalar_type()) : none,
+          wants_key_bias_gradient ? gradients.key_bias.sum(1).to(key_bias->scalar_type()) : none.clone()};
+}
+
+TORCH_LIBRARY_IMPL(tokendetr, CPU, library) {
+  library.impl("packed_attention", packed_attention);
+  library.impl("packed_attention_backward", packed_attention_backward);
+}
+
+}  // namespace
+}  // namespace tokendetr::packed

@@ -1,0 +1,81 @@
+// The functions of a Kernels table for one instruction set: from run-time types to templates.
+#pragma once
+
+#include "../../ms_deform_attn/cpu/simd.h"
+#include "products.h"
+#include "rows.h"
+#include "softmax.h"
+#include "forward.h"
+#include "backward.h"
+
+namespace tokendetr::TOKENDETR_ISA::packed {
+
+template <class Accumulate, class Store>
+struct Types {
+  using T = Accumulate;  // logits and sums
+  using S = Store;
+};
+
+template <class Function>
+TOKENDETR_INLINE auto with_types(Storage storage, Function function) {
+  switch (storage) {
+    case Storage::kFloat64:
+      return function(Types<double, double>{});
+    case Storage::kBFloat16:
+      return function(Types<float, BFloat16>{});
+    case Storage::kFloat16:
+      return function(Types<float, Float16>{});
+    default:
+      return function(Types<float, float>{});
+  }
+}
+
+inline int64_t forward_bytes(const Problem& problem, Storage storage, int64_t longest) {
+  return with_types(storage, [&](auto types) {
+    return ForwardScratch<typename decltype(types)::T>(problem, longest, true, nullptr).carver.bytes();
+  });
+}
+
+inline int64_t backward_bytes(const Problem& problem, Storage storage, int64_t longest) {
+  return with_types(storage, [&](auto types) {
+    return BackwardScratch<typename decltype(types)::T>(problem, longest, true, nullptr).carver.bytes();
+  });
+}
+
+inline int64_t longest_segment(const Segments& segments) {
+  int64_t longest = 0;
+  for (int64_t s = 0; s < segments.count; ++s) {
+    const int64_t count = segments.starts[s + 1] - segments.starts[s];
+    if (count > longest) longest = count;
+  }
+  return longest;
+}
+
+inline void forward(const Problem& problem, Storage storage, const Inputs& in, const Segments& segments,
+                    int64_t container, int64_t head, void* memory, const Write& output) {
+  with_types(storage, [&](auto types) {
+    using T = typename decltype(types)::T;
+    using S = typename decltype(types)::S;
+    ForwardScratch<T> scratch(problem, longest_segment(segments), in.table != nullptr, memory);
+    const Head<S> to(output, container, head);
+    for (int64_t s = 0; s < segments.count; ++s) {
+      const int32_t begin = segments.starts[s], count = segments.starts[s + 1] - begin;
+      forward_segment<T, S>(problem, in, container, head, segments.slots + begin, count, scratch, to);
+    }
+  });
+}
+
+inline void backward(const Problem& problem, Storage storage, const Inputs& in, const Segments& segments,
+                     int64_t container, int64_t head, void* memory, const Gradients& gradients) {
+  with_types(storage, [&](auto types) {
+    using T = typename decltype(types)::T;
+    using S = typename decltype(types)::S;
+    BackwardScratch<T> scratch(problem, longest_segment(segments), in.table != nullptr, memory);
+    for (int64_t s = 0; s < segments.count; ++s) {
+      const int32_t begin = segments.starts[s], count = segments.starts[s + 1] - begin;
+      backward_segment<T, S>(problem, in, container, head, segments.slots + begin, count, scratch, gradients);
+    }
+  });
+}
+
+}  // namespace tokendetr::TOKENDETR_ISA::packed
