@@ -5,23 +5,32 @@ Loaded here and not on the first call, so that ``torch.compile`` never traces th
 
 import importlib
 
+_REGISTRATIONS = {
+    "ms_deform_attn": "tokendetr.ops.registration",
+    "packed_attention": "tokendetr.ops.registration_packed",
+}
 
-def _load() -> tuple[str | None, tuple[str, ...]]:
+
+def _load() -> tuple[dict[str, str], tuple[str, ...]]:
     try:
         module = importlib.import_module("tokendetr._C")
-        importlib.import_module("tokendetr.ops.registration")
-        importlib.import_module("tokendetr.ops.registration_packed")
     except ImportError as error:
-        return str(error), ()
-    return None, tuple(module.device_types)
+        return dict.fromkeys(_REGISTRATIONS, str(error)), ()
+    errors = {}
+    for operator, registration in _REGISTRATIONS.items():
+        try:
+            importlib.import_module(registration)
+        except ImportError as error:
+            errors[operator] = str(error)
+    return errors, tuple(module.device_types)
 
 
-_LOAD_ERROR, _DEVICE_TYPES = _load()
+_LOAD_ERRORS, _DEVICE_TYPES = _load()
 
 
-def load_error() -> str | None:
-    """Return None, or the reason why the extension cannot be used."""
-    return _LOAD_ERROR
+def load_error(operator: str = "ms_deform_attn") -> str | None:
+    """Return None, or the reason why the extension cannot be used for an operator."""
+    return _LOAD_ERRORS.get(operator)
 
 
 def device_types() -> tuple[str, ...]:

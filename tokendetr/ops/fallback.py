@@ -34,20 +34,20 @@ def extension_available() -> bool:
     return extension.load_error() is None
 
 
-def use_extension(tensor: Tensor) -> bool:
+def use_extension(tensor: Tensor, operator: str = "ms_deform_attn") -> bool:
     """Return whether the kernels run for a tensor's device; say it once where they cannot."""
     if _Fallback.forced:
         return False
-    reason = extension.load_error()
+    reason = extension.load_error(operator)
     if reason is None and tensor.device.type in ("meta", *extension.device_types()):
         return True
     if not _Fallback.announced:
         _Fallback.announced = True
         reason = reason or f"it was built without kernels for {tensor.device.type}"
         _LOGGER.warning(
-            "Attention operators run as plain PyTorch, which is slow: "
-            "the compiled extension cannot be used (%s). "
+            "%s runs as plain PyTorch, which is slow: the compiled extension cannot be used (%s). "
             "Build it with `make build` or `pip install --no-build-isolation --no-deps -e .`",
+            operator,
             reason,
         )
     return False

@@ -83,7 +83,7 @@ def packed_attention(
     optional = {"position": position_GT2, "bias_table": bias_table_MRR, "key_bias": key_bias_GT}
     check_dense(**{name: tensor for name, tensor in optional.items() if tensor is not None})
     factor = packed_scale(scale, query_GTMD)
-    if use_extension(query_GTMD):
+    if use_extension(query_GTMD, "packed_attention"):
         return torch.ops.tokendetr.packed_attention(
             query_GTMD,
             key_GTMD,

@@ -17,6 +17,9 @@ importlib.import_module("tokendetr._C")
 
 _NAME = "tokendetr::packed_attention"
 
+if not hasattr(torch.ops.tokendetr, "packed_attention"):
+    raise ImportError("it was built from older sources, without packed_attention")
+
 
 @torch.library.register_fake(_NAME)
 def _fake(
