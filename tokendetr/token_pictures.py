@@ -3,7 +3,8 @@
 Every layer is a row, every feature level a column. A token that stays a query of its own shows the
 image; tokens merged into one query show their mean colour inside a frame; a token that is no query
 in this layer (left out, or taken in by others) is darkened. The last column is the number of
-queries per area, over all levels.
+queries per area, over all levels. Scores that tokens were chosen by are heat maps above the layers,
+the decoder's attention to each token is one below them.
 """
 
 from __future__ import annotations
@@ -114,15 +115,8 @@ def draw_tokens(
     picture = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
     base = np.asarray(picture, dtype=np.float32)
     layout = forward.layout
-    columns = layout.num_levels + 1
-    step_x, step_y = width + _GAP, height + _GAP + _LABEL
-    sheet = Image.new(
-        "RGB", (columns * step_x + _GAP, len(forward.layers) * step_y + _GAP), "white"
-    )
-    pen = ImageDraw.Draw(sheet)
-    for row, (layer, counts) in enumerate(
-        zip(forward.layers, describe(forward, image), strict=True)
-    ):
+    rows = _map_rows(base, forward, image, before=True)
+    for layer, counts in zip(forward.layers, describe(forward, image), strict=True):
         tokens = layer_tokens(layer.token_map, layout, image)
         tiles = [_level_tile(base, tokens, layout, level) for level in range(layout.num_levels)]
         tiles.append(_density_tile(base, tokens, layout))
@@ -133,11 +127,71 @@ def draw_tokens(
             for number, level in enumerate(levels, start=1)
         ]
         labels.append(f"queries per area: {counts['queries']} of {counts['tokens']}")
+        rows.append((labels, tiles))
+    return _assemble(rows + _map_rows(base, forward, image, before=False), width, height)
+
+
+Rows = list[tuple[list[str], list[NDArray[np.float32]]]]
+"""Labels and tiles of each row of a sheet."""
+
+
+def _assemble(rows: Rows, width: int, height: int) -> Image.Image:
+    step_x, step_y = width + _GAP, height + _GAP + _LABEL
+    columns = len(rows[0][1])
+    sheet = Image.new("RGB", (columns * step_x + _GAP, len(rows) * step_y + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (labels, tiles) in enumerate(rows):
         for column, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
             corner = _GAP + column * step_x, _GAP + row * step_y
             pen.text(corner, label, fill="black")
             sheet.paste(Image.fromarray(tile.astype(np.uint8)), (corner[0], corner[1] + _LABEL))
     return sheet
+
+
+def _map_rows(
+    base_HWC: NDArray[np.float32], forward: ForwardTrace, image: int, *, before: bool
+) -> Rows:
+    """Heat maps of what tokens were chosen from (``before``), or of what became known later.
+
+    Everything that was recorded with one number per token of the whole pyramid is drawn.
+    """
+    named = list(forward.maps.items())
+    if before:
+        named = [
+            (f"{name} of layer {number}", score)
+            for number, layer in enumerate(forward.layers, start=1)
+            for name, score in layer.scores.items()
+        ]
+    layout, rows = forward.layout, []
+    for name, value_BN in named:
+        if value_BN.shape != layout.valid_BN.shape:
+            continue
+        share_N = _shares(value_BN[image].float().cpu(), layout.valid_BN[image].cpu())
+        parts = zip(layout.level_starts, layout.level_sizes, layout.level_shapes, strict=True)
+        grids = [share_N[start : start + size].reshape(shape) for start, size, shape in parts]
+        areas = [_enlarge(grid, *base_HWC.shape[:2]) for grid in grids]
+        areas.append(np.max(areas, axis=0))
+        labels = [f"{name}, level {number}" for number in range(1, len(areas))]
+        rows.append(([*labels, f"{name}, highest"], [_heat(base_HWC, area) for area in areas]))
+    return rows
+
+
+def _shares(value_N: Tensor, valid_N: Tensor) -> NDArray[np.float32]:
+    """Real tokens' values between the lowest (0) and the highest (1); padding is 0."""
+    usable_N = valid_N & value_N.isfinite()
+    if not usable_N.any():
+        return _array(torch.zeros_like(value_N))
+    low, high = value_N[usable_N].min(), value_N[usable_N].max()
+    share_N = (value_N - low) / (high - low).clamp_min(1e-12)
+    return _array(share_N.where(usable_N, 0.0))
+
+
+def _heat(base_HWC: NDArray[np.float32], share_HW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shares of 0 to 1 as colours over the picture's grey values."""
+    colors = matplotlib.colormaps["inferno"](share_HW)
+    grey = base_HWC.mean(axis=2, keepdims=True)
+    tile: NDArray[np.float32] = (0.3 * grey + 0.7 * 255 * colors[..., :3]).astype(np.float32)
+    return tile
 
 
 def _enlarge(grid_HW: NDArray, height: int, width: int) -> NDArray:
@@ -189,7 +243,4 @@ def _density_tile(
         used, inverse, cells = np.unique(query_N, return_inverse=True, return_counts=True)
         per_cell = np.where(used < 0, 0.0, 1.0 / cells)[inverse]
         density += _enlarge(per_cell.reshape(grid), height, width) * (size / layout.level_sizes[0])
-    colors = matplotlib.colormaps["inferno"](density / max(float(density.max()), 1e-6))
-    grey = base_HWC.mean(axis=2, keepdims=True)
-    tile: NDArray[np.float32] = (0.3 * grey + 0.7 * 255 * colors[..., :3]).astype(np.float32)
-    return tile
+    return _heat(base_HWC, density / max(float(density.max()), 1e-6))

@@ -7,8 +7,8 @@ Example:
         --opts train.init_checkpoint=$P/checkpoints/dynamic_dino_shapes.safetensors
 
 Writes NAME_tokens.png per picture (a row per layer, a column per level; tokens that are queries of
-their own show the picture, merged ones their mean colour in a frame, the others are dark) and the
-counts to tokens.json.
+their own show the picture, merged ones their mean colour in a frame, the others are dark; scores
+above, the decoder's attention below them as heat maps) and the counts to tokens.json.
 """
 
 from __future__ import annotations
