@@ -248,6 +248,7 @@ class FocusPlan(TokenPlan):
             if self.focus.fine_score == "probability":
                 category_BK, foreground_BK = category_BK.sigmoid(), foreground_BK.sigmoid()
             score_BK = category_BK * foreground_BK
+        trace.record_layer_score("object", score_BK)
         length, counts = self.focus.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
         if self.focus.budget.counts == "batch":  # entries that are thrown away take part

@@ -105,6 +105,25 @@ def record_layer(token_map: TokenMap) -> None:
         recorder.scores = {}
 
 
+def record_layer_score(name: str, score_BK: Tensor) -> None:
+    """Note a score of a layer's reduced tokens, made while it works (called by sparsifiers).
+
+    It is kept as [B, N], with NaN for tokens that are not among them.
+    """
+    forward = current_forward()
+    if forward is None or not forward.layers:
+        return
+    layer = forward.layers[-1]
+    anchor_BK, valid_BK = layer.token_map.anchor_BK, layer.token_map.valid_BK
+    score_BK = score_BK.detach().float()
+    if valid_BK is not None:
+        score_BK = score_BK.masked_fill(~valid_BK, float("nan"))
+    if anchor_BK is not None:
+        score_BN = score_BK.new_full(forward.layout.valid_BN.shape, float("nan"))
+        score_BK = score_BN.scatter(1, anchor_BK, score_BK)
+    layer.scores[name] = score_BK
+
+
 @contextmanager
 def paused() -> Iterator[None]:
     """Record nothing inside the ``with`` block."""

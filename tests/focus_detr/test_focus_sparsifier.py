@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from tests.plain_encoder import make_encoder
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
 from tokendetr.host import HostError
+from tokendetr.token_pictures import draw_tokens
 from tokendetr.tokens import LevelLayout, box_labels
 from tokendetr.trace import record_tokens
 
@@ -120,6 +122,22 @@ def test_each_layer_keeps_a_prefix_of_one_ranking():
     assert torch.equal(maps[0].anchor_BK[:, :length], maps[1].anchor_BK)
     score = forward.layers[0].scores["foreground"].gather(1, maps[0].anchor_BK)
     assert ((score[:, 1:] <= score[:, :-1]) | ~maps[0].valid_BK[:, 1:]).all()
+
+
+def test_traces_and_pictures_show_scores_of_foreground_and_objects():
+    model = focus_model(layer_ratios=(1.0, 0.3)).eval()
+    with record_tokens() as trace:
+        model(RECORDS[:1])
+    forward = trace.forwards[-1]
+    first, second = (layer.scores for layer in forward.layers)
+    assert set(first) == {"foreground", "object"} and set(second) == {"object"}
+    assert first["object"].isfinite().all()
+    kept = torch.zeros_like(forward.layout.valid_BN)
+    kept.scatter_(1, forward.layers[1].token_map.anchor_BK, True)
+    assert torch.equal(second["object"].isfinite(), kept)
+    picture = np.zeros((128, 168, 3), dtype=np.uint8)
+    rows = (draw_tokens(picture, forward, width=84).size[1] - 6) / (64 + 6 + 16)
+    assert rows == 1 + 2 + 2 + len(forward.maps)  # foreground, objects and tokens of both layers
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -12,5 +12,10 @@ sparsifier = L(FocusSparsifier)(
     num_objects=300,
     modulation="top_down",
     strides=[8, 16, 32, 64],
+    size_ranges=None,
     loss_weight=1.5,
+    fine_score="probability",
+    mask_padding=True,
+    counts="per_image",
+    value_policy="updated",
 )

@@ -1,0 +1,42 @@
+"""The comparison of small detectors: its rows, and what it says about those that are missing."""
+
+import argparse
+
+import pytest
+
+from tools import compare_shapes
+from tools.compare_shapes import ROOT, ROWS, Row, parse_row, table
+
+NUMBERS = {
+    **{f"bbox/{name}": 50.0 for name in ("AP", "APs", "APm", "APl")},
+    "gflops": 1.0617,
+    "encoder": 0.404,
+    "ms": 61.25,
+    "tokens/queries": 30.4,
+    **{f"tokens/{name}-l{level}": 90.0 + level for name in ("reached", "kept") for level in (1, 2)},
+}
+
+
+def test_every_shipped_row_has_a_config():
+    assert all((ROOT / row.config).is_file() for row in ROWS)
+    assert (ROOT / ROWS[0].checkpoint).is_file()
+
+
+def test_the_table_shows_levels_and_names_what_is_left_out():
+    text = table({"one": NUMBERS}, [Row("two", "two.py", "gone.pth")]).markdown()
+    row = next(line for line in text.splitlines() if line.startswith("| one"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["one", *["50.0"] * 4, "1.062", "0.404", "61.2", "30 %", "91 / 92", "91 / 92"]
+    assert "left out: two, gone.pth does not exist" in text
+
+
+def test_rows_of_ones_own_are_read():
+    assert parse_row("mine=a/b.py:c.pth") == Row("mine", "a/b.py", "c.pth")
+    for text in ("a/b.py:c.pth", "mine=a/b.py", "=a:b"):
+        with pytest.raises(argparse.ArgumentTypeError, match="NAME=CONFIG:CHECKPOINT"):
+            parse_row(text)
+
+
+def test_without_any_checkpoint_it_says_which_are_missing():
+    with pytest.raises(SystemExit, match=r"none of the checkpoints exists.*gone\.pth"):
+        compare_shapes.main(["--row", "mine=a.py:gone.pth"])
