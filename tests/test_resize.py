@@ -32,7 +32,7 @@ def test_every_part_that_sees_tokens_follows_and_the_backbone_stays():
     assert channels["transformer.decoder.layers.1.ffns.0.layers.1.weight"] == (32, 24)
     assert channels["neck.convs.0.conv.weight"] == (32, 512, 1, 1)
     assert channels["label_enc.weight"] == (80, 32)
-    assert built.neck.convs[0].norm.num_groups == 32
+    assert built.neck.convs[0].norm.num_groups == 4  # of eight channels, as before
     assert len(built.class_embed) == 3
 
 

@@ -65,7 +65,8 @@ def resize(
 ) -> DictConfig:
     """Give the neck, the encoder and the decoder of a detector's config another size, in place.
 
-    The backbone and the numbers of queries and classes stay. A sparsifier follows the width where
+    The backbone and the numbers of queries and classes stay, and so do the channels that the neck
+    normalises together, where they divide the width. A sparsifier follows the width where
     it has an ``embed_dim`` of its own; one whose arguments speak of single layers (stages,
     cascades) has to be given a new depth by hand.
 
@@ -91,8 +92,9 @@ def resize(
         _set(encoder.sparsifier, "embed_dim", width)
     model.embed_dim = width
     model.neck.out_channels = width
-    model.neck.norm_layer.num_channels = width
-    model.neck.norm_layer.num_groups = math.gcd(model.neck.norm_layer.num_groups, width)
+    norm = model.neck.norm_layer
+    per_group = math.gcd(norm.num_channels // norm.num_groups, width)
+    norm.num_channels, norm.num_groups = width, width // per_group
     model.position_embedding.num_pos_feats = width // 2
     if num_layers is not None:
         encoder.num_layers = decoder.num_layers = num_layers
