@@ -1,0 +1,228 @@
+"""What Dynamic DETR costs: the paper's figures, ours counted, and ours by the method's formula.
+
+``python tools/table.py dynamic_detr --write`` puts the tables into the README.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+
+from dynamic_detr import TokenBudget, encoder_macs
+from tokendetr import zoo
+from tokendetr.flops import BLENDED_SIZES, FlopReport, blended_flops, pyramid_shapes
+from tokendetr.tables import Cell, Table
+from tokendetr.train import apply_overrides
+
+__all__ = ["Cost", "Row", "dynamic_cost", "dense_cost", "tables"]
+
+KEEP_RATIOS = (
+    (0.4, 0.3, 0.2, 0.1),
+    (0.5, 0.4, 0.3, 0.2),
+    (0.6, 0.5, 0.4, 0.3),
+    (0.7, 0.6, 0.5, 0.4),
+    (0.8, 0.7, 0.6, 0.5),
+)
+_SPARSIFIER = "model.transformer.encoder.sparsifier"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A detector of the paper's tables.
+
+    Attributes:
+        name: as in the table.
+        dense: name of its own config.
+        dynamic: name of its config with Dynamic DETR.
+        paper_dense: GFLOPs that the paper gives for it.
+        paper_dynamic: GFLOPs that the paper gives per entry of ``KEEP_RATIOS``, or for the config's
+            own ratios alone.
+    """
+
+    name: str
+    dense: str
+    dynamic: str
+    paper_dense: float
+    paper_dynamic: tuple[float, ...]
+
+
+TABLE_6 = (
+    Row(
+        "Deformable DETR",
+        "deformable_detr_r50_with_box_refinement_50ep",
+        "dynamic_deformable_detr_r50_with_box_refinement_50ep",
+        179.0,
+        (107.9, 114.7, 122.9, 131.5, 140.0),
+    ),
+    Row(
+        "DINO",
+        "dino_r50_4scale_36ep",
+        "dynamic_dino_r50_4scale_36ep",
+        244.5,
+        (132.6, 141.7, 159.3, 174.5, 189.5),
+    ),
+    Row(
+        "DAB-Deformable DETR",
+        "dab_deformable_detr_r50_two_stage_50ep",
+        "dynamic_dab_deformable_detr_r50_two_stage_50ep",
+        235.4,
+        (120.1, 131.8, 146.2, 161.4, 176.4),
+    ),
+    Row(
+        "DN-Deformable DETR",
+        "dn_deformable_detr_r50_50ep",
+        "dynamic_dn_deformable_detr_r50_50ep",
+        231.3,
+        (128.4, 139.8, 154.5, 169.6, 184.7),
+    ),
+    Row(
+        "H-Deformable DETR",
+        "h_deformable_detr_r50_two_stage_36ep",
+        "dynamic_h_deformable_detr_r50_two_stage_36ep",
+        234.8,
+        (123.6, 135.3, 149.6, 164.8, 179.8),
+    ),
+)
+OTHER_ROWS = (
+    Row(
+        "DINO, LVIS v1 (Table 2)",
+        "dino_r50_4scale_lvis_12ep",
+        "dynamic_dino_r50_4scale_lvis_12ep",
+        247.1,
+        (146.6,),
+    ),
+    Row(
+        "DINO, VOC 2007 (Table 3)",
+        "dino_r50_4scale_voc2007_12ep",
+        "dynamic_dino_r50_4scale_voc2007_12ep",
+        241.6,
+        (135.2,),
+    ),
+    Row(
+        "DINO, Swin-T (Table 4)",
+        "dino_swin_tiny_224_4scale_12ep",
+        "dynamic_dino_swin_tiny_224_4scale_12ep",
+        252.3,
+        (149.4,),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GFLOPs of one forward pass on the mean COCO image.
+
+    Attributes:
+        total: counted, of the whole detector.
+        encoder: counted, of its encoder.
+        encoder_by_formula: of its encoder, from shapes and ratios alone.
+    """
+
+    total: float
+    encoder: float
+    encoder_by_formula: float
+
+    @property
+    def total_by_formula(self) -> float:
+        """The total with the encoder's counted part replaced by the formula's."""
+        return self.total - self.encoder + self.encoder_by_formula
+
+
+def dense_cost(config: str) -> Cost:
+    """Count a dense detector."""
+    model = zoo.get_config(config).model
+    return _cost(model, None)
+
+
+def dynamic_cost(config: str, keep_ratios: tuple[float, ...] | None = None) -> Cost:
+    """Count a detector with Dynamic DETR.
+
+    Args:
+        config: its name.
+        keep_ratios: instead of the config's own, as an override on the command line would set them.
+    """
+    cfg = zoo.get_config(config)
+    if keep_ratios is not None:
+        apply_overrides(cfg, [f"{_SPARSIFIER}.keep_ratios=[{','.join(map(str, keep_ratios))}]"])
+    node = cfg.model.transformer.encoder.sparsifier
+    budget = TokenBudget(
+        tuple(node.keep_ratios),
+        tuple(tuple(order) for order in node.level_orders),
+        tuple(node.stage_lengths),
+        tuple(node.window_sizes),
+    )
+    return _cost(cfg.model, budget)
+
+
+def _cost(model: DictConfig, budget: TokenBudget | None) -> Cost:
+    model.device = "cpu"
+    report: FlopReport = blended_flops(instantiate(model).eval(), arithmetic=False)
+    if report.uncounted:
+        raise RuntimeError(f"operators without a rule: {dict(report.uncounted)}")
+    encoder = model.transformer.encoder
+    formula = sum(
+        weight
+        * encoder_macs(
+            pyramid_shapes(*size),
+            budget,
+            num_layers=encoder.num_layers,
+            embed_dim=encoder.embed_dim,
+            feedforward_dim=encoder.feedforward_dim,
+            num_heads=encoder.num_heads,
+        )
+        for weight, size in BLENDED_SIZES
+    )
+    return Cost(report.total / 1e9, report.by_part["encoder"] / 1e9, formula / 1e9)
+
+
+def tables() -> Iterator[Table]:
+    """The paper's Table 6 with the dense detectors (Table 1), then the rows of Tables 2 to 4."""
+    yield Table(
+        name="gflops",
+        title="GFLOPs of the paper's Tables 1 and 6. Keep ratios are overrides of the config.",
+        columns=_COLUMNS,
+        rows=[cells for row in TABLE_6 for cells in _cells(row, KEEP_RATIOS)],
+    )
+    yield Table(
+        name="gflops_other",
+        title="GFLOPs of the paper's Tables 2 to 4.",
+        columns=_COLUMNS,
+        rows=[cells for row in OTHER_ROWS for cells in _cells(row, KEEP_RATIOS[1:2])],
+        notes=[
+            "The paper's figures are means over images of their own data sets, ours over COCO's."
+        ],
+    )
+
+
+_COLUMNS = (
+    "detector",
+    "keep ratios",
+    "the paper's",
+    "ours, counted",
+    "ours, by formula",
+    "counted - paper's",
+    "share of dense",
+    "encoder, counted",
+    "encoder, by formula",
+)
+
+
+def _cells(row: Row, ratios: tuple[tuple[float, ...], ...]) -> Iterator[list[Cell]]:
+    dense = dense_cost(row.dense)
+    costs = [("dense", row.paper_dense, dense)]
+    for keep_ratios, paper in zip(ratios, row.paper_dynamic, strict=True):
+        label = " ".join(f"{ratio:.1f}".lstrip("0") for ratio in keep_ratios)
+        costs.append((label, paper, dynamic_cost(row.dynamic, keep_ratios)))
+    for label, paper, cost in costs:
+        yield [
+            row.name,
+            label,
+            paper,
+            cost.total,
+            cost.total_by_formula,
+            f"{round(cost.total - paper, 1) + 0.0:+.1f}",
+            f"{cost.total / dense.total:.0%}",
+            cost.encoder,
+            cost.encoder_by_formula,
+        ]
