@@ -16,6 +16,7 @@ from fvcore.common.checkpoint import Checkpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from tokendetr.train.backbone_weights import as_backbone
 from tokendetr.train.key_names import grouped_keys
 
 __all__ = [
@@ -208,11 +209,26 @@ class _Reporting:
             weights = checkpoint["model"] = _converted(checkpoint["model"], checkpointer.model)
             self.file_keys = {key.removeprefix("module.") for key in weights}
             if not self.is_partial:
-                checkpoint["model"] = _with_aliases(weights, checkpointer.model.state_dict())
+                self._take_whole(checkpoint, weights, checkpointer.model.state_dict())
             self.incompatible = load_model(checkpoint)
             return None
 
         checkpointer._load_model = watched
+
+    def _take_whole(
+        self, checkpoint: Any, weights: dict[str, Any], model_state: Mapping[str, Tensor]
+    ) -> None:
+        """Prepare a file that does not say it holds a part; it may be a bare backbone even so."""
+        backbone = as_backbone(
+            {key.removeprefix("module."): value for key, value in weights.items()}, model_state
+        )
+        if backbone is None:
+            checkpoint["model"] = _with_aliases(weights, model_state)
+            return
+        logger.info("The file has the weights of a backbone alone: they go below 'backbone.'")
+        self.is_partial = True
+        self.file_keys = set(backbone)
+        checkpoint["model"] = backbone
 
 
 def load_weights(
@@ -223,8 +239,8 @@ def load_weights(
     Args:
         checkpointer: reads the file (path, URL, ``detectron2://``, ``?matching_heuristics=True``).
         path: of the checkpoint.
-        strict: every key must fit. Files of a part of a model (a backbone from a zoo, or anything
-            with matching heuristics) only need to match somewhere.
+        strict: every key must fit. Files of a part of a model (a bare backbone under its own or
+            torchvision's names, or anything with matching heuristics) only need to match somewhere.
         use_ema: take ``ema_state`` instead of ``model`` where the file has it.
 
     Raises:
