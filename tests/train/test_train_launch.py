@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from tokendetr.train.launch import detect_environment, first_host, launch
 from tokendetr.train.run import train
 from tokendetr.train.trainer import NonFiniteLossError, Trainer
 from tokendetr.train.weights import read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(processes, output, root, *overrides, resume=False):
@@ -195,6 +200,114 @@ def test_one_process_runs_here():
     seen = []
     launch(lambda args: seen.append(os.getpid()), arguments(1, "", ""), device="cpu")
     assert seen == [os.getpid()]
+
+
+SLURM_STEP = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_JOB_ID": "31",
+}
+
+
+def set_environment(monkeypatch, **variables):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_one_slurm_task_per_machine_starts_the_machines_processes(monkeypatch):
+    set_environment(monkeypatch, **SLURM_STEP)
+    started = []
+    monkeypatch.setattr(
+        "torch.multiprocessing.start_processes", lambda run, **options: started.append(options)
+    )
+    launch(print, arguments(4, "", ""), device="cpu")
+    (options,) = started
+    _, args, url, _ = options["args"]
+    assert options["nprocs"] == 4
+    assert (args.num_machines, args.machine_rank, args.num_gpus) == (2, 1, 4)
+    assert url == "tcp://gpu03:20031"
+
+
+def test_torchruns_processes_win_over_slurm_and_num_gpus(monkeypatch, caplog):
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+    set_environment(monkeypatch, **SLURM_STEP, **env, MASTER_PORT="1")
+    joined = []
+    monkeypatch.setitem(launch.__globals__, "_join", lambda *args: joined.append(args[0]))
+    launch(print, arguments(8, "", ""), device="cpu")
+    assert (joined[0].init_method, joined[0].rank) == ("env://", 1)
+    assert "--num-gpus 8 is not used: 2 processes" in caplog.text
+
+
+def test_no_more_processes_than_torchrun_started_are_warned_of(monkeypatch, caplog):
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
+    set_environment(monkeypatch, **env, MASTER_PORT="1")
+    monkeypatch.setitem(launch.__globals__, "_join", lambda *args: None)
+    for processes in (1, 2):
+        launch(print, arguments(processes, "", ""), device="cpu")
+    assert "--num-gpus" not in caplog.text
+
+
+def commands_of(how: str, port: int) -> list[tuple[list[str], dict[str, str]]]:
+    """Commands, with what they need in the environment, that make up a run of two processes."""
+    train_net = ["tools/train_net.py", "--config-file", "tests/train/toy_config.py"]
+    python, address = [sys.executable], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if how == "torchrun":
+        run = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+        return [([*python, *run, *train_net], {})]
+    if how == "slurm":
+        step = {**SLURM_STEP, "SLURM_STEP_NUM_NODES": "1", **address}
+        return [
+            ([*python, *train_net], {**step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+            for rank in "01"
+        ]
+    if how == "machines":
+        flags = ["--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{port}"]
+        return [([*python, *train_net, *flags, "--machine-rank", rank], {}) for rank in "01"]
+    return [([*python, *train_net, "--num-gpus", "2"], {})]
+
+
+@pytest.mark.slow
+def test_all_ways_to_start_two_processes_train_alike(toy_root, tmp_path):
+    states = []
+    for how in ("num_gpus", "torchrun", "slurm", "machines"):
+        out = tmp_path / how
+        base = {**os.environ, "TOY_ROOT": str(toy_root), "TOY_OUTPUT": str(out)}
+        base |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        options = ["train.max_iter=4", "train.eval_period=0", "train.output_dir=" + str(out)]
+        processes = [
+            subprocess.Popen([*command, *options], cwd=ROOT, env={**base, **extra})
+            for command, extra in commands_of(how, free_port())
+        ]
+        assert [process.wait(timeout=280) for process in processes] == [0] * len(processes), how
+        assert (out / "log.txt.rank1").is_file()
+        states.append(final(out)["model"])
+    for state in states[1:]:
+        for name, value in states[0].items():
+            assert torch.equal(value, state[name]), name
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(("batch", "is_hinted"), [(4, True), (16, False)])
+def test_another_batch_size_gets_a_hint(toy_run, tmp_path, caplog, batch, is_hinted):
+    caplog.set_level("INFO", logger="tokendetr.train")
+    options = ["train.max_iter=2", "train.eval_period=0", "optimizer.lr=0.01"]
+    toy_run(tmp_path, *options, f"dataloader.train.total_batch_size={batch}")
+    hints = [r.getMessage() for r in caplog.records if "optimizer.lr=" in r.getMessage()]
+    assert len(hints) == is_hinted
+    if is_hinted:
+        assert "batch size is 4" in hints[0]
+        assert "optimizer.lr=0.0025 (in proportion) or 0.005 (by the square root)" in hints[0]
+        assert "train.max_iter=8" in hints[0]
 
 
 def train_dino(args):

@@ -1,5 +1,6 @@
 """Start processes: torchrun's or SLURM's environment, detectron2's launch, or gloo on CPUs."""
 
+import copy
 import gc
 import logging
 import os
@@ -35,6 +36,11 @@ class Environment:
     local_rank: int
     local_size: int
     init_method: str
+
+    @property
+    def is_one_per_machine(self) -> bool:
+        """Whether SLURM started one process on each machine; torchrun's keep their rendezvous."""
+        return self.local_size == 1 and self.init_method.startswith("tcp://")
 
 
 def detect_environment(environ: dict[str, str] | None = None) -> Environment | None:
@@ -93,8 +99,10 @@ def launch(
 ) -> None:
     """Run ``main(args)`` in every process of the run.
 
-    Inside torchrun or an srun step this process is one of them. Otherwise ``--num-gpus`` processes
-    are started on this machine: by detectron2 on GPUs, over gloo where ``device`` is a CPU.
+    Inside torchrun or an srun step this process is one of them; a step with one task per machine
+    may start ``--num-gpus`` processes on each, as machines without SLURM do. Otherwise
+    ``--num-gpus`` processes are started on this machine: by detectron2 on GPUs, over gloo where
+    ``device`` is a CPU.
 
     Args:
         main: importable by name.
@@ -105,8 +113,19 @@ def launch(
     """
     environment = detect_environment()
     if environment is not None and environment.world_size > 1:
-        _join(environment, main, args, device)
-        return
+        if not (environment.is_one_per_machine and args.num_gpus > 1):
+            if args.num_gpus not in (1, environment.local_size):
+                logger.warning(
+                    "--num-gpus %d is not used: %d processes were started on this machine already",
+                    args.num_gpus,
+                    environment.local_size,
+                )
+            _join(environment, main, args, device)
+            return
+        # One task per machine that starts the machine's processes itself.
+        args = copy.copy(args)
+        args.num_machines, args.machine_rank = environment.world_size, environment.rank
+        args.dist_url = environment.init_method
     if args.num_gpus * args.num_machines <= 1:
         main(args)
         return
