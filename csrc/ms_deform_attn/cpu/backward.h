@@ -5,36 +5,39 @@
 namespace tokendetr::TOKENDETR_ISA {
 
 // For one block of samples and kVectors vectors of channels: adds the corners' dot products with the incoming gradient
-// to dot[corner][sample] (still one partial sum per lane; the first chunk of channels sets them), and the weighted
-// incoming gradient to the value gradient.
+// to dot[sample] (partial sums, a quarter of the lanes for each corner; the first chunk of channels sets them), and the
+// weighted incoming gradient to the value gradient.
 template <class T, class S, bool kCopied, bool kPacked, int kVectors, bool kFirst>
-TOKENDETR_INLINE void scatter(const int64_t* row_steps, int count, const Corners<T>& corners,
+TOKENDETR_INLINE void scatter(const int64_t* row_steps, const int32_t* turns, int count, const Corners<T>& corners,
                               const Rows<T, const S, kCopied>& rows, const Rows<T, T, kCopied>& gradients,
-                              int64_t channel, const S* incoming, int64_t width, Vec<T> (*dot)[kLanes<T>]) {
+                              int64_t channel, const S* incoming, int64_t width, Vec<T>* dot) {
   Vec<T> g[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = channel + v * kLanes<T>;
     g[v] = at < width ? load_some<T>(incoming + at, width - at) : Vec<T>{};
   }
-  for (int lane = 0; lane < count; ++lane) {
+  for (int turn = 0; turn < count; ++turn) {
+    const int lane = turns[turn];
     const S* from[4];
     T* to[4];
     rows.corners(corners, lane, row_steps[lane], channel, from);
     gradients.corners(corners, lane, row_steps[lane], channel, to);
+    Vec<T> products[4];
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
       const Vec<T> weight = broadcast<T>(lane_of(corners.weight[c], lane, T()));
       Vec<T> channels[kVectors];
       load_channels<T, kPacked, kVectors>(from[c], channels);
-      Vec<T> product = kFirst ? Vec<T>{} : dot[c][lane];
+      products[c] = channels[0] * g[0];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        product += channels[v] * g[v];
+        if (v > 0) products[c] += channels[v] * g[v];
         T* place = to[c] + v * kLanes<T>;
         store<T>(place, load<T>(place) + weight * g[v]);
       }
-      dot[c][lane] = product;
     }
+    const Vec<T> sums = sums_in_quarters<T>(products);
+    dot[lane] = kFirst ? sums : dot[lane] + sums;
   }
 }
 
@@ -64,24 +67,23 @@ void backward_queries(const Problem& problem, const Inputs& in, int64_t image, i
     for (int block = 0; block < lanes.blocks; ++block) {
       Corners<T> corners;
       const Fractions<T> fractions = locate<T, kCopied>(lanes, block, source.points(block), corners);
-      Vec<T> dot[4][kLanes<T>];
+      Vec<T> dot[kLanes<T>];
       const int count = source.count(block);
-      for (int lane = count; lane < kLanes<T>; ++lane) {
-        for (int c = 0; c < 4; ++c) dot[c][lane] = Vec<T>{};
-      }
+      for (int lane = count; lane < kLanes<T>; ++lane) dot[lane] = Vec<T>{};
       const int64_t* row_steps = lanes.row_step + block * kLanes<T>;
+      const int32_t* turns = lanes.turn + block * kLanes<T>;
       constexpr int kChunk = kVectors > 0 ? kVectors : 1;
       constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
-      scatter<T, S, kCopied, kPacked, kChunk, true>(row_steps, count, corners, rows, gradients, 0, incoming,
+      scatter<T, S, kCopied, kPacked, kChunk, true>(row_steps, turns, count, corners, rows, gradients, 0, incoming,
                                                     problem.width, dot);
       if constexpr (kVectors == 0) {
         for (int64_t channel = kLanes<T>; channel < padded; channel += kLanes<T>) {
-          scatter<T, S, kCopied, false, 1, false>(row_steps, count, corners, rows, gradients, channel, incoming,
+          scatter<T, S, kCopied, false, 1, false>(row_steps, turns, count, corners, rows, gradients, channel, incoming,
                                                   problem.width, dot);
         }
       }
       Vec<T> dots[4];
-      for (int c = 0; c < 4; ++c) dots[c] = sum_of_each<T>(dot[c]);
+      sum_all_quarters<T>(dot, dots);
       source.add_gradient(block, sample_gradients<T>(fractions, dots));
     }
     source.finish_gradient();

@@ -23,6 +23,7 @@ struct Gradients {
   void* locations;     // like Inputs::locations
   void* weights;       // like Inputs::weights
   void* reference;     // [M, B, Q, L, reference_width], one part per head, or null
+  bool streams;        // write what is not read again past the caches
 };
 
 // The kernels work on one head of one image (a unit). `scratch` holds what *_scratch() says, 64-byte aligned.

@@ -115,11 +115,12 @@ void copy_map_rows(const Problem& problem, const S* value, int64_t image, int64_
   }
 }
 
-// Writes a float (or double) gradient map back as the gradient of the values.
+// Writes a float (or double) gradient map back as the gradient of the values, past the caches where `streams`.
 template <class T, class S>
-void write_gradient(const Problem& problem, const T* map, int64_t image, int64_t head, S* gradient) {
+void write_gradient(const Problem& problem, const T* map, int64_t image, int64_t head, bool streams, S* gradient) {
   const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
   S* to = gradient + (image * problem.tokens * problem.heads + head) * problem.width;
+  streams = streams && can_stream<T>(gradient, problem.width);
   int64_t starts[kMaxLevels];
   map_starts(problem, starts);
   for (int l = 0; l < problem.levels; ++l) {
@@ -128,6 +129,12 @@ void write_gradient(const Problem& problem, const T* map, int64_t image, int64_t
       const T* from = map + (starts[l] + (y + 1) * map_row(level) + 1) * padded;
       for (int64_t x = 0; x < level.width; ++x, from += padded, to += step) {
         for (int64_t c = 0; c < problem.width; c += kLanes<T>) {
+          if constexpr (std::is_same_v<S, T>) {
+            if (streams) {
+              stream<T>(to + c, load<T>(from + c));
+              continue;
+            }
+          }
           store_some<T>(to + c, load<T>(from + c), problem.width - c);
         }
       }

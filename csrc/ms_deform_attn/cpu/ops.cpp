@@ -4,13 +4,12 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
-#include <tuple>
+#include <atomic>
 
 #include "../../common/huge_pages.h"
-#include "../arguments.h"
+#include "../operators.h"
 #include "kernels.h"
 
 namespace tokendetr {
@@ -56,61 +55,82 @@ struct Call {
 
   bool empty() const { return problem.batch == 0 || problem.queries == 0; }
 
-  // Copying a head's values pays once a head is sampled about as often as it has tokens.
-  bool read_in_place() const {
-    const int64_t samples = problem.queries * problem.samples();
-    return kernels().reads_in_place(problem, storage) && samples < kSamplesPerToken * problem.tokens;
-  }
+  int64_t units() const { return problem.batch * problem.heads; }
 
-  static constexpr int64_t kSamplesPerToken = 3;
+  // Whether samples are read in place: copying a head's values pays once it is sampled about as often as it has tokens.
+  bool reads_in_place(double samples_per_token) const {
+    const double samples = static_cast<double>(problem.queries) * problem.samples();
+    return kernels().reads_in_place(problem, storage) &&
+           samples < samples_per_token * static_cast<double>(problem.tokens);
+  }
 };
 
-// Where values are read in place, a block of queries visits all heads before the next block starts: neighbouring queries
-// sample the same tokens, whose heads share pages.
-constexpr int64_t kQueryBlock = 64;
+// From these many samples per token of a head on. The backward copies sooner: reading in place also means adding in
+// place, to a gradient that was zeroed as a whole before.
+constexpr double kForwardCopies = 1.0;
+constexpr double kBackwardCopies = 0.5;
+
+// Calls work(item) for every item; each thread takes the next one whenever it is free, so that a slow thread does not
+// hold up the others. `prepare` makes a thread's work.
+template <class Prepare>
+void for_each_item(int64_t items, Prepare prepare) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(items, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+    auto work = prepare();
+    for (int64_t item = next++; item < items; item = next++) work(item);
+  });
+}
+
+// Where values are read in place, a block of queries visits all heads before the next block starts: neighbouring
+// queries sample the same tokens, whose heads share pages.
+constexpr int64_t kQueryBlock = 32;
 
 int64_t query_blocks(const Problem& p) { return (p.queries + kQueryBlock - 1) / kQueryBlock; }
+
+void forward_in_place(const Call& call, void* output) {
+  const Problem& p = call.problem;
+  const int64_t blocks = query_blocks(p);
+  for_each_item(p.batch * blocks, [&] {
+    return [&](int64_t item) {
+      const int64_t first = item % blocks * kQueryBlock, last = std::min(first + kQueryBlock, p.queries);
+      for (int64_t head = 0; head < p.heads; ++head) {
+        kernels().forward(p, call.storage, call.inputs, item / blocks, head, first, last, nullptr, output);
+      }
+    };
+  });
+}
+
+// Units are split where there are too few for all threads; a package is what one thread does at a time.
+void forward_with_maps(const Call& call, void* output) {
+  const Problem& p = call.problem;
+  const Kernels& set = kernels();
+  const int64_t units = call.units(), threads = at::get_num_threads();
+  const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
+  const int64_t items = units * splits, packages = splits == 1 ? units : threads;
+  for_each_item(packages, [&] {
+    return [&, memory = scratch(set.map_bytes(p, call.storage)), copied = int64_t{-1}](int64_t package) mutable {
+      void* map = memory.mutable_data_ptr();
+      for (int64_t item = items * package / packages; item < items * (package + 1) / packages; ++item) {
+        const int64_t unit = item / splits, split = item % splits;
+        if (unit != copied) {
+          set.copy_map(p, call.storage, call.inputs.value, unit / p.heads, unit % p.heads, map);
+          copied = unit;
+        }
+        set.forward(p, call.storage, call.inputs, unit / p.heads, unit % p.heads, p.queries * split / splits,
+                    p.queries * (split + 1) / splits, map, output);
+      }
+    };
+  });
+}
 
 Tensor forward(const Call& call) {
   const Problem& p = call.problem;
   Tensor output = with_huge_pages(at::empty({p.batch, p.queries, p.heads * p.width}, call.value.options()));
   if (call.empty()) return output;
-  const Kernels& set = kernels();
   void* to = output.mutable_data_ptr();
-  if (call.read_in_place()) {
-    const int64_t blocks = query_blocks(p);
-    at::parallel_for(0, p.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t first = item % blocks * kQueryBlock, last = std::min(first + kQueryBlock, p.queries);
-        for (int64_t head = 0; head < p.heads; ++head) {
-          set.forward(p, call.storage, call.inputs, item / blocks, head, first, last, nullptr, to);
-        }
-      }
-    });
-    return output;
-  }
-  const int64_t units = p.batch * p.heads, threads = at::get_num_threads();
-  const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
-  at::parallel_for(0, units * splits, 1, [&](int64_t begin, int64_t end) {
-    const Tensor memory = scratch(set.map_bytes(p, call.storage));
-    void* map = memory.mutable_data_ptr();
-    int64_t copied = -1;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t unit = item / splits, split = item % splits;
-      if (unit != copied) {
-        set.copy_map(p, call.storage, call.inputs.value, unit / p.heads, unit % p.heads, map);
-        copied = unit;
-      }
-      set.forward(p, call.storage, call.inputs, unit / p.heads, unit % p.heads, p.queries * split / splits,
-                  p.queries * (split + 1) / splits, map, to);
-    }
-  });
+  call.reads_in_place(kForwardCopies) ? forward_in_place(call, to) : forward_with_maps(call, to);
   return output;
 }
-
-struct CallGradients {
-  Tensor value, locations, weights, reference;
-};
 
 // The backward of units [begin, end), which one thread owns.
 void backward_in_place(const Call& call, const Gradients& gradients, int64_t begin, int64_t end) {
@@ -127,22 +147,26 @@ void backward_in_place(const Call& call, const Gradients& gradients, int64_t beg
   }
 }
 
-void backward_with_maps(const Call& call, const Gradients& gradients, int64_t begin, int64_t end) {
+void backward_with_maps(const Call& call, const Gradients& gradients) {
   const Problem& p = call.problem;
   const Kernels& set = kernels();
-  const Tensor map = scratch(set.map_bytes(p, call.storage));
-  const Tensor gradient_map = scratch(set.gradient_map_bytes(p, call.storage));
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t image = unit / p.heads, head = unit % p.heads;
-    set.copy_map(p, call.storage, call.inputs.value, image, head, map.mutable_data_ptr());
-    set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, map.mutable_data_ptr(),
-                 gradient_map.mutable_data_ptr(), gradients);
-  }
+  for_each_item(call.units(), [&] {
+    return [&, map = scratch(set.map_bytes(p, call.storage)),
+            gradient_map = scratch(set.gradient_map_bytes(p, call.storage))](int64_t unit) {
+      const int64_t image = unit / p.heads, head = unit % p.heads;
+      set.copy_map(p, call.storage, call.inputs.value, image, head, map.mutable_data_ptr());
+      set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, map.mutable_data_ptr(),
+                   gradient_map.mutable_data_ptr(), gradients);
+    };
+  });
 }
+
+// Gradients of this many bytes would leave the caches before they are read.
+constexpr size_t kStreamedBytes = size_t{1} << 24;
 
 CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_reference) {
   const Problem& p = call.problem;
-  const bool in_place = call.read_in_place() && call.value.element_size() >= 4;
+  const bool in_place = call.reads_in_place(kBackwardCopies) && call.value.element_size() >= 4;
   CallGradients result;
   result.value = with_huge_pages(at::empty_like(call.value));
   result.locations = with_huge_pages(at::empty_like(call.locations));
@@ -154,63 +178,23 @@ CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_r
   }
   if (call.empty()) return result;
   const Tensor incoming = grad_output.contiguous();
-  const Gradients gradients{incoming.const_data_ptr(), result.value.mutable_data_ptr(),
-                            result.locations.mutable_data_ptr(), result.weights.mutable_data_ptr(),
-                            wants_reference ? result.reference.mutable_data_ptr() : nullptr};
-  at::parallel_for(0, p.batch * p.heads, 1, [&](int64_t begin, int64_t end) {
-    in_place ? backward_in_place(call, gradients, begin, end) : backward_with_maps(call, gradients, begin, end);
-  });
+  const Gradients gradients{
+      incoming.const_data_ptr(),
+      result.value.mutable_data_ptr(),
+      result.locations.mutable_data_ptr(),
+      result.weights.mutable_data_ptr(),
+      wants_reference ? result.reference.mutable_data_ptr() : nullptr,
+      result.value.nbytes() + result.locations.nbytes() + result.weights.nbytes() >= kStreamedBytes};
+  if (in_place) {
+    at::parallel_for(0, call.units(), 1,
+                     [&](int64_t begin, int64_t end) { backward_in_place(call, gradients, begin, end); });
+  } else {
+    backward_with_maps(call, gradients);
+  }
   return result;
 }
 
-Tensor ms_deform_attn(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& sampling_locations,
-                      const Tensor& attention_weights) {
-  const Problem problem =
-      checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
-  return forward(Call(problem, value, sampling_locations, attention_weights, Tensor()));
-}
-
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_output, const Tensor& value,
-                                                           at::IntArrayRef level_shapes,
-                                                           const Tensor& sampling_locations,
-                                                           const Tensor& attention_weights) {
-  const Problem problem =
-      checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
-  check_output_gradient(problem, value, grad_output);
-  const Call call(problem, value, sampling_locations, attention_weights, Tensor());
-  const CallGradients gradients = backward(call, grad_output, false);
-  return {gradients.value, gradients.locations.to(sampling_locations.scalar_type()),
-          gradients.weights.to(attention_weights.scalar_type())};
-}
-
-Tensor ms_deform_attn_fused(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
-                            const Tensor& sampling_offsets, const Tensor& attention_logits) {
-  const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
-  check_reference(problem, value, reference_points);
-  return forward(Call(problem, value, sampling_offsets, attention_logits, reference_points));
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
-    const Tensor& grad_output, const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
-    const Tensor& sampling_offsets, const Tensor& attention_logits, bool wants_reference_gradient) {
-  const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
-  check_reference(problem, value, reference_points);
-  check_output_gradient(problem, value, grad_output);
-  const Call call(problem, value, sampling_offsets, attention_logits, reference_points);
-  const CallGradients gradients = backward(call, grad_output, wants_reference_gradient);
-  const Tensor reference = wants_reference_gradient
-                               ? gradients.reference.sum(0).to(reference_points.scalar_type())
-                               : at::empty({0}, reference_points.options());
-  return {gradients.value, reference, gradients.locations.to(sampling_offsets.scalar_type()),
-          gradients.weights.to(attention_logits.scalar_type())};
-}
-
-TORCH_LIBRARY_IMPL(tokendetr, CPU, library) {
-  library.impl("ms_deform_attn", ms_deform_attn);
-  library.impl("ms_deform_attn_backward", ms_deform_attn_backward);
-  library.impl("ms_deform_attn_fused", ms_deform_attn_fused);
-  library.impl("ms_deform_attn_fused_backward", ms_deform_attn_fused_backward);
-}
+TORCH_LIBRARY_IMPL(tokendetr, CPU, library) { Operators<Call, forward, backward>::add_to(library); }
 
 }  // namespace
 }  // namespace tokendetr

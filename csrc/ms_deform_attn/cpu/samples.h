@@ -18,6 +18,7 @@ struct LevelLanes {
   Index<T> origin[kBlocks];  // token of pixel (0, 0) in the map
   int32_t level[kMaxSamples];
   int64_t row_step[kMaxSamples];  // `row` again, for address arithmetic
+  int32_t turn[kMaxSamples];      // lane to visit i-th within its block: next to each other come distant samples
   int blocks;
 };
 
@@ -40,6 +41,14 @@ LevelLanes<T> level_lanes(const Problem& problem, bool copied) {
     lanes.origin[block][lane] = static_cast<int32_t>(origin);
     lanes.level[i] = l;
     lanes.row_step[i] = row;
+  }
+  for (int block = 0; block < lanes.blocks; ++block) {
+    const int left = samples - block * kLanes<T>, count = left < kLanes<T> ? left : kLanes<T>;
+    const int stride = copied ? problem.points : 1;
+    int32_t* turn = lanes.turn + block * kLanes<T>;
+    for (int first = 0, next = 0; next < count; ++first) {
+      for (int lane = first; lane < count; lane += stride) turn[next++] = lane;
+    }
   }
   return lanes;
 }

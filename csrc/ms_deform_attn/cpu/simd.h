@@ -15,8 +15,9 @@ struct Float16 {
 
 constexpr int kVectorBytes = TOKENDETR_VECTOR_BYTES;
 
+// At least 4: portable vectors of doubles are two of the machine's.
 template <class T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T)) < 4 ? 4 : kVectorBytes / static_cast<int>(sizeof(T));
 
 template <class T, int kCount>
 struct VectorType {
@@ -57,6 +58,29 @@ template <class T>
 TOKENDETR_INLINE void store(T* to, Vec<T> vector) {
   store_beside<T, T>(to, vector);
 }
+// Writes past the caches; `to` is aligned to a vector.
+template <class T>
+TOKENDETR_INLINE void stream(T* to, Vec<T> vector) {
+#if TOKENDETR_VECTOR_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(vector));
+#elif TOKENDETR_VECTOR_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(vector));
+#else
+  store<T>(to, vector);
+#endif
+}
+// Makes what was streamed visible to other threads.
+TOKENDETR_INLINE void finish_streams() {
+#if TOKENDETR_VECTOR_BYTES >= 32
+  _mm_sfence();
+#endif
+}
+// Whether rows of `count` elements from `to` on can be streamed whole.
+template <class T>
+TOKENDETR_INLINE bool can_stream(const void* to, int64_t count) {
+  return reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 && count % kLanes<T> == 0;
+}
+
 template <class T>
 TOKENDETR_INLINE Vec<T> load(const BFloat16* from) {
   const auto bits = load_beside<float, uint16_t>(&from->bits);
@@ -190,6 +214,15 @@ struct PickOther {  // the partner lane, from a where the bit is clear, else fro
   static constexpr int at(int lane) { return (lane ^ kDistance) + ((lane & kDistance) ? kCount : 0); }
 };
 
+template <int kCount, int kDistance>
+struct PickLower {  // a where the bit is clear, else b's partner lane
+  static constexpr int at(int lane) { return (lane & kDistance) ? kCount + (lane ^ kDistance) : lane; }
+};
+template <int kCount, int kDistance>
+struct PickUpper {  // a's partner lane where the bit is clear, else b
+  static constexpr int at(int lane) { return (lane & kDistance) ? kCount + lane : lane ^ kDistance; }
+};
+
 template <class T>
 struct Pairs {
   Vec<T> x;
@@ -201,10 +234,17 @@ TOKENDETR_INLINE Pairs<T> load_pairs(const T* from) {
   return {shuffle<T>(first, second, PickEverySecond<0>{}), shuffle<T>(first, second, PickEverySecond<1>{})};
 }
 template <class T>
+TOKENDETR_INLINE Vec<T> first_half(Pairs<T> pairs) {
+  return shuffle<T>(pairs.x, pairs.y, PickInterleaved<kLanes<T>, 0>{});
+}
+template <class T>
+TOKENDETR_INLINE Vec<T> second_half(Pairs<T> pairs) {
+  return shuffle<T>(pairs.x, pairs.y, PickInterleaved<kLanes<T>, 1>{});
+}
+template <class T>
 TOKENDETR_INLINE void store_pairs(T* to, Pairs<T> pairs) {
-  constexpr int kCount = kLanes<T>;
-  store<T>(to, shuffle<T>(pairs.x, pairs.y, PickInterleaved<kCount, 0>{}));
-  store<T>(to + kCount, shuffle<T>(pairs.x, pairs.y, PickInterleaved<kCount, 1>{}));
+  store<T>(to, first_half<T>(pairs));
+  store<T>(to + kLanes<T>, second_half<T>(pairs));
 }
 
 template <class T, int kDistance = kLanes<T> / 2>
@@ -229,19 +269,51 @@ TOKENDETR_INLINE Vec<T> largest_everywhere(Vec<T> vector) {
   }
 }
 
-// Lane i of the result is the sum of the lanes of vectors[i]; `vectors` (as many as lanes) is used up.
-template <class T, int kDistance = kLanes<T> / 2>
-TOKENDETR_INLINE Vec<T> sum_of_each(Vec<T>* vectors) {
+// Lanes whose bit kDistance is clear hold sums of a's lanes in pairs, the others of b's.
+template <class T, int kDistance>
+TOKENDETR_INLINE Vec<T> sum_pairs(Vec<T> a, Vec<T> b) {
+  constexpr int kCount = kLanes<T>;
+  return shuffle<T>(a, b, PickOwn<kCount, kDistance>{}) + shuffle<T>(a, b, PickOther<kCount, kDistance>{});
+}
+
+// Quarter c of the result holds partial sums of vectors[c].
+template <class T>
+TOKENDETR_INLINE Vec<T> sums_in_quarters(const Vec<T> vectors[4]) {
+  constexpr int kHalf = kLanes<T> / 2;
+  return sum_pairs<T, kHalf / 2>(sum_pairs<T, kHalf>(vectors[0], vectors[2]),
+                                 sum_pairs<T, kHalf>(vectors[1], vectors[3]));
+}
+
+// Lane j of a quarter of the result is the sum of that quarter of vectors[j], for as many vectors as a quarter has
+// lanes, which are used up.
+template <class T, int kDistance = kLanes<T> / 8>
+TOKENDETR_INLINE Vec<T> sum_quarters(Vec<T>* vectors) {
   if constexpr (kDistance == 0) {
     return vectors[0];
   } else {
-    constexpr int kCount = kLanes<T>;
-    for (int i = 0; i < kDistance; ++i) {
-      const Vec<T> a = vectors[i], b = vectors[i + kDistance];
-      vectors[i] = shuffle<T>(a, b, PickOwn<kCount, kDistance>{}) + shuffle<T>(a, b, PickOther<kCount, kDistance>{});
-    }
-    return sum_of_each<T, kDistance / 2>(vectors);
+    for (int i = 0; i < kDistance; ++i) vectors[i] = sum_pairs<T, kDistance>(vectors[i], vectors[i + kDistance]);
+    return sum_quarters<T, kDistance / 2>(vectors);
   }
+}
+
+// Exchanges the lanes of a whose bit kDistance is set with those of b whose bit is clear.
+template <class T, int kDistance>
+TOKENDETR_INLINE void exchange(Vec<T>& a, Vec<T>& b) {
+  constexpr int kCount = kLanes<T>;
+  const Vec<T> first = shuffle<T>(a, b, PickLower<kCount, kDistance>{});
+  b = shuffle<T>(a, b, PickUpper<kCount, kDistance>{});
+  a = first;
+}
+
+// sums[c], lane i: the sum of quarter c of vectors[i]; `vectors` (as many as lanes) are used up.
+template <class T>
+TOKENDETR_INLINE void sum_all_quarters(Vec<T>* vectors, Vec<T> sums[4]) {
+  constexpr int kQuarter = kLanes<T> / 4;
+  for (int k = 0; k < 4; ++k) sums[k] = sum_quarters<T>(vectors + k * kQuarter);
+  exchange<T, 2 * kQuarter>(sums[0], sums[2]);
+  exchange<T, 2 * kQuarter>(sums[1], sums[3]);
+  exchange<T, kQuarter>(sums[0], sums[1]);
+  exchange<T, kQuarter>(sums[2], sums[3]);
 }
 
 TOKENDETR_INLINE Vec<float> floor_small(Vec<float> x) {  // |x| < 2^31

@@ -20,6 +20,18 @@ TOKENDETR_INLINE void store_some_pairs(T* to, Pairs<T> pairs, int count) {
 
 constexpr int kPrefetchedQueries = 4;  // how far ahead of its use a query's row is fetched
 
+// Rows of `count` elements that are written once.
+template <class T>
+TOKENDETR_INLINE void put_pairs(T* to, Pairs<T> pairs, int count, bool streams) {
+  if (!streams) return store_some_pairs<T>(to, pairs, count);
+  stream<T>(to, first_half<T>(pairs));
+  stream<T>(to + kLanes<T>, second_half<T>(pairs));
+}
+template <class T>
+TOKENDETR_INLINE void put(T* to, Vec<T> vector, int count, bool streams) {
+  streams ? stream<T>(to, vector) : store_some<T>(to, vector, count);
+}
+
 // What both forms share: pointers to the samples of (query, head), whose stride is fixed.
 template <class T>
 class SampleRows {
@@ -35,6 +47,11 @@ class SampleRows {
 
  protected:
   TOKENDETR_INLINE int64_t row(int64_t query) const { return (first_ + query * heads_) * samples_; }
+
+  bool can_stream_rows(const Gradients& gradients) const {
+    return gradients.streams && can_stream<T>(gradients.locations, samples_) &&
+           can_stream<T>(gradients.weights, samples_);
+  }
 
   // Rows of one head lie far apart, which hardware prefetchers do not follow.
   TOKENDETR_INLINE void prefetch(int64_t at, const T* locations, const T* weights) const {
@@ -64,6 +81,7 @@ class PlainSamples : public SampleRows<T> {
     if (gradients != nullptr) {
       location_gradient_ = static_cast<T*>(gradients->locations);
       weight_gradient_ = static_cast<T*>(gradients->weights);
+      streams_ = Rows::can_stream_rows(*gradients);
     }
   }
 
@@ -83,9 +101,9 @@ class PlainSamples : public SampleRows<T> {
   TOKENDETR_INLINE void add_gradient(int block, const SampleGradients<T>& gradient) {
     const int64_t at = row_ + block * kLanes<T>;
     const int count = Rows::count(block);
-    store_some_pairs<T>(location_gradient_ + 2 * at,
-                        {gradient.x * Rows::lanes_.width[block], gradient.y * Rows::lanes_.height[block]}, count);
-    store_some<T>(weight_gradient_ + at, gradient.weight, count);
+    put_pairs<T>(location_gradient_ + 2 * at,
+                 {gradient.x * Rows::lanes_.width[block], gradient.y * Rows::lanes_.height[block]}, count, streams_);
+    put<T>(weight_gradient_ + at, gradient.weight, count, streams_);
   }
 
   TOKENDETR_INLINE void finish_gradient() {}
@@ -95,6 +113,7 @@ class PlainSamples : public SampleRows<T> {
   const T* weights_;
   T* location_gradient_ = nullptr;
   T* weight_gradient_ = nullptr;
+  bool streams_ = false;
   int64_t row_ = 0;
 };
 
@@ -112,6 +131,7 @@ class FusedSamples : public SampleRows<T> {
     if (gradients != nullptr) {
       offset_gradient_ = static_cast<T*>(gradients->locations);
       logit_gradient_ = static_cast<T*>(gradients->weights);
+      streams_ = Rows::can_stream_rows(*gradients);
       if (gradients->reference != nullptr) {
         const int64_t part = problem.batch * problem.queries * levels_ * in.reference_width;
         reference_gradient_ = static_cast<T*>(gradients->reference) + head * part;
@@ -170,7 +190,7 @@ class FusedSamples : public SampleRows<T> {
     if (boxes_) {
       to_offset = {x * reference(block, 2) * half_per_point_, y * reference(block, 3) * half_per_point_};
     }
-    store_some_pairs<T>(offset_gradient_ + 2 * (row_ + block * kLanes<T>), to_offset, Rows::count(block));
+    put_pairs<T>(offset_gradient_ + 2 * (row_ + block * kLanes<T>), to_offset, Rows::count(block), streams_);
     if (reference_gradient_ != nullptr) add_reference_gradient(block, x, y, gradient);
     to_weight_[block] = gradient.weight;
   }
@@ -186,8 +206,8 @@ class FusedSamples : public SampleRows<T> {
     }
     total = sum_everywhere<T>(total);
     for (int block = 0; block < Rows::lanes_.blocks; ++block) {
-      store_some<T>(logit_gradient_ + row_ + block * kLanes<T>, weight_[block] * (to_weight_[block] - total),
-                    Rows::count(block));
+      put<T>(logit_gradient_ + row_ + block * kLanes<T>, weight_[block] * (to_weight_[block] - total),
+             Rows::count(block), streams_);
     }
   }
 
@@ -241,6 +261,7 @@ class FusedSamples : public SampleRows<T> {
   T* offset_gradient_ = nullptr;
   T* logit_gradient_ = nullptr;
   T* reference_gradient_ = nullptr;
+  bool streams_ = false;
   int64_t query_ = 0, row_ = 0;
   Vec<T> weight_[LevelLanes<T>::kBlocks];
   Vec<T> to_weight_[LevelLanes<T>::kBlocks];

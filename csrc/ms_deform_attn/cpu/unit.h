@@ -136,8 +136,10 @@ inline void backward(const Problem& problem, Storage storage, const Inputs& in, 
     if (map != nullptr) std::memset(gradient_map, 0, static_cast<size_t>(gradient_map_bytes(problem, storage)));
     run(problem, in, image, head, begin, end, map, gradient_map, gradient);
     if (map != nullptr) {
-      write_gradient<T>(problem, static_cast<const T*>(gradient_map), image, head, static_cast<S*>(gradient.value));
+      write_gradient<T>(problem, static_cast<const T*>(gradient_map), image, head, gradient.streams,
+                        static_cast<S*>(gradient.value));
     }
+    finish_streams();
   });
 }
 

@@ -9,11 +9,9 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
-#include <tuple>
 
-#include "../arguments.h"
+#include "../operators.h"
 #include "kernels.h"
 
 namespace tokendetr {
@@ -104,10 +102,6 @@ Tensor sorted_value_gradient(const Call& call, const Tensor& incoming, const Ten
   return gradient;
 }
 
-struct CallGradients {
-  Tensor value, locations, weights, reference;
-};
-
 CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_reference) {
   const c10::cuda::CUDAGuard guard(call.value.device());
   const Problem& p = call.problem;
@@ -143,54 +137,7 @@ CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_r
   return result;
 }
 
-Tensor ms_deform_attn(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& sampling_locations,
-                      const Tensor& attention_weights) {
-  const Problem problem =
-      checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
-  return forward(Call(problem, value, sampling_locations, attention_weights, Tensor()));
-}
-
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_output, const Tensor& value,
-                                                           at::IntArrayRef level_shapes,
-                                                           const Tensor& sampling_locations,
-                                                           const Tensor& attention_weights) {
-  const Problem problem =
-      checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
-  check_output_gradient(problem, value, grad_output);
-  const Call call(problem, value, sampling_locations, attention_weights, Tensor());
-  const CallGradients gradients = backward(call, grad_output, false);
-  return {gradients.value, gradients.locations.to(sampling_locations.scalar_type()),
-          gradients.weights.to(attention_weights.scalar_type())};
-}
-
-Tensor ms_deform_attn_fused(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
-                            const Tensor& sampling_offsets, const Tensor& attention_logits) {
-  const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
-  check_reference(problem, value, reference_points);
-  return forward(Call(problem, value, sampling_offsets, attention_logits, reference_points));
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
-    const Tensor& grad_output, const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
-    const Tensor& sampling_offsets, const Tensor& attention_logits, bool wants_reference_gradient) {
-  const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
-  check_reference(problem, value, reference_points);
-  check_output_gradient(problem, value, grad_output);
-  const Call call(problem, value, sampling_offsets, attention_logits, reference_points);
-  const CallGradients gradients = backward(call, grad_output, wants_reference_gradient);
-  const Tensor reference = wants_reference_gradient
-                               ? gradients.reference.sum(0).to(reference_points.scalar_type())
-                               : at::empty({0}, reference_points.options());
-  return {gradients.value, reference, gradients.locations.to(sampling_offsets.scalar_type()),
-          gradients.weights.to(attention_logits.scalar_type())};
-}
-
-TORCH_LIBRARY_IMPL(tokendetr, CUDA, library) {
-  library.impl("ms_deform_attn", ms_deform_attn);
-  library.impl("ms_deform_attn_backward", ms_deform_attn_backward);
-  library.impl("ms_deform_attn_fused", ms_deform_attn_fused);
-  library.impl("ms_deform_attn_fused_backward", ms_deform_attn_fused_backward);
-}
+TORCH_LIBRARY_IMPL(tokendetr, CUDA, library) { Operators<Call, forward, backward>::add_to(library); }
 
 }  // namespace
 }  // namespace tokendetr
