@@ -19,10 +19,10 @@ import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import torch
 from tabulate import tabulate
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from tokendetr.flops import synthetic_inputs
+from tokendetr.linear import onednn_linears
 from tokendetr.measuring import build_measured_model, load_measured_config, write_json
 from tokendetr.ops import extension_available, use_reference
 from tokendetr.timing import Summary, split_time, timed
@@ -94,8 +94,9 @@ def matrix_products(model: nn.Module, size: tuple[int, int]) -> Step:
     inputs = {width: torch.randn(1, tokens[0], width) for width in widths}
 
     def run() -> None:
-        for layer in layers:
-            F.linear(inputs[layer.in_features], layer.weight, layer.bias)
+        with onednn_linears(encoder):
+            for layer in layers:
+                layer(inputs[layer.in_features])
 
     def step() -> dict[str, float]:
         with torch.inference_mode():

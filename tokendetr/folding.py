@@ -39,6 +39,20 @@ def _frozen_pairs(model: nn.Module) -> list[tuple[Conv2d, FrozenBatchNorm2d]]:
     ]
 
 
+def evaluates_on_cpu(model: nn.Module) -> bool:
+    """Return whether a call now is one without gradients on a CPU in full precision, and nobody
+    traces its operators."""
+    parameter = next(model.parameters(), None)
+    return (
+        parameter is not None
+        and parameter.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
 @contextmanager
 def folded_norms(model: nn.Module) -> Iterator[None]:
     """Run the frozen norms of a model as part of their convolutions inside the ``with`` block.
@@ -50,14 +64,7 @@ def folded_norms(model: nn.Module) -> Iterator[None]:
     Args:
         model: with ``detectron2.layers.Conv2d`` in it.
     """
-    parameter = next(model.parameters(), None)
-    if (
-        parameter is None
-        or parameter.device.type != "cpu"
-        or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-    ):
+    if not evaluates_on_cpu(model):
         yield
         return
     pairs = _frozen_pairs(model)

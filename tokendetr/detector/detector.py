@@ -21,6 +21,7 @@ from tokendetr.detector.queries import Outputs, Predictions
 from tokendetr.detector.targets import Target, prepare_targets
 from tokendetr.detector.transformer import DeformableTransformer
 from tokendetr.detector.visualization import picture_first_image
+from tokendetr.linear import onednn_linears
 
 
 @dataclass(frozen=True)
@@ -189,14 +190,15 @@ class DeformableDetector(nn.Module):
             targets = prepare_targets(
                 batched_inputs, num_classes=self.num_classes, device=self.device
             )
-        pyramid = build_pyramid(
-            self.backbone,
-            self.neck,
-            self.position_embedding,
-            batch,
-            share_canvas=self.training,
-        )
-        detections = self.detect(pyramid, targets)
+        with onednn_linears(self):
+            pyramid = build_pyramid(
+                self.backbone,
+                self.neck,
+                self.position_embedding,
+                batch,
+                share_canvas=self.training,
+            )
+            detections = self.detect(pyramid, targets)
         limit = self.select_box_nums_for_evaluation
         if targets is None:
             results = to_instances(detections.layers, batch.sizes, limit=limit)
