@@ -53,7 +53,7 @@ def build_transformed(
         token_transform: arguments of :func:`token_transforming.transform`.
         **kwargs: the model's own arguments.
     """
-    options = token_transform
+    options: Any = token_transform
     if isinstance(options, DictConfig):
         options = OmegaConf.to_container(options, resolve=True)
     built: nn.Module = locate(transformed_class)(**kwargs)

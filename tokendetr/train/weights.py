@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import logging
 import os
 import pickle
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from tokendetr.train.backbone_weights import as_backbone
 from tokendetr.train.key_names import grouped_keys
+from tokendetr.train.slim import alias_groups, load_slim, save_slim
 
 __all__ = [
     "CheckpointMismatchError",
@@ -31,7 +31,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_ALIASES = "aliases"
 _SHOWN = 12
 _PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
 
@@ -310,101 +309,9 @@ def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 def _with_aliases(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Add keys that the file leaves out because the model stores the same tensor under another."""
     completed = dict(weights)
-    for names in _alias_groups(model_state):
+    for names in alias_groups(model_state):
         stored = next((name for name in names if name in weights), None)
         if stored is not None:
             for name in names:
                 completed.setdefault(name, weights[stored])
     return completed
-
-
-def _alias_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """Groups of two or more names of one and the same tensor."""
-    groups: dict[Any, list[str]] = {}
-    for name, value in state.items():
-        if value.numel():
-            key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
-            groups.setdefault(key, []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-# --------------------------------------------------------------------------------- slim files
-
-
-def save_slim(
-    model: nn.Module | Mapping[str, Tensor],
-    path: str,
-    *,
-    dtype: torch.dtype = torch.float16,
-    metadata: Mapping[str, str] | None = None,
-) -> int:
-    """Write weights alone as a safetensors file, in low precision and every tensor once.
-
-    Matrices and kernels are stored as ``dtype``; vectors (biases, norms and their statistics),
-    whose size does not matter but whose range does, stay as they are, and so does a tensor that
-    ``dtype`` cannot hold.
-
-    Args:
-        model: a model or its state dict.
-        path: of the file, ending in ``.safetensors``; written atomically.
-        dtype: float16, bfloat16 or float32.
-        metadata: text to keep in the file's header.
-
-    Returns:
-        Size of the file in bytes.
-
-    Raises:
-        ValueError: the path has another ending, or a weight is not finite.
-    """
-    from safetensors.torch import save
-
-    from tokendetr.train.checkpoint import write_atomically
-
-    if not path.endswith(".safetensors"):
-        raise ValueError(f"{path}: the name of a slim checkpoint must end in .safetensors")
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    aliases = {name: group[0] for group in _alias_groups(state) for name in group[1:]}
-    tensors = {
-        name: _slim(name, value, dtype) for name, value in state.items() if name not in aliases
-    }
-    header = {**(metadata or {}), _ALIASES: json.dumps(aliases), "format": "pt"}
-    content = save(tensors, metadata=header)
-    write_atomically(path, content)
-    return len(content)
-
-
-def _slim(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    value = value.detach().cpu().contiguous()
-    if not value.is_floating_point():
-        return value.clone()
-    if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"weight {name} is not finite; it was not saved")
-    if value.dim() < 2:
-        return value.clone()
-    low = value.to(dtype)
-    return low if bool(torch.isfinite(low).all()) else value.clone()
-
-
-def load_slim(path: str) -> dict[str, Tensor]:
-    """Read a safetensors file into a state dict, with the names that share a tensor restored.
-
-    Half precision becomes float32.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {name: _full(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        aliases = json.loads(metadata.get(_ALIASES, "{}"))
-        state.update({name: state[stored] for name, stored in aliases.items()})
-    except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
-    return state
-
-
-def _full(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
