@@ -8,11 +8,13 @@ from torch.nn import functional as F
 
 from projects.dino.modeling import DINOCriterion
 from sparse_detr import decoder_attention_loss
-from tests.small_detectors import LAYERS, record
+from tests.small_detectors import CLASSES, LAYERS, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, sparse
 from tokendetr import supervision
 from tokendetr.attention import locations_and_weights
 from tokendetr.decoder_attention import MAP_NAME
+from tokendetr.detector.token_losses import add_detection_losses
+from tokendetr.supervision import ImageTargets
 from tokendetr.trace import record_tokens
 
 AUXILIARY = {
@@ -129,23 +131,53 @@ def test_each_layer_but_the_last_has_heads_that_its_losses_train():
     assert all(parameter.grad is not None for parameter in heads)
 
 
+class Context:
+    """What the losses need of a running supervision."""
+
+    def __init__(self, criterion, targets) -> None:
+        self.criterion, self.targets, self.losses = criterion, targets, {}
+        self.add = self.losses.__setitem__
+
+
 def auxiliary_losses(model, records) -> dict[str, float]:
     with torch.no_grad():
         return {k: float(v) for k, v in model(records).items() if k in AUXILIARY}
 
 
 def test_padding_entries_neither_match_nor_train():
-    """The batch's losses are the sum over images alone, weighted by the shared normaliser."""
-    model = sparse(detector={"dn_number": 0}).train()
-    together = auxiliary_losses(model, RECORDS)
-    with torch.no_grad():
-        for head in model.transformer.encoder.sparsifier.class_embed:
-            head.bias.fill_(20.0)  # a padding entry would now be trained hard
-    loud = auxiliary_losses(model, RECORDS)
-    counted = sparse(padding="counted", detector={"dn_number": 0}).train()
-    counted.load_state_dict(model.state_dict())
-    assert auxiliary_losses(counted, RECORDS)["loss_class_enc_0"] > loud["loss_class_enc_0"]
-    assert together.keys() == loud.keys() == AUXILIARY
+    """A batch's losses are those of its images alone, each without its padding entries."""
+    torch.manual_seed(0)
+    logits, boxes = torch.randn(2, 7, CLASSES), torch.rand(2, 7, 4) * 0.3 + 0.3
+    counts, targets = [7, 2], [torch.rand(3, 4) * 0.2 + 0.4, boxes[1, 2:5].clone()]
+    labels = [torch.tensor([0, 1, 2]), logits[1, 2:5].argmax(dim=1)]  # padding fits perfectly
+    valid = torch.arange(7) < torch.tensor(counts)[:, None]
+    criterion = build("dino").criterion
+
+    def losses(logits, boxes, valid, images):
+        truth = [ImageTargets(targets[i], labels[i], (10, 10)) for i in images]
+        context = Context(criterion, truth)
+        add_detection_losses(context, logits, boxes, valid_BK=valid, num_boxes=3.0, suffix="_enc_0")
+        return context.losses
+
+    logits.requires_grad_()
+    together = losses(logits, boxes, valid, [0, 1])
+    alone = [
+        losses(logits[i, None, :n], boxes[i, None, :n], None, [i]) for i, n in enumerate(counts)
+    ]
+    assert set(together) == {f"loss_{part}_enc_0" for part in ("class", "bbox", "giou")}
+    for name, loss in together.items():
+        torch.testing.assert_close(loss, alone[0][name] + alone[1][name])
+    (gradient,) = torch.autograd.grad(together["loss_class_enc_0"], logits)
+    assert gradient[valid].any(dim=-1).all() and not gradient[~valid].any()
+
+
+def test_the_published_rule_for_padding_trains_the_entries_beyond_an_images_count():
+    """They are the image's next best tokens, up to the largest image's count."""
+    ours, theirs = (
+        auxiliary_losses(sparse(padding=rule, detector={"dn_number": 0}).train(), RECORDS)
+        for rule in ("left_out", "counted")
+    )
+    assert theirs["loss_class_enc_0"] > ours["loss_class_enc_0"]
 
 
 def test_heads_are_trained_by_the_detectors_criterion_with_its_weights():

@@ -250,6 +250,23 @@ def test_the_drawing_shows_kept_merged_and_skipped_tokens():
     assert sheet.shape == (16 + 64 + 6 + 6, 3 * (64 + 6) + 6, 3)
 
 
+def test_scores_and_what_became_known_later_are_heat_maps_above_and_below_the_layers():
+    layout = small_layout()
+    score_BN, map_BN = torch.zeros(1, 20), torch.zeros(1, 20)
+    score_BN[0, 0], map_BN[0, 5] = 3.0, 7.0
+    score_BN[0, 19] = float("-inf")  # no number: as low as the lowest
+    maps = [Identity(num_tokens=20), {"score": score_BN, "coherence": torch.zeros(1, 2)}]
+    forward = ForwardTrace(layout, [LayerTrace(*maps)], {"attention": map_BN})
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    sheet = np.asarray(draw_tokens(image, forward, width=64)).astype(int)
+    rows, step = 3, 64 + 6 + 16
+    assert sheet.shape[0] == rows * step + 6
+    first, last = (sheet[6 + 16 + row * step :, 6:][:64, :64].sum(axis=2) for row in (0, 2))
+    bright = first[:16, :16].min()
+    assert bright > 4 * first[20:, 20:].max() and last[17:31, 17:31].min() == bright
+    assert last[:14, :14].max() < bright / 4
+
+
 def test_visualize_tokens_reports_the_maps_of_the_model(shapes, tmp_path):
     picture = shapes / "val" / "000001.jpg"
     options = ["--opts", "train.init_checkpoint="]
