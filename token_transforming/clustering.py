@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokendetr.tokens import Assignment, DenseAssignment, Recovery
+from tokendetr.tokens.assignment import without_autocast
 
 ITERATIONS = 3
 TEMPERATURE = 100.0
@@ -41,7 +42,7 @@ def cluster_locally(
     """
     near_KN, own_KN = _neighbors(grid, kept, x_BNC.device)
     x_BNC = x_BNC.float()
-    with torch.autocast(x_BNC.device.type, enabled=False):
+    with without_autocast(x_BNC.device):
         share_BKN = own_KN.float().expand(len(x_BNC), -1, -1)
         if valid_BN is not None:
             share_BKN = share_BKN * valid_BN[:, None]

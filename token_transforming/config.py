@@ -57,5 +57,5 @@ def build_transformed(
     if isinstance(options, DictConfig):
         options = OmegaConf.to_container(options, resolve=True)
     built: nn.Module = locate(transformed_class)(**kwargs)
-    transform(built, **dict(options))
+    transform(built, **options)
     return built

@@ -6,12 +6,37 @@ needed. Written from the description in the paper (Token Merging, arXiv 2210.094
 Shapes: B sequence, N token, n tokens left, A and E tokens of the two sets, C channel.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from token_transforming.selection import fill_places
 from tokendetr.tokens import ClusterAssignment, partition, take_rows
+
+
+def kept_tokens(real: Sequence[int], tokens: int, kept: int, method: str) -> tuple[int, ...]:
+    """Return how many real tokens windows keep, of which some reach over a map's edge.
+
+    Each keeps its share; where there is padding, at least one place is left for it. Merging cannot
+    halve tokens more often than the fullest window needs.
+
+    Args:
+        real: real tokens of each window.
+        tokens: places N of a window.
+        kept: places K of a reduced one.
+        method: how tokens are reduced.
+    """
+    counts = []
+    for number in real:
+        share = min(-(-number * kept // tokens), kept - (number < tokens))
+        goal, left = max(share, 1), tokens
+        while method == "merging" and left > kept:
+            left = max(kept, (left + 1) // 2)
+            number = min(number, max(goal, (number + 1) // 2))
+        counts.append(number if method == "merging" else goal)
+    return tuple(counts)
 
 
 def bipartite_clusters(

@@ -82,6 +82,23 @@ def reduce_tokens(tokens: Candidates, how: Reduction, *, recover: bool) -> Reduc
     return Reduced(x_BKC, size_BK, token_map.valid_BK, token_map)
 
 
+def sizes_with_padding(reduced: Reduced, size_BN: Tensor | None, valid_BN: Tensor | None) -> Tensor:
+    """Return sizes [B, K] in which places without a token share the padding's among them.
+
+    Args:
+        reduced: the reduced tokens.
+        size_BN: sizes before, padding's included; None: 1.
+        valid_BN: bool, False = padding; None where there was none.
+    """
+    if valid_BN is None or reduced.valid_BK is None:
+        return reduced.size_BK
+    if size_BN is None:
+        size_BN = valid_BN.new_ones(valid_BN.shape, dtype=torch.float32)
+    padding_B1 = size_BN.masked_fill(valid_BN, 0.0).sum(dim=1, keepdim=True)
+    places_B1 = (~reduced.valid_BK).sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.where(reduced.valid_BK, reduced.size_BK, padding_B1 / places_B1)
+
+
 def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
     """Return the scores [B, N] by which informative tokens are chosen.
 

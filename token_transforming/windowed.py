@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from token_transforming.attention import Attended, attend, attend_and_sum, size_bias
-from token_transforming.reduction import Candidates, Reduced, reduce_tokens
+from token_transforming.merging import kept_tokens
+from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
 from token_transforming.windows import (
     Size,
@@ -28,6 +29,7 @@ from token_transforming.windows import (
     padded,
     paste,
     positions,
+    real_tokens,
     shift_bias,
     validity,
 )
@@ -110,6 +112,7 @@ class MapState:
         size_GT: how many tokens each stands for; None: it does not matter.
         valid_GT: bool, False = stands for padding; None where none does.
         position_GT2: long, where the tokens truly are; None before the first reduction.
+        real: tokens of each window of an image that are not padding; None where it is not known.
         undo: the reductions so far.
     """
 
@@ -118,6 +121,7 @@ class MapState:
     size_GT: Tensor | None = None
     valid_GT: Tensor | None = None
     position_GT2: Tensor | None = None
+    real: tuple[int, ...] | None = None
     undo: tuple[_Undo, ...] = ()
 
 
@@ -174,11 +178,23 @@ def _run_block(
     late = how is not None and how.method == "clustering"
     if how is not None and not late and attended is not None:
         x_BHWC, state = _reduce(x_BHWC, how, state, windows, attended, key_GTD)
-    fed_BHWC = block.mlp(block.norm2(x_BHWC))  # type: ignore[operator]
-    x_BHWC = x_BHWC + block.drop_path(fed_BHWC)  # type: ignore[operator]
+    x_BHWC = x_BHWC + block.drop_path(_feed(block, x_BHWC, state))  # type: ignore[operator]
     if how is not None and late and attended is not None:
         x_BHWC, state = _reduce(x_BHWC, how, state, windows, attended, key_GTD)
     return x_BHWC, state
+
+
+def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState) -> Tensor:
+    """Return what the feed-forward network adds to each token; padding is left out."""
+    if state.window is None or state.valid_GT is None or state.real is None:
+        return block.mlp(block.norm2(x_BHWC))  # type: ignore[operator]
+    valid_E = paste(state.valid_GT[..., None], state.window, state.size).flatten()
+    number = sum(state.real) * (len(state.valid_GT) // len(state.real))
+    real_R = (~valid_E).byte().sort(stable=True).indices[:number]
+    x_EC = x_BHWC.flatten(0, 2)
+    fed_RC = block.mlp(block.norm2(x_EC[real_R]))  # type: ignore[operator]
+    fed_EC = fed_RC.new_zeros(x_EC.shape).index_copy(0, real_R, fed_RC)
+    return fed_EC.view_as(x_BHWC)
 
 
 def _windows(
@@ -285,6 +301,8 @@ def _reduce(
     kept_grid = how.kept_grid(*window)
     kept = kept_grid[0] * kept_grid[1]
     valid_GT = _valid(state, windows, count, x_BHWC.device)
+    real = state.real if state.real is not None else real_tokens(state.size, window)
+    kept_real = kept_tokens(real, window[0] * window[1], kept, how.method)
     position_GT2 = state.position_GT2
     if position_GT2 is None:
         position_WT2 = positions(state.size, window, x_BHWC.device)
@@ -300,7 +318,9 @@ def _reduce(
             kept_grid=kept_grid,
             size_BN=state.size_GT,
             valid_BN=valid_GT,
-            kept_B=None if valid_GT is None else _kept(valid_GT, kept),
+            kept_B=None
+            if valid_GT is None
+            else torch.tensor(kept_real, device=x_BHWC.device).repeat(count // len(real)),
         ),
         how,
         recover=True,
@@ -314,26 +334,9 @@ def _reduce(
     return paste(reduced.x_BKC, kept_grid, size), MapState(
         size=size,
         window=kept_grid,
-        size_GT=_sizes(reduced, state, valid_GT) if how.scales else None,
+        size_GT=sizes_with_padding(reduced, state.size_GT, valid_GT) if how.scales else None,
         valid_GT=reduced.valid_BK,
         position_GT2=take_rows(position_GT2, reduced.token_map.anchor_BK),
+        real=None if how.method == "clustering" else kept_real,
         undo=(*state.undo, _Undo(recovery, window, windows.size)),
     )
-
-
-def _kept(valid_GT: Tensor, kept: int) -> Tensor:
-    """Return how many tokens each window keeps: where there is padding, one place is its own."""
-    real_G = valid_GT.sum(dim=1)
-    return real_G.clamp_max(kept - (real_G < valid_GT.shape[1]).long())
-
-
-def _sizes(reduced: Reduced, state: MapState, valid_GT: Tensor | None) -> Tensor:
-    """Return the sizes of reduced tokens; places without one share the padding's."""
-    if valid_GT is None or reduced.valid_BK is None:
-        return reduced.size_BK
-    size_GT = valid_GT.new_ones(valid_GT.shape, dtype=torch.float32)
-    if state.size_GT is not None:
-        size_GT = state.size_GT
-    padding_G1 = size_GT.masked_fill(valid_GT, 0.0).sum(dim=1, keepdim=True)
-    places_G1 = (~reduced.valid_BK).sum(dim=1, keepdim=True).clamp_min(1)
-    return torch.where(reduced.valid_BK, reduced.size_BK, padding_G1 / places_G1)

@@ -57,6 +57,15 @@ def validity(size: Size, window: Size, device: torch.device) -> Tensor | None:
     return cut(inside_HW[None, ..., None], window)[..., 0]
 
 
+def real_tokens(size: Size, window: Size) -> tuple[int, ...]:
+    """Return how many cells of each window, row by row, lie on the map."""
+    sides = [
+        [min(side, length - start) for start in range(0, length, side)]
+        for length, side in zip(size, window, strict=True)
+    ]
+    return tuple(rows * columns for rows in sides[0] for columns in sides[1])
+
+
 def positions(size: Size, window: Size, device: torch.device) -> Tensor:
     """Return the row and column of every cell of a padded map, long [W, T, 2]."""
     height, width = padded(size, window)

@@ -10,11 +10,13 @@ from detectron2.modeling.backbone import SwinTransformer
 
 from token_transforming import METHODS, UnsupportedModelError, restore, transform
 from token_transforming.config import transform_backbone
+from token_transforming.merging import kept_tokens
 from token_transforming.windows import (
     cut,
     paste,
     position_table_bias,
     positions,
+    real_tokens,
     window_table_bias,
 )
 from tokendetr import zoo
@@ -245,3 +247,33 @@ def test_the_papers_detectors_reduce_windows_of_144_tokens_to_64(name, method):
     assert options.keep_ratio * 144 == pytest.approx(64)
     sparse = "sparsifier" in config.model.transformer.encoder
     assert sparse == name.startswith("dynamic")
+
+
+def test_windows_over_the_edge_keep_their_share_and_leave_a_place_for_padding():
+    assert real_tokens((16, 16), (7, 7)) == (49, 49, 14, 49, 49, 14, 14, 14, 4)
+    assert kept_tokens((49, 14, 4, 48), 49, 36, "pruning") == (36, 11, 3, 35)
+    assert kept_tokens((49, 14, 1), 49, 4, "merging") == (4, 2, 1)
+    assert kept_tokens((16, 15), 16, 16, "transforming") == (16, 15)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["pruning", "merging", "fusing", "transforming"])
+@pytest.mark.parametrize("keep_ratio", [0.9, 0.5, 0.2])
+def test_padding_is_not_fed_through_the_network(monkeypatch, method, keep_ratio):
+    """The number of real tokens is known from the geometry alone; here it is counted."""
+    model, x = swin(window_size=7), images((256, 200))
+    transform(model, layers=(4,), keep_ratio=keep_ratio, method=method)
+    counted = []
+    from token_transforming import windowed
+
+    original = windowed._feed
+
+    def spy(block, x_BHWC, state):
+        if state.real is not None:
+            batches = len(state.valid_GT) // len(state.real)
+            counted.append((sum(state.real) * batches, int(state.valid_GT.sum())))
+        return original(block, x_BHWC, state)
+
+    monkeypatch.setattr(windowed, "_feed", spy)
+    model(x)
+    assert counted and all(expected == found for expected, found in counted)

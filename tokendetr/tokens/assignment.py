@@ -7,6 +7,7 @@ Shapes: B image, N all tokens, K reduced tokens, n tokens of one block, C channe
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,13 @@ from tokendetr.tokens.maps import take_rows
 
 COLUMNS_AT_ONCE = 1024
 """Tokens whose columns exist together."""
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which products keep the precision of their factors."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class Assignment(ABC):
@@ -46,7 +54,7 @@ class Assignment(ABC):
             float32 [B, K, C] and float32 [B, K].
         """
         sums: list[tuple[Tensor, Tensor]] = []
-        with torch.autocast(x_BNC.device.type, enabled=False):
+        with without_autocast(x_BNC.device):
             for span in self.blocks():
                 share_BKn = self.columns(span.start, span.stop)
                 if weight_BN is not None:
@@ -145,7 +153,7 @@ class SimilarityAssignment(Assignment):
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Compute the columns of some tokens."""
-        with torch.autocast(self._chosen_BKC.device.type, enabled=False):
+        with without_autocast(self._chosen_BKC.device):
             cosine_BKn = self._chosen_BKC @ self._direction_BNC[:, start:stop].transpose(1, 2)
         gated_BKn = torch.where(cosine_BKn >= self._threshold, cosine_BKn, 0.0)
         logits_BKn = gated_BKn * self._temperature

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokendetr.tokens.assignment import COLUMNS_AT_ONCE, Assignment
+from tokendetr.tokens.assignment import COLUMNS_AT_ONCE, Assignment, without_autocast
 from tokendetr.tokens.maps import TokenMap, take_rows
 
 
@@ -61,7 +61,7 @@ def nearest_recovery(x_BNC: Tensor, y_BKC: Tensor, valid_BK: Tensor | None = Non
     if valid_BK is not None:
         square_BK = square_BK.masked_fill(~valid_BK, float("inf"))
     nearest = []
-    with torch.autocast(x_BNC.device.type, enabled=False):
+    with without_autocast(x_BNC.device):
         for block_BnC in x_BNC.split(COLUMNS_AT_ONCE, dim=1):
             # |x - y|^2 without |x|^2, which is the same for all y.
             product_BnK = block_BnC @ y_BKC.transpose(1, 2)

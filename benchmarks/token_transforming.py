@@ -1,0 +1,123 @@
+"""Inference of transformed backbones beside the dense ones, taking turns in one run: DeiT-S at 224
+pixels and Swin-L at 1152; and the peak memory of each.
+
+python benchmarks/token_transforming.py [--only deit] [--threads 2] [--repeats 7] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from projects.token_transforming.table import SWIN_LARGE
+from token_transforming import restore, transform
+from tokendetr.measuring import write_json
+from tokendetr.timing import Summary, peak_memory, reset_peak_memory, timed
+
+CPU = torch.device("cpu")
+
+
+def deit_small() -> nn.Module:
+    """Build DeiT-S with random weights."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+    return ViTForImageClassification(config)
+
+
+def swin_large() -> nn.Module:
+    """Build Swin-L with random weights."""
+    from detectron2.modeling.backbone import SwinTransformer
+
+    return SwinTransformer(**SWIN_LARGE)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
+    "deit": (deit_small, (4, 3, 224, 224), {"layers": (3, 6, 9), "keep_ratio": 0.7}),
+    "swin": (swin_large, (1, 3, 1152, 1152), {"layers": (12,), "keep_ratio": 64 / 144}),
+}
+"""Builder, shape of the images and transform of each model."""
+METHODS = ("dense", "transforming", "pruning", "merging")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--only", choices=tuple(MODELS), help="one of the models")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    add("--repeats", type=int, default=5, help="turns of each contender")
+    add("--json", metavar="FILE", help="also write the figures to FILE")
+    options = parser.parse_args()
+    if options.threads < 1 or options.repeats < 1:
+        parser.error("--threads and --repeats must be at least 1")
+    return options
+
+
+def measure(name: str, methods: list[str], repeats: int) -> dict[str, dict[str, Any]]:
+    """Let the ways of running one model take turns.
+
+    Returns:
+        Milliseconds and mebibytes (the process's peak) by method.
+    """
+    build, shape, how = MODELS[name]
+    torch.manual_seed(0)
+    model, images = build().eval(), torch.randn(shape)
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    peaks: dict[str, int] = dict.fromkeys(methods, 0)
+    for turn in range(-1, repeats):
+        for method in methods:
+            restore(model)
+            if method != "dense":
+                transform(model, method=method, **how)  # type: ignore[arg-type]
+            reset_peak_memory(CPU)
+            with torch.inference_mode():
+                taken = timed(lambda: model(images), CPU)
+            if turn >= 0:
+                seconds[method].append(1e3 * taken)
+                peaks[method] = max(peaks[method], peak_memory(CPU))
+    return {
+        method: {"milliseconds": asdict(Summary.of(values)), "peak_mib": peaks[method] / 2**20}
+        for method, values in seconds.items()
+    }
+
+
+def main() -> None:
+    """Measure, and print a table of each model."""
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    results = {}
+    for name in [options.only] if options.only else list(MODELS):
+        shape = " x ".join(map(str, MODELS[name][1]))
+        results[name] = figures = measure(name, options.methods, options.repeats)
+        first = figures[options.methods[0]]["milliseconds"]["median"]
+        rows = [
+            [
+                method,
+                *(one["milliseconds"][key] for key in ("median", "p10", "p90")),
+                first / one["milliseconds"]["median"],
+                one["peak_mib"],
+            ]
+            for method, one in figures.items()
+        ]
+        print(f"{name}, images {shape}, {options.threads} threads, {options.repeats} turns")
+        headers = ("method", "ms", "p10", "p90", "times as fast", "peak MiB")
+        print(tabulate(rows, headers, floatfmt=("", ".0f", ".0f", ".0f", ".2f", ".0f")))
+    if options.json:
+        write_json({"threads": options.threads, "results": results}, options.json)
+
+
+if __name__ == "__main__":
+    main()

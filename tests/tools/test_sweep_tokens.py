@@ -1,0 +1,60 @@
+"""tools/sweep_tokens.py and tools/table.py on Token Transforming."""
+
+import csv
+import sys
+
+import pytest
+
+from tokendetr.tables import Table
+from tools import sweep_tokens
+
+CONFIG = "projects/dino/configs/dino_shapes_swin.py"
+
+
+def test_features_of_several_methods_are_swept_into_a_table_and_a_picture(tmp_path, monkeypatch):
+    from tokendetr.flops import synthetic_inputs
+
+    monkeypatch.setattr(
+        sweep_tokens,
+        "loaded_inputs",
+        lambda cfg, count: [synthetic_inputs(96, 128, seed=n) for n in range(count)],
+    )
+    sweep_tokens.main(
+        ["--config-file", CONFIG, "--layers", "2", "4", "--keep-ratios", "1", "0.5"]
+        + ["--methods", "pruning", "transforming", "--features", "2", "--repeats", "1"]
+        + ["--input-size", "96", "128", "--output", str(tmp_path), "train.device=cpu"]
+    )
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["dense"] + ["pruning"] * 2 + ["transforming"] * 2
+    dense, kept, pruned = rows[:3]
+    assert float(dense["metric"]) == 0
+    assert float(kept["metric"]) < 1e-4 < float(pruned["metric"])
+    assert float(pruned["gflops"]) < float(dense["gflops"])
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors_are_one_line(tmp_path):
+    arguments = ["--config-file", "nowhere.py", "--layers", "2", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="nowhere"):
+        sweep_tokens.main(arguments)
+
+
+def test_the_papers_backbone_costs_what_the_paper_says():
+    from projects.token_transforming import table
+
+    cells = {row.model: table.measure(row) for row in table.DETECTION}
+    assert cells["Swin-L, dense"] == pytest.approx(936.9, abs=0.5)
+    assert 731 <= cells["Swin-L, transformed"] <= 736
+    assert cells["Swin-L, Hourglass"] == pytest.approx(746, abs=3)
+
+
+def test_classifiers_cost_what_the_paper_says():
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from projects.token_transforming import table
+
+    small = [row for row in table.CLASSIFIERS if row.model == "DeiT-S"]
+    made = table.table_of("t", "", small)
+    assert isinstance(made, Table) and not made.notes
+    assert [row[3] for row in made.rows] == ["4.61", "3.04", "2.64"]
+    assert "torchvision" not in sys.modules
