@@ -5,12 +5,11 @@ Shapes: B image, N all tokens, Q proposal, C channel, S class.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tokendetr import supervision
 from tokendetr.detector.criterion import world_average_boxes
-from tokendetr.detector.heads import build_heads
+from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
 from tokendetr.tokens import LevelLayout, take_rows, topk_valid
 
@@ -44,12 +43,9 @@ class OwnHeads(nn.Module):
             sized_references=True,
         )
 
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Let boxes start as the proposals that they refine, after a transformer initialised all
-        matrices alike."""
-        for parameter in self.box_head.layers[-1].parameters():
-            nn.init.zeros_(parameter)
+        """Undo what a transformer's initialisation of all matrices does to the box head."""
+        start_at_references(self.bbox_embed)
 
     @property
     def class_head(self) -> nn.Module:

@@ -12,7 +12,7 @@ from sparse_detr.losses import decoder_attention_loss
 from tokendetr import supervision, trace
 from tokendetr.decoder_attention import DecoderAttention
 from tokendetr.detector.criterion import world_average_boxes
-from tokendetr.detector.heads import build_heads
+from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.host import current_host
@@ -106,13 +106,10 @@ class SparseSparsifier(TokenSparsifier):
                 sized_references=True,
             )
 
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Let boxes start as the proposals that they refine, after a transformer initialised all
-        matrices alike."""
-        for head in getattr(self, "bbox_embed", ()):
-            for parameter in head.layers[-1].parameters():
-                nn.init.zeros_(parameter)
+        """Let boxes start as proposals again, after a transformer initialised all matrices
+        alike."""
+        start_at_references(getattr(self, "bbox_embed", ()))
 
     @property
     def keep_ratio(self) -> float:

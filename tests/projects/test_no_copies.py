@@ -1,10 +1,11 @@
-"""Detectors share parts instead of repeating them: no block of six equal lines in two detector
-folders."""
+"""Detectors and methods share parts instead of repeating them: no block of six equal lines in two
+detectors' folders (models and configs) or in two methods' packages."""
 
 import itertools
 from pathlib import Path
 
-PROJECTS = Path(__file__).resolve().parents[2] / "projects"
+from tests.test_import_rules import METHODS, ROOT, detectors
+
 BLOCK = 6
 
 
@@ -13,13 +14,11 @@ def blocks(folder: Path) -> dict[tuple[str, ...], str]:
     for path in sorted(folder.rglob("*.py")):
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
         for start in range(len(lines) - BLOCK + 1):
-            found[tuple(lines[start : start + BLOCK])] = f"{path.relative_to(PROJECTS)}"
+            found[tuple(lines[start : start + BLOCK])] = f"{path.relative_to(ROOT)}"
     return found
 
 
-def test_no_two_detector_folders_share_a_block():
-    folders = sorted(path.parent for path in PROJECTS.glob("*/modeling"))
-    assert len(folders) >= 2
+def assert_nothing_shared(folders: list[Path]) -> None:
     for one, other in itertools.combinations(folders, 2):
         first, second = blocks(one), blocks(other)
         shared = [
@@ -27,3 +26,16 @@ def test_no_two_detector_folders_share_a_block():
             for block in first.keys() & second.keys()
         ]
         assert not shared, shared[0]
+
+
+def test_no_two_detector_folders_share_a_block():
+    folders = [ROOT / "projects" / name for name in detectors()]
+    assert len(folders) >= 5
+    assert all(blocks(folder) for folder in folders)
+    assert_nothing_shared(folders)
+
+
+def test_no_two_methods_share_a_block():
+    folders = [ROOT / name for name in METHODS if (ROOT / name).is_dir()]
+    assert len(folders) >= 2
+    assert_nothing_shared(folders)

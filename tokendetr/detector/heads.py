@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
 from detrex.layers import MLP
@@ -35,14 +36,20 @@ def build_heads(
     class_head = nn.Linear(embed_dim, num_classes)
     nn.init.constant_(class_head.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     box_head = MLP(embed_dim, embed_dim, 4, 3)
-    for parameter in box_head.layers[-1].parameters():
-        nn.init.zeros_(parameter)
+    start_at_references([box_head])
     class_heads = [class_head if shared else copy.deepcopy(class_head) for _ in range(count)]
     box_heads = [box_head if shared else copy.deepcopy(box_head) for _ in range(count)]
     if not sized_references:
         _, bias = box_heads[0].layers[-1].parameters()
         nn.init.constant_(bias.data[2:], FIRST_SIZE_LOGIT)
     return nn.ModuleList(class_heads), nn.ModuleList(box_heads)
+
+
+def start_at_references(box_heads: Iterable[nn.Module]) -> None:
+    """Let box heads predict no offset: boxes start as the references that they refine."""
+    for head in box_heads:
+        for parameter in head.layers[-1].parameters():  # type: ignore[union-attr, index]
+            nn.init.zeros_(parameter)
 
 
 def predict(
