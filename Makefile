@@ -59,6 +59,7 @@ sanitize: $(BUILT)
 
 bench: $(BUILT)
 	$(PY) benchmarks/ms_deform_attn.py
+	$(PY) benchmarks/packed_attention.py
 	$(PY) benchmarks/dino_inference.py
 
 clean:

@@ -23,8 +23,14 @@ STORAGE = {"d": "float64", "f": "float32", "Half": "float16", "BFloat": "bfloat1
 
 
 def readable(symbol: str) -> str:
-    """Return name, storage type and lanes x channels of a mangled kernel name."""
+    """Return name, storage type and lanes x channels (or load width) of a mangled kernel name."""
     name = re.search(r"\d+([a-z]+_kernel)I", symbol)
+    packed = re.search(
+        r"4KindI[fd](?:NS\w*?\d(Half|BFloat)E|([fdS]))\w*?7StorageE\d+ELi(\d+)E", symbol
+    )
+    if name is not None and packed is not None:
+        storage = STORAGE[packed[1] or symbol.split("4KindI")[1][0]]
+        return f"packed {name[1]} {storage} loads of {packed[3]}"
     kind = re.search(
         r"4KindI[fd](?:NS\d*_\d+(Half|BFloat)E|([fd]))Li(\d+)ELi(\d+)ELi\d+ELb([01])", symbol
     )

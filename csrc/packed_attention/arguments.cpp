@@ -95,9 +95,15 @@ Problem checked_problem(const Arguments& arguments) {
   return problem;
 }
 
-void check_output_gradient(const at::Tensor& query, const at::Tensor& gradient) {
-  check_tensor("grad_output", gradient, query.sizes(), query);
-  check_type("grad_output", gradient, query.scalar_type(), query.scalar_type());
+void check_backward(const Arguments& arguments, const at::Tensor& grad_output, bool wants_table_gradient,
+                    bool wants_key_bias_gradient) {
+  const at::Tensor& query = arguments.query;
+  check_tensor("grad_output", grad_output, query.sizes(), query);
+  check_type("grad_output", grad_output, query.scalar_type(), query.scalar_type());
+  TORCH_CHECK_VALUE(!wants_table_gradient || arguments.bias_table.has_value(),
+                    "wants_table_gradient needs a bias_table");
+  TORCH_CHECK_VALUE(!wants_key_bias_gradient || arguments.key_bias.has_value(),
+                    "wants_key_bias_gradient needs a key_bias");
 }
 
 at::Tensor dense_rows(const at::Tensor& tensor, int64_t alignment) {

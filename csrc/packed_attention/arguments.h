@@ -23,7 +23,9 @@ struct Arguments {
 
 // Raises ValueError or TypeError naming the argument, else returns the sizes.
 Problem checked_problem(const Arguments& arguments);
-void check_output_gradient(const at::Tensor& query, const at::Tensor& gradient);
+// The same for what a backward gets beside them.
+void check_backward(const Arguments& arguments, const at::Tensor& grad_output, bool wants_table_gradient,
+                    bool wants_key_bias_gradient);
 
 // The type of logits, biases and sums: float64 for float64 queries, else float32.
 at::ScalarType sum_type(const at::Tensor& query);

@@ -1,20 +1,17 @@
 """The CUDA kernels' source, compiled for the CPU, its warps run lane by lane, against PyTorch."""
 
 import ctypes
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.ops.cases import Case, fused_case, off_kinks, oracle, random_case
+from tests.ops.emulation import compiled_emulation
 from tests.ops.test_backward import gradients
 from tests.ops.test_forward import odd_locations, relative
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
 
-ROOT = Path(__file__).resolve().parents[2]
 STORAGE = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
@@ -101,24 +98,8 @@ class Emulator:
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory) -> Emulator:
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        pytest.skip("needs a C++ compiler")
-    if "asan" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("the address sanitizer does not follow a warp's lanes from stack to stack")
-    path = tmp_path_factory.mktemp("cuda_emulation") / "kernels.so"
-    here = Path(__file__).with_name("cuda_emulation")
-    command = [
-        compiler,
-        "-std=c++17",
-        "-O1",
-        "-U_FORTIFY_SOURCE",
-        "-shared",
-        "-fPIC",
-        "-Wno-unknown-pragmas",
-    ]
-    folders = [f"-I{here}", f"-I{ROOT / 'csrc/ms_deform_attn/cuda'}"]
-    subprocess.run([*command, *folders, str(here / "kernels.cpp"), "-o", str(path)], check=True)
+    folder = tmp_path_factory.mktemp("cuda_emulation")
+    path = compiled_emulation("kernels.cpp", "ms_deform_attn", folder)
     return Emulator(path)
 
 

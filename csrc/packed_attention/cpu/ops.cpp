@@ -147,10 +147,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> packed_attention_backward(
     const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& segment,
     double scale, Optional position, Optional bias_table, Optional key_bias, bool wants_table_gradient,
     bool wants_key_bias_gradient) {
-  const Prepared call({query, key, value, segment, scale, position, bias_table, key_bias}, 1);
-  check_output_gradient(query, grad_output);
-  TORCH_CHECK_VALUE(!wants_table_gradient || bias_table.has_value(), "wants_table_gradient needs a bias_table");
-  TORCH_CHECK_VALUE(!wants_key_bias_gradient || key_bias.has_value(), "wants_key_bias_gradient needs a key_bias");
+  const Arguments arguments{query, key, value, segment, scale, position, bias_table, key_bias};
+  const Prepared call(arguments, 1);
+  check_backward(arguments, grad_output, wants_table_gradient, wants_key_bias_gradient);
   const CallGradients gradients = backward(call, grad_output, wants_table_gradient, wants_key_bias_gradient);
   const Tensor none = at::empty({0}, query.options());
   return {gradients.query, gradients.key, gradients.value,
