@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.small_detectors import build, record
-from tokendetr.detector import contrastive_queries
+from tokendetr.detector import contrastive_queries, noised_queries
+from tokendetr.detector.criterion import positive_matches
 from tokendetr.detector.denoising import flip_labels, shift_corners
 
 NO_NOISE = {"label_noise_ratio": 0.0, "box_noise_scale": 0.0}
@@ -146,3 +147,39 @@ def test_gradients_reach_the_label_embedding():
     queries = contrastive_queries(targets(2, 0), labels, dn_number=4, **NO_NOISE)
     queries.content_BDC.sum().backward()
     assert labels.weight.grad.abs().sum() > 0
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.integers(1, 20), st.booleans())
+def test_each_positive_restores_its_own_box_and_negatives_restore_none(counts, number, pairs):
+    truth, labels = targets(*counts), embedding()
+    if pairs:
+        queries = contrastive_queries(truth, labels, dn_number=number, **NO_NOISE)
+    else:
+        queries = noised_queries(
+            truth,
+            labels,
+            num_classes=7,
+            denoising_groups=number,
+            label_noise_prob=0.0,
+            box_noise_scale=0.0,
+            with_indicator=False,
+        )
+    if queries is None:
+        assert max(counts) == 0
+        return
+    matches = positive_matches(truth, queries.num_groups, queries.group_size)
+    for image, (target, (places, boxes)) in enumerate(zip(truth, matches, strict=True)):
+        assert (
+            len(places) == len(set(places.tolist())) == queries.num_groups * len(target["labels"])
+        )
+        # without noise the query at a place is the box that it has to restore
+        torch.testing.assert_close(queries.reference_BD4[image][places], target["boxes"][boxes])
+        torch.testing.assert_close(
+            queries.content_BDC[image][places], labels(target["labels"])[boxes]
+        )
+        in_group = places % queries.group_size
+        assert (in_group < max(counts)).all()  # DINO's negatives are a group's second half
+        for box in range(len(target["labels"])):  # once per group
+            groups = places[boxes == box] // queries.group_size
+            assert groups.tolist() == list(range(queries.num_groups))
