@@ -2,6 +2,7 @@
 
 Examples:
     python tools/compare_shapes.py
+    python tools/compare_shapes.py --write    # into docs/comparison.md
     python tools/compare_shapes.py --row mine=my_config.py:output/mine/model_best.pth
     python tools/compare_shapes.py --json output/comparison.json
 
@@ -39,7 +40,7 @@ from tokendetr.measuring import (
     loaded_inputs,
     write_json,
 )
-from tokendetr.tables import Cell, Table
+from tokendetr.tables import Cell, Table, splice
 from tokendetr.timing import timed
 from tokendetr.token_recall import TokenRecall
 from tokendetr.train import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
@@ -100,6 +101,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--images", type=int, help="look at that many test images only")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into docs/comparison.md"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE as well")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of all configs, at the end"
@@ -196,7 +200,10 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         raise ValueError(f"none of the checkpoints exists: {[row.checkpoint for row in missing]}")
     for name, milliseconds in measure(cfg, models).items():
         results[name]["ms"] = milliseconds
-    print(table(results, missing).markdown())
+    comparison = table(results, missing)
+    print(comparison.markdown())
+    if args.write:
+        splice(ROOT / "docs" / "comparison.md", comparison)
     return results
 
 
