@@ -166,24 +166,30 @@ def _map_rows(
     for name, value_BN in named:
         if value_BN.shape != layout.valid_BN.shape:
             continue
-        share_N = _shares(value_BN[image].float().cpu(), layout.valid_BN[image].cpu())
-        parts = zip(layout.level_starts, layout.level_sizes, layout.level_shapes, strict=True)
-        grids = [share_N[start : start + size].reshape(shape) for start, size, shape in parts]
-        areas = [_enlarge(grid, *base_HWC.shape[:2]) for grid in grids]
+        value_N, valid_N = value_BN[image].float().cpu(), layout.valid_BN[image].cpu()
+        sizes = layout.level_sizes
+        # Scores compete across levels; attention is handed out level by level.
+        spans = [layout.num_tokens] if before else sizes
+        pairs = zip(value_N.split(spans), valid_N.split(spans), strict=True)
+        shares = torch.cat([_shares(values, valid) for values, valid in pairs]).split(sizes)
+        areas = [
+            _enlarge(_array(share.view(shape)), *base_HWC.shape[:2])
+            for share, shape in zip(shares, layout.level_shapes, strict=True)
+        ]
         areas.append(np.max(areas, axis=0))
         labels = [f"{name}, level {number}" for number in range(1, len(areas))]
         rows.append(([*labels, f"{name}, highest"], [_heat(base_HWC, area) for area in areas]))
     return rows
 
 
-def _shares(value_N: Tensor, valid_N: Tensor) -> NDArray[np.float32]:
+def _shares(value_N: Tensor, valid_N: Tensor) -> Tensor:
     """Real tokens' values between the lowest (0) and the highest (1); padding is 0."""
     usable_N = valid_N & value_N.isfinite()
     if not usable_N.any():
-        return _array(torch.zeros_like(value_N))
+        return torch.zeros_like(value_N)
     low, high = value_N[usable_N].min(), value_N[usable_N].max()
     share_N = (value_N - low) / (high - low).clamp_min(1e-12)
-    return _array(share_N.where(usable_N, 0.0))
+    return share_N.where(usable_N, 0.0)
 
 
 def _heat(base_HWC: NDArray[np.float32], share_HW: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -241,6 +241,16 @@ def test_activation_checkpointing_counts_every_loss_once():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("selection", ["dam", "objectness"])
+def test_it_trains_in_bfloat16(selection):
+    model = sparse(selection=selection).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(RECORDS)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_padding_counts_nothing_in_the_loss():
     score = torch.tensor([[3.0, -1.0, 9.0], [0.5, 2.0, -4.0]])
     mass = torch.tensor([[0.1, 0.2, 5.0], [1.0, 0.0, 2.0]])
