@@ -43,6 +43,11 @@ VARIANTS = (
     Variant("broadcast", _options(cells="broadcast"), "reading: other cells"),
     Variant("centre", _options(anchor="center"), "reading: place of a window"),
     Variant("gather", _options(ratio_order="gather"), "reading: equation 3"),
+    Variant(
+        "measured by importance_ranking",
+        _options(level_orders="[[2,3,4,1],[4,3,2,1],[4,3,2,1]]"),
+        "reading: level orders",
+    ),
     Variant("per merge", _options(alignment="per_merge"), "reading: alignment"),
 )
 
