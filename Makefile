@@ -61,6 +61,7 @@ bench: $(BUILT)
 	$(PY) benchmarks/ms_deform_attn.py
 	$(PY) benchmarks/packed_attention.py
 	$(PY) benchmarks/dino_inference.py
+	$(PY) benchmarks/spt_backbone.py
 
 clean:
 	rm -rf build *.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

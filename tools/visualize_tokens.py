@@ -8,7 +8,8 @@ Example:
 
 Writes NAME_tokens.png per picture (a row per layer, a column per level; tokens that are queries of
 their own show the picture, merged ones their mean colour in a frame, the others are dark; scores
-above, the decoder's attention below them as heat maps) and the counts to tokens.json.
+above, the decoder's attention below them as heat maps) and the counts to tokens.json. Stages of a
+backbone that selects tokens get a sheet each, NAME_backbone_stage_N.png.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +28,8 @@ from tqdm import tqdm
 
 from tokendetr.predictor import Predictor, find_images, read_rgb
 from tokendetr.token_pictures import describe, draw_tokens
-from tokendetr.trace import record_tokens
+from tokendetr.tokens import Identity
+from tokendetr.trace import ForwardTrace, record_tokens
 from tokendetr.train import CheckpointMismatchError, ConfigError, load_config
 
 EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError)
@@ -45,6 +48,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def worth_drawing(forwards: Sequence[ForwardTrace]) -> list[ForwardTrace]:
+    """The last encoder pass and every stage of a backbone; dense ones only where all are dense."""
+    latest = list({forward.name: forward for forward in forwards}.values())
+    chosen = [
+        forward
+        for forward in latest
+        if any(not isinstance(layer.token_map, Identity) for layer in forward.layers)
+    ]
+    return chosen or latest
+
+
 def visualize(predictor: Predictor, pictures: list[Path], folder: Path, tile_width: int) -> None:
     """Write a sheet per picture, and the counts of all.
 
@@ -59,9 +73,12 @@ def visualize(predictor: Predictor, pictures: list[Path], folder: Path, tile_wid
             predictor(image_HWC)
         if not trace.forwards:
             raise ValueError("the model's encoder is none of tokendetr's: no tokens were recorded")
-        sheet = draw_tokens(image_HWC, trace.forwards[-1], width=tile_width)
-        sheet.save(folder / f"{path.stem}_tokens.png")
-        counts[str(path)] = describe(trace.forwards[-1])
+        for forward in worth_drawing(trace.forwards):
+            is_encoder = forward.name == "encoder"
+            sheet = draw_tokens(image_HWC, forward, width=tile_width)
+            suffix = "tokens" if is_encoder else forward.name.replace(" ", "_")
+            sheet.save(folder / f"{path.stem}_{suffix}.png")
+            counts[str(path) if is_encoder else f"{path}, {forward.name}"] = describe(forward)
     (folder / "tokens.json").write_text(json.dumps(counts, indent=1))
 
 
