@@ -58,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--only", choices=tuple(MODELS), help="one of the models")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    add("--swin-size", type=int, default=1152, help="side of Swin-L's image")
     add("--repeats", type=int, default=5, help="turns of each contender")
     add("--json", metavar="FILE", help="also write the figures to FILE")
     options = parser.parse_args()
@@ -66,13 +67,15 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-def measure(name: str, methods: list[str], repeats: int) -> dict[str, dict[str, Any]]:
+def measure(
+    name: str, shape: tuple[int, ...], methods: list[str], repeats: int
+) -> dict[str, dict[str, Any]]:
     """Let the ways of running one model take turns.
 
     Returns:
         Milliseconds and mebibytes (the process's peak) by method.
     """
-    build, shape, how = MODELS[name]
+    build, _, how = MODELS[name]
     torch.manual_seed(0)
     model, images = build().eval(), torch.randn(shape)
     seconds: dict[str, list[float]] = {method: [] for method in methods}
@@ -100,8 +103,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     results = {}
     for name in [options.only] if options.only else list(MODELS):
-        shape = " x ".join(map(str, MODELS[name][1]))
-        results[name] = figures = measure(name, options.methods, options.repeats)
+        shape = MODELS[name][1]
+        if name == "swin":
+            shape = (*shape[:2], options.swin_size, options.swin_size)
+        results[name] = figures = measure(name, shape, options.methods, options.repeats)
         first = figures[options.methods[0]]["milliseconds"]["median"]
         rows = [
             [
@@ -112,7 +117,8 @@ def main() -> None:
             ]
             for method, one in figures.items()
         ]
-        print(f"{name}, images {shape}, {options.threads} threads, {options.repeats} turns")
+        sizes = " x ".join(map(str, shape))
+        print(f"{name}, images {sizes}, {options.threads} threads, {options.repeats} turns")
         headers = ("method", "ms", "p10", "p90", "times as fast", "peak MiB")
         print(tabulate(rows, headers, floatfmt=("", ".0f", ".0f", ".0f", ".2f", ".0f")))
     if options.json:

@@ -183,6 +183,7 @@ def run(args: argparse.Namespace) -> list[Point]:
     else:
         metric, score = "AP", average_precision(cfg, model)
     points = [measure(model, score, DENSE, 1.0, args)]
+    write(points, folder, metric)
     for method in args.methods:
         for keep in args.keep_ratios:
             transform(model.backbone, layers=args.layers, keep_ratio=keep, method=method)  # type: ignore[arg-type]
