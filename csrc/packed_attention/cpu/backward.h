@@ -100,7 +100,7 @@ void backward_block(const Problem& problem, const Inputs& in, int64_t container,
               AddToRows<T>{scratch.value_gradient, width, first});
   multiply<T>({scratch.slopes, length, 1}, {scratch.key, width}, queries, biases.keys, wide,
               StoreRows<T>{scratch.query, width});
-  scatter_rows<T, S>(scratch.query, slots, queries, problem.width, [scale](int64_t) { return scale; },
+  scatter_rows<T, S>(problem, scratch.query, slots, queries, [scale](int64_t) { return scale; },
                      Head<S>(gradients.query, container, head));
 }
 
@@ -121,9 +121,9 @@ void backward_segment(const Problem& problem, const Inputs& in, int64_t containe
                          scratch, gradients);
   }
   const auto as_it_is = [](int64_t) { return T(1); };
-  scatter_rows<T, S>(scratch.key_gradient, slots, count, problem.width, as_it_is,
+  scatter_rows<T, S>(problem, scratch.key_gradient, slots, count, as_it_is,
                      Head<S>(gradients.key, container, head));
-  scatter_rows<T, S>(scratch.value_gradient, slots, count, problem.width, as_it_is,
+  scatter_rows<T, S>(problem, scratch.value_gradient, slots, count, as_it_is,
                      Head<S>(gradients.value, container, head));
   if (gradients.key_bias == nullptr) return;
   T* to = static_cast<T*>(gradients.key_bias) + (container * problem.heads + head) * problem.slots;

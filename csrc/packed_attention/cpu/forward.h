@@ -40,8 +40,7 @@ void forward_segment(const Problem& problem, const Inputs& in, int64_t container
     softmax_rows<T>(problem, in, container, slots + first, queries, biases, scratch.scores, length, inverse);
     multiply<T>({scratch.scores, length, 1}, {scratch.rows, width}, queries, count, width / kLanes<T>,
                 StoreRows<T>{scratch.query, width});
-    scatter_rows<T, S>(scratch.query, slots + first, queries, problem.width, [&](int64_t i) { return inverse[i]; },
-                       output);
+    scatter_rows<T, S>(problem, scratch.query, slots + first, queries, [&](int64_t i) { return inverse[i]; }, output);
   }
 }
 

@@ -78,18 +78,35 @@ TOKENDETR_INLINE void gather_rows(const Head<const S>& head, const int32_t* slot
   std::memset(to + count * row, 0, static_cast<size_t>((rows - count) * row) * sizeof(T));
 }
 
+// Whether a tensor like the queries is too large to be read again from a cache; it is then written past them.
+template <class S>
+TOKENDETR_INLINE bool is_large(const Problem& problem) {
+  constexpr int64_t kCached = int64_t{1} << 23;
+  return problem.containers * problem.slots * problem.heads * problem.width * static_cast<int64_t>(sizeof(S)) > kCached;
+}
+
 // Rows times factor(row) to slots.
 template <class T, class S, class Factor>
-TOKENDETR_INLINE void scatter_rows(const T* rows, const int32_t* slots, int64_t count, int64_t width,
+TOKENDETR_INLINE void scatter_rows(const Problem& problem, const T* rows, const int32_t* slots, int64_t count,
                                    const Factor& factor, const Head<S>& to) {
-  const int64_t row = whole_vectors<T>(width) * kLanes<T>;
+  const int64_t width = problem.width, row = whole_vectors<T>(width) * kLanes<T>;
+  const bool streams = std::is_same_v<T, S> && is_large<S>(problem);
   for (int64_t i = 0; i < count; ++i) {
     const Vec<T> times = broadcast<T>(factor(i));
+    if constexpr (std::is_same_v<T, S>) {
+      if (streams && can_stream<T>(to.at(slots[i]), width)) {
+        for (int64_t c = 0; c < width; c += kLanes<T>) {
+          stream<T>(to.at(slots[i]) + c, load<T>(rows + i * row + c) * times);
+        }
+        continue;
+      }
+    }
     to.fetch_next(slots[i], width);
     for (int64_t c = 0; c < width; c += kLanes<T>) {
       store_first<T>(to.at(slots[i]) + c, load<T>(rows + i * row + c) * times, width - c);
     }
   }
+  if (streams) finish_streams();
 }
 
 // What a product's vectors become: rows of scratch memory.
