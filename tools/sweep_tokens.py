@@ -30,7 +30,7 @@ import matplotlib
 import torch
 from torch import Tensor, nn
 
-from token_transforming import METHODS, restore, transform
+from token_transforming import METHODS, SELECTIONS, restore, transform
 from tokendetr.flops import count_flops, synthetic_inputs
 from tokendetr.measuring import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.timing import Summary, timed
@@ -78,6 +78,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--layers", type=int, nargs="+", required=True, help="blocks that reduce, from 0")
     add("--keep-ratios", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5])
     add("--methods", nargs="+", choices=METHODS, default=["pruning", "merging", "transforming"])
+    add("--selection", choices=SELECTIONS, default="attention", help="of informative tokens")
+    add("--threshold", type=float, default=0.5, help="of the gate; -1 turns it off")
     add("--output", required=True, metavar="FOLDER", help="where sweep.csv and sweep.png go")
     add("--features", type=int, metavar="IMAGES", help="features' error on so many images, not AP")
     add("--input-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
@@ -186,7 +188,14 @@ def run(args: argparse.Namespace) -> list[Point]:
     write(points, folder, metric)
     for method in args.methods:
         for keep in args.keep_ratios:
-            transform(model.backbone, layers=args.layers, keep_ratio=keep, method=method)  # type: ignore[arg-type]
+            transform(
+                model.backbone,
+                layers=args.layers,
+                keep_ratio=keep,
+                method=method,
+                selection=args.selection,
+                threshold=args.threshold,
+            )
             points.append(measure(model, score, method, keep, args))
             restore(model)
             write(points, folder, metric)
