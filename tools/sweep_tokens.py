@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> list[Point]:
     for method in args.methods:
         for keep in args.keep_ratios:
             transform(
-                model.backbone,
+                model.get_submodule("backbone"),
                 layers=args.layers,
                 keep_ratio=keep,
                 method=method,
