@@ -90,6 +90,8 @@ def padded_batches(node: DictConfig) -> None:
     gradients = train(model, records(BOXES, BOXES[:1], BOXES[:2]))
     dead = [n for n, gradient in gradients.items() if not gradient.any()]
     assert not dead, f"only zeros reach {dead}"
+    # In float32, scores that differ by rounding alone may change places, and tokens with them.
+    model.double()
     batch = records([], [], [])
     for one, found in zip(batch, detections(model, batch), strict=True):
         assert len(found) == model.select_box_nums_for_evaluation
@@ -104,7 +106,7 @@ def images_without_boxes(node: DictConfig) -> None:
 
 
 def images_of_any_size(node: DictConfig) -> None:
-    model = small_configs.build(node)
+    model = small_configs.build(node).double()
     batch = [record(*size, seed=1) for size in ((1, 1), (4000, 32), (32, 1200), (17, 31))]
     for one, found in zip(batch, detections(model, batch), strict=True):
         if not draws_at_random(node):
