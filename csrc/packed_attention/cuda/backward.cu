@@ -5,8 +5,11 @@
 namespace tokendetr::packed::cuda {
 namespace {
 
+// Told to fit one block, the compiler takes the registers that it needs; left alone it aims for more blocks and spills.
+constexpr int kBlocksPerProcessor = 1;
+
 template <class K>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp, kBlocksPerProcessor)
     queries_kernel(const __grid_constant__ Launch launch, const __grid_constant__ Gradients to) {
   const Items items = items_of_warp();
   for (int64_t item = items.first; item < launch.work.items; item += items.step) {
@@ -16,7 +19,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
 }
 
 template <class K>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp, kBlocksPerProcessor)
     keys_kernel(const __grid_constant__ Launch launch, const __grid_constant__ Gradients to) {
   const Items items = items_of_warp();
   for (int64_t item = items.first; item < launch.work.items; item += items.step) {
