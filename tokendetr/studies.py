@@ -98,22 +98,21 @@ class Study:
         """
         reference = results[self.variants[0].slug]
         rows = [self._row(variant, results[variant.slug], reference) for variant in self.variants]
-        counts = sorted({len(seeds) for seeds in results.values()})
         return Table(
             name=self.name,
             title=self.title,
-            columns=("", "variant", *METRICS, "AP spread", "difference", "GFLOPs"),
+            columns=("", "variant", *METRICS, "runs", "AP spread", "difference", "GFLOPs"),
             rows=rows,
             notes=(
-                f"Mean of {' or '.join(map(str, counts))} runs with different seeds; spread is "
-                "their largest minus their smallest AP; difference is to the first row at equal "
-                "seeds, with its smallest and largest value.",
+                "Means of the runs, each with its own seed; spread is their largest minus their "
+                "smallest AP; difference is to the first row at equal seeds, with its smallest and "
+                "largest value.",
             ),
         )
 
     def _row(self, variant: Variant, own: Results, reference: Results) -> list[str]:
         if not own:
-            return [variant.group, variant.name, *["not run"] * len(METRICS), "", "", ""]
+            return [variant.group, variant.name, *["not run"] * len(METRICS), "0", "", "", ""]
         means = [statistics.mean(run[key] for run in own.values()) for key in METRICS.values()]
         scores = {seed: run[METRICS["AP"]] for seed, run in own.items()}
         differences = [
@@ -130,7 +129,8 @@ class Study:
             variant.group,
             variant.name,
             *(f"{mean:.1f}" for mean in means),
-            f"{max(scores.values()) - min(scores.values()):.1f}",
+            str(len(scores)),
+            f"{max(scores.values()) - min(scores.values()):.1f}" if len(scores) > 1 else "",
             difference,
             "" if gflops is None else f"{gflops:.3f}",
         ]

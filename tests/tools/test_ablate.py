@@ -38,10 +38,18 @@ def test_a_row_has_means_spread_and_the_difference_at_equal_seeds(tmp_path):
     for variant, seed, ap in ((0, 0, 40.0), (0, 1, 44.0), (1, 0, 41.0), (1, 1, 43.0)):
         save(tmp_path, variant, seed, ap)
     rows = STUDY.table(STUDY.results(tmp_path)).rows
-    assert rows[0] == ["", "as it is", "42.0", "10.0", "10.0", "10.0", "4.0", "", "1.250"]
+    assert rows[0] == ["", "as it is", "42.0", "10.0", "10.0", "10.0", "2", "4.0", "", "1.250"]
     assert rows[1][:3] == ["weight", "1.0", "42.0"]
-    assert rows[1][6:8] == ["2.0", "+0.0 (-1.0 to +1.0)"]
+    assert rows[1][7:9] == ["2.0", "+0.0 (-1.0 to +1.0)"]
     assert rows[2][2] == "not run"
+
+
+def test_one_run_has_no_spread(tmp_path):
+    save(tmp_path, 0, 1, 44.0)
+    save(tmp_path, 1, 0, 41.0)
+    rows = STUDY.table(STUDY.results(tmp_path)).rows
+    assert rows[0][6:9] == ["1", "", ""]
+    assert rows[1][6:9] == ["1", "", ""], "no seed in common with the first row"
 
 
 def test_variants_must_differ():
