@@ -133,3 +133,27 @@ def test_opposite_and_orthogonal_tokens_do_not_flip_or_blow_up_the_ranking():
     )
     assert match.important_BN[0].nonzero().flatten().tolist() == [3, 4]
     assert match.score_BN.max() <= 100
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_tokens_that_tie_stay_tied_in_any_order_and_among_padding(seed):
+    """Pairs of tokens that are alike only to each other: both of a pair are equally rare."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = 5
+    place = torch.randperm(2 * pairs, generator=generator).view(pairs, 2)
+    x = torch.zeros(2 * pairs, 2 * pairs)
+    for pair, (first, second) in enumerate(place.tolist()):
+        angle = 0.2 + 0.2 * pair + 0.05 * torch.rand((), generator=generator)
+        x[first, 2 * pair] = 1.0
+        x[second, 2 * pair], x[second, 2 * pair + 1] = angle.cos(), angle.sin()
+    padded = torch.cat([x, torch.zeros_like(x[:7])])
+    real = torch.randperm(len(padded), generator=generator)[: len(x)].sort().values
+    valid = torch.zeros(len(padded), dtype=torch.bool)
+    valid[real] = True
+    padded[real] = x
+    options = {"valid_counts": [len(x)], "num_neighbors": 3, "min_cosine": 0.01}
+    alone = match_by_affinity(x[None], important_counts=[5], valid_BN=None, **options)
+    batched = match_by_affinity(padded[None], important_counts=[5], valid_BN=valid[None], **options)
+    for score_N in (alone.score_BN[0], batched.score_BN[0, real]):
+        assert torch.equal(score_N[place[:, 0]], score_N[place[:, 1]])
+    assert torch.equal(batched.index_BK[0], real[alone.index_BK[0]])

@@ -154,7 +154,9 @@ def match_by_affinity(
     if score_BN is None:
         others_B1 = torch.tensor(valid_counts, device=x_BNC.device)[:, None].sub(1).clamp_min(1)
         inverse_BNN = cosine_BNN.clamp_min(min_cosine).reciprocal()
-        score_BN = inverse_BNN.masked_fill(~other_BNN, 0.0).sum(dim=2) / others_B1
+        # Exact in double precision: tokens that tie do so in whatever order they are added up.
+        sum_BN = inverse_BNN.masked_fill(~other_BNN, 0.0).sum(dim=2, dtype=torch.float64)
+        score_BN = (sum_BN / others_B1).to(x_BNC.dtype)
     if valid_BN is not None:
         score_BN = score_BN.masked_fill(~valid_BN, float("-inf"))
     index_BK, chosen_BK = topk_valid(
