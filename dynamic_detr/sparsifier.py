@@ -4,15 +4,15 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows o
 windows of the batch, P cells of a window.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment, is_supervised
 from dynamic_detr.budget import TokenBudget
-from tokendetr import supervision, trace
+from tokendetr import trace
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.tokens import (
     AffinityGroup,
@@ -30,16 +30,6 @@ from tokendetr.tokens import (
     window_validity,
 )
 from tokendetr.tokens.merge import MERGE_RULES, MergeRule
-
-_LOGGER = logging.getLogger(__name__)
-
-Alignment = Literal["two_pass", "per_merge", "off"]
-
-
-class _Unsupervised:
-    """Whether it was said that the alignment loss goes nowhere."""
-
-    announced = False
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -120,7 +110,7 @@ class DynamicSparsifier(TokenSparsifier):
         _check_choice("cells", cells, ("stale", "broadcast"))
         _check_choice("anchor", anchor, ("bottom_right", "center"))
         _check_choice("selection", selection, ("coherence", "random"))
-        _check_choice("alignment", alignment, ("two_pass", "per_merge", "off"))
+        _check_choice("alignment", alignment, ALIGNMENTS)
         if num_neighbors < 1:
             raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
         if not 0 < min_cosine <= 1:
@@ -171,14 +161,19 @@ class DynamicPlan(TokenPlan):
         self._stage = -1
         self._map: TokenMap | None = None
         self._stage_input_BNC: Tensor | None = None
-        self._distances: list[Tensor] = []
-        self._aligns = (
+        self._alignment: CenterAlignment | None = None
+        if (
             sparsifier.alignment != "off"
             and sparsifier.training
             and torch.is_grad_enabled()
             and not sparsifier.budget.keeps_all
-            and _is_supervised()
-        )
+            and is_supervised()
+        ):
+            self._alignment = CenterAlignment(
+                context.layout,
+                per_merge=sparsifier.alignment == "per_merge",
+                weight=sparsifier.alignment_weight,
+            )
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the map of the layer's stage, made from the tokens at the stage's entry."""
@@ -189,51 +184,17 @@ class DynamicPlan(TokenPlan):
         return self._map
 
     def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
-        """Measure, where asked for, how far the merge at a stage's entry moved each level's
-        centre."""
+        """Let the alignment look at the merge at a stage's entry; the tokens stay as they are."""
         before_BNC, self._stage_input_BNC = self._stage_input_BNC, None
-        if before_BNC is not None and self._aligns and self.options.alignment == "per_merge":
-            before_BLC = self._level_centers(before_BNC, None)
-            after_BLC = self._level_centers(tokens_BKC, token_map)
-            distance_BL = torch.linalg.vector_norm(before_BLC - after_BLC, dim=-1)
-            self._distances.append(distance_BL.mean())
+        if before_BNC is not None and self._alignment is not None:
+            self._alignment.add_merge(before_BNC, tokens_BKC, token_map)
         return tokens_BKC
 
     def finish(self, memory_BNC: Tensor) -> Tensor:
         """Ask for the alignment loss ``loss_align``."""
-        context = supervision.current()
-        if not self._aligns or context is None:
-            return memory_BNC
-        if self.options.alignment == "per_merge":
-            distance = torch.stack(self._distances).mean()
-        else:
-            # After the main pass, never before it: autocast keeps the casts of weights that the
-            # first pass makes, and those made without gradients would cut off the main pass.
-            target_BC = self._center(self.context.run_dense())
-            center_BC = self._center(memory_BNC)
-            distance = torch.linalg.vector_norm(center_BC - target_BC, dim=-1).mean()
-        context.add("loss_align", self.options.alignment_weight * distance)
+        if self._alignment is not None:
+            self._alignment.add_loss(memory_BNC, self.context.run_dense)
         return memory_BNC
-
-    def _center(self, memory_BNC: Tensor) -> Tensor:
-        """Return the mean of each image's real tokens, float [B, C]."""
-        valid_BN1 = self.context.layout.valid_BN[..., None].to(memory_BNC.dtype)
-        return (memory_BNC * valid_BN1).sum(dim=1) / valid_BN1.sum(dim=1).clamp_min(1)
-
-    def _level_centers(self, tokens_BKC: Tensor, token_map: TokenMap | None) -> Tensor:
-        """Return the mean of each level's (reduced) tokens, [B, L, C]."""
-        layout = self.context.layout
-        sizes = torch.tensor(layout.level_sizes, device=layout.device)
-        level_N = torch.arange(layout.num_levels, device=layout.device).repeat_interleave(sizes)
-        level_BK = level_N.expand(layout.batch_size, -1)
-        valid_BK: Tensor | None = layout.valid_BN
-        if token_map is not None:
-            level_BK, valid_BK = token_map.select(level_BK), token_map.valid_BK
-        member_BKL = torch.nn.functional.one_hot(level_BK, layout.num_levels).to(tokens_BKC.dtype)
-        if valid_BK is not None:
-            member_BKL = member_BKL * valid_BK[..., None]
-        count_BL1 = member_BKL.sum(dim=1)[..., None].clamp_min(1)
-        return member_BKL.transpose(1, 2) @ tokens_BKC / count_BL1
 
     @torch.no_grad()
     def _make_map(self, stage: int, memory_BNC: Tensor) -> TokenMap:
@@ -360,17 +321,3 @@ class DynamicPlan(TokenPlan):
             num_all=tokens,
             broadcast=self.options.cells == "broadcast",
         )
-
-
-def _is_supervised() -> bool:
-    """Return whether a loss can be asked for; say once where it cannot."""
-    if supervision.current() is not None:
-        return True
-    if not _Unsupervised.announced:
-        _Unsupervised.announced = True
-        _LOGGER.warning(
-            "The alignment loss of Dynamic DETR is left out: the model is not supervised. "
-            "Build its config with tokendetr.config.sparsify(), call "
-            "tokendetr.supervision.supervise(model), or set alignment='off'."
-        )
-    return False

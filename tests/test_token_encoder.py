@@ -293,7 +293,7 @@ def test_blocks_of_tokens_give_what_all_tokens_give_at_once(order, monkeypatch):
         layer.ffns[0].register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape))
         for layer in encoder.layers
     ]
-    monkeypatch.setattr("tokendetr.encoder.ROWS_AT_ONCE", 50)
+    monkeypatch.setattr("tokendetr.encoder_layer.ROWS_AT_ONCE", 50)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             memory = encoder(**batch.inputs)

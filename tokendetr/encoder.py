@@ -7,10 +7,7 @@ of Deformable DETR and DINO.
 Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import torch
 from detrex.layers import FFN
@@ -20,218 +17,19 @@ from torch.utils.checkpoint import checkpoint
 from tokendetr import trace
 from tokendetr.attention import MultiScaleDeformableAttention
 from tokendetr.decoder_attention import record_decoder_attention
+from tokendetr.encoder_layer import EncoderLayer
+from tokendetr.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.supervision import replay_contexts
-from tokendetr.tokens import Identity, LevelLayout, TokenMap
+from tokendetr.tokens import LevelLayout, TokenMap
 
-ValuePolicy = Literal["updated", "initial"]
-VALUE_POLICIES = ("updated", "initial")
-ROWS_AT_ONCE = 512
-"""Tokens that pass the feed-forward network together: at 2048 hidden channels 4 MiB in float32."""
-
-
-@dataclass(frozen=True)
-class EncoderContext:
-    """What a sparsifier may know when it plans one forward pass.
-
-    Attributes:
-        layout: geometry and padding of the batch.
-        memory_BNC: the tokens that enter the encoder.
-        query_pos_BNC: their positions, or None.
-        reference_points_BNL2: their normalised reference points in every level.
-        num_layers: number of encoder layers.
-        run_dense: runs all layers on all tokens without gradients and returns the memory [B, N, C].
-    """
-
-    layout: LevelLayout
-    memory_BNC: Tensor
-    query_pos_BNC: Tensor | None
-    reference_points_BNL2: Tensor
-    num_layers: int
-    run_dense: Callable[[], Tensor]
-
-
-class TokenPlan:
-    """What one forward pass does with its tokens; this base class keeps all of them.
-
-    Everything that lives for one forward pass lives here, so sparsifiers stay stateless.
-
-    Args:
-        context: the forward pass.
-    """
-
-    def __init__(self, context: EncoderContext) -> None:
-        self.context = context
-        self._identity = Identity(
-            num_tokens=context.layout.num_tokens, valid_BN=context.layout.valid_BN
-        )
-
-    def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
-        """Return the map of a layer.
-
-        Returning the same object as for the layer before means: the reduced tokens carry on as they
-        are, instead of being reduced again from the memory.
-
-        Args:
-            layer: index of the layer, from 0.
-            memory_BNC: all tokens as they are before the layer.
-        """
-        return self._identity
-
-    def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
-        """Return the reduced tokens after a block of the method's own (unchanged here)."""
-        return tokens_BKC
-
-    def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
-        """Look at a layer's results (for auxiliary heads); nothing here."""
-
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Return the encoder's output; losses are added to ``supervision.current()`` here."""
-        return memory_BNC
-
-
-class TokenSparsifier(nn.Module, ABC):
-    """A method that decides which tokens the encoder's layers work on.
-
-    Args:
-        value_policy: whether the attention's values are the memory as updated by the layers so far
-            ("updated") or the features that entered the encoder ("initial").
-
-    Raises:
-        ValueError: for another policy.
-    """
-
-    def __init__(self, *, value_policy: ValuePolicy = "updated") -> None:
-        super().__init__()
-        if value_policy not in VALUE_POLICIES:
-            raise ValueError(f"value_policy must be one of {VALUE_POLICIES}, got {value_policy!r}")
-        self.value_policy = value_policy
-
-    @abstractmethod
-    def plan(self, context: EncoderContext) -> TokenPlan:
-        """Return the plan of one forward pass."""
-
-    def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's weights (of the whole model) under the names that they have here.
-
-        A method whose published checkpoints have other names recognises and renames them; others
-        are returned as they are.
-        """
-        return dict(weights)
-
-
-class EncoderLayer(nn.Module):
-    """One encoder layer with the parameter names of detrex's ``BaseTransformerLayer``.
-
-    Args:
-        attention: the deformable attention.
-        ffn: feed-forward network, copied for each "ffn" of the order by the caller.
-        operation_order: "self_attn" once, "ffn" after it, "norm" anywhere; pre-norm where "norm"
-            comes first.
-
-    Raises:
-        ValueError: for another order.
-    """
-
-    def __init__(
-        self,
-        *,
-        attention: MultiScaleDeformableAttention,
-        ffns: Sequence[nn.Module],
-        operation_order: Sequence[str],
-    ) -> None:
-        super().__init__()
-        order = tuple(operation_order)
-        attends = [i for i, name in enumerate(order) if name == "self_attn"]
-        if (
-            set(order) - {"self_attn", "norm", "ffn"}
-            or len(attends) != 1
-            or "ffn" in order[: attends[0]]
-        ):
-            raise ValueError(
-                "operation_order must hold 'self_attn' once, 'ffn' only after it and 'norm', "
-                f"got {order}"
-            )
-        if len(ffns) != order.count("ffn"):
-            raise ValueError(
-                f"{order} needs {order.count('ffn')} feed-forward networks, got {len(ffns)}"
-            )
-        self.operation_order = order
-        self.pre_norm = order[0] == "norm"
-        self.embed_dim = attention.embed_dim
-        self.attentions = nn.ModuleList([attention])
-        self.ffns = nn.ModuleList(ffns)
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(attention.embed_dim) for _ in range(order.count("norm"))
-        )
-
-    def forward(
-        self,
-        tokens_BKC: Tensor,
-        value_BNC: Tensor | None,
-        query_pos_BKC: Tensor | None,
-        reference_points_BKLX: Tensor,
-        padding_BN: Tensor | None,
-        level_shapes: tuple[tuple[int, int], ...],
-    ) -> Tensor:
-        """Update tokens from whole grids.
-
-        Args:
-            tokens_BKC: the tokens to update.
-            value_BNC: all tokens, or None where ``tokens_BKC`` are all tokens.
-            query_pos_BKC: positions of the tokens to update.
-            reference_points_BKLX: reference points of the tokens to update.
-            padding_BN: bool, True = padding among the values.
-            level_shapes: (height, width) of each level.
-
-        Returns:
-            The updated tokens [B, K, C].
-        """
-        attention_at = self.operation_order.index("self_attn")
-        query, value = tokens_BKC, value_BNC
-        for norm in self.norms[:attention_at]:
-            query = norm(query)
-            value = None if value is None else norm(value)
-        attended_BKC = self.attentions[0](
-            query,
-            value=value,
-            identity=tokens_BKC if self.pre_norm else None,
-            query_pos=query_pos_BKC,
-            key_padding_mask=padding_BN,
-            reference_points=reference_points_BKLX,
-            level_shapes=level_shapes,
-        )
-        if self._works_in_blocks(attended_BKC):
-            for rows in attended_BKC.flatten(0, 1)[None].split(ROWS_AT_ONCE, dim=1):
-                rows.copy_(self._after_attention(rows))
-            return attended_BKC
-        return self._after_attention(attended_BKC)
-
-    def _works_in_blocks(self, attended_BKC: Tensor) -> bool:
-        """Return whether blocks of tokens go through the rest of the layer one after the other.
-
-        Tokens do not see each other there, so it changes nothing but where the wide hidden
-        activations live: in the cache instead of in fresh memory.
-        """
-        return (
-            attended_BKC.device.type == "cpu"
-            and attended_BKC.is_contiguous()
-            and not self.training
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")  # may change the type of the tokens
-            and not torch.compiler.is_compiling()
-        )
-
-    def _after_attention(self, attended_BKC: Tensor) -> Tensor:
-        """Run the norms and feed-forward networks that follow the attention."""
-        attention_at = self.operation_order.index("self_attn")
-        norms, ffns = iter(self.norms[attention_at:]), iter(self.ffns)
-        tokens_BKC = attended_BKC
-        for name in self.operation_order[attention_at + 1 :]:
-            if name == "ffn":
-                tokens_BKC = next(ffns)(tokens_BKC, attended_BKC if self.pre_norm else None)
-            else:
-                tokens_BKC = next(norms)(tokens_BKC)
-        return tokens_BKC
+__all__ = [
+    "EncoderContext",
+    "EncoderLayer",
+    "TokenEncoder",
+    "TokenPlan",
+    "TokenSparsifier",
+    "ValuePolicy",
+]
 
 
 class TokenEncoder(nn.Module):

@@ -1,25 +1,19 @@
 """Dynamic DETR against a float64 re-implementation with loops, and its laws."""
 
 import copy
-import logging
 import math
 import subprocess
 import sys
 
 import pytest
 import torch
-from torch import nn
 
-import dynamic_detr.sparsifier as sparsifier_module
 from dynamic_detr import DynamicSparsifier
+from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
-from tokendetr.supervision import supervise
 from tokendetr.tokens import Identity
 from tokendetr.trace import record_tokens
-
-SIZES = [(16, 21), (9, 10), (16, 7)]
-OPTIONS = {"keep_ratios": (0.6, 0.5, 0.4, 0.3), "window_sizes": (4, 2, 2), "alignment": "off"}
 
 
 def cosine(a, b):
@@ -87,10 +81,6 @@ def naive_encoder(encoder, pyramid, options):
             memory[index] = tokens
             layer += 1
     return memory
-
-
-def dynamic_encoder(**options):
-    return make_encoder(DynamicSparsifier(**{**OPTIONS, **options}), num_layers=6)
 
 
 def test_it_equals_the_naive_encoder_also_in_a_padded_batch():
@@ -211,97 +201,6 @@ def test_gradients_reach_features_and_all_weights():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
     assert not x.grad[~valid].any()
     assert (x.grad[valid].abs().sum(dim=1) > 0).all()
-
-
-class Detector(nn.Module):
-    """Just enough of a detector to train an encoder in."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, batch):
-        memory = self.encoder(**batch.inputs)
-        return {"loss_own": memory.square().mean()} if self.training else [memory]
-
-
-def test_two_pass_alignment_is_the_distance_to_the_dense_centre():
-    batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
-    model = supervise(
-        Detector(dynamic_encoder(alignment="two_pass", alignment_weight=0.3))
-    ).double()
-    losses = model(batch)
-    assert set(losses) == {"loss_own", "loss_align"}
-    dense = make_encoder(num_layers=6).double()
-    distances = []
-    for single in alone:
-        sparse = model.encoder(**single.inputs)[0].mean(dim=0)
-        distances.append((sparse - dense(**single.inputs)[0].mean(dim=0)).norm())
-    expected = 0.3 * torch.stack(distances).mean()
-    torch.testing.assert_close(losses["loss_align"], expected, rtol=1e-6, atol=1e-9)
-    losses["loss_align"].backward()
-    assert all(
-        p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters()
-    )
-    model.eval()
-    assert isinstance(model(batch), list)
-
-
-def test_the_dense_pass_stores_no_gradient_and_is_not_traced():
-    batch, _ = make_batch(SIZES, CHANNELS)
-    model = supervise(Detector(dynamic_encoder(alignment="two_pass")))
-    with record_tokens() as trace:
-        model(batch)
-    assert len(trace.forwards) == 1 and len(trace.forwards[0].layers) == 6
-
-
-def test_alignment_under_autocast_keeps_the_gradients():
-    batch, _ = make_batch(SIZES, CHANNELS)
-    model = supervise(Detector(dynamic_encoder(alignment="two_pass")))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(batch)
-    losses["loss_own"].backward()
-    assert all(
-        p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters()
-    )
-
-
-def test_alignment_per_merge_measures_each_level():
-    batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
-    encoder = dynamic_encoder(alignment="per_merge", alignment_weight=1.0, merge="max").double()
-    losses = supervise(Detector(encoder))(batch)
-    with record_tokens() as trace:
-        encoder(**batch.inputs)
-    token_map = trace.forwards[0].layers[0].token_map
-    x, layout = batch.x_BNC, batch.layout
-    level = torch.cat([torch.full((size,), n) for n, size in enumerate(layout.level_sizes)])
-    total = 0.0
-    for image in range(len(SIZES)):
-        reduced = token_map.reduce(x)[image][token_map.valid_BK[image]]
-        places = token_map.anchor_BK[image][token_map.valid_BK[image]]
-        for n in range(4):
-            before = x[image][layout.valid_BN[image] & (level == n)].mean(dim=0)
-            total += (before - reduced[level[places] == n].mean(dim=0)).norm() / 4 / len(SIZES)
-    assert losses["loss_align"] > 0
-    losses["loss_align"].backward()
-    first_stage_only = DynamicSparsifier(
-        **{**OPTIONS, "alignment": "per_merge", "alignment_weight": 1.0, "merge": "max"},
-        stage_lengths=(6,),
-        level_orders=((1, 2, 3, 4),),
-    )
-    encoder = make_encoder(first_stage_only, num_layers=6).double()
-    loss = supervise(Detector(encoder))(batch)["loss_align"]
-    torch.testing.assert_close(loss, total, rtol=1e-6, atol=1e-9)
-
-
-def test_alignment_without_supervision_is_left_out_and_said_once(caplog, monkeypatch):
-    monkeypatch.setattr(sparsifier_module._Unsupervised, "announced", False)
-    batch, _ = make_batch(SIZES, CHANNELS)
-    encoder = dynamic_encoder(alignment="two_pass")
-    with caplog.at_level(logging.WARNING):
-        encoder(**batch.inputs)
-        encoder(**batch.inputs)
-    assert sum("alignment loss" in record.message for record in caplog.records) == 1
 
 
 def test_random_selection_keeps_the_same_number():

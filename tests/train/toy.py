@@ -154,6 +154,15 @@ class ToyDetector(nn.Module):
         return {"instances": result}
 
 
+def toy_detector_of(value: float) -> ToyDetector:
+    """A detector with all parameters at one value."""
+    model = ToyDetector()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    return model
+
+
 def make_config(root: Path, output_dir: Path, name: str = "toy"):
     """A complete config over the data set in ``root``."""
     register(name, root)
