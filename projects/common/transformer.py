@@ -1,4 +1,4 @@
-"""Sizes that the encoders and decoders of DAB-, DN- and H-Deformable DETR have in common."""
+"""Sizes that the encoders and decoders of the Deformable DETR family have in common."""
 
 sizes = {
     "embed_dim": 256,

@@ -114,6 +114,19 @@ def test_labels_flip_with_the_given_probability_to_any_class():
     assert torch.equal(flip_labels(labels, 0.0, 5), labels)
 
 
+def test_half_of_the_label_noise_ratio_of_positives_and_negatives_is_drawn_anew():
+    torch.manual_seed(0)
+    truth = [{"labels": torch.full((500,), 2), "boxes": torch.full((500, 4), 0.5)}]
+    numbered = nn.Embedding.from_pretrained(torch.arange(5.0)[:, None])
+    queries = contrastive_queries(
+        truth, numbered, dn_number=5000, label_noise_ratio=0.8, box_noise_scale=1.0
+    )
+    labels = queries.content_BDC.view(10, 2, 500)
+    changed = (labels != 2).float().mean(dim=(0, 2))
+    assert ((changed - 0.4 * 4 / 5).abs() < 0.02).all()  # one in five draws the same class again
+    assert not torch.equal(labels[0], labels[1])
+
+
 @pytest.mark.parametrize("matching", [0, 1, 5])
 def test_attention_mask_follows_the_rule_pair_by_pair(matching):
     queries = contrastive_queries(targets(2, 1), embedding(), dn_number=6, **NO_NOISE)

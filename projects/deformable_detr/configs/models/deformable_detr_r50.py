@@ -11,41 +11,30 @@ from tokendetr.detector import layer_weights
 
 from ....common.matching import matcher, weights
 from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding
+from ....common.transformer import sizes
 
-width, num_layers, num_feature_levels = 256, 6, 4
+layers = {
+    **sizes,
+    "feedforward_dim": 1024,
+    "attn_dropout": 0.1,
+    "ffn_dropout": 0.1,
+    "num_feature_levels": "${..num_feature_levels}",
+}
 
 model = L(DeformableDETR)(
     backbone=backbone,
     position_embedding=position_embedding,
     neck=neck,
     transformer=L(DeformableDetrTransformer)(
-        encoder=L(DeformableDetrTransformerEncoder)(
-            embed_dim=width,
-            feedforward_dim=1024,
-            attn_dropout=0.1,
-            ffn_dropout=0.1,
-            num_heads=8,
-            num_layers=num_layers,
-            num_feature_levels=num_feature_levels,
-            post_norm=False,
-        ),
-        decoder=L(DeformableDetrTransformerDecoder)(
-            embed_dim=width,
-            feedforward_dim=1024,
-            attn_dropout=0.1,
-            ffn_dropout=0.1,
-            num_heads=8,
-            num_layers=num_layers,
-            num_feature_levels=num_feature_levels,
-            return_intermediate=True,
-        ),
+        encoder=L(DeformableDetrTransformerEncoder)(**layers, post_norm=False),
+        decoder=L(DeformableDetrTransformerDecoder)(**layers, return_intermediate=True),
         as_two_stage="${..as_two_stage}",
-        num_feature_levels=num_feature_levels,
         two_stage_num_proposals="${..num_queries}",
+        num_feature_levels=4,
     ),
     num_classes=80,
     num_queries=300,
-    embed_dim=width,
+    embed_dim=256,
     aux_loss=True,
     with_box_refine=False,
     as_two_stage=False,
@@ -53,7 +42,7 @@ model = L(DeformableDETR)(
     criterion=L(DeformableCriterion)(
         num_classes="${..num_classes}",
         matcher=matcher,
-        weight_dict=layer_weights(weights, num_layers=num_layers, suffixes=["_enc"]),
+        weight_dict=layer_weights(weights, num_layers=layers["num_layers"], suffixes=["_enc"]),
     ),
     pixel_mean=pixel_mean,
     pixel_std=pixel_std,
