@@ -327,21 +327,19 @@ TOKENDETR_INLINE Vec<double> floor_small(Vec<double> x) {
 
 // e^x for x <= 0 to within 2 units in the last place; results under 2^-126 are 0, NaN stays NaN.
 TOKENDETR_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
-  constexpr float kMagic = 0x1.8p23f;
+  constexpr float kMagic = 0x1.8p23f + 127;  // its sum with a whole number has the bits of 2^number at its end
   const Vec<float> least = broadcast<float>(-87.3f);
-  const Vec<float> t = x > least ? x : least;
+  const Vec<float> t = least > x ? least : x;
   const Vec<float> shifted = t * 1.44269504f + kMagic;
   const Vec<float> whole = shifted - kMagic;
   const Vec<float> r = t - whole * 0x1.62e4p-1f - whole * 0x1.7f7d1cp-20f;
-  Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const auto power = (reinterpret_cast<Index<float>>(shifted) << 23) + reinterpret_cast<Index<float>>(p);
-  const Vec<float> result = reinterpret_cast<Vec<float>>(power);
-  return x > least ? result : (x == x ? Vec<float>{} : x);
+  // In pairs of terms: the next vectors need not wait for a long chain.
+  const Vec<float> square = r * r;
+  Vec<float> p = (r * 1.9875691500e-4f + 1.3981999507e-3f) * square + (r * 8.3334519073e-3f + 4.1665795894e-2f);
+  p = p * square + (r * 1.6666665459e-1f + 5.0000001201e-1f);
+  p = p * square + r + 1.0f;
+  const Vec<float> result = p * reinterpret_cast<Vec<float>>(reinterpret_cast<Index<float>>(shifted) << 23);
+  return x < least ? Vec<float>{} : result;
 }
 TOKENDETR_INLINE Vec<double> exp_nonpositive(Vec<double> x) {
   for (int lane = 0; lane < kLanes<double>; ++lane) x[lane] = __builtin_exp(x[lane]);

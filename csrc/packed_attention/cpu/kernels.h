@@ -12,21 +12,27 @@ struct Segments {
   int64_t count;
 };
 
+// Heads [first, end).
+struct Heads {
+  int64_t first;
+  int64_t end;
+};
+
 struct Gradients {
   Read output;              // the incoming gradient
   Write query, key, value;  // padding is left alone
-  void* table;              // [2R + 1, 2R + 1] of one head, added to, or null
+  void* table;              // [M, 2R + 1, 2R + 1], added to, or null
   void* key_bias;           // [G, M, T], padding is left alone, or null
 };
 
-// The kernels work on one head of one container. `scratch` is 64-byte aligned and as large as *_bytes() says for the
+// The kernels work on some heads of one container. `scratch` is 64-byte aligned and as large as *_bytes() says for the
 // longest segment.
 struct Kernels {
   int64_t (*forward_bytes)(const Problem&, Storage, int64_t longest);
   int64_t (*backward_bytes)(const Problem&, Storage, int64_t longest);
-  void (*forward)(const Problem&, Storage, const Inputs&, const Segments&, int64_t container, int64_t head,
+  void (*forward)(const Problem&, Storage, const Inputs&, const Segments&, int64_t container, const Heads&,
                   void* scratch, const Write& output);
-  void (*backward)(const Problem&, Storage, const Inputs&, const Segments&, int64_t container, int64_t head,
+  void (*backward)(const Problem&, Storage, const Inputs&, const Segments&, int64_t container, const Heads&,
                    void* scratch, const Gradients&);
 };
 

@@ -22,13 +22,17 @@ using Optional = const std::optional<Tensor>&;
 
 Tensor scratch(int64_t bytes) { return at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions().dtype(at::kByte)); }
 
-void zero_padding(const Write& tensor, const std::vector<int32_t>& padding, int64_t container, int64_t head,
+void zero_padding(const Write& tensor, const std::vector<int32_t>& padding, int64_t container, const Heads& heads,
                   int64_t width, int64_t element) {
-  char* base = static_cast<char*>(tensor.data) + (container * tensor.container + head * tensor.head) * element;
-  for (const int32_t slot : padding) std::memset(base + slot * tensor.slot * element, 0, width * element);
+  char* base = static_cast<char*>(tensor.data) + container * tensor.container * element;
+  for (const int32_t slot : padding) {
+    for (int64_t head = heads.first; head < heads.end; ++head) {
+      std::memset(base + (slot * tensor.slot + head * tensor.head) * element, 0, width * element);
+    }
+  }
 }
 
-// Calls work(container, first head, last head, slots by segment) for what items [begin, end) of `containers` times
+// Calls work(container, heads, slots by segment) for what items [begin, end) of `containers` times
 // `heads` stand for: a container's heads follow each other.
 template <class Work>
 void for_each_container(const Prepared& call, int64_t begin, int64_t end, const Work& work) {
@@ -37,10 +41,10 @@ void for_each_container(const Prepared& call, int64_t begin, int64_t end, const 
   SlotsBySegment slots;
   while (begin < end) {
     const int64_t container = begin / p.heads, head = begin % p.heads;
-    const int64_t last = std::min(p.heads, head + end - begin);
+    const Heads heads{head, std::min(p.heads, head + end - begin)};
     slots.sort(segment + container * p.slots, p.slots);
-    work(container, head, last, slots);
-    begin += last - head;
+    work(container, heads, slots);
+    begin += heads.end - heads.first;
   }
 }
 
@@ -61,11 +65,9 @@ Tensor forward(const Prepared& call) {
   at::parallel_for(0, p.containers * p.heads, least_items(p), [&](int64_t begin, int64_t end) {
     const Tensor memory = scratch(set.forward_bytes(p, call.storage, p.slots));
     void* at = memory.mutable_data_ptr();
-    for_each_container(call, begin, end, [&](int64_t container, int64_t head, int64_t last, const auto& slots) {
-      for (; head < last; ++head) {
-        set.forward(p, call.storage, inputs, slots.segments(), container, head, at, to);
-        zero_padding(to, slots.padding(), container, head, p.width, output.element_size());
-      }
+    for_each_container(call, begin, end, [&](int64_t container, const Heads& heads, const auto& slots) {
+      set.forward(p, call.storage, inputs, slots.segments(), container, heads, at, to);
+      zero_padding(to, slots.padding(), container, heads, p.width, output.element_size());
     });
   });
   return output;
@@ -95,21 +97,20 @@ void backward_items(const Prepared& call, const Gradients& gradients, int64_t el
   const int64_t table_bytes =
       p.side() * p.side() * static_cast<int64_t>(call.storage == Storage::kFloat64 ? sizeof(double) : sizeof(float));
   while (begin < end) {
-    const int64_t part = begin / p.heads, first = begin % p.heads, last = std::min(p.heads, first + end - begin);
+    const int64_t part = begin / p.heads, first = begin % p.heads;
+    const Heads heads{first, std::min(p.heads, first + end - begin)};
     const int64_t stop = std::min(p.containers, (part + 1) * per_part);
+    Gradients own = gradients;
+    if (own.table != nullptr) own.table = static_cast<char*>(own.table) + part * p.heads * table_bytes;
     SlotsBySegment slots;
     for (int64_t container = part * per_part; container < stop; ++container) {
       slots.sort(call.segment.const_data_ptr<int32_t>() + container * p.slots, p.slots);
-      for (int64_t head = first; head < last; ++head) {
-        Gradients own = gradients;
-        if (own.table != nullptr) own.table = static_cast<char*>(own.table) + (part * p.heads + head) * table_bytes;
-        set.backward(p, call.storage, inputs, slots.segments(), container, head, at, own);
-        for (const Write& to : {own.query, own.key, own.value}) {
-          zero_padding(to, slots.padding(), container, head, p.width, element);
-        }
+      set.backward(p, call.storage, inputs, slots.segments(), container, heads, at, own);
+      for (const Write& to : {own.query, own.key, own.value}) {
+        zero_padding(to, slots.padding(), container, heads, p.width, element);
       }
     }
-    begin += last - first;
+    begin += heads.end - heads.first;
   }
 }
 

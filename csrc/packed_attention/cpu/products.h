@@ -21,7 +21,7 @@ struct Right {
 constexpr int kVectorsAtOnce = kVectorBytes == 64 ? 4 : 2;
 // Rows whose sums fit in the registers and whose addresses do.
 template <int kVectors>
-constexpr int kRowsAtOnce = kVectors == 1 ? 8 : kVectorBytes == 64 && kVectors == 2 ? 7 : 6;
+constexpr int kRowsAtOnce = kVectors == 1 ? 8 : kVectorBytes == 64 && kVectors < 4 ? 7 : 6;
 
 template <class T, int kRows, int kVectors, class Put>
 TOKENDETR_INLINE void multiply_tile(const Left<T>& left, const Right<T>& right, int64_t depth, int64_t row,
@@ -59,8 +59,8 @@ TOKENDETR_INLINE void multiply_columns(const Left<T>& left, const Right<T>& righ
   for (; row < rows; ++row) multiply_tile<T, 1, kVectors>(left, right, depth, row, vector, put);
 }
 
-// put(i, j, vector j of row i of the product), in any order. It must not call functions: around a call no sum could stay
-// in a register.
+// put(i, j, vector j of row i of the product), in any order. It must not call functions: around a call no sum could
+// stay in a register.
 template <class T, class Put>
 TOKENDETR_INLINE void multiply(const Left<T>& left, const Right<T>& right, int64_t rows, int64_t depth,
                                int64_t vectors, const Put& put) {

@@ -4,6 +4,7 @@
 namespace tokendetr::TOKENDETR_ISA::packed {
 
 using tokendetr::packed::Gradients;
+using tokendetr::packed::Heads;
 using tokendetr::packed::Inputs;
 using tokendetr::packed::Problem;
 using tokendetr::packed::Read;
@@ -38,76 +39,78 @@ TOKENDETR_INLINE void store_first(S* to, Vec<T> vector, int64_t count) {
   std::memcpy(to, few, static_cast<size_t>(count) * sizeof(S));
 }
 
-// One head of one container of a tensor.
+// Some slots of one head of one container.
+struct Place {
+  int64_t container;
+  int64_t head;
+  const int32_t* slots;
+  int64_t count;
+  int64_t width;
+};
+
+// Their rows in a tensor of S.
 template <class S>
-struct Head {
+struct Rows {
   S* data;
   int64_t slot;
   int64_t next;  // the same head of the next container, which is worked on after the other heads of this one
+  const int32_t* slots;
+  int64_t count;
+  int64_t width;
 
   template <class Pointer>
-  Head(const tokendetr::packed::Strided<Pointer>& tensor, int64_t container, int64_t head)
-      : data(static_cast<S*>(tensor.data) + container * tensor.container + head * tensor.head),
+  Rows(const tokendetr::packed::Strided<Pointer>& tensor, const Place& place)
+      : data(static_cast<S*>(tensor.data) + place.container * tensor.container + place.head * tensor.head),
         slot(tensor.slot),
-        next(tensor.container) {}
-  TOKENDETR_INLINE S* at(int64_t slot_number) const { return data + slot_number * slot; }
-  // Rows of a head lie apart, which no processor foresees: fetches the next container's while this one is worked on.
-  TOKENDETR_INLINE void fetch_next(int64_t slot_number, int64_t width) const {
-    const uintptr_t row = reinterpret_cast<uintptr_t>(at(slot_number)) + static_cast<size_t>(next) * sizeof(S);
+        next(tensor.container),
+        slots(place.slots),
+        count(place.count),
+        width(place.width) {}
+
+  TOKENDETR_INLINE S* at(int64_t row) const { return data + slots[row] * slot; }
+  // Rows of a head lie apart, which no processor foresees: fetches that of the next container. This goes row by row
+  // between those of a product, which needs nothing from beyond the nearest cache itself: many fetches at once would
+  // hold up the loads behind them.
+  TOKENDETR_INLINE void fetch_next(int64_t row) const {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(at(row)) + static_cast<size_t>(next) * sizeof(S);
     for (size_t byte = 0; byte < static_cast<size_t>(width) * sizeof(S); byte += 64) {
-      __builtin_prefetch(reinterpret_cast<const void*>(row + byte), !std::is_const_v<S>, 2);
+      __builtin_prefetch(reinterpret_cast<const void*>(begin + byte), !std::is_const_v<S>, 2);
     }
   }
 };
 
-// Rows of `count` slots, times `factor`, then rows of zeros up to whole vectors of them.
-template <class T, class S>
-TOKENDETR_INLINE void gather_rows(const Head<const S>& head, const int32_t* slots, int64_t count, int64_t width,
-                                  T factor, T* to) {
-  const int64_t vectors = whole_vectors<T>(width), row = vectors * kLanes<T>;
-  const Vec<T> times = broadcast<T>(factor);
-  for (int64_t i = 0; i < count; ++i) {
-    const S* from = head.at(slots[i]);
-    head.fetch_next(slots[i], width);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t channel = v * kLanes<T>;
-      store<T>(to + i * row + channel, load_first<T>(from + channel, width - channel) * times);
-    }
-  }
-  const int64_t rows = whole_vectors<T>(count) * kLanes<T>;
-  std::memset(to + count * row, 0, static_cast<size_t>((rows - count) * row) * sizeof(T));
-}
-
-// Whether a tensor like the queries is too large to be read again from a cache; it is then written past them.
-template <class S>
-TOKENDETR_INLINE bool is_large(const Problem& problem) {
-  constexpr int64_t kCached = int64_t{1} << 23;
-  return problem.containers * problem.slots * problem.heads * problem.width * static_cast<int64_t>(sizeof(S)) > kCached;
-}
-
-// Rows times factor(row) to slots.
+// Rows times factor(row), then rows of zeros up to whole vectors of them.
 template <class T, class S, class Factor>
-TOKENDETR_INLINE void scatter_rows(const Problem& problem, const T* rows, const int32_t* slots, int64_t count,
-                                   const Factor& factor, const Head<S>& to) {
-  const int64_t width = problem.width, row = whole_vectors<T>(width) * kLanes<T>;
-  const bool streams = std::is_same_v<T, S> && is_large<S>(problem);
-  for (int64_t i = 0; i < count; ++i) {
+TOKENDETR_INLINE void gather_rows(const Rows<const S>& from, const Factor& factor, T* to) {
+  const int64_t vectors = whole_vectors<T>(from.width), row = vectors * kLanes<T>;
+  for (int64_t i = 0; i < from.count; ++i) {
     const Vec<T> times = broadcast<T>(factor(i));
-    if constexpr (std::is_same_v<T, S>) {
-      if (streams && can_stream<T>(to.at(slots[i]), width)) {
-        for (int64_t c = 0; c < width; c += kLanes<T>) {
-          stream<T>(to.at(slots[i]) + c, load<T>(rows + i * row + c) * times);
-        }
-        continue;
-      }
-    }
-    to.fetch_next(slots[i], width);
-    for (int64_t c = 0; c < width; c += kLanes<T>) {
-      store_first<T>(to.at(slots[i]) + c, load<T>(rows + i * row + c) * times, width - c);
+    for (int64_t c = 0; c < row; c += kLanes<T>) {
+      store<T>(to + i * row + c, load_first<T>(from.at(i) + c, from.width - c) * times);
     }
   }
-  if (streams) finish_streams();
+  const int64_t rows = whole_vectors<T>(from.count) * kLanes<T>;
+  std::memset(to + from.count * row, 0, static_cast<size_t>((rows - from.count) * row) * sizeof(T));
 }
+
+// Rows times factor(row).
+template <class T, class S, class Factor>
+TOKENDETR_INLINE void scatter_rows(const T* from, const Factor& factor, const Rows<S>& to) {
+  const int64_t row = whole_vectors<T>(to.width) * kLanes<T>;
+  for (int64_t i = 0; i < to.count; ++i) {
+    const Vec<T> times = broadcast<T>(factor(i));
+    for (int64_t c = 0; c < row; c += kLanes<T>) {
+      store_first<T>(to.at(i) + c, load<T>(from + i * row + c) * times, to.width - c);
+    }
+  }
+}
+
+// The same factor for all rows.
+template <class T>
+struct Always {
+  T factor;
+  TOKENDETR_INLINE T operator()(int64_t) const { return factor; }
+};
 
 // What a product's vectors become: rows of scratch memory.
 template <class T>
@@ -116,6 +119,20 @@ struct StoreRows {
   int64_t length;
   TOKENDETR_INLINE void operator()(int64_t i, int64_t v, Vec<T> sum) const {
     store<T>(rows + i * length + v * kLanes<T>, sum);
+  }
+};
+
+// The same, while rows of the next container are fetched: those of one tensor that is read and of one that is written.
+template <class T, class S>
+struct StoreAndFetch {
+  StoreRows<T> rows;
+  Rows<const S> read;
+  Rows<S> written;
+  TOKENDETR_INLINE void operator()(int64_t i, int64_t v, Vec<T> sum) const {
+    rows(i, v, sum);
+    if (v > 0) return;
+    read.fetch_next(i);
+    written.fetch_next(i);
   }
 };
 
@@ -154,6 +171,23 @@ inline void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64
       transpose_square<T>(square);
 #pragma GCC unroll 16
       for (int k = 0; k < kLanes<T>; ++k) store<T>(to + (j + k) * to_row + i, square[k]);
+    }
+  }
+}
+
+// The first `vectors` vectors of rows as columns; behind the last row zeros.
+template <class T, class S>
+inline void gather_columns(const Rows<const S>& from, int64_t vectors, T* to, int64_t to_row) {
+  for (int64_t first = 0; first < vectors * kLanes<T>; first += kLanes<T>) {
+    for (int64_t c = 0; c < from.width; c += kLanes<T>) {
+      Vec<T> square[kLanes<T>];
+#pragma GCC unroll 16
+      for (int k = 0; k < kLanes<T>; ++k) {
+        square[k] = first + k < from.count ? load_first<T>(from.at(first + k) + c, from.width - c) : Vec<T>{};
+      }
+      transpose_square<T>(square);
+#pragma GCC unroll 16
+      for (int k = 0; k < kLanes<T>; ++k) store<T>(to + (c + k) * to_row + first, square[k]);
     }
   }
 }

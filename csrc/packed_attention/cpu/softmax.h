@@ -1,86 +1,7 @@
-// From products of a query with the keys of its segment to attention weights.
+// From products of a block of queries with the keys of their segment to attention weights.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA::packed {
-
-// Takes aligned pieces of scratch memory; from a null pointer it only counts.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    const int64_t at = bytes_;
-    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* base_;
-  int64_t bytes_ = 0;
-};
-
-// What is added to the logits of a segment's keys.
-template <class T>
-struct KeyBiases {
-  T* bias;          // the key bias, -inf behind the last key
-  int32_t* y;       // positions of the keys
-  int32_t* x;
-  int32_t* index;   // of the current query's pairs in the table
-  const T* table;   // of the head, or null
-  int32_t reach;
-  int64_t keys, vectors;
-
-  KeyBiases(Carver& carver, int64_t longest, bool has_table)
-      : bias(carver.take<T>(row_length<T>(longest))),
-        y(carver.take<int32_t>(has_table ? row_length<T>(longest) : 0)),
-        x(carver.take<int32_t>(has_table ? row_length<T>(longest) : 0)),
-        index(carver.take<int32_t>(has_table ? row_length<T>(longest) : 0)) {}
-
-  void fill(const Problem& problem, const Inputs& in, int64_t container, int64_t head, const int32_t* slots,
-            int64_t count) {
-    keys = count;
-    vectors = whole_vectors<T>(count);
-    reach = static_cast<int32_t>(problem.reach);
-    table = in.table == nullptr ? nullptr : static_cast<const T*>(in.table) + head * problem.side() * problem.side();
-    const T* key_bias = static_cast<const T*>(in.key_bias);
-    for (int64_t j = 0; j < count; ++j) {
-      bias[j] = key_bias == nullptr ? T(0) : key_bias[container * problem.slots + slots[j]];
-    }
-    for (int64_t j = count; j < vectors * kLanes<T>; ++j) bias[j] = -static_cast<T>(__builtin_inf());
-    if (table == nullptr) return;
-    const int32_t* position = in.position + container * problem.slots * 2;
-    for (int64_t j = 0; j < vectors * kLanes<T>; ++j) {
-      const int32_t slot = slots[j < count ? j : 0];
-      y[j] = position[2 * slot];
-      x[j] = position[2 * slot + 1];
-    }
-  }
-};
-
-// query - keys, clipped to [-reach, reach] also where the difference overflows.
-template <class T>
-TOKENDETR_INLINE Index<T> clipped_offset(int32_t query, const int32_t* keys, int32_t reach) {
-  using Bits = Beside<T, uint32_t>;
-  const Index<T> from = Index<T>{} + query, key = load_beside<T, int32_t>(keys);
-  const Index<T> wrapped = reinterpret_cast<Index<T>>(reinterpret_cast<Bits>(from) - reinterpret_cast<Bits>(key));
-  const Index<T> overflows = (from ^ key) & (from ^ wrapped);
-  const Index<T> farthest = (from >> 31) ^ 0x7fffffff;
-  const Index<T> offset = overflows < 0 ? farthest : wrapped;
-  const Index<T> most = Index<T>{} + reach;
-  const Index<T> low = offset < -most ? -most : offset;
-  return low > most ? most : low;
-}
-
-template <class T>
-TOKENDETR_INLINE void find_in_table(const KeyBiases<T>& keys, int32_t y, int32_t x) {
-  const int32_t reach = keys.reach, side = 2 * reach + 1;
-  for (int64_t j = 0; j < keys.vectors * kLanes<T>; j += kLanes<T>) {
-    const Index<T> row = clipped_offset<T>(y, keys.y + j, reach) + reach;
-    const Index<T> column = clipped_offset<T>(x, keys.x + j, reach) + reach;
-    store_beside<T, int32_t>(keys.index + j, row * side + column);
-  }
-}
 
 template <class T>
 TOKENDETR_INLINE Vec<T> gather(const T* table, const int32_t* index) {
@@ -99,64 +20,160 @@ TOKENDETR_INLINE Vec<T> gather(const T* table, const int32_t* index) {
   return result;
 }
 
-template <class T>
-TOKENDETR_INLINE Vec<T> greater(Vec<T> a, Vec<T> b) {  // one instruction: of NaN and b it is b
-  return a > b ? a : b;
-}
+struct Sum {
+  template <class V>
+  TOKENDETR_INLINE V operator()(V a, V b) const {
+    return a + b;
+  }
+};
+struct Larger {  // one instruction: of NaN and b it is b
+  template <class V>
+  TOKENDETR_INLINE V operator()(V a, V b) const {
+    return a > b ? a : b;
+  }
+};
 
-template <class T, int kDistance = kLanes<T> / 2>
-TOKENDETR_INLINE Vec<T> greatest_everywhere(Vec<T> vector) {
+// Lane i of the result is vectors[i] folded to one number; as many vectors as lanes, which are used up.
+template <class T, class Fold, int kDistance = kLanes<T> / 2>
+TOKENDETR_INLINE Vec<T> fold(Vec<T>* vectors, const Fold& both) {
   if constexpr (kDistance == 0) {
-    return vector;
+    return vectors[0];
   } else {
-    return greatest_everywhere<T, kDistance / 2>(
-        greater<T>(vector, shuffle<T>(vector, vector, PickPartner<kDistance>{})));
-  }
-}
-
-// A NaN among the logits need not reach the largest of them: it reaches the sum. A row of -inf gets 0.
-template <class T>
-TOKENDETR_INLINE T largest_logit(const KeyBiases<T>& keys, T* row) {
-  Vec<T> most = broadcast<T>(-static_cast<T>(__builtin_inf()));
-  for (int64_t j = 0; j < keys.vectors * kLanes<T>; j += kLanes<T>) {
-    Vec<T> logit = load<T>(row + j) + load<T>(keys.bias + j);
-    if (keys.table != nullptr) logit += gather<T>(keys.table, keys.index + j);
-    store<T>(row + j, logit);
-    most = greater<T>(logit, most);
-  }
-  const T largest = greatest_everywhere<T>(most)[0];
-  return largest == -static_cast<T>(__builtin_inf()) ? T(0) : largest;
-}
-
-// Makes the row e^(logit - largest), 0 behind the last key, and returns one by its sum.
-template <class T>
-TOKENDETR_INLINE T exponentials(const KeyBiases<T>& keys, T largest, T* row) {
-  const Vec<T> zero = broadcast<T>(largest);
-  Vec<T> sum{};
-  for (int64_t j = 0; j < keys.vectors * kLanes<T>; j += kLanes<T>) {
-    const Vec<T> share = exp_nonpositive(load<T>(row + j) - zero);
-    store<T>(row + j, share);
-    sum += share;
-  }
-  const T total = sum_everywhere<T>(sum)[0];
-  return total == T(0) ? T(0) : T(1) / total;
-}
-
-constexpr int64_t kBlock = 64;  // queries whose scores exist at a time
-
-// The softmax of a block of rows but for the factors `inverse`. Two short loops: the rows' chains of operations overlap.
-template <class T>
-void softmax_rows(const Problem& problem, const Inputs& in, int64_t container, const int32_t* slots, int64_t queries,
-                  const KeyBiases<T>& biases, T* rows, int64_t length, T* inverse) {
-  T largest[kBlock];
-  for (int64_t i = 0; i < queries; ++i) {
-    if (biases.table != nullptr) {
-      const int32_t* position = in.position + (container * problem.slots + slots[i]) * 2;
-      find_in_table<T>(biases, position[0], position[1]);
+    constexpr int kCount = kLanes<T>;
+#pragma GCC unroll 8
+    for (int i = 0; i < kDistance; ++i) {
+      const Vec<T> a = vectors[i], b = vectors[i + kDistance];
+      vectors[i] =
+          both(shuffle<T>(a, b, PickOwn<kCount, kDistance>{}), shuffle<T>(a, b, PickOther<kCount, kDistance>{}));
     }
-    largest[i] = largest_logit<T>(biases, rows + i * length);
+    return fold<T, Fold, kDistance / 2>(vectors, both);
   }
-  for (int64_t i = 0; i < queries; ++i) inverse[i] = exponentials<T>(biases, largest[i], rows + i * length);
+}
+
+// One number for each query of a block, or one vector still to be folded.
+template <class T>
+struct alignas(64) PerQuery {
+  T number[kBlock];
+};
+template <class T>
+struct Partial {
+  Vec<T> vector[kBlock];
+
+  // Rows behind the last query up to a whole vector of queries.
+  TOKENDETR_INLINE void finish(int64_t queries) {
+    for (int64_t i = queries; i < whole_vectors<T>(queries) * kLanes<T>; ++i) vector[i] = Vec<T>{};
+  }
+};
+// For each key of the tail one number per query.
+template <class T>
+using Tails = PerQuery<T>[kMostTail<T>];
+
+// Products of a block's rows with single rows.
+template <class T>
+void multiply_tails(const T* block, int64_t queries, const T* rows, int64_t width, int64_t tail, Tails<T>& products) {
+  for (int64_t t = 0; t < tail; ++t) {
+    for (int64_t first = 0; first < queries; first += kLanes<T>) {
+      Vec<T> sums[kLanes<T>];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<T>; ++i) {
+        const T* row = block + (first + i) * width;
+        sums[i] = load<T>(row) * load<T>(rows + t * width);
+        for (int64_t c = kLanes<T>; c < width; c += kLanes<T>) {
+          sums[i] += load<T>(row + c) * load<T>(rows + t * width + c);
+        }
+      }
+      store<T>(products[t].number + first, fold<T>(sums, Sum{}));
+    }
+  }
+}
+
+template <class T>
+TOKENDETR_INLINE void put_tails(const Keys<T>& keys, int64_t queries, const Tails<T>& tails, T* rows) {
+  for (int64_t t = 0; t < keys.tail; ++t) {
+    T* to = rows + keys.whole() + t;
+    for (int64_t i = 0; i < queries; ++i) to[i * keys.length] = tails[t].number[i];
+  }
+}
+
+template <class T>
+TOKENDETR_INLINE void add_biases_of_tails(const Keys<T>& keys, int64_t queries, Tails<T>& tails) {
+  if (keys.biased > 0) return;
+  for (int64_t t = 0; t < keys.tail; ++t) {
+    const int64_t key = keys.whole() + t;
+    for (int64_t i = 0; i < queries; ++i) {
+      tails[t].number[i] += keys.bias[key];
+      if (keys.table != nullptr) tails[t].number[i] += keys.table[keys.index[i * keys.length + key]];
+    }
+  }
+}
+
+// Adds the biases and finds the largest logits. A NaN among the logits need not reach the largest of them: it reaches
+// the sum. A row of -inf gets 0.
+template <class T>
+TOKENDETR_INLINE void make_logits(const Keys<T>& keys, int64_t queries, T* rows, Tails<T>& tails,
+                                  PerQuery<T>& largest) {
+  const Vec<T> least = broadcast<T>(-static_cast<T>(__builtin_inf()));
+  const Larger larger;
+  Partial<T> most;
+  for (int64_t i = 0; i < queries; ++i) {
+    T* row = rows + i * keys.length;
+    Vec<T> own = least;
+    for (int64_t v = 0; v < keys.biased; ++v) own = larger(load<T>(row + v * kLanes<T>), own);
+    for (int64_t v = keys.biased; v < keys.vectors; ++v) {
+      const int64_t j = v * kLanes<T>;
+      Vec<T> logit = load<T>(row + j) + load<T>(keys.bias + j);
+      if (keys.table != nullptr) logit += gather<T>(keys.table, keys.index + i * keys.length + j);
+      store<T>(row + j, logit);
+      own = larger(logit, own);
+    }
+    most.vector[i] = own;
+  }
+  most.finish(queries);
+  add_biases_of_tails<T>(keys, queries, tails);
+  for (int64_t first = 0; first < queries; first += kLanes<T>) {
+    Vec<T> own = fold<T>(most.vector + first, larger);
+    for (int64_t t = 0; t < keys.tail; ++t) own = larger(load<T>(tails[t].number + first), own);
+    store<T>(largest.number + first, own == least ? Vec<T>{} : own);
+  }
+}
+
+// Makes the rows e^(logit - largest), 0 behind the last key, and `inverse` one by their sums.
+template <class T, class S>
+TOKENDETR_INLINE void exponentials(const Keys<T>& keys, int64_t queries, const PerQuery<T>& largest, T* rows,
+                                   Tails<T>& tails, PerQuery<T>& inverse, const Rows<S>& ahead) {
+  Partial<T> sums;
+  for (int64_t i = 0; i < queries; ++i) {
+    ahead.fetch_next(i);
+    const Vec<T> zero = broadcast<T>(largest.number[i]);
+    T* row = rows + i * keys.length;
+    Vec<T> sum{};
+    for (int64_t j = 0; j < keys.whole(); j += kLanes<T>) {
+      const Vec<T> share = exp_nonpositive(load<T>(row + j) - zero);
+      store<T>(row + j, share);
+      sum += share;
+    }
+    sums.vector[i] = sum;
+  }
+  sums.finish(queries);
+  for (int64_t first = 0; first < queries; first += kLanes<T>) {
+    Vec<T> sum = fold<T>(sums.vector + first, Sum{});
+    for (int64_t t = 0; t < keys.tail; ++t) {
+      const Vec<T> share = exp_nonpositive(load<T>(tails[t].number + first) - load<T>(largest.number + first));
+      store<T>(tails[t].number + first, share);
+      sum += share;
+    }
+    store<T>(inverse.number + first, sum == Vec<T>{} ? Vec<T>{} : T(1) / sum);
+  }
+  put_tails<T>(keys, queries, tails, rows);
+}
+
+// The softmax of a block of logits without biases, but for the factors `inverse`.
+template <class T, class S>
+void softmax_rows(const Keys<T>& keys, int64_t queries, T* rows, Tails<T>& tails, PerQuery<T>& inverse,
+                  const Rows<S>& ahead) {
+  PerQuery<T> largest;
+  make_logits<T>(keys, queries, rows, tails, largest);
+  exponentials<T>(keys, queries, largest, rows, tails, inverse, ahead);
 }
 
 }  // namespace tokendetr::TOKENDETR_ISA::packed

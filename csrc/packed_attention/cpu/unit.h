@@ -4,6 +4,7 @@
 #include "../../ms_deform_attn/cpu/simd.h"
 #include "products.h"
 #include "rows.h"
+#include "keys.h"
 #include "softmax.h"
 #include "forward.h"
 #include "backward.h"
@@ -52,28 +53,27 @@ inline int64_t longest_segment(const Segments& segments) {
 }
 
 inline void forward(const Problem& problem, Storage storage, const Inputs& in, const Segments& segments,
-                    int64_t container, int64_t head, void* memory, const Write& output) {
+                    int64_t container, const Heads& heads, void* memory, const Write& output) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
     ForwardScratch<T> scratch(problem, longest_segment(segments), in.table != nullptr, memory);
-    const Head<S> to(output, container, head);
     for (int64_t s = 0; s < segments.count; ++s) {
       const int32_t begin = segments.starts[s], count = segments.starts[s + 1] - begin;
-      forward_segment<T, S>(problem, in, container, head, segments.slots + begin, count, scratch, to);
+      forward_segment<T, S>(problem, in, container, heads, segments.slots + begin, count, scratch, output);
     }
   });
 }
 
 inline void backward(const Problem& problem, Storage storage, const Inputs& in, const Segments& segments,
-                     int64_t container, int64_t head, void* memory, const Gradients& gradients) {
+                     int64_t container, const Heads& heads, void* memory, const Gradients& gradients) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
     BackwardScratch<T> scratch(problem, longest_segment(segments), in.table != nullptr, memory);
     for (int64_t s = 0; s < segments.count; ++s) {
       const int32_t begin = segments.starts[s], count = segments.starts[s + 1] - begin;
-      backward_segment<T, S>(problem, in, container, head, segments.slots + begin, count, scratch, gradients);
+      backward_segment<T, S>(problem, in, container, heads, segments.slots + begin, count, scratch, gradients);
     }
   });
 }
