@@ -3,8 +3,9 @@
 Every layer is a row, every feature level a column. A token that stays a query of its own shows the
 image; tokens merged into one query show their mean colour inside a frame; a token that is no query
 in this layer (left out, or taken in by others) is darkened. The last column is the number of
-queries per area, over all levels. Scores that tokens were chosen by are heat maps above the layers,
-the decoder's attention to each token is one below them.
+queries per area, over all levels; with one level there is none. Scores that tokens were chosen by
+are heat maps above the layers, the decoder's attention to each token is one below them, and so is,
+where layers differ, in how many of them a token takes part.
 """
 
 from __future__ import annotations
@@ -116,26 +117,32 @@ def draw_tokens(
     base = np.asarray(picture, dtype=np.float32)
     layout = forward.layout
     rows = _map_rows(base, forward, image, before=True)
+    used_N = np.zeros(layout.num_tokens, dtype=np.int64)
     for layer, counts in zip(forward.layers, describe(forward, image), strict=True):
         tokens = layer_tokens(layer.token_map, layout, image)
+        used_N += tokens.state_N != SKIPPED
         tiles = [_level_tile(base, tokens, layout, level) for level in range(layout.num_levels)]
-        tiles.append(_density_tile(base, tokens, layout))
         levels = counts["levels"]
         assert isinstance(levels, list)
         labels = [
             f"layer {counts['layer']}, level {number}: {level['queries']} of {level['tokens']}"
             for number, level in enumerate(levels, start=1)
         ]
-        labels.append(f"queries per area: {counts['queries']} of {counts['tokens']}")
+        if layout.num_levels > 1:
+            tiles.append(_density_tile(base, tokens, layout))
+            labels.append(f"queries per area: {counts['queries']} of {counts['tokens']}")
         rows.append((labels, tiles))
+    if np.any((used_N > 0) & (used_N < len(forward.layers))):
+        share_N = torch.from_numpy(used_N / len(forward.layers))
+        rows.append(_heat_row(base, layout, "layers", share_N))
     return _assemble(rows + _map_rows(base, forward, image, before=False), width, height)
 
 
-Rows = list[tuple[list[str], list[NDArray[np.float32]]]]
-"""Labels and tiles of each row of a sheet."""
+Row = tuple[list[str], list[NDArray[np.float32]]]
+"""Labels and tiles of a row of a sheet."""
 
 
-def _assemble(rows: Rows, width: int, height: int) -> Image.Image:
+def _assemble(rows: list[Row], width: int, height: int) -> Image.Image:
     step_x, step_y = width + _GAP, height + _GAP + _LABEL
     columns = len(rows[0][1])
     sheet = Image.new("RGB", (columns * step_x + _GAP, len(rows) * step_y + _GAP), "white")
@@ -150,7 +157,7 @@ def _assemble(rows: Rows, width: int, height: int) -> Image.Image:
 
 def _map_rows(
     base_HWC: NDArray[np.float32], forward: ForwardTrace, image: int, *, before: bool
-) -> Rows:
+) -> list[Row]:
     """Heat maps of what tokens were chosen from (``before``), or of what became known later.
 
     Everything that was recorded with one number per token of the whole pyramid is drawn.
@@ -171,15 +178,24 @@ def _map_rows(
         # Scores compete across levels; attention is handed out level by level.
         spans = [layout.num_tokens] if before else sizes
         pairs = zip(value_N.split(spans), valid_N.split(spans), strict=True)
-        shares = torch.cat([_shares(values, valid) for values, valid in pairs]).split(sizes)
-        areas = [
-            _enlarge(_array(share.view(shape)), *base_HWC.shape[:2])
-            for share, shape in zip(shares, layout.level_shapes, strict=True)
-        ]
-        areas.append(np.max(areas, axis=0))
-        labels = [f"{name}, level {number}" for number in range(1, len(areas))]
-        rows.append(([*labels, f"{name}, highest"], [_heat(base_HWC, area) for area in areas]))
+        share_N = torch.cat([_shares(values, valid) for values, valid in pairs])
+        rows.append(_heat_row(base_HWC, layout, name, share_N))
     return rows
+
+
+def _heat_row(
+    base_HWC: NDArray[np.float32], layout: LevelLayout, name: str, share_N: Tensor
+) -> Row:
+    """One number of 0 to 1 per token, by level, and of several levels the highest."""
+    areas = [
+        _enlarge(_array(share.view(shape)), *base_HWC.shape[:2])
+        for share, shape in zip(share_N.split(layout.level_sizes), layout.level_shapes, strict=True)
+    ]
+    labels = [f"{name}, level {number}" for number in range(1, len(areas) + 1)]
+    if len(areas) > 1:
+        areas.append(np.max(areas, axis=0))
+        labels.append(f"{name}, highest")
+    return labels, [_heat(base_HWC, area) for area in areas]
 
 
 def _shares(value_N: Tensor, valid_N: Tensor) -> Tensor:

@@ -136,9 +136,7 @@ def first_records(dataset: list[dict[str, Any]], count: int) -> list[dict[str, A
 
 def count(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
     """Operations of the model and of its encoder, the mean of some test images, in billions."""
-    reports = [
-        count_flops(model, batch, arithmetic=False) for batch in loaded_inputs(cfg, COUNTED_IMAGES)
-    ]
+    reports = [count_flops(model, batch) for batch in loaded_inputs(cfg, COUNTED_IMAGES)]
     mean = mean_report(reports)
     return {"gflops": mean.total / 1e9, "encoder": mean.by_part["encoder"] / 1e9}
 

@@ -3,7 +3,11 @@
 import argparse
 
 import pytest
+import torch
+from detectron2.config import instantiate
 
+from tokendetr.flops import synthetic_inputs
+from tokendetr.train import load_config
 from tools import compare_shapes
 from tools.compare_shapes import ROOT, ROWS, Row, parse_row, table
 
@@ -40,3 +44,17 @@ def test_rows_of_ones_own_are_read():
 def test_without_any_checkpoint_it_says_which_are_missing():
     with pytest.raises(SystemExit, match=r"none of the checkpoints exists.*gone\.pth"):
         compare_shapes.main(["--row", "mine=a.py:gone.pth"])
+
+
+def test_what_weights_and_images_decide_is_counted(monkeypatch):
+    cfg = load_config("projects/spt_backbone/configs/spt_dino_shapes.py")
+    model = instantiate(cfg.model).eval()
+    monkeypatch.setattr(compare_shapes, "loaded_inputs", lambda *_: [synthetic_inputs(256, 256)])
+    gflops = {}
+    for bias in (-9.0, 9.0):
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate.bias"):
+                with torch.no_grad():
+                    parameter.fill_(bias)
+        gflops[bias] = compare_shapes.count(cfg, model)["gflops"]
+    assert gflops[9.0] > 1.02 * gflops[-9.0]

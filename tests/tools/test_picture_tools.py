@@ -267,6 +267,27 @@ def test_scores_and_what_became_known_later_are_heat_maps_above_and_below_the_la
     assert last[:14, :14].max() < bright / 4
 
 
+def test_how_many_layers_a_token_takes_part_in_is_the_last_row_where_layers_differ():
+    layout = LevelLayout.from_masks([torch.zeros(1, 2, 2, dtype=torch.bool)])
+    score_BN = torch.arange(4.0)[None]
+    layers = [
+        LayerTrace(Keep(index_BK=torch.tensor([index])), {"score": score_BN})
+        for index in ([0], [0, 1], [0, 1, 2])
+    ]
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    step = 64 + 6 + 16
+    sheet = np.asarray(draw_tokens(image, ForwardTrace(layout, layers), width=64)).astype(int)
+    # One level: neither a column for all levels nor one for queries per area.
+    assert sheet.shape == ((3 + 3 + 1) * step + 6, 64 + 6 + 6, 3)
+    last = sheet[6 * step + 6 + 16 :, 6:][:64, :64].sum(axis=2)
+    cells = [last[:32, :32], last[:32, 32:], last[32:, :32], last[32:, 32:]]
+    assert all(np.ptp(cell) == 0 for cell in cells)
+    brightness = [cell[0, 0] for cell in cells]
+    assert brightness == sorted(brightness, reverse=True) and len(set(brightness)) == 4
+    alike = ForwardTrace(layout, layers[:1] * 3)
+    assert draw_tokens(image, alike, width=64).size == (64 + 6 + 6, 6 * step + 6)
+
+
 def test_visualize_tokens_reports_the_maps_of_the_model(shapes, tmp_path):
     picture = shapes / "val" / "000001.jpg"
     options = ["--opts", "train.init_checkpoint="]
