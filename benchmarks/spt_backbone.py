@@ -1,7 +1,7 @@
 """Inference of SPT's backbone on the CPU: time against select ratio, beside the dense Swin of equal
 depth, and a batch of unequal select ratios beside padding every image to the largest count.
 
-python benchmarks/spt_backbone.py [--input-size 800 1280] [--depths 2 2 6 2] [--json FILE]
+python benchmarks/spt_backbone.py [--parts curve] [--input-size 800 1280] [--depths 2 2 6 2]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from spt_backbone import SPT, SelectionRule, block
 from spt_backbone.flops import BackboneShape, backbone_macs
+from tokendetr.linear import onednn_linears
 from tokendetr.measuring import write_json
 from tokendetr.ops import extension_available
 from tokendetr.timing import Summary, timed
@@ -95,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threads", type=int, default=2, help="CPU threads of PyTorch")
     add("--repeats", type=int, default=5, help="measured turns of each backbone")
     add("--warmup", type=int, default=1, help="turns before that are not measured")
-    add("--skip-batch", action="store_true", help="leave the batch of unequal images out")
+    add("--parts", nargs="+", default=("curve", "batch"), choices=("curve", "batch"))
     add("--json", metavar="FILE", help="also write the figures to FILE; - for stdout alone")
     options = parser.parse_args()
     if options.threads < 1 or options.repeats < 1:
@@ -137,10 +138,10 @@ def measure(
 
 
 def forward(backbone: nn.Module, images: Tensor, *, padded: bool = False) -> Callable[[], Any]:
-    """Return a function that runs a backbone once."""
+    """Return a function that runs a backbone once, with linear layers as in our detectors."""
 
     def step() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), onednn_linears(backbone):
             if padded:
                 with padding():
                     backbone(images)
@@ -207,16 +208,17 @@ def main() -> None:
     """Run the benchmark."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
-    results = {"curve": curve(options)}
-    if not options.skip_batch:
-        results["batch"] = unequal_batch(options)
-    if options.json != "-":
-        height, width = options.input_size
-        print(f"One image of {height} x {width}, depths {tuple(options.depths)}:\n")
-        print(printed(results["curve"]))
-        if "batch" in results:
-            print(f"\nA batch of select ratios {BATCH_RATIOS}:\n")
-            print(printed(results["batch"]))
+    height, width = options.input_size
+    measured = {
+        "curve": (curve, f"One image of {height} x {width}, depths {tuple(options.depths)}"),
+        "batch": (unequal_batch, f"A batch of select ratios {BATCH_RATIOS}"),
+    }
+    results = {}
+    for part in options.parts:
+        run, title = measured[part]
+        results[part] = run(options)
+        if options.json != "-":
+            print(f"{title}:\n\n{printed(results[part])}\n", flush=True)
     if options.json:
         write_json(results, options.json)
 

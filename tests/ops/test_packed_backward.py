@@ -147,3 +147,15 @@ def test_the_same_bits_every_time_on_any_number_of_threads(tmp_path) -> None:
             assert torch.equal(a, b)
     half = len(found[0])
     assert half > 40
+
+
+def test_memory_does_not_grow_with_the_pairs_of_slots() -> None:
+    slots = 1500
+    case = random_packed(1, slots=slots, width=16, dtype=torch.float32)
+    case = case.with_leaves([x.requires_grad_() for x in case.leaves])
+    with torch.profiler.profile(profile_memory=True) as profile:
+        case.run().sum().backward()
+    events = profile.profiler.kineto_results.events()
+    taken = sum(max(event.nbytes(), 0) for event in events if event.name() == "[memory]")
+    containers, _, heads, _ = case.query.shape
+    assert case.query.nbytes < taken < containers * heads * slots * slots * 4 / 4

@@ -55,6 +55,13 @@ def test_dense_swin_costs_what_is_published(size):
     assert found == pytest.approx(published, rel=0.02)
 
 
+@pytest.mark.parametrize("extra_blocks", [0, table.EXTRA_BLOCKS])
+def test_the_papers_backbone_at_its_size_is_what_is_counted(extra_blocks):
+    formula = table.backbone_giga(table.shape_of("T", extra_blocks=extra_blocks), 0.25)
+    found = table.counted_giga("T", extra_blocks=extra_blocks, ratio=0.25)
+    assert found == pytest.approx(formula, rel=0.01)
+
+
 def test_mask_rcnn_around_the_backbone_costs_what_is_published():
     for size in ("T", "S"):
         backbone, total, _ = table.PAPER_SWIN[size]
