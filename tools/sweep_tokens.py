@@ -3,12 +3,15 @@
 Examples:
     S=projects/dino/configs/dino_shapes_swin.py
     W=train.init_checkpoint=projects/dino/checkpoints/dino_shapes_swin.safetensors
-    python tools/sweep_tokens.py --config-file $S --layers 2 4 --output out train.device=cpu $W
-    python tools/sweep_tokens.py --config-file $S --layers 2 4 --output out --features 32 $W
+    python tools/sweep_tokens.py --config-file $S --layers 4 8 --output out train.device=cpu $W
+    python tools/sweep_tokens.py --config-file $S --layers 4 8 --output out --features 32 $W
+    python tools/sweep_tokens.py --config-file $S --layers 4 8 \\
+        --ways pruning pruning:selection=uniform transforming:threshold=-1 --output out $W
 
 Each point is one way to build W at one keep ratio: the metric (AP on the config's test data, or the
 relative error of the backbone's last map), GFLOPs of the backbone, and milliseconds per image of
-the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are written anew after every point.
+the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are written anew after every point; with
+--resume, points that are in the file already are not measured again.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import matplotlib
 import torch
+from detectron2.config import instantiate
 from torch import Tensor, nn
 
-from token_transforming import METHODS, SELECTIONS, restore, transform
+from token_transforming import Reduction, restore, transform
 from tokendetr.flops import count_flops, synthetic_inputs
 from tokendetr.measuring import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.timing import Summary, timed
@@ -50,11 +54,46 @@ EXPECTED_ERRORS = (
 
 
 @dataclass(frozen=True)
+class Way:
+    """A way to build W.
+
+    Attributes:
+        name: as it was asked for.
+        options: arguments of :func:`token_transforming.transform`.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Way:
+        """Read ``method[:option=value...]``.
+
+        Raises:
+            argparse.ArgumentTypeError: for an unknown method or option, or a wrong value.
+        """
+        method, *settings = text.split(":")
+        options: dict[str, Any] = {"method": method}
+        for setting in settings:
+            option, _, value = setting.partition("=")
+            if option not in ("selection", "threshold", "temperature", "sizes"):
+                raise argparse.ArgumentTypeError(f"{text}: no option is named {option!r}")
+            options[option] = value
+        try:
+            for option in {"threshold", "temperature"} & set(options):
+                options[option] = float(options[option])
+            Reduction(**options)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+        return cls(text, options)
+
+
+@dataclass(frozen=True)
 class Point:
     """One line of the CSV.
 
     Attributes:
-        method: how W is built; "dense" for the model as it is.
+        method: the way W is built; "dense" for the model as it is.
         keep_ratio: of every reduction.
         metric: AP in percent, or the features' relative error.
         gflops: of the backbone, for one image.
@@ -77,26 +116,45 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--config-file", required=True, metavar="FILE", help="lazy config of a dense detector")
     add("--layers", type=int, nargs="+", required=True, help="blocks that reduce, from 0")
     add("--keep-ratios", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5])
-    add("--methods", nargs="+", choices=METHODS, default=["pruning", "merging", "transforming"])
-    add("--selection", choices=SELECTIONS, default="attention", help="of informative tokens")
-    add("--threshold", type=float, default=0.5, help="of the gate; -1 turns it off")
+    add(
+        "--ways",
+        nargs="+",
+        type=Way.parse,
+        metavar="METHOD[:OPTION=VALUE...]",
+        default=[Way.parse(method) for method in ("pruning", "merging", "transforming")],
+        help="options: selection, threshold, temperature, sizes",
+    )
     add("--output", required=True, metavar="FOLDER", help="where sweep.csv and sweep.png go")
     add("--features", type=int, metavar="IMAGES", help="features' error on so many images, not AP")
+    add("--images", type=int, metavar="IMAGES", help="AP on so many test images, not all")
     add("--input-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     add("--repeats", type=int, default=10, help="timed images of each point")
+    add("--resume", action="store_true", help="keep the points that OUTPUT/sweep.csv has")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
     args = parser.parse_args(arguments)
-    if args.repeats < 1 or (args.features is not None and args.features < 1):
-        parser.error("--repeats and --features must be at least 1")
+    counts = [count for count in (args.features, args.images) if count is not None]
+    if min([args.repeats, *counts]) < 1:
+        parser.error("--repeats, --features and --images must be at least 1")
+    if len(counts) > 1:
+        parser.error("--features and --images are different metrics: give one of them")
     return args
 
 
-def average_precision(cfg: Any, model: nn.Module) -> Callable[[], float]:
-    """Return a function that evaluates the model as it is now."""
-    evaluation = Evaluation(cfg, model)
+def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable[[], float]:
+    """Return a function that evaluates the model as it is now, on all test images or the first."""
+    if count is None:
+        evaluation = Evaluation(cfg, model)
+        return lambda: float(evaluation()["bbox"]["AP"])
+    batches = list(loaded_inputs(cfg, count))
+    image_ids = [record["image_id"] for batch in batches for record in batch]
+    evaluator = instantiate(cfg.dataloader.evaluator)
 
     def evaluate() -> float:
-        return float(evaluation()["bbox"]["AP"])
+        evaluator.reset()
+        with torch.no_grad():
+            for batch in batches:
+                evaluator.process(batch, model(batch))
+        return float(evaluator.evaluate(img_ids=image_ids)["bbox"]["AP"])
 
     return evaluate
 
@@ -174,6 +232,18 @@ def write(points: Sequence[Point], folder: Path, metric: str) -> None:
     write_atomically(str(folder / "sweep.png"), picture.getvalue())
 
 
+def points_of(folder: Path) -> list[Point]:
+    """Return the points of an earlier sweep; none where there was none."""
+    path = folder / "sweep.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Point(row["method"], *(float(row[field.name]) for field in fields(Point)[1:]))
+            for row in csv.DictReader(file)
+        ]
+
+
 def run(args: argparse.Namespace) -> list[Point]:
     """Measure all points."""
     cfg = load_measured_config(args.config_file, args.opts)
@@ -183,23 +253,22 @@ def run(args: argparse.Namespace) -> list[Point]:
     if args.features:
         metric, score = "relative error of features", feature_error(cfg, model, args.features)
     else:
-        metric, score = "AP", average_precision(cfg, model)
-    points = [measure(model, score, DENSE, 1.0, args)]
-    write(points, folder, metric)
-    for method in args.methods:
+        metric, score = "AP", average_precision(cfg, model, args.images)
+    points = points_of(folder) if args.resume else []
+    seen = {(point.method, point.keep_ratio) for point in points}
+    if (DENSE, 1.0) not in seen:
+        points.append(measure(model, score, DENSE, 1.0, args))
+    for way in args.ways:
         for keep in args.keep_ratios:
-            transform(
-                model.get_submodule("backbone"),
-                layers=args.layers,
-                keep_ratio=keep,
-                method=method,
-                selection=args.selection,
-                threshold=args.threshold,
-            )
-            points.append(measure(model, score, method, keep, args))
+            if (way.name, keep) in seen:
+                continue
+            backbone = model.get_submodule("backbone")
+            transform(backbone, layers=args.layers, keep_ratio=keep, **way.options)
+            points.append(measure(model, score, way.name, keep, args))
             restore(model)
             write(points, folder, metric)
             logging.getLogger(__name__).info("%s", points[-1])
+    write(points, folder, metric)
     return points
 
 

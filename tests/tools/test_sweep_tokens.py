@@ -9,6 +9,7 @@ from tokendetr.tables import Table
 from tools import sweep_tokens
 
 CONFIG = "projects/dino/configs/dino_shapes_swin.py"
+WAY = "transforming:selection=uniform:threshold=-1"
 
 
 def test_features_of_several_methods_are_swept_into_a_table_and_a_picture(tmp_path, monkeypatch):
@@ -19,14 +20,17 @@ def test_features_of_several_methods_are_swept_into_a_table_and_a_picture(tmp_pa
         "loaded_inputs",
         lambda cfg, count: [synthetic_inputs(96, 128, seed=n) for n in range(count)],
     )
-    sweep_tokens.main(
-        ["--config-file", CONFIG, "--layers", "2", "4", "--keep-ratios", "1", "0.5"]
-        + ["--methods", "pruning", "transforming", "--features", "2", "--repeats", "1"]
-        + ["--input-size", "96", "128", "--output", str(tmp_path), "train.device=cpu"]
-    )
+    arguments = ["--config-file", CONFIG, "--layers", "2", "4", "--keep-ratios", "1", "0.5"]
+    arguments += ["--features", "2", "--repeats", "1", "--input-size", "96", "128"]
+    arguments += ["--output", str(tmp_path), "--ways", "pruning"]
+    # The second run measures what the first has not.
+    sweep_tokens.main([*arguments, "--resume", "train.device=cpu"])
+    first = (tmp_path / "sweep.csv").read_text()
+    sweep_tokens.main([*arguments, WAY, "--resume", "train.device=cpu"])
+    assert (tmp_path / "sweep.csv").read_text().startswith(first)
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["dense"] + ["pruning"] * 2 + ["transforming"] * 2
+    assert [row["method"] for row in rows] == ["dense"] + ["pruning"] * 2 + [WAY] * 2
     dense, kept, pruned = rows[:3]
     assert float(dense["metric"]) == 0
     assert float(kept["metric"]) < 1e-4 < float(pruned["metric"])
@@ -38,6 +42,29 @@ def test_errors_are_one_line(tmp_path):
     arguments = ["--config-file", "nowhere.py", "--layers", "2", "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match="nowhere"):
         sweep_tokens.main(arguments)
+
+
+def test_a_way_to_build_w_is_its_method_and_options():
+    options = {"method": "transforming", "selection": "uniform", "threshold": -1.0}
+    assert sweep_tokens.Way.parse(WAY) == sweep_tokens.Way(WAY, options)
+    assert sweep_tokens.Way.parse("merging").options == {"method": "merging"}
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("squeezing", "squeezing"),
+        ("pruning:selection=first", "first"),
+        ("transforming:threshold=high", "high"),
+        ("transforming:keep=3", "keep"),
+    ],
+)
+def test_ways_that_do_not_exist_are_refused(way, message, capsys):
+    with pytest.raises(SystemExit):
+        sweep_tokens.parse_arguments(
+            ["--config-file", CONFIG, "--layers", "2", "--output", "out", "--ways", way]
+        )
+    assert message in capsys.readouterr().err
 
 
 def test_the_papers_backbone_costs_what_the_paper_says():
