@@ -51,8 +51,8 @@ test: $(BUILT) lint cuda-check
 test-slow: $(BUILT)
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
-cuda-check:
-	$(PYTHON) csrc/check_cuda.py
+cuda-check: $(BUILT)
+	$(PY) csrc/check_cuda.py
 
 sanitize: $(BUILT)
 	PYTHON=$(PY) sh csrc/sanitize.sh

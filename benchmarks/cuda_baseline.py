@@ -11,8 +11,10 @@ from torch.utils.cpp_extension import load
 
 @functools.cache
 def _library() -> Any:
-    source = Path(__file__).with_name("cuda") / "baseline.cu"
-    return load("ms_deform_attn_baseline", [str(source)], extra_cuda_cflags=["-O3"])
+    folder = Path(__file__).with_name("cuda")
+    sources = [str(folder / name) for name in ("baseline.cpp", "baseline.cu")]
+    load("plain_ms_deform_attn", sources, extra_cuda_cflags=["-O3"], is_python_module=False)
+    return torch.ops.plain_ms_deform_attn
 
 
 class _Baseline(torch.autograd.Function):
@@ -28,7 +30,7 @@ class _Baseline(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         value, locations, weights = ctx.saved_tensors
         to_value, to_locations, to_weights = _library().backward(
-            grad_outputs[0].contiguous(), value, ctx.shapes, locations, weights
+            grad_outputs[0], value, ctx.shapes, locations, weights
         )
         return to_value, None, to_locations, to_weights
 

@@ -9,24 +9,14 @@ median of the grid_sample form, and the ratio of the medians.
 """
 
 import argparse
-import importlib
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
+from reporting import Line, Report, milliseconds, operator_parser
 from torch import Tensor
 
-from tokendetr.ops import (
-    extension_available,
-    ms_deform_attn,
-    ms_deform_attn_fused,
-    use_reference,
-)
+from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
 
 LEVELS = ((100, 167), (50, 84), (25, 42), (13, 21))
 HEADS, WIDTH, POINTS = 8, 32, 4
@@ -39,23 +29,6 @@ CASES = {  # short name: description, kind of offsets, number of queries
     "10%": ("10 % queries", "normal", 2222),
     "900": ("900 decoder queries", "uniform", 900),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line, in milliseconds; spread: 90th - 10th percentile; ratio: of the medians."""
-
-    case: str
-    dtype: str
-    passes: str
-    kernel_min: float
-    kernel_median: float
-    kernel_spread: float
-    reference_min: float
-    reference_median: float
-    reference_spread: float
-    ratio: float
-    baseline_min: float | None
 
 
 def pixel_centres() -> Tensor:
@@ -84,22 +57,6 @@ def samples(kind: str, queries: int) -> tuple[Tensor, Tensor]:
     else:
         offsets = torch.randn(shape) * 3
     return reference[None].contiguous(), offsets[None].contiguous()
-
-
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    """Return the milliseconds of one call; on a GPU the mean of ten in a row, by its own clock."""
-    if device.type == "cuda":
-        calls = 10
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(calls):
-            function()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / calls
-    start = time.perf_counter()
-    function()
-    return (time.perf_counter() - start) * 1e3
 
 
 def passes(
@@ -145,8 +102,9 @@ def measure(
     kernel, reference = [], []
     for _ in range(reference_repeats):
         with use_reference():
-            reference.append(timed(function, device))
-        kernel += [timed(function, device) for _ in range(max(1, repeats // reference_repeats))]
+            reference.append(milliseconds(function, device))
+        for _ in range(max(1, repeats // reference_repeats)):
+            kernel.append(milliseconds(function, device))
     return kernel, reference
 
 
@@ -163,64 +121,37 @@ def measure_baseline(
     for function in functions.values():
         function()
     return {
-        label: min(timed(function, device) for _ in range(repeats))
+        label: min(milliseconds(function, device) for _ in range(repeats))
         for label, function in functions.items()
     }
 
 
-def spread(times: list[float]) -> float:
-    """Return the 90th minus the 10th percentile."""
-    tenths = statistics.quantiles(times, n=10, method="inclusive")
-    return tenths[-1] - tenths[0]
-
-
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = operator_parser(__doc__, CASES)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        default=["float32", "bfloat16"],
-        choices=["float64", "float32", "bfloat16", "float16"],
-    )
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--form", default="plain", choices=["plain", "fused"])
-    parser.add_argument("--repeats", type=int, default=20, help="runs of the kernel per line")
     parser.add_argument(
         "--reference-repeats", type=int, default=4, help="runs of the grid_sample form"
     )
     parser.add_argument("--quick", action="store_true", help="6 and 2 runs, float32")
-    parser.add_argument("--json", type=Path, help="also write the lines to this file")
     options = parser.parse_args()
     if options.quick:
         options.repeats, options.reference_repeats, options.dtypes = 6, 2, ["float32"]
     if options.reference_repeats < 2 or options.repeats < options.reference_repeats:
         parser.error("--reference-repeats must be at least 2 and --repeats at least as many")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("not run: no CUDA device")
     return options
 
 
 def main() -> None:
     """Run the cases and print the table."""
     options = arguments()
-    if not extension_available():
-        sys.exit("the extension is not built: run `make build`")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("not run: no CUDA device")
     device = torch.device(options.device)
     attention = ms_deform_attn_fused if options.form == "fused" else ms_deform_attn
-    rows = []
-    setting = {
-        "form": options.form,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "instruction set": importlib.import_module("tokendetr._C").cpu_isa,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    print(", ".join(f"{name} {value}" for name, value in setting.items()))
-    print(
-        f"{'case':24}{'dtype':10}{'pass':18}{'ms (min / median / spread)':>30}"
-        f"{'grid_sample':>13}{'ratio':>8}{'plain CUDA':>12}"
+    report = Report(
+        "grid_sample", baseline="plain CUDA", device=device, setting={"form": options.form}
     )
     for short in options.cases:
         name, kind, queries = CASES[short]
@@ -229,35 +160,8 @@ def main() -> None:
             functions = passes(kind, queries, getattr(torch, dtype), device, attention)
             for label, function in functions.items():
                 ours, theirs = measure(function, device, options.repeats, options.reference_repeats)
-                row = Row(
-                    case=name,
-                    dtype=dtype,
-                    passes=label,
-                    kernel_min=min(ours),
-                    kernel_median=statistics.median(ours),
-                    kernel_spread=spread(ours),
-                    reference_min=min(theirs),
-                    reference_median=statistics.median(theirs),
-                    reference_spread=spread(theirs),
-                    ratio=statistics.median(theirs) / statistics.median(ours),
-                    baseline_min=baseline[label],
-                )
-                rows.append(row)
-                digits = 3 if device.type == "cuda" else 2
-                times = " / ".join(
-                    f"{value:.{digits}f}"
-                    for value in (row.kernel_min, row.kernel_median, row.kernel_spread)
-                )
-                plain = "not run" if row.baseline_min is None else f"{row.baseline_min:.3f}"
-                print(
-                    f"{name:24}{dtype:10}{label:18}{times:>30}"
-                    f"{row.reference_median:13.{digits - 1}f}{row.ratio:8.1f}{plain:>12}",
-                    flush=True,
-                )
-    if options.json:
-        options.json.write_text(
-            json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        )
+                report.add(Line.of(name, dtype, label, ours, theirs, baseline[label]))
+    report.write(options.json)
 
 
 if __name__ == "__main__":

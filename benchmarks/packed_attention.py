@@ -8,22 +8,17 @@ their sum as numbers for each pair and head, made beforehand. Per line: the kern
 and spread (90th - 10th percentile) in milliseconds, PyTorch's median, the ratio of the medians.
 """
 
-import argparse
-import importlib
-import json
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
+from reporting import Line, Report, milliseconds, operator_parser
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokendetr.ops import extension_available, packed_attention, relative_position_bias
+from tokendetr.ops import packed_attention, relative_position_bias
 
+CPU = torch.device("cpu")
 TOKENS, SLOTS, WINDOW, WIDTH = 22_223, 49, 7, 32
 CASES = {  # short name: description, heads, segments per container, biases
     "full": ("one segment, 8 heads", 8, 1, False),
@@ -34,22 +29,6 @@ CASES = {  # short name: description, heads, segments per container, biases
     "stage3": ("Swin-T stage 3, 12 heads", 12, 1, False),
     "stage4": ("Swin-T stage 4, 24 heads", 24, 1, False),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line, in milliseconds; spread: 90th - 10th percentile; ratio: of the medians."""
-
-    case: str
-    dtype: str
-    passes: str
-    kernel_min: float
-    kernel_median: float
-    kernel_spread: float
-    dense_min: float
-    dense_median: float
-    dense_spread: float
-    ratio: float
 
 
 def segments(count: int) -> Tensor:
@@ -141,95 +120,32 @@ class Problem:
         }
 
 
-def timed(function: Callable[[], None]) -> float:
-    """Return the milliseconds of one call."""
-    start = time.perf_counter()
-    function()
-    return (time.perf_counter() - start) * 1e3
-
-
-def spread(times: list[float]) -> float:
-    """Return the 90th minus the 10th percentile."""
-    tenths = statistics.quantiles(times, n=10, method="inclusive")
-    return tenths[-1] - tenths[0]
-
-
-def measure(name: str, dtype: str, label: str, functions: tuple, repeats: int) -> Row:
+def measure(
+    functions: tuple[Callable[[], None], Callable[[], None]], repeats: int
+) -> tuple[list[float], list[float]]:
     """Time both forms in turns, after one warm-up of each."""
     times: tuple[list[float], list[float]] = ([], [])
     for function in functions:
         function()
     for _ in range(repeats):
         for function, own in zip(functions, times, strict=True):
-            own.append(timed(function))
-    ours, theirs = times
-    return Row(
-        case=name,
-        dtype=dtype,
-        passes=label,
-        kernel_min=min(ours),
-        kernel_median=statistics.median(ours),
-        kernel_spread=spread(ours),
-        dense_min=min(theirs),
-        dense_median=statistics.median(theirs),
-        dense_spread=spread(theirs),
-        ratio=statistics.median(theirs) / statistics.median(ours),
-    )
-
-
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--dtypes",
-        nargs="+",
-        default=["float32", "bfloat16"],
-        choices=["float64", "float32", "bfloat16", "float16"],
-    )
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--repeats", type=int, default=20, help="runs of each form per line")
-    parser.add_argument("--json", type=Path, help="also write the lines to this file")
-    options = parser.parse_args()
-    if options.repeats < 2:
-        parser.error("--repeats must be at least 2")
-    return options
+            own.append(milliseconds(function, CPU))
+    return times
 
 
 def main() -> None:
     """Run the cases and print the table."""
-    options = arguments()
-    if not extension_available():
-        sys.exit("the extension is not built: run `make build`")
-    setting = {
-        "device": "cpu",
-        "instruction set": importlib.import_module("tokendetr._C").cpu_isa,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    print(", ".join(f"{name} {value}" for name, value in setting.items()))
-    print(
-        f"{'case':30}{'dtype':10}{'pass':18}{'ms (min / median / spread)':>28}"
-        f"{'masked SDPA':>13}{'ratio':>7}"
-    )
-    rows = []
+    options = operator_parser(__doc__, CASES).parse_args()
+    report = Report("masked SDPA", device=CPU)
     for short in options.cases:
         name, heads, count, biased = CASES[short]
         for dtype in options.dtypes:
             problem = Problem.of(heads, count, biased, getattr(torch, dtype))
             problem.check()
             for label, functions in problem.passes().items():
-                row = measure(name, dtype, label, functions, options.repeats)
-                rows.append(row)
-                times = f"{row.kernel_min:.2f} / {row.kernel_median:.2f} / {row.kernel_spread:.2f}"
-                print(
-                    f"{name:30}{dtype:10}{label:18}{times:>28}{row.dense_median:13.1f}"
-                    f"{row.ratio:7.1f}",
-                    flush=True,
-                )
-    if options.json:
-        options.json.write_text(
-            json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        )
+                ours, theirs = measure(functions, options.repeats)
+                report.add(Line.of(name, dtype, label, ours, theirs))
+    report.write(options.json)
 
 
 if __name__ == "__main__":

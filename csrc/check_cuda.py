@@ -1,19 +1,24 @@
 #!/usr/bin/env python3
-"""Compile every CUDA kernel for sm_80, sm_90 and PTX, without PyTorch, and report what each takes.
+"""Compile every CUDA kernel for sm_80, sm_90 and PTX, and report what each takes.
 
-Usage: csrc/check_cuda.py. Fails on a compiler error or a register spill; without nvcc (NVCC names
-another one) it says that it was skipped. Needs nothing but the standard library.
+Usage: csrc/check_cuda.py [word in a path ...]. Fails on a compiler error or a register spill;
+without nvcc (NVCC names another one) it says that it was skipped. Kernels need no PyTorch. Where it
+is installed, with or without CUDA, the files that bind them to it are checked too, by the C++
+compiler (CXX names another one) with the headers of both.
 """
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+FOLDERS = (ROOT, ROOT.parent / "benchmarks")
 ARCHITECTURES = (
     "arch=compute_80,code=sm_80",
     "arch=compute_90,code=sm_90",
@@ -35,7 +40,7 @@ def readable(symbol: str) -> str:
         r"4KindI[fd](?:NS\d*_\d+(Half|BFloat)E|([fd]))Li(\d+)ELi(\d+)ELi\d+ELb([01])", symbol
     )
     if name is None or kind is None:
-        return symbol
+        return plain[1] if (plain := re.search(r"\d+([a-z]+_kernel)E", symbol)) else symbol
     half, wide, lanes, vector, usual = kind.groups()
     suffix = ", usual sizes" if usual == "1" else ""
     return f"{name[1]} {STORAGE[half or wide]} {lanes} x {vector}{suffix}"
@@ -77,6 +82,32 @@ def kernels(log: str) -> list[tuple[str, str, int, int, int]]:
     return found
 
 
+def check_binding(nvcc: str, source: Path) -> None:
+    """Check a file's types against PyTorch's and CUDA's headers; exits with the errors it has."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        print(f"{source.relative_to(ROOT.parent)}: PyTorch is not installed: not checked")
+        return
+    listed = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+    cuda = re.search(r"TOP=(\S+)", listed.stderr)
+    headers = Path(torch.origin).with_name("include")
+    folders = [headers, headers / "torch/csrc/api/include", sysconfig.get_path("include")]
+    folders += [Path(cuda[1]) / "include"] if cuda else []
+    command = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-fsyntax-only", "-w"]
+    # A PyTorch without CUDA lacks a header that its build generates.
+    command += ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", *(f"-isystem{x}" for x in folders)]
+    result = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(f"{source}:\n{result.stdout}{result.stderr}")
+    print(f"{source.relative_to(ROOT.parent)}: agrees with PyTorch's headers")
+
+
+def sources(suffix: str) -> list[Path]:
+    """Return the CUDA files with a suffix, those whose path has the words of the command line."""
+    found = [path for folder in FOLDERS for path in folder.rglob(f"cuda/*{suffix}")]
+    return sorted(path for path in found if all(word in str(path) for word in sys.argv[1:]))
+
+
 def main() -> None:
     """Compile all, print the table, fail on spills."""
     nvcc = os.environ.get("NVCC", "nvcc")
@@ -86,12 +117,14 @@ def main() -> None:
     spills = 0
     print(f"{'kernel':52}{'arch':8}{'registers':>10}{'spilled':>9}{'shared':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        for source in sorted(ROOT.rglob("*.cu")):
+        for source in sources(".cu"):
             for name, architecture, registers, spilled, shared in kernels(
                 compiled(nvcc, source, Path(folder))
             ):
                 print(f"{name:52}{architecture:8}{registers:10}{spilled:9}{shared:8}", flush=True)
                 spills += spilled > 0
+    for source in sources(".cpp"):
+        check_binding(nvcc, source)
     if spills:
         sys.exit(f"{spills} kernels spill registers")
 

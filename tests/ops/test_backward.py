@@ -137,6 +137,37 @@ def test_backward_gives_the_same_bits_every_time(dtype: torch.dtype) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_a_call_leaves_in_its_memory_reaches_no_later_call(dtype: torch.dtype) -> None:
+    cases = [random_case(seed, width=width) for seed in range(1, 7) for width in (72, 5)]
+
+    def run(case: Case) -> list[torch.Tensor]:
+        value = case.value.to(dtype)
+        shape = (*case.locations.shape[:2], value.shape[2] * value.shape[3])
+        wide = [
+            x.to(torch.float64 if dtype == torch.float64 else torch.float32) for x in case.tensors
+        ]
+
+        def function(*x: torch.Tensor) -> torch.Tensor:
+            return ms_deform_attn(x[0], case.shapes, *x[1:])
+
+        inputs = (value, *wide[1:])
+        return [function(*inputs), *gradients(function, inputs, value.new_ones(shape))]
+
+    def fill_with_nan() -> None:
+        value = torch.full((1, 40 * 40, 4, 64), torch.nan, dtype=dtype)
+        samples = [torch.rand(1, 900, 4, 1, 2, 2), torch.rand(1, 900, 4, 1, 2)]
+        inputs = (value, *(x.to(dtype) for x in samples))
+        incoming = torch.full((1, 900, 4 * 64), torch.nan, dtype=dtype)
+        gradients(lambda *x: ms_deform_attn(x[0], ((40, 40),), *x[1:]), inputs, incoming)
+
+    first = [run(case) for case in cases]
+    for case, expected in reversed(list(zip(cases, first, strict=True))):
+        fill_with_nan()
+        for actual, bits in zip(run(case), expected, strict=True):
+            assert torch.equal(actual, bits)
+
+
 def at_kinks(case: Case, distance: float = 5e-4) -> torch.Tensor:
     """Mark the locations closer than `distance` pixels to where their derivative jumps."""
     kinks = torch.zeros(case.weights.shape, dtype=torch.bool)

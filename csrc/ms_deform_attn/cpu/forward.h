@@ -37,6 +37,22 @@ struct Rows {
   }
 };
 
+// Fetches the corners of a head's samples, up to kChannels channels of them.
+template <class T, class S, int kChannels>
+TOKENDETR_INLINE void fetch(int samples, const Corners<T>* corners, const Rows<T, const S, false>& rows) {
+  for (int sample = 0; sample < samples; ++sample) {
+    const S* corner[4];
+    rows.corners(corners[sample / kLanes<T>], sample % kLanes<T>, 0, 0, corner);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+#pragma GCC unroll 4
+      for (int byte = 0; byte < kChannels * static_cast<int>(sizeof(S)); byte += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(corner[c]) + byte);
+      }
+    }
+  }
+}
+
 // Adds the weighted corners of a head's samples, kVectors vectors of channels at once.
 template <class T, class S, bool kCopied, bool kPacked, int kVectors>
 TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, int samples, const Corners<T>* corners,
@@ -76,7 +92,25 @@ TOKENDETR_INLINE void gather_and_store(const LevelLanes<T>& lanes, int samples, 
   }
 }
 
-// kVectors: vectors per head where that is known at compile time, else 0.
+// One query and head. kVectors: vectors per head where that is known at compile time, else 0.
+template <class T, class S, bool kCopied, int kVectors>
+TOKENDETR_INLINE void sum_samples(const Problem& problem, const LevelLanes<T>& lanes, const Corners<T>* corners,
+                                  const Rows<T, const S, kCopied>& rows, int64_t padded, S* to) {
+  const int samples = problem.samples();
+  if constexpr (kVectors > 0) {
+    constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
+    gather_and_store<T, S, kCopied, kPacked, kVectors>(lanes, samples, corners, rows, 0, problem.width, to);
+  } else {
+    int64_t channel = 0;
+    for (; channel + 4 * kLanes<T> <= padded; channel += 4 * kLanes<T>) {
+      gather_and_store<T, S, kCopied, false, 4>(lanes, samples, corners, rows, channel, problem.width, to);
+    }
+    for (; channel < padded; channel += kLanes<T>) {
+      gather_and_store<T, S, kCopied, false, 1>(lanes, samples, corners, rows, channel, problem.width, to);
+    }
+  }
+}
+
 template <class T, class S, bool kCopied, class Samples, int kVectors>
 void forward_queries(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
                      const S* map, S* output) {
@@ -91,26 +125,23 @@ void forward_queries(const Problem& problem, const Inputs& in, int64_t image, in
     rows.stride = row;
   }
   S* first = output + image * problem.queries * row + head * problem.width;
-  Corners<T> corners[LevelLanes<T>::kBlocks];
-  for (int64_t query = begin; query < end; ++query) {
-    S* to = first + query * row;
-    source.start(query);
-    for (int block = 0; block < lanes.blocks; ++block) {
-      locate<T, kCopied>(lanes, block, source.points(block), corners[block]);
-    }
-    const int samples = problem.samples();
-    if constexpr (kVectors > 0) {
-      constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
-      gather_and_store<T, S, kCopied, kPacked, kVectors>(lanes, samples, corners, rows, 0, problem.width, to);
-    } else {
-      int64_t channel = 0;
-      for (; channel + 4 * kLanes<T> <= padded; channel += 4 * kLanes<T>) {
-        gather_and_store<T, S, kCopied, false, 4>(lanes, samples, corners, rows, channel, problem.width, to);
+  // In place samples lie anywhere in the values: the next query's are fetched while this one's are summed. Copied maps
+  // fit in a cache, and asking for them early only costs time.
+  constexpr int kAhead = kCopied ? 0 : 1;
+  constexpr int kFetched = kLanes<T> * (kVectors > 0 ? kVectors : 1);
+  Corners<T> located[kAhead + 1][LevelLanes<T>::kBlocks];
+  for (int64_t next = begin; next < end + kAhead; ++next) {
+    if (next < end) {
+      Corners<T>* corners = located[next & kAhead];
+      source.start(next);
+      for (int block = 0; block < lanes.blocks; ++block) {
+        locate<T, kCopied>(lanes, block, source.points(block), corners[block]);
       }
-      for (; channel < padded; channel += kLanes<T>) {
-        gather_and_store<T, S, kCopied, false, 1>(lanes, samples, corners, rows, channel, problem.width, to);
-      }
+      if constexpr (kAhead > 0) fetch<T, S, kFetched>(problem.samples(), corners, rows);
     }
+    const int64_t query = next - kAhead;
+    if (query < begin) continue;
+    sum_samples<T, S, kCopied, kVectors>(problem, lanes, located[query & kAhead], rows, padded, first + query * row);
   }
 }
 

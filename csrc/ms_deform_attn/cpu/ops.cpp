@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "../../common/huge_pages.h"
+#include "../../common/scratch.h"
 #include "../operators.h"
 #include "kernels.h"
 
@@ -28,10 +30,6 @@ Storage storage_of(const Tensor& value) {
     default:
       return Storage::kFloat32;
   }
-}
-
-Tensor scratch(int64_t bytes) {
-  return with_huge_pages(at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions().dtype(at::kByte)));
 }
 
 // A call's tensors, contiguous and with coordinates in the type of the sums, and the kernels' view of them.
@@ -108,8 +106,9 @@ void forward_with_maps(const Call& call, void* output) {
   const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
   const int64_t items = units * splits, packages = splits == 1 ? units : threads;
   for_each_item(packages, [&] {
-    return [&, memory = scratch(set.map_bytes(p, call.storage)), copied = int64_t{-1}](int64_t package) mutable {
-      void* map = memory.mutable_data_ptr();
+    return [&, memory = std::make_unique<Scratch>(set.map_bytes(p, call.storage)),
+            copied = int64_t{-1}](int64_t package) mutable {
+      void* map = memory->data();
       for (int64_t item = items * package / packages; item < items * (package + 1) / packages; ++item) {
         const int64_t unit = item / splits, split = item % splits;
         if (unit != copied) {
@@ -151,12 +150,14 @@ void backward_with_maps(const Call& call, const Gradients& gradients) {
   const Problem& p = call.problem;
   const Kernels& set = kernels();
   for_each_item(call.units(), [&] {
-    return [&, map = scratch(set.map_bytes(p, call.storage)),
-            gradient_map = scratch(set.gradient_map_bytes(p, call.storage))](int64_t unit) {
+    const int64_t map_bytes = (set.map_bytes(p, call.storage) + 63) / 64 * 64;
+    return [&, map_bytes,
+            memory = std::make_unique<Scratch>(map_bytes + set.gradient_map_bytes(p, call.storage))](int64_t unit) {
       const int64_t image = unit / p.heads, head = unit % p.heads;
-      set.copy_map(p, call.storage, call.inputs.value, image, head, map.mutable_data_ptr());
-      set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, map.mutable_data_ptr(),
-                   gradient_map.mutable_data_ptr(), gradients);
+      void* map = memory->data();
+      void* gradient_map = static_cast<char*>(map) + map_bytes;
+      set.copy_map(p, call.storage, call.inputs.value, image, head, map);
+      set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, map, gradient_map, gradients);
     };
   });
 }

@@ -1,0 +1,148 @@
+"""What the benchmarks of the operators share: command line, one line per case and pass, JSON."""
+
+import argparse
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
+import torch
+
+from tokendetr.measuring import write_json
+from tokendetr.ops import extension_available
+from tokendetr.timing import Summary
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def operator_parser(description: str | None, cases: Iterable[str]) -> argparse.ArgumentParser:
+    """Return a parser with what every operator's benchmark takes; stops without the extension."""
+    if not extension_available():
+        sys.exit("the extension is not built: run `make build`")
+    names = list(cases)
+    parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
+    parser.add_argument("--cases", nargs="+", default=names, choices=names)
+    parser.add_argument("--repeats", type=int, default=20, help="runs of the kernels per line")
+    parser.add_argument("--json", metavar="FILE", help="also write the lines to FILE")
+    return parser
+
+
+def milliseconds(function: Callable[[], object], device: torch.device) -> float:
+    """Return the time of one call; on a GPU the mean of ten in a row, by its own clock."""
+    if device.type == "cuda":
+        calls = 10
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            function()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / calls
+    start = time.perf_counter()
+    function()
+    return (time.perf_counter() - start) * 1e3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One pass of one case, in milliseconds.
+
+    Attributes:
+        case: description of the case.
+        dtype: of the values.
+        passes: "forward" or "forward+backward".
+        kernel: the kernels' times.
+        kernel_min: the shortest of them.
+        other: the times of PyTorch's form.
+        ratio: of the medians, PyTorch's by the kernels'.
+        baseline_min: the shortest time of a third form, where there is one.
+    """
+
+    case: str
+    dtype: str
+    passes: str
+    kernel: Summary
+    kernel_min: float
+    other: Summary
+    ratio: float
+    baseline_min: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        case: str,
+        dtype: str,
+        passes: str,
+        kernel: list[float],
+        other: list[float],
+        baseline_min: float | None = None,
+    ) -> "Line":
+        """Summarise the times of both forms."""
+        ours, theirs = Summary.of(kernel), Summary.of(other)
+        ratio = theirs.median / ours.median
+        return cls(case, dtype, passes, ours, min(kernel), theirs, ratio, baseline_min)
+
+
+class Report:
+    """Prints lines as they come and keeps them for the JSON file.
+
+    Args:
+        other: what PyTorch's form is called.
+        baseline: what the third form is called, or None.
+        device: that is measured.
+        setting: what else the figures depend on.
+    """
+
+    def __init__(
+        self,
+        other: str,
+        *,
+        baseline: str | None = None,
+        device: torch.device,
+        setting: Mapping[str, object] | None = None,
+    ) -> None:
+        self._lines: list[Line] = []
+        self._digits = 3 if device.type == "cuda" else 2
+        self._baseline = baseline
+        self._setting = {
+            **(setting or {}),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "instruction set": importlib.import_module("tokendetr._C").cpu_isa,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        print(", ".join(f"{name} {value}" for name, value in self._setting.items()))
+        third = f"{baseline:>12}" if baseline else ""
+        print(
+            f"{'case':30}{'dtype':10}{'pass':18}{'ms (min / median / p90 - p10)':>30}"
+            f"{other:>13}{'ratio':>8}{third}"
+        )
+
+    def add(self, line: Line) -> None:
+        """Print a line and keep it."""
+        self._lines.append(line)
+        spread = line.kernel.p90 - line.kernel.p10
+        times = " / ".join(
+            f"{value:.{self._digits}f}" for value in (line.kernel_min, line.kernel.median, spread)
+        )
+        third = ""
+        if self._baseline:
+            shortest = line.baseline_min
+            third = f"{'not run' if shortest is None else f'{shortest:.3f}':>12}"
+        print(
+            f"{line.case:30}{line.dtype:10}{line.passes:18}{times:>30}"
+            f"{line.other.median:13.{self._digits - 1}f}{line.ratio:8.1f}{third}",
+            flush=True,
+        )
+
+    def write(self, target: str | None) -> None:
+        """Write setting and lines to a JSON file, if one is asked for."""
+        if target:
+            lines = [asdict(line) for line in self._lines]
+            write_json({"setting": self._setting, "lines": lines}, target)
