@@ -4,6 +4,8 @@
 
 #include <limits>
 
+#include "../common/tensors.h"
+
 namespace tokendetr {
 namespace {
 
@@ -15,7 +17,7 @@ void check_tensor(const char* name, const at::Tensor& tensor, at::IntArrayRef sh
   TORCH_CHECK_VALUE(tensor.device() == value.device(), name, " is on ", tensor.device(), ", value on ",
                     value.device());
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided, name, " must be a dense tensor");
-  const at::ScalarType wide = coordinate_type(value);
+  const at::ScalarType wide = sum_type(value);
   TORCH_CHECK_TYPE(tensor.scalar_type() == wide || tensor.scalar_type() == value.scalar_type(), name, " must be ",
                    wide, " or value's dtype ", value.scalar_type(), ", got ", tensor.scalar_type());
 }
@@ -49,10 +51,6 @@ void read_levels(at::IntArrayRef level_shapes, const at::Tensor& value, Problem&
 }
 
 }  // namespace
-
-at::ScalarType coordinate_type(const at::Tensor& value) {
-  return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 Problem checked_problem(const at::Tensor& value, at::IntArrayRef level_shapes, const at::Tensor& locations,
                         const at::Tensor& weights, const SampleNames& names) {

@@ -18,9 +18,6 @@ constexpr SampleNames kPlainNames{"sampling_locations", "attention_weights",
 constexpr SampleNames kFusedNames{"sampling_offsets", "attention_logits",
                                   "value, level_shapes and sampling_offsets"};
 
-// float64 for float64 values, else float32.
-at::ScalarType coordinate_type(const at::Tensor& value);
-
 // Raises ValueError or TypeError naming the argument, else returns the sizes.
 Problem checked_problem(const at::Tensor& value, at::IntArrayRef level_shapes, const at::Tensor& locations,
                         const at::Tensor& weights, const SampleNames& names);

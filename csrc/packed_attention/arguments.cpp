@@ -49,23 +49,6 @@ int64_t checked_reach(const at::Tensor& table, const at::Tensor& query) {
 
 }  // namespace
 
-at::ScalarType sum_type(const at::Tensor& query) {
-  return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-Storage storage_of(const at::Tensor& query) {
-  switch (query.scalar_type()) {
-    case at::kDouble:
-      return Storage::kFloat64;
-    case at::kBFloat16:
-      return Storage::kBFloat16;
-    case at::kHalf:
-      return Storage::kFloat16;
-    default:
-      return Storage::kFloat32;
-  }
-}
-
 Problem checked_problem(const Arguments& arguments) {
   const at::Tensor& query = arguments.query;
   check_query(query);

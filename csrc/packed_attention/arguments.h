@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "../common/tensors.h"
 #include "problem.h"
 
 namespace tokendetr::packed {
@@ -26,10 +27,6 @@ Problem checked_problem(const Arguments& arguments);
 // The same for what a backward gets beside them.
 void check_backward(const Arguments& arguments, const at::Tensor& grad_output, bool wants_table_gradient,
                     bool wants_key_bias_gradient);
-
-// The type of logits, biases and sums: float64 for float64 queries, else float32.
-at::ScalarType sum_type(const at::Tensor& query);
-Storage storage_of(const at::Tensor& query);
 
 // A call's tensors as kernels take them: queries, keys and values with a dense last dimension (aligned to `alignment`
 // bytes, as are their strides), the rest contiguous with biases in the type of the sums.

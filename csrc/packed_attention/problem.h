@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace tokendetr::packed {
+#include "../common/storage.h"
 
-enum class Storage { kFloat64, kFloat32, kBFloat16, kFloat16 };
+namespace tokendetr::packed {
 
 // G containers of T slots, M heads, D channels per head. Logits and sums are double for float64, else float.
 struct Problem {

@@ -57,6 +57,7 @@ def test_value_of_more_than_two_to_the_31_elements(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two minutes of memory traffic on an idle machine
 def test_gradient_of_more_than_two_to_the_31_elements(tmp_path) -> None:
     need_memory(15)
     value = sparse_value(str(tmp_path / "value"))

@@ -1,11 +1,10 @@
 // What a set of CPU kernels (one per instruction set) offers, and the choice between the sets.
 #pragma once
 
+#include "../../common/storage.h"
 #include "../problem.h"
 
 namespace tokendetr {
-
-enum class Storage { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 // Where a head's samples come from. Plain: locations and weights. Fused: reference points, raw offsets and logits.
 // All coordinates are double for float64 values and float otherwise; tensors are contiguous.

@@ -1,18 +1,7 @@
-// The kernels compiled for portable. Everything that contains code is included after the target is set and lives in a
-// namespace of its own, so that no function compiled here can be picked by the linker for another processor.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
+// The kernels compiled for portable.
 #include "kernels.h"
 
-#define TOKENDETR_ISA portable
-#define TOKENDETR_VECTOR_BYTES 16
+#include "../../common/cpu/begin_portable.h"
 #include "unit.h"
 
 namespace tokendetr {

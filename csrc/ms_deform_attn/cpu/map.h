@@ -50,22 +50,6 @@ TOKENDETR_INLINE void load_channels(const S* from, Vec<T>* channels) {
   }
 }
 
-// Loads the first `count` lanes, the others are 0; a full vector is loaded at once.
-template <class T, class S>
-TOKENDETR_INLINE Vec<T> load_some(const S* from, int64_t count) {
-  if (count >= kLanes<T>) return load<T>(from);
-  S few[kLanes<T>] = {};
-  std::memcpy(few, from, static_cast<size_t>(count) * sizeof(S));
-  return load<T>(few);
-}
-template <class T, class S>
-TOKENDETR_INLINE void store_some(S* to, Vec<T> vector, int64_t count) {
-  if (count >= kLanes<T>) return store<T>(to, vector);
-  S few[kLanes<T>];
-  store<T>(few, vector);
-  std::memcpy(to, few, static_cast<size_t>(count) * sizeof(S));
-}
-
 // Copies the channels of a token and pads them with zeros.
 template <class T, bool kPacked, class S>
 TOKENDETR_INLINE void copy_token(S* to, const S* from, int64_t width, int64_t padded) {

@@ -9,8 +9,8 @@
 #include <atomic>
 #include <memory>
 
-#include "../../common/huge_pages.h"
 #include "../../common/scratch.h"
+#include "../../common/tensors.h"
 #include "../operators.h"
 #include "kernels.h"
 
@@ -18,19 +18,6 @@ namespace tokendetr {
 namespace {
 
 using at::Tensor;
-
-Storage storage_of(const Tensor& value) {
-  switch (value.scalar_type()) {
-    case at::kDouble:
-      return Storage::kFloat64;
-    case at::kBFloat16:
-      return Storage::kBFloat16;
-    case at::kHalf:
-      return Storage::kFloat16;
-    default:
-      return Storage::kFloat32;
-  }
-}
 
 // A call's tensors, contiguous and with coordinates in the type of the sums, and the kernels' view of them.
 struct Call {
@@ -42,7 +29,7 @@ struct Call {
   Call(const Problem& sizes, const Tensor& values, const Tensor& sample_locations, const Tensor& sample_weights,
        const Tensor& references)
       : problem(sizes), storage(storage_of(values)), value(values.contiguous()) {
-    const at::ScalarType type = coordinate_type(values);
+    const at::ScalarType type = sum_type(values);
     locations = sample_locations.to(type).contiguous();
     weights = sample_weights.to(type).contiguous();
     if (references.defined()) reference = references.to(type).contiguous();

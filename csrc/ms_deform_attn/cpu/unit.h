@@ -1,7 +1,8 @@
 // The functions of a Kernels table for one instruction set: from run-time types and widths to templates.
 #pragma once
 
-#include "simd.h"
+#include "../../common/cpu/simd.h"
+#include "../../common/cpu/lanes.h"
 #include "map.h"
 #include "samples.h"
 #include "sources.h"
@@ -9,26 +10,6 @@
 #include "backward.h"
 
 namespace tokendetr::TOKENDETR_ISA {
-
-template <class Accumulate, class Store>
-struct Types {
-  using T = Accumulate;  // coordinates and sums
-  using S = Store;       // values, outputs and their gradients
-};
-
-template <class Function>
-TOKENDETR_INLINE auto with_types(Storage storage, Function function) {
-  switch (storage) {
-    case Storage::kFloat64:
-      return function(Types<double, double>{});
-    case Storage::kBFloat16:
-      return function(Types<float, BFloat16>{});
-    case Storage::kFloat16:
-      return function(Types<float, Float16>{});
-    default:
-      return function(Types<float, float>{});
-  }
-}
 
 // Calls function with the vectors per head as a constant where that pays, else with 0.
 template <class T, class Function>

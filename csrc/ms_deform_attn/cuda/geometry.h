@@ -8,7 +8,7 @@
 #pragma once
 
 #include "../problem.h"
-#include "device.h"
+#include "../../common/cuda/device.h"
 
 namespace tokendetr::cuda {
 

@@ -10,7 +10,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-
+#include "../../common/tensors.h"
 #include "../operators.h"
 #include "kernels.h"
 
@@ -18,19 +18,6 @@ namespace tokendetr {
 namespace {
 
 using at::Tensor;
-
-cuda::Storage storage_of(const Tensor& value) {
-  switch (value.scalar_type()) {
-    case at::kDouble:
-      return cuda::Storage::kFloat64;
-    case at::kBFloat16:
-      return cuda::Storage::kBFloat16;
-    case at::kHalf:
-      return cuda::Storage::kFloat16;
-    default:
-      return cuda::Storage::kFloat32;
-  }
-}
 
 // Vector loads need the alignment that a view into a larger tensor may lack.
 Tensor aligned(const Tensor& tensor, at::ScalarType type) {
@@ -40,7 +27,7 @@ Tensor aligned(const Tensor& tensor, at::ScalarType type) {
 
 struct Call {
   Problem problem;
-  cuda::Storage storage;
+  Storage storage;
   Tensor value, locations, weights, reference;
   cuda::Inputs inputs;
 
@@ -50,7 +37,7 @@ struct Call {
     const char* reason = cuda::unsupported(problem);
     TORCH_CHECK_VALUE(reason == nullptr, "value is too large for the CUDA kernels: ", reason, ", got ",
                       values.sizes());
-    const at::ScalarType type = coordinate_type(values);
+    const at::ScalarType type = sum_type(values);
     locations = aligned(sample_locations, type);
     weights = aligned(sample_weights, type);
     if (references.defined()) reference = aligned(references, type);

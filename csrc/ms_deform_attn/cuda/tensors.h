@@ -1,11 +1,10 @@
 // What the CUDA kernels read and write, free of torch and CUDA types.
 #pragma once
 
+#include "../../common/storage.h"
 #include "../problem.h"
 
 namespace tokendetr::cuda {
-
-enum class Storage { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 // As on the CPU: coordinates are double for float64 values and float otherwise. Tensors are contiguous and their first
 // element is aligned to 16 bytes.

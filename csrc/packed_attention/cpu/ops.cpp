@@ -9,7 +9,8 @@
 #include <cstring>
 #include <tuple>
 
-#include "../../common/huge_pages.h"
+#include "../../common/scratch.h"
+#include "../../common/tensors.h"
 #include "../arguments.h"
 #include "kernels.h"
 #include "segments.h"
@@ -19,8 +20,6 @@ namespace {
 
 using at::Tensor;
 using Optional = const std::optional<Tensor>&;
-
-Tensor scratch(int64_t bytes) { return at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions().dtype(at::kByte)); }
 
 void zero_padding(const Write& tensor, const std::vector<int32_t>& padding, int64_t container, const Heads& heads,
                   int64_t width, int64_t element) {
@@ -63,8 +62,8 @@ Tensor forward(const Prepared& call) {
   const Inputs inputs = call.inputs();
   const Write to = write_of(output);
   at::parallel_for(0, p.containers * p.heads, least_items(p), [&](int64_t begin, int64_t end) {
-    const Tensor memory = scratch(set.forward_bytes(p, call.storage, p.slots));
-    void* at = memory.mutable_data_ptr();
+    const Scratch memory(set.forward_bytes(p, call.storage, p.slots));
+    void* at = memory.data();
     for_each_container(call, begin, end, [&](int64_t container, const Heads& heads, const auto& slots) {
       set.forward(p, call.storage, inputs, slots.segments(), container, heads, at, to);
       zero_padding(to, slots.padding(), container, heads, p.width, output.element_size());
@@ -92,8 +91,8 @@ void backward_items(const Prepared& call, const Gradients& gradients, int64_t el
   const Problem& p = call.problem;
   const Kernels& set = kernels();
   const Inputs inputs = call.inputs();
-  const Tensor memory = scratch(set.backward_bytes(p, call.storage, p.slots));
-  void* at = memory.mutable_data_ptr();
+  const Scratch memory(set.backward_bytes(p, call.storage, p.slots));
+  void* at = memory.data();
   const int64_t table_bytes =
       p.side() * p.side() * static_cast<int64_t>(call.storage == Storage::kFloat64 ? sizeof(double) : sizeof(float));
   while (begin < end) {

@@ -9,7 +9,6 @@ using tokendetr::packed::Inputs;
 using tokendetr::packed::Problem;
 using tokendetr::packed::Read;
 using tokendetr::packed::Segments;
-using tokendetr::packed::Storage;
 using tokendetr::packed::Write;
 
 template <class T>
@@ -22,21 +21,6 @@ template <class T>
 TOKENDETR_INLINE int64_t row_length(int64_t count) {
   const int64_t vectors = whole_vectors<T>(count);
   return (vectors > 16 && vectors % 2 == 0 ? vectors + 1 : vectors) * kLanes<T>;
-}
-
-template <class T, class S>
-TOKENDETR_INLINE Vec<T> load_first(const S* from, int64_t count) {
-  if (count >= kLanes<T>) return load<T>(from);
-  S few[kLanes<T>] = {};
-  std::memcpy(few, from, static_cast<size_t>(count) * sizeof(S));
-  return load<T>(few);
-}
-template <class T, class S>
-TOKENDETR_INLINE void store_first(S* to, Vec<T> vector, int64_t count) {
-  if (count >= kLanes<T>) return store<T>(to, vector);
-  S few[kLanes<T>];
-  store<T>(few, vector);
-  std::memcpy(to, few, static_cast<size_t>(count) * sizeof(S));
 }
 
 // Some slots of one head of one container.
@@ -86,7 +70,7 @@ TOKENDETR_INLINE void gather_rows(const Rows<const S>& from, const Factor& facto
   for (int64_t i = 0; i < from.count; ++i) {
     const Vec<T> times = broadcast<T>(factor(i));
     for (int64_t c = 0; c < row; c += kLanes<T>) {
-      store<T>(to + i * row + c, load_first<T>(from.at(i) + c, from.width - c) * times);
+      store<T>(to + i * row + c, load_some<T>(from.at(i) + c, from.width - c) * times);
     }
   }
   const int64_t rows = whole_vectors<T>(from.count) * kLanes<T>;
@@ -100,7 +84,7 @@ TOKENDETR_INLINE void scatter_rows(const T* from, const Factor& factor, const Ro
   for (int64_t i = 0; i < to.count; ++i) {
     const Vec<T> times = broadcast<T>(factor(i));
     for (int64_t c = 0; c < row; c += kLanes<T>) {
-      store_first<T>(to.at(i) + c, load<T>(from + i * row + c) * times, to.width - c);
+      store_some<T>(to.at(i) + c, load<T>(from + i * row + c) * times, to.width - c);
     }
   }
 }
@@ -136,25 +120,12 @@ struct StoreAndFetch {
   }
 };
 
-template <int kCount, int kDistance>
-struct PickUpper {
-  static constexpr int at(int lane) { return (lane & kDistance) ? kCount + (lane ^ kDistance) : lane; }
-};
-template <int kCount, int kDistance>
-struct PickLower {
-  static constexpr int at(int lane) { return (lane & kDistance) ? kCount + lane : lane ^ kDistance; }
-};
-
 template <class T, int kDistance = kLanes<T> / 2>
 TOKENDETR_INLINE void transpose_square(Vec<T>* row) {
   if constexpr (kDistance > 0) {
-    constexpr int kCount = kLanes<T>;
 #pragma GCC unroll 16
-    for (int i = 0; i < kCount; ++i) {
-      if (i & kDistance) continue;
-      const Vec<T> a = row[i], b = row[i + kDistance];
-      row[i] = shuffle<T>(a, b, PickUpper<kCount, kDistance>{});
-      row[i + kDistance] = shuffle<T>(a, b, PickLower<kCount, kDistance>{});
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if ((i & kDistance) == 0) exchange<T, kDistance>(row[i], row[i + kDistance]);
     }
     transpose_square<T, kDistance / 2>(row);
   }
@@ -183,7 +154,7 @@ inline void gather_columns(const Rows<const S>& from, int64_t vectors, T* to, in
       Vec<T> square[kLanes<T>];
 #pragma GCC unroll 16
       for (int k = 0; k < kLanes<T>; ++k) {
-        square[k] = first + k < from.count ? load_first<T>(from.at(first + k) + c, from.width - c) : Vec<T>{};
+        square[k] = first + k < from.count ? load_some<T>(from.at(first + k) + c, from.width - c) : Vec<T>{};
       }
       transpose_square<T>(square);
 #pragma GCC unroll 16

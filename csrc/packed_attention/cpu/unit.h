@@ -1,7 +1,8 @@
 // The functions of a Kernels table for one instruction set: from run-time types to templates.
 #pragma once
 
-#include "../../ms_deform_attn/cpu/simd.h"
+#include "../../common/cpu/simd.h"
+#include "../../common/cpu/lanes.h"
 #include "products.h"
 #include "rows.h"
 #include "keys.h"
@@ -10,26 +11,6 @@
 #include "backward.h"
 
 namespace tokendetr::TOKENDETR_ISA::packed {
-
-template <class Accumulate, class Store>
-struct Types {
-  using T = Accumulate;  // logits and sums
-  using S = Store;
-};
-
-template <class Function>
-TOKENDETR_INLINE auto with_types(Storage storage, Function function) {
-  switch (storage) {
-    case Storage::kFloat64:
-      return function(Types<double, double>{});
-    case Storage::kBFloat16:
-      return function(Types<float, BFloat16>{});
-    case Storage::kFloat16:
-      return function(Types<float, Float16>{});
-    default:
-      return function(Types<float, float>{});
-  }
-}
 
 inline int64_t forward_bytes(const Problem& problem, Storage storage, int64_t longest) {
   return with_types(storage, [&](auto types) {

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "../../ms_deform_attn/cuda/device.h"
+#include "../../common/cuda/device.h"
 #include "warp.h"
 #include "work.h"
 

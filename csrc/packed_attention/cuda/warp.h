@@ -1,7 +1,7 @@
 // What the lanes of a warp find out together.
 #pragma once
 
-#include "../../ms_deform_attn/cuda/device.h"
+#include "../../common/cuda/device.h"
 
 namespace tokendetr::packed::cuda {
 

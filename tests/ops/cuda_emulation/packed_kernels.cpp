@@ -18,7 +18,7 @@ Write write_of(void* data, const Problem& p) {
 
 struct Call {
   Problem problem;
-  Storage storage;
+  tokendetr::Storage storage;
   Inputs in;
   const int32_t* segment;
   bool wide;
@@ -27,7 +27,7 @@ struct Call {
 // sizes: G, T, M, D, R, storage, whether loads are 16 bytes wide; tensors: query, key, value, segment, position, table,
 // key bias; strides: three of query, key and value each.
 Call call_of(const int64_t* sizes, double scale, void* const* tensors, const int64_t* strides) {
-  Call call{{sizes[0], sizes[1], sizes[2], sizes[3], scale, sizes[4]}, static_cast<Storage>(sizes[5]), {},
+  Call call{{sizes[0], sizes[1], sizes[2], sizes[3], scale, sizes[4]}, static_cast<tokendetr::Storage>(sizes[5]), {},
             static_cast<const int32_t*>(tensors[3]), sizes[6] != 0};
   call.in = {read_of(tensors[0], strides), read_of(tensors[1], strides + 3), read_of(tensors[2], strides + 6),
              static_cast<const int32_t*>(tensors[4]), tensors[5], tensors[6]};
