@@ -4,15 +4,15 @@ A module changes its class instead of being wrapped: it keeps its place, paramet
 dict, and copies of it know what to do.
 """
 
-_TRANSFORMED: dict[type, type] = {}
+_TRANSFORMED: dict[tuple[type, type], type] = {}
 
 
 def transformed_class(original: type, mixin: type) -> type:
     """Return the class that is ``original`` with a mixin in front; the same one every time."""
-    if original not in _TRANSFORMED:
-        name = f"Transformed{original.__name__}"
-        _TRANSFORMED[original] = type(name, (mixin, original), {})
-    return _TRANSFORMED[original]
+    key = original, mixin
+    if key not in _TRANSFORMED:
+        _TRANSFORMED[key] = type(f"Transformed{original.__name__}", (mixin, original), {})
+    return _TRANSFORMED[key]
 
 
 def original_class(transformed: type) -> type:

@@ -1,7 +1,7 @@
 """The vision transformers whose blocks are known, by class name: nothing is imported.
 
 Supported: Hugging Face transformers' ViT, DeiT, DINOv2 (with and without registers), CLIP's vision
-tower and DPT, and timm's VisionTransformer.
+tower and DPT, timm's VisionTransformer, and detectron2's ViT.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ class Family:
         names: the block's parts.
         prefix: number of class and register tokens of a model.
         taps: blocks whose outputs are read as dense maps; the tokens are then restored at the end.
+        maps: whether blocks pass maps [B, H, W, C] on; their tokens must be restored by the end.
     """
 
     owner: str
@@ -34,6 +35,7 @@ class Family:
     names: BlockNames
     prefix: Callable[[Any], int]
     taps: Callable[[Any], tuple[int, ...]] | None = None
+    maps: bool = False
 
 
 _VIT = BlockNames(
@@ -93,10 +95,26 @@ _TIMM = BlockNames(
     query_norm="attn.q_norm",
     key_norm="attn.k_norm",
 )
+_DETECTRON2 = BlockNames(
+    norm="norm1",
+    query="attn.qkv",
+    key=None,
+    value=None,
+    heads="attn.num_heads",
+    head_width=None,
+    scale="attn.scale",
+    dropout=None,
+    after=("attn.proj", "drop_path"),
+    feed=("norm2", "mlp", "drop_path"),
+)
 
 
 def _every_layer(model: nn.Module) -> tuple[int, ...]:
     return tuple(range(len(part(model, "encoder.layer"))))
+
+
+def _none(model: nn.Module) -> tuple[int, ...]:
+    return ()
 
 
 def _one(model: nn.Module) -> int:
@@ -150,6 +168,16 @@ FAMILIES: tuple[Family, ...] = (
         "Block",
         _TIMM,
         lambda model: int(model.num_prefix_tokens),
+    ),
+    Family(
+        "ViT",
+        "detectron2.modeling.backbone.vit",
+        "blocks",
+        "Block",
+        _DETECTRON2,
+        lambda model: 0,
+        _none,
+        maps=True,
     ),
 )
 

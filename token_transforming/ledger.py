@@ -23,11 +23,13 @@ class TokenState:
             None: one, or it does not matter.
         recoveries: how to undo the reductions so far, first one first.
         x_BNC: the tokens themselves, where the block before put out a restored view of them.
+        grid: rows and columns of all tokens, where blocks pass maps on.
     """
 
     size_BN: Tensor | None = None
     recoveries: tuple[Recovery, ...] = ()
     x_BNC: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
     def restore(self, x_BNC: Tensor, prefix: int) -> Tensor:
         """Return all tokens; the first ``prefix`` ones stay as they are."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, cat, nn
 
 from token_transforming.attention import Attended, attend, attend_and_sum, size_bias
+from token_transforming.classes import original_class
 from token_transforming.ledger import Ledger, TokenState, open_ledger, set_ledger
 from token_transforming.reduction import Candidates, reduce_tokens
 from token_transforming.settings import Reduction
@@ -27,10 +28,11 @@ class BlockNames:
         query, key, value: projections; ``key`` and ``value`` are None where ``query`` is one
             projection of all three.
         query_norm, key_norm: norms of the heads, or None.
-        head_width: attribute with the width D.
+        heads: attribute with the number of heads M, or None where ``head_width`` is there.
+        head_width: attribute with the width D, or None where ``heads`` is there.
         scale: attribute with the factor of the logits.
         dropout: attribute with the probability of dropping an attention weight (or a
-            ``nn.Dropout``).
+            ``nn.Dropout``); None: none is dropped.
         after: parts between the attention and its residual, in order.
         feed: parts between that and the second residual, in order.
     """
@@ -39,11 +41,12 @@ class BlockNames:
     query: str
     key: str | None
     value: str | None
-    head_width: str
+    head_width: str | None
     scale: str
-    dropout: str
+    dropout: str | None
     after: tuple[str, ...]
     feed: tuple[str, ...]
+    heads: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
 
@@ -125,8 +128,11 @@ def run_block(
 
 def _heads(block: nn.Module, x_BNC: Tensor, names: BlockNames) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, each [B, M, N, D]."""
-    width = part(block, names.head_width)
     normed_BNC = part(block, names.norm)(x_BNC)
+    if names.heads is not None:
+        width = normed_BNC.shape[-1] // part(block, names.heads)
+    else:
+        width = part(block, str(names.head_width))
     if names.key is None or names.value is None:
         joint = part(block, names.query)(normed_BNC).unflatten(-1, (3, -1, width))
         query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
@@ -142,7 +148,7 @@ def _heads(block: nn.Module, x_BNC: Tensor, names: BlockNames) -> tuple[Tensor, 
 
 
 def _dropout(block: nn.Module, names: BlockNames) -> float:
-    if not block.training:
+    if names.dropout is None or not block.training:
         return 0.0
     found = part(block, names.dropout)
     return float(found.p if isinstance(found, nn.Dropout) else found)
@@ -166,14 +172,12 @@ def _reduce(
     prefix = plan.prefix
     patches_BNC = x_BNC[:, prefix:]
     tokens = patches_BNC.shape[1]
-    grid = kept_grid = None
+    kept_grid = None
     kept = how.kept(tokens)
-    side = round(tokens**0.5)
-    if side * side == tokens and not state.recoveries:
-        grid = side, side
-        if how.method == "clustering":
-            kept_grid = how.kept_grid(*grid)
-            kept = kept_grid[0] * kept_grid[1]
+    grid = None if state.recoveries else state.grid or _square(tokens)
+    if grid is not None and how.method == "clustering":
+        kept_grid = how.kept_grid(*grid)
+        kept = kept_grid[0] * kept_grid[1]
     reduced = reduce_tokens(
         Candidates(
             x_BNC=patches_BNC,
@@ -193,7 +197,14 @@ def _reduce(
     if plan.recover and recovery is not None:
         recoveries = (*recoveries, recovery)
     size_BK = reduced.size_BK if how.scales else None
-    return cat([x_BNC[:, :prefix], reduced.x_BKC], dim=1), TokenState(size_BK, recoveries)
+    x_BNC = cat([x_BNC[:, :prefix], reduced.x_BKC], dim=1)
+    return x_BNC, replace(state, size_BN=size_BK, recoveries=recoveries)
+
+
+def _square(tokens: int) -> tuple[int, int] | None:
+    """Return the grid of tokens of a square image; None where there is none."""
+    side = round(tokens**0.5)
+    return (side, side) if side * side == tokens else None
 
 
 class TransformedBlock:
@@ -229,3 +240,25 @@ class TransformedBlock:
         if plan.last:
             set_ledger(None)
         return x_BNC
+
+
+class TransformedMapBlock(TransformedBlock):
+    """The same for blocks that pass tokens on as maps [B, H, W, C]; reduced ones are [B, K, 1, C].
+
+    While all tokens are there and stay, the block's own ``forward`` runs, windows and all.
+    """
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the block on a map, or on the tokens that are left of one."""
+        plan, entering = self.token_plan, kwargs["token_ledger"].entering
+        state: TokenState = entering[plan.index]
+        if plan.reduction is None and not state.recoveries:
+            entering[plan.index + 1] = state
+            if plan.last:
+                set_ledger(None)
+            x_BHWC: Tensor = original_class(type(self)).forward(self, hidden_states)  # type: ignore[attr-defined]
+            return x_BHWC
+        grid = state.grid or (hidden_states.shape[1], hidden_states.shape[2])
+        entering[plan.index] = replace(state, grid=grid)
+        x_BNC = super().forward(hidden_states.flatten(1, 2), *args, **kwargs)
+        return x_BNC.unsqueeze(2) if plan.output == "reduced" else x_BNC.unflatten(1, grid)

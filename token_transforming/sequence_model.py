@@ -5,7 +5,13 @@ from torch import nn
 from token_transforming.classes import original_class, transformed_class
 from token_transforming.families import Family
 from token_transforming.report import TransformReport, UnsupportedModelError, check_layers
-from token_transforming.sequence import BlockPlan, Output, TransformedBlock, part
+from token_transforming.sequence import (
+    BlockPlan,
+    Output,
+    TransformedBlock,
+    TransformedMapBlock,
+    part,
+)
 from token_transforming.settings import Reduction
 
 RECOVER = ("auto", "never", "end", "every")
@@ -38,7 +44,10 @@ def transform_sequence(
     _check_blocks(blocks, family)
     outputs = _outputs(model, family, len(blocks), layers, recover)
     by_layer = dict(zip(layers, reductions, strict=True))
+    if family.maps:
+        _check_maps(blocks, family, layers, outputs)
     restores = any(output != "reduced" for output in outputs)
+    mixin = TransformedMapBlock if family.maps else TransformedBlock
     for index, block in enumerate(blocks):
         block.token_plan = BlockPlan(
             index=index,
@@ -49,7 +58,7 @@ def transform_sequence(
             recover=restores and any(output != "reduced" for output in outputs[index:]),
             output=outputs[index],
         )
-        block.__class__ = transformed_class(type(block), TransformedBlock)
+        block.__class__ = transformed_class(type(block), mixin)
     return TransformReport(
         model=type(model).__name__,
         name=name,
@@ -83,6 +92,35 @@ def _check_blocks(blocks: list[nn.Module], family: Family) -> None:
             )
         if getattr(getattr(block, "attn", None), "gate", None) is not None:
             raise UnsupportedModelError(f"block {index} of {family.owner} has gated attention")
+
+
+def _check_maps(
+    blocks: list[nn.Module], family: Family, layers: tuple[int, ...], outputs: list[Output]
+) -> None:
+    """Stop where tokens that are left would need their places on the map.
+
+    Raises:
+        ValueError: where they are not restored.
+        UnsupportedModelError: for windows, relative positions or convolutions between a reduction
+            and the block that restores.
+    """
+    if outputs[-1] == "reduced" and "restored" not in outputs[layers[-1] :]:
+        raise ValueError(f"{family.owner} puts out a map: recover cannot be 'never'")
+    reduced = False
+    for index, block in enumerate(blocks):
+        reduced = reduced or index in layers
+        features = {
+            "windows": bool(getattr(block, "window_size", 0)),
+            "relative positions": bool(getattr(part(block, "attn"), "use_rel_pos", False)),
+            "a convolution": bool(getattr(block, "use_residual_block", False)),
+        }
+        used = [name for name, there in features.items() if there]
+        if reduced and used:
+            raise UnsupportedModelError(
+                f"block {index} of {family.owner} has {' and '.join(used)}, which reduced tokens "
+                "cannot have: reduce in blocks after it, or restore before it (recover=<block>)"
+            )
+        reduced = reduced and outputs[index] != "restored"
 
 
 def _outputs(

@@ -137,7 +137,8 @@ def test_traces_and_pictures_show_scores_of_foreground_and_objects():
     assert torch.equal(second["object"].isfinite(), kept)
     picture = np.zeros((128, 168, 3), dtype=np.uint8)
     rows = (draw_tokens(picture, forward, width=84).size[1] - 6) / (64 + 6 + 16)
-    assert rows == 1 + 2 + 2 + len(forward.maps)  # foreground, objects and tokens of both layers
+    # Foreground, objects and tokens of both layers, in how many of them a token is, and later maps.
+    assert rows == 1 + 2 + 2 + 1 + len(forward.maps)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -167,6 +167,40 @@ def test_dpt_and_backbones_read_dense_maps_by_default():
     assert {m.shape for m in backbone(x).feature_maps} == {torch.Size((2, 48, 6, 6))}
 
 
+class Segmenter(torch.nn.Module):
+    """A ViT with a linear decoder of its patches, or with one in which class tokens attend."""
+
+    def __init__(self, masks: bool) -> None:
+        super().__init__()
+        self.vit = build("vit")
+        self.classes = torch.nn.Parameter(torch.randn(5, 48))
+        layer = torch.nn.TransformerEncoderLayer(48, 3, 96, batch_first=True)
+        self.decoder = (
+            torch.nn.TransformerEncoder(layer, 1, enable_nested_tensor=False) if masks else None
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches, classes = tokens_of(self.vit, x)[:, 1:], self.classes.expand(len(x), -1, -1)
+        if self.decoder is not None:
+            patches, classes = self.decoder(torch.cat([patches, classes], dim=1)).split([36, 5], 1)
+        return (patches @ classes.transpose(1, 2)).unflatten(1, (6, 6))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masks", [False, True])
+def test_segmentation_decoders_read_restored_patches(masks):
+    model, x = Segmenter(masks).eval(), images()
+    dense = model(x)
+    transform(model, layers=(2, 4), keep_ratio=1.0, temperature=1e6, recover="end")
+    torch.testing.assert_close(model(x), dense, rtol=1e-3, atol=1e-3)
+    transform(model, layers=(2, 4), keep_ratio=0.7, recover="end")
+    logits = model(x)
+    assert logits.shape == dense.shape
+    kinds = [len(image.flatten(0, 1).round(decimals=4).unique(dim=0)) for image in logits]
+    assert all(9 < count <= 19 for count in kinds)  # 36 patches, 26, 19
+    assert torch.equal(restore(model)(x), dense)
+
+
 def test_fine_tuning_reaches_all_parameters_and_lowers_the_loss():
     model, x = build("vit_classifier"), images(4)
     transform(model, layers=(1, 3), keep_ratio=0.5, temperature=5.0)

@@ -4,7 +4,7 @@ from tokendetr.config import sparsify
 from tokendetr.detector import ProposalCriterion, layer_weights
 
 from ....common.matching import matcher, weights
-from ....deformable_detr.configs.models.deformable_detr_r50 import model, num_layers
+from ....deformable_detr.configs.models.deformable_detr_r50 import layers, model
 from .sparse_sparsifier import sparsifier
 
 # The published detector: box refinement, and queries that start as the best tokens of any class.
@@ -17,7 +17,7 @@ model.criterion = L(ProposalCriterion)(
     num_classes="${..num_classes}",
     matcher=matcher,
     weight_dict=layer_weights(
-        {**weights, "loss_class": 2.0}, num_layers=num_layers, suffixes=["_enc"]
+        {**weights, "loss_class": 2.0}, num_layers=layers["num_layers"], suffixes=["_enc"]
     ),
 )
 model.backbone.freeze_at = 2
