@@ -113,10 +113,6 @@ def _every_layer(model: nn.Module) -> tuple[int, ...]:
     return tuple(range(len(part(model, "encoder.layer"))))
 
 
-def _none(model: nn.Module) -> tuple[int, ...]:
-    return ()
-
-
 def _one(model: nn.Module) -> int:
     return 1
 
@@ -176,7 +172,6 @@ FAMILIES: tuple[Family, ...] = (
         "Block",
         _DETECTRON2,
         lambda model: 0,
-        _none,
         maps=True,
     ),
 )

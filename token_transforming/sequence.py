@@ -234,12 +234,15 @@ class TransformedBlock:
                 f"{type(self).__name__} is transformed and cannot take an attention mask; "
                 "restore(model) first"
             )
-        assert isinstance(self, nn.Module)
-        x_BNC, state = run_block(self, hidden_states, plan, ledger.entering[plan.index])
-        ledger.entering[plan.index + 1] = state
+        entering = ledger.entering
+        x_BNC, entering[plan.index + 1] = self._run(hidden_states, entering[plan.index])
         if plan.last:
             set_ledger(None)
         return x_BNC
+
+    def _run(self, x_BNC: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        assert isinstance(self, nn.Module)
+        return run_block(self, x_BNC, self.token_plan, state)
 
 
 class TransformedMapBlock(TransformedBlock):
@@ -248,17 +251,11 @@ class TransformedMapBlock(TransformedBlock):
     While all tokens are there and stay, the block's own ``forward`` runs, windows and all.
     """
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the block on a map, or on the tokens that are left of one."""
-        plan, entering = self.token_plan, kwargs["token_ledger"].entering
-        state: TokenState = entering[plan.index]
+    def _run(self, x_BHWC: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        plan = self.token_plan
         if plan.reduction is None and not state.recoveries:
-            entering[plan.index + 1] = state
-            if plan.last:
-                set_ledger(None)
-            x_BHWC: Tensor = original_class(type(self)).forward(self, hidden_states)  # type: ignore[attr-defined]
-            return x_BHWC
-        grid = state.grid or (hidden_states.shape[1], hidden_states.shape[2])
-        entering[plan.index] = replace(state, grid=grid)
-        x_BNC = super().forward(hidden_states.flatten(1, 2), *args, **kwargs)
-        return x_BNC.unsqueeze(2) if plan.output == "reduced" else x_BNC.unflatten(1, grid)
+            original: Any = original_class(type(self))
+            return original.forward(self, x_BHWC), state
+        grid = state.grid or (x_BHWC.shape[1], x_BHWC.shape[2])
+        x_BNC, state = super()._run(x_BHWC.flatten(1, 2), replace(state, grid=grid))
+        return x_BNC.unsqueeze(2) if plan.output == "reduced" else x_BNC.unflatten(1, grid), state

@@ -134,7 +134,7 @@ def _outputs(
     taps: tuple[int, ...] = ()
     if recover == "auto":
         taps = () if family.taps is None else family.taps(model)
-        recover = "never" if family.taps is None else "end"
+        recover = "end" if family.maps or family.taps is not None else "never"
     outputs: list[Output] = ["view" if index in taps else "reduced" for index in range(count)]
     if isinstance(recover, int):
         if not layers[0] <= recover < count:

@@ -40,7 +40,8 @@ TIED_PROPOSALS = {
     "dino/configs/dino-resnet/dino_r50_4scale_12ep.py": 3,
     "dino/configs/dino-swin/dino_swin_tiny_224_4scale_12ep.py": 5,
 }
-TIED_LOSS_TOLERANCE = 5e-2
+TIED_LOSS_TOLERANCE = 2e-2
+SWIN_LARGE_LOSS_TOLERANCE = 5e-2
 NAMES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
@@ -155,7 +156,11 @@ def test_training_gives_upstreams_losses(golden):
     assert set(losses) == set(facts["losses"])
     wanted = {n: v for n, v in facts["losses"].items() if "_dn" not in n}  # those are random
     ours = {name: float(losses[name]) for name in wanted}
-    tolerance = TIED_LOSS_TOLERANCE if facts["config"] in TIED_PROPOSALS else TOLERANCE
+    tolerance, share = TOLERANCE, 0.9
+    if facts["config"] in TIED_PROPOSALS:
+        tolerance = TIED_LOSS_TOLERANCE
+    if "swin_large" in facts["config"]:  # one layer's boxes, and a little of the next one's
+        tolerance, share = SWIN_LARGE_LOSS_TOLERANCE, 0.8
     assert ours == pytest.approx(wanted, rel=tolerance, abs=1e-6)
     close = [n for n, v in wanted.items() if ours[n] == pytest.approx(v, rel=TOLERANCE, abs=1e-6)]
-    assert len(close) >= 0.8 * len(wanted)  # one layer's boxes, and a little of the next one's
+    assert len(close) >= share * len(wanted)
