@@ -1,18 +1,16 @@
 """What parts of a model may rely on when they ask for losses."""
 
 import copy
-import os
 import pickle
 import threading
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.processes import run_two_processes
 from tokendetr.supervision import (
     build_supervised,
     current,
@@ -263,37 +261,26 @@ def test_built_from_a_class_or_its_name():
             build_supervised(supervised_class=name)
 
 
-def train_rank(rank: int, port: int, results) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def train_rank(rank: int, folder: str) -> None:
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(supervise(Model()))
     torch.manual_seed(1)
     records = inputs(2)
     losses = model(records[rank : rank + 1])
     sum(losses.values()).backward()
-    results[rank] = (sorted(losses), model.module.part.linear.weight.grad.clone())
-    dist.destroy_process_group()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+    gradient = model.module.part.linear.weight.grad
+    torch.save((sorted(losses), gradient), f"{folder}/{rank}.pth")
 
 
 @pytest.mark.slow
-def test_ddp_averages_the_gradients_of_asked_losses():
-    manager = mp.Manager()
-    results = manager.dict()
-    mp.spawn(train_rank, args=(free_port(), results), nprocs=2)
+def test_ddp_averages_the_gradients_of_asked_losses(tmp_path):
+    run_two_processes(train_rank, tmp_path)
     torch.manual_seed(0)
     model = supervise(Model())
     torch.manual_seed(1)
     for record in inputs(2):
         (sum(model([record]).values()) / 2).backward()
-    for names, gradient in dict(results).values():
+    for rank in (0, 1):
+        names, gradient = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
         assert names == ["loss_own", "loss_part"]
         torch.testing.assert_close(gradient, model.part.linear.weight.grad)

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-import tokendetr  # noqa: F401  (for the spawned processes)
 from tests.focus_detr.focus_models import focus_model
+from tests.processes import run_two_processes
 from tests.small_detectors import CLASSES, record
 from tests.sparse_detr.test_sparse_processes import PER_PROCESS, step
 
@@ -22,9 +20,6 @@ def build(name: str, num_classes: int | None):
 
 
 def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     for name, num_classes in VARIANTS:
         model = build(name, num_classes)
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
@@ -34,11 +29,10 @@ def worker(rank: int, folder: str) -> None:
         if rank == 0:
             gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
             torch.save(gradients, Path(folder) / f"{name}.pth")
-    dist.destroy_process_group()
 
 
 def test_two_processes_one_without_boxes_equal_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2, join=True)
+    run_two_processes(worker, tmp_path)
     whole_batch = [one for records in PER_PROCESS for one in records]
     for name, num_classes in VARIANTS:
         both = torch.load(tmp_path / f"{name}.pth", weights_only=True)

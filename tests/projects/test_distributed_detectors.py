@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-import tokendetr  # noqa: F401  (for the spawned processes)
+from tests.processes import run_two_processes
 from tests.small_detectors import build, record
 
 DETECTORS = ("dino", "deformable_two_stage")
@@ -23,10 +21,6 @@ def gradients(model, records) -> dict[str, torch.Tensor]:
 
 
 def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
     batch = [RECORDS[rank] | {"image": RECORDS[rank]["image"].double()}]
     for name in DETECTORS:
         model = build(name).double().train()
@@ -39,11 +33,10 @@ def worker(rank: int, folder: str) -> None:
         if rank == 0:
             grads = {n: p.grad for n, p in model.named_parameters()}
             torch.save(grads, Path(folder) / f"{name}.pth")
-    dist.destroy_process_group()
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2, join=True)
+    run_two_processes(worker, tmp_path)
     for name in DETECTORS:
         both = torch.load(tmp_path / f"{name}.pth", weights_only=True)
         model = build(name).double().train()

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-import tokendetr  # noqa: F401  (for the spawned processes)
+from tests.processes import run_two_processes
 from tests.small_detectors import record
 from tests.sparse_detr.sparse_detectors import sparse
 
@@ -30,10 +28,6 @@ def build(name: str, selection: str):
 
 
 def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
     for name, selection in VARIANTS:
         model = build(name, selection)
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
@@ -43,11 +37,10 @@ def worker(rank: int, folder: str) -> None:
         if rank == 0:
             grads = {n: p.grad for n, p in model.named_parameters()}
             torch.save(grads, Path(folder) / f"{name}.pth")
-    dist.destroy_process_group()
 
 
 def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2, join=True)
+    run_two_processes(worker, tmp_path)
     for name, selection in VARIANTS:
         both = torch.load(tmp_path / f"{name}.pth", weights_only=True)
         alone = step(build(name, selection), [one for records in PER_PROCESS for one in records])

@@ -2,12 +2,9 @@
 
 import json
 import os
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
@@ -20,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spt_backbone import SPT
 from spt_backbone.config import watch_selection
 from spt_backbone.labels import box_cells, mask_cells, object_cells
+from tests.processes import run_two_processes
 from tests.spt_backbone.test_spt import SMALL, small_spt
 from tokendetr.supervision import ImageTargets, supervise
 from tokendetr.trace import record_tokens
@@ -239,10 +237,7 @@ def test_a_batch_of_unequal_images_reports_each_images_own_tokens():
     assert all(output["token_selection"][32].all() for output in outputs)
 
 
-def train_in_process(rank: int, port: int, folder: str, threshold: float) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def train_in_process(rank: int, folder: str, threshold: float) -> None:
     model = supervise(Detector(small_spt(threshold=threshold).train()))
     wrapped = DistributedDataParallel(model)
     batch = records()
@@ -253,16 +248,11 @@ def train_in_process(rank: int, port: int, folder: str, threshold: float) -> Non
         sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     torch.save(gradients, os.path.join(folder, f"{rank}.pt"))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.5])
 def test_two_processes_train_alike_also_with_nothing_selected(tmp_path, threshold):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    mp.spawn(train_in_process, (port, str(tmp_path), threshold), nprocs=2)
+    run_two_processes(train_in_process, tmp_path, threshold)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, gradient in first.items():
         assert gradient is not None and torch.isfinite(gradient).all(), name

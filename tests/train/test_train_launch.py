@@ -13,6 +13,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 
+from tests.processes import report_threads_at_exit
 from tests.small_detectors import build, record
 from tests.train import toy
 from tokendetr.train.configuration import fill_defaults
@@ -40,6 +41,8 @@ def arguments(processes, output, root, *overrides, resume=False):
 def train_toy(args):
     """What every process runs."""
     torch.set_num_threads(1)
+    if comm.get_world_size() > 1:
+        report_threads_at_exit(Path(args.output) / f"threads{comm.get_rank()}.txt")
     cfg = toy.make_config(Path(args.root), Path(args.output))
     fill_defaults(cfg)
     LazyConfig.apply_overrides(cfg, args.overrides)
@@ -84,6 +87,8 @@ def test_two_processes_equal_one(toy_root, tmp_path, dtype, tolerance):
         torch.testing.assert_close(two["model"][name], value, rtol=0, atol=tolerance)
     assert one["data_state"] == two["data_state"]
     assert sorted(two["rng_state"]) == ["0", "1"]
+    # A thread of the process group that meets the interpreter's end may abort the process.
+    assert [(tmp_path / f"2/threads{rank}.txt").read_text() for rank in (0, 1)] == ["", ""]
 
 
 def test_a_rank_without_boxes(tmp_path):

@@ -1,22 +1,27 @@
 """Start processes: torchrun's or SLURM's environment, detectron2's launch, or gloo on CPUs."""
 
+import contextlib
 import copy
 import gc
 import logging
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Its functions keep the group of the moment of their import as a default argument, for ever.
+# DistributedDataParallel imports it when a group exists; imported here it finds none.
+import torch.distributed.nn.functional
 import torch.multiprocessing as mp
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
-__all__ = ["Environment", "detect_environment", "launch"]
+__all__ = ["Environment", "detect_environment", "launch", "process_group"]
 
 logger = logging.getLogger(__name__)
 
@@ -167,32 +172,35 @@ def _join(environment: Environment, main: Callable[..., Any], args: Any, device:
     else:
         threads = (os.cpu_count() or 1) // environment.local_size
         torch.set_num_threads(max(1, min(torch.get_num_threads(), threads)))
+    with process_group("nccl" if on_gpu else "gloo", environment):
+        comm.create_local_process_group(environment.local_size)
+        comm.synchronize()
+        main(args)
+
+
+@contextlib.contextmanager
+def process_group(backend: str, environment: Environment) -> Iterator[None]:
+    """Join a process group; leave it, and end its threads, at the end of the ``with`` block.
+
+    What the block leaves behind must not refer to the group: a model wrapped in
+    DistributedDataParallel belongs in a function that has returned. A thread of a group that is
+    still alive when the interpreter shuts down would abort the process.
+    """
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        backend,
         init_method=environment.init_method,
         rank=environment.rank,
         world_size=environment.world_size,
     )
     try:
-        comm.create_local_process_group(environment.local_size)
-        comm.synchronize()
-        main(args)
+        yield
     finally:
-        _leave()
-
-
-def _leave() -> None:
-    """Destroy the process group and what still refers to it.
-
-    A group that outlives this call, in detectron2's caches or in a cycle of a DDP model, keeps its
-    threads; one of them asking for the interpreter while it shuts down would abort the process.
-    """
-    comm._LOCAL_PROCESS_GROUP = None
-    comm.create_local_process_group.cache_clear()
-    comm._get_global_gloo_group.cache_clear()
-    gc.collect()
-    dist.destroy_process_group()
-    gc.collect()
+        comm._LOCAL_PROCESS_GROUP = None
+        comm.create_local_process_group.cache_clear()
+        comm._get_global_gloo_group.cache_clear()
+        gc.collect()  # cycles of DistributedDataParallel
+        dist.destroy_process_group()
+        gc.collect()
 
 
 def _free_port() -> int:

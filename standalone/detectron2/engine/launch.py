@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Imported while there is no group yet: its functions keep the group of that moment for ever.
+import torch.distributed.nn.functional
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 

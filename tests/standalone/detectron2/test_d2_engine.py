@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,8 @@ from detectron2.utils.events import EventStorage
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import OmegaConf
 from torch import nn
+
+from tests.processes import report_threads_at_exit
 
 
 class Regression(nn.Module):
@@ -404,6 +407,7 @@ def evaluate_oracle(json_file: str, out: str) -> dict:
 def work_in_parallel(folder: str, json_file: str, fail: bool) -> None:
     """Two ranks train on halves of each batch of four, then evaluate halves of a data set."""
     rank = comm.get_rank()
+    report_threads_at_exit(Path(folder) / f"threads{rank}.txt")
     assert comm.get_world_size() == 2 and comm.get_local_rank() == rank
     if fail and rank == 1:
         raise RuntimeError("rank 1 failed on purpose")
@@ -440,6 +444,8 @@ def test_two_gloo_processes_equal_one(tmp_path):
     # Each image arrived once, from whichever rank.
     saved = torch.load(tmp_path / "instances_predictions.pth")
     assert sorted(p["image_id"] for p in saved) == list(range(1, 8))
+    # A thread of the group that meets the interpreter's end may abort the process.
+    assert [(tmp_path / f"threads{rank}.txt").read_text() for rank in (0, 1)] == ["", ""]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="checks the gloo processes of a CPU machine")

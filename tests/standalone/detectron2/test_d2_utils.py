@@ -40,6 +40,8 @@ from detectron2.utils.serialize import PicklableWrapper
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from torch import nn
 
+from tests.processes import run_two_processes
+
 
 def test_storage_histories_and_smoothing():
     assert not has_event_storage()
@@ -143,11 +145,6 @@ def test_communication_without_processes():
 
 
 def _talk(rank, folder):
-    import torch.distributed as dist
-    from detectron2.utils import comm
-
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     comm.create_local_process_group(1)
     with_rank = {"b": torch.tensor(float(rank)), "a": torch.tensor(2.0 * rank)}
     result = {
@@ -160,13 +157,10 @@ def _talk(rank, folder):
     comm.synchronize()
     with open(f"{folder}/{rank}.pkl", "wb") as file:
         pickle.dump(result, file)
-    # a group that outlives destroy_process_group may abort the interpreter on its way out
-    comm._LOCAL_PROCESS_GROUP = None
-    dist.destroy_process_group()
 
 
 def test_communication_between_two_processes(tmp_path):
-    torch.multiprocessing.start_processes(_talk, (str(tmp_path),), nprocs=2, start_method="spawn")
+    run_two_processes(_talk, tmp_path)
     first, second = (pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in (0, 1))
     assert first["all"] == second["all"] == [{"rank": 0, "text": "x"}, {"rank": 1, "text": "xx"}]
     assert (first["one"], second["one"]) == ([0, 1], [])
