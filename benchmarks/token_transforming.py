@@ -23,7 +23,7 @@ from torch import nn
 from projects.token_transforming.table import SWIN_LARGE
 from token_transforming import restore, transform
 from tokendetr.measuring import write_json
-from tokendetr.timing import Summary, peak_memory, reset_peak_memory, timed
+from tokendetr.timing import Summary, peak_tensor_bytes, timed
 
 CPU = torch.device("cpu")
 
@@ -73,24 +73,23 @@ def measure(
     """Let the ways of running one model take turns.
 
     Returns:
-        Milliseconds and mebibytes (the process's peak) by method.
+        Milliseconds and mebibytes (the peak of tensors beside the weights) by method.
     """
     build, _, how = MODELS[name]
     torch.manual_seed(0)
     model, images = build().eval(), torch.randn(shape)
     seconds: dict[str, list[float]] = {method: [] for method in methods}
-    peaks: dict[str, int] = dict.fromkeys(methods, 0)
+    peaks: dict[str, int] = {}
     for turn in range(-1, repeats):
         for method in methods:
             restore(model)
             if method != "dense":
                 transform(model, method=method, **how)  # type: ignore[arg-type]
-            reset_peak_memory(CPU)
             with torch.inference_mode():
-                taken = timed(lambda: model(images), CPU)
-            if turn >= 0:
-                seconds[method].append(1e3 * taken)
-                peaks[method] = max(peaks[method], peak_memory(CPU))
+                if turn < 0:
+                    peaks[method] = peak_tensor_bytes(lambda: model(images))
+                else:
+                    seconds[method].append(1e3 * timed(lambda: model(images), CPU))
     return {
         method: {"milliseconds": asdict(Summary.of(values)), "peak_mib": peaks[method] / 2**20}
         for method, values in seconds.items()

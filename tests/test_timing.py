@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from tokendetr.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
+from tokendetr.timing import (
+    Summary,
+    peak_memory,
+    peak_tensor_bytes,
+    reset_peak_memory,
+    split_time,
+    timed,
+)
 
 CPU = torch.device("cpu")
 
@@ -71,6 +78,27 @@ def test_hooks_are_removed_when_the_model_fails():
 
 def test_time_of_a_call():
     assert timed(lambda: time.sleep(0.03), CPU) >= 0.03
+
+
+def test_peak_of_tensors_counts_what_lives_at_once():
+    mebibyte = 2**20
+
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            torch.zeros(2 * mebibyte).sum()
+
+    def together() -> None:
+        kept = [torch.zeros(2 * mebibyte) for _ in range(3)]
+        assert len(kept) == 3
+
+    there_before = torch.zeros(100 * mebibyte, dtype=torch.uint8)
+    assert 8 * mebibyte <= peak_tensor_bytes(one_after_the_other) < 9 * mebibyte
+    assert 24 * mebibyte <= peak_tensor_bytes(together) < 25 * mebibyte
+    assert peak_tensor_bytes(there_before.max) < mebibyte
+    # A result lives beside its input; in place there is one.
+    x = torch.zeros(mebibyte)
+    assert peak_tensor_bytes(lambda: x.add(1).softmax(0)) >= 8 * mebibyte
+    assert 4 * mebibyte <= peak_tensor_bytes(lambda: x.add(1).exp_()) < 5 * mebibyte
 
 
 def test_peak_memory_sees_what_is_gone_already():

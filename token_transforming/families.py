@@ -157,13 +157,16 @@ FAMILIES: tuple[Family, ...] = (
         _one,
         lambda model: tuple(model.config.backbone_out_indices),
     ),
-    Family(
-        "VisionTransformer",
-        "timm.models.",
-        "blocks",
-        "Block",
-        _TIMM,
-        lambda model: int(model.num_prefix_tokens),
+    *(
+        Family(
+            owner,
+            "timm.models.",
+            "blocks",
+            "Block",
+            _TIMM,
+            lambda model: int(model.num_prefix_tokens),
+        )
+        for owner in ("VisionTransformer", "VisionTransformerDistilled")
     ),
     Family(
         "ViT",

@@ -5,6 +5,7 @@ device has finished; on a CPU work is done when a call returns. The hooks that s
 clock readings, or two events, per call of a part: a few microseconds.
 """
 
+import itertools
 import resource
 import statistics
 import sys
@@ -22,6 +23,7 @@ __all__ = [
     "PART_MODULES",
     "Summary",
     "peak_memory",
+    "peak_tensor_bytes",
     "reset_peak_memory",
     "split_time",
     "timed",
@@ -196,3 +198,21 @@ def peak_memory(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_tensor_bytes(run: Callable[[], Any]) -> int:
+    """Return the most bytes of CPU tensors that ``run()`` has at once beyond what was there before.
+
+    Unlike the process's resident memory, this does not depend on what the allocator keeps of freed
+    memory, so it compares two ways to compute something exactly.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(
+        activities=activities, profile_memory=True, acc_events=True
+    ) as profile:
+        run()
+    # The public summaries add allocations up by operator and leave out their order.
+    results: Any = profile.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))

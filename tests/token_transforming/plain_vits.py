@@ -1,16 +1,17 @@
-"""Stand-ins for the vision transformers of detectron2 and timm: their attributes and their calls.
+"""detectron2's small ViT, and a stand-in for timm's: its attributes and its calls.
 
 One set of weights fits both, so what is checked on sequences carries over to maps.
 """
 
 import torch
+from detectron2.modeling import ViT
 from torch import Tensor, nn
 
-WIDTH, HEADS, DEPTH = 24, 3, 4
+WIDTH, HEADS, DEPTH, PATCH, SIZE = 24, 3, 4, 4, 32
 
 
 class Attention(nn.Module):
-    """Self-attention with one projection of queries, keys and values; maps or sequences."""
+    """Self-attention with one projection of queries, keys and values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,84 +21,85 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm, self.norm = nn.Identity(), nn.Identity(), nn.Identity()
         self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
         self.proj = nn.Linear(WIDTH, WIDTH)
-        self.use_rel_pos = False
 
     def forward(self, x: Tensor) -> Tensor:
-        joint = self.qkv(x.flatten(1, -2)).unflatten(-1, (3, self.num_heads, -1))
+        joint = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
         weights = (self.scale * query @ key.transpose(-2, -1)).softmax(dim=-1)
-        return self.proj((weights @ value).transpose(1, 2).flatten(2)).view_as(x)
+        return self.proj((weights @ value).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Sequential):
+    """Two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act = nn.Linear(WIDTH, 4 * WIDTH), nn.GELU()
+        self.fc2 = nn.Linear(4 * WIDTH, WIDTH)
 
 
 class Block(nn.Module):
-    """A block of either library; windows as detectron2's, without padding."""
+    """Attention and feed-forward network."""
 
-    def __init__(self, window_size: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.attn = Attention()
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 48), nn.GELU(), nn.Linear(48, WIDTH))
-        self.drop_path = self.drop_path1 = self.drop_path2 = nn.Identity()
-        self.ls1, self.ls2 = nn.Identity(), nn.Identity()
-        self.window_size = window_size
-        self.use_residual_block = False
+        self.attn, self.mlp = Attention(), Mlp()
+        self.drop_path1 = self.drop_path2 = self.ls1 = self.ls2 = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm1(x)
-        if self.window_size:
-            size, (batch, height, width, _) = self.window_size, normed.shape
-            windows = normed.view(batch, height // size, size, width // size, size, -1)
-            windows = windows.transpose(2, 3)
-            normed = self.attn(windows.reshape(-1, size, size, WIDTH)).view_as(windows)
-            x = x + normed.transpose(2, 3).reshape(x.shape)
-        else:
-            x = x + self.attn(normed)
+        x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
-class ViT(nn.Module):
-    """detectron2's plain backbone: maps between blocks, a map as output."""
-
-    def __init__(self, window_sizes: tuple[int, ...] = (0,) * DEPTH) -> None:
-        super().__init__()
-        self.patch_embed = nn.Conv2d(3, WIDTH, 4, stride=4)
-        self.blocks = nn.ModuleList(Block(size) for size in window_sizes)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.patch_embed(x).permute(0, 2, 3, 1)
-        for block in self.blocks:
-            x = block(x)
-        return {"last_feat": x.permute(0, 3, 1, 2)}
-
-
 class VisionTransformer(nn.Module):
-    """timm's: sequences between blocks."""
+    """timm's, without class token: sequences between blocks."""
 
     num_prefix_tokens = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch_embed = nn.Conv2d(3, WIDTH, 4, stride=4)
+        self.pos_embed = nn.Parameter(torch.zeros(1, (SIZE // PATCH) ** 2, WIDTH))
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.proj = nn.Conv2d(3, WIDTH, PATCH, stride=PATCH)
         self.blocks = nn.Sequential(*(Block() for _ in range(DEPTH)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.patch_embed(x).flatten(2).transpose(1, 2))
+        return self.blocks(self.patch_embed(x).flatten(2).transpose(1, 2) + self.pos_embed)
 
 
-ViT.__module__ = "detectron2.modeling.backbone.vit"
 VisionTransformer.__module__ = "timm.models.vision_transformer"
 
 
-def build(kind: type[nn.Module], *arguments: object) -> nn.Module:
-    """Return a model whose tokens differ enough to be told apart."""
+def vit(**options: object) -> ViT:
+    """Return detectron2's, without windows and relative positions where nothing else is said."""
+    settings = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "patch_size": PATCH}
+    return _sharpened(
+        lambda: ViT(
+            img_size=SIZE,
+            pretrain_img_size=SIZE,
+            pretrain_use_cls_token=False,
+            **{**settings, **options},
+        )
+    )
+
+
+def vision_transformer() -> VisionTransformer:
+    """Return timm's."""
+    return _sharpened(VisionTransformer)
+
+
+def _sharpened(build):
+    """Build a model whose tokens differ enough to be told apart."""
     torch.manual_seed(0)
-    model = kind(*arguments)
+    model = build().eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data.mul_(3)
-    return model.eval()
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            parameter.data.mul_(1.5)
+    return model
 
 
-def images(height: int = 32, width: int = 32) -> Tensor:
-    """Two images of 4 x 4 pixels per token."""
+def images(height: int = SIZE, width: int = SIZE) -> Tensor:
+    """Two images."""
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.token_transforming.plain_vits import VisionTransformer, ViT, build, images
+from tests.token_transforming.plain_vits import images, vision_transformer, vit
 from token_transforming import UnsupportedModelError, restore, transform
 from token_transforming.settings import METHODS
 
@@ -15,7 +15,7 @@ HOW = {"keep_ratio": 0.5, "threshold": 0.2, "temperature": 20.0}
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_gives_what_its_sequence_gives(method):
-    of_maps, of_sequences = build(ViT), build(VisionTransformer)
+    of_maps, of_sequences = vit(), vision_transformer()
     of_sequences.load_state_dict(of_maps.state_dict())
     x = images()
     layers = (1,) if method == "clustering" else (1, 2)  # clustering needs a grid
@@ -30,15 +30,15 @@ def test_a_map_gives_what_its_sequence_gives(method):
 
 @torch.no_grad()
 def test_keeping_all_tokens_is_the_dense_model_and_restore_is_exact():
-    for kind, options in ((ViT, {}), (VisionTransformer, {"recover": "end"})):
-        model, x = build(kind), images()
+    for build, options in ((vit, {}), (vision_transformer, {"recover": "end"})):
+        model, x = build(), images()
         plain = copy.deepcopy(model)
         keys = list(model.state_dict())
         transform(model, layers=(1, 2), keep_ratio=1.0, temperature=1e6, **options)
         assert list(model.state_dict()) == keys
         found, dense = model(x), plain(x)
         again = restore(model)(x)
-        if kind is ViT:
+        if build is vit:
             found, dense, again = (out["last_feat"] for out in (found, dense, again))
         torch.testing.assert_close(found, dense, rtol=1e-4, atol=1e-4)
         assert torch.equal(again, dense)
@@ -46,7 +46,10 @@ def test_keeping_all_tokens_is_the_dense_model_and_restore_is_exact():
 
 @torch.no_grad()
 def test_windows_before_a_reduction_and_after_restoring_work_as_ever():
-    model, x = build(ViT, (4, 0, 0, 2)), images(32, 48)
+    model = vit(window_size=4, window_block_indexes=(0, 3), use_rel_pos=True)
+    for block in model.blocks[1:3]:
+        block.attn.use_rel_pos = False
+    x = images(32, 48)
     blocks = list(model.blocks)
     seen: dict[int, torch.Size] = {}
     for index, block in enumerate(blocks):
@@ -64,18 +67,21 @@ def test_windows_before_a_reduction_and_after_restoring_work_as_ever():
 
 @torch.no_grad()
 def test_clustering_needs_no_square_map():
-    model = build(ViT)
+    model = vit()
     transform(model, layers=(1,), method="clustering", keep_ratio=0.5)
     assert model(images(32, 64))["last_feat"].shape == (2, 24, 8, 16)
 
 
 def test_what_reduced_tokens_cannot_have_is_refused():
     with pytest.raises(UnsupportedModelError, match="block 3 of ViT has windows"):
-        transform(build(ViT, (0, 0, 0, 4)), layers=(1,))
-    with_positions = build(ViT)
-    with_positions.blocks[1].attn.use_rel_pos = True
+        transform(vit(window_size=4, window_block_indexes=(3,)), layers=(1,))
+    with pytest.raises(UnsupportedModelError, match="block 2 of ViT has a convolution"):
+        transform(vit(residual_block_indexes=(2,)), layers=(1,))
+    with_positions = vit(use_rel_pos=True)
+    for block in with_positions.blocks[2:]:
+        block.attn.use_rel_pos = False
     with pytest.raises(UnsupportedModelError, match="block 1 of ViT has relative positions"):
         transform(with_positions, layers=(1,))
     transform(with_positions, layers=(2,))
     with pytest.raises(ValueError, match="ViT puts out a map: recover cannot be 'never'"):
-        transform(build(ViT), layers=(1,), recover="never")
+        transform(vit(), layers=(1,), recover="never")

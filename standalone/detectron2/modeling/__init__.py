@@ -7,9 +7,12 @@ from .backbone import (
     Backbone,
     ResNet,
     ResNetBlockBase,
+    SimpleFeaturePyramid,
     SwinTransformer,
+    ViT,
     build_backbone,
     build_resnet_backbone,
+    get_vit_lr_decay_rate,
     make_stage,
 )
 from .build import META_ARCH_REGISTRY, build_model
@@ -22,10 +25,13 @@ __all__ = [
     "ResNet",
     "ResNetBlockBase",
     "ShapeSpec",
+    "SimpleFeaturePyramid",
     "SwinTransformer",
+    "ViT",
     "build_backbone",
     "build_model",
     "build_resnet_backbone",
     "detector_postprocess",
+    "get_vit_lr_decay_rate",
     "make_stage",
 ]

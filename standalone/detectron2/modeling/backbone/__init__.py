@@ -13,6 +13,7 @@ from .resnet import (
     make_stage,
 )
 from .swin import SwinTransformer
+from .vit import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -25,8 +26,11 @@ __all__ = [
     "LastLevelP6P7",
     "ResNet",
     "ResNetBlockBase",
+    "SimpleFeaturePyramid",
     "SwinTransformer",
+    "ViT",
     "build_backbone",
     "build_resnet_backbone",
+    "get_vit_lr_decay_rate",
     "make_stage",
 ]

@@ -42,8 +42,7 @@ class FPN(Backbone):
         assert fuse_type in {"avg", "sum"}
         shapes = bottom_up.output_shape()
         strides = [shapes[name].stride or 0 for name in in_features]
-        for fine, coarse in zip(strides, strides[1:], strict=False):
-            assert coarse == 2 * fine, f"Strides {fine} {coarse} are not log2 contiguous"
+        self._out_feature_strides = pyramid_strides(strides, top_block)
 
         laterals, outputs = [], []
         for name, stride in zip(in_features, strides, strict=True):
@@ -78,11 +77,6 @@ class FPN(Backbone):
         self._fuse_type = fuse_type
         self._square_pad = square_pad
         self._size_divisibility = strides[-1]
-        self._out_feature_strides = {f"p{int(math.log2(s))}": s for s in strides}
-        if top_block is not None:
-            top = int(math.log2(strides[-1]))
-            for level in range(top, top + top_block.num_levels):
-                self._out_feature_strides[f"p{level + 1}"] = 2 ** (level + 1)
         self._out_features = list(self._out_feature_strides)
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
@@ -111,13 +105,39 @@ class FPN(Backbone):
                     merged = merged / 2
             previous = merged
             results.insert(0, output(merged))
-        if self.top_block is not None:
-            source = self.top_block.in_feature
-            base = features.get(source)
-            if base is None:
-                base = results[self._out_features.index(source)]
-            results.extend(self.top_block(base))
-        return dict(zip(self._out_features, results, strict=True))
+        return name_levels(results, self._out_features, features, self.top_block)
+
+
+def pyramid_strides(strides: Sequence[int], top_block: Any) -> dict[str, int]:
+    """Name the levels ``p<k>`` after their strides ``2 ** k``, those of the top block included.
+
+    Raises:
+        AssertionError: strides do not double from one level to the next.
+    """
+    for fine, coarse in zip(strides, strides[1:], strict=False):
+        assert coarse == 2 * fine, f"Strides {fine} {coarse} are not log2 contiguous"
+    levels = top_block.num_levels if top_block is not None else 0
+    further = [strides[-1] << more for more in range(1, levels + 1)]
+    return {f"p{int(math.log2(stride))}": stride for stride in (*strides, *further)}
+
+
+def name_levels(
+    results: list[Tensor], names: Sequence[str], features: dict[str, Tensor], top_block: Any
+) -> dict[str, Tensor]:
+    """Return a pyramid's maps by name, with those of the top block.
+
+    Args:
+        results: maps of the pyramid, finest first.
+        names: of all levels.
+        features: maps that the pyramid was made from, which the top block may ask for.
+        top_block: see :class:`FPN`, or None.
+    """
+    if top_block is not None:
+        base = features.get(top_block.in_feature)
+        if base is None:
+            base = results[names.index(top_block.in_feature)]
+        results = [*results, *top_block(base)]
+    return dict(zip(names, results, strict=True))
 
 
 class LastLevelMaxPool(nn.Module):

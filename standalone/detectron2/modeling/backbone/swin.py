@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils import checkpoint
 
 from .backbone import Backbone
+from .utils import Mlp, window_partition, window_unpartition
 
 __all__ = ["SwinTransformer"]
 
@@ -21,38 +22,6 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
         return (value, value)
     first, second = value
     return (first, second)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with GELU between; dropout after both."""
-
-    def __init__(self, in_features: int, hidden_features: int, drop: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(in_features, hidden_features)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_features, in_features)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., C] to [..., C]."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
-
-
-def _to_windows(x_BHWC: Tensor, size: int) -> Tensor:
-    """Cut a map [B, H, W, C] into windows [B * windows, size * size, C].
-
-    H and W are multiples of ``size``.
-    """
-    batch, height, width, channels = x_BHWC.shape
-    x = x_BHWC.view(batch, height // size, size, width // size, size, channels)
-    return x.transpose(2, 3).reshape(-1, size * size, channels)
-
-
-def _from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
-    """Undo :func:`_to_windows`, giving [B, H, W, C]."""
-    channels = windows.shape[-1]
-    x = windows.view(-1, height // size, width // size, size, size, channels)
-    return x.transpose(2, 3).reshape(-1, height, width, channels)
 
 
 def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
@@ -70,7 +39,7 @@ def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.de
         position = torch.arange(length, device=device)
         strips.append((position >= length - size).long() + (position >= length - shift).long())
     region_HW = strips[0][:, None] * 3 + strips[1][None, :]
-    region_WS = _to_windows(region_HW[None, :, :, None], size)[..., 0]
+    region_WS = window_partition(region_HW[None, :, :, None], size)[0].flatten(1)
     apart = region_WS[:, None, :] != region_WS[:, :, None]
     return torch.zeros(apart.shape, device=device).masked_fill_(apart, -100.0)
 
@@ -197,11 +166,12 @@ class SwinTransformerBlock(nn.Module):
         size, shift = self.window_size, self.shift_size
         x = self.norm1(x_BNC).view(batch, height, width, channels)
         x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-        padded_height, padded_width = x.shape[1:3]
+        padded = x.shape[1], x.shape[2]
         if shift > 0:
             x = torch.roll(x, shifts=(-shift, -shift), dims=(1, 2))
-        windows = self.attn(_to_windows(x, size), mask=mask if shift > 0 else None)
-        x = _from_windows(windows, size, padded_height, padded_width)
+        windows = window_partition(x, size)[0].flatten(1, 2)
+        windows = self.attn(windows, mask=mask if shift > 0 else None)
+        x = window_unpartition(windows, size, padded, padded)
         if shift > 0:
             x = torch.roll(x, shifts=(shift, shift), dims=(1, 2))
         x = x[:, :height, :width].reshape(batch, height * width, channels)
