@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from token_transforming.attention import Attended, attend, attend_and_sum, size_bias
+from token_transforming.attention import Attended, attend_and_sum
 from token_transforming.merging import kept_tokens
 from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
+from token_transforming.window_attention import WindowLogits
 from token_transforming.windows import (
     Size,
     WindowBias,
@@ -30,7 +31,7 @@ from token_transforming.windows import (
     paste,
     positions,
     real_tokens,
-    shift_bias,
+    shift_regions,
     validity,
 )
 from tokendetr.tokens import Recovery, take_rows
@@ -43,14 +44,12 @@ class Windows:
     Attributes:
         size: of the map, whole windows.
         window: rows and columns of one.
-        full: rows and columns of the window before all reductions.
         shift: cyclic shift, rows and columns.
         position_GT2: long, where tokens truly are; None: where they lie in the window.
     """
 
     size: Size
     window: Size
-    full: Size
     shift: Size
     position_GT2: Tensor | None
 
@@ -59,7 +58,7 @@ class WindowedBlocks(Protocol):
     """What is particular to a family of windowed blocks."""
 
     def window(self, block: nn.Module) -> int:
-        """Return the side of the block's windows; 0: it attends to the whole map."""
+        """Return the side of the block's windows."""
 
     def is_shifted(self, block: nn.Module) -> bool:
         """Return whether the block's windows are shifted."""
@@ -70,8 +69,8 @@ class WindowedBlocks(Protocol):
     def scale(self, block: nn.Module) -> float:
         """Return the factor of the logits."""
 
-    def bias(self, block: nn.Module, query_GMTD: Tensor, windows: Windows) -> Tensor | None:
-        """Return the relative position bias, broadcastable to [G, M, T, T]."""
+    def bias_table(self, block: nn.Module) -> Tensor:
+        """Return the bias [M, 2h - 1, 2w - 1] of (query - key) offsets in windows of h x w."""
 
     def dropout(self, block: nn.Module) -> float:
         """Return the probability of dropping an attention weight."""
@@ -202,12 +201,9 @@ def _windows(
 ) -> Windows:
     """Return how a block divides the map."""
     side = kind.window(block)
-    if side == 0:
-        return Windows(state.size, state.size, state.size, (0, 0), None)
-    full = (side, side)
-    window = full if state.window is None else state.window
+    window = (side, side) if state.window is None else state.window
     shift = (window[0] // 2, window[1] // 2) if kind.is_shifted(block) else (0, 0)
-    windows = Windows(padded(state.size, window), window, full, shift, None)
+    windows = Windows(padded(state.size, window), window, shift, None)
     if state.position_GT2 is None or window_bias != "positions":
         return windows
     return replace(windows, position_GT2=_arranged(state.position_GT2, state, windows))
@@ -247,15 +243,21 @@ def _attend(
     if is_shifted:
         x_BHWC = torch.roll(x_BHWC, (-windows.shift[0], -windows.shift[1]), (1, 2))
     query, key, value = kind.heads(block, cut(x_BHWC, windows.window))
-    bias = _bias(block, query, state, windows, kind)
+    logits = _logits(block, state, windows, kind, len(query))
     scale, dropout = kind.scale(block), kind.dropout(block)
     attended = None
     if how is None:
-        out_GMTD = attend(query, key, value, scale=scale, bias=bias, dropout=dropout)
+        out_GMTD = logits.attend(query, key, value, scale, dropout)
     else:
         valid_GT = _valid(state, windows, len(query), query.device)
         attended = attend_and_sum(
-            query, key, value, scale=scale, bias=bias, dropout=dropout, valid_BN=valid_GT
+            query,
+            key,
+            value,
+            scale=scale,
+            bias=logits.bias(),
+            dropout=dropout,
+            valid_BN=valid_GT,
         )
         out_GMTD = attended.out_BMND
     out_GTC = kind.project(block, out_GMTD.transpose(1, 2).flatten(2))
@@ -265,19 +267,18 @@ def _attend(
     return out_BHWC[:, :height, :width], attended, key.mean(dim=1)
 
 
-def _bias(
-    block: nn.Module, query_GMTD: Tensor, state: MapState, windows: Windows, kind: WindowedBlocks
-) -> Tensor | None:
-    """Return all that is added to the logits."""
-    bias = kind.bias(block, query_GMTD, windows)
+def _logits(
+    block: nn.Module, state: MapState, windows: Windows, kind: WindowedBlocks, count: int
+) -> WindowLogits:
+    """Return what is added to the logits of ``count`` windows."""
+    table_MYX = kind.bias_table(block)
+    region_GT = size_GT = None
     if windows.shift != (0, 0):
-        apart_WTT = shift_bias(windows.size, windows.window, windows.shift, query_GMTD.device)
-        apart_GTT = apart_WTT.repeat(len(query_GMTD) // len(apart_WTT), 1, 1, 1)
-        bias = apart_GTT if bias is None else bias + apart_GTT
-    if state.size_GT is None:
-        return bias
-    keys = size_bias(_arranged(state.size_GT[..., None], state, windows)[..., 0], None)
-    return keys if bias is None or keys is None else bias + keys
+        region_WT = shift_regions(windows.size, windows.window, windows.shift, table_MYX.device)
+        region_GT = region_WT.repeat(count // len(region_WT), 1)
+    if state.size_GT is not None:
+        size_GT = _arranged(state.size_GT[..., None], state, windows)[..., 0]
+    return WindowLogits(table_MYX, windows.window, windows.position_GT2, region_GT, size_GT)
 
 
 def _valid(state: MapState, windows: Windows, count: int, device: torch.device) -> Tensor | None:

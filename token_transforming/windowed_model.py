@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from token_transforming.classes import original_class, transformed_class
 from token_transforming.report import TransformReport, check_layers
 from token_transforming.settings import Reduction, check_one_of
-from token_transforming.windowed import WindowPlan, Windows, run_blocks
+from token_transforming.windowed import WindowPlan, run_blocks
 from token_transforming.windows import (
     WINDOW_BIASES,
     WindowBias,
-    position_table_bias,
-    window_table_bias,
 )
 
 WINDOWED = (SwinTransformer.__name__,)
@@ -40,13 +38,11 @@ class SwinBlocks:
         """Return the factor of the logits."""
         return float(block.attn.scale)
 
-    def bias(self, block: Any, query_GMTD: Tensor, windows: Windows) -> Tensor:
-        """Return the relative position bias, [1 or G, M, T, T]."""
-        side = 2 * windows.full[0] - 1
-        table_MYX = block.attn.relative_position_bias_table.view(side, side, -1).permute(2, 0, 1)
-        if windows.position_GT2 is not None:
-            return position_table_bias(table_MYX, windows.position_GT2)
-        return window_table_bias(table_MYX, windows.window)
+    def bias_table(self, block: Any) -> Tensor:
+        """Return the bias [M, 2h - 1, 2w - 1] of (query - key) offsets."""
+        rows, columns = (2 * side - 1 for side in block.attn.window_size)
+        table: Tensor = block.attn.relative_position_bias_table
+        return table.view(rows, columns, -1).permute(2, 0, 1)
 
     def dropout(self, block: Any) -> float:
         """Return the probability of dropping an attention weight."""

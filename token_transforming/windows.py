@@ -74,16 +74,32 @@ def positions(size: Size, window: Size, device: torch.device) -> Tensor:
     return cut(cell_HW2[None], window)
 
 
-def shift_bias(size: Size, window: Size, shift: Size, device: torch.device) -> Tensor:
-    """Return what keeps tokens apart that only a cyclic shift made neighbours, [W, 1, T, T]."""
+def shift_regions(size: Size, window: Size, shift: Size, device: torch.device) -> Tensor:
+    """Return numbers, int32 [W, T], that differ between tokens of a window which only the cyclic
+    shift made neighbours."""
     strips = []
     for length, side, moved in zip(size, window, shift, strict=True):
         place = torch.arange(length, device=device)
-        strips.append((place >= length - side).long() + (place >= length - moved).long())
+        strips.append((place >= length - side).int() + (place >= length - moved).int())
     region_HW = strips[0][:, None] * 3 + strips[1]
-    region_WT = cut(region_HW[None, ..., None], window)[..., 0]
-    apart_WTT = region_WT[:, None, :] != region_WT[:, :, None]
-    return (apart_WTT * APART)[:, None]
+    return cut(region_HW[None, ..., None], window)[..., 0]
+
+
+def cells(window: Size, device: torch.device) -> Tensor:
+    """Return the row and column of every cell of a window, long [T, 2]."""
+    row, column = (torch.arange(length, device=device) for length in window)
+    return torch.stack([row.repeat_interleave(window[1]), column.repeat(window[0])], dim=-1)
+
+
+def resized_table(table_MYX: Tensor, window: Size) -> Tensor:
+    """Interpolate a table of offsets to those of another window: [M, 2 rows - 1, 2 columns - 1]."""
+    wanted = 2 * window[0] - 1, 2 * window[1] - 1
+    if table_MYX.shape[1:] == wanted:
+        return table_MYX
+    table_1MYX = F.interpolate(
+        table_MYX[None].float(), size=wanted, mode="bicubic", align_corners=True
+    )
+    return table_1MYX[0].to(table_MYX.dtype)
 
 
 def window_table_bias(table_MYX: Tensor, window: Size) -> Tensor:
@@ -93,19 +109,8 @@ def window_table_bias(table_MYX: Tensor, window: Size) -> Tensor:
         table_MYX: [M, 2h - 1, 2w - 1], bias of (query - key) offsets in a window of h x w.
         window: rows and columns; where they are not h and w, the table is interpolated to them.
     """
-    wanted = 2 * window[0] - 1, 2 * window[1] - 1
-    if table_MYX.shape[1:] != wanted:
-        table_MYX = F.interpolate(
-            table_MYX[None].float(), size=wanted, mode="bicubic", align_corners=True
-        )[0].to(table_MYX.dtype)
-    indices = []
-    for length in window:
-        place = torch.arange(length, device=table_MYX.device)
-        indices.append(place[:, None] - place + length - 1)
-    # [M, query row, key row, query column, key column]
-    bias = table_MYX[:, indices[0][:, :, None, None], indices[1]]
-    tokens = window[0] * window[1]
-    return bias.transpose(2, 3).reshape(1, -1, tokens, tokens)
+    place_1T2 = cells(window, table_MYX.device)[None]
+    return position_table_bias(resized_table(table_MYX, window), place_1T2)
 
 
 def position_table_bias(table_MYX: Tensor, position_GT2: Tensor) -> Tensor:

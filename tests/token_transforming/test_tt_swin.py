@@ -1,5 +1,6 @@
 """Transforming Swin within its windows."""
 
+import contextlib
 import copy
 
 import pytest
@@ -20,6 +21,7 @@ from token_transforming.windows import (
     window_table_bias,
 )
 from tokendetr import zoo
+from tokendetr.ops import use_reference
 
 SETTINGS = {
     "embed_dim": 16,
@@ -201,6 +203,40 @@ def test_window_geometry():
     smaller = window_table_bias(table, (2, 3))
     assert smaller.shape == (1, 2, 6, 6)
     torch.testing.assert_close(smaller[0, :, 0, 0], table[:, 3, 3])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window_bias", ["interpolated", "positions"])
+@pytest.mark.parametrize("keep_ratio", [0.75, 9 / 16])  # windows of 4 x 3 and of 3 x 3
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_packed_attention_gives_what_attention_with_a_bias_gives(window_bias, keep_ratio, dtype):
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    model, x = swin().to(precise), images((100, 140)).to(precise)
+    transform(model, layers=(4,), keep_ratio=keep_ratio, window_bias=window_bias)
+    kept = model.layers[2].token_plan.reductions[0].kept_grid(4, 4)
+    assert kept == ((4, 3) if keep_ratio == 0.75 else (3, 3))
+    with torch.autocast("cpu", dtype, enabled=dtype != precise):
+        packed = model(x)["p2"]
+        with use_reference():
+            plain = model(x)["p2"]
+    tolerance = 1e-6 if dtype == torch.float64 else 0.06
+    assert packed.isfinite().all() and not torch.equal(packed, plain)
+    torch.testing.assert_close(packed, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_packed_attention_passes_the_gradient_of_the_bias_table():
+    gradients = []
+    for plain in (False, True):
+        model, x = swin().double().train(), images((64, 96)).double()
+        transform(model, layers=(4,), keep_ratio=0.75, temperature=5.0, threshold=-1.0)
+        with use_reference() if plain else contextlib.nullcontext():
+            model(x)["p2"].square().sum().backward()
+        gradients.append(
+            [block.attn.relative_position_bias_table.grad for block in model.layers[2].blocks]
+        )
+    for packed, expected in zip(*gradients, strict=True):
+        assert packed.abs().sum() > 0
+        torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_shifted_blocks_and_other_backbones_are_refused():
