@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WEIGHTS_AT_ONCE = 1 << 22
+WEIGHTS_AT_ONCE = 1 << 18
 """Attention weights that exist together where their column sums are needed."""
 NOT_A_KEY = -1e4
 """Bias of keys that are not tokens: their weight is 0 in any precision; -inf would make NaN where a
@@ -97,7 +97,7 @@ def attend_and_sum(
 ) -> Attended:
     """Attend, and add up the columns of the attention.
 
-    The weights are computed once, in blocks of queries that serve both.
+    The weights are computed once, in blocks of sequences and queries that serve both.
 
     Args:
         query_BMND, key_BMND, value_BMND, scale, bias, dropout: as for :func:`attend`.
@@ -105,6 +105,37 @@ def attend_and_sum(
 
     Source: Token Transforming, arXiv 2506.05709, equation 2.
     """
+    batch, heads, tokens, _ = query_BMND.shape
+    at_once = max(1, WEIGHTS_AT_ONCE // max(1, heads * tokens * tokens))
+    parts = [
+        _attend_and_sum(
+            query_BMND[start : start + at_once],
+            key_BMND[start : start + at_once],
+            value_BMND[start : start + at_once],
+            scale,
+            bias if bias is None or len(bias) == 1 else bias[start : start + at_once],
+            dropout,
+            None if valid_BN is None else valid_BN[start : start + at_once],
+        )
+        for start in range(0, max(batch, 1), at_once)
+    ]
+    return Attended(
+        torch.cat([part.out_BMND for part in parts]),
+        torch.cat([part.received_BN for part in parts]),
+        torch.cat([part.class_BN for part in parts]),
+    )
+
+
+def _attend_and_sum(
+    query_BMND: Tensor,
+    key_BMND: Tensor,
+    value_BMND: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+    valid_BN: Tensor | None,
+) -> Attended:
+    """Do the same for some of the sequences."""
     batch, heads, tokens, _ = query_BMND.shape
     rows = max(1, WEIGHTS_AT_ONCE // max(1, batch * heads * tokens))
     received_BN = query_BMND.new_zeros(batch, tokens, dtype=torch.float32)

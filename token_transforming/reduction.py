@@ -11,7 +11,7 @@ from torch import Tensor
 
 from token_transforming.clustering import cluster_locally, grid_anchors
 from token_transforming.merging import bipartite_clusters
-from token_transforming.selection import choose, even_grid_scores, even_scores
+from token_transforming.selection import choose, distinct_scores, even_grid_scores, even_scores
 from token_transforming.settings import Reduction
 from tokendetr.tokens import ClusterAssignment, Mix, assign_by_similarity
 
@@ -114,6 +114,8 @@ def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
                 "use 'attention' or 'uniform'"
             )
         return tokens.class_BN
+    if how.selection == "distinct":
+        return distinct_scores(tokens.x_BNC, tokens.valid_BN)
     batch, number = tokens.received_BN.shape
     device = tokens.received_BN.device
     if tokens.grid is not None and tokens.kept_grid is not None:

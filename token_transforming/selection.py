@@ -1,10 +1,14 @@
 """Which tokens the reduced ones are built around.
 
-Shapes: B sequence, N token, K chosen token.
+Shapes: B sequence, N token, n block of tokens, K chosen token, C channel.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+SIMILARITIES_AT_ONCE = 1 << 20
+"""Similarities between tokens that exist together where they are only looked through."""
 
 
 def choose(
@@ -54,6 +58,41 @@ def even_scores(tokens: int, kept: int, device: torch.device) -> Tensor:
     """Return scores [N] whose K highest are spread evenly over the positions."""
     chosen_K = ((torch.arange(kept, device=device) + 0.5) * tokens / kept).long()
     return torch.zeros(tokens, device=device).index_fill_(0, chosen_K, 1.0)
+
+
+def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
+    """Return scores [B, N] that are the lower the more a token is like another one.
+
+    Tokens are visited in an order in which the first ones are spread evenly over the positions;
+    each is compared with those before it. So of two that are alike one is kept.
+
+    Args:
+        x_BNC: features, compared by their cosine.
+        valid_BN: bool, False = padding, which nothing is compared with; None where there is none.
+    """
+    batch, tokens, _ = x_BNC.shape
+    visited_N = _spread_order(tokens, x_BNC.device)
+    direction_BNC = F.normalize(x_BNC.detach().float(), dim=-1)[:, visited_N]
+    rows = max(1, SIMILARITIES_AT_ONCE // max(1, batch * tokens))
+    alike_BN = direction_BNC.new_empty(batch, tokens)
+    for start in range(0, tokens, rows):
+        end = min(start + rows, tokens)
+        alike_BnN = direction_BNC[:, start:end] @ direction_BNC[:, :end].transpose(1, 2)
+        place = torch.arange(end, device=x_BNC.device)
+        counts = place < place[start:, None]
+        if valid_BN is not None:
+            counts = counts & valid_BN[:, None, visited_N[:end]]
+        alike_BN[:, visited_N[start:end]] = alike_BnN.masked_fill(~counts, -2.0).amax(dim=2)
+    return -alike_BN
+
+
+def _spread_order(tokens: int, device: torch.device) -> Tensor:
+    """Return the positions, long [N], halving the distances: 0, N / 2, N / 4, 3 N / 4, ..."""
+    bits = max(1, (tokens - 1).bit_length())
+    place_N = torch.arange(tokens, device=device)
+    mirrored_N = sum((place_N >> bit & 1) << (bits - 1 - bit) for bit in range(bits))
+    assert isinstance(mirrored_N, Tensor)
+    return mirrored_N.argsort()
 
 
 def even_grid_scores(grid: tuple[int, int], kept: tuple[int, int], device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from math import ceil
 from typing import Literal, get_args
 
 Method = Literal["transforming", "pruning", "merging", "fusing", "clustering"]
-Selection = Literal["attention", "class_attention", "uniform"]
+Selection = Literal["attention", "class_attention", "uniform", "distinct"]
 Sizes = Literal["carried", "literal"]
 
 METHODS: tuple[str, ...] = get_args(Method)
@@ -25,7 +25,8 @@ class Reduction:
         threshold: cosine similarities below it count as 0 (transforming), in [-1, 1].
         temperature: sharpness of the assignment (transforming), > 0.
         selection: how informative tokens are found (transforming, pruning, fusing): by the
-            attention they receive from all tokens or from the class token, or evenly spaced.
+            attention they receive from all tokens or from the class token, evenly spaced, or
+            those least like others that are kept (not in the paper).
         sizes: "carried": repeated transforms count what tokens already stand for; "literal":
             equation 8 as printed, which begins anew at every transform.
         scale_attention: whether later attention adds log sizes to its logits; None: where the

@@ -47,7 +47,9 @@ def transform(
         threshold: cosine similarities below it count as 0 (method "transforming").
         temperature: sharpness of the assignment (method "transforming").
         method: "transforming", "pruning", "merging", "fusing" or "clustering".
-        selection: where informative tokens come from: "attention", "class_attention", "uniform".
+        selection: which tokens are kept: those that receive most "attention" or
+            "class_attention", evenly spaced ones ("uniform"), or those least like others
+            ("distinct", which is not in the paper).
         sizes: "carried" or "literal"; see :class:`token_transforming.settings.Reduction`.
         scale_attention: whether later attention adds log sizes; None: as the method's paper does.
         recover: "never": the output has fewer tokens; "end": all tokens are restored after the last

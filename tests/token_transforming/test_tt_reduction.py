@@ -1,12 +1,14 @@
 """Building W: selection, merging, fusing, clustering, and what all methods have in common."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from token_transforming import METHODS, Candidates, Reduction, reduce_tokens
 from token_transforming.attention import NOT_A_KEY, attend, attend_and_sum, size_bias
 from token_transforming.merging import bipartite_clusters
-from token_transforming.selection import choose, even_scores
+from token_transforming.selection import choose, distinct_scores, even_scores
 
 
 def random_candidates(seed=0, *, batch=3, grid=(6, 6), kept=(4, 4), padding=False, size=False):
@@ -140,6 +142,36 @@ def test_merging_below_half_takes_several_rounds():
     for image in range(2):
         assert sorted(set(cluster[image].tolist())) == list(range(7))
         assert torch.equal(cluster[image][anchor[image]], torch.arange(7))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 16, 21])
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 20])
+def test_distinct_scores_are_those_of_a_loop(monkeypatch, tokens, at_once):
+    monkeypatch.setattr("token_transforming.selection.SIMILARITIES_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(2, tokens, 5, generator=generator)
+    valid = torch.rand(2, tokens, generator=generator) > 0.3
+    found = distinct_scores(x, valid)
+    bits = max(1, (tokens - 1).bit_length())
+    visited = sorted(range(tokens), key=lambda place: f"{place:0{bits}b}"[::-1])
+    for image in range(2):
+        for turn, token in enumerate(visited):
+            before = [other for other in visited[:turn] if valid[image, other]]
+            alike = [torch.cosine_similarity(x[image, token], x[image, o], dim=0) for o in before]
+            expected = -max(alike, default=-2.0)
+            assert float(found[image, token]) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_of_tokens_that_are_alike_one_is_kept():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(9, 16, generator=generator), dim=1)
+    kind = torch.randint(9, (36,), generator=generator)
+    kind[torch.randperm(36, generator=generator)[:9]] = torch.arange(9)
+    length = torch.rand(36, 1, generator=generator) + 0.5
+    tokens = replace(random_candidates(batch=1, kept=(3, 3)), x_BNC=(length * features[kind])[None])
+    how = Reduction(selection="distinct", method="pruning")
+    index = reduce_tokens(tokens, how, recover=False).token_map.anchor_BK[0]
+    assert sorted(kind[index].tolist()) == list(range(9))
 
 
 def test_fusing_makes_one_token_of_the_least_informative():
