@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, cat, nn
 
-from token_transforming.attention import Attended, attend, attend_and_sum, size_bias
+from token_transforming.attention import Observed, attend, attend_and_sum, size_bias
 from token_transforming.classes import original_class
 from token_transforming.ledger import Ledger, TokenState, open_ledger, set_ledger
 from token_transforming.reduction import Candidates, reduce_tokens
@@ -100,30 +100,37 @@ def run_block(
     if state.x_BNC is not None:
         x_BNC, state = state.x_BNC, replace(state, x_BNC=None)
     how = plan.reduction
+    x_BNC, observed = _attention(block, x_BNC, plan, state)
+    late = how is not None and how.method == "clustering"
+    if how is not None and observed is not None and not late:
+        x_BNC, state = _reduce(x_BNC, observed, plan, how, state)
+    x_BNC = x_BNC + _through(block, plan.names.feed, x_BNC)
+    if how is not None and observed is not None and late:
+        x_BNC, state = _reduce(x_BNC, observed, plan, how, state)
+    if plan.output == "restored":
+        return state.restore(x_BNC, plan.prefix), TokenState()
+    if plan.output == "view" and state.recoveries:
+        return state.restore(x_BNC, plan.prefix), replace(state, x_BNC=x_BNC)
+    return x_BNC, state
+
+
+def _attention(
+    block: nn.Module, x_BNC: Tensor, plan: BlockPlan, state: TokenState
+) -> tuple[Tensor, Observed | None]:
+    """Return the tokens after the attention, and what a reduction needs of it."""
     query, key, value = _heads(block, x_BNC, plan.names)
     settings: dict[str, Any] = {
         "scale": part(block, plan.names.scale),
         "bias": size_bias(state.size_BN, None, first=plan.prefix),
         "dropout": _dropout(block, plan.names),
     }
-    attended = None
-    if how is None:
+    observed = None
+    if plan.reduction is None:
         out_BMND = attend(query, key, value, **settings)
     else:
-        attended = attend_and_sum(query, key, value, **settings)
-        out_BMND = attended.out_BMND
-    x_BNC = x_BNC + _through(block, plan.names.after, out_BMND.transpose(1, 2).flatten(2))
-    key_BND = key.mean(dim=1)
-    if how is not None and attended is not None and how.method != "clustering":
-        x_BNC, state = _reduce(x_BNC, key_BND, attended, plan, how, state)
-    x_BNC = x_BNC + _through(block, plan.names.feed, x_BNC)
-    if how is not None and attended is not None and how.method == "clustering":
-        x_BNC, state = _reduce(x_BNC, key_BND, attended, plan, how, state)
-    if plan.output == "restored":
-        return state.restore(x_BNC, plan.prefix), TokenState()
-    if plan.output == "view" and state.recoveries:
-        return state.restore(x_BNC, plan.prefix), replace(state, x_BNC=x_BNC)
-    return x_BNC, state
+        out_BMND, observed = attend_and_sum(query, key, value, **settings)
+    added_BNC = _through(block, plan.names.after, out_BMND.transpose(1, 2).flatten(2))
+    return x_BNC + added_BNC, observed
 
 
 def _heads(block: nn.Module, x_BNC: Tensor, names: BlockNames) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,8 +169,7 @@ def _through(block: nn.Module, names: tuple[str, ...], x_BNC: Tensor) -> Tensor:
 
 def _reduce(
     x_BNC: Tensor,
-    key_BND: Tensor,
-    attended: Attended,
+    observed: Observed,
     plan: BlockPlan,
     how: Reduction,
     state: TokenState,
@@ -181,9 +187,9 @@ def _reduce(
     reduced = reduce_tokens(
         Candidates(
             x_BNC=patches_BNC,
-            received_BN=attended.received_BN[:, prefix:],
-            class_BN=attended.class_BN[:, prefix:] if prefix else None,
-            key_BND=key_BND[:, prefix:],
+            received_BN=observed.received_BN[:, prefix:],
+            class_BN=observed.class_BN[:, prefix:] if prefix else None,
+            key_BND=observed.key_BND[:, prefix:],
             kept=kept,
             grid=grid,
             kept_grid=kept_grid,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from token_transforming.attention import Attended, attend_and_sum
+from token_transforming.attention import Observed, attend_and_sum
 from token_transforming.merging import kept_tokens
 from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
@@ -171,15 +171,14 @@ def _run_block(
 ) -> tuple[Tensor, MapState]:
     """Run one block."""
     windows = _windows(block, state, window_bias, kind)
-    normed_BHWC = block.norm1(x_BHWC)  # type: ignore[operator]
-    attended_BHWC, attended, key_GTD = _attend(block, normed_BHWC, how, state, windows, kind)
-    x_BHWC = x_BHWC + block.drop_path(attended_BHWC)  # type: ignore[operator]
+    added_BHWC, observed = _attend(block, block.norm1(x_BHWC), how, state, windows, kind)  # type: ignore[operator]
+    x_BHWC = x_BHWC + block.drop_path(added_BHWC)  # type: ignore[operator]
     late = how is not None and how.method == "clustering"
-    if how is not None and not late and attended is not None:
-        x_BHWC, state = _reduce(x_BHWC, how, state, windows, attended, key_GTD)
+    if how is not None and not late and observed is not None:
+        x_BHWC, state = _reduce(x_BHWC, how, state, windows, observed)
     x_BHWC = x_BHWC + block.drop_path(_feed(block, x_BHWC, state))  # type: ignore[operator]
-    if how is not None and late and attended is not None:
-        x_BHWC, state = _reduce(x_BHWC, how, state, windows, attended, key_GTD)
+    if how is not None and late and observed is not None:
+        x_BHWC, state = _reduce(x_BHWC, how, state, windows, observed)
     return x_BHWC, state
 
 
@@ -227,12 +226,11 @@ def _attend(
     state: MapState,
     windows: Windows,
     kind: WindowedBlocks,
-) -> tuple[Tensor, Attended | None, Tensor]:
+) -> tuple[Tensor, Observed | None]:
     """Attend within windows.
 
     Returns:
-        The result as a map, the attention that tokens receive where they are to be reduced, and the
-        keys' mean over heads [G, T, D].
+        The result as a map, and what a reduction needs of the attention.
     """
     height, width = normed_BHWC.shape[1:3]
     if state.window is not None and state.valid_GT is not None:
@@ -245,12 +243,12 @@ def _attend(
     query, key, value = kind.heads(block, cut(x_BHWC, windows.window))
     logits = _logits(block, state, windows, kind, len(query))
     scale, dropout = kind.scale(block), kind.dropout(block)
-    attended = None
+    observed = None
     if how is None:
         out_GMTD = logits.attend(query, key, value, scale, dropout)
     else:
         valid_GT = _valid(state, windows, len(query), query.device)
-        attended = attend_and_sum(
+        out_GMTD, observed = attend_and_sum(
             query,
             key,
             value,
@@ -259,12 +257,11 @@ def _attend(
             dropout=dropout,
             valid_BN=valid_GT,
         )
-        out_GMTD = attended.out_BMND
     out_GTC = kind.project(block, out_GMTD.transpose(1, 2).flatten(2))
     out_BHWC = paste(out_GTC, windows.window, windows.size)
     if is_shifted:
         out_BHWC = torch.roll(out_BHWC, windows.shift, (1, 2))
-    return out_BHWC[:, :height, :width], attended, key.mean(dim=1)
+    return out_BHWC[:, :height, :width], observed
 
 
 def _logits(
@@ -294,11 +291,10 @@ def _reduce(
     how: Reduction,
     state: MapState,
     windows: Windows,
-    attended: Attended,
-    key_GTD: Tensor,
+    observed: Observed,
 ) -> tuple[Tensor, MapState]:
     """Reduce the tokens of every window."""
-    window, count = windows.window, len(key_GTD)
+    window, count = windows.window, len(observed.key_BND)
     kept_grid = how.kept_grid(*window)
     kept = kept_grid[0] * kept_grid[1]
     valid_GT = _valid(state, windows, count, x_BHWC.device)
@@ -311,9 +307,9 @@ def _reduce(
     reduced = reduce_tokens(
         Candidates(
             x_BNC=cut(pad_map(x_BHWC, window), window),
-            received_BN=attended.received_BN,
+            received_BN=observed.received_BN,
             class_BN=None,
-            key_BND=key_GTD,
+            key_BND=observed.key_BND,
             kept=kept,
             grid=window,
             kept_grid=kept_grid,

@@ -213,24 +213,22 @@ def test_column_sums_are_those_of_the_attention(monkeypatch, rows_at_once):
     monkeypatch.setattr("token_transforming.attention.WEIGHTS_AT_ONCE", 2 * 3 * 9 * rows_at_once)
     query, key, value = torch.randn(3, 2, 3, 9, 4)
     bias = torch.randn(2, 1, 1, 9)
-    attended = attend_and_sum(query, key, value, scale=0.5, bias=bias)
+    out, observed = attend_and_sum(query, key, value, scale=0.5, bias=bias)
     weights = (query.double() @ key.double().transpose(2, 3) * 0.5 + bias).softmax(dim=-1)
-    torch.testing.assert_close(attended.received_BN, weights.mean(dim=1).sum(dim=1).float())
-    torch.testing.assert_close(attended.class_BN, weights.mean(dim=1)[:, 0].float())
+    torch.testing.assert_close(observed.received_BN, weights.mean(dim=1).sum(dim=1).float())
+    torch.testing.assert_close(observed.class_BN, weights.mean(dim=1)[:, 0].float())
+    torch.testing.assert_close(out, (weights @ value.double()).float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        attended.out_BMND, (weights @ value.double()).float(), rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        attended.out_BMND, attend(query, key, value, scale=0.5, bias=bias), rtol=1e-4, atol=1e-5
+        out, attend(query, key, value, scale=0.5, bias=bias), rtol=1e-4, atol=1e-5
     )
 
 
 def test_padding_queries_do_not_count_in_column_sums():
     query, key, value = torch.randn(3, 1, 2, 6, 4)
     valid = torch.tensor([[True, True, True, True, False, False]])
-    counted = attend_and_sum(query, key, value, scale=1.0, valid_BN=valid).received_BN
+    _, observed = attend_and_sum(query, key, value, scale=1.0, valid_BN=valid)
     weights = (query @ key.transpose(2, 3)).softmax(dim=-1).mean(dim=1)
-    torch.testing.assert_close(counted, weights[:, :4].sum(dim=1))
+    torch.testing.assert_close(observed.received_BN, weights[:, :4].sum(dim=1))
 
 
 def test_a_token_of_size_three_weighs_like_three_tokens():
@@ -249,9 +247,9 @@ def test_a_token_of_size_three_weighs_like_three_tokens():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_attention_and_reduction_are_finite(dtype):
     query, key, value = (torch.randn(3, 1, 2, 8, 4) * 30).to(dtype)
-    attended = attend_and_sum(query, key, value, scale=1.0)
-    assert attended.out_BMND.dtype == dtype and attended.out_BMND.isfinite().all()
-    torch.testing.assert_close(attended.received_BN.sum(), torch.tensor(8.0), rtol=1e-3, atol=0)
+    out, observed = attend_and_sum(query, key, value, scale=1.0)
+    assert out.dtype == dtype and out.isfinite().all()
+    torch.testing.assert_close(observed.received_BN.sum(), torch.tensor(8.0), rtol=1e-3, atol=0)
 
 
 def test_equal_scores_are_taken_in_order_and_padding_never():
