@@ -36,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fusing, class attention": {"method": "fusing", "selection": "class_attention"},
     "merging": {"method": "merging"},
     "transforming": {"method": "transforming"},
+    "transforming, least alike": {"method": "transforming", "selection": "distinct"},
     "transforming, evenly spaced, no gate": {"method": "transforming", **UNGATED},
     "transforming, sizes literal": {"method": "transforming", "sizes": "literal"},
     "transforming, not scaled": {"method": "transforming", "scale_attention": False},

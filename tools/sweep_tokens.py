@@ -73,6 +73,11 @@ class Way:
             argparse.ArgumentTypeError: for an unknown method or option, or a wrong value.
         """
         method, *settings = text.split(":")
+        if "=" in method:
+            raise argparse.ArgumentTypeError(
+                f"{text} is no way to build W. Overrides of the config come last, and not directly "
+                "after --ways: put another option between them"
+            )
         options: dict[str, Any] = {"method": method}
         for setting in settings:
             option, _, value = setting.partition("=")
@@ -216,7 +221,7 @@ def write(points: Sequence[Point], folder: Path, metric: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
     for name in dict.fromkeys(point.method for point in points):
         line = [point for point in points if point.method == name]
         for axis, cost in zip(axes, ("gflops", "milliseconds"), strict=True):
@@ -224,8 +229,7 @@ def write(points: Sequence[Point], folder: Path, metric: str) -> None:
             axis.plot(costs, scores, "o-", label=name)
     axes[0].set(xlabel="GFLOPs of the backbone", ylabel=metric)
     axes[1].set(xlabel="milliseconds per image")
-    axes[0].legend()
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     pyplot.close(figure)

@@ -54,6 +54,7 @@ def test_a_way_to_build_w_is_its_method_and_options():
     ("way", "message"),
     [
         ("squeezing", "squeezing"),
+        ("train.device=cpu", "put another option between"),
         ("pruning:selection=first", "first"),
         ("transforming:threshold=high", "high"),
         ("transforming:keep=3", "keep"),

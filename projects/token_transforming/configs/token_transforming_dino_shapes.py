@@ -6,7 +6,7 @@ from token_transforming.config import transform_backbone
 from ...dino.configs.dino_shapes_swin import dataloader, lr_multiplier, model, optimizer, train
 
 # From stage 3 on, as in the paper's detector: what stage 2 loses costs most of the accuracy.
-transform_backbone(model, layers=(4, 8), keep_ratio=0.51)
+transform_backbone(model, layers=(4, 8), keep_ratio=0.51, selection="distinct")
 
 train.init_checkpoint = "projects/dino/checkpoints/dino_shapes_swin.safetensors"
 train.output_dir = "./output/token_transforming_dino_shapes"
