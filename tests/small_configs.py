@@ -17,6 +17,7 @@ CLASSES = 7
 QUERIES = 24
 RESNET_CHANNELS = {"res2": 8, "res3": 12, "res4": 16, "res5": 24}  # growing: shortcuts are needed
 WINDOWED = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
+PLAIN = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 # What the detectors' configs count queries with; all of them where a config has several.
 COUNTS = {
     "num_queries": QUERIES,
@@ -50,7 +51,7 @@ def narrow_resnet(backbone: DictConfig) -> None:
 
 
 def narrow_backbone(backbone: DictConfig) -> None:
-    """Narrow a ResNet, or a hierarchy of windows with the arguments of Swin, in place."""
+    """Narrow a ResNet, a hierarchy of windows with the arguments of Swin, or a plain ViT."""
     if target_name(backbone["_target_"]).endswith(".ResNet"):
         narrow_resnet(backbone)
     elif backbone.keys() >= {"embed_dim", "depths", "num_heads"}:
@@ -58,6 +59,11 @@ def narrow_backbone(backbone: DictConfig) -> None:
             backbone[key] = value
         if "token_transform" in backbone:
             backbone.token_transform.layers = (2,)  # the third stage's first block
+    elif "net" in backbone and backbone.net.keys() >= PLAIN.keys():
+        backbone.net.update(PLAIN)
+        backbone.out_channels = 16
+        if "token_transform" in backbone:
+            backbone.token_transform.layers = (0,)
     else:
         raise CannotShrinkError(f"backbone {target_name(backbone['_target_'])}")
 

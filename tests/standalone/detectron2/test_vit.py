@@ -154,6 +154,10 @@ def test_pyramid_levels():
     maps = model(torch.rand(1, 3, 32, 64))
     sizes = {name: tuple(value.shape[1:]) for name, value in maps.items()}
     assert sizes == {f"p{k}": (8, 32 >> k, 64 >> k) for k in range(5)}
+    tiny = torch.rand(1, 3, 3, 5)
+    maps = model(tiny)
+    assert maps["p3"].shape[2:] == (1, 1)
+    torch.testing.assert_close(maps["p3"], model(F.pad(tiny, (0, 3, 0, 5)))["p3"])
     keys = model.state_dict()
     # Convolutions and norms of a level are numbered; the backbone is "net".
     assert keys["simfp_0.0.weight"].shape == (12, 6, 2, 2)

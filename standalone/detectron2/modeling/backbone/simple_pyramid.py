@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .backbone import Backbone
 from .fpn import name_levels, pyramid_strides
@@ -75,7 +76,13 @@ class SimpleFeaturePyramid(Backbone):
         return {"size_divisiblity": self._size_divisibility, "square_size": self._square_pad}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Map images [B, C, H, W] to ``p<k>`` maps [B, out_channels, H / 2^k, W / 2^k]."""
+        """Map images [B, C, H, W] to ``p<k>`` maps [B, out_channels, H / 2^k, W / 2^k].
+
+        Sides shorter than a cell of the coarsest map made here are padded with zeros to one.
+        """
+        missing = [max(0, self._size_divisibility - side) for side in x.shape[2:]]
+        if any(missing):
+            x = F.pad(x, (0, missing[1], 0, missing[0]))
         maps = self.net(x)
         results = [stage(maps[self.in_feature]) for stage in self.stages]
         return name_levels(results, self._out_features, maps, self.top_block)
