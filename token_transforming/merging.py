@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from token_transforming.selection import fill_places
 from tokendetr.tokens import ClusterAssignment, partition, take_rows
+from tokendetr.tokens.assignment import without_autocast
 
 
 def kept_tokens(real: Sequence[int], tokens: int, kept: int, method: str) -> tuple[int, ...]:
@@ -114,7 +115,8 @@ def _merge_round(
     """
     batch, tokens, _ = metric_BnC.shape
     direction_BnC = F.normalize(metric_BnC, dim=-1)
-    alike_BAE = direction_BnC[:, ::2] @ direction_BnC[:, 1::2].transpose(1, 2)
+    with without_autocast(metric_BnC.device):
+        alike_BAE = direction_BnC[:, ::2] @ direction_BnC[:, 1::2].transpose(1, 2)
     place_n = torch.arange(tokens, device=metric_BnC.device)
     if count_B is None or target_B is None:
         removed_B1 = place_n.new_full((batch, 1), tokens - left)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokendetr.tokens.assignment import without_autocast
+
 SIMILARITIES_AT_ONCE = 1 << 20
 """Similarities between tokens that exist together where they are only looked through."""
 
@@ -77,7 +79,8 @@ def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
     alike_BN = direction_BNC.new_empty(batch, tokens)
     for start in range(0, tokens, rows):
         end = min(start + rows, tokens)
-        alike_BnN = direction_BNC[:, start:end] @ direction_BNC[:, :end].transpose(1, 2)
+        with without_autocast(x_BNC.device):
+            alike_BnN = direction_BNC[:, start:end] @ direction_BNC[:, :end].transpose(1, 2)
         place = torch.arange(end, device=x_BNC.device)
         counts = place < place[start:, None]
         if valid_BN is not None:

@@ -128,7 +128,8 @@ DEPTH = (
         (560, 560),
         None,
         280,
-        f"{_SCALED} 286.3 (2.3 % more), which is not explained",
+        f"{_SCALED} 286.3 (2.3 % more), and 280.4 without the readout projections and the "
+        "reassembling convolutions; whether the paper left them out is not known",
     ),
     Row(
         "DPT hybrid, transformed",
@@ -136,8 +137,7 @@ DEPTH = (
         (560, 560),
         {"layers": (1, 3, 5), "keep_ratio": 0.6},
         200,
-        f"{_SCALED} 207.8, of which 6.3 are the dense model's difference: 78.5 are saved, in the "
-        "paper 80",
+        f"{_SCALED} 207.8, and 201.9 without the same: 78.5 are saved, in the paper 80",
     ),
 )
 _WINDOWS = {"layers": (12,), "keep_ratio": 64 / 144}

@@ -88,6 +88,20 @@ def test_a_sequence_does_not_depend_on_its_batch_or_on_what_padding_holds(method
         torch.testing.assert_close(single.size_BK[0][real], whole.size_BK[image][real])
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("selection", ["attention", "uniform", "distinct"])
+@pytest.mark.parametrize("padding", [False, True])
+def test_autocast_changes_nothing(method, selection, padding):
+    tokens = random_candidates(padding=padding, size=True)
+    how = Reduction(method=method, selection=selection)
+    expected = reduce_tokens(tokens, how, recover=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reduce_tokens(tokens, how, recover=True)
+    assert torch.equal(found.token_map.anchor_BK, expected.token_map.anchor_BK)
+    torch.testing.assert_close(found.x_BKC, expected.x_BKC)
+    torch.testing.assert_close(found.size_BK, expected.size_BK)
+
+
 def test_pruning_keeps_the_tokens_themselves():
     tokens = random_candidates()
     for selection, score in (
