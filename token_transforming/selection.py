@@ -63,7 +63,7 @@ def even_scores(tokens: int, kept: int, device: torch.device) -> Tensor:
 
 
 def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
-    """Return scores [B, N] that are the lower the more a token is like another one.
+    """Return float32 scores [B, N] that are the lower the more a token is like another one.
 
     Tokens are visited in an order in which the first ones are spread evenly over the positions;
     each is compared with those before it. So of two that are alike one is kept.
@@ -71,6 +71,10 @@ def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
     Args:
         x_BNC: features, compared by their cosine.
         valid_BN: bool, False = padding, which nothing is compared with; None where there is none.
+
+    Returns:
+        The largest cosine negated, in [-1, 1]; 2 for tokens that are compared with none. Without
+        gradient.
     """
     batch, tokens, _ = x_BNC.shape
     visited_N = _spread_order(tokens, x_BNC.device)

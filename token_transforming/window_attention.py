@@ -13,8 +13,8 @@ from token_transforming.attention import attend, attend_packed, can_pack, size_b
 from token_transforming.windows import (
     APART,
     Size,
-    cells,
     position_table_bias,
+    positions,
     resized_table,
     window_table_bias,
 )
@@ -65,7 +65,8 @@ class WindowLogits:
             table_MYX, position_GT2 = self.table_MYX, self.position_GT2
         else:
             table_MYX = _square(resized_table(self.table_MYX, self.window))
-            position_GT2 = cells(self.window, query_GMTD.device).expand(len(query_GMTD), -1, -1)
+            place_1T2 = positions(self.window, self.window, query_GMTD.device)
+            position_GT2 = place_1T2.expand(len(query_GMTD), -1, -1)
         return attend_packed(
             *heads,
             scale=scale,

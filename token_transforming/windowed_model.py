@@ -9,10 +9,7 @@ from token_transforming.classes import original_class, transformed_class
 from token_transforming.report import TransformReport, check_layers
 from token_transforming.settings import Reduction, check_one_of
 from token_transforming.windowed import WindowPlan, run_blocks
-from token_transforming.windows import (
-    WINDOW_BIASES,
-    WindowBias,
-)
+from token_transforming.windows import WINDOW_BIASES, WindowBias
 
 WINDOWED = (SwinTransformer.__name__,)
 

@@ -85,12 +85,6 @@ def shift_regions(size: Size, window: Size, shift: Size, device: torch.device) -
     return cut(region_HW[None, ..., None], window)[..., 0]
 
 
-def cells(window: Size, device: torch.device) -> Tensor:
-    """Return the row and column of every cell of a window, long [T, 2]."""
-    row, column = (torch.arange(length, device=device) for length in window)
-    return torch.stack([row.repeat_interleave(window[1]), column.repeat(window[0])], dim=-1)
-
-
 def resized_table(table_MYX: Tensor, window: Size) -> Tensor:
     """Interpolate a table of offsets to those of another window: [M, 2 rows - 1, 2 columns - 1]."""
     wanted = 2 * window[0] - 1, 2 * window[1] - 1
@@ -109,7 +103,7 @@ def window_table_bias(table_MYX: Tensor, window: Size) -> Tensor:
         table_MYX: [M, 2h - 1, 2w - 1], bias of (query - key) offsets in a window of h x w.
         window: rows and columns; where they are not h and w, the table is interpolated to them.
     """
-    place_1T2 = cells(window, table_MYX.device)[None]
+    place_1T2 = positions(window, window, table_MYX.device)
     return position_table_bias(resized_table(table_MYX, window), place_1T2)
 
 

@@ -185,6 +185,10 @@ def process_group(backend: str, environment: Environment) -> Iterator[None]:
     What the block leaves behind must not refer to the group: a model wrapped in
     DistributedDataParallel belongs in a function that has returned. A thread of a group that is
     still alive when the interpreter shuts down would abort the process.
+
+    Args:
+        backend: "nccl" or "gloo".
+        environment: this process's place among the others, and where they meet.
     """
     dist.init_process_group(
         backend,
