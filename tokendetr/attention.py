@@ -13,8 +13,7 @@ import torch
 from detrex import layers as detrex_layers
 from torch import Tensor, nn
 
-from tokendetr.ops import ms_deform_attn_fused
-from tokendetr.ops.reference import sampling_locations
+from tokendetr.ops import ms_deform_attn_fused, sampling_locations
 
 LevelShapes = Sequence[Sequence[int]]
 
