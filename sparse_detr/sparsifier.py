@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparse_detr.losses import decoder_attention_loss
 from tokendetr import supervision, trace
+from tokendetr.bypass import AffineBypass
 from tokendetr.decoder_attention import DecoderAttention
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
@@ -47,6 +48,7 @@ class SparseSparsifier(TokenSparsifier):
         padding: whether padding is "left_out" of the scores' mean, of their loss and of the heads
             in training, or "counted" as in the published code.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+        bypass: see :class:`tokendetr.bypass.AffineBypass`; None: left-out tokens stand still.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -70,8 +72,9 @@ class SparseSparsifier(TokenSparsifier):
         half_cell: bool = True,
         padding: PaddingRule = "left_out",
         value_policy: ValuePolicy = "updated",
+        bypass: AffineBypass | None = None,
     ) -> None:
-        super().__init__(value_policy=value_policy)
+        super().__init__(value_policy=value_policy, bypass=bypass)
         for name, value, choices in (
             ("selection", selection, ("dam", "objectness", "random")),
             ("projection", projection, ("host", "own")),
