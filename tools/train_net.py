@@ -11,37 +11,20 @@
 Options are detectron2's. A key that the config does not have is an error; ``+key=value`` adds one.
 """
 
+import signal
 import sys
 from pathlib import Path
+
+if __name__ in ("__main__", "__mp_main__"):
+    # Until the run takes care of signals, Ctrl-C ends this process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 from detectron2.engine import default_argument_parser
-from tokendetr.data.validate import DatasetError
-from tokendetr.train import (
-    CheckpointMismatchError,
-    CheckpointWriteError,
-    ConfigError,
-    NonFiniteLossError,
-    SampleError,
-    UnsafeCheckpointError,
-    launch,
-    load_config,
-)
+from tokendetr.train import EXPECTED_ERRORS, Timeouts, launch, load_config
 from tokendetr.train.run import run
-
-EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    CheckpointWriteError,
-    ConfigError,
-    DatasetError,
-    FileNotFoundError,
-    NonFiniteLossError,
-    SampleError,
-    UnsafeCheckpointError,
-)
-"""Errors whose message says it all: shown without a traceback, which ``log.txt`` has."""
 
 
 def main() -> None:
@@ -50,8 +33,15 @@ def main() -> None:
     args = parser.parse_args()
     try:
         # Read here too, so that a mistake is met before processes are started.
-        device = load_config(args.config_file, args.opts).train.device
-        launch(run, args, device=device, default_dist_url=parser.get_default("dist_url"))
+        settings = load_config(args.config_file, args.opts).train
+        limits = settings.distributed
+        launch(
+            run,
+            args,
+            device=settings.device,
+            default_dist_url=parser.get_default("dist_url"),
+            timeouts=Timeouts(limits.rendezvous_timeout, limits.collective_timeout),
+        )
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
 

@@ -4,12 +4,19 @@ Everything is built on detectron2's public classes, so it works the same with th
 with the subset in ``standalone/``.
 """
 
-from tokendetr.train.checkpoint import AtomicCheckpointer, CheckpointWriteError
+from tokendetr.train.checkpoint import (
+    AtomicCheckpointer,
+    CheckpointReadError,
+    CheckpointWriteError,
+)
 from tokendetr.train.configuration import ConfigError, apply_overrides, load_config
 from tokendetr.train.data_state import SampleError, StreamLoader, build_train_loader
 from tokendetr.train.evaluation import Evaluation
+from tokendetr.train.failures import EXPECTED_ERRORS
 from tokendetr.train.fast_coco import FastCOCOEvaluator
-from tokendetr.train.launch import launch
+from tokendetr.train.launch import Timeouts, launch
+from tokendetr.train.run_folder import RunFolderError
+from tokendetr.train.stop import TrainingInterrupted
 from tokendetr.train.trainer import NonFiniteLossError, Trainer
 from tokendetr.train.weights import (
     CheckpointMismatchError,
@@ -22,17 +29,22 @@ from tokendetr.train.weights import (
 )
 
 __all__ = [
+    "EXPECTED_ERRORS",
     "AtomicCheckpointer",
     "CheckpointMismatchError",
+    "CheckpointReadError",
     "CheckpointWriteError",
     "ConfigError",
     "Evaluation",
     "FastCOCOEvaluator",
     "LoadReport",
     "NonFiniteLossError",
+    "RunFolderError",
     "SampleError",
     "StreamLoader",
+    "Timeouts",
     "Trainer",
+    "TrainingInterrupted",
     "UnsafeCheckpointError",
     "apply_overrides",
     "build_train_loader",

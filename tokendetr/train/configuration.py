@@ -27,6 +27,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
         "find_unused_parameters": False,
         "fp16_compression": False,
     },
+    # Seconds: until all processes have joined, and in one collective operation.
+    "distributed": {"rendezvous_timeout": 300, "collective_timeout": 1800},
     "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
     "grad_accum_steps": 1,
     # How losses of the micro-batches of one update are weighted: "boxes" or "images".

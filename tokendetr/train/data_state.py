@@ -35,7 +35,16 @@ _MAX_REPLACEMENTS = 20
 
 
 class SampleError(RuntimeError):
-    """A record could not be turned into a sample; the message names its file and image id."""
+    """A record could not be turned into a sample; the message names its file and image id.
+
+    Raised in a loader process it arrives wrapped in that process's traceback, which says nothing
+    more than the message: only that is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught SampleError"):
+            message = message.rstrip().rpartition("SampleError: ")[2]
+        super().__init__(message)
 
 
 class NamedErrors:
