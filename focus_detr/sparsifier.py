@@ -16,9 +16,9 @@ from focus_detr.object_attention import ObjectAttention
 from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
-from tokendetr import supervision, trace
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
-from tokendetr.host import current_host
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.detector_view import current_host
 from tokendetr.tokens import (
     Keep,
     TokenMap,

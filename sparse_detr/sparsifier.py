@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.losses import decoder_attention_loss
-from tokendetr import supervision, trace
-from tokendetr.decoder_attention import DecoderAttention
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
-from tokendetr.host import current_host
-from tokendetr.supervision import Supervision
-from tokendetr.tokens import Keep, ScoreHead, TokenMap, topk_valid
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.aux_losses import Supervision
+from tokendetr.encoder.decoder_attention import DecoderAttention
+from tokendetr.encoder.detector_view import current_host
+from tokendetr.layers.score_head import ScoreHead
+from tokendetr.tokens import Keep, TokenMap, topk_valid
 
 Selection = Literal["dam", "objectness", "random"]
 Projection = Literal["host", "own"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tokendetr.tables import Table, splice
-from tools import table
+from tokendetr.analysis.tables import Table, splice
+from tokendetr.cli import table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Table(
@@ -93,7 +93,7 @@ def make_project(root: Path) -> Path:
     project = root / "projects" / "some_method"
     project.mkdir(parents=True)
     (project / "table.py").write_text(
-        "from tokendetr.tables import Table\n"
+        "from tokendetr.analysis.tables import Table\n"
         "def tables():\n"
         "    yield Table('gflops', 'Costs.', ('a',), ((1.25,),))\n"
         "    yield Table('time', '', ('a',), ((2,),))\n"

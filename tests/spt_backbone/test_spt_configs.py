@@ -15,9 +15,12 @@ from torch import nn
 
 from dynamic_detr import DynamicSparsifier
 from tokendetr import config as config_helpers
-from tokendetr import zoo
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config import zoo
 from tokendetr.data.object_ratio import object_ratio
-from tokendetr.train import AtomicCheckpointer, ConfigError, load_weights, save_slim
+from tokendetr.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "spt_backbone" / "configs"

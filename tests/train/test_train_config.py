@@ -8,13 +8,9 @@ import pytest
 import torch
 
 from tests.train.toy import make_config
-from tokendetr.train.configuration import (
-    ConfigError,
-    apply_overrides,
-    fill_defaults,
-    load_config,
-)
-from tokendetr.train.evaluation import check_device, default_best_metric
+from tokendetr.config.load import apply_overrides, fill_defaults, load_config
+from tokendetr.errors import ConfigError
+from tokendetr.evaluation.run import check_device, default_best_metric
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/train/toy_config.py"
