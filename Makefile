@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
 BUILT := $(VENV)/.stamp-built
-KERNEL_SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+BUILD_SOURCES := setup.py pyproject.toml $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-slow lint format bench cuda-check sanitize clean
@@ -27,8 +27,9 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@
 
-$(BUILT): $(INSTALLED) $(KERNEL_SOURCES)
-	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+$(BUILT): $(INSTALLED) $(BUILD_SOURCES)
+	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		--editable . --editable ./standalone
 	touch $@
 
 build: $(BUILT)
@@ -64,5 +65,5 @@ bench: $(BUILT)
 	$(PY) benchmarks/spt_backbone.py
 
 clean:
-	rm -rf build *.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build standalone/build *.egg-info standalone/*.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
