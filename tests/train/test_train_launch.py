@@ -16,11 +16,12 @@ from detectron2.utils import comm
 from tests.processes import report_threads_at_exit
 from tests.small_detectors import build, record
 from tests.train import toy
-from tokendetr.train.configuration import fill_defaults
+from tokendetr.checkpoint.weights import read_checkpoint
+from tokendetr.config.load import fill_defaults
+from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.launch import detect_environment, first_host, launch
 from tokendetr.train.run import train
-from tokendetr.train.trainer import NonFiniteLossError, Trainer
-from tokendetr.train.weights import read_checkpoint
+from tokendetr.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -227,13 +228,10 @@ def set_environment(monkeypatch, **variables):
 def test_one_slurm_task_per_machine_starts_the_machines_processes(monkeypatch):
     set_environment(monkeypatch, **SLURM_STEP)
     started = []
-    monkeypatch.setattr(
-        "torch.multiprocessing.start_processes", lambda run, **options: started.append(options)
-    )
+    monkeypatch.setitem(launch.__globals__, "_supervise", lambda *options: started.append(options))
     launch(print, arguments(4, "", ""), device="cpu")
-    (options,) = started
-    _, args, url, _ = options["args"]
-    assert options["nprocs"] == 4
+    ((count, (_, args, url, _, _)),) = started
+    assert count == 4
     assert (args.num_machines, args.machine_rank, args.num_gpus) == (2, 1, 4)
     assert url == "tcp://gpu03:20031"
 

@@ -8,35 +8,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tokendetr.data.validate import DatasetError
-from tokendetr.train.checkpoint import CheckpointReadError, CheckpointWriteError
-from tokendetr.train.configuration import ConfigError
-from tokendetr.train.data_state import SampleError
-from tokendetr.train.run_folder import RunFolderError
-from tokendetr.train.trainer import NonFiniteLossError
-from tokendetr.train.weights import CheckpointMismatchError, UnsafeCheckpointError
+from tokendetr.errors import EXPECTED_ERRORS
 
-__all__ = ["EXPECTED_ERRORS", "Failure", "RendezvousError"]
-
-
-class RendezvousError(RuntimeError):
-    """The processes of a run did not find each other."""
-
-
-EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    CheckpointReadError,
-    CheckpointWriteError,
-    ConfigError,
-    DatasetError,
-    FileNotFoundError,
-    NonFiniteLossError,
-    RendezvousError,
-    RunFolderError,
-    SampleError,
-    UnsafeCheckpointError,
-)
-"""Errors whose message says it all: shown without a traceback."""
+__all__ = ["Failure"]
 
 
 @dataclass(frozen=True)

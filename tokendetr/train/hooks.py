@@ -12,9 +12,9 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from tokendetr.train.checkpoint import AtomicCheckpointer
-from tokendetr.train.configuration import ConfigError
-from tokendetr.train.rng import RngState
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.data.random_state import RngState
+from tokendetr.errors import ConfigError
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.stop import StopSignals
 from tokendetr.train.writers import Writers

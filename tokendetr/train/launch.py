@@ -31,7 +31,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from detectron2.utils import comm
 
-from tokendetr.train.failures import Failure, RendezvousError
+from tokendetr.errors import RendezvousError
+from tokendetr.train.failures import Failure
 from tokendetr.train.stop import TrainingInterrupted
 from tokendetr.train.watch import Hub, Watch, end_process
 
@@ -253,8 +254,8 @@ def _handed_on(ends: list[Connection]) -> Iterator[list[int]]:
 
     previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread: signals are left alone
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, hand_on)
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            previous[stop] = signal.signal(stop, hand_on)
     try:
         yield received
     finally:
@@ -433,7 +434,7 @@ def _tcp_store(environment: Environment, limit: timedelta) -> dist.Store:
             if error.errno == errno.EADDRINUSE:
                 raise
             logger.info("%s is no address of this machine: listening at all of them", host)
-    options = {} if listener is None else {"master_listen_fd": listener}
+    options: dict[str, Any] = {} if listener is None else {"master_listen_fd": listener}
     return dist.TCPStore(
         host, port, environment.world_size, environment.rank == 0, limit, **options
     )  # fmt: skip

@@ -16,11 +16,14 @@ from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
 
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import compare_weights, load_weights
+from tokendetr.config.load import load_config
+from tokendetr.data.random_state import RngState
+from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
-from tokendetr.train.checkpoint import AtomicCheckpointer
-from tokendetr.train.configuration import load_config
-from tokendetr.train.data_state import StreamLoader, build_train_loader
-from tokendetr.train.evaluation import Evaluation, check_device, default_best_metric
+from tokendetr.errors import CheckpointMismatchError, RunFolderError
+from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
 from tokendetr.train.hooks import (
     BestCheckpoint,
     Checkpoints,
@@ -28,12 +31,10 @@ from tokendetr.train.hooks import (
     Evaluations,
     RestoreRng,
 )
-from tokendetr.train.rng import RngState
-from tokendetr.train.run_folder import RunFolder, RunFolderError
+from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.setup import log_environment, run_logging, save_config, seed_run
 from tokendetr.train.stop import StopSignals
 from tokendetr.train.trainer import Trainer, parse_dtype
-from tokendetr.train.weights import CheckpointMismatchError, compare_weights, load_weights
 from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorboard_writer
 
 __all__ = ["run"]
@@ -298,7 +299,7 @@ def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:
                 "checkpoints of that run away to start this one anew, continue that run in its own "
                 "folder, or start from its weights with train.init_checkpoint=..."
             )
-        model = checkpointer.model
+        model: Any = checkpointer.model
         report = compare_weights(getattr(model, "module", model), data["model"])
         if not report.is_complete:
             raise _other_model(path, report.table())

@@ -12,17 +12,14 @@ from typing import Any
 from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
-from tokendetr.train.checkpoint import write_atomically
+from tokendetr.errors import RunFolderError
+from tokendetr.io.atomic import write_atomically
 
-__all__ = ["RunFolder", "RunFolderError"]
+__all__ = ["RunFolder"]
 
 _IDENTITY = "run.json"
 _LOCK = ".run.lock"
 _CHECKPOINT = re.compile(r"^model_(\d{7,}|final)\.pth$")
-
-
-class RunFolderError(ValueError):
-    """An output folder that this run must not use; the message says what to do."""
 
 
 class RunFolder:

@@ -14,11 +14,12 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokendetr.train.data_state import StreamLoader, describe_record
+from tokendetr.data.stream import StreamLoader, describe_record
+from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.stop import StopSignals, TrainingInterrupted
 from tokendetr.train.writers import metrics_state, restore_metrics
 
-__all__ = ["NonFiniteLossError", "Trainer", "parse_dtype"]
+__all__ = ["Trainer", "parse_dtype"]
 
 _MAX_SKIPPED = 32
 """Updates that float16's scaler may skip in a row; from its first scale of 2^16 each skip halves
@@ -30,10 +31,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss or a gradient is infinite or NaN; the weights are those before the step."""
 
 
 def parse_dtype(name: str) -> torch.dtype:

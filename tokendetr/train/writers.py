@@ -17,7 +17,7 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
-from tokendetr.train.checkpoint import write_atomically
+from tokendetr.io.atomic import write_atomically
 
 __all__ = [
     "EpochPrinter",

@@ -1,0 +1,71 @@
+"""Typed errors that the library raises; every message names what is wrong and what to do."""
+
+
+class ConfigError(ValueError):
+    """A config file or an override that cannot be used; the message says which and what to do."""
+
+
+class HostError(RuntimeError):
+    """The detector around an encoder lacks what the encoder's sparsifier needs."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss or a gradient is infinite or NaN; the weights are those before the step."""
+
+
+class SampleError(RuntimeError):
+    """A record could not be turned into a sample; the message names its file and image id.
+
+    Raised in a loader process it arrives wrapped in that process's traceback, which says nothing
+    more than the message: only that is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught SampleError"):
+            message = message.rstrip().rpartition("SampleError: ")[2]
+        super().__init__(message)
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used; the message names file and records and what to do."""
+
+
+class CheckpointWriteError(OSError):
+    """A file could not be written; what was there before is unchanged."""
+
+
+class CheckpointReadError(ValueError):
+    """No checkpoint of a run can be read."""
+
+
+class UnsafeCheckpointError(ValueError):
+    """A file holds more than weights and plain values; nothing of it was executed."""
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint does not fit the model; the message lists the keys."""
+
+
+class RunFolderError(ValueError):
+    """An output folder that this run must not use; the message says what to do."""
+
+
+class RendezvousError(RuntimeError):
+    """The processes of a run did not find each other."""
+
+
+EXPECTED_ERRORS = (
+    CheckpointMismatchError,
+    CheckpointReadError,
+    CheckpointWriteError,
+    ConfigError,
+    DatasetError,
+    FileNotFoundError,
+    HostError,
+    NonFiniteLossError,
+    RendezvousError,
+    RunFolderError,
+    SampleError,
+    UnsafeCheckpointError,
+)
+"""Errors whose message says it all: programs show it without a traceback."""
