@@ -84,11 +84,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     Attributes:
         identity: of the run, kept in every file.
+        resumed_from: path of the checkpoint that the run was resumed from; "" for none.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any) -> None:
         super().__init__(model, save_dir, save_to_disk=True, **checkpointables)
         self.identity = ""
+        self.resumed_from = ""
         self._prepared: tuple[str, dict[str, Any]] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:

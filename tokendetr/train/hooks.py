@@ -63,9 +63,9 @@ class Checkpoints(HookBase):
         """Remove what a kill left, and make up the last checkpoint of a run that had reached its
         end."""
         self._prune(self.trainer.start_iter - 1)
-        final = os.path.join(self._checkpointer.save_dir, "model_final.pth")
-        done = self.trainer.start_iter >= self.trainer.max_iter
-        if done and not comm.all_gather(os.path.isfile(final))[0]:
+        is_done = self.trainer.start_iter >= self.trainer.max_iter
+        # Resumed from another file, because that one is missing, damaged or of fewer iterations.
+        if is_done and os.path.basename(self._checkpointer.resumed_from) != "model_final.pth":
             self._save_final(self.trainer.start_iter - 1)
 
     def after_step(self) -> None:

@@ -13,12 +13,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
 from detrex.modeling import ema
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import compare_weights, load_weights
-from tokendetr.config.load import load_config
+from tokendetr.config.load import follow_output_dir, load_config
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
@@ -88,11 +88,11 @@ def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
 
 def _keep_results_of_training(cfg: DictConfig) -> None:
     """Let the result files of ``--eval-only`` in a training's folder go to a folder below it."""
-    node = cfg.dataloader.get("evaluator", None)
-    if node is None or not node.get("output_dir", None):
-        return
-    if os.path.exists(os.path.join(str(node.output_dir), "run.json")):
-        node.output_dir = os.path.join(str(node.output_dir), "evaluation")
+    nodes = cfg.dataloader.get("evaluator", None)
+    for node in nodes if isinstance(nodes, ListConfig) else [nodes]:
+        folder = node.get("output_dir", None) if isinstance(node, DictConfig) else None
+        if folder and os.path.exists(os.path.join(str(folder), "run.json")):
+            node.output_dir = os.path.join(str(folder), "evaluation")
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
@@ -215,7 +215,7 @@ def _hooks(
     writers: Writers | None = None
     if comm.is_main_process():
         writers = Writers(
-            lambda start: _writers(cfg, per_epoch, start),
+            lambda start: _writers(cfg, per_epoch, start, folder.evaluated),
             settings.log_period,
             _metrics_path(cfg),
             folder.mark_evaluated,
@@ -242,16 +242,20 @@ def _metrics_path(cfg: DictConfig) -> str:
     return os.path.join(str(cfg.train.output_dir), "metrics.json")
 
 
-def _writers(cfg: DictConfig, per_epoch: float | None, start_iter: int) -> list[EventWriter]:
+def _writers(
+    cfg: DictConfig, per_epoch: float | None, start_iter: int, evaluated: int
+) -> list[EventWriter]:
     settings = cfg.train
     PathManager.mkdirs(settings.output_dir)
+    # The final evaluation has a line of its own behind the last iteration's.
+    is_finished = start_iter >= settings.max_iter and evaluated >= settings.max_iter
     writers: list[EventWriter] = [
         EpochPrinter(settings.max_iter, per_epoch),
-        MetricsFile(_metrics_path(cfg), start_iter),
+        MetricsFile(_metrics_path(cfg), start_iter + is_finished),
         tensorboard_writer(settings.output_dir, start_iter),
     ]
     if settings.wandb.enabled:
-        from detrex.utils import WandbWriter
+        from detrex.utils import WandbWriter  # check_settings has seen that wandb is there
 
         PathManager.mkdirs(settings.wandb.params.dir)
         writers.append(WandbWriter(cfg))
@@ -272,6 +276,7 @@ def _load(
             checkpointer.load(path)
         except ValueError as error:  # an optimizer of other parameters
             raise _other_model(path, str(error)) from error
+        checkpointer.resumed_from = path
         logger.info("Resuming from %s at iteration %d", path, trainer.iter + 1)
         return trainer.iter + 1
     if resume:
@@ -326,7 +331,9 @@ def _apply_fast_dev_run(cfg: DictConfig) -> None:
     cfg.train.max_iter = 20
     cfg.train.eval_period = 10
     cfg.train.log_period = 1
-    cfg.train.output_dir = os.path.join(str(cfg.train.output_dir), "fast_dev_run")
+    before = str(cfg.train.output_dir)
+    cfg.train.output_dir = os.path.join(before, "fast_dev_run")
+    follow_output_dir(cfg, before)
     if comm.is_main_process():
         shutil.rmtree(cfg.train.output_dir, ignore_errors=True)
     comm.synchronize()

@@ -277,7 +277,7 @@ class Watch:
         if self._is_reporting and failure.rank == self.rank:
             return  # the main thread shows its own error and ends the process
         if failure.text:
-            logger.error("Ending, because rank %d did: %s", failure.rank, failure.headline())
+            logger.info("Ending, because rank %d did: %s", failure.rank, failure.headline())
         if shower == self.rank:
             failure.show()
         self.leave(failure.code)
