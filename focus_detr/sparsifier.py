@@ -17,10 +17,10 @@ from focus_detr.object_attention import ObjectAttention
 from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
-from tokendetr import supervision, trace
-from tokendetr.bypass import AffineBypass
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
-from tokendetr.host import current_host
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.detector_view import current_host
 from tokendetr.tokens import (
     Keep,
     TokenMap,
@@ -73,7 +73,7 @@ class FocusSparsifier(TokenSparsifier):
         counts: see :class:`focus_detr.budget.FocusBudget`.
         selection: "foreground", or "random" (for comparison).
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
-        bypass: see :class:`tokendetr.bypass.AffineBypass`; None: left-out tokens stand still.
+        bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
 
     Raises:
         ValueError: for values out of range; the message names the argument.

@@ -1,9 +1,5 @@
-"""Make a trained detector sparse in minutes, with unlabelled images: see ``--help``."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+#!/usr/bin/env python
+"""Make a trained detector sparse in minutes, with unlabelled images."""
 
 from tokendetr.cli.sparsify import main
 

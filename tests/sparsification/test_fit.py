@@ -11,8 +11,9 @@ from PIL import Image
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
 from tests.small_detectors import CLASSES, LAYERS, LEVELS, NAMES, WIDTH, build, record
-from tokendetr.bypass import AffineBypass
-from tokendetr.predictor import Predictor
+from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.predict import Predictor
 from tokendetr.sparsification import (
     DenseTeacher,
     FewImagesError,
@@ -31,7 +32,6 @@ from tokendetr.sparsification.least_squares import (
     solve,
     write,
 )
-from tokendetr.supervision import supervise
 
 RECORDS = [record(96, 128, seed=1), record(64, 80, seed=2)]
 SHORT = FitOptions(score_iterations=3, distill_iterations=2, max_images=6)
@@ -198,7 +198,7 @@ def test_a_fit_lowers_the_error_of_the_memory(images):
 
 
 def supervised(model):
-    from tokendetr.supervision import opened
+    from tokendetr.encoder.aux_losses import opened
 
     return opened(model)
 

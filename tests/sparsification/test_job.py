@@ -6,13 +6,14 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
+from tokendetr.analysis.inputs import build_measured_model
+from tokendetr.checkpoint.safetensors import save_slim
 from tokendetr.cli import sparsify
+from tokendetr.config.load import load_config
+from tokendetr.config.zoo import get_config, get_config_file
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
-from tokendetr.measuring import build_measured_model
-from tokendetr.predictor import build_model
+from tokendetr.predict import build_model
 from tokendetr.sparsification import NotSparsifiableError, sparse_model
-from tokendetr.train import load_config, save_slim
-from tokendetr.zoo import get_config, get_config_file
 
 SMALL = ["model.transformer.encoder.feedforward_dim=32", "model.num_queries=20"]
 

@@ -1,1 +1,1 @@
-"""Command lines: what ``tools/`` and the console scripts run."""
+"""Command-line programs: what ``tools/`` and the console script run."""

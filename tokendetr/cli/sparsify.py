@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
+from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.sparsification import (
     METHODS,
     FewImagesError,
@@ -28,7 +29,6 @@ from tokendetr.sparsification import (
     StaleFitError,
     run_job,
 )
-from tokendetr.train import CheckpointMismatchError, ConfigError
 
 EXPECTED_ERRORS = (
     CheckpointMismatchError,

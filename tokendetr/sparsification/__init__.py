@@ -2,8 +2,8 @@
 
 An encoder that updates a share of its tokens alone loses most of a dense detector's accuracy,
 because the other tokens stand still and nobody taught it which to keep. Here, the tokens left out
-move by an affine bypass (:mod:`tokendetr.bypass`) fitted by least squares, and a score head learns
-which tokens the dense decoder looks at; both need images, but no labels.
+move by an affine bypass (:mod:`tokendetr.encoder.bypass`) fitted by least squares, and a score head
+learns which tokens the dense decoder looks at; both need images, but no labels.
 """
 
 from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit

@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokendetr import supervision
-from tokendetr.bypass import AffineBypass
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.io.atomic import write_atomically
 from tokendetr.sparsification.images import UnlabelledImages
 from tokendetr.sparsification.learning import (
     RATIOS,
@@ -32,7 +33,6 @@ from tokendetr.sparsification.teacher import (
     NotSparsifiableError,
     find_encoder,
 )
-from tokendetr.train.checkpoint import write_atomically
 
 __all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
 

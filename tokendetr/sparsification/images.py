@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokendetr.predictor import Predictor, find_images, read_rgb
+from tokendetr.predict import Predictor, find_images, read_rgb
 
 __all__ = ["FewImagesError", "UnlabelledImages"]
 

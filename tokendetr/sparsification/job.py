@@ -17,16 +17,16 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from tokendetr.measuring import load_measured_config
-from tokendetr.predictor import Predictor
+from tokendetr.analysis.inputs import load_measured_config
+from tokendetr.errors import ConfigError
+from tokendetr.evaluation.run import Evaluation
+from tokendetr.io.atomic import write_atomically
+from tokendetr.predict import Predictor
 from tokendetr.sparsification.fitting import FitOptions, fit
 from tokendetr.sparsification.images import UnlabelledImages
 from tokendetr.sparsification.recipe import Method, config_file, sparse_model
 from tokendetr.sparsification.report import SparsificationReport, compare
 from tokendetr.sparsification.teacher import NotSparsifiableError, find_encoder
-from tokendetr.train import ConfigError
-from tokendetr.train.checkpoint import write_atomically
-from tokendetr.train.evaluation import Evaluation
 
 __all__ = ["SparsifyJob", "run_job"]
 

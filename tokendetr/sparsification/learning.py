@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokendetr import supervision
+from tokendetr.encoder import aux_losses as supervision
 from tokendetr.sparsification.teacher import DensePass, DenseTeacher
 from tokendetr.tokens import topk_valid
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokendetr.bypass import AffineBypass
+from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.sparsification.teacher import DensePass
 
 __all__ = ["RIDGES", "NormalEquations", "relative_error", "solve"]

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tokendetr import zoo
-from tokendetr.config import add_bypass, sparsify
+from tokendetr.config import zoo
+from tokendetr.config.edit import add_bypass, sparsify
+from tokendetr.config.load import load_config
 from tokendetr.sparsification.teacher import NotSparsifiableError
-from tokendetr.train import load_config
 
 __all__ = ["METHODS", "Method", "config_file", "sparse_config", "sparse_model", "sparsifier_node"]
 

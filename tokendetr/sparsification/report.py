@@ -9,10 +9,10 @@ import torch
 from detectron2.structures import Instances, pairwise_iou
 from torch import nn
 
-from tokendetr.flops import count_flops
+from tokendetr.analysis.flops import count_flops
+from tokendetr.analysis.tables import Table
+from tokendetr.analysis.timing import timed
 from tokendetr.sparsification.images import UnlabelledImages
-from tokendetr.tables import Table
-from tokendetr.timing import timed
 
 __all__ = ["Row", "SparsificationReport", "agreement", "compare"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokendetr.decoder_attention import DecoderAttention
 from tokendetr.encoder import EncoderContext
-from tokendetr.host import Host
+from tokendetr.encoder.decoder_attention import DecoderAttention
+from tokendetr.encoder.detector_view import Host
 from tokendetr.tokens import LevelLayout
 
 __all__ = ["DensePass", "DenseTeacher", "NotSparsifiableError", "find_encoder"]
