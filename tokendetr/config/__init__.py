@@ -9,10 +9,12 @@ from tokendetr.config.edit import (
     target_name,
 )
 from tokendetr.config.load import apply_overrides, load_config
+from tokendetr.config.tree import checkpoint_file
 
 __all__ = [
     "add_bypass",
     "apply_overrides",
+    "checkpoint_file",
     "detectron2_model",
     "load_config",
     "resize",
