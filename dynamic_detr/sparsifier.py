@@ -4,15 +4,17 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows o
 windows of the batch, P cells of a window.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
-from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment, is_supervised
+from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment
 from dynamic_detr.budget import TokenBudget
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.tokens import (
     AffinityGroup,
     AffinityMatch,
@@ -166,13 +168,24 @@ class DynamicPlan(TokenPlan):
             and sparsifier.training
             and torch.is_grad_enabled()
             and not sparsifier.budget.keeps_all
-            and is_supervised()
+            and self._adds_losses()
         ):
             self._alignment = CenterAlignment(
                 context.layout,
                 per_merge=sparsifier.alignment == "per_merge",
                 weight=sparsifier.alignment_weight,
             )
+
+    def _adds_losses(self) -> bool:
+        if self.context.detector is None:
+            log_first_n(
+                logging.WARNING,
+                "The alignment loss of Dynamic DETR is left out: its encoder runs alone. Build the "
+                "config with tokendetr.config.sparsify(), call tokendetr.encoder.observe(model), "
+                "or set alignment='off'.",
+                key="message",
+            )
+        return self.context.losses is not None
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the map of the layer's stage, made from the tokens at the stage's entry."""
@@ -189,10 +202,12 @@ class DynamicPlan(TokenPlan):
             self._alignment.add_merge(before_BNC, tokens_BKC, token_map)
         return tokens_BKC
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the alignment loss ``loss_align``."""
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the alignment loss ``loss_align``."""
         if self._alignment is not None:
-            self._alignment.add_loss(memory_BNC, self.context.run_dense)
+            self._alignment.add_loss(
+                self.context.require_losses(), memory_BNC, self.context.run_dense
+            )
         return memory_BNC
 
     @torch.no_grad()
@@ -241,7 +256,7 @@ class DynamicPlan(TokenPlan):
             score_BS = window_coherence(
                 layout.split(memory_BNC)[level], height=height, width=width, window=window
             )
-        trace.record_score(f"coherence_level{level + 1}", score_BS)
+        self.context.recorder.record_score(f"coherence_level{level + 1}", score_BS)
         order_BS, _ = topk_valid(score_BS, merged, valid_BN=valid_BS, valid_counts=windows)
         chosen_R = ragged_index(merged, order_BS.shape[1], memory_BNC.device)
         image_R = chosen_R // order_BS.shape[1]
@@ -271,7 +286,7 @@ class DynamicPlan(TokenPlan):
                 if random
                 else None,
             )
-        trace.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
+        self.context.recorder.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
         return match, important
 
     def _assemble(
