@@ -36,14 +36,14 @@ from tokendetr.measuring import (
     loaded_inputs,
     write_json,
 )
-from tokendetr.train import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.train import CheckpointMismatchError, ConfigError, CheckpointError
 
 TASKS = ("flop", "activation", "parameter", "structure")
 EXPECTED_ERRORS = (
     CheckpointMismatchError,
     ConfigError,
     OSError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 

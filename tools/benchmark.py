@@ -49,7 +49,7 @@ from tokendetr.train import (
     ConfigError,
     SampleError,
     Trainer,
-    UnsafeCheckpointError,
+    CheckpointError,
     launch,
 )
 from tokendetr.train.trainer import parse_dtype
@@ -64,7 +64,7 @@ EXPECTED_ERRORS = (
     ConfigError,
     OSError,
     SampleError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 

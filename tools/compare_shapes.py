@@ -43,12 +43,12 @@ from tokendetr.measuring import (
 from tokendetr.tables import Cell, Table, splice
 from tokendetr.timing import timed
 from tokendetr.token_recall import TokenRecall
-from tokendetr.train import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.train import CheckpointMismatchError, ConfigError, CheckpointError
 from tokendetr.train.evaluation import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
-EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, UnsafeCheckpointError, ValueError)
+EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, CheckpointError, ValueError)
 COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
 RECALLS = ("queries", "boxes reached, by level", "box tokens kept, by level")
 

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import torch
 
-from tokendetr.train import CheckpointWriteError, UnsafeCheckpointError, read_checkpoint, save_slim
+from tokendetr.train import CheckpointWriteError, CheckpointError, read_checkpoint, save_slim
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-EXPECTED_ERRORS = (CheckpointWriteError, FileNotFoundError, UnsafeCheckpointError, ValueError)
+EXPECTED_ERRORS = (CheckpointWriteError, FileNotFoundError, CheckpointError, ValueError)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -31,14 +31,14 @@ from tqdm import tqdm
 from dynamic_detr.importance import LevelImportance, record_level_importance
 from tokendetr.measuring import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.tables import Table
-from tokendetr.train import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.train import CheckpointMismatchError, ConfigError, CheckpointError
 from tokendetr.train.checkpoint import write_atomically
 
 EXPECTED_ERRORS = (
     CheckpointMismatchError,
     ConfigError,
     OSError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"

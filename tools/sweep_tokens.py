@@ -38,7 +38,7 @@ from token_transforming import Reduction, restore, transform
 from tokendetr.flops import count_flops, synthetic_inputs
 from tokendetr.measuring import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.timing import Summary, timed
-from tokendetr.train import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.train import CheckpointMismatchError, ConfigError, CheckpointError
 from tokendetr.train.checkpoint import write_atomically
 from tokendetr.train.evaluation import Evaluation
 
@@ -48,7 +48,7 @@ EXPECTED_ERRORS = (
     ConfigError,
     OSError,
     TypeError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 

@@ -25,7 +25,7 @@ from tokendetr.train import (
     ConfigError,
     NonFiniteLossError,
     SampleError,
-    UnsafeCheckpointError,
+    CheckpointError,
     launch,
     load_config,
 )
@@ -39,7 +39,7 @@ EXPECTED_ERRORS = (
     FileNotFoundError,
     NonFiniteLossError,
     SampleError,
-    UnsafeCheckpointError,
+    CheckpointError,
 )
 """Errors whose message says it all: shown without a traceback, which ``log.txt`` has."""
 

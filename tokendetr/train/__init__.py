@@ -12,6 +12,7 @@ from tokendetr.train.fast_coco import FastCOCOEvaluator
 from tokendetr.train.launch import launch
 from tokendetr.train.trainer import NonFiniteLossError, Trainer
 from tokendetr.train.weights import (
+    CheckpointError,
     CheckpointMismatchError,
     LoadReport,
     UnsafeCheckpointError,
@@ -23,6 +24,7 @@ from tokendetr.train.weights import (
 
 __all__ = [
     "AtomicCheckpointer",
+    "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointWriteError",
     "ConfigError",
