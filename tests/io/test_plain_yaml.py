@@ -10,8 +10,9 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from detrex.modeling.neck import ChannelMapper
 from omegaconf import OmegaConf
 
+from tokendetr.config.load import load_config
+from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
-from tokendetr.train.configuration import ConfigError, load_config
 
 
 def test_saved_configs_have_no_tags_and_build_the_same(tmp_path):

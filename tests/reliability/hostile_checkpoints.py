@@ -17,9 +17,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from tests.reliability.mutations import damaged
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights, read_checkpoint, save_slim
 from tokendetr.errors import CheckpointError, UnsafeCheckpointError
-from tokendetr.train.checkpoint import AtomicCheckpointer
-from tokendetr.train.weights import load_weights, read_checkpoint, save_slim
 
 __all__ = ["GADGETS", "HEADERS", "damaged_checkpoints", "malicious_checkpoints"]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import yaml
 from detectron2.config import LazyConfig
 
-from tokendetr.train.configuration import ConfigError, load_config
+from tokendetr.config.load import load_config
+from tokendetr.errors import ConfigError
 
 __all__ = ["REFUSED", "hostile_configs"]
 

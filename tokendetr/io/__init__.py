@@ -1,1 +1,1 @@
-"""Reading and writing of files that may be damaged or hostile."""
+"""Files: written so that a crash cannot damage them, read so that a hostile one cannot harm."""
