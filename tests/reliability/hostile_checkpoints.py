@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from tests.reliability.mutations import damaged
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.weights import load_weights, read_checkpoint, save_slim
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.weights import load_weights, read_checkpoint
 from tokendetr.errors import CheckpointError, UnsafeCheckpointError
 
 __all__ = ["GADGETS", "HEADERS", "damaged_checkpoints", "malicious_checkpoints"]
