@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.losses import decoder_attention_loss
-from tokendetr import supervision, trace
-from tokendetr.bypass import AffineBypass
-from tokendetr.decoder_attention import DecoderAttention
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
-from tokendetr.host import current_host
-from tokendetr.supervision import Supervision
-from tokendetr.tokens import Keep, ScoreHead, TokenMap, topk_valid
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.aux_losses import Supervision
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.decoder_attention import DecoderAttention
+from tokendetr.encoder.detector_view import current_host
+from tokendetr.layers.score_head import ScoreHead
+from tokendetr.tokens import Keep, TokenMap, topk_valid
 
 Selection = Literal["dam", "objectness", "random"]
 Projection = Literal["host", "own"]
@@ -48,7 +49,7 @@ class SparseSparsifier(TokenSparsifier):
         padding: whether padding is "left_out" of the scores' mean, of their loss and of the heads
             in training, or "counted" as in the published code.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
-        bypass: see :class:`tokendetr.bypass.AffineBypass`; None: left-out tokens stand still.
+        bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -169,6 +170,8 @@ class SparsePlan(TokenPlan):
         if not training and sparsifier.keep_ratio == 1:
             return
         score_BN = self._score(training)
+        if sparsifier.selection != "random":
+            self.score_BN = score_BN
         if sparsifier.keep_ratio < 1:
             trace.record_score("score", score_BN)
             index_BK, valid_BK = topk_valid(

@@ -13,12 +13,11 @@ from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import CLASSES, LAYERS, LEVELS, WIDTH, build
 from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
-from tokendetr import zoo
-from tokendetr.bypass import AffineBypass
-from tokendetr.config import add_bypass
+from tokendetr.analysis.flops import count_flops
+from tokendetr.config import add_bypass, zoo
 from tokendetr.encoder import TokenPlan, TokenSparsifier
-from tokendetr.flops import count_flops
-from tokendetr.supervision import supervise
+from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.tokens import Keep, topk_valid
 
 SIZES = [(16, 21), (9, 10), (16, 7)]

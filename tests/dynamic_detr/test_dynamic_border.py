@@ -5,10 +5,10 @@ import torch
 
 from dynamic_detr import DynamicSparsifier
 from tests.plain_encoder import CHANNELS, make_encoder
+from tokendetr.analysis.flops import pyramid_shapes
 from tokendetr.encoder import EncoderContext
-from tokendetr.flops import pyramid_shapes
+from tokendetr.encoder.trace import record_tokens
 from tokendetr.tokens import LevelLayout
-from tokendetr.trace import record_tokens
 
 SIZES = [(800, 1066), (750, 1333), (800, 800), (480, 640)]
 RATIOS = [(0.5, 0.4, 0.3, 0.2), (0.4, 0.3, 0.2, 0.1)]

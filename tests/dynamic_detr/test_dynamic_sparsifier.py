@@ -13,8 +13,8 @@ from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tests.tokens.naive_windows import cosine, naive_coherence, naive_windows
+from tokendetr.encoder.trace import record_tokens
 from tokendetr.tokens import Identity, spread_order
-from tokendetr.trace import record_tokens
 
 
 def naive_merges(x, height, width, ratio, window):

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokendetr.tables import Table, splice
-from tokendetr.train.checkpoint import write_atomically
+from tokendetr.analysis.tables import Table, splice
+from tokendetr.io.atomic import write_atomically
 
 __all__ = ["ROWS", "Outcome", "Row", "load_rows", "record", "replay_command", "row", "run_row"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.reliability import campaign
 from tests.reliability.campaign import Row, record, results_table, run_row
-from tokendetr.tables import splice
+from tokendetr.analysis.tables import splice
 
 
 @pytest.fixture

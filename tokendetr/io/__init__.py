@@ -1,0 +1,1 @@
+"""Files: written so that a crash cannot damage them, read so that a hostile one cannot harm."""
