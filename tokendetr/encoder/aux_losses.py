@@ -83,8 +83,8 @@ class AuxLosses:
         inputs = self._batched_inputs
         if not isinstance(inputs, Sequence) or not all(isinstance(i, Mapping) for i in inputs):
             raise TypeError(
-                "supervision needs detectron2's batched inputs (a list of dicts) as the model's "
-                f"first argument, got {type(inputs).__name__}"
+                "auxiliary losses need detectron2's batched inputs (a list of dicts) as the "
+                f"model's first argument, got {type(inputs).__name__}"
             )
         device = _device_of(self.owner)
         return [_image_targets(index, record, device) for index, record in enumerate(inputs)]

@@ -26,6 +26,7 @@ __all__ = [
     "current_pass",
     "image_extents",
     "observe",
+    "open_pass",
     "enter_part",
     "leave_part",
     "record_tokens",
@@ -161,6 +162,24 @@ def record_tokens() -> Iterator[TokenTrace]:
         _end(context)
 
 
+@contextmanager
+def open_pass(model: nn.Module, batched_inputs: object = ()) -> Iterator[AuxLosses]:
+    """Open the pass of a model inside the ``with`` block; what its submodules add is collected.
+
+    Args:
+        model: the model.
+        batched_inputs: detectron2's list of dicts, from which targets are read.
+    """
+    context = _begin(ForwardContext(model, batched_inputs, recorder=current_pass().recorder))
+    assert context.losses is not None
+    succeeded = False
+    try:
+        yield context.losses
+        succeeded = True
+    finally:
+        _close(context, succeeded=succeeded)
+
+
 def run_pass(model: nn.Module, batched_inputs: object, forward: Callable[[], Output]) -> Output:
     """Run a model's own forward pass inside its context.
 
@@ -172,13 +191,8 @@ def run_pass(model: nn.Module, batched_inputs: object, forward: Callable[[], Out
     Returns:
         The output of ``forward`` with the losses and outputs that submodules added.
     """
-    context = _begin(ForwardContext(model, batched_inputs, recorder=current_pass().recorder))
-    succeeded = False
-    try:
+    with open_pass(model, batched_inputs) as losses:
         output = forward()
-        succeeded = True
-    finally:
-        losses = _close(context, succeeded=succeeded)
     return losses.merged(output)
 
 
