@@ -27,7 +27,7 @@ _HOMES = {
         "TokenPlan",
         "TokenSparsifier",
     ),
-    "tokendetr.encoder.trace": ("record_tokens",),
+    "tokendetr.encoder.forward_context": ("record_tokens",),
     "tokendetr.errors": (
         "CheckpointMismatchError",
         "CheckpointWriteError",

@@ -13,7 +13,7 @@ from tokendetr.encoder import EncoderContext as EncoderContext
 from tokendetr.encoder import TokenEncoder as TokenEncoder
 from tokendetr.encoder import TokenPlan as TokenPlan
 from tokendetr.encoder import TokenSparsifier as TokenSparsifier
-from tokendetr.encoder.trace import record_tokens as record_tokens
+from tokendetr.encoder.forward_context import record_tokens as record_tokens
 from tokendetr.errors import CheckpointMismatchError as CheckpointMismatchError
 from tokendetr.errors import CheckpointWriteError as CheckpointWriteError
 from tokendetr.errors import ConfigError as ConfigError

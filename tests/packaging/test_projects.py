@@ -16,7 +16,7 @@ from tokendetr import zoo
 from tokendetr.config import target_name
 for name in ("dino_r50_4scale_12ep", "dynamic_dino_shapes"):
     config = zoo.get_config(name)
-    print(target_name(config.model.get("supervised_class", config.model["_target_"])))
+    print(target_name(config.model.get("wrapped_target", config.model["_target_"])))
 print(config.train.init_checkpoint)
 """
 UPSTREAM_CONFIG = """

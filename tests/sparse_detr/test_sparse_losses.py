@@ -10,10 +10,10 @@ from sparse_detr import decoder_attention_loss
 from tests.small_detectors import CLASSES, LAYERS, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, sparse
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder import current_pass
 from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.encoder.decoder_attention import MAP_NAME
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.layers.deformable_attention import locations_and_weights
 from tokendetr.models.dino import DINOCriterion
 
@@ -221,7 +221,7 @@ def test_hooks_are_gone_after_the_pass_also_when_it_fails():
     model.transformer.decoder.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(RECORDS)
-    assert not attention._forward_pre_hooks and supervision.current() is None
+    assert not attention._forward_pre_hooks and current_pass().losses is None
 
 
 def test_activation_checkpointing_counts_every_loss_once():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -15,6 +16,7 @@ from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.registration import repeatable_registration
 from tokendetr.config.tree import config_files, shipped_weights
 from tokendetr.errors import ConfigError
+from tokendetr.io.plain_yaml import load_plain_yaml
 
 __all__ = ["apply_overrides", "fill_defaults", "load_config"]
 
@@ -81,8 +83,7 @@ def load_config(
     if not config_file:
         raise ConfigError("no config given: use --config-file FILE")
     path = resolve_config(config_file)
-    with repeatable_registration():
-        cfg = LazyConfig.load(path)
+    cfg = _load_file(path)
     fill_defaults(cfg)
     if trained and (weights := shipped_weights(path)) is not None:
         cfg.train.init_checkpoint = weights
@@ -109,6 +110,21 @@ def resolve_config(config_file: str) -> str:
         near = difflib.get_close_matches(config_file, named, n=3)
         hint = f" and is no config's name; did you mean {' or '.join(near)}?" if near else hint
     raise FileNotFoundError(f"config file {config_file!r} does not exist{hint}")
+
+
+def _load_file(config_file: str) -> DictConfig:
+    """Load a config without overrides; YAML is read as plain data whoever's detectron2 is there."""
+    if config_file.endswith((".yaml", ".yml")):
+        with PathManager.open(config_file, "r", encoding="utf-8-sig") as file:
+            try:
+                content = load_plain_yaml(file.read(), config_file)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{config_file} holds a {type(content).__name__}, not a config")
+        return OmegaConf.create(content, flags={"allow_objects": True})
+    with repeatable_registration():
+        return LazyConfig.load(config_file)
 
 
 def fill_defaults(cfg: DictConfig) -> None:

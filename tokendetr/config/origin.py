@@ -49,13 +49,7 @@ def _module_of(target: str) -> str:
 def _targets(node: Any) -> Iterator[str]:
     """Yield the full names of everything that a config calls."""
     if isinstance(node, DictConfig):
-        if "_target_" in node:
-            target = node["_target_"]
-            yield (
-                target
-                if isinstance(target, str)
-                else (f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}")
-            )
+        yield from map(_name, (node[key] for key in ("_target_", "wrapped_target") if key in node))
         keys = [key for key in node if not OmegaConf.is_missing(node, key)]
         children = [node._get_node(key) for key in keys if key != "_target_"]
     elif isinstance(node, ListConfig):
@@ -64,3 +58,9 @@ def _targets(node: Any) -> Iterator[str]:
         return
     for child in children:
         yield from _targets(child)
+
+
+def _name(target: Any) -> str:
+    if isinstance(target, str):
+        return target
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
