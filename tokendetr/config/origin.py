@@ -50,14 +50,13 @@ def _targets(node: Any) -> Iterator[str]:
     """Yield the full names of everything that a config calls."""
     if isinstance(node, DictConfig):
         yield from map(_name, (node[key] for key in ("_target_", "wrapped_target") if key in node))
-        keys = [key for key in node if not OmegaConf.is_missing(node, key)]
-        children = [node._get_node(key) for key in keys if key != "_target_"]
+        keys: list[Any] = [key for key in node if not OmegaConf.is_missing(node, key)]
     elif isinstance(node, ListConfig):
-        children = [node._get_node(index) for index in range(len(node))]
+        keys = list(range(len(node)))
     else:
         return
-    for child in children:
-        yield from _targets(child)
+    for key in keys:
+        yield from _targets(node._get_node(key))
 
 
 def _name(target: Any) -> str:
