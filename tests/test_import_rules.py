@@ -52,6 +52,7 @@ LADDER = (
     ("evaluation",),
     ("train",),
     ("analysis",),
+    ("sparsification",),
     ("visualization",),
     ("predict",),
     ("sparsification",),

@@ -68,6 +68,16 @@ def _calls(tree: ast.Module, *names: str) -> int:
     return found
 
 
+def _derives(tree: ast.Module, name: str) -> int:
+    """Count classes with a base of a name, such as ``threading.local``."""
+    return sum(
+        isinstance(base, ast.Attribute) and base.attr == name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+    )
+
+
 def state_of_a_pass(trees: Sequence[ast.Module]) -> dict[str, int]:
     """Context variables, thread-local objects, ``global`` statements, attributes set in forward."""
     set_in_forward = sum(
@@ -83,7 +93,7 @@ def state_of_a_pass(trees: Sequence[ast.Module]) -> dict[str, int]:
     )
     return {
         "context_variables": sum(_calls(tree, "ContextVar") for tree in trees),
-        "thread_locals": sum(_calls(tree, "local") for tree in trees),
+        "thread_locals": sum(_calls(tree, "local") + _derives(tree, "local") for tree in trees),
         "global_statements": sum(
             isinstance(n, ast.Global) for tree in trees for n in ast.walk(tree)
         ),
