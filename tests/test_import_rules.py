@@ -52,7 +52,6 @@ LADDER = (
     ("evaluation",),
     ("train",),
     ("analysis",),
-    ("sparsification",),
     ("visualization",),
     ("predict",),
     ("sparsification",),
