@@ -4,14 +4,16 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows o
 images), R merged windows, P cells of a window.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
-from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment, is_supervised
+from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment
 from dynamic_detr.budget import TokenBudget, saved_tokens
 from dynamic_detr.teacher import FrozenTeacher, with_teacher
 from tokendetr.encoder import (
@@ -20,7 +22,6 @@ from tokendetr.encoder import (
     TokenPlan,
     TokenSparsifier,
     ValuePolicy,
-    trace,
 )
 from tokendetr.tokens import (
     AffinityGroup,
@@ -209,13 +210,24 @@ class DynamicPlan(TokenPlan):
             and sparsifier.training
             and torch.is_grad_enabled()
             and not sparsifier.budget.keeps_all
-            and is_supervised()
+            and self._adds_losses()
         ):
             self._alignment = CenterAlignment(
                 context.layout,
                 per_merge=sparsifier.alignment == "per_merge",
                 weight=sparsifier.alignment_weight,
             )
+
+    def _adds_losses(self) -> bool:
+        if self.context.detector is None:
+            log_first_n(
+                logging.WARNING,
+                "The alignment loss of Dynamic DETR is left out: its encoder runs alone. Build the "
+                "config with tokendetr.config.sparsify(), call tokendetr.encoder.observe(model), "
+                "or set alignment='off'.",
+                key="message",
+            )
+        return self.context.losses is not None
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the map of the layer's stage, made from the tokens at the stage's entry."""
@@ -232,14 +244,13 @@ class DynamicPlan(TokenPlan):
             self._alignment.add_merge(before_BNC, tokens_BKC, token_map)
         return tokens_BKC
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the alignment loss ``loss_align``."""
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the alignment loss ``loss_align``."""
         if self._alignment is not None:
-            teacher = self.options.teacher
-            run_dense = self.context.run_dense
+            teacher, run_dense = self.options.teacher, self.context.run_dense
             if teacher is not None:
                 run_dense = partial(teacher, self.context)
-            self._alignment.add_loss(memory_BNC, run_dense)
+            self._alignment.add_loss(self.context.require_losses(), memory_BNC, run_dense)
         return memory_BNC
 
     @torch.no_grad()
@@ -319,9 +330,10 @@ class DynamicPlan(TokenPlan):
             score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
         else:
             score_S = window_coherence(memory_BNC, inverse_norm_BN, windows)
-        if trace.current_forward() is not None:
+        recorder = self.context.recorder
+        if recorder.forward is not None:
             map_BN = windows.per_token(score_S, inverse_norm_BN)
-            trace.record_score(f"coherence_level{level + 1}", layout.split(map_BN)[level])
+            recorder.record_score(f"coherence_level{level + 1}", layout.split(map_BN)[level])
         counts = [merged[each.image][each.shape] for each in windows.classes]
         return windows.choose(score_S, counts)
 
@@ -349,7 +361,7 @@ class DynamicPlan(TokenPlan):
                 else None,
                 order_BN=spread_tokens(layout, layout.num_levels - 1),
             )
-        trace.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
+        self.context.recorder.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
         return match, important
 
     def _assemble(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokendetr.encoder import EncoderContext, TokenEncoder, trace
+from tokendetr.encoder import EncoderContext, TokenEncoder
 
 _KEY = "sparsifier.teacher."
 
@@ -41,7 +41,6 @@ class FrozenTeacher(nn.Module):
         """Stay in evaluation mode: a teacher has no dropout."""
         return super().train(False)
 
-    @torch.no_grad()
     def forward(self, context: EncoderContext) -> Tensor:
         """Return the dense memory [B, N, C] of a pass.
 
@@ -53,14 +52,7 @@ class FrozenTeacher(nn.Module):
                 "alignment='teacher' has no weights to be a teacher with: train.init_checkpoint "
                 "must name a trained dense detector"
             )
-        with trace.paused():
-            memory_BNC: Tensor = self.encoder(
-                query=context.memory_BNC,
-                query_pos=context.query_pos_BNC,
-                reference_points=context.reference_points_BNL2,
-                layout=context.layout,
-            )
-        return memory_BNC
+        return self.encoder.run_dense(context)
 
 
 def with_teacher(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tests.tokens.naive_windows import cosine, naive_coherence, naive_windows
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder import record_tokens
 from tokendetr.tokens import Identity, Keep, spread_order
 
 

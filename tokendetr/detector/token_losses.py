@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from tokendetr.detector.criterion import Matches
-from tokendetr.encoder.aux_losses import ImageTargets, Supervision
+from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
 
 _NEVER_LOGIT = -1e4
 """Logit of a padding entry: its focal loss and gradient are 0 in every float type."""
 
 
 def add_detection_losses(
-    context: Supervision,
+    aux_losses: AuxLosses,
     logits_BKC: Tensor,
     boxes_BK4: Tensor,
     *,
@@ -22,10 +22,10 @@ def add_detection_losses(
     num_boxes: float,
     suffix: str,
 ) -> None:
-    """Ask for the detector's own losses on predictions of tokens, with the detector's weights.
+    """Add the detector's own losses on predictions of tokens, with the detector's weights.
 
     Args:
-        context: the forward pass; its criterion is one of detrex' set criteria.
+        aux_losses: of the forward pass; its criterion is one of detrex' set criteria.
         logits_BKC: a logit per class.
         boxes_BK4: normalised cxcywh.
         valid_BK: bool, False for entries that are no tokens: they are neither matched nor trained.
@@ -36,8 +36,8 @@ def add_detection_losses(
     Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries count nothing.
     """
     outputs = {"pred_logits": logits_BKC, "pred_boxes": boxes_BK4}
-    targets = [_as_target(target) for target in context.targets]
-    criterion = context.criterion
+    targets = [_as_target(target) for target in aux_losses.targets]
+    criterion = aux_losses.criterion
     if valid_BK is None:
         matches = criterion.matcher(outputs, targets)
     else:
@@ -46,7 +46,7 @@ def add_detection_losses(
     for name in criterion.losses:
         losses = criterion.get_loss(name, outputs, targets, matches, num_boxes)
         for key, value in losses.items():
-            context.add(key + suffix, value * criterion.weight_dict.get(key, 1.0))
+            aux_losses.add(key + suffix, value * criterion.weight_dict.get(key, 1.0))
 
 
 def _as_target(target: ImageTargets) -> dict[str, Tensor]:
