@@ -157,6 +157,11 @@ class FocusSparsifier(TokenSparsifier):
             raise ValueError("keep_ratio cannot change where layer_ratios are given")
         self.budget = dataclasses.replace(self.budget, keep_ratio=float(ratio))
 
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
+        return frozenset({"two_stage"} if self.own_heads is None else {"set_criterion"})
+
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights of a published checkpoint under the names they have here."""
         return from_published(weights)

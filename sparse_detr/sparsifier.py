@@ -107,6 +107,16 @@ class SparseSparsifier(TokenSparsifier):
                 sized_references=True,
             )
 
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
+        needs = set()
+        if not self.has_projection and self.selection != "random":
+            needs.add("two_stage")
+        if self.auxiliary_heads or self.selection == "objectness":
+            needs.add("set_criterion")
+        return frozenset(needs)
+
     def init_weights(self) -> None:
         """Let boxes start as proposals again, after a transformer initialised all matrices
         alike."""

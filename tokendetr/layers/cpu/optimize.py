@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from tokendetr.compat.torch_private import (
+    convolve,
+    current_dispatch_mode,
+    has_forward_hooks,
+    onednn_linear,
+)
 
 __all__ = ["Optimized", "optimize"]
-
-_PRODUCT = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
 
 
 def _evaluates_on_cpu(tensor: Tensor) -> bool:
@@ -40,11 +44,10 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
         or layer.weight.dtype != torch.float32
         or not _evaluates_on_cpu(x)
         or not torch.backends.mkldnn.enabled
-        or _get_current_dispatch_mode() is not None
+        or current_dispatch_mode() is not None
     ):
         return nn.Linear.forward(layer, x)
-    assert _PRODUCT is not None
-    return _PRODUCT(x, layer.weight, layer.bias, "none", [], "")
+    return onednn_linear()(x, layer.weight, layer.bias, "none", [], "")
 
 
 def _convolution(conv: Conv2d, x: Tensor) -> Tensor:
@@ -54,15 +57,14 @@ def _convolution(conv: Conv2d, x: Tensor) -> Tensor:
     when a checkpoint is loaded.
     """
     norm: Any = conv.norm
-    if not _evaluates_on_cpu(x) or norm._forward_hooks or norm._forward_pre_hooks:
+    if not _evaluates_on_cpu(x) or has_forward_hooks(norm):
         return Conv2d.forward(conv, x)
     scale_C = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift_C = norm.bias - norm.running_mean * scale_C
     if conv.bias is not None:
         shift_C = shift_C + conv.bias * scale_C
     weight = conv.weight * scale_C[:, None, None, None]
-    # `_conv_forward` is where every convolution class of PyTorch keeps padding modes and groups.
-    x = conv._conv_forward(x, weight, shift_C)
+    x = convolve(conv, x, weight, shift_C)
     return x if conv.activation is None else conv.activation(x)
 
 
@@ -70,7 +72,7 @@ def _fast_form(module: nn.Module) -> Callable[..., Tensor] | None:
     """Return the faster form of a module's ``forward``; None for modules that have none."""
     if "forward" in vars(module):
         return None  # somebody else's, or optimized already
-    if type(module) is nn.Linear and _PRODUCT is not None:
+    if type(module) is nn.Linear and onednn_linear() is not None:
         return partial(_linear, module)
     if type(module) is Conv2d and type(module.norm) is FrozenBatchNorm2d:
         return partial(_convolution, module)
