@@ -1,6 +1,10 @@
-"""Build of the compiled extension ``tokendetr._C``; the metadata is in pyproject.toml.
+"""Build of the distribution ``tokendetr``; the metadata is in pyproject.toml.
 
-Nothing is downloaded. CUDA kernels are added where PyTorch has CUDA and a toolkit is found.
+The folder ``projects/`` is installed inside the package, as ``tokendetr/projects/``: there no other
+package of that name can be mixed with it.
+
+The compiled extension is ``tokendetr._C``. Nothing is downloaded. CUDA kernels are added where
+PyTorch has CUDA and a toolkit is found.
 Environment:
 
 * ``TOKENDETR_NO_EXTENSION=1``: install without the extension (plain PyTorch runs, slower);
@@ -16,9 +20,12 @@ from pathlib import Path
 
 import torch
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 SOURCES = Path("csrc")
+PROJECTS = Path("projects")
+PROJECT_FILES = (".md", ".py", ".safetensors")
 
 
 def flag(name: str) -> bool:
@@ -86,4 +93,24 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtension})
+class BuildWithProjects(build_py):
+    """Add the projects to the package, and the ``.pth`` file beside it, where Python reads it."""
+
+    def run(self) -> None:
+        """Build the packages, then copy the rest; an editable install reads projects in place."""
+        super().run()
+        if self.editable_mode:
+            self.copy_file("tokendetr.pth", self.get_finalized_command("install").install_lib)
+            return
+        self.copy_file("tokendetr.pth", self.build_lib)
+        for path in sorted(PROJECTS.rglob("*")):
+            if path.suffix in PROJECT_FILES:
+                target = Path(self.build_lib, "tokendetr", path)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(path), str(target))
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildWithProjects},
+)

@@ -1,5 +1,16 @@
 """Typed errors that the library raises; every message names what is wrong and what to do."""
 
+UPSTREAM = ("detectron2", "detrex")
+"""Packages that this one extends; neither is on the package index."""
+
+
+def upstream_missing(name: str) -> str:
+    """Return what to do about a package of :data:`UPSTREAM` that is not installed."""
+    return (
+        f"{name} is not installed. Install it from its sources, or this project's stand-ins: "
+        "pip install ./standalone (tokendetr-standalone)"
+    )
+
 
 class ConfigError(ValueError):
     """A config file or an override that cannot be used; the message says which and what to do."""
@@ -34,15 +45,15 @@ class CheckpointWriteError(OSError):
     """A file could not be written; what was there before is unchanged."""
 
 
-class CheckpointReadError(ValueError):
-    """No checkpoint of a run can be read."""
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: damaged, or no checkpoint. The message names the file."""
 
 
-class UnsafeCheckpointError(ValueError):
+class UnsafeCheckpointError(CheckpointError):
     """A file holds more than weights and plain values; nothing of it was executed."""
 
 
-class CheckpointMismatchError(ValueError):
+class CheckpointMismatchError(CheckpointError):
     """A checkpoint does not fit the model; the message lists the keys."""
 
 
@@ -55,8 +66,8 @@ class RendezvousError(RuntimeError):
 
 
 EXPECTED_ERRORS = (
+    CheckpointError,
     CheckpointMismatchError,
-    CheckpointReadError,
     CheckpointWriteError,
     ConfigError,
     DatasetError,

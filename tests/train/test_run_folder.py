@@ -13,8 +13,8 @@ from detectron2.utils.events import EventStorage
 from tests.patience import patience
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.errors import (
+    CheckpointError,
     CheckpointMismatchError,
-    CheckpointReadError,
     ConfigError,
     RunFolderError,
 )
@@ -118,7 +118,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(toy_run, run_folder, caplo
 def test_nothing_readable_is_an_error(toy_run, run_folder):
     for path in run_folder.glob("model_*.pth"):
         path.write_bytes(b"\0" * 100)
-    with pytest.raises(CheckpointReadError, match="none of the checkpoints"):
+    with pytest.raises(CheckpointError, match="none of the checkpoints"):
         toy_run(run_folder, *FEW, resume=True)
 
 

@@ -58,7 +58,7 @@ def test_home_is_meant_by_a_tilde():
     assert cfg.train.output_dir == str(Path.home() / "runs" / "a")
 
 
-@pytest.mark.parametrize("text", ["train.max_iter", "train.max_iter 5", "=5", "train.steps=[1,"])
+@pytest.mark.parametrize("text", ["train.max_iter", "train.max_iter 5", "train.steps=[1,"])
 def test_what_is_no_override_is_refused(text):
     with pytest.raises(ConfigError, match="not of the form key=value"):
         apply_overrides(config(), [text])

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from tokendetr.checkpoint.weights import read_checkpoint
-from tokendetr.errors import CheckpointReadError, CheckpointWriteError
+from tokendetr.errors import CheckpointError, CheckpointWriteError
 from tokendetr.io.atomic import remove_quietly, write_atomically
 
 __all__ = ["AtomicCheckpointer", "plain_state"]
@@ -192,7 +192,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         A damaged one is named in a warning, and the one before it taken.
 
         Raises:
-            CheckpointReadError: there are checkpoints, and none can be read.
+            CheckpointError: there are checkpoints, and none can be read.
         """
         failures: list[str] = []
         for path in self._candidates():
@@ -208,7 +208,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 logger.warning("Resuming from the checkpoint before it, %s", path)
             self._prepared = (path, data)
             return path, data
-        raise CheckpointReadError(
+        raise CheckpointError(
             f"none of the checkpoints in {self.save_dir} can be read: {'; '.join(failures)}. "
             "Restore one, or start anew in another train.output_dir"
         )

@@ -38,14 +38,14 @@ from tokendetr.analysis.inputs import (
     loaded_inputs,
     write_json,
 )
-from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 
 TASKS = ("flop", "activation", "parameter", "structure")
 EXPECTED_ERRORS = (
     CheckpointMismatchError,
     ConfigError,
     OSError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 
@@ -230,3 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         analyze(args)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -42,10 +42,10 @@ from tokendetr.analysis.inputs import (
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
 from tokendetr.errors import (
+    CheckpointError,
     CheckpointMismatchError,
     ConfigError,
     SampleError,
-    UnsafeCheckpointError,
 )
 from tokendetr.train.launch import launch
 from tokendetr.train.trainer import Trainer, parse_dtype
@@ -60,7 +60,7 @@ EXPECTED_ERRORS = (
     ConfigError,
     OSError,
     SampleError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 
@@ -305,3 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         launch(run, args, device=device, default_dist_url=DIST_URL)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

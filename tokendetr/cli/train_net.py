@@ -40,3 +40,7 @@ def main() -> None:
         )
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

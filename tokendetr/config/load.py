@@ -9,12 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.registration import repeatable_registration
 from tokendetr.config.settings import check_settings
+from tokendetr.config.tree import config_files, shipped_weights
 from tokendetr.errors import ConfigError
+from tokendetr.io.plain_yaml import load_plain_yaml
 
 __all__ = ["apply_overrides", "fill_defaults", "load_config"]
 
@@ -60,16 +64,22 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 """Keys of ``train`` that the trainer reads; what a config leaves out is taken from here."""
 
 
-def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    config_file: str, overrides: Sequence[str] = (), *, trained: bool = False
+) -> DictConfig:
     """Load a lazy config, complete ``train`` and apply overrides.
 
     ``model.device`` follows ``train.device``, and the evaluator's folder ``train.output_dir`` where
     the config has them equal, unless they are overridden themselves.
 
     Args:
-        config_file: path of a ``.py`` or ``.yaml`` config.
+        config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
+            (:mod:`tokendetr.config.zoo`); a file of that name wins.
         overrides: ``key=value`` (the key must exist), ``+key=value`` (adds one), ``~key`` in
             hydra's grammar.
+        trained: let ``train.init_checkpoint`` be the trained weights that come with the config,
+            where there are some and no override says otherwise; for programs that use a detector
+            instead of training it.
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
@@ -78,21 +88,53 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     if not config_file:
         raise ConfigError("no config given: use --config-file FILE")
-    if "://" not in config_file and not os.path.isfile(config_file):
-        raise FileNotFoundError(
-            f"config file {config_file!r} does not exist{_similar(config_file)}"
-        )
-    with repeatable_registration():
-        cfg = LazyConfig.load(config_file)
+    path = resolve_config(config_file)
+    cfg = _load_file(path)
     fill_defaults(cfg)
     folder = cfg.train.output_dir
+    if trained and (weights := shipped_weights(path)) is not None:
+        cfg.train.init_checkpoint = weights
     apply_overrides(cfg, overrides)
     if not any(o.lstrip("+").startswith("dataloader.evaluator.output_dir=") for o in overrides):
         follow_output_dir(cfg, folder)
     if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
         _follow_device(cfg)
     check_settings(cfg)
+    warn_of_foreign_projects(cfg)
     return cfg
+
+
+def resolve_config(config_file: str) -> str:
+    """Return the path meant by a path, an address or a config's name.
+
+    Raises:
+        FileNotFoundError: it is none of them; the message names similar ones.
+    """
+    if "://" in config_file or os.path.isfile(config_file):
+        return config_file
+    named = config_files()
+    if config_file in named:
+        return str(named[config_file])
+    hint = _similar(config_file)
+    if os.path.basename(config_file) == config_file and not config_file.endswith(".py"):
+        near = difflib.get_close_matches(config_file, named, n=3)
+        hint = f" and is no config's name; did you mean {' or '.join(near)}?" if near else hint
+    raise FileNotFoundError(f"config file {config_file!r} does not exist{hint}")
+
+
+def _load_file(config_file: str) -> DictConfig:
+    """Load a config without overrides; YAML is read as plain data whoever's detectron2 is there."""
+    if config_file.endswith((".yaml", ".yml")):
+        with PathManager.open(config_file, "r", encoding="utf-8-sig") as file:
+            try:
+                content = load_plain_yaml(file.read(), config_file)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{config_file} holds a {type(content).__name__}, not a config")
+        return OmegaConf.create(content, flags={"allow_objects": True})
+    with repeatable_registration():
+        return LazyConfig.load(config_file)
 
 
 def fill_defaults(cfg: DictConfig) -> None:
@@ -184,7 +226,7 @@ def _parse(text: str) -> tuple[Any, str]:
             raise ConfigError(
                 f"override {text!r} is not of the form key=value: {str(error).splitlines()[0]}"
             ) from error
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = value.replace("'", "\\'")
     written = f"{key}='{escaped}'"
     try:
         return parser.parse_override(written), written

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> Any:
 
 
 def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, trained=args.eval_only)
     check_device(cfg.train.device)
     _apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir)
