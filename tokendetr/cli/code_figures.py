@@ -19,7 +19,14 @@ from typing import Any
 
 from tokendetr.config.tree import ROOT
 
-METHODS = ("sparse_detr", "focus_detr", "dynamic_detr", "token_transforming", "spt_backbone")
+METHODS = (
+    "sparse_detr",
+    "focus_detr",
+    "dynamic_detr",
+    "lite_detr",
+    "token_transforming",
+    "spt_backbone",
+)
 LIBRARY = ("tokendetr", *METHODS)
 BLOCK_LINES = 6
 _BOILERPLATE = (
