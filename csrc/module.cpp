@@ -59,4 +59,12 @@ TOKENDETR_EXPORT int tokendetr_interface() { return kInterface; }
 // The instruction set that the CPU kernels use in this process.
 TOKENDETR_EXPORT const char* tokendetr_cpu_isa() { return tokendetr::kernels().name; }
 
+TOKENDETR_EXPORT int tokendetr_has_cuda() {
+#ifdef TOKENDETR_WITH_CUDA
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 }  // extern "C"
