@@ -1,6 +1,10 @@
-"""Build of the compiled operators by ``csrc/build``; the metadata is in pyproject.toml."""
+"""Build of the distribution: the operators' library by csrc/build, metadata in pyproject.toml."""
 
 import runpy
 from pathlib import Path
 
-runpy.run_path(str(Path(__file__).resolve().parent / "csrc" / "build"))
+from setuptools import setup
+
+BUILD = runpy.run_path(str(Path(__file__).resolve().parent / "csrc" / "build"))
+
+setup(**BUILD["options"]())

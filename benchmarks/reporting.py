@@ -1,7 +1,6 @@
 """What the benchmarks of the operators share: command line, one line per case and pass, JSON."""
 
 import argparse
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
