@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
+from torch import nn
 
 from tests.small_detectors import build
 from tests.sparse_detr.sparse_detectors import RECORDS, sparse
 from tokendetr.encoder.decoder_attention import MAP_NAME
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.evaluation.decoder_correlation import CorrEvaluator, updated_attention
 
 
@@ -55,6 +56,21 @@ def test_it_evaluates_a_data_set_beside_others(ratio):
     assert not trace.forwards
 
 
+def test_a_dense_detector_updates_all_that_its_decoder_looks_at():
+    results = inference_on_dataset(build("dino"), [RECORDS], CorrEvaluator())["tokens"]
+    assert set(results.values()) == {100.0}
+
+
 def test_models_that_cannot_be_looked_at_are_named():
-    with pytest.raises(ValueError, match="supervised"):
-        inference_on_dataset(build("dino"), [RECORDS], CorrEvaluator())
+    class EncoderAlone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = build("dino").transformer.encoder
+
+        def forward(self, records):
+            query = torch.zeros(1, 20, self.encoder.embed_dim)
+            self.encoder(query, spatial_shapes=torch.tensor([[4, 4], [2, 1], [1, 2]]))
+            return [{}]
+
+    with pytest.raises(ValueError, match="observe"):
+        inference_on_dataset(EncoderAlone(), [RECORDS], CorrEvaluator())

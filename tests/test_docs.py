@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tokendetr.encoder import TokenEncoder
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SHAPES = ((8, 8), (4, 4))

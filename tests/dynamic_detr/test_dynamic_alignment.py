@@ -1,17 +1,17 @@
 """The alignment loss of Dynamic DETR: its value, its gradients, and where it is left out."""
 
 import logging
+from collections import Counter
 
+import detectron2.utils.logger
 import torch
 from torch import nn
 
-import dynamic_detr.alignment as alignment_module
 from dynamic_detr import DynamicSparsifier
 from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder
 from tests.pyramids import make_batch
-from tokendetr.encoder.aux_losses import supervise
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import observe, record_tokens
 
 
 class Detector(nn.Module):
@@ -28,9 +28,7 @@ class Detector(nn.Module):
 
 def test_two_pass_alignment_is_the_distance_to_the_dense_centre():
     batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
-    model = supervise(
-        Detector(dynamic_encoder(alignment="two_pass", alignment_weight=0.3))
-    ).double()
+    model = observe(Detector(dynamic_encoder(alignment="two_pass", alignment_weight=0.3))).double()
     losses = model(batch)
     assert set(losses) == {"loss_own", "loss_align"}
     dense = make_encoder(num_layers=6).double()
@@ -50,7 +48,7 @@ def test_two_pass_alignment_is_the_distance_to_the_dense_centre():
 
 def test_the_dense_pass_stores_no_gradient_and_is_not_traced():
     batch, _ = make_batch(SIZES, CHANNELS)
-    model = supervise(Detector(dynamic_encoder(alignment="two_pass")))
+    model = observe(Detector(dynamic_encoder(alignment="two_pass")))
     with record_tokens() as trace:
         model(batch)
     assert len(trace.forwards) == 1 and len(trace.forwards[0].layers) == 6
@@ -58,7 +56,7 @@ def test_the_dense_pass_stores_no_gradient_and_is_not_traced():
 
 def test_alignment_under_autocast_keeps_the_gradients():
     batch, _ = make_batch(SIZES, CHANNELS)
-    model = supervise(Detector(dynamic_encoder(alignment="two_pass")))
+    model = observe(Detector(dynamic_encoder(alignment="two_pass")))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(batch)
     losses["loss_own"].backward()
@@ -70,7 +68,7 @@ def test_alignment_under_autocast_keeps_the_gradients():
 def test_alignment_per_merge_measures_each_level():
     batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
     encoder = dynamic_encoder(alignment="per_merge", alignment_weight=1.0, merge="max").double()
-    losses = supervise(Detector(encoder))(batch)
+    losses = observe(Detector(encoder))(batch)
     with record_tokens() as trace:
         encoder(**batch.inputs)
     token_map = trace.forwards[0].layers[0].token_map
@@ -91,12 +89,12 @@ def test_alignment_per_merge_measures_each_level():
         level_orders=((1, 2, 3, 4),),
     )
     encoder = make_encoder(first_stage_only, num_layers=6).double()
-    loss = supervise(Detector(encoder))(batch)["loss_align"]
+    loss = observe(Detector(encoder))(batch)["loss_align"]
     torch.testing.assert_close(loss, total, rtol=1e-6, atol=1e-9)
 
 
-def test_alignment_without_supervision_is_left_out_and_said_once(caplog, monkeypatch):
-    monkeypatch.setattr(alignment_module._Unsupervised, "announced", False)
+def test_alignment_outside_of_a_detector_is_left_out_and_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(detectron2.utils.logger, "_LOG_COUNTER", Counter())
     batch, _ = make_batch(SIZES, CHANNELS)
     encoder = dynamic_encoder(alignment="two_pass")
     with caplog.at_level(logging.WARNING):

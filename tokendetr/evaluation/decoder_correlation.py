@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from tokendetr.encoder.decoder_attention import MAP_NAME
-from tokendetr.encoder.trace import ForwardTrace, TokenTrace, record_tokens
+from tokendetr.encoder.forward_context import record_tokens
+from tokendetr.encoder.trace import ForwardTrace, TokenTrace
 
 __all__ = ["CorrEvaluator", "updated_attention"]
 
@@ -36,8 +37,9 @@ def updated_attention(forward: ForwardTrace) -> tuple[Tensor, Tensor]:
     layout = forward.layout
     if MAP_NAME not in forward.maps:
         raise ValueError(
-            "the decoder's attention was not recorded: the model must be supervised "
-            "(tokendetr.config.sparsify does that) and its decoder deformable"
+            "the decoder's attention was not recorded: it needs a detector with a "
+            "deformable decoder, and tokendetr.encoder.observe(model) where the detector is not "
+            "one of tokendetr's"
         )
     updated_BN = torch.zeros_like(layout.valid_BN)
     for layer in forward.layers:
