@@ -1,10 +1,41 @@
-"""Build of the distribution: the operators' library by csrc/build, metadata in pyproject.toml."""
+"""Build of the distribution ``tokendetr``; the metadata is in pyproject.toml.
+
+The operators' library is built by ``csrc/setup``, which also lists the environment variables.
+
+The folder ``projects/`` is installed inside the package, as ``tokendetr/projects/``: there no other
+package of that name can be mixed with it.
+"""
 
 import runpy
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
-BUILD = runpy.run_path(str(Path(__file__).resolve().parent / "csrc" / "build"))
+PROJECTS = Path("projects")
+PROJECT_FILES = (".md", ".py", ".safetensors")
 
-setup(**BUILD["options"]())
+
+class BuildWithProjects(build_py):
+    """Add the projects to the package, and the ``.pth`` file beside it, where Python reads it."""
+
+    def run(self) -> None:
+        """Build the packages, then copy the rest; an editable install reads projects in place."""
+        super().run()
+        if self.editable_mode:
+            self.copy_file("tokendetr.pth", self.get_finalized_command("install").install_lib)
+            return
+        self.copy_file("tokendetr.pth", self.build_lib)
+        for path in sorted(PROJECTS.rglob("*")):
+            if path.suffix in PROJECT_FILES:
+                target = Path(self.build_lib, "tokendetr", path)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(path), str(target))
+
+
+kernels = runpy.run_path(str(Path(__file__).resolve().parent / "csrc" / "setup"))["options"]()
+
+setup(
+    ext_modules=kernels["ext_modules"],
+    cmdclass={**kernels["cmdclass"], "build_py": BuildWithProjects},
+)

@@ -18,8 +18,8 @@ from tokendetr.tokens import LevelLayout, TokenMap
 
 _LOGGER = logging.getLogger(__name__)
 
-Alignment = Literal["two_pass", "per_merge", "off"]
-ALIGNMENTS = ("two_pass", "per_merge", "off")
+Alignment = Literal["two_pass", "teacher", "per_merge", "off"]
+ALIGNMENTS = ("two_pass", "teacher", "per_merge", "off")
 
 
 class CenterAlignment:

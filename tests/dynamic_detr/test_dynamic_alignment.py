@@ -1,9 +1,11 @@
 """The alignment loss of Dynamic DETR: its value, its gradients, and where it is left out."""
 
+import copy
 import logging
 from collections import Counter
 
 import detectron2.utils.logger
+import pytest
 import torch
 from torch import nn
 
@@ -101,3 +103,40 @@ def test_alignment_outside_of_a_detector_is_left_out_and_said_once(caplog, monke
         encoder(**batch.inputs)
         encoder(**batch.inputs)
     assert sum("alignment loss" in record.message for record in caplog.records) == 1
+
+
+def test_a_teacher_keeps_the_weights_of_the_dense_checkpoint():
+    batch, _ = make_batch(SIZES, CHANNELS)
+    dense = make_encoder(num_layers=6, seed=5)
+    options = {"alignment": "teacher", "teacher": make_encoder(num_layers=6, seed=9)}
+    model = observe(Detector(dynamic_encoder(alignment_weight=0.3, **options)))
+    untaught = copy.deepcopy(model)
+    with pytest.raises(RuntimeError, match="init_checkpoint"):
+        untaught(batch)
+    weights = {f"encoder.{key}": value for key, value in dense.state_dict().items()}
+    model.load_state_dict(model.encoder.sparsifier.convert_weights(weights))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    assert len(optimizer.param_groups[0]["params"]) == len(list(dense.parameters()))
+    for _ in range(2):
+        losses = model(batch)
+        with torch.no_grad():
+            expected = (center(batch, model.encoder) - center(batch, dense)).norm(dim=-1).mean()
+        torch.testing.assert_close(losses["loss_align"], 0.3 * expected, rtol=1e-5, atol=1e-7)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    teacher = model.encoder.sparsifier.teacher.encoder
+    for own, kept in zip(dense.state_dict().values(), teacher.state_dict().values(), strict=True):
+        assert torch.equal(own, kept)
+    assert not torch.equal(model.encoder.layers[0].norms[0].weight, dense.layers[0].norms[0].weight)
+    resumed = copy.deepcopy(untaught)
+    state = model.encoder.sparsifier.convert_weights(model.state_dict())
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed(batch)["loss_align"], model(batch)["loss_align"])
+
+
+def center(batch, encoder):
+    """The mean of each image's real tokens after an encoder, [B, C]."""
+    memory = encoder(**batch.inputs)
+    valid = batch.layout.valid_BN[..., None]
+    return (memory * valid).sum(dim=1) / valid.sum(dim=1)

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path("tokendetr") / "libtokendetr_ops.so"
-TOOLCHAIN = runpy.run_path(str(ROOT / "csrc" / "build" / "toolchain.py"))
+TOOLCHAIN = runpy.run_path(str(ROOT / "csrc" / "setup" / "toolchain.py"))
 Missing, find_toolkit, switch = (TOOLCHAIN[x] for x in ("Missing", "find_toolkit", "switch"))
 RELEASE = "Cuda compilation tools, release 13.0, V13.0.88"
 

@@ -92,9 +92,10 @@ class DetectorView:
         return found
 
     def matching_queries(self, num_queries: int, layout: LevelLayout) -> slice:
-        """Return which of the decoder's queries are object queries.
+        """Return which of the decoder's queries are those that detect objects in evaluation.
 
-        Denoising queries, where a detector adds them, stand in front.
+        Denoising queries, where a detector adds them, stand in front; a group that is matched one
+        to many in training alone (H-Deformable DETR's ``num_queries_one2one``) stands behind.
 
         Args:
             num_queries: all queries that the decoder works on.
@@ -105,7 +106,9 @@ class DetectorView:
             wanted = min(wanted, layout.num_tokens)
         else:
             wanted = getattr(self.detector, "num_queries", num_queries)
-        return slice(max(0, num_queries - wanted), None)
+        first = max(0, num_queries - wanted)
+        one_to_one = getattr(self.detector, "num_queries_one2one", None)
+        return slice(first, None if one_to_one is None else first + one_to_one)
 
     def _part(self, owner: nn.Module, name: str) -> Any:
         part = getattr(owner, name, None)

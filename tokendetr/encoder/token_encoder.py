@@ -187,7 +187,7 @@ class TokenEncoder(nn.Module):
             query_pos_BNC=query_pos,
             reference_points_BNL2=reference_points,
             num_layers=self.num_layers,
-            run_dense=lambda: self._run_dense(context),
+            run_dense=lambda: self.run_dense(context),
             detector=forward.detector,
             losses=forward.losses if forward.model is not None and forward.model.training else None,
             recorder=forward.recorder,
@@ -200,7 +200,11 @@ class TokenEncoder(nn.Module):
         moving = None if bypass is None else bypass.start(layout, query)
         return self._encode(context, plan, self.sparsifier.value_policy, moving)
 
-    def _run_dense(self, context: EncoderContext) -> Tensor:
+    def run_dense(self, context: EncoderContext) -> Tensor:
+        """Run all layers on all tokens of a pass, without gradients, and return the memory.
+
+        Nothing is recorded. The pass may be another encoder's.
+        """
         silent = replace(context, recorder=Recorder())
         with torch.no_grad():
             return self._encode(silent, TokenPlan(silent), "updated")
