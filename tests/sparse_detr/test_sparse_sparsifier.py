@@ -139,7 +139,7 @@ def test_heads_and_losses_are_left_out_of_evaluation():
 
 @pytest.mark.parametrize("name", ONE_STAGE)
 def test_one_stage_detectors_need_a_projection_of_its_own(name):
-    with pytest.raises(HostError, match="two stages"):
+    with pytest.raises(HostError, match="two-stage"):
         sparse(name).eval()(RECORDS)
     model = sparse(name, projection="own").train()
     losses = model(RECORDS)
