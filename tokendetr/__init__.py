@@ -40,7 +40,7 @@ _HOMES = {
     ),
     "tokendetr.layers": ("EncoderLayer", "MultiScaleDeformableAttention", "ScoreHead"),
     "tokendetr.ops": ("ms_deform_attn", "packed_attention", "use_reference"),
-    "tokendetr.predict": ("Predictor",),
+    "tokendetr.predict": ("Detection", "Detections", "Detector", "Predictor", "load"),
     "tokendetr.tokens": (
         "Identity",
         "Keep",

@@ -28,7 +28,11 @@ from tokendetr.layers import ScoreHead as ScoreHead
 from tokendetr.ops import ms_deform_attn as ms_deform_attn
 from tokendetr.ops import packed_attention as packed_attention
 from tokendetr.ops import use_reference as use_reference
+from tokendetr.predict import Detection as Detection
+from tokendetr.predict import Detections as Detections
+from tokendetr.predict import Detector as Detector
 from tokendetr.predict import Predictor as Predictor
+from tokendetr.predict import load as load
 from tokendetr.tokens import Identity as Identity
 from tokendetr.tokens import Keep as Keep
 from tokendetr.tokens import LevelLayout as LevelLayout
