@@ -48,7 +48,7 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
         ValueError: the query is unknown.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist{_how_it_is_made(path)}")
+        raise FileNotFoundError(f"checkpoint {path} does not exist{how_it_is_made(path)}")
     if path.endswith(".safetensors"):
         data: dict[str, Any] = {"model": load_slim(path)}
     elif path.endswith(".pkl"):
@@ -64,11 +64,13 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
     return data
 
 
-def _how_it_is_made(path: str) -> str:
-    """A hint at weights of this project that do not come with it."""
+def how_it_is_made(path: str) -> str:
+    """Return a hint at weights of this project that do not come with it, "" for other files."""
     folder = os.path.dirname(os.path.abspath(path))
     ours = f"{folder}{os.sep}".startswith(f"{projects_folder()}{os.sep}")
-    return f": it is made as {folder}/README.md says" if ours else ""
+    if not ours or not os.path.isfile(readme := os.path.join(folder, "README.md")):
+        return ""
+    return f": it is made as {readme} says"
 
 
 def _read_torch(path: str) -> dict[str, Any]:
