@@ -15,7 +15,7 @@ import sys
 
 from detectron2.engine import default_argument_parser
 
-from tokendetr.config.load import load_config
+from tokendetr.config.load import load_config, resolve_config
 from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.train.launch import Timeouts, launch
 from tokendetr.train.run import run
@@ -28,6 +28,7 @@ def main() -> None:
     parser = default_argument_parser()
     args = parser.parse_args()
     try:
+        args.config_file = resolve_config(args.config_file)  # detectron2 copies the file
         # Read here too, so that a mistake is met before processes are started.
         settings = load_config(args.config_file, args.opts).train
         limits = settings.distributed
