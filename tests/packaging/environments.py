@@ -9,7 +9,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRATCH = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", "*.so", ".git", ".venv")
+SCRATCH_NAMES = ("__pycache__", "build", "*.egg-info", "*.so", ".*", "datasets")
+SCRATCH = shutil.ignore_patterns(*SCRATCH_NAMES)
 
 
 class Environment:

@@ -56,7 +56,7 @@ def test_ratios_are_set_by_hand_where_there_is_something_to_set():
 
 
 def test_the_zoo_loads_any_ratio():
-    model = zoo.load("sparse_dino_shapes_bypass", keep=0.15)
+    model = zoo.load("sparse_dino_shapes_bypass", None, keep=0.15)
     assert model.transformer.encoder.sparsifier.keep_ratio == 0.15
     with pytest.raises(KeyError, match="no sparsifier with a keep_ratio"):
         zoo.load("dino_shapes", keep=0.5)

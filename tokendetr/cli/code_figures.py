@@ -17,7 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokendetr.config.tree import ROOT
+from tokendetr.config.tree import PROJECTS_DIR
+
+ROOT = PROJECTS_DIR.parent
+"""The source checkout: figures are of its files."""
 
 METHODS = ("sparse_detr", "focus_detr", "dynamic_detr", "token_transforming", "spt_backbone")
 LIBRARY = ("tokendetr", *METHODS)

@@ -50,3 +50,7 @@ def main() -> None:
         launch(run, args, device=device, default_dist_url=parser.get_default("dist_url"))
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
