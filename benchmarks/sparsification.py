@@ -132,9 +132,10 @@ class Study:
                 if not number:
                     continue
                 return
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             result = fit(predictor.model, student, images, wanted)
             own[f"seconds {number}"] = round(time.perf_counter() - started, 1)
+            own[f"processor seconds {number}"] = round(time.process_time() - busy, 1)
             own[f"curve {number}"] = result.curve
             for step in steps:
                 with changed(student, step) as sparsifier:
@@ -178,16 +179,19 @@ def _table(config: str, entry: dict[str, Any]) -> Table:
     encoders = [f"{entry['gflops'][str(ratio)][1]:.3f}" for ratio in RATIOS]
     rows.append([f"GFLOPs of the encoder (dense {entry['gflops']['None'][1]:.3f})", *encoders])
     seeds = sorted(entry["seeds"], key=int)
-    times = [s["seconds 0"] for s in entry["seeds"].values() if "seconds 0" in s]
+    fitted = [seed["curve 0"][-1] for seed in entry["seeds"].values() if "curve 0" in seed]
+    explained = [100 * (1 - error) for _, error in fitted]
+    count = "one seed" if len(seeds) == 1 else f"mean over {len(seeds)} seeds (each with other "
+    count += "" if len(seeds) == 1 else "images), smallest and largest in parentheses"
     return Table(
         name=f"bypass_{config}",
         title=f"AP of `{config}` by keep ratio, without a label (dense: {entry['dense']:.1f})",
         columns=("", *(f"keep {ratio:g}" for ratio in RATIOS)),
         rows=rows,
         notes=(
-            f"Mean over {len(seeds)} seeds (each with other images), smallest and largest in "
-            "parentheses.",
-            f"Scores and bypass took {min(times):.0f} to {max(times):.0f} s of one core. "
+            f"{count.capitalize()}.",
+            f"The maps saw {max(images for images, _ in fitted)} images and explain "
+            f"{min(explained):.0f} % of the tokens' squared movement in images held back.",
             f"{entry['date']}, `{entry['command']}`",
         ),
     )
