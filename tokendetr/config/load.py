@@ -18,7 +18,7 @@ from tokendetr.config.tree import config_files, shipped_weights
 from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["apply_overrides", "fill_defaults", "load_config"]
+__all__ = ["apply_overrides", "fill_defaults", "load_config", "resolve_config"]
 
 TRAIN_DEFAULTS: dict[str, Any] = {
     "output_dir": "./output",
@@ -80,8 +80,6 @@ def load_config(
         FileNotFoundError: no such file; the message names similar ones.
         ConfigError: no config given, malformed or unknown override, wrong type.
     """
-    if not config_file:
-        raise ConfigError("no config given: use --config-file FILE")
     path = resolve_config(config_file)
     cfg = _load_file(path)
     fill_defaults(cfg)
@@ -99,7 +97,10 @@ def resolve_config(config_file: str) -> str:
 
     Raises:
         FileNotFoundError: it is none of them; the message names similar ones.
+        ConfigError: it is empty.
     """
+    if not config_file:
+        raise ConfigError("no config given: use --config-file FILE")
     if "://" in config_file or os.path.isfile(config_file):
         return config_file
     named = config_files()
