@@ -27,7 +27,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.config.load import load_config
-from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.errors import EXPECTED_ERRORS as LIBRARY_ERRORS
+from tokendetr.errors import ConfigError
+from tokendetr.io.outputs import output_paths, refuse_overwriting
 from tokendetr.predict import (
     Predictor,
     coco_results,
@@ -36,7 +38,7 @@ from tokendetr.predict import (
     read_rgb,
 )
 
-EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, FileNotFoundError, ImportError, KeyError)
+EXPECTED_ERRORS = (*LIBRARY_ERRORS, ImportError, KeyError)
 logger = logging.getLogger("tokendetr.demo")
 
 
@@ -80,7 +82,9 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     unreadable = 0
-    for number, path in enumerate(tqdm(find_images(args.input), unit="picture"), start=1):
+    paths = find_images(args.input)
+    pairs = zip(paths, output_paths(paths, folder, ".jpg"), strict=True)
+    for number, (path, target) in enumerate(tqdm(list(pairs), unit="picture"), start=1):
         try:
             image_HWC = read_rgb(path)
         except OSError as error:
@@ -90,11 +94,69 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
         instances = predictor(image_HWC)
         records += coco_results(instances, image_id=number, metadata=metadata, file_name=str(path))
         shown = instances[instances.scores >= args.confidence_threshold]
-        target = folder / f"{path.stem}.jpg"
         Image.fromarray(draw(image_HWC, shown, metadata)).save(target, quality=92)
     (folder / "detections.json").write_text(json.dumps(records, indent=0))
     print(f"{folder}: pictures with detections, and all detections in detections.json")
     return unreadable
+
+
+class VideoFile:
+    """A video that is written, or an error.
+
+    Args:
+        path: of the file; its folder must be there and its ending one that OpenCV writes.
+        rate: frames per second.
+        size: width and height of the frames.
+
+    Raises:
+        FileNotFoundError: it cannot be opened for writing.
+    """
+
+    def __init__(self, path: str, rate: float, size: tuple[int, int]) -> None:
+        cv2 = _opencv()
+        self.path = path
+        self._writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+        if not self._writer.isOpened():
+            raise FileNotFoundError(self._failure())
+
+    def _failure(self) -> str:
+        return (
+            f"cannot write the video {self.path!r}: name a file in an existing folder, with an "
+            "ending that this OpenCV can write, such as .mp4 or .avi"
+        )
+
+    def write(self, frame_bgr: np.ndarray) -> None:
+        """Add a frame."""
+        self._writer.write(frame_bgr)
+
+    def close(self) -> None:
+        """Finish the file.
+
+        Raises:
+            FileNotFoundError: it is not there, or empty.
+        """
+        self._writer.release()
+        path = Path(self.path)
+        if not path.is_file() or path.stat().st_size == 0:
+            raise FileNotFoundError(self._failure())
+        print(f"wrote {self.path}")
+
+
+def check_video_output(args: argparse.Namespace) -> None:
+    """Refuse an output that no video can be written to, before anything is computed.
+
+    Raises:
+        ConfigError: it is a folder, in no folder, or the input itself.
+    """
+    if not args.output:
+        return
+    path = Path(args.output)
+    if path.is_dir() or not path.parent.is_dir() or not path.suffix:
+        raise ConfigError(
+            f"--output {args.output}: name a video file, such as out.mp4, in an existing folder"
+        )
+    if args.video_input:
+        refuse_overwriting([Path(args.video_input)], [path])
 
 
 def frames_of(source: str | int) -> Iterator[tuple[np.ndarray, float]]:
@@ -125,16 +187,16 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
         if args.output:
             if writer is None:
                 size = drawn_bgr.shape[1], drawn_bgr.shape[0]
-                code = cv2.VideoWriter_fourcc(*"mp4v")
-                writer = cv2.VideoWriter(args.output, code, rate, size)
+                writer = VideoFile(args.output, rate, size)
             writer.write(drawn_bgr)
         else:
             cv2.imshow("detections", drawn_bgr)
             if cv2.waitKey(1) == 27:
                 break
     if writer is not None:
-        writer.release()
-        print(f"wrote {args.output}")
+        writer.close()
+    elif args.output:
+        raise FileNotFoundError(f"{args.video_input!r} has no frames: nothing was written")
 
 
 def _opencv() -> Any:
@@ -153,7 +215,10 @@ def main(arguments: list[str] | None = None) -> None:
         cfg = load_config(args.config_file, args.opts, trained=True)
         metadata = dataset_metadata(cfg, args.metadata_dataset)
         if args.input:
-            find_images(args.input)  # before the model is built
+            # Before the model is built.
+            output_paths(find_images(args.input), Path(args.output), ".jpg")
+        else:
+            check_video_output(args)
         predictor = Predictor.from_config(
             cfg,
             min_size=args.min_size_test,

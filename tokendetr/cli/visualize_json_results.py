@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.data.shapes import register_shapes
+from tokendetr.io.outputs import output_paths
 from tokendetr.predict import read_rgb
 
 
@@ -96,8 +97,10 @@ def compare(args: argparse.Namespace) -> int:
     metadata = MetadataCatalog.get(args.dataset)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    for record in tqdm(records[: args.num], unit="picture"):
-        path = Path(record["file_name"])
+    chosen = records[: args.num]
+    paths = [Path(record["file_name"]) for record in chosen]
+    jobs = list(zip(chosen, paths, output_paths(paths, folder, ".jpg"), strict=True))
+    for record, path, target in tqdm(jobs, unit="picture"):
         image_HWC = read_rgb(path)
         found = to_instances(
             by_image[record["image_id"]], image_HWC.shape[:2], metadata, args.conf_threshold
@@ -105,7 +108,7 @@ def compare(args: argparse.Namespace) -> int:
         left = Visualizer(image_HWC, metadata).draw_instance_predictions(found).get_image()
         right = Visualizer(image_HWC, metadata).draw_dataset_dict(record).get_image()
         both = np.concatenate([left, right], axis=1)
-        Image.fromarray(both).save(folder / f"{path.stem}.jpg", quality=92)
+        Image.fromarray(both).save(target, quality=92)
     return len(records[: args.num])
 
 

@@ -38,7 +38,13 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
     if cfg.train.init_checkpoint:
-        load_weights(AtomicCheckpointer(model), cfg.train.init_checkpoint)
+        ema = cfg.train.model_ema
+        load_weights(
+            AtomicCheckpointer(model),
+            cfg.train.init_checkpoint,
+            # The weights that such a run evaluates, and chooses its best checkpoint by.
+            use_ema=bool(ema.enabled and ema.use_ema_weights_for_eval_only),
+        )
     else:
         logger.warning("train.init_checkpoint is empty: the weights are random")
     return model.eval()
