@@ -58,7 +58,7 @@ def _check_arguments(encoder: DictConfig) -> None:
         ConfigError: naming the arguments that :class:`tokendetr.encoder.TokenEncoder` lacks.
     """
     known = {"_target_", *inspect.signature(TokenEncoder.__init__).parameters}
-    own = sorted(key for key in encoder if key not in known)
+    own = sorted(str(key) for key in encoder if key not in known)
     if own:
         name = target_name(encoder["_target_"])
         raise ConfigError(
