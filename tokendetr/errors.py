@@ -45,6 +45,10 @@ class CheckpointWriteError(OSError):
     """A file could not be written; what was there before is unchanged."""
 
 
+class OutputError(OSError):
+    """A file that a tool is asked to write would be lost or cannot be written."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: damaged, or no checkpoint. The message names the file."""
 

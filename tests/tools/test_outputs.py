@@ -1,112 +1,81 @@
-"""No tool writes over an input, or two outputs on each other; what was measured is exported."""
+"""No tool writes over an input, two outputs to one file, or a file that it did not check."""
 
-import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.train.toy import ToyDetector
-from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.safetensors import load_slim
-from tokendetr.checkpoint.weights import load_weights
-from tokendetr.cli import export_checkpoint
-from tokendetr.cli.demo import VideoFile, check_video_output, parse_arguments
-from tokendetr.errors import CheckpointMismatchError, ConfigError
-from tokendetr.io.outputs import output_paths, refuse_overwriting
+from tokendetr.checkpoint.averaged import chosen_weights
+from tokendetr.cli import demo, export_checkpoint
+from tokendetr.errors import OutputError
+from tokendetr.io.outputs import check_output_file, drawing_names
 
 
-def test_equal_stems_get_names_of_their_own(tmp_path):
-    inputs = [Path(p) for p in ("a/x.png", "b/x.png", "x.jpg", "x_2.png", "X.bmp")]
-    names = [path.name for path in output_paths(inputs, tmp_path, ".jpg")]
-    assert names == ["x.jpg", "x_2.jpg", "x_3.jpg", "x_2_2.jpg", "X_4.jpg"]
+def test_inputs_of_one_stem_get_a_file_each():
+    inputs = [Path(name) for name in ("a/x.jpg", "b/x.jpg", "b/x.png", "c/x.jpg", "c/y.jpg", "x")]
+    names = [path.name for path in drawing_names(inputs, Path("out"), ".jpg")]
+    assert names == ["x.jpg", "x_jpg.jpg", "x_png.jpg", "x_jpg_2.jpg", "y.jpg", "x_file.jpg"]
 
 
-def test_inputs_are_not_written_over(tmp_path):
-    (tmp_path / "x.jpg").write_text("")
+def test_no_drawing_replaces_an_input(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match=r"x\.jpg is an input"):
-        output_paths([tmp_path / "x.jpg"], tmp_path / "link", ".jpg")
-    refuse_overwriting([tmp_path / "x.jpg"], [tmp_path / "y.jpg"])
+    for folder in (tmp_path, tmp_path / "link", tmp_path / "sub" / ".."):
+        with pytest.raises(OutputError, match="would replace the input"):
+            drawing_names([tmp_path / "a.png", tmp_path / "a.jpg"], folder, ".jpg")
 
 
-@pytest.mark.parametrize("output", ["missing/out.mp4", ".", "noending", "in.mp4"])
-def test_videos_that_cannot_be_written_are_refused_first(tmp_path, monkeypatch, output):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.mp4").write_text("")
-    command = ["--config-file", "c", "--video-input", "in.mp4", "--output", output]
-    with pytest.raises(ConfigError, match="--output|is an input"):
-        check_video_output(parse_arguments(command))
+def test_an_output_file_is_checked_before_the_work(tmp_path):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(b"video")
+    check_output_file(str(tmp_path / "new" / "out.mp4"), [source])
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(OutputError, match="is an input"):
+        check_output_file(str(tmp_path / "new" / ".." / "in.mp4"), [source])
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output_file(str(tmp_path))
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_output_file(str(source / "out.mp4"))
 
 
-@pytest.mark.parametrize("opens", [False, True])
-def test_a_video_that_is_not_there_is_an_error(tmp_path, monkeypatch, opens):
-    """OpenCV says nothing when a file cannot be opened or written."""
-
-    class Writer:
-        def __init__(self, *args):
-            pass
-
-        def isOpened(self):
-            return opens
-
-        def write(self, frame):
-            pass
-
-        def release(self):
-            pass
-
-    fake = types.SimpleNamespace(VideoWriter=Writer, VideoWriter_fourcc=lambda *code: 0)
-    monkeypatch.setitem(sys.modules, "cv2", fake)
-    with pytest.raises(FileNotFoundError, match="cannot write the video"):
-        VideoFile(str(tmp_path / "out.mp4"), 25.0, (4, 4)).close()
+@pytest.mark.parametrize(
+    ("name", "message"), [("out.jpg", "must end in"), ("in.mp4", "is an input"), ("", "must end")]
+)
+def test_videos_that_could_not_be_written_are_refused_first(tmp_path, name, message):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(b"video")
+    with pytest.raises(OutputError, match=message):
+        demo._check_video_file(str(tmp_path / name), str(source))
 
 
-@pytest.fixture
-def best_of_average(tmp_path):
-    """A best checkpoint that was chosen by the moving average's metric."""
-    model = ToyDetector()
-    average = {name: value + 1 for name, value in model.state_dict().items() if value.dim()}
-    saved = {"model": model.state_dict(), "ema_state": average, "best_metric_name": "bbox_ema/AP"}
-    torch.save(saved, tmp_path / "model_best.pth")
-    return tmp_path / "model_best.pth"
+def test_a_camera_needs_windows_or_a_file():
+    headless = types.SimpleNamespace(getBuildInformation=lambda: "  GUI:                NONE\n")
+    with pytest.raises(ImportError, match="--output"):
+        demo._check_windows(headless)
+    demo._check_windows(types.SimpleNamespace(getBuildInformation=lambda: "  GUI:  GTK3\n"))
 
 
-@pytest.mark.parametrize(("which", "difference"), [("measured", 1.0), ("ema", 1.0), ("plain", 0.0)])
-def test_the_measured_weights_are_exported(best_of_average, tmp_path, capsys, which, difference):
-    out = tmp_path / "out.safetensors"
-    files = ["--input", str(best_of_average), "--output", str(out), "--dtype", "float32"]
-    export_checkpoint.main([*files, "--weights", which])
-    plain = torch.load(best_of_average, weights_only=True)["model"]["stem.weight"]
-    torch.testing.assert_close(load_slim(str(out))["stem.weight"], plain + difference)
-    assert ("ema_state" in capsys.readouterr().out) == (which != "plain")
+def checkpoint(**others):
+    return {"model": {"w": torch.zeros(2)}, "ema_state": {"w": torch.ones(2)}, **others}
 
 
-def test_export_does_not_replace_its_input(tmp_path):
-    path = str(tmp_path / "a.safetensors")
+def test_the_weights_that_were_measured_are_chosen():
+    weights, which = chosen_weights(checkpoint(best_metric_name="bbox_ema/AP"))
+    assert which == "ema" and weights["w"].eq(1).all()
+    for plain in (checkpoint(), checkpoint(best_metric_name="bbox/AP")):
+        weights, which = chosen_weights(plain)
+        assert which == "model" and weights["w"].eq(0).all()
+    assert chosen_weights(checkpoint(), "ema")[1] == "ema"
+    assert chosen_weights(checkpoint(best_metric_name="bbox_ema/AP"), "model")[1] == "model"
+    with pytest.raises(ValueError, match="no ema_state"):
+        chosen_weights({"model": {}}, "ema")
+
+
+def test_export_says_which_weights_it_took_and_spares_its_input(tmp_path, capsys):
+    source = tmp_path / "model_best.pth"
+    torch.save(checkpoint(best_metric_name="bbox_ema/AP"), source)
+    export_checkpoint.main(["--input", str(source), "--output", str(tmp_path / "a.safetensors")])
+    assert "'ema'" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="is an input"):
-        export_checkpoint.main(["--input", path, "--output", path])
-
-
-def test_class_heads_of_another_number_start_anew(tmp_path, caplog):
-    torch.save({"model": ToyDetector(num_classes=7).state_dict()}, tmp_path / "seven.pth")
-    model = ToyDetector(num_classes=3)
-    heads = model.class_embed.weight.clone()
-    report = load_weights(AtomicCheckpointer(model), str(tmp_path / "seven.pth"), new_classes=True)
-    assert report.is_complete and torch.equal(model.class_embed.weight, heads)
-    lines = [r.getMessage() for r in caplog.records if "start anew" in r.getMessage()]
-    assert len(lines) == 1 and "class_embed" in lines[0]
-    # An evaluation of heads without training would be of no use.
-    with pytest.raises(CheckpointMismatchError, match="wrong shape"):
-        load_weights(AtomicCheckpointer(ToyDetector()), str(tmp_path / "seven.pth"))
-
-
-def test_another_model_is_no_matter_of_classes_and_its_table_is_short(tmp_path):
-    weights = {f"some.quite.long.name.of.a.layer.number{i}": torch.zeros(1) for i in range(500)}
-    weights["class_embed.weight"] = torch.zeros(7, 128)
-    torch.save({"model": weights}, tmp_path / "other.pth")
-    checkpointer = AtomicCheckpointer(ToyDetector())
-    with pytest.raises(CheckpointMismatchError) as caught:
-        load_weights(checkpointer, str(tmp_path / "other.pth"), new_classes=True)
-    assert max(map(len, str(caught.value).splitlines())) < 250
+        export_checkpoint.main(["--input", str(source), "--output", str(source)])
+    assert torch.load(source, weights_only=True)["model"]["w"].eq(0).all()

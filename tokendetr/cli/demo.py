@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.config.load import load_config
-from tokendetr.errors import EXPECTED_ERRORS as LIBRARY_ERRORS
-from tokendetr.errors import ConfigError
-from tokendetr.io.outputs import output_paths, refuse_overwriting
+from tokendetr.errors import CheckpointError, ConfigError, OutputError
+from tokendetr.io.outputs import check_output_file, drawing_names
 from tokendetr.predict import (
     Predictor,
     coco_results,
@@ -38,7 +38,8 @@ from tokendetr.predict import (
     read_rgb,
 )
 
-EXPECTED_ERRORS = (*LIBRARY_ERRORS, ImportError, KeyError)
+EXPECTED_ERRORS = (CheckpointError, ConfigError, OSError, ImportError, KeyError)
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 logger = logging.getLogger("tokendetr.demo")
 
 
@@ -83,8 +84,9 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
     records: list[dict[str, Any]] = []
     unreadable = 0
     paths = find_images(args.input)
-    pairs = zip(paths, output_paths(paths, folder, ".jpg"), strict=True)
-    for number, (path, target) in enumerate(tqdm(list(pairs), unit="picture"), start=1):
+    targets = drawing_names(paths, folder, ".jpg")
+    pairs = tqdm(list(zip(paths, targets, strict=True)), unit="picture")
+    for number, (path, target) in enumerate(pairs, start=1):
         try:
             image_HWC = read_rgb(path)
         except OSError as error:
@@ -98,65 +100,6 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
     (folder / "detections.json").write_text(json.dumps(records, indent=0))
     print(f"{folder}: pictures with detections, and all detections in detections.json")
     return unreadable
-
-
-class VideoFile:
-    """A video that is written, or an error.
-
-    Args:
-        path: of the file; its folder must be there and its ending one that OpenCV writes.
-        rate: frames per second.
-        size: width and height of the frames.
-
-    Raises:
-        FileNotFoundError: it cannot be opened for writing.
-    """
-
-    def __init__(self, path: str, rate: float, size: tuple[int, int]) -> None:
-        cv2 = _opencv()
-        self.path = path
-        self._writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
-        if not self._writer.isOpened():
-            raise FileNotFoundError(self._failure())
-
-    def _failure(self) -> str:
-        return (
-            f"cannot write the video {self.path!r}: name a file in an existing folder, with an "
-            "ending that this OpenCV can write, such as .mp4 or .avi"
-        )
-
-    def write(self, frame_bgr: np.ndarray) -> None:
-        """Add a frame."""
-        self._writer.write(frame_bgr)
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            FileNotFoundError: it is not there, or empty.
-        """
-        self._writer.release()
-        path = Path(self.path)
-        if not path.is_file() or path.stat().st_size == 0:
-            raise FileNotFoundError(self._failure())
-        print(f"wrote {self.path}")
-
-
-def check_video_output(args: argparse.Namespace) -> None:
-    """Refuse an output that no video can be written to, before anything is computed.
-
-    Raises:
-        ConfigError: it is a folder, in no folder, or the input itself.
-    """
-    if not args.output:
-        return
-    path = Path(args.output)
-    if path.is_dir() or not path.parent.is_dir() or not path.suffix:
-        raise ConfigError(
-            f"--output {args.output}: name a video file, such as out.mp4, in an existing folder"
-        )
-    if args.video_input:
-        refuse_overwriting([Path(args.video_input)], [path])
 
 
 def frames_of(source: str | int) -> Iterator[tuple[np.ndarray, float]]:
@@ -187,16 +130,45 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
         if args.output:
             if writer is None:
                 size = drawn_bgr.shape[1], drawn_bgr.shape[0]
-                writer = VideoFile(args.output, rate, size)
+                code = cv2.VideoWriter_fourcc(*"mp4v")
+                writer = cv2.VideoWriter(args.output, code, rate, size)
+                if not writer.isOpened():
+                    raise OutputError(f"OpenCV cannot write {args.output}: try a name ending .mp4")
             writer.write(drawn_bgr)
         else:
             cv2.imshow("detections", drawn_bgr)
             if cv2.waitKey(1) == 27:
                 break
     if writer is not None:
-        writer.close()
-    elif args.output:
-        raise FileNotFoundError(f"{args.video_input!r} has no frames: nothing was written")
+        writer.release()
+        if not Path(args.output).is_file() or not Path(args.output).stat().st_size:
+            raise OutputError(f"OpenCV wrote no {args.output}: is its codec installed?")
+        print(f"wrote {args.output}")
+
+
+def _check_video_file(output: str, source: str | None) -> None:
+    """Refuse, before a frame is computed, a video that could not be written.
+
+    Raises:
+        OutputError: it has no known ending, is a folder, or is the video that is read.
+    """
+    if not output.lower().endswith(VIDEO_SUFFIXES):
+        raise OutputError(f"--output {output} must end in one of {', '.join(VIDEO_SUFFIXES)}")
+    check_output_file(output, [source] if source else [])
+
+
+def _check_windows(cv2: Any) -> None:
+    """Refuse to show a camera's stream where OpenCV has no windows.
+
+    Raises:
+        ImportError: saying how to do without.
+    """
+    gui = re.search(r"GUI:\s*(\S+)", cv2.getBuildInformation())
+    if gui is not None and gui[1].upper() == "NONE":
+        raise ImportError(
+            "this OpenCV has no windows (the headless package): write the stream to a file with "
+            "--output FILE.mp4, or pip install opencv-python in its place"
+        )
 
 
 def _opencv() -> Any:
@@ -215,10 +187,13 @@ def main(arguments: list[str] | None = None) -> None:
         cfg = load_config(args.config_file, args.opts, trained=True)
         metadata = dataset_metadata(cfg, args.metadata_dataset)
         if args.input:
-            # Before the model is built.
-            output_paths(find_images(args.input), Path(args.output), ".jpg")
-        else:
-            check_video_output(args)
+            find_images(args.input)  # before the model is built
+        if not args.input:
+            cv2 = _opencv()
+            if not args.output:
+                _check_windows(cv2)
+            else:
+                _check_video_file(args.output, args.video_input)
         predictor = Predictor.from_config(
             cfg,
             min_size=args.min_size_test,
@@ -230,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif unreadable := run_on_pictures(predictor, args, metadata):
             sys.exit(f"error: {unreadable} pictures could not be read (see above)")
     except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error.args[0] if error.args else error}")
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
 
 
 if __name__ == "__main__":

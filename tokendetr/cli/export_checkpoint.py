@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
+from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.safetensors import save_slim
 from tokendetr.checkpoint.weights import read_checkpoint
-from tokendetr.errors import CheckpointError, CheckpointWriteError
-from tokendetr.io.outputs import refuse_overwriting
+from tokendetr.io.outputs import check_output_file
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-EXPECTED_ERRORS = (CheckpointWriteError, FileNotFoundError, CheckpointError, ValueError)
+EXPECTED_ERRORS = (OSError, ValueError)  # those of files and of checkpoints
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,18 +38,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--convert", metavar="MODULE.FUNCTION", help="renames the weights")
     parser.add_argument(
         "--weights",
-        choices=("measured", "plain", "ema"),
-        default="measured",
-        help="the model's own, its moving average, or whichever chose a best checkpoint (default)",
+        choices=("auto", "model", "ema"),
+        default="auto",
+        help="the model's, their moving average, or (auto) those that a best checkpoint was "
+        "chosen by",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of matrices")
     args = parser.parse_args(arguments)
     try:
-        refuse_overwriting([Path(args.input)], [Path(args.output)])
-        weights = choose_weights(read_checkpoint(args.input), args.weights)
+        check_output_file(args.output, [args.input])
+        checkpoint = read_checkpoint(args.input)
+        weights, which = chosen_weights(checkpoint, args.weights)
+        if checkpoint.get("ema_state"):
+            other = "model" if which == "ema" else "ema"
+            print(f"taking the weights of {which!r}; --weights {other} takes the others")
         if args.convert:
-            weights = find_function(args.convert)(weights)
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+            weights = dict(find_function(args.convert)(weights))
         size = save_slim(
             {name: torch.as_tensor(value) for name, value in weights.items()},
             args.output,
@@ -59,30 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: {size / 1e6:.2f} MB")
-
-
-def choose_weights(checkpoint: Mapping[str, Any], which: str) -> Mapping[str, Any]:
-    """The model's own weights, or its moving average under the model's names.
-
-    Args:
-        checkpoint: with ``model`` and perhaps ``ema_state``.
-        which: "plain", "ema", or "measured": the average where the metric that chose the checkpoint
-            was measured with it (``bbox_ema/AP``).
-
-    Raises:
-        CheckpointError: an average is asked for, and there is none.
-    """
-    average = checkpoint.get("ema_state")
-    if which == "ema" and not average:
-        raise CheckpointError("the checkpoint has no ema_state: use --weights plain")
-    measured_with_average = "_ema/" in str(checkpoint.get("best_metric_name", ""))
-    if average and (which == "ema" or (which == "measured" and measured_with_average)):
-        print("writing the moving average (ema_state); --weights plain for the model's own")
-        model = checkpoint["model"]
-        return {name: average.get(name, value) for name, value in model.items()}
-    if average and which == "measured":
-        print("writing the model's own weights; --weights ema for their moving average (ema_state)")
-    return checkpoint["model"]
 
 
 def find_function(name: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:

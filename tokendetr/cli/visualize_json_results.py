@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.data.shapes import register_shapes
-from tokendetr.io.outputs import output_paths
+from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import read_rgb
 
 
@@ -97,10 +97,10 @@ def compare(args: argparse.Namespace) -> int:
     metadata = MetadataCatalog.get(args.dataset)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = records[: args.num]
-    paths = [Path(record["file_name"]) for record in chosen]
-    jobs = list(zip(chosen, paths, output_paths(paths, folder, ".jpg"), strict=True))
-    for record, path, target in tqdm(jobs, unit="picture"):
+    shown = records[: args.num]
+    targets = drawing_names([Path(record["file_name"]) for record in shown], folder, ".jpg")
+    for record, target in tqdm(list(zip(shown, targets, strict=True)), unit="picture"):
+        path = Path(record["file_name"])
         image_HWC = read_rgb(path)
         found = to_instances(
             by_image[record["image_id"]], image_HWC.shape[:2], metadata, args.conf_threshold
@@ -109,7 +109,7 @@ def compare(args: argparse.Namespace) -> int:
         right = Visualizer(image_HWC, metadata).draw_dataset_dict(record).get_image()
         both = np.concatenate([left, right], axis=1)
         Image.fromarray(both).save(target, quality=92)
-    return len(records[: args.num])
+    return len(shown)
 
 
 def main(arguments: list[str] | None = None) -> None:
