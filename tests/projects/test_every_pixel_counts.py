@@ -1,55 +1,31 @@
-"""Every pixel row and column of an image can change what a detector says about it."""
+"""Every pixel row and column of an image can change what an encoder makes of it."""
 
 import pytest
 import torch
+from detectron2.config import instantiate
 
-from dynamic_detr import DynamicSparsifier
-from focus_detr import FocusSparsifier
-from lite_detr import LiteSparsifier
-from sparse_detr import SparseSparsifier
-from tests.small_detectors import CLASSES, LAYERS, LEVELS, WIDTH, build
+from tokendetr.config import zoo
 
-SIZES = [(97, 131), (64, 80), (75, 133)]
+SIZES = [(255, 250), (160, 256), (97, 131)]
+METHODS = ("dino", "dynamic_dino", "focus_dino", "lite_dino", "sparse_dino")
 
 
-def sparsifier(method: str):
-    common = {"embed_dim": WIDTH, "num_layers": LAYERS}
-    if method == "sparse":
-        return SparseSparsifier(**common, num_classes=CLASSES, keep_ratio=0.3)
-    if method == "focus":
-        return FocusSparsifier(
-            **common,
-            num_heads=2,
-            num_levels=LEVELS,
-            num_objects=10,
-            strides=[8 * 2**level for level in range(LEVELS)],
-        )
-    if method == "lite":
-        return LiteSparsifier(
-            **common, num_levels=LEVELS, high_levels=LEVELS - 1, num_blocks=1, narrow_dim=8
-        )
-    order = tuple(range(1, LEVELS + 1))
-    return DynamicSparsifier(
-        keep_ratios=(0.5, 0.4, 0.3, 0.2)[:LEVELS],
-        level_orders=(order,) * LAYERS,
-        stage_lengths=(1,) * LAYERS,
-        window_sizes=(4, 2, 2)[: LEVELS - 1],
-        alignment="off",
-    )
+@pytest.fixture(scope="module", params=METHODS)
+def model(request):
+    config = zoo.get_config(f"{request.param}_shapes").model
+    config.device = "cpu"
+    torch.manual_seed(0)
+    return instantiate(config).eval()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("method", ["dense", "dynamic", "focus", "lite", "sparse"])
-def test_every_pixel_row_and_column_can_change_the_encoders_result(method, size):
-    model = build("dino").eval()
-    torch.manual_seed(1)
-    if method != "dense":
-        model.transformer.encoder.sparsifier = sparsifier(method).eval()
+def test_every_pixel_row_and_column_can_change_the_memory(model, size):
     memories = []
     hook = model.transformer.encoder.register_forward_hook(
         lambda module, args, output: memories.append(output)
     )
-    image = (torch.rand(3, *size) * 255).requires_grad_()
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(1)).mul(255)
+    image.requires_grad_()
     model([{"image": image, "height": size[0], "width": size[1]}])
     hook.remove()
     weights = torch.randn(memories[0].shape, generator=torch.Generator().manual_seed(2))
