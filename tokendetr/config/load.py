@@ -46,6 +46,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "reference_batch_size": 16,
     # Checks of annotations before training: "strict", "warn" or "off".
     "validate_data": "strict",
+    # Folders beside a data set's image folder that symbolic links may lead to.
+    "image_roots": [],
     "wandb": {"enabled": False, "params": {}},
     "model_ema": {
         "enabled": False,
