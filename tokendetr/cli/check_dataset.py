@@ -133,3 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         faults.append(str(error))
     if faults:
         sys.exit("\n\n".join(f"error: {fault}" for fault in faults))
+
+
+if __name__ == "__main__":
+    main()

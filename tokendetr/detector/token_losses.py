@@ -1,20 +1,22 @@
-"""A detector's own losses for what tokens predict: methods train heads in the encoder with them.
+"""Losses of tokens: a detector's own for what they predict, and for scores of where its decoder
+looks.
 
-Shapes: B image, K tokens that are judged, C class.
+Shapes: B image, N all tokens, K tokens that are judged or kept, C class.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokendetr.detector.criterion import Matches
-from tokendetr.encoder.aux_losses import ImageTargets, Supervision
-
-_NEVER_LOGIT = -1e4
-"""Logit of a padding entry: its focal loss and gradient are 0 in every float type."""
+from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
+from tokendetr.tokens import topk_valid
 
 
 def add_detection_losses(
-    context: Supervision,
+    aux_losses: AuxLosses,
     logits_BKC: Tensor,
     boxes_BK4: Tensor,
     *,
@@ -22,10 +24,10 @@ def add_detection_losses(
     num_boxes: float,
     suffix: str,
 ) -> None:
-    """Ask for the detector's own losses on predictions of tokens, with the detector's weights.
+    """Add the detector's own losses on predictions of tokens, with the detector's weights.
 
     Args:
-        context: the forward pass; its criterion is one of detrex' set criteria.
+        aux_losses: of the forward pass; its criterion is one of detrex' set criteria.
         logits_BKC: a logit per class.
         boxes_BK4: normalised cxcywh.
         valid_BK: bool, False for entries that are no tokens: they are neither matched nor trained.
@@ -35,18 +37,18 @@ def add_detection_losses(
 
     Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries count nothing.
     """
+    targets = [_as_target(target) for target in aux_losses.targets]
     outputs = {"pred_logits": logits_BKC, "pred_boxes": boxes_BK4}
-    targets = [_as_target(target) for target in context.targets]
-    criterion = context.criterion
+    criterion = aux_losses.criterion
     if valid_BK is None:
         matches = criterion.matcher(outputs, targets)
     else:
         matches = _match_valid(criterion.matcher, outputs, targets, valid_BK)
-        outputs["pred_logits"] = logits_BKC.masked_fill(~valid_BK[..., None], _NEVER_LOGIT)
+        outputs, targets, matches = _without_padding(outputs, targets, matches, valid_BK)
     for name in criterion.losses:
         losses = criterion.get_loss(name, outputs, targets, matches, num_boxes)
         for key, value in losses.items():
-            context.add(key + suffix, value * criterion.weight_dict.get(key, 1.0))
+            aux_losses.add(key + suffix, value * criterion.weight_dict.get(key, 1.0))
 
 
 def _as_target(target: ImageTargets) -> dict[str, Tensor]:
@@ -67,3 +69,61 @@ def _match_valid(
         ((query, truth),) = matcher(own, [target])
         matches.append((index_E[query.to(index_E.device)], truth))
     return matches
+
+
+def _without_padding(
+    outputs: dict[str, Tensor],
+    targets: list[dict[str, Tensor]],
+    matches: Matches,
+    valid_BK: Tensor,
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Matches]:
+    """Return the valid entries of a batch as one image with all targets.
+
+    The losses sum over entries and divide by ``num_boxes``, so they are those of the batch; padding
+    is not among them, whatever a criterion makes of a logit (log(p) of a sentinel is not finite).
+    """
+    place_BK = valid_BK.flatten().cumsum(0).view_as(valid_BK) - 1
+    offsets = [0]
+    for target in targets[:-1]:
+        offsets.append(offsets[-1] + len(target["labels"]))
+    queries, truths = [], []
+    for place_K, offset, (query, truth) in zip(place_BK, offsets, matches, strict=True):
+        queries.append(place_K[query.to(place_K.device)])
+        truths.append(truth + offset)
+    together = {name: torch.cat([target[name] for target in targets]) for name in targets[0]}
+    entries = {name: value[valid_BK][None] for name, value in outputs.items()}
+    return entries, [together], [(torch.cat(queries), torch.cat(truths))]
+
+
+def decoder_attention_loss(
+    score_BN: Tensor,
+    mass_BN: Tensor,
+    counts: Sequence[int],
+    *,
+    valid_BN: Tensor | None,
+    valid_counts: Sequence[int] | None = None,
+    counts_padding: bool = False,
+) -> Tensor:
+    """Return how badly scores predict which tokens the decoder looks at most.
+
+    The target is 1 for the ``counts[b]`` real tokens of the greatest mass, else 0. The loss is the
+    binary cross entropy, averaged over an image's real tokens and over images.
+
+    Args:
+        score_BN: logits.
+        mass_BN: the decoder's attention to each token; carries no gradient.
+        counts: kept tokens of each image.
+        valid_BN: bool, True where a token is real; None where all are.
+        valid_counts: real tokens of each image, where known.
+        counts_padding: average over padding as well, as the published code does.
+
+    Source: Sparse DETR, arXiv 2111.14330, equation 2. Differs: padding counts nothing.
+    """
+    index_BK, chosen_BK = topk_valid(mass_BN, counts, valid_BN=valid_BN, valid_counts=valid_counts)
+    ones_BK = torch.ones_like(index_BK) if chosen_BK is None else chosen_BK
+    target_BN = torch.zeros_like(score_BN).scatter(1, index_BK, ones_BK.to(score_BN.dtype))
+    loss_BN = F.binary_cross_entropy_with_logits(score_BN, target_BN, reduction="none")
+    if valid_BN is None or counts_padding:
+        return loss_BN.mean()
+    valid_BN = valid_BN.to(loss_BN.dtype)
+    return ((loss_BN * valid_BN).sum(dim=1) / valid_BN.sum(dim=1).clamp_min(1)).mean()
