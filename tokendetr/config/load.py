@@ -9,57 +9,44 @@ from typing import Any
 
 from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
+from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.targets import check_targets
 from tokendetr.errors import ConfigError
 
 __all__ = ["apply_overrides", "fill_defaults", "load_config"]
 
-TRAIN_DEFAULTS: dict[str, Any] = {
-    "output_dir": "./output",
-    "init_checkpoint": "",
+ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     # False: weights that are missing, left over or of another shape are reported and skipped.
     "init_checkpoint_strict": True,
-    "max_iter": 90000,
-    "amp": {"enabled": False, "dtype": "float16"},
-    "ddp": {
-        "broadcast_buffers": False,
-        "find_unused_parameters": False,
-        "fp16_compression": False,
-    },
-    "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
+    # "float16" (with loss scaling) or "bfloat16".
+    "amp": {"dtype": "float16"},
+    # Batches whose gradients are summed up before each optimizer update.
     "grad_accum_steps": 1,
     # How losses of the micro-batches of one update are weighted: "boxes" or "images".
     "grad_accum_weighting": "boxes",
-    "seed": -1,
-    "fast_dev_run": {"enabled": False},
-    "checkpointer": {"period": 5000, "max_to_keep": 100},
     # Metric that chooses model_best.pth; null: box AP, of the moving average where only that is
     # evaluated.
     "best_metric": None,
-    "eval_period": 5000,
-    "log_period": 20,
     # The total batch size that learning rate and iterations of the config are meant for.
     "reference_batch_size": 16,
     # Checks of annotations before training: "strict", "warn" or "off".
     "validate_data": "strict",
-    "wandb": {"enabled": False, "params": {}},
-    "model_ema": {
-        "enabled": False,
-        "decay": 0.999,
-        "device": "",
-        "use_ema_weights_for_eval_only": False,
-    },
-    "device": "cuda",
 }
-"""Keys of ``train`` that the trainer reads; what a config leaves out is taken from here."""
+"""Keys of ``train`` that the trainer reads beyond detrex's, which are in ``common/train.py``."""
+
+COPIES = {"model.device": "train.device", "dataloader.evaluator.output_dir": "train.output_dir"}
+"""Keys that configs copy from ``train``; an override of the original goes for the copy too."""
 
 
 def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Load a lazy config, complete ``train`` and apply overrides.
 
-    ``model.device`` follows ``train.device`` unless it is overridden itself.
+    Configs of this project let ``model.device`` and ``dataloader.evaluator.output_dir`` follow
+    ``train`` by interpolation. In configs that copy the values, an override of ``train.device`` or
+    ``train.output_dir`` goes for the copy too, unless that has an override itself.
 
     Args:
         config_file: path of a ``.py`` or ``.yaml`` config.
@@ -68,7 +55,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
-        ConfigError: no config given, malformed or unknown override, wrong type.
+        ConfigError: no config given, malformed or unknown override, wrong type, or a class that
+            this installation of detectron2 and detrex lacks.
     """
     if not config_file:
         raise ConfigError("no config given: use --config-file FILE")
@@ -79,9 +67,8 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     with repeatable_registration():
         cfg = LazyConfig.load(config_file)
     fill_defaults(cfg)
-    apply_overrides(cfg, overrides)
-    if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
-        _follow_device(cfg)
+    apply_overrides(cfg, [*_for_copies(cfg, overrides), *overrides])
+    check_targets(cfg)
     return cfg
 
 
@@ -89,10 +76,11 @@ def fill_defaults(cfg: DictConfig) -> None:
     """Add the keys of ``train`` that a config leaves out, in place."""
     if "train" not in cfg:
         cfg.train = {}
-    _add_missing(cfg.train, TRAIN_DEFAULTS)
+    _add_missing(cfg.train, OmegaConf.to_container(get_config("common/train.py").train))
+    _add_missing(cfg.train, ADDED_TRAIN_DEFAULTS)
 
 
-def _add_missing(node: DictConfig, defaults: dict[str, Any]) -> None:
+def _add_missing(node: DictConfig, defaults: Any) -> None:
     for key, value in defaults.items():
         if key not in node:
             node[key] = copy.deepcopy(value)
@@ -215,10 +203,14 @@ def _delete(cfg: Any, key: str) -> None:
     del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
 
 
-def _follow_device(cfg: DictConfig) -> None:
-    model = cfg.get("model")
-    if isinstance(model, DictConfig) and model.get("device", None) is not None:
-        model.device = cfg.train.device
+def _for_copies(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Overrides for the copies of those keys of ``train`` that are overridden."""
+    return [
+        f"{copied}=${{{original}}}"
+        for copied, original in COPIES.items()
+        if any(text.startswith(f"{original}=") for text in overrides)
+        and OmegaConf.select(cfg, copied) is not None
+    ]
 
 
 def _similar(path: str) -> str:

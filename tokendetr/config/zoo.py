@@ -16,7 +16,21 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.targets import check_targets
 from tokendetr.config.tree import PROJECTS_DIR
+
+RENAMED = {
+    f"focus_dino_{backbone}_4scale_{epochs}ep": f"focus_detr_{backbone}_4scale_{epochs}ep"
+    for backbone, lengths in {
+        "r50": (12, 24, 36),
+        "r101": (12, 24, 36),
+        "swin_tiny_224": (12, 24, 36),
+        "swin_base_384": (36,),
+        "swin_large_384": (36,),
+    }.items()
+    for epochs in lengths
+}
+"""Names that configs had before: former -> present."""
 
 
 def _config_files() -> dict[str, Path]:
@@ -51,12 +65,13 @@ def get_config_file(name: str) -> Path:
     """Path of a config file.
 
     Args:
-        name: a config's name (``dino_r50_4scale_12ep``).
+        name: a config's name (``dino_r50_4scale_12ep``), or one that it had before.
 
     Raises:
         KeyError: there is no such config; the message names the nearest ones.
     """
     files = _config_files()
+    name = RENAMED.get(name, name)
     if name not in files:
         nearest = difflib.get_close_matches(name, files, n=3, cutoff=0.4)
         hint = f"Nearest: {', '.join(nearest)}." if nearest else "See tokendetr.config.zoo.list()."
@@ -89,10 +104,12 @@ def load(name: str, checkpoint: str | None = None, device: str = "cpu") -> nn.Mo
 
     Raises:
         KeyError: there is no such config.
+        ConfigError: this installation of detectron2 or detrex lacks a part of the model.
         CheckpointMismatchError: the checkpoint belongs to another model; the message lists keys.
     """
     config = get_config(name)
     config.model.device = device
+    check_targets(config.model)
     model: nn.Module = instantiate(config.model).to(device)
     if checkpoint is not None:
         load_weights(AtomicCheckpointer(model), checkpoint)

@@ -12,4 +12,3 @@ from .models.dynamic_sparsifier import sparsifier
 sparsify(model, sparsifier)
 
 train.output_dir = "./output/dynamic_dab_deformable_detr_r50_50ep"
-dataloader.evaluator.output_dir = train.output_dir

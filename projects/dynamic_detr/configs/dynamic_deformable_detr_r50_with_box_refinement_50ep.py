@@ -13,4 +13,3 @@ sparsify(model, sparsifier)
 model.transformer.encoder.sparsifier.keep_ratios = (0.4, 0.3, 0.2, 0.1)
 
 train.output_dir = "./output/dynamic_deformable_detr_r50_with_box_refinement_50ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -13,4 +13,3 @@ sparsify(model, sparsifier)
 model.transformer.encoder.sparsifier.keep_ratios = (0.4, 0.3, 0.2, 0.1)
 
 train.output_dir = "./output/dynamic_h_deformable_detr_r50_two_stage_36ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -12,4 +12,3 @@ from .models.one_stage_sparsifier import sparsifier
 sparsify(model, sparsifier)
 
 train.output_dir = "./output/focus_deformable_detr_r50_50ep"
-dataloader.evaluator.output_dir = train.output_dir

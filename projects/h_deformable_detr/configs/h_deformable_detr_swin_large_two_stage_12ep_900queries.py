@@ -10,4 +10,3 @@ model.num_queries_one2one = 900
 model.transformer.two_stage_num_proposals = 2400
 
 train.output_dir = "./output/h_deformable_detr_swin_large_two_stage_12ep_900queries"
-dataloader.evaluator.output_dir = train.output_dir

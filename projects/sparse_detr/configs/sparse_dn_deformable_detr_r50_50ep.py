@@ -14,4 +14,3 @@ sparsify(model, sparsifier)
 model.transformer.encoder.sparsifier.projection = "own"
 
 train.output_dir = "./output/sparse_dn_deformable_detr_r50_50ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -12,4 +12,3 @@ from .models.sparse_sparsifier import sparsifier
 sparsify(model, sparsifier)
 
 train.output_dir = "./output/sparse_h_deformable_detr_r50_two_stage_36ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -11,4 +11,3 @@ transform_backbone(model, layers=(4, 8), keep_ratio=0.51, selection="distinct")
 train.init_checkpoint = "projects/dino/checkpoints/dino_shapes_swin.safetensors"
 train.output_dir = "./output/token_transforming_dino_shapes"
 train.max_iter = 600
-dataloader.evaluator.output_dir = train.output_dir

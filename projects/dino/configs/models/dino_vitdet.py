@@ -1,0 +1,39 @@
+"""DINO on ViTDet-B: a plain vision transformer, attending in windows but in every third block, with
+a simple feature pyramid."""
+
+from functools import partial
+
+from detectron2.config import LazyCall as L
+from detectron2.modeling.backbone import SimpleFeaturePyramid, ViT
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import nn
+
+from .dino_r50 import model
+from .pyramid import put_backbone
+
+vit = L(ViT)(
+    img_size=1024,
+    patch_size=16,
+    embed_dim=768,
+    depth=12,
+    num_heads=12,
+    drop_path_rate=0.1,
+    window_size=14,
+    mlp_ratio=4,
+    qkv_bias=True,
+    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    window_block_indexes=[0, 1, 3, 4, 6, 7, 9, 10],
+    residual_block_indexes=[],
+    use_rel_pos=True,
+    out_feature="last_feat",
+)
+pyramid = L(SimpleFeaturePyramid)(
+    net=vit,
+    in_feature="${.net.out_feature}",
+    out_channels=256,
+    scale_factors=(2.0, 1.0, 0.5),
+    top_block=L(LastLevelMaxPool)(),
+    norm="LN",
+    square_pad=1024,
+)
+put_backbone(model, pyramid, dict.fromkeys(("p3", "p4", "p5", "p6"), 256))
