@@ -9,6 +9,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST_ARGS ?=
+ROWS ?=
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
@@ -16,10 +17,10 @@ BUILT := $(VENV)/.stamp-built
 KERNEL_SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-slow lint format bench cuda-check sanitize clean
+.PHONY: help build demo test test-slow nightly lint format bench cuda-check sanitize clean
 
 help:
-	@echo "make demo | test | test-slow | lint | format | build | bench | cuda-check | sanitize | clean"
+	@echo "make demo | test | test-slow | nightly | lint | format | build | bench | cuda-check | sanitize | clean"
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +51,10 @@ test: $(BUILT) lint cuda-check
 
 test-slow: $(BUILT)
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+# Figures of docs/reliability.md; ROWS=TR1,DA1 runs some.
+nightly: $(BUILT)
+	$(PY) -m tests.reliability --rows "$(ROWS)"
 
 cuda-check: $(BUILT)
 	$(PY) csrc/check_cuda.py

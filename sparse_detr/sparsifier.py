@@ -15,6 +15,7 @@ from tokendetr.detector.token_losses import add_detection_losses
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
 from tokendetr.encoder import aux_losses as supervision
 from tokendetr.encoder.aux_losses import Supervision
+from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import current_host
 from tokendetr.layers.score_head import ScoreHead
@@ -48,6 +49,7 @@ class SparseSparsifier(TokenSparsifier):
         padding: whether padding is "left_out" of the scores' mean, of their loss and of the heads
             in training, or "counted" as in the published code.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+        bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -71,8 +73,9 @@ class SparseSparsifier(TokenSparsifier):
         half_cell: bool = True,
         padding: PaddingRule = "left_out",
         value_policy: ValuePolicy = "updated",
+        bypass: AffineBypass | None = None,
     ) -> None:
-        super().__init__(value_policy=value_policy)
+        super().__init__(value_policy=value_policy, bypass=bypass)
         for name, value, choices in (
             ("selection", selection, ("dam", "objectness", "random")),
             ("projection", projection, ("host", "own")),

@@ -9,11 +9,11 @@ from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tokendetr.encoder import (
     EncoderContext,
-    EncoderLayer,
     TokenPlan,
     TokenSparsifier,
 )
 from tokendetr.encoder.trace import record_tokens
+from tokendetr.layers import EncoderLayer
 from tokendetr.tokens import Keep, TokenMap, topk_valid
 
 SIZES = [(12, 16), (9, 10), (12, 7)]

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import ablate
 import pytest
 
 from projects.dynamic_detr.studies import studies
 from tokendetr.analysis.ablations import METRICS, Study, Variant
+from tokendetr.cli import ablate
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError

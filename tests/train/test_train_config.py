@@ -1,5 +1,6 @@
 """Overrides are strict; mistakes are met before anything is built."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,12 @@ def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
     result = subprocess.run(
         [sys.executable, "tools/train_net.py", "--config-file", CONFIG, "train.maxiter=3"],
         cwd=ROOT,
-        env={"TOY_ROOT": str(toy_root), "TOY_OUTPUT": str(out), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "TOY_ROOT": str(toy_root),
+            "TOY_OUTPUT": str(out),
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
     )

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokendetr.analysis.tables import Table, splice
-from tokendetr.config.tree import ROOT
+from tokendetr.config.tree import PROJECTS_DIR
 
 
 def methods(projects: Path) -> list[str]:
@@ -40,7 +40,14 @@ def tables_of(method: str, projects: Path) -> Iterable[Table]:
         raise ValueError(
             f"there is no projects/{method}/table.py{hint} Projects with tables: {', '.join(known)}"
         )
-    found: Iterable[Table] = importlib.import_module(f"projects.{method}.table").tables()
+    # From its file: another package named ``projects`` may come first on the path.
+    name = f"tokendetr_table_of_{method}"
+    spec = importlib.util.spec_from_file_location(name, projects / method / "table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    found: Iterable[Table] = module.tables()
     return found
 
 
@@ -51,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", metavar="NAME", help="this table alone")
     parser.add_argument("--write", action="store_true", help="put them into the project's README")
     args = parser.parse_args(arguments)
-    projects = ROOT / "projects"
+    projects = PROJECTS_DIR
     seen = []
     try:
         for table in tables_of(args.method, projects):
@@ -62,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if args.write:
                 readme = projects / args.method / "README.md"
                 state = "written to" if splice(readme, table) else "unchanged in"
-                print(f"{table.name}: {state} {readme.relative_to(ROOT)}", file=sys.stderr)
+                print(
+                    f"{table.name}: {state} {readme.relative_to(projects.parent)}", file=sys.stderr
+                )
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     if args.only is not None and args.only not in seen:

@@ -1,6 +1,7 @@
 """Lazy configs: load them with strict overrides, edit them, find them by name."""
 
 from tokendetr.config.edit import (
+    add_bypass,
     detectron2_model,
     resize,
     sparsify,
@@ -10,6 +11,7 @@ from tokendetr.config.edit import (
 from tokendetr.config.load import apply_overrides, load_config
 
 __all__ = [
+    "add_bypass",
     "apply_overrides",
     "detectron2_model",
     "load_config",

@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.errors import ConfigError
 
 SUPERVISED = "tokendetr.encoder.aux_losses.build_supervised"
@@ -42,6 +44,33 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
         encoder["_target_"] = ENCODER
         encoder["sparsifier"] = sparsifier
         supervised(model)
+    return model
+
+
+def add_bypass(model: DictConfig) -> DictConfig:
+    """Let the tokens that a config's sparsifier leaves out move by an affine bypass, in place.
+
+    Its sizes follow the encoder's. See :class:`tokendetr.encoder.bypass.AffineBypass`.
+
+    Args:
+        model: node of a detector whose encoder has a sparsifier of the keep kind
+            (:func:`sparsify`).
+
+    Returns:
+        ``model``.
+
+    Raises:
+        KeyError: where the encoder has no sparsifier.
+    """
+    sparsifier = OmegaConf.select(model, "transformer.encoder.sparsifier", default=None)
+    if sparsifier is None:
+        raise KeyError("add_bypass() needs a model config with transformer.encoder.sparsifier")
+    with open_dict(sparsifier):
+        sparsifier["bypass"] = L(AffineBypass)(
+            embed_dim="${...embed_dim}",
+            num_layers="${...num_layers}",
+            num_levels="${...num_feature_levels}",
+        )
     return model
 
 

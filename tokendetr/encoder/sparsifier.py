@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
 ValuePolicy = Literal["updated", "initial"]
@@ -82,16 +83,20 @@ class TokenSparsifier(nn.Module, ABC):
     Args:
         value_policy: whether the attention's values are the memory as updated by the layers so far
             ("updated") or the features that entered the encoder ("initial").
+        bypass: moves the tokens that a method of the keep kind leaves out; None: they stand still.
 
     Raises:
         ValueError: for another policy.
     """
 
-    def __init__(self, *, value_policy: ValuePolicy = "updated") -> None:
+    def __init__(
+        self, *, value_policy: ValuePolicy = "updated", bypass: AffineBypass | None = None
+    ) -> None:
         super().__init__()
         if value_policy not in VALUE_POLICIES:
             raise ValueError(f"value_policy must be one of {VALUE_POLICIES}, got {value_policy!r}")
         self.value_policy = value_policy
+        self.bypass = bypass
 
     @abstractmethod
     def plan(self, context: EncoderContext) -> TokenPlan:

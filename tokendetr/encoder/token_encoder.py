@@ -8,6 +8,7 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from detrex.layers import FFN
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tokendetr.encoder import trace
 from tokendetr.encoder.aux_losses import replay_contexts
+from tokendetr.encoder.bypass import BypassPass
 from tokendetr.encoder.decoder_attention import record_decoder_attention
 from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
@@ -101,6 +103,21 @@ class TokenEncoder(nn.Module):
         self.use_checkpoint = use_checkpoint
         self.post_norm_layer = nn.LayerNorm(embed_dim) if post_norm else None
         self.sparsifier = sparsifier
+        self._check_bypass(num_feature_levels)
+
+    def _check_bypass(self, num_levels: int) -> None:
+        bypass = None if self.sparsifier is None else self.sparsifier.bypass
+        if bypass is None:
+            return
+        for name, value in (
+            ("embed_dim", self.embed_dim),
+            ("num_layers", self.num_layers),
+            ("num_levels", num_levels),
+        ):
+            if getattr(bypass, name) != value:
+                raise ValueError(
+                    f"the bypass has {name}={getattr(bypass, name)}, the encoder {value}"
+                )
 
     def forward(
         self,
@@ -174,20 +191,30 @@ class TokenEncoder(nn.Module):
         record_decoder_attention(layout)
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context), "updated")
-        return self._encode(context, self.sparsifier.plan(context), self.sparsifier.value_policy)
+        plan, bypass = self.sparsifier.plan(context), self.sparsifier.bypass
+        moving = None if bypass is None else bypass.start(layout, query)
+        return self._encode(context, plan, self.sparsifier.value_policy, moving)
 
     def _run_dense(self, context: EncoderContext) -> Tensor:
         with torch.no_grad(), trace.paused():
             return self._encode(context, TokenPlan(context), "updated")
 
-    def _encode(self, context: EncoderContext, plan: TokenPlan, value_policy: str) -> Tensor:
-        """Run all layers by a plan."""
+    def _encode(
+        self,
+        context: EncoderContext,
+        plan: TokenPlan,
+        value_policy: str,
+        moving: BypassPass | None = None,
+    ) -> Tensor:
+        """Run all layers by a plan, and move the tokens that it leaves out."""
         initial_BNC = memory_BNC = tokens_BKC = context.memory_BNC
         pos_BKC, reference_BKLX = context.query_pos_BNC, context.reference_points_BNL2
         previous: TokenMap | None = None
         for index in range(self.num_layers):
             token_map = plan.token_map(index, memory_BNC)
             trace.record_layer(token_map)
+            if moving is not None:
+                memory_BNC = moving.begin_layer(index, token_map, memory_BNC)
             if token_map is not previous:
                 tokens_BKC = token_map.reduce(memory_BNC)
                 reference_BKLX = token_map.select(context.reference_points_BNL2)
@@ -196,6 +223,15 @@ class TokenEncoder(nn.Module):
                 previous = token_map
             tokens_BKC = plan.before_attention(index, tokens_BKC, token_map)
             value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
+            projected_BNC = None
+            if moving is not None and value_policy == "updated":
+                if self.pre_norm:  # a norm stands between the map and the projection
+                    value_BNC = moving.values(index, memory_BNC)
+                else:
+                    layer = cast(EncoderLayer, self.layers[index])
+                    projected_BNC = moving.projected_values(
+                        index, memory_BNC, layer.value_projection
+                    )
             tokens_BKC = self._run_layer(
                 index,
                 tokens_BKC,
@@ -203,9 +239,14 @@ class TokenEncoder(nn.Module):
                 pos_BKC,
                 reference_BKLX,
                 context.layout,
+                projected_BNC,
             )
             memory_BNC = token_map.restore(tokens_BKC, memory_BNC)
+            if moving is not None:
+                memory_BNC = moving.end_layer(index, memory_BNC)
             plan.after_layer(index, tokens_BKC, token_map)
+        if moving is not None:
+            memory_BNC = moving.finish(memory_BNC)
         if self.post_norm_layer is not None:
             memory_BNC = self.post_norm_layer(memory_BNC)
         return plan.finish(memory_BNC)
@@ -218,6 +259,7 @@ class TokenEncoder(nn.Module):
         pos_BKC: Tensor | None,
         reference_BKLX: Tensor,
         layout: LevelLayout,
+        projected_BNC: Tensor | None,
     ) -> Tensor:
         layer = self.layers[index]
         arguments = (
@@ -227,6 +269,7 @@ class TokenEncoder(nn.Module):
             reference_BKLX,
             layout.padding_BN if layout.may_have_padding else None,
             layout.level_shapes,
+            projected_BNC,
         )
         if self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(layer, *arguments, use_reentrant=False, context_fn=replay_contexts)

@@ -13,8 +13,7 @@ import torch
 from detrex import layers as detrex_layers
 from torch import Tensor, nn
 
-from tokendetr.ops import ms_deform_attn_fused
-from tokendetr.ops.reference import sampling_locations
+from tokendetr.ops import ms_deform_attn_fused, sampling_locations
 
 LevelShapes = Sequence[Sequence[int]]
 
@@ -129,6 +128,7 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         level_start_index: Tensor | None = None,
         *,
         level_shapes: LevelShapes | None = None,
+        projected_value: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
         """Attend from queries to the whole feature pyramid and add the residual.
@@ -148,6 +148,8 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
             level_start_index: unused: it follows from the shapes.
             level_shapes: the shapes as Python integers, which need no synchronisation with the
                 device.
+            projected_value: [B, N, C], what ``value_proj`` would make of the values, padding zero;
+                replaces ``value`` and ``key_padding_mask``.
             **kwargs: unused; upstream's transformers pass more to all attentions alike.
 
         Returns:
@@ -168,9 +170,12 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
             raise ValueError("deformable attention needs level_shapes or spatial_shapes")
         query = query if query_pos is None else query + query_pos
         query_BQC = query if self.batch_first else query.transpose(0, 1)
-        value_BNC = self.value_proj(value if self.batch_first else value.transpose(0, 1))
-        if key_padding_mask is not None:
-            value_BNC = value_BNC.masked_fill(key_padding_mask[..., None], 0.0)
+        if projected_value is None:
+            value_BNC = self.value_proj(value if self.batch_first else value.transpose(0, 1))
+            if key_padding_mask is not None:
+                value_BNC = value_BNC.masked_fill(key_padding_mask[..., None], 0.0)
+        else:
+            value_BNC = projected_value
         value_BNMD = value_BNC.unflatten(-1, (self.num_heads, self.embed_dim // self.num_heads))
         offsets_BQMLP2, logits_BQMLP = self.sampling(query_BQC)
         wide = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32

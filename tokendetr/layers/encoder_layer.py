@@ -59,6 +59,12 @@ class EncoderLayer(nn.Module):
             nn.LayerNorm(attention.embed_dim) for _ in range(order.count("norm"))
         )
 
+    @property
+    def value_projection(self) -> nn.Linear:
+        """The projection that the attention's values pass through."""
+        projection: nn.Linear = self.attentions[0].value_proj  # type: ignore[assignment]
+        return projection
+
     def forward(
         self,
         tokens_BKC: Tensor,
@@ -67,6 +73,7 @@ class EncoderLayer(nn.Module):
         reference_points_BKLX: Tensor,
         padding_BN: Tensor | None,
         level_shapes: tuple[tuple[int, int], ...],
+        projected_BNC: Tensor | None = None,
     ) -> Tensor:
         """Update tokens from whole grids.
 
@@ -77,6 +84,8 @@ class EncoderLayer(nn.Module):
             reference_points_BKLX: reference points of the tokens to update.
             padding_BN: bool, True = padding among the values.
             level_shapes: (height, width) of each level.
+            projected_BNC: the attention's value projection of all tokens, padding zero, where it
+                is known; the values are not looked at then.
 
         Returns:
             The updated tokens [B, K, C].
@@ -85,7 +94,8 @@ class EncoderLayer(nn.Module):
         query, value = tokens_BKC, value_BNC
         for norm in self.norms[:attention_at]:
             query = norm(query)
-            value = None if value is None else norm(value)
+            if value is not None and projected_BNC is None:
+                value = norm(value)
         attended_BKC = self.attentions[0](
             query,
             value=value,
@@ -94,6 +104,7 @@ class EncoderLayer(nn.Module):
             key_padding_mask=padding_BN,
             reference_points=reference_points_BKLX,
             level_shapes=level_shapes,
+            projected_value=projected_BNC,
         )
         if self._works_in_blocks(attended_BKC):
             for rows in attended_BKC.flatten(0, 1)[None].split(ROWS_AT_ONCE, dim=1):

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from tokendetr.ops.checks import check_dense
 from tokendetr.ops.fallback import autocasts, use_extension
-from tokendetr.ops.packed_checks import check_packed, packed_scale
-from tokendetr.ops.reference_packed import packed_attention_reference
+from tokendetr.ops.packed_attention.checks import check_packed, packed_scale
+from tokendetr.ops.packed_attention.reference import packed_attention_reference
 
 
 def _run_reference(

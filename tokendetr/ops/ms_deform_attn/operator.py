@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tokendetr.ops import checks
+from tokendetr.ops.checks import check_dense
 from tokendetr.ops.fallback import autocasts, use_extension
-from tokendetr.ops.reference import (
+from tokendetr.ops.ms_deform_attn import checks
+from tokendetr.ops.ms_deform_attn.reference import (
     LevelShapes,
     ms_deform_attn_fused_reference,
     ms_deform_attn_reference,
@@ -65,7 +66,7 @@ def ms_deform_attn(
         ValueError: for a wrong shape, level size or device; the message names the argument.
         TypeError: for a wrong dtype; the message names the argument.
     """
-    checks.check_dense(
+    check_dense(
         value=value_BNMD,
         sampling_locations=sampling_locations_BQMLP2,
         attention_weights=attention_weights_BQMLP,
@@ -111,7 +112,7 @@ def ms_deform_attn_fused(
         ValueError: for a wrong shape, level size or device; the message names the argument.
         TypeError: for a wrong dtype; the message names the argument.
     """
-    checks.check_dense(
+    check_dense(
         value=value_BNMD,
         reference_points=reference_points_BQLX,
         sampling_offsets=sampling_offsets_BQMLP2,

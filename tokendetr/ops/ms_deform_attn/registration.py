@@ -1,9 +1,8 @@
 """What the compiled operators need in Python: fake kernels, autograd and FLOP formulas.
 
-Imported once the extension is loaded.
+Imported once the library is loaded.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from tokendetr.ops import checks
-from tokendetr.ops.flops import ms_deform_attn_flops
-
-importlib.import_module("tokendetr._C")
+from tokendetr.ops.ms_deform_attn import checks
+from tokendetr.ops.ms_deform_attn.flops import ms_deform_attn_flops
 
 _PLAIN = "tokendetr::ms_deform_attn"
 _FUSED = "tokendetr::ms_deform_attn_fused"

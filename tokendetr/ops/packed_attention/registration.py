@@ -1,24 +1,18 @@
 """What compiled packed attention needs in Python: fake kernels, autograd and FLOP formulas.
 
-Imported once the extension is loaded.
+Imported once the library is loaded.
 """
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from tokendetr.ops.flops import packed_attention_flops
-from tokendetr.ops.packed_checks import check_packed
-
-importlib.import_module("tokendetr._C")
+from tokendetr.ops.packed_attention.checks import check_packed
+from tokendetr.ops.packed_attention.flops import packed_attention_flops
 
 _NAME = "tokendetr::packed_attention"
-
-if not hasattr(torch.ops.tokendetr, "packed_attention"):
-    raise ImportError("it was built from older sources, without packed_attention")
 
 
 @torch.library.register_fake(_NAME)
