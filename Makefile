@@ -14,7 +14,7 @@ ROWS ?=
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
 BUILT := $(VENV)/.stamp-built
-KERNEL_SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+BUILD_SOURCES := setup.py pyproject.toml $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-slow nightly lint format bench cuda-check sanitize clean
@@ -28,8 +28,9 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@
 
-$(BUILT): $(INSTALLED) $(KERNEL_SOURCES)
-	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+$(BUILT): $(INSTALLED) $(BUILD_SOURCES)
+	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		--editable . --editable ./standalone
 	touch $@
 
 build: $(BUILT)
@@ -69,5 +70,5 @@ bench: $(BUILT)
 	$(PY) benchmarks/spt_backbone.py
 
 clean:
-	rm -rf build *.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build standalone/build *.egg-info standalone/*.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

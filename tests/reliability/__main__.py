@@ -3,7 +3,6 @@
 import argparse
 import sys
 
-import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
 from tests.reliability.campaign import (
     ROW_SECONDS,
     load_rows,
