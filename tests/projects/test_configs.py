@@ -1,5 +1,6 @@
 """The detectors' configs: upstream's names, structure and numbers."""
 
+import ast
 import inspect
 from pathlib import Path
 
@@ -62,6 +63,28 @@ def test_a_config_is_complete_and_consistent(path):
     assert model.criterion.num_classes == model.num_classes == num_classes
     for loss in ("loss_class", "loss_bbox_4"):
         assert loss in model.criterion.weight_dict
+
+
+SOURCES = sorted(PROJECTS.glob("*/configs/**/*.py")) + sorted(PROJECTS.glob("common/**/*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_configs_reach_each_other_by_relative_imports(path):
+    """So that another ``projects`` on the path cannot take their place."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            assert not f"{node.module}.".startswith(("projects.", "configs.")), node.module
+        elif isinstance(node, ast.Import):
+            assert not [name.name for name in node.names if name.name.startswith("projects")]
+
+
+def test_no_two_configs_share_six_lines():
+    found = {}
+    for path in SOURCES:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        for start in range(len(lines) - 5):
+            block = tuple(lines[start : start + 6])
+            assert found.setdefault(block, path) == path, "\n".join(block)
 
 
 def test_overrides_reach_every_dependent_place():

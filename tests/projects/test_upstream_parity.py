@@ -22,7 +22,6 @@ DELIBERATE = deliberate()
 COMMON = json.loads((ROOT / "tests" / "golden" / "upstream_common.json").read_text())
 USED: set[tuple[str, str]] = set()
 FOREIGN = {
-    "dino_convnext_tiny_384_4scale_12ep": "convnext.ConvNeXt",
     "dino_focal_base_lrf_fl3_4scale_12ep": "focalnet.FocalNet",
     "dino_focalnet_large_lrf_384_fl4_5scale_36ep": "focalnet.FocalNet",
     "dino_internimage_large_4scale_12ep": "internimage.InternImage",

@@ -8,12 +8,14 @@ from tokendetr.config.edit import (
     supervised,
     target_name,
 )
+from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import apply_overrides, load_config
 
 __all__ = [
     "add_bypass",
     "apply_overrides",
     "detectron2_model",
+    "get_fragment",
     "load_config",
     "resize",
     "sparsify",

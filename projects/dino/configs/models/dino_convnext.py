@@ -1,6 +1,7 @@
-"""DINO on ConvNeXt-T. Building it needs detrex itself, whose backbone this is."""
+"""DINO on ConvNeXt-T."""
 
 from detectron2.config import LazyCall as L
+from detrex.modeling.backbone import ConvNeXt
 from omegaconf import DictConfig
 
 from .dino_r50 import model
@@ -14,7 +15,7 @@ def size(model: DictConfig, *, depth: int, width: int) -> None:
     put_backbone(model, model.backbone, three_stages(width))
 
 
-model.backbone = L("detrex.modeling.backbone.convnext.ConvNeXt")(
+model.backbone = L(ConvNeXt)(
     in_chans=3, drop_path_rate=0.0, layer_scale_init_value=1.0, out_indices=(1, 2, 3)
 )
 size(model, depth=9, width=96)

@@ -4,11 +4,10 @@ itself, whose backbone this is."""
 from functools import partial
 
 from detectron2.config import LazyCall as L
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
 from .dino_r50 import model
-from .pyramid import put_backbone
+from .pyramid import put_plain_transformer
 
 vit = L("detrex.modeling.backbone.eva.EVAViT")(
     img_size=1280,
@@ -31,13 +30,4 @@ vit = L("detrex.modeling.backbone.eva.EVAViT")(
     beit_like_gamma=False,
     freeze_patch_embed=True,
 )
-pyramid = L("detrex.modeling.backbone.eva.SimpleFeaturePyramid")(
-    net=vit,
-    in_feature="${.net.out_feature}",
-    out_channels=256,
-    scale_factors=(2.0, 1.0, 0.5),
-    top_block=L(LastLevelMaxPool)(),
-    norm="LN",
-    square_pad=1280,
-)
-put_backbone(model, pyramid, dict.fromkeys(("p3", "p4", "p5", "p6"), 256))
+put_plain_transformer(model, "detrex.modeling.backbone.eva.SimpleFeaturePyramid", vit, 1280)

@@ -5,11 +5,10 @@ from functools import partial
 
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone import SimpleFeaturePyramid, ViT
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
 from .dino_r50 import model
-from .pyramid import put_backbone
+from .pyramid import put_plain_transformer
 
 vit = L(ViT)(
     img_size=1024,
@@ -27,13 +26,4 @@ vit = L(ViT)(
     use_rel_pos=True,
     out_feature="last_feat",
 )
-pyramid = L(SimpleFeaturePyramid)(
-    net=vit,
-    in_feature="${.net.out_feature}",
-    out_channels=256,
-    scale_factors=(2.0, 1.0, 0.5),
-    top_block=L(LastLevelMaxPool)(),
-    norm="LN",
-    square_pad=1024,
-)
-put_backbone(model, pyramid, dict.fromkeys(("p3", "p4", "p5", "p6"), 256))
+put_plain_transformer(model, SimpleFeaturePyramid, vit, 1024)
