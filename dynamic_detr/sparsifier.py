@@ -1,34 +1,55 @@
 """Dynamic DETR as a token sparsifier: windows merge on fine levels, tokens on the coarsest.
 
-Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level, R merged
-windows of the batch, P cells of a window.
+Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level (of all
+images), R merged windows, P cells of a window.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
-from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment, is_supervised
-from dynamic_detr.budget import TokenBudget
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment
+from dynamic_detr.budget import TokenBudget, saved_tokens
+from dynamic_detr.teacher import FrozenTeacher, with_teacher
+from tokendetr.encoder import (
+    EncoderContext,
+    TokenEncoder,
+    TokenPlan,
+    TokenSparsifier,
+    ValuePolicy,
+)
 from tokendetr.tokens import (
     AffinityGroup,
     AffinityMatch,
+    Keep,
+    LevelWindows,
     Merge,
     TokenMap,
     WindowGroup,
+    inverse_norms,
     match_by_affinity,
     partition,
     ragged_index,
+    spread_tokens,
     topk_valid,
     valid_from_counts,
     window_coherence,
-    window_members,
-    window_validity,
 )
 from tokendetr.tokens.maps.merge import MERGE_RULES, MergeRule
+
+
+def _first_stages(stage_lengths: Sequence[int], stages: int | None) -> tuple[int, ...]:
+    """Return the lengths of so many stages; the last one takes the layers of those after it."""
+    if stages is None:
+        return tuple(stage_lengths)
+    if not 1 <= stages <= len(stage_lengths):
+        raise ValueError(f"stages must lie in [1, {len(stage_lengths)}], got {stages}")
+    return (*stage_lengths[: stages - 1], sum(stage_lengths[stages - 1 :]))
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -49,7 +70,10 @@ class DynamicSparsifier(TokenSparsifier):
         level_orders: per stage the levels (1 = finest), most important first. The first one is the
             paper's; the others follow its figure's trend from fine to coarse.
         stage_lengths: encoder layers of each stage.
-        window_sizes: cells per side of the windows of each level but the coarsest. Every window of
+        stages: how many stages choose their queries anew, from 1 to the number of stages; the
+            layers of later ones go on with the last choice, at its ratios. All of them where None.
+        window_sizes: cells per side of the windows of each level but the coarsest, where a level's
+            sizes are multiples of them, else a little more. Every window of
             the default covers one token of the coarsest level; (4, 2, 1) is the reading closest to
                 the paper's figure.
         ratio_order: see :class:`dynamic_detr.budget.TokenBudget`.
@@ -63,19 +87,26 @@ class DynamicSparsifier(TokenSparsifier):
             ones, or left out.
         num_neighbors: how many most similar tokens are looked at for important ones.
         min_cosine: lower bound of cosines when rarity is computed, above 0.
-        selection: "coherence" and rarity as in the paper, or "random" (for comparison).
+        selection: "coherence" and rarity as in the paper; "random": random windows merge and
+            random tokens of the coarsest level stay; "random_tokens": random tokens of every level
+            stay, nothing is aggregated (the paper's ablation).
         alignment: the regularisation of the memory's centre in training: "two_pass" compares with
-            a dense pass of the same encoder, "per_merge" compares before and after each merge,
-                "off".
+            a dense pass of the same encoder, "teacher" with a dense pass of the frozen ``teacher``,
+            "per_merge" compares before and after each merge, "off".
+        teacher: with alignment "teacher", a dense encoder of the same form. Its weights are those
+            that the encoder itself is given when a checkpoint without a teacher is loaded, and
+            never change.
         alignment_weight: weight of that loss.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
 
-    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: windows cut by the border or by
-    padding never merge; cosines are clamped before they are inverted; the merges of the coarsest
-    level are simultaneous.
+    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: where a level is no multiple of
+    its window, its rows and columns are divided into nearly equal parts of at least the window's
+    length, so that no window is cut by the border or by padding; equal windows and equally rare
+    tokens are taken spread over the image; cosines are clamped before they are inverted; the merges
+    of the coarsest level are simultaneous.
     """
 
     def __init__(
@@ -84,6 +115,7 @@ class DynamicSparsifier(TokenSparsifier):
         keep_ratios: Sequence[float] = (0.5, 0.4, 0.3, 0.2),
         level_orders: Sequence[Sequence[int]] = ((1, 2, 3, 4), (3, 2, 4, 1), (4, 3, 2, 1)),
         stage_lengths: Sequence[int] = (2, 3, 1),
+        stages: int | None = None,
         window_sizes: Sequence[int] = (8, 4, 2),
         ratio_order: Literal["scatter", "gather"] = "scatter",
         merge: MergeRule = "mean",
@@ -92,23 +124,24 @@ class DynamicSparsifier(TokenSparsifier):
         affinity_matching: bool = True,
         num_neighbors: int = 3,
         min_cosine: float = 0.01,
-        selection: Literal["coherence", "random"] = "coherence",
+        selection: Literal["coherence", "random", "random_tokens"] = "coherence",
         alignment: Alignment = "two_pass",
         alignment_weight: float = 0.1,
+        teacher: TokenEncoder | None = None,
         value_policy: ValuePolicy = "updated",
     ) -> None:
         super().__init__(value_policy=value_policy)
         self.budget = TokenBudget(
             keep_ratios=tuple(float(ratio) for ratio in keep_ratios),
-            level_orders=tuple(tuple(order) for order in level_orders),
-            stage_lengths=tuple(stage_lengths),
+            level_orders=tuple(tuple(order) for order in level_orders)[:stages],
+            stage_lengths=_first_stages(stage_lengths, stages),
             window_sizes=tuple(window_sizes),
             ratio_order=ratio_order,
         )
         _check_choice("merge", merge, MERGE_RULES)
         _check_choice("cells", cells, ("stale", "broadcast"))
         _check_choice("anchor", anchor, ("bottom_right", "center"))
-        _check_choice("selection", selection, ("coherence", "random"))
+        _check_choice("selection", selection, ("coherence", "random", "random_tokens"))
         _check_choice("alignment", alignment, ALIGNMENTS)
         if num_neighbors < 1:
             raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
@@ -125,6 +158,16 @@ class DynamicSparsifier(TokenSparsifier):
         self.selection = selection
         self.alignment: Alignment = alignment
         self.alignment_weight = alignment_weight
+        self.teacher = FrozenTeacher(teacher) if teacher is not None else None
+        if (alignment == "teacher") != (teacher is not None):
+            raise ValueError(
+                "alignment='teacher' needs a teacher, a dense encoder of the same form, and no "
+                f"other alignment has one; got alignment={alignment!r}, teacher={teacher!r:.40}"
+            )
+
+    def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the teacher the encoder's weights, where a checkpoint has none for it."""
+        return dict(weights) if self.teacher is None else with_teacher(weights)
 
     def plan(self, context: EncoderContext) -> "DynamicPlan":
         """Return the plan of one forward pass.
@@ -160,19 +203,31 @@ class DynamicPlan(TokenPlan):
         self._stage = -1
         self._map: TokenMap | None = None
         self._stage_input_BNC: Tensor | None = None
+        self._windows: dict[int, LevelWindows] = {}
         self._alignment: CenterAlignment | None = None
         if (
             sparsifier.alignment != "off"
             and sparsifier.training
             and torch.is_grad_enabled()
             and not sparsifier.budget.keeps_all
-            and is_supervised()
+            and self._adds_losses()
         ):
             self._alignment = CenterAlignment(
                 context.layout,
                 per_merge=sparsifier.alignment == "per_merge",
                 weight=sparsifier.alignment_weight,
             )
+
+    def _adds_losses(self) -> bool:
+        if self.context.detector is None:
+            log_first_n(
+                logging.WARNING,
+                "The alignment loss of Dynamic DETR is left out: its encoder runs alone. Build the "
+                "config with tokendetr.config.sparsify(), call tokendetr.encoder.observe(model), "
+                "or set alignment='off'.",
+                key="message",
+            )
+        return self.context.losses is not None
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the map of the layer's stage, made from the tokens at the stage's entry."""
@@ -189,10 +244,13 @@ class DynamicPlan(TokenPlan):
             self._alignment.add_merge(before_BNC, tokens_BKC, token_map)
         return tokens_BKC
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the alignment loss ``loss_align``."""
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the alignment loss ``loss_align``."""
         if self._alignment is not None:
-            self._alignment.add_loss(memory_BNC, self.context.run_dense)
+            teacher, run_dense = self.options.teacher, self.context.run_dense
+            if teacher is not None:
+                run_dense = partial(teacher, self.context)
+            self._alignment.add_loss(self.context.require_losses(), memory_BNC, run_dense)
         return memory_BNC
 
     @torch.no_grad()
@@ -201,16 +259,22 @@ class DynamicPlan(TokenPlan):
         ratios = self.options.budget.level_ratios(stage)
         if all(ratio == 1 for ratio in ratios):
             return self._identity
+        if self.options.selection == "random_tokens":
+            return self._random_tokens(ratios)
         layout, options = self.context.layout, self.options
         counts = [sum(image) for image in layout.valid_counts]
         keep_BN = layout.valid_BN.clone()
         windows: list[Tensor] = []
+        inverse_norm_BN = inverse_norms(memory_BNC)
         for level, ratio in enumerate(ratios[:-1]):
-            member_RP, merged = self._merged_windows(level, ratio, memory_BNC)
-            cells = options.budget.window_sizes[level] ** 2
-            counts = [count - m * (cells - 1) for count, m in zip(counts, merged, strict=True)]
-            keep_BN.view(-1)[member_RP[:, :-1].flatten()] = False
-            windows.append(member_RP)
+            merged = [
+                options.budget.merged_windows(level, ratio, *sizes[level])
+                for sizes in layout.valid_sizes
+            ]
+            counts = [count - saved_tokens(m) for count, m in zip(counts, merged, strict=True)]
+            for member_RP in self._merged_windows(level, merged, memory_BNC, inverse_norm_BN):
+                keep_BN.view(-1)[member_RP[:, :-1].flatten()] = False
+                windows.append(member_RP)
         match, important = self._match_coarsest(ratios[-1], memory_BNC)
         if match is not None:
             keep_BN[:, layout.level_starts[-1] :] = match.important_BN
@@ -219,34 +283,59 @@ class DynamicPlan(TokenPlan):
         order_BN, slot_BN = partition(keep_BN)
         return self._assemble(order_BN, slot_BN, counts, windows, match, important)
 
-    def _merged_windows(
-        self, level: int, ratio: float, memory_BNC: Tensor
-    ) -> tuple[Tensor, list[int]]:
-        """Return the flat tokens [R, P] of a level's merging windows, and the windows per image."""
-        layout, options = self.context.layout, self.options
-        height, width = layout.level_shapes[level]
-        window = options.budget.window_sizes[level]
-        valid_BS, windows = window_validity(layout, level, window)
-        merged = [
-            options.budget.merged_windows(level, ratio, image[level], existing)
-            for image, existing in zip(layout.valid_counts, windows, strict=True)
-        ]
-        members_SP = window_members(height, width, window, memory_BNC.device)
-        if not any(merged):
-            return members_SP[:0], merged
-        if options.selection == "random":
-            shape = (layout.batch_size, members_SP.shape[0])
-            score_BS = torch.rand(shape, device=memory_BNC.device)
-        else:
-            score_BS = window_coherence(
-                layout.split(memory_BNC)[level], height=height, width=width, window=window
+    def _random_tokens(self, ratios: Sequence[float]) -> TokenMap:
+        """Keep random tokens of each level, and aggregate nothing."""
+        layout, budget = self.context.layout, self.options.budget
+        kept = []
+        counts = [0] * layout.batch_size
+        for level, ratio in enumerate(ratios):
+            valid_BT = layout.split(layout.valid_BN)[level]
+            existing = [image[level] for image in layout.valid_counts]
+            wanted = [budget.important_tokens(ratio, count) for count in existing]
+            counts = [count + w for count, w in zip(counts, wanted, strict=True)]
+            score_BT = torch.rand(valid_BT.shape, device=layout.device)
+            index_BK, chosen_BK = topk_valid(
+                score_BT, wanted, valid_BN=valid_BT, valid_counts=existing
             )
-        trace.record_score(f"coherence_level{level + 1}", score_BS)
-        order_BS, _ = topk_valid(score_BS, merged, valid_BN=valid_BS, valid_counts=windows)
-        chosen_R = ragged_index(merged, order_BS.shape[1], memory_BNC.device)
-        image_R = chosen_R // order_BS.shape[1]
-        first_R = image_R * layout.num_tokens + layout.level_starts[level]
-        return members_SP[order_BS.flatten()[chosen_R]] + first_R[:, None], merged
+            chosen_BK = torch.ones_like(index_BK).bool() if chosen_BK is None else chosen_BK
+            kept.append(torch.zeros_like(valid_BT).scatter(1, index_BK, chosen_BK))
+        order_BN, _ = partition(torch.cat(kept, dim=1))
+        length = max(counts)
+        valid_BK = valid_from_counts(counts, length, layout.device)
+        return Keep(index_BK=order_BN[:, :length], valid_BK=valid_BK)
+
+    def _merged_windows(
+        self,
+        level: int,
+        merged: Sequence[Mapping[tuple[int, int], int]],
+        memory_BNC: Tensor,
+        inverse_norm_BN: Tensor,
+    ) -> list[Tensor]:
+        """Return the flat tokens [R, P] of a level's merging windows, for each number of tokens.
+
+        Args:
+            level: any but the coarsest, from 0.
+            merged: in each image, how many windows of which (rows, columns) merge.
+            memory_BNC: the tokens.
+            inverse_norm_BN: their :func:`tokendetr.tokens.inverse_norms`.
+        """
+        layout, options = self.context.layout, self.options
+        if not any(any(image.values()) for image in merged):
+            return []
+        if level not in self._windows:
+            size = options.budget.window_sizes[level]
+            self._windows[level] = LevelWindows.of(layout, level, size)
+        windows = self._windows[level]
+        if options.selection == "random":
+            score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
+        else:
+            score_S = window_coherence(memory_BNC, inverse_norm_BN, windows)
+        recorder = self.context.recorder
+        if recorder.forward is not None:
+            map_BN = windows.per_token(score_S, inverse_norm_BN)
+            recorder.record_score(f"coherence_level{level + 1}", layout.split(map_BN)[level])
+        counts = [merged[each.image][each.shape] for each in windows.classes]
+        return windows.choose(score_S, counts)
 
     def _match_coarsest(
         self, ratio: float, memory_BNC: Tensor
@@ -270,8 +359,9 @@ class DynamicPlan(TokenPlan):
                 score_BN=torch.rand_like(level_BUC[..., 0], dtype=torch.float32)
                 if random
                 else None,
+                order_BN=spread_tokens(layout, layout.num_levels - 1),
             )
-        trace.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
+        self.context.recorder.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
         return match, important
 
     def _assemble(

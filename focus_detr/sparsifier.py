@@ -17,10 +17,8 @@ from focus_detr.object_attention import ObjectAttention
 from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
-from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
-from tokendetr.encoder.detector_view import current_host
 from tokendetr.tokens import (
     Keep,
     TokenMap,
@@ -159,6 +157,11 @@ class FocusSparsifier(TokenSparsifier):
             raise ValueError("keep_ratio cannot change where layer_ratios are given")
         self.budget = dataclasses.replace(self.budget, keep_ratio=float(ratio))
 
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
+        return frozenset({"two_stage"} if self.own_heads is None else {"set_criterion"})
+
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights of a published checkpoint under the names they have here."""
         return from_published(weights)
@@ -196,12 +199,12 @@ class FocusPlan(TokenPlan):
         self.focus = sparsifier
         layout, budget = context.layout, sparsifier.budget
         if sparsifier.own_heads is None or sparsifier.training:
-            host = current_host()  # says what to do where there is none
-        self._heads = sparsifier.own_heads or host
+            detector = context.require_detector()
+        self._heads = sparsifier.own_heads or detector
         self._logits_BN = self._foreground_logits()
         if sparsifier.selection != "random":
             self.score_BN = self._logits_BN
-        trace.record_score("foreground", self._logits_BN)
+        context.recorder.record_score("foreground", self._logits_BN)
         self._tokens = [sum(levels) for levels in layout.valid_counts]
         score_BN = self._logits_BN.detach()
         if sparsifier.selection == "random":
@@ -265,7 +268,7 @@ class FocusPlan(TokenPlan):
             if self.focus.fine_score == "probability":
                 category_BK, foreground_BK = category_BK.sigmoid(), foreground_BK.sigmoid()
             score_BK = category_BK * foreground_BK
-        trace.record_layer_score("object", score_BK)
+        self.context.recorder.record_layer_score("object", score_BK)
         length, counts = self.focus.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
         if self.focus.budget.counts == "batch":  # entries that are thrown away take part
@@ -277,18 +280,18 @@ class FocusPlan(TokenPlan):
             valid_counts=counts,
         )
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the foreground loss ``loss_foreground``, and those of own heads, in training."""
-        context, focus = supervision.current(), self.focus
-        if context is None or not focus.training:
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the foreground loss ``loss_foreground``, and those of own heads, in training."""
+        losses, focus = self.context.losses, self.focus
+        if losses is None or not focus.training:
             return memory_BNC
         layout = self.context.layout
         labels_BN = foreground_labels(
-            context.targets, layout, strides=focus.strides, size_ranges=focus.size_ranges
+            losses.targets, layout, strides=focus.strides, size_ranges=focus.size_ranges
         )
         counted_BN = layout.valid_BN if focus.mask_padding else None
         loss = foreground_loss(self._logits_BN, labels_BN, counted_BN)
-        context.add("loss_foreground", focus.loss_weight * loss)
+        losses.add("loss_foreground", focus.loss_weight * loss)
         if focus.own_heads is not None:
-            focus.own_heads.add_losses(memory_BNC, layout)
+            focus.own_heads.add_losses(losses, memory_BNC, layout)
         return memory_BNC

@@ -21,9 +21,8 @@ from spt_backbone.block import (
 from spt_backbone.labels import LABEL_KINDS, LabelKind, object_cells
 from spt_backbone.losses import selection_loss, selection_masks, write_metrics
 from spt_backbone.selection import SelectionRule, pool_scores
-from tokendetr.encoder import trace
-from tokendetr.encoder.aux_losses import current
-from tokendetr.encoder.image_extents import Canvas, shown
+from tokendetr.encoder.forward_context import current_pass
+from tokendetr.encoder.image_extents import ImageExtents
 from tokendetr.tokens import LevelLayout
 
 logger = logging.getLogger(__name__)
@@ -36,8 +35,8 @@ class SPT(SwinTransformer):
     """Backbone with select-and-pack attention; outputs ``p0`` ... ``p3`` at strides 4 ... 32.
 
     Stages from ``start_stage`` on attend with the tokens that a linear gate selects; the others go
-    straight to the feed-forward network. Inside a supervised model
-    (:func:`tokendetr.config.supervised`) it adds ``loss_selection`` in training, writes select
+    straight to the feed-forward network. Inside an observed model
+    (:func:`tokendetr.config.observed`) it adds ``loss_selection`` in training, writes select
     ratios to the event storage, and in evaluation puts ``token_selection`` beside an image's
     detections. Weights have the names of :class:`SwinTransformer`; the gates are new.
 
@@ -118,13 +117,13 @@ class SPT(SwinTransformer):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, in_chans, H, W] to ``p<stage>`` maps [B, C, h, w]."""
-        canvas = shown(x)
+        extents = current_pass().extents_of(x)
         x_BNC, height, width = self._embed(x)
         finer_BN: Tensor | None = None
         outputs, selections = {}, []
         for index, stage in enumerate(self.layers):
             if isinstance(stage, SelectPackStage):
-                layout = self._layout(canvas, index, (height, width), x_BNC.device)
+                layout = self._layout(extents, index, (height, width), x_BNC.device)
                 out_BNC, choices = stage(x_BNC, layout, finer_BN)
                 selections += [Selection(z, pack, layout, index + 1) for z, pack in choices]
                 finer_BN = pool_scores(choices[-1][0], layout)
@@ -135,7 +134,7 @@ class SPT(SwinTransformer):
             else:
                 out_BNC, out_height, out_width, x_BNC, height, width = stage(x_BNC, height, width)
                 if index + 2 == self.start_stage and self.gate is not None:
-                    layout = self._layout(canvas, index, (out_height, out_width), x_BNC.device)
+                    layout = self._layout(extents, index, (out_height, out_width), x_BNC.device)
                     score_BN = scores(self.gate, out_BNC)
                     selections.append(Selection(score_BN, None, layout, index + 1))
                     finer_BN = pool_scores(score_BN, layout)
@@ -144,7 +143,7 @@ class SPT(SwinTransformer):
                 grid_BHWC = out_BNC.unflatten(1, (out_height, out_width))
                 outputs[f"p{index}"] = grid_BHWC.permute(0, 3, 1, 2).contiguous()
         _record(selections)
-        self._report(selections, canvas)
+        self._report(selections, extents)
         return outputs
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
@@ -161,28 +160,30 @@ class SPT(SwinTransformer):
         return self.patch_size * 2**index
 
     def _layout(
-        self, canvas: Canvas, index: int, grid: tuple[int, int], device: torch.device
+        self, extents: ImageExtents, index: int, grid: tuple[int, int], device: torch.device
     ) -> LevelLayout:
         """Return which tokens of a stage show something of their image."""
         stride = self._stride(index)
-        sizes = [tuple(-(-pixels // stride) for pixels in size) for size in canvas.sizes]
+        sizes = [tuple(-(-pixels // stride) for pixels in size) for size in extents.sizes]
         return LevelLayout.from_valid_sizes([grid], [[size] for size in sizes], device=device)
 
-    def _report(self, selections: list[Selection], canvas: Canvas) -> None:
+    def _report(self, selections: list[Selection], extents: ImageExtents) -> None:
         """Add the loss and the metrics (training), or the choice beside the detections."""
-        context = current()
-        if context is None:
+        losses = current_pass().losses
+        if losses is None:
             return
         if not self.training:
-            for row, choice in zip(canvas.rows, _choices(selections, self._stride(0)), strict=True):
-                context.add_output(row, OUTPUT_NAME, choice)
+            for row, choice in zip(
+                extents.rows, _choices(selections, self._stride(0)), strict=True
+            ):
+                losses.add_output(row, OUTPUT_NAME, choice)
             return
         labels = None
-        if self.selection_loss_weight > 0 or context.is_annotated:
+        if self.selection_loss_weight > 0 or losses.is_annotated:
             first, last = selections[0], selections[-1]
             strides = [self._stride(stage - 1) for stage in range(first.stage, last.stage + 1)]
             cells = object_cells(
-                [context.targets[row] for row in canvas.rows],
+                [losses.targets[row] for row in extents.rows],
                 first.layout.level_shapes[0],
                 strides,
                 kind=self.selection_labels,
@@ -190,21 +191,21 @@ class SPT(SwinTransformer):
             labels = dict(enumerate(cells, start=first.stage))
         if labels is not None and self.selection_loss_weight > 0:
             loss = self.selection_loss_weight * selection_loss(selections, labels)
-            context.add("loss_selection", loss)
+            losses.add("loss_selection", loss)
         write_metrics(selections, labels)
 
 
 def _record(selections: list[Selection]) -> None:
     """Show the choices to whoever records tokens, each stage as a forward pass of its own."""
-    stage = 0
+    stage, recorder = 0, current_pass().recorder
     for selection in selections:
         if selection.pack is None:
             continue
         if selection.stage != stage:
             stage = selection.stage
-            trace.begin_forward(selection.layout, f"backbone stage {stage}")
-        trace.record_score("gate", selection.logit_BN)
-        trace.record_layer(selection.pack)
+            recorder.begin_forward(selection.layout, f"backbone stage {stage}")
+        recorder.record_score("gate", selection.logit_BN)
+        recorder.record_layer(selection.pack)
 
 
 def _choices(selections: list[Selection], patch_size: int) -> list[dict[int, Tensor]]:

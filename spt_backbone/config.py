@@ -3,7 +3,7 @@
 from detectron2.layers import ShapeSpec
 from omegaconf import DictConfig, open_dict
 
-from tokendetr.config import supervised, target_name
+from tokendetr.config import observed, wrap_target
 
 WATCHED = "spt_backbone.evaluator.build_with_selection"
 
@@ -28,7 +28,7 @@ def use_spt(model: DictConfig, backbone: DictConfig) -> DictConfig:
             name: ShapeSpec(channels=backbone.embed_dim * 2**index) for index, name in names.items()
         }
         model.neck.in_features = list(names.values())
-    return supervised(model)
+    return observed(model)
 
 
 def watch_selection(evaluator: DictConfig) -> DictConfig:
@@ -39,9 +39,5 @@ def watch_selection(evaluator: DictConfig) -> DictConfig:
     Args:
         evaluator: node of an evaluator with ``dataset_name``.
     """
-    target = target_name(evaluator.get("_target_"))
-    if target != WATCHED:
-        with open_dict(evaluator):
-            evaluator["evaluator_class"] = target
-            evaluator["_target_"] = WATCHED
+    wrap_target(evaluator, WATCHED)
     return evaluator

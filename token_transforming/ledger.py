@@ -5,12 +5,12 @@ longer than the pass, and has a place for every block, so a block that is recomp
 backward pass finds what it found the first time. Nothing is kept on a module.
 """
 
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from tokendetr.encoder.forward_context import current_pass, enter_part, leave_part
 from tokendetr.tokens import Recovery
 
 
@@ -48,21 +48,10 @@ class Ledger:
     entering: dict[int, TokenState] = field(default_factory=dict)
 
 
-class _Shared:
+class _Compiled:
     """Where compiled code finds the ledger: the compiler cannot follow context variables."""
 
     ledger: Ledger | None = None
-
-
-_CURRENT: ContextVar[Ledger | None] = ContextVar("token_transforming_ledger", default=None)
-_SHARED = _Shared()
-
-
-def set_ledger(ledger: Ledger | None) -> None:
-    """Make a ledger the current one; None closes it."""
-    _SHARED.ledger = ledger
-    if not torch.compiler.is_compiling():
-        _CURRENT.set(ledger)
 
 
 def open_ledger(index: int) -> Ledger:
@@ -71,15 +60,26 @@ def open_ledger(index: int) -> Ledger:
     Raises:
         RuntimeError: where no pass is under way.
     """
-    if index == 0:
-        ledger = Ledger({0: TokenState()})
-        set_ledger(ledger)
-        return ledger
-    current = _SHARED.ledger if torch.compiler.is_compiling() else _CURRENT.get() or _SHARED.ledger
-    if current is None or index not in current.entering:
+    if torch.compiler.is_compiling():
+        if index == 0:
+            _Compiled.ledger = Ledger({0: TokenState()})
+        ledger = _Compiled.ledger
+    else:
+        if index == 0:
+            enter_part().ledger = Ledger({0: TokenState()})
+        ledger = current_pass().ledger or _Compiled.ledger
+    if ledger is None or index not in ledger.entering:
         raise RuntimeError(
             f"block {index} of a transformed model runs outside of a forward pass of all blocks in "
             "order. Activation checkpointing around blocks is supported for Hugging Face models "
             "and Swin alone: turn it off, or restore(model) first"
         )
-    return current
+    return ledger
+
+
+def close_ledger() -> None:
+    """End the pass of the blocks; called by the last one."""
+    _Compiled.ledger = None
+    if not torch.compiler.is_compiling():
+        current_pass().ledger = None
+        leave_part()

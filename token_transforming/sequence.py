@@ -12,7 +12,7 @@ from torch import Tensor, cat, nn
 
 from token_transforming.attention import Observed, attend, attend_and_sum, size_bias
 from token_transforming.classes import original_class
-from token_transforming.ledger import Ledger, TokenState, open_ledger, set_ledger
+from token_transforming.ledger import Ledger, TokenState, close_ledger, open_ledger
 from token_transforming.reduction import Candidates, reduce_tokens
 from token_transforming.settings import Reduction
 
@@ -243,7 +243,7 @@ class TransformedBlock:
         entering = ledger.entering
         x_BNC, entering[plan.index + 1] = self._run(hidden_states, entering[plan.index])
         if plan.last:
-            set_ledger(None)
+            close_ledger()
         return x_BNC
 
     def _run(self, x_BNC: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
+from tokendetr.layers.cpu import optimize
 
 __all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
 
@@ -62,6 +63,7 @@ class Predictor:
         img_format: str = "RGB",
     ) -> None:
         self.model = model
+        optimize(model)
         self.img_format = img_format
         self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
 

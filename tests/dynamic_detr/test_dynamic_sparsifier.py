@@ -12,12 +12,26 @@ from dynamic_detr import DynamicSparsifier
 from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
-from tokendetr.encoder.trace import record_tokens
-from tokendetr.tokens import Identity
+from tests.tokens.naive_windows import cosine, naive_coherence, naive_windows
+from tokendetr.encoder import record_tokens
+from tokendetr.tokens import Identity, Keep, spread_order
 
 
-def cosine(a, b):
-    return float(a @ b / (a.norm() * b.norm()))
+def naive_merges(x, height, width, ratio, window):
+    """One level of one image: the windows that merge, from those of each size the most alike."""
+    by_shape = {}
+    for cells in naive_windows(height, width, window):
+        shape = (cells[-1] // width - cells[0] // width, cells[-1] % width - cells[0] % width)
+        by_shape.setdefault(shape, []).append(cells)
+    merges, to_save = [], 0.0
+    for shape in sorted(by_shape):
+        windows = sorted(by_shape[shape], key=lambda cells: -naive_coherence(x[cells]))
+        saves = len(windows[0]) - 1
+        to_save += len(windows) * len(windows[0]) * (1 - ratio)
+        number = min(len(windows), math.floor(to_save / saves + 1e-9)) if saves else 0
+        to_save -= number * saves
+        merges += windows[:number]
+    return merges
 
 
 def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
@@ -25,16 +39,11 @@ def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
     text."""
     groups, start = {}, 0
     for level, (height, width) in enumerate(shapes[:-1]):
-        n, tokens = windows[level], height * width
-        ranked = []
-        for top in range(0, height - n + 1, n):
-            for left in range(0, width - n + 1, n):
-                cells = [start + (top + i) * width + left + j for i in range(n) for j in range(n)]
-                pairs = [cosine(x[a], x[b]) for a in cells for b in cells]
-                ranked.append((-sum(pairs) / len(pairs), len(ranked), cells))
-        merged = min(len(ranked), math.floor(tokens * (1 - ratios[level]) / (n * n - 1) + 1e-9))
+        tokens = height * width
+        rows = x[start : start + tokens]
         gone = set()
-        for _, _, cells in sorted(ranked)[:merged]:
+        for cells in naive_merges(rows, height, width, ratios[level], windows[level]):
+            cells = [start + cell for cell in cells]
             groups[cells[-1]] = cells
             gone.update(cells)
         for token in range(start, start + tokens):
@@ -44,7 +53,8 @@ def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
     last = range(start, len(x))
     rarity = {i: sum(1 / max(cosine(x[i], x[j]), min_cosine) for j in last if j != i) for i in last}
     count = max(1, math.floor(len(last) * ratios[-1] + 0.5))
-    important = sorted(last, key=lambda i: (-rarity[i], i))[:count]
+    spread = [start + int(i) for i in spread_order(*shapes[-1])[::-1]]
+    important = sorted(spread, key=lambda i: -rarity[i])[:count]
     groups.update({v: [v] for v in important})
     for u in last:
         if u not in important:
@@ -175,16 +185,6 @@ def test_layouts_from_masks_give_the_same():
     assert torch.equal(got, expected)
 
 
-def test_equal_tokens_are_chosen_in_order_of_position():
-    batch, (single, *_) = make_batch([(16, 16)], CHANNELS)
-    single.x_BNC = single.x_BNC[:, :1].expand_as(single.x_BNC).contiguous()
-    with record_tokens() as trace:
-        dynamic_encoder()(**single.inputs)
-    token_map = trace.forwards[0].layers[0].token_map
-    members = token_map.windows[0].member_RP[:, -1]
-    assert members.tolist() == sorted(members.tolist())
-
-
 def test_there_is_nothing_to_learn_and_dense_weights_fit():
     assert not list(DynamicSparsifier().parameters()) and not DynamicSparsifier().state_dict()
     dense, dynamic = make_encoder(num_layers=6, seed=1), dynamic_encoder()
@@ -213,6 +213,43 @@ def test_random_selection_keeps_the_same_number():
         maps.append(trace.forwards[0].layers[0].token_map)
     assert maps[0].num_tokens == maps[1].num_tokens
     assert not torch.equal(maps[0].anchor_BK, maps[1].anchor_BK)
+
+
+def test_random_tokens_stay_alone_at_each_levels_ratio():
+    batch, alone = make_batch(SIZES, CHANNELS)
+    encoder = dynamic_encoder(selection="random_tokens")
+    with record_tokens() as trace:
+        encoder(**batch.inputs)
+    budget = encoder.sparsifier.budget
+    for layer, stage in ((0, 0), (2, 1), (5, 2)):
+        token_map = trace.forwards[0].layers[layer].token_map
+        assert isinstance(token_map, Keep)
+        for image, single in enumerate(alone):
+            kept = torch.zeros(batch.layout.num_tokens, dtype=torch.bool)
+            kept[token_map.anchor_BK[image][token_map.valid_BK[image]]] = True
+            assert not (kept & ~batch.layout.valid_BN[image]).any()
+            levels = [int(part.sum()) for part in batch.layout.split(kept[None])]
+            sizes = single.layout.level_sizes
+            ratios = budget.level_ratios(stage)
+            assert levels == [max(1, int(n * r + 0.5)) for n, r in zip(sizes, ratios, strict=True)]
+    maps = [trace.forwards[0].layers[layer].token_map for layer in (0, 2)]
+    assert not torch.equal(maps[0].anchor_BK[:, :20], maps[1].anchor_BK[:, :20])
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_only_so_many_stages_choose_anew(stages):
+    batch, _ = make_batch(SIZES, CHANNELS)
+    with record_tokens() as trace:
+        encoder = dynamic_encoder(stages=stages)
+        encoder(**batch.inputs)
+    maps = [layer.token_map for layer in trace.forwards[0].layers]
+    changes = [layer for layer in range(1, 6) if maps[layer] is not maps[layer - 1]]
+    assert changes == [2, 5][: stages - 1]
+    assert encoder.sparsifier.budget.num_layers == 6
+    with record_tokens() as all_stages:
+        dynamic_encoder()(**batch.inputs)
+    first = all_stages.forwards[0].layers[0].token_map
+    assert torch.equal(maps[0].anchor_BK, first.anchor_BK)
 
 
 def test_tiny_images_and_single_tokens_work():
@@ -246,7 +283,10 @@ def test_copies_do_not_share_options():
         ({"cells": "zero"}, "cells"),
         ({"anchor": "top_left"}, "anchor"),
         ({"selection": "norm"}, "selection"),
-        ({"alignment": "teacher"}, "alignment"),
+        ({"alignment": "pupil"}, "alignment"),
+        ({"alignment": "teacher"}, "needs a teacher"),
+        ({"stages": 0}, "stages"),
+        ({"stages": 4}, "stages"),
         ({"num_neighbors": 0}, "num_neighbors"),
         ({"min_cosine": 0.0}, "min_cosine"),
         ({"alignment_weight": -1.0}, "alignment_weight"),

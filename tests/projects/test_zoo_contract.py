@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from tests import small_configs
 from tests.small_detectors import record
-from tokendetr.config import sparsify, supervised, zoo
+from tokendetr.config import observed, sparsify, zoo
 from tokendetr.config.targets import check_targets
 from tokendetr.errors import ConfigError
 
@@ -195,7 +195,7 @@ def put_into(model: DictConfig, method: DictConfig) -> None:
     if sparsifier is None:
         model.backbone = method.backbone
         model.neck.in_features = method.neck.in_features
-        supervised(model)
+        observed(model)
         return
     sparsify(model, sparsifier)
     if not has_two_stages(model):

@@ -10,8 +10,7 @@ from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
-from tokendetr.encoder.aux_losses import supervise
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import observe, record_tokens
 from tokendetr.errors import HostError
 from tokendetr.tokens import Identity
 
@@ -86,7 +85,7 @@ def test_keep_ratio_one_is_bitwise_dense_in_training_too():
         build("dino", dn_number=0).train(),
         sparse(keep_ratio=1.0, detector={"dn_number": 0}).train(),
     ]
-    memories = [run_encoder(supervise(model), RECORDS) for model in models]
+    memories = [run_encoder(observe(model), RECORDS) for model in models]
     assert torch.equal(*memories)
 
 

@@ -34,7 +34,7 @@ from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import ROOT
 from tokendetr.data.shapes import ensure_shapes
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.predict import Predictor, dataset_metadata, read_rgb
 from tokendetr.visualization.token_pictures import draw_tokens

@@ -24,8 +24,9 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from tokendetr.config.load import load_config
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe
-from tokendetr.encoder.trace import ForwardTrace, record_tokens
+from tokendetr.encoder.trace import ForwardTrace
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.tokens import Identity

@@ -3,13 +3,13 @@
 from tokendetr.config.edit import (
     add_bypass,
     detectron2_model,
+    observed,
     resize,
     sparsify,
-    supervised,
-    target_name,
 )
 from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import apply_overrides, load_config
+from tokendetr.config.wrap import target_name, wrap_target
 
 __all__ = [
     "add_bypass",
@@ -19,6 +19,7 @@ __all__ = [
     "load_config",
     "resize",
     "sparsify",
-    "supervised",
+    "observed",
     "target_name",
+    "wrap_target",
 ]

@@ -8,6 +8,7 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,11 +16,11 @@ from detrex.layers import FFN
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokendetr.encoder import trace
-from tokendetr.encoder.aux_losses import replay_contexts
 from tokendetr.encoder.bypass import BypassPass
 from tokendetr.encoder.decoder_attention import record_decoder_attention
+from tokendetr.encoder.forward_context import current_pass, replay_contexts
 from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.encoder.trace import Recorder
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 from tokendetr.layers.encoder_layer import EncoderLayer
 from tokendetr.tokens import LevelLayout, TokenMap
@@ -179,25 +180,34 @@ class TokenEncoder(nn.Module):
             )
         if reference_points is None:
             reference_points = layout.reference_points_BNL2().to(query.dtype)
+        forward = current_pass()
         context = EncoderContext(
             layout=layout,
             memory_BNC=query,
             query_pos_BNC=query_pos,
             reference_points_BNL2=reference_points,
             num_layers=self.num_layers,
-            run_dense=lambda: self._run_dense(context),
+            run_dense=lambda: self.run_dense(context),
+            detector=forward.detector,
+            losses=forward.losses if forward.model is not None and forward.model.training else None,
+            recorder=forward.recorder,
         )
-        trace.begin_forward(layout)
-        record_decoder_attention(layout)
+        forward.recorder.begin_forward(layout)
+        record_decoder_attention(forward, layout)
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context), "updated")
         plan, bypass = self.sparsifier.plan(context), self.sparsifier.bypass
         moving = None if bypass is None else bypass.start(layout, query)
         return self._encode(context, plan, self.sparsifier.value_policy, moving)
 
-    def _run_dense(self, context: EncoderContext) -> Tensor:
-        with torch.no_grad(), trace.paused():
-            return self._encode(context, TokenPlan(context), "updated")
+    def run_dense(self, context: EncoderContext) -> Tensor:
+        """Run all layers on all tokens of a pass, without gradients, and return the memory.
+
+        Nothing is recorded. The pass may be another encoder's.
+        """
+        silent = replace(context, recorder=Recorder())
+        with torch.no_grad():
+            return self._encode(silent, TokenPlan(silent), "updated")
 
     def _encode(
         self,
@@ -212,7 +222,7 @@ class TokenEncoder(nn.Module):
         previous: TokenMap | None = None
         for index in range(self.num_layers):
             token_map = plan.token_map(index, memory_BNC)
-            trace.record_layer(token_map)
+            context.recorder.record_layer(token_map)
             if moving is not None:
                 memory_BNC = moving.begin_layer(index, token_map, memory_BNC)
             if token_map is not previous:
@@ -249,7 +259,7 @@ class TokenEncoder(nn.Module):
             memory_BNC = moving.finish(memory_BNC)
         if self.post_norm_layer is not None:
             memory_BNC = self.post_norm_layer(memory_BNC)
-        return plan.finish(memory_BNC)
+        return plan.finalize(memory_BNC)
 
     def _run_layer(
         self,
