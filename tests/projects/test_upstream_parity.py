@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from detectron2.config import LazyConfig
 from detrex.config import get_config
 
 from tests.projects.upstream_facts import (
@@ -105,17 +104,3 @@ def _is_there(target: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-@pytest.mark.parametrize("name", zoo.list())
-def test_values_that_follow_train_do_so_by_interpolation(name):
-    """So that a plain load and other people's trainers follow an override of ``train`` too."""
-    try:
-        config = LazyConfig.load(str(zoo.get_config_file(name)))
-    except ConfigError:
-        pytest.skip("needs detectron2 itself")
-    LazyConfig.apply_overrides(config, ["train.output_dir=mine", "train.device=meta"])
-    if "device" in config.model:
-        assert config.model.device == "meta"
-    if "output_dir" in config.dataloader.evaluator:
-        assert config.dataloader.evaluator.output_dir == "mine"
