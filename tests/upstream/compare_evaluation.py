@@ -81,7 +81,7 @@ def row(name: str, ours: DictConfig) -> dict[str, Any]:
     for side, model in (("detrex", LazyConfig.load(name).model), ("here", ours)):
         try:
             results.append(evaluate(model, name, options if side == "here" else {}))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return {"equal": None, "error": f"{side}: {type(error).__name__}: {error}"[:300]}
     return compare(*results) | ({"options": sorted(options)} if options else {})
 

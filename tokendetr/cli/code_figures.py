@@ -17,9 +17,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokendetr.config.tree import ROOT
+from tokendetr.config.tree import PROJECTS_DIR
 
-METHODS = ("sparse_detr", "focus_detr", "dynamic_detr", "token_transforming", "spt_backbone")
+ROOT = PROJECTS_DIR.parent
+"""The source checkout: figures are of its files."""
+
+METHODS = (
+    "sparse_detr",
+    "focus_detr",
+    "dynamic_detr",
+    "lite_detr",
+    "token_transforming",
+    "spt_backbone",
+)
 LIBRARY = ("tokendetr", *METHODS)
 BLOCK_LINES = 6
 _BOILERPLATE = (

@@ -147,3 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_atomically(str(args.output), fragment(args, importance, orders).encode())
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

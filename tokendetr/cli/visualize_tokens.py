@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     setup_logger(name="tokendetr")
     try:
         pictures = find_images(args.input)
-        cfg = load_config(args.config_file, args.opts)
+        cfg = load_config(args.config_file, args.opts, trained=True)
         predictor = Predictor.from_config(
             cfg, min_size=args.min_size_test, max_size=args.max_size_test
         )
@@ -96,3 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (*EXPECTED_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: a sheet NAME_tokens.png per picture, and the counts in tokens.json")
+
+
+if __name__ == "__main__":
+    main()

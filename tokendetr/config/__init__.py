@@ -9,11 +9,13 @@ from tokendetr.config.edit import (
 )
 from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import apply_overrides, load_config
+from tokendetr.config.tree import checkpoint_file
 from tokendetr.config.wrap import target_name, wrap_target
 
 __all__ = [
     "add_bypass",
     "apply_overrides",
+    "checkpoint_file",
     "detectron2_model",
     "get_fragment",
     "load_config",

@@ -13,12 +13,14 @@ from detectron2.utils.registry import locate
 from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.registration import repeatable_registration
 from tokendetr.config.targets import check_targets
+from tokendetr.config.tree import RENAMED, config_files, shipped_weights
 from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["apply_overrides", "fill_defaults", "load_config"]
+__all__ = ["apply_overrides", "fill_defaults", "load_config", "resolve_config"]
 
 ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     # False: weights that are missing, left over or of another shape are reported and skipped.
@@ -43,7 +45,9 @@ COPIES = {"model.device": "train.device", "dataloader.evaluator.output_dir": "tr
 """Keys that configs copy from ``train``; an override of the original goes for the copy too."""
 
 
-def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    config_file: str, overrides: Sequence[str] = (), *, trained: bool = False
+) -> DictConfig:
     """Load a lazy config, complete ``train`` and apply overrides.
 
     Configs of this project let ``model.device`` and ``dataloader.evaluator.output_dir`` follow
@@ -51,26 +55,49 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
     ``train.output_dir`` goes for the copy too, unless that has an override itself.
 
     Args:
-        config_file: path of a ``.py`` or ``.yaml`` config.
+        config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
+            (:mod:`tokendetr.config.zoo`); a file of that name wins.
         overrides: ``key=value`` (the key must exist), ``+key=value`` (adds one), ``~key`` in
             hydra's grammar.
+        trained: let ``train.init_checkpoint`` be the trained weights that come with the config,
+            where there are some and no override says otherwise; for programs that use a detector
+            instead of training it.
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
         ConfigError: no config given, malformed or unknown override, wrong type, or a class that
             this installation of detectron2 and detrex lacks.
     """
-    if not config_file:
-        raise ConfigError("no config given: use --config-file FILE")
-    if "://" not in config_file and not os.path.isfile(config_file):
-        raise FileNotFoundError(
-            f"config file {config_file!r} does not exist{_similar(config_file)}"
-        )
-    cfg = _load_file(config_file)
+    path = resolve_config(config_file)
+    cfg = _load_file(path)
     fill_defaults(cfg)
+    if trained and (weights := shipped_weights(path)) is not None:
+        cfg.train.init_checkpoint = weights
     apply_overrides(cfg, [*_for_copies(cfg, overrides), *overrides])
     check_targets(cfg)
+    warn_of_foreign_projects(cfg)
     return cfg
+
+
+def resolve_config(config_file: str) -> str:
+    """Return the path meant by a path, an address or a config's name.
+
+    Raises:
+        FileNotFoundError: it is none of them; the message names similar ones.
+        ConfigError: it is empty.
+    """
+    if not config_file:
+        raise ConfigError("no config given: use --config-file FILE")
+    if "://" in config_file or os.path.isfile(config_file):
+        return config_file
+    named = config_files()
+    if (name := RENAMED.get(config_file, config_file)) in named:
+        return str(named[name])
+    hint = _similar(config_file)
+    if os.path.basename(config_file) == config_file and not config_file.endswith(".py"):
+        near = difflib.get_close_matches(config_file, named, n=3)
+        hint = f" and is no config's name; did you mean {' or '.join(near)}?" if near else hint
+    raise FileNotFoundError(f"config file {config_file!r} does not exist{hint}")
 
 
 def _load_file(config_file: str) -> DictConfig:

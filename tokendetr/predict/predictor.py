@@ -95,11 +95,16 @@ class Predictor:
         image_CHW = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": image_CHW, "height": height, "width": width}
 
-    @torch.no_grad()
     def __call__(self, image_HWC: NDArray[np.uint8]) -> Instances:
         """Detections of an RGB uint8 picture, on the CPU: boxes in its pixels, best first."""
-        instances: Instances = self.model([self.inputs(image_HWC)])[0]["instances"].to("cpu")
-        return instances[instances.scores.argsort(descending=True)]
+        return self.batch([image_HWC])[0]
+
+    @torch.no_grad()
+    def batch(self, images_HWC: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+        """Detections of several RGB uint8 pictures in one pass of the model, likewise."""
+        outputs = self.model([self.inputs(image) for image in images_HWC])
+        found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
+        return [each[each.scores.argsort(descending=True)] for each in found]
 
 
 def _test_size(mapper: Any) -> tuple[int, int]:
