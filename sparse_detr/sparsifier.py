@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.losses import decoder_attention_loss
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
-from tokendetr.detector.token_losses import add_detection_losses
+from tokendetr.detector.token_losses import add_detection_losses, decoder_attention_loss
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
