@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from focus_detr.budget import FocusBudget
-from focus_detr.foreground_loss import foreground_labels, foreground_loss
+from focus_detr.foreground_loss import DISTANCES, Distance, foreground_labels, foreground_loss
 from focus_detr.object_attention import ObjectAttention
 from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
@@ -65,6 +65,8 @@ class FocusSparsifier(TokenSparsifier):
         size_ranges: per level, which boxes its tokens are trained on, see
             :func:`tokendetr.tokens.grid_labels`; None: ranges that end at 8 strides of their level,
             each starting in the middle of the one before.
+        distance: what of a box those ranges are about: the distance from a token to the box's
+            "farthest_side" (the published code) or "half_size", half its larger side (the text).
         loss_weight: weight of the foreground loss ``loss_foreground``.
         fine_score: object tokens are chosen by the product of "probability" s or of raw "logits".
         mask_padding: whether padding is left out of the selector and of its loss.
@@ -95,6 +97,7 @@ class FocusSparsifier(TokenSparsifier):
         modulation: Modulation = "top_down",
         strides: Sequence[int] = (8, 16, 32, 64),
         size_ranges: Sequence[Sequence[float]] | None = None,
+        distance: Distance = "farthest_side",
         loss_weight: float = 1.5,
         fine_score: Literal["probability", "logits"] = "probability",
         mask_padding: bool = True,
@@ -109,6 +112,7 @@ class FocusSparsifier(TokenSparsifier):
         for name, value, choices in (
             ("fine_score", fine_score, FINE_SCORES),
             ("selection", selection, SELECTIONS),
+            ("distance", distance, DISTANCES),
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {value!r}")
@@ -128,6 +132,7 @@ class FocusSparsifier(TokenSparsifier):
         if len(self.size_ranges) != num_levels:
             raise ValueError(f"size_ranges needs {num_levels} ranges, got {self.size_ranges}")
         self.num_objects = num_objects
+        self.distance: Distance = distance
         self.loss_weight = loss_weight
         self.fine_score = fine_score
         self.mask_padding = mask_padding
@@ -287,7 +292,11 @@ class FocusPlan(TokenPlan):
             return memory_BNC
         layout = self.context.layout
         labels_BN = foreground_labels(
-            losses.targets, layout, strides=focus.strides, size_ranges=focus.size_ranges
+            losses.targets,
+            layout,
+            strides=focus.strides,
+            size_ranges=focus.size_ranges,
+            distance=focus.distance,
         )
         counted_BN = layout.valid_BN if focus.mask_padding else None
         loss = foreground_loss(self._logits_BN, labels_BN, counted_BN)

@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.losses import decoder_attention_loss
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
-from tokendetr.detector.token_losses import add_detection_losses
+from tokendetr.detector.token_losses import add_detection_losses, decoder_attention_loss
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
@@ -30,8 +29,10 @@ class SparseSparsifier(TokenSparsifier):
     ("objectness"); "random" chooses anew in every forward pass.
 
     Args:
-        keep_ratio: share of an image's real tokens that is updated, in (0, 1]; 1 is the dense
-            encoder. It may be changed at any time, also between training and evaluation.
+        keep_ratio: share of an image's real tokens that is updated, in [0, 1]; 1 is the dense
+            encoder, 0 none: nothing is scored then, and the encoder's parameters have no gradient
+            (in distributed training: ``train.ddp.find_unused_parameters=True``). It may be changed
+            at any time, also between training and evaluation.
         embed_dim: channels C of the tokens.
         num_classes: classes of the detector, for the heads in training.
         num_layers: layers of the encoder.
@@ -129,16 +130,18 @@ class SparseSparsifier(TokenSparsifier):
 
     @keep_ratio.setter
     def keep_ratio(self, ratio: float) -> None:
-        if not 0 < ratio <= 1:
-            raise ValueError(f"keep_ratio must lie in (0, 1], got {ratio}")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"keep_ratio must lie in [0, 1], got {ratio}")
         self._keep_ratio = float(ratio)
 
     def kept_tokens(self, valid_tokens: int) -> int:
         """Return how many of an image's real tokens are kept.
 
         Source: the published code, which takes one more than the ratio says. Differs: never more
-        than there are.
+        than there are, and none at ratio 0.
         """
+        if self.keep_ratio == 0:
+            return 0
         return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
 
     def plan(self, context: EncoderContext) -> "SparsePlan":
@@ -175,6 +178,10 @@ class SparsePlan(TokenPlan):
         self._map: TokenMap = self._identity
         training = sparsifier.training
         if not training and sparsifier.keep_ratio == 1:
+            return
+        if sparsifier.keep_ratio == 0:
+            nothing_BK = torch.empty(layout.batch_size, 0, dtype=torch.long, device=layout.device)
+            self._map = Keep(index_BK=nothing_BK)
             return
         score_BN = self._score(training)
         if sparsifier.selection != "random":
@@ -218,7 +225,8 @@ class SparsePlan(TokenPlan):
     def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
         """Keep a layer's tokens for its heads, in training."""
         options = self.options
-        if options.training and options.auxiliary_heads and layer < options.num_layers - 1:
+        judged = options.auxiliary_heads and layer < options.num_layers - 1
+        if options.training and judged and token_map.num_tokens:
             self._judged.append((layer, tokens_BKC, token_map))
 
     def finalize(self, memory_BNC: Tensor) -> Tensor:

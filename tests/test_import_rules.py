@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("sparse_detr", "focus_detr", "dynamic_detr", "token_transforming", "spt_backbone")
+METHODS = (
+    "sparse_detr",
+    "focus_detr",
+    "dynamic_detr",
+    "lite_detr",
+    "token_transforming",
+    "spt_backbone",
+)
 OURS = ("tokendetr", "projects", "tools", "benchmarks", *METHODS)
 
 

@@ -204,7 +204,7 @@ def test_wrong_orders_are_refused(order):
 def test_wrong_arguments_are_named():
     batch, _ = make_batch(SIZES, CHANNELS)
     with pytest.raises(ValueError, match="num_layers"):
-        make_encoder(num_layers=0)
+        make_encoder(num_layers=-1)
     with pytest.raises(ValueError, match="layout or spatial_shapes"):
         make_encoder()(query=batch.x_BNC)
     with pytest.raises(ValueError, match="layout"):

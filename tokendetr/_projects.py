@@ -18,7 +18,9 @@ _PACKAGE = os.path.dirname(os.path.realpath(__file__))
 def projects_folder() -> str:
     """Return the folder of the projects: inside the package, or beside it in a source checkout."""
     installed = os.path.join(_PACKAGE, "projects")
-    return installed if os.path.isdir(installed) else os.path.join(_PACKAGE, "..", "projects")
+    if os.path.isdir(installed):
+        return installed
+    return os.path.join(os.path.dirname(_PACKAGE), "projects")
 
 
 class ProjectsFinder:
@@ -35,7 +37,7 @@ class ProjectsFinder:
             return None
         from importlib.util import spec_from_file_location
 
-        place = os.path.join(os.path.normpath(projects_folder()), *name.split(".")[1:])
+        place = os.path.join(projects_folder(), *name.split(".")[1:])
         if os.path.isfile(package := os.path.join(place, "__init__.py")):
             return spec_from_file_location(name, package, submodule_search_locations=[place])
         if os.path.isfile(f"{place}.py"):

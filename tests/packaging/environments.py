@@ -9,8 +9,26 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRATCH_NAMES = ("__pycache__", "build", "*.egg-info", "*.so", ".*", "datasets")
-SCRATCH = shutil.ignore_patterns(*SCRATCH_NAMES)
+SCRATCH = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+
+
+def tracked_files(*folders: str) -> list[str]:
+    """Files of the checkout that git knows or would take in, sorted."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).exists())
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what is needed to install: no tests, no documents, nothing that was made by chance."""
+    folders = [path.name for path in ROOT.iterdir() if path.name not in ("tests", "docs")]
+    for name in tracked_files(*folders):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():  # a link to a folder, of which an installed package has a copy
+            shutil.copytree(ROOT / name, target / name, ignore=SCRATCH)
+        else:
+            shutil.copyfile(ROOT / name, target / name)
+    return target
 
 
 class Environment:

@@ -1,44 +1,44 @@
-"""What the wheel of ``tokendetr`` holds, and that it works from an empty folder."""
+"""What the wheel of ``tokendetr`` holds, and what the repository weighs."""
 
-import shutil
-import subprocess
 import zipfile
 
 import pytest
-from environments import ROOT, SCRATCH_NAMES, build
+from environments import ROOT, build, copy_checkout, tracked_files
 
-METHODS = {"dynamic_detr", "focus_detr", "sparse_detr", "spt_backbone", "token_transforming"}
-
-
-def tracked(folder: str) -> set[str]:
-    """Files of a folder that git tracks, so that nothing made by chance counts."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", folder], cwd=ROOT, capture_output=True, check=True, text=True
-    )
-    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+METHODS = (
+    "dynamic_detr",
+    "focus_detr",
+    "lite_detr",
+    "sparse_detr",
+    "spt_backbone",
+    "token_transforming",
+)
+MOST_BYTES = 40 * 2**20
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel without kernels, built from a copy in a folder with a space in its name."""
-    checkout = tmp_path_factory.mktemp("a checkout") / "tokendetr"
-    shutil.copytree(
-        ROOT, checkout, ignore=shutil.ignore_patterns(*SCRATCH_NAMES, "tests", "docs", "output")
-    )
-    return build(checkout, checkout / "dist", TOKENDETR_NO_EXTENSION="1")
+def names(tmp_path_factory):
+    """Names in a wheel without kernels, built in a folder with a space in its name."""
+    checkout = copy_checkout(tmp_path_factory.mktemp("a checkout") / "tokendetr")
+    wheel = build(checkout, checkout / "dist", TOKENDETR_NO_EXTENSION="1")
+    return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_the_wheel_holds_library_methods_configs_and_weights(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
+def test_the_wheel_holds_library_methods_configs_and_weights(names):
     tops = {name.partition("/")[0] for name in names}
     assert {name for name in tops if not name.endswith(".dist-info")} == {
         "tokendetr",
         "tokendetr.pth",
         *METHODS,
     }
-    library = {name for folder in ("tokendetr", *METHODS) for name in tracked(folder)}
-    assert library <= names
-    projects = {f"tokendetr/{name}" for name in tracked("projects")}
+    assert set(tracked_files("tokendetr", *METHODS)) <= names
+    projects = {f"tokendetr/{name}" for name in tracked_files("projects")}
     assert {name for name in names if name.startswith("tokendetr/projects/")} == projects
     assert "tokendetr/projects/dino/checkpoints/dino_shapes.safetensors" in names
     assert {"tokendetr/py.typed", "tokendetr/__init__.pyi"} <= names
+
+
+def test_the_repository_stays_small():
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked_files()}
+    heaviest = sorted(sizes, key=sizes.__getitem__)[-5:]
+    assert sum(sizes.values()) < MOST_BYTES, f"heaviest: {heaviest}"

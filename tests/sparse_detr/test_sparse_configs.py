@@ -83,3 +83,15 @@ def test_the_detector_opens_its_own_pass_and_boxes_of_the_heads_start_as_proposa
     assert not observe(model)._forward_pre_hooks
     for head in model.transformer.encoder.sparsifier.bbox_embed:
         assert not any(parameter.any() for parameter in head.layers[-1].parameters())
+
+
+def test_the_papers_rows_without_and_with_a_dense_encoder():
+    sizes = {}
+    for name in ("deformable_detr_r50_no_encoder_50ep", "deformable_detr_r50_dense_50ep"):
+        config = load(name)
+        assert config.train.output_dir == f"./output/{name}"
+        config.model.device = "cpu"
+        model = instantiate(config.model)
+        sizes[name] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    assert sizes["deformable_detr_r50_no_encoder_50ep"] == pytest.approx(36, abs=0.5)
+    assert sizes["deformable_detr_r50_dense_50ep"] == pytest.approx(40.8, abs=0.3)

@@ -1,6 +1,7 @@
 """Load weights into models and report how they fit."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.key_names import grouped_keys
-from tokendetr.checkpoint.reading import read_checkpoint
+from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
 from tokendetr.checkpoint.safetensors import alias_groups, load_slim, save_slim
 from tokendetr.errors import CheckpointMismatchError
 
 __all__ = [
     "LoadReport",
+    "compare_weights",
     "load_slim",
     "load_weights",
     "read_checkpoint",
@@ -126,8 +128,12 @@ def load_weights(
         use_ema: take ``ema_state`` instead of ``model`` where the file has it.
 
     Raises:
+        FileNotFoundError: no such file; for weights of this project it says how they are made.
         CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
     """
+    file = path.partition("?")[0]
+    if (hint := how_it_is_made(file)) and not os.path.isfile(file):
+        raise FileNotFoundError(f"checkpoint {file} does not exist{hint}")
     reporting = _Reporting()
     reporting.watch(checkpointer)
     try:
@@ -149,6 +155,21 @@ def load_weights(
             "To start from the keys that match use train.init_checkpoint_strict=False; for weights "
             "of a backbone alone append ?matching_heuristics=True to the path."
         )
+    return report
+
+
+def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
+    """How weights fit a model key by key, without loading them."""
+    own = model.state_dict()
+    given = {key.removeprefix("module."): value for key, value in weights.items()}
+    report = LoadReport(missing=[key for key in own if key not in given])
+    for key, value in given.items():
+        if key not in own:
+            report.unexpected.append(key)
+        elif tuple(value.shape) != tuple(own[key].shape):
+            report.wrong_shape.append((key, tuple(value.shape), tuple(own[key].shape)))
+        else:
+            report.matched.append(key)
     return report
 
 

@@ -22,7 +22,14 @@ from tokendetr.config.tree import PROJECTS_DIR
 ROOT = PROJECTS_DIR.parent
 """The source checkout: figures are of its files."""
 
-METHODS = ("sparse_detr", "focus_detr", "dynamic_detr", "token_transforming", "spt_backbone")
+METHODS = (
+    "sparse_detr",
+    "focus_detr",
+    "dynamic_detr",
+    "lite_detr",
+    "token_transforming",
+    "spt_backbone",
+)
 LIBRARY = ("tokendetr", *METHODS)
 BLOCK_LINES = 6
 _BOILERPLATE = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokendetr._projects import projects_folder
 
-PROJECTS_DIR = Path(projects_folder()).resolve()
+PROJECTS_DIR = Path(projects_folder())
 """Folder of the projects: configs, checkpoints and READMEs, one folder per detector and method.
 
 It lies inside the installed package, or in the source checkout; whatever else is named

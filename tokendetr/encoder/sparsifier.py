@@ -15,6 +15,7 @@ from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.detector_view import DetectorView, require_detector
 from tokendetr.encoder.trace import Recorder
 from tokendetr.errors import HostError
+from tokendetr.layers.encoder_layer import SplitFeedForward
 from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
 ValuePolicy = Literal["updated", "initial"]
@@ -103,6 +104,11 @@ class TokenPlan:
     def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
         """Return the reduced tokens after a block of the method's own (unchanged here)."""
         return tokens_BKC
+
+    def feed_forward(self, layer: int) -> SplitFeedForward | None:
+        """Return another feed-forward network for some of a layer's tokens; None: the layer's own
+        for all of them."""
+        return None
 
     def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
         """Look at a layer's results (for auxiliary heads); nothing here."""

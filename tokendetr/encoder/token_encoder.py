@@ -22,7 +22,7 @@ from tokendetr.encoder.forward_context import current_pass, replay_contexts
 from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.trace import Recorder
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
-from tokendetr.layers.encoder_layer import EncoderLayer
+from tokendetr.layers.encoder_layer import EncoderLayer, SplitFeedForward
 from tokendetr.tokens import LevelLayout, TokenMap
 
 __all__ = [
@@ -44,7 +44,7 @@ class TokenEncoder(nn.Module):
         feedforward_dim: hidden channels of the feed-forward networks.
         attn_dropout: dropout after the attention.
         ffn_dropout: dropout inside the feed-forward networks.
-        num_layers: number of layers.
+        num_layers: number of layers; 0 hands the backbone's features on.
         post_norm: whether a LayerNorm follows the last layer.
         num_feature_levels: levels L.
         num_points: sampled points per head and level.
@@ -71,8 +71,8 @@ class TokenEncoder(nn.Module):
         sparsifier: TokenSparsifier | None = None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        if num_layers < 0:
+            raise ValueError(f"num_layers must be at least 0, got {num_layers}")
         order = tuple(operation_order)
 
         def make_layer() -> EncoderLayer:
@@ -232,25 +232,27 @@ class TokenEncoder(nn.Module):
                     pos_BKC = token_map.select(context.query_pos_BNC)
                 previous = token_map
             tokens_BKC = plan.before_attention(index, tokens_BKC, token_map)
-            value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
-            projected_BNC = None
-            if moving is not None and value_policy == "updated":
-                if self.pre_norm:  # a norm stands between the map and the projection
-                    value_BNC = moving.values(index, memory_BNC)
-                else:
-                    layer = cast(EncoderLayer, self.layers[index])
-                    projected_BNC = moving.projected_values(
-                        index, memory_BNC, layer.value_projection
-                    )
-            tokens_BKC = self._run_layer(
-                index,
-                tokens_BKC,
-                None if value_BNC is tokens_BKC else value_BNC,
-                pos_BKC,
-                reference_BKLX,
-                context.layout,
-                projected_BNC,
-            )
+            if token_map.num_tokens:  # a layer without queries updates nothing
+                value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
+                projected_BNC = None
+                if moving is not None and value_policy == "updated":
+                    if self.pre_norm:  # a norm stands between the map and the projection
+                        value_BNC = moving.values(index, memory_BNC)
+                    else:
+                        layer = cast(EncoderLayer, self.layers[index])
+                        projected_BNC = moving.projected_values(
+                            index, memory_BNC, layer.value_projection
+                        )
+                tokens_BKC = self._run_layer(
+                    index,
+                    tokens_BKC,
+                    None if value_BNC is tokens_BKC else value_BNC,
+                    pos_BKC,
+                    reference_BKLX,
+                    context.layout,
+                    projected_BNC,
+                    plan.feed_forward(index),
+                )
             memory_BNC = token_map.restore(tokens_BKC, memory_BNC)
             if moving is not None:
                 memory_BNC = moving.end_layer(index, memory_BNC)
@@ -270,6 +272,7 @@ class TokenEncoder(nn.Module):
         reference_BKLX: Tensor,
         layout: LevelLayout,
         projected_BNC: Tensor | None,
+        split: SplitFeedForward | None,
     ) -> Tensor:
         layer = self.layers[index]
         arguments = (
@@ -280,6 +283,7 @@ class TokenEncoder(nn.Module):
             layout.padding_BN if layout.may_have_padding else None,
             layout.level_shapes,
             projected_BNC,
+            split,
         )
         if self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(layer, *arguments, use_reentrant=False, context_fn=replay_contexts)
