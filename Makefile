@@ -77,7 +77,7 @@ bench: $(BUILT)
 	$(PY) benchmarks/ms_deform_attn.py
 	$(PY) benchmarks/packed_attention.py
 	$(PY) benchmarks/dino_inference.py
-	$(PY) benchmarks/spt_backbone.py
+	$(PY) benchmarks/spt_inference.py
 
 clean:
 	rm -rf build standalone/build *.egg-info standalone/*.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -93,7 +93,8 @@ def parts(options: argparse.Namespace, capability: str | None, folder: Path) -> 
     few = ["-k", "test_forward_matches_oracle or test_matches"] if dry else ["-m", "cuda"]
     build = ["setup.py", "-q", "build_ext", "--inplace"]
     for_card = (("TORCH_CUDA_ARCH_LIST", capability or ""), ("TOKENDETR_NO_CUDA", "0"))
-    deformable = ["--cases", "900", "--reference-repeats", "2"] if dry else []
+    deformable = ["--cases", "900", "--reference-repeats", "2", *least] if dry else []
+    packed = ["--cases", "full", "bias", *least]
     detectors = ["--small", "--input-size", "64", "96", "--repeats", "1"] if dry else []
 
     def benchmark(name: str, script: list[str], seconds: int, *words: str) -> Part:
@@ -106,20 +107,10 @@ def parts(options: argparse.Namespace, capability: str | None, folder: Path) -> 
         Part("build", [], 0, skipped="a dry run")
         if dry
         else Part("build", _python(*build), 180, variables=for_card),
-        Part("tests", _python("-m", "pytest", "-q", *tests, *few), 150),
+        Part("tests", _python("-m", "pytest", "-q", *tests, *few), 600 if dry else 150),
         _sanitizer(options, tests),
-        benchmark(
-            "deformable attention", ["benchmarks/ms_deform_attn.py"], 90, *deformable, *least
-        ),
-        benchmark(
-            "packed attention",
-            ["benchmarks/packed_attention.py"],
-            60,
-            "--cases",
-            "full",
-            "bias",
-            *least,
-        ),
+        benchmark("deformable attention", ["benchmarks/ms_deform_attn.py"], 90, *deformable),
+        benchmark("packed attention", ["benchmarks/packed_attention.py"], 60, *packed),
         benchmark("detectors", ["-m", "benchmarks.gpu_detectors"], 120, *detectors),
     ]
 
