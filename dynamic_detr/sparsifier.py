@@ -6,6 +6,7 @@ images), R merged windows, P cells of a window.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -138,6 +139,8 @@ class DynamicSparsifier(TokenSparsifier):
             window_sizes=tuple(window_sizes),
             ratio_order=ratio_order,
         )
+        first = self.budget.keep_ratios[0]
+        self._proportions = tuple(each / first for each in self.budget.keep_ratios)
         _check_choice("merge", merge, MERGE_RULES)
         _check_choice("cells", cells, ("stale", "broadcast"))
         _check_choice("anchor", anchor, ("bottom_right", "center"))
@@ -164,6 +167,13 @@ class DynamicSparsifier(TokenSparsifier):
                 "alignment='teacher' needs a teacher, a dense encoder of the same form, and no "
                 f"other alignment has one; got alignment={alignment!r}, teacher={teacher!r:.40}"
             )
+
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change the ratio of a stage's most important level; the others change in proportion."""
+        if not 0 < ratio <= 1:
+            raise ValueError(f"the keep ratio must lie in (0, 1], got {ratio}")
+        ratios = tuple(ratio * each if ratio < 1 else 1.0 for each in self._proportions)
+        self.budget = replace(self.budget, keep_ratios=tuple(min(1.0, each) for each in ratios))
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Give the teacher the encoder's weights, where a checkpoint has none for it."""

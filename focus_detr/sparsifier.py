@@ -6,6 +6,7 @@ Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, S clas
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -166,6 +167,10 @@ class FocusSparsifier(TokenSparsifier):
     def requires(self) -> frozenset[str]:
         """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
         return frozenset({"two_stage"} if self.own_heads is None else {"set_criterion"})
+
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change the mean share of tokens that layers update; layers' ratios follow from it."""
+        self.budget = replace(self.budget, keep_ratio=ratio, layer_ratios=None)
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights of a published checkpoint under the names they have here."""

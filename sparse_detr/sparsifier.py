@@ -134,6 +134,10 @@ class SparseSparsifier(TokenSparsifier):
             raise ValueError(f"keep_ratio must lie in [0, 1], got {ratio}")
         self._keep_ratio = float(ratio)
 
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change the share of an image's real tokens that is updated."""
+        self.keep_ratio = ratio
+
     def kept_tokens(self, valid_tokens: int) -> int:
         """Return how many of an image's real tokens are kept.
 

@@ -152,6 +152,17 @@ class TokenSparsifier(nn.Module, ABC):
     def plan(self, context: EncoderContext) -> TokenPlan:
         """Return the plan of one forward pass."""
 
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change how many tokens are kept, without changing any weight.
+
+        Args:
+            ratio: share of tokens, in (0, 1]; what it is the share of is the method's to say.
+
+        Raises:
+            ValueError: the method has no keep ratio.
+        """
+        raise ValueError(f"{type(self).__name__} has no keep ratio to change")
+
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's weights (of the whole model) under the names that they have here.
 
