@@ -179,23 +179,30 @@ class DynamicSparsifier(TokenSparsifier):
         """Give the teacher the encoder's weights, where a checkpoint has none for it."""
         return dict(weights) if self.teacher is None else with_teacher(weights)
 
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Return what of the budget does not fit an encoder."""
+        budget, faults = self.budget, []
+        if budget.num_layers != num_layers:
+            faults.append(
+                f"stage_lengths {budget.stage_lengths} make {budget.num_layers} layers, "
+                f"the encoder has {num_layers}"
+            )
+        if budget.num_levels != num_levels:
+            faults.append(
+                f"keep_ratios {budget.keep_ratios} are for {budget.num_levels} feature levels, the "
+                f"encoder has {num_levels}: give {num_levels} keep_ratios, level_orders of the "
+                f"levels 1 to {num_levels}, and {num_levels - 1} window_sizes (the default halves "
+                "them from level to level, down to 2)"
+            )
+        return faults
+
     def plan(self, context: EncoderContext) -> "DynamicPlan":
         """Return the plan of one forward pass.
 
         Raises:
             ValueError: where the encoder has other numbers of layers or levels than the budget.
         """
-        budget = self.budget
-        if budget.num_layers != context.num_layers:
-            raise ValueError(
-                f"stage_lengths {budget.stage_lengths} make {budget.num_layers} layers, "
-                f"the encoder has {context.num_layers}"
-            )
-        if budget.num_levels != context.layout.num_levels:
-            raise ValueError(
-                f"keep_ratios {budget.keep_ratios} are for {budget.num_levels} feature levels, "
-                f"the encoder got {context.layout.num_levels}"
-            )
+        self.check(context.num_layers, context.layout.num_levels)
         return DynamicPlan(context, self)
 
 

@@ -148,6 +148,12 @@ class SparseSparsifier(TokenSparsifier):
             return 0
         return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
 
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Return whether the number of layers does not fit an encoder; levels always do."""
+        if num_layers == self.num_layers:
+            return []
+        return [f"its num_layers is {self.num_layers}, the encoder has {num_layers}"]
+
     def plan(self, context: EncoderContext) -> "SparsePlan":
         """Return the plan of one forward pass.
 
@@ -155,11 +161,7 @@ class SparseSparsifier(TokenSparsifier):
             ValueError: where the encoder has another number of layers.
             HostError: where the detector around the encoder is needed and missing.
         """
-        if context.num_layers != self.num_layers:
-            raise ValueError(
-                f"the sparsifier's num_layers is {self.num_layers}, "
-                f"the encoder has {context.num_layers}"
-            )
+        self.check(context.num_layers, context.layout.num_levels)
         return SparsePlan(context, self)
 
 

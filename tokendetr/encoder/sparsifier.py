@@ -148,6 +148,25 @@ class TokenSparsifier(nn.Module, ABC):
         """
         return frozenset()
 
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Return in words what does not fit an encoder, all of it; nothing here.
+
+        Args:
+            num_layers: of the encoder.
+            num_levels: feature levels of the encoder.
+        """
+        return []
+
+    def check(self, num_layers: int, num_levels: int) -> None:
+        """Check that the method fits an encoder.
+
+        Raises:
+            ValueError: naming everything that does not fit (:meth:`faults`).
+        """
+        faults = self.faults(num_layers, num_levels)
+        if faults:
+            raise ValueError(f"{type(self).__name__} does not fit its encoder: {'; '.join(faults)}")
+
     @abstractmethod
     def plan(self, context: EncoderContext) -> TokenPlan:
         """Return the plan of one forward pass."""
