@@ -9,17 +9,18 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST_ARGS ?=
+ROWS ?=
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
 BUILT := $(VENV)/.stamp-built
-KERNEL_SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+BUILD_SOURCES := setup.py pyproject.toml $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-slow lint format bench cuda-check sanitize clean
+.PHONY: help build demo test test-slow nightly lint format bench cuda-check sanitize clean
 
 help:
-	@echo "make demo | test | test-slow | lint | format | build | bench | cuda-check | sanitize | clean"
+	@echo "make demo | test | test-slow | nightly | lint | format | build | bench | cuda-check | sanitize | clean"
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,8 +28,9 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@
 
-$(BUILT): $(INSTALLED) $(KERNEL_SOURCES)
-	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+$(BUILT): $(INSTALLED) $(BUILD_SOURCES)
+	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		--editable . --editable ./standalone
 	touch $@
 
 build: $(BUILT)
@@ -51,6 +53,10 @@ test: $(BUILT) lint cuda-check
 test-slow: $(BUILT)
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
+# Figures of docs/reliability.md; ROWS=TR1,DA1 runs some.
+nightly: $(BUILT)
+	$(PY) -m tests.reliability --rows "$(ROWS)"
+
 cuda-check: $(BUILT)
 	$(PY) csrc/check_cuda.py
 
@@ -64,5 +70,5 @@ bench: $(BUILT)
 	$(PY) benchmarks/spt_backbone.py
 
 clean:
-	rm -rf build *.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build standalone/build *.egg-info standalone/*.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -7,25 +7,20 @@ python benchmarks/dino_inference.py [--input-size 800 1216] [--threads 2] [--jso
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import torch
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from tokendetr.flops import synthetic_inputs
-from tokendetr.linear import onednn_linears
-from tokendetr.measuring import build_measured_model, load_measured_config, write_json
+from tokendetr.analysis.flops import synthetic_inputs
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config, write_json
+from tokendetr.analysis.timing import Summary, split_time, timed
+from tokendetr.layers.cpu.linear import onednn_linears
 from tokendetr.ops import extension_available, use_reference
-from tokendetr.timing import Summary, split_time, timed
 
 DENSE = "projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py"
 DYNAMIC = "projects/dynamic_detr/configs/dynamic_dino_r50_4scale_12ep.py"

@@ -11,15 +11,10 @@ all attention even. Detectors trained on shapes: tools/sweep_tokens.py with --fe
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn

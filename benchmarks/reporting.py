@@ -6,16 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import torch
 
-from tokendetr.measuring import write_json
+from tokendetr.analysis.inputs import write_json
+from tokendetr.analysis.timing import Summary
 from tokendetr.ops import extension_available
-from tokendetr.timing import Summary
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 

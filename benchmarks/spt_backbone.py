@@ -12,12 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import torch
 from detectron2.modeling.backbone import SwinTransformer
 from tabulate import tabulate
@@ -26,10 +22,10 @@ from tqdm import tqdm
 
 from spt_backbone import SPT, SelectionRule, block
 from spt_backbone.flops import BackboneShape, backbone_macs
-from tokendetr.linear import onednn_linears
-from tokendetr.measuring import write_json
+from tokendetr.analysis.inputs import write_json
+from tokendetr.analysis.timing import Summary, timed
+from tokendetr.layers.cpu.linear import onednn_linears
 from tokendetr.ops import extension_available
-from tokendetr.timing import Summary, timed
 from tokendetr.tokens import LevelLayout, Pack, topk_valid
 
 RATIOS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -7,23 +7,18 @@ python benchmarks/token_transforming.py [--only deit] [--threads 2] [--repeats 7
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
 import torch
 from tabulate import tabulate
 from torch import nn
 
 from projects.token_transforming.table import SWIN_LARGE
 from token_transforming import restore, transform
-from tokendetr.measuring import write_json
-from tokendetr.timing import Summary, peak_tensor_bytes, timed
+from tokendetr.analysis.inputs import write_json
+from tokendetr.analysis.timing import Summary, peak_tensor_bytes, timed
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tokendetr import supervision
+from tokendetr.encoder import aux_losses as supervision
 from tokendetr.tokens import LevelLayout, TokenMap
 
 _LOGGER = logging.getLogger(__name__)
@@ -100,6 +100,6 @@ def is_supervised() -> bool:
         _LOGGER.warning(
             "The alignment loss of Dynamic DETR is left out: the model is not supervised. "
             "Build its config with tokendetr.config.sparsify(), call "
-            "tokendetr.supervision.supervise(model), or set alignment='off'."
+            "tokendetr.encoder.aux_losses.supervise(model), or set alignment='off'."
         )
     return False

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokendetr.attention import MultiScaleDeformableAttention
+from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 from tokendetr.tokens import smallest_covering_set, splat_attention
 
 __all__ = ["LevelImportance", "record_level_importance"]

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment, is_supervised
 from dynamic_detr.budget import TokenBudget
-from tokendetr import trace
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
 from tokendetr.tokens import (
     AffinityGroup,
     AffinityMatch,
@@ -29,7 +28,7 @@ from tokendetr.tokens import (
     window_members,
     window_validity,
 )
-from tokendetr.tokens.merge import MERGE_RULES, MergeRule
+from tokendetr.tokens.maps.merge import MERGE_RULES, MergeRule
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

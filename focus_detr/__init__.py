@@ -1,7 +1,6 @@
 """Focus-DETR (ICCV 2023): encoder queries on the foreground only, and attention among the best of
 them."""
 
-import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
 from focus_detr.budget import FocusBudget, cascade_ratios
 from focus_detr.object_attention import ObjectAttention
 from focus_detr.published import from_published

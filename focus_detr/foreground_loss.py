@@ -9,7 +9,7 @@ from detrex.layers import box_cxcywh_to_xyxy
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
-from tokendetr.supervision import ImageTargets
+from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.tokens import LevelLayout, box_labels
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0

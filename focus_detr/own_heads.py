@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokendetr import supervision
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
+from tokendetr.encoder import aux_losses as supervision
 from tokendetr.tokens import LevelLayout, take_rows, topk_valid
 
 NUM_PROPOSALS = 300
@@ -58,7 +58,7 @@ class OwnHeads(nn.Module):
         return self.bbox_embed[0]
 
     def project(self, memory_BNC: Tensor, layout: LevelLayout) -> Tensor:
-        """Return tokens [B, N, C] projected, as :meth:`tokendetr.host.Host.project` does."""
+        """Return tokens [B, N, C] projected, as ``Host.project`` does."""
         _, usable_BN = layout.proposals()
         return self.enc_output_norm(
             self.enc_output(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokendetr.tokens import LevelLayout, ScoreHead
+from tokendetr.layers.score_head import ScoreHead
+from tokendetr.tokens import LevelLayout
 
 Modulation = Literal["top_down", "bottom_up", "none"]
 MODULATIONS = ("top_down", "bottom_up", "none")

@@ -16,9 +16,10 @@ from focus_detr.object_attention import ObjectAttention
 from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
-from tokendetr import supervision, trace
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
-from tokendetr.host import current_host
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.detector_view import current_host
 from tokendetr.tokens import (
     Keep,
     TokenMap,
@@ -71,6 +72,7 @@ class FocusSparsifier(TokenSparsifier):
         counts: see :class:`focus_detr.budget.FocusBudget`.
         selection: "foreground", or "random" (for comparison).
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+        bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -100,8 +102,9 @@ class FocusSparsifier(TokenSparsifier):
         counts: Literal["per_image", "batch"] = "per_image",
         selection: Literal["foreground", "random"] = "foreground",
         value_policy: ValuePolicy = "updated",
+        bypass: AffineBypass | None = None,
     ) -> None:
-        super().__init__(value_policy=value_policy)
+        super().__init__(value_policy=value_policy, bypass=bypass)
         ratios = None if layer_ratios is None else tuple(float(ratio) for ratio in layer_ratios)
         self.budget = FocusBudget(float(keep_ratio), num_layers, ratios, counts)
         for name, value, choices in (

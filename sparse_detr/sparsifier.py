@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.losses import decoder_attention_loss
-from tokendetr import supervision, trace
-from tokendetr.decoder_attention import DecoderAttention
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
-from tokendetr.host import current_host
-from tokendetr.supervision import Supervision
-from tokendetr.tokens import Keep, ScoreHead, TokenMap, topk_valid
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.aux_losses import Supervision
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.decoder_attention import DecoderAttention
+from tokendetr.encoder.detector_view import current_host
+from tokendetr.layers.score_head import ScoreHead
+from tokendetr.tokens import Keep, TokenMap, topk_valid
 
 Selection = Literal["dam", "objectness", "random"]
 Projection = Literal["host", "own"]
@@ -47,6 +49,7 @@ class SparseSparsifier(TokenSparsifier):
         padding: whether padding is "left_out" of the scores' mean, of their loss and of the heads
             in training, or "counted" as in the published code.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+        bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -70,8 +73,9 @@ class SparseSparsifier(TokenSparsifier):
         half_cell: bool = True,
         padding: PaddingRule = "left_out",
         value_policy: ValuePolicy = "updated",
+        bypass: AffineBypass | None = None,
     ) -> None:
-        super().__init__(value_policy=value_policy)
+        super().__init__(value_policy=value_policy, bypass=bypass)
         for name, value, choices in (
             ("selection", selection, ("dam", "objectness", "random")),
             ("projection", projection, ("host", "own")),

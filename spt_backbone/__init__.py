@@ -1,7 +1,6 @@
 """SPT (arXiv 2410.23608): a Swin backbone whose last stages attend with selected tokens, packed
 into containers."""
 
-import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
 from spt_backbone.backbone import SPT
 from spt_backbone.selection import SelectionRule
 

@@ -21,9 +21,9 @@ from spt_backbone.block import (
 from spt_backbone.labels import LABEL_KINDS, LabelKind, object_cells
 from spt_backbone.losses import selection_loss, selection_masks, write_metrics
 from spt_backbone.selection import SelectionRule, pool_scores
-from tokendetr import trace
-from tokendetr.canvas import Canvas, shown
-from tokendetr.supervision import current
+from tokendetr.encoder import trace
+from tokendetr.encoder.aux_losses import current
+from tokendetr.encoder.image_extents import Canvas, shown
 from tokendetr.tokens import LevelLayout
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spt_backbone.backbone import OUTPUT_NAME
 from spt_backbone.labels import box_cells
-from tokendetr.train.checkpoint import write_atomically
+from tokendetr.io.atomic import write_atomically
 
 
 @dataclass(frozen=True)

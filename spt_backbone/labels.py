@@ -12,7 +12,7 @@ from detrex.layers import box_cxcywh_to_xyxy
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokendetr.supervision import ImageTargets
+from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.tokens import grid_labels
 
 LabelKind = Literal["boxes", "masks"]

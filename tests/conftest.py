@@ -1,18 +1,34 @@
-"""Shared settings of the test suite: CPU threads, skipping CUDA tests with a reason, the bundled
-API subset."""
+"""Shared settings of the test suite: CPU threads, skipping CUDA tests with a reason, a check that
+this checkout's stand-ins are tested."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
+STANDALONE = Path(__file__).resolve().parent.parent / "standalone"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    check_stand_ins()
     if "OMP_NUM_THREADS" not in os.environ:
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def check_stand_ins() -> None:
+    """Refuse to run on nobody's detectron2, or on the stand-in of another checkout."""
+    for name in ("detectron2", "detrex"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin) if spec is not None and spec.origin else None
+        elsewhere = origin is not None and (origin.parents[1] / "tokendetr_standalone").is_dir()
+        if origin is None or (elsewhere and STANDALONE not in origin.parents):
+            raise pytest.UsageError(
+                f"{name} is {origin or 'not installed'}: run `make build` for this checkout's "
+                f"stand-ins, or put {STANDALONE} on PYTHONPATH"
+            )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

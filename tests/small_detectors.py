@@ -8,41 +8,41 @@ from detrex.modeling.matcher import HungarianMatcher
 from detrex.modeling.neck import ChannelMapper
 from torch import Tensor, nn
 
-from projects.dab_deformable_detr.modeling import (
+from tokendetr.detector import layer_weights
+from tokendetr.models.dab_deformable_detr import (
     DabDeformableDETR,
     DabDeformableDetrTransformer,
     DabDeformableDetrTransformerDecoder,
     DabDeformableDetrTransformerEncoder,
     TwoStageCriterion,
 )
-from projects.deformable_detr.modeling import (
+from tokendetr.models.deformable_detr import (
     DeformableCriterion,
     DeformableDETR,
     DeformableDetrTransformer,
     DeformableDetrTransformerDecoder,
     DeformableDetrTransformerEncoder,
 )
-from projects.dino.modeling import (
+from tokendetr.models.dino import (
     DINO,
     DINOCriterion,
     DINOTransformer,
     DINOTransformerDecoder,
     DINOTransformerEncoder,
 )
-from projects.dn_deformable_detr.modeling import (
+from tokendetr.models.dn_deformable_detr import (
     DNCriterion,
     DNDeformableDETR,
     DNDeformableDetrTransformer,
     DNDeformableDetrTransformerDecoder,
     DNDeformableDetrTransformerEncoder,
 )
-from projects.h_deformable_detr.modeling import (
+from tokendetr.models.h_deformable_detr import (
     HDeformableDETR,
     HDeformableDetrTransformer,
     HDeformableDetrTransformerDecoder,
     HDeformableDetrTransformerEncoder,
 )
-from tokendetr.detector import layer_weights
 
 WIDTH, CLASSES, LEVELS, LAYERS = 16, 5, 3, 2
 WEIGHTS = {"loss_class": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}

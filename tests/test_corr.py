@@ -8,9 +8,9 @@ from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 
 from tests.small_detectors import build
 from tests.sparse_detr.sparse_detectors import RECORDS, sparse
-from tokendetr.corr import CorrEvaluator, updated_attention
-from tokendetr.decoder_attention import MAP_NAME
-from tokendetr.trace import record_tokens
+from tokendetr.encoder.decoder_attention import MAP_NAME
+from tokendetr.encoder.trace import record_tokens
+from tokendetr.evaluation.decoder_correlation import CorrEvaluator, updated_attention
 
 
 def test_it_is_the_share_of_attention_on_updated_tokens_of_each_image_and_level():

@@ -6,7 +6,7 @@ import detrex.layers
 import pytest
 import torch
 
-from tokendetr.attention import MultiScaleDeformableAttention
+from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 
 SHAPES = ((6, 8), (3, 4))
 TOKENS = 60

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tokendetr.encoder import TokenEncoder
-from tokendetr.trace import record_tokens
+from tokendetr.encoder.trace import record_tokens
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SHAPES = ((8, 8), (4, 4))

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynamic_detr import DynamicSparsifier, TokenBudget, encoder_macs
 from tests import small_detectors
-from tokendetr.flops import (
+from tokendetr.analysis.flops import (
     BLENDED_SIZES,
     PARTS,
     FlopReport,

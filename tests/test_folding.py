@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 from torch.nn import functional as F
 
-from tokendetr.folding import folded_norms
+from tokendetr.layers.cpu.frozen_bn import folded_norms
 
 
 def make_network(norm: str = "FrozenBN") -> nn.Sequential:

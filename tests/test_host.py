@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.small_detectors import LAYERS, NAMES, build, record
-from tokendetr.host import Host, HostError, current_host
-from tokendetr.supervision import current, supervise
+from tokendetr.encoder.aux_losses import current, supervise
+from tokendetr.encoder.detector_view import Host, current_host
+from tokendetr.errors import HostError
 from tokendetr.tokens import LevelLayout
 
 TWO_STAGE = ("dino", "deformable_two_stage", "dab_two_stage", "dn_two_stage", "h_two_stage")

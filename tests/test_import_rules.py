@@ -1,4 +1,4 @@
-"""The layering of docs/layout.md, held against the real imports of every module (also those inside
+"""The ladder of docs/layout.md, held against the real imports of every module (also those inside
 functions)."""
 
 import ast
@@ -37,8 +37,44 @@ def offending(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
     ]
 
 
+LADDER = (
+    ("errors",),
+    ("io",),
+    ("ops",),
+    ("tokens",),
+    ("layers",),
+    ("encoder",),
+    ("detector",),
+    ("models",),
+    ("checkpoint",),
+    ("config",),
+    ("data",),
+    ("evaluation",),
+    ("train",),
+    ("analysis",),
+    ("visualization",),
+    ("predict",),
+    ("cli",),
+)
+"""Rooms of the library, top rung first; a room imports only rooms of rungs above its own."""
+
+
 def detectors() -> list[str]:
-    return sorted(path.parent.name for path in (ROOT / "projects").glob("*/modeling"))
+    return sorted(path.parent.name for path in (ROOT / "tokendetr/models").glob("*/__init__.py"))
+
+
+def test_every_room_of_the_library_stands_on_the_ladder():
+    folders = {p.name for p in (ROOT / "tokendetr").iterdir() if list(p.glob("*.py"))}
+    modules = {p.stem for p in (ROOT / "tokendetr").glob("*.py") if not p.stem.startswith("_")}
+    assert folders | modules == {room for rung in LADDER for room in rung}
+
+
+@pytest.mark.parametrize("rung", range(len(LADDER)))
+def test_rooms_import_only_rooms_above_them(rung):
+    for room in LADDER[rung]:
+        below = [name for names in LADDER[rung:] for name in names if name != room]
+        files = python_files(f"tokendetr/{room}") or [ROOT / f"tokendetr/{room}.py"]
+        assert not offending(files, tuple(f"tokendetr.{name}" for name in below))
 
 
 def test_the_rules_look_at_real_files():
@@ -51,8 +87,10 @@ def test_standalone_imports_nothing_of_ours():
     assert not offending(python_files("standalone"), OURS)
 
 
-def test_tokendetr_imports_no_method_and_no_detector():
-    assert not offending(python_files("tokendetr"), ("projects", "tools", "benchmarks", *METHODS))
+def test_the_library_imports_no_method():
+    # Command-line programs stand above the methods, beside tools/.
+    files = [path for path in python_files("tokendetr") if "cli" not in path.parts]
+    assert not offending(files, ("projects", "tools", "benchmarks", *METHODS))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,8 +101,8 @@ def test_methods_import_neither_each_other_nor_a_detector(method):
 
 def test_detectors_import_no_method_and_no_other_detector():
     for detector in detectors():
-        files = python_files(f"projects/{detector}/modeling")
-        others = tuple(f"projects.{name}" for name in detectors() if name != detector)
+        files = python_files(f"tokendetr/models/{detector}")
+        others = tuple(f"tokendetr.models.{name}" for name in detectors() if name != detector)
         assert not offending(files, (*METHODS, "tools", "benchmarks", *others)), detector
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokendetr.linear import onednn_linears
+from tokendetr.layers.cpu.linear import onednn_linears
 
 
 class Doubled(nn.Linear):

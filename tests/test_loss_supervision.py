@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.processes import run_two_processes
-from tokendetr.supervision import (
+from tokendetr.encoder.aux_losses import (
     build_supervised,
     current,
     replay_contexts,

@@ -3,8 +3,7 @@
 import pytest
 from detectron2.config import instantiate
 
-from tokendetr import zoo
-from tokendetr.config import resize
+from tokendetr.config import resize, zoo
 from tokendetr.detector import layer_weights
 
 SIZE = {"width": 32, "num_heads": 2, "feedforward_dim": 24}

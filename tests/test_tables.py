@@ -1,14 +1,11 @@
 """Tables of results: markdown, markers in a README, the command."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tokendetr.tables import Table, splice
-from tools import table
+from tokendetr.analysis.tables import Table, splice
+from tokendetr.cli import table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Table(
@@ -87,13 +84,11 @@ def test_without_one_pair_of_markers_the_file_is_left_alone(tmp_path, text):
 
 
 def make_project(root: Path) -> Path:
-    """A copy of the tool in a folder of its own, with one project that has two tables."""
-    (root / "tools").mkdir()
-    (root / "tools" / "table.py").write_text((ROOT / "tools" / "table.py").read_text())
+    """One project that has two tables."""
     project = root / "projects" / "some_method"
     project.mkdir(parents=True)
     (project / "table.py").write_text(
-        "from tokendetr.tables import Table\n"
+        "from tokendetr.analysis.tables import Table\n"
         "def tables():\n"
         "    yield Table('gflops', 'Costs.', ('a',), ((1.25,),))\n"
         "    yield Table('time', '', ('a',), ((2,),))\n"
@@ -103,16 +98,11 @@ def make_project(root: Path) -> Path:
     return readme
 
 
-def test_the_command_prints_and_writes_a_projects_tables(tmp_path):
+def test_the_command_prints_and_writes_a_projects_tables(tmp_path, monkeypatch, capsys):
     readme = make_project(tmp_path)
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "tools" / "table.py"), "some_method", "--write"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert result.returncode == 0, result.stderr
-    assert "| 1.2 |" in result.stdout
+    monkeypatch.setattr(table, "PROJECTS_DIR", tmp_path / "projects")
+    table.main(["some_method", "--write"])
+    assert "| 1.2 |" in capsys.readouterr().out
     assert "| 1.2 |" in readme.read_text()
     assert "| 2 |" in readme.read_text()
     assert "old" not in readme.read_text()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokendetr.timing import (
+from tokendetr.analysis.timing import (
     Summary,
     peak_memory,
     peak_tensor_bytes,

@@ -9,12 +9,12 @@ from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tokendetr.encoder import (
     EncoderContext,
-    EncoderLayer,
     TokenPlan,
     TokenSparsifier,
 )
+from tokendetr.encoder.trace import record_tokens
+from tokendetr.layers import EncoderLayer
 from tokendetr.tokens import Keep, TokenMap, topk_valid
-from tokendetr.trace import record_tokens
 
 SIZES = [(12, 16), (9, 10), (12, 7)]
 
@@ -293,7 +293,7 @@ def test_blocks_of_tokens_give_what_all_tokens_give_at_once(order, monkeypatch):
         layer.ffns[0].register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape))
         for layer in encoder.layers
     ]
-    monkeypatch.setattr("tokendetr.encoder_layer.ROWS_AT_ONCE", 50)
+    monkeypatch.setattr("tokendetr.layers.encoder_layer.ROWS_AT_ONCE", 50)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             memory = encoder(**batch.inputs)

@@ -6,9 +6,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from tests.pyramids import make_batch
-from tokendetr.token_recall import TokenRecall, level_counts
+from tokendetr.encoder.trace import ForwardTrace, LayerTrace, begin_forward, record_layer
+from tokendetr.evaluation.token_recall import TokenRecall, level_counts
 from tokendetr.tokens import Identity, Keep
-from tokendetr.trace import ForwardTrace, LayerTrace, begin_forward, record_layer
 
 BOXES = torch.tensor(
     [[0.113, 0.217, 0.523, 0.631], [0.712, 0.109, 0.981, 0.953], [0.311, 0.313, 0.337, 0.341]]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from tokendetr import zoo
-from tokendetr.train import ConfigError, save_slim
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.config import zoo
+from tokendetr.errors import ConfigError
 
 
 def test_every_listed_config_loads_with_the_five_top_level_names():

@@ -1,71 +1,7 @@
-"""Write the weights of a training checkpoint as a small safetensors file.
+#!/usr/bin/env python
+"""Write the weights of a training checkpoint as a small safetensors file."""
 
-Example:
-    python tools/export_checkpoint.py --input output/dino_shapes/model_final.pth \\
-        --output projects/dino/checkpoints/dino_shapes.safetensors
-
-Matrices are stored in half precision, tensors that a model stores under several names once,
-optimizer and training state not at all. The file is read wherever a checkpoint is
-(``train.init_checkpoint``). With ``--convert`` the weights pass through a function first, such as
-``sparse_detr.from_published``, which gives those of another code this project's names.
-"""
-
-from __future__ import annotations
-
-import argparse
-import importlib
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tokendetr  # noqa: F401, I001  (makes detectron2 and detrex importable)
-import torch
-
-from tokendetr.train import CheckpointWriteError, UnsafeCheckpointError, read_checkpoint, save_slim
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-EXPECTED_ERRORS = (CheckpointWriteError, FileNotFoundError, UnsafeCheckpointError, ValueError)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--input", required=True, help="checkpoint of a training")
-    parser.add_argument("--output", required=True, help="file to write, ending in .safetensors")
-    parser.add_argument("--convert", metavar="MODULE.FUNCTION", help="renames the weights")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of matrices")
-    args = parser.parse_args(arguments)
-    try:
-        weights = read_checkpoint(args.input)["model"]
-        if args.convert:
-            weights = find_function(args.convert)(weights)
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        size = save_slim(
-            {name: torch.as_tensor(value) for name, value in weights.items()},
-            args.output,
-            dtype=DTYPES[args.dtype],
-            metadata={"source": Path(args.input).name},
-        )
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
-    print(f"{args.output}: {size / 1e6:.2f} MB")
-
-
-def find_function(name: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """Return a function by its dotted name.
-
-    Raises:
-        ValueError: where there is none.
-    """
-    module, _, function = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--convert {name} is no function: {error}") from error
-
+from tokendetr.cli.export_checkpoint import main
 
 if __name__ == "__main__":
     main()

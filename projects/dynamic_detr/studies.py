@@ -6,7 +6,7 @@ iterations.
 
 from collections.abc import Iterable
 
-from tokendetr.studies import Study, Variant
+from tokendetr.analysis.ablations import Study, Variant
 
 _SPARSIFIER = "model.transformer.encoder.sparsifier"
 

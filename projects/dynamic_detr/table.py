@@ -10,10 +10,10 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from dynamic_detr import TokenBudget, encoder_macs
-from tokendetr import zoo
-from tokendetr.flops import BLENDED_SIZES, FlopReport, blended_flops, pyramid_shapes
-from tokendetr.tables import Cell, Table
-from tokendetr.train import apply_overrides
+from tokendetr.analysis.flops import BLENDED_SIZES, FlopReport, blended_flops, pyramid_shapes
+from tokendetr.analysis.tables import Cell, Table
+from tokendetr.config import zoo
+from tokendetr.config.load import apply_overrides
 
 __all__ = ["Cost", "Row", "dynamic_cost", "dense_cost", "tables"]
 

@@ -11,8 +11,8 @@ from typing import Any
 from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
-from tokendetr.flops import blended_flops
-from tokendetr.tables import Table
+from tokendetr.analysis.flops import blended_flops
+from tokendetr.analysis.tables import Table
 
 PROJECTS = Path(__file__).resolve().parents[1]
 FOCUS_DINO = "focus_detr/configs/focus_dino_r50_4scale_36ep.py"

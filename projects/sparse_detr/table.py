@@ -11,9 +11,9 @@ from detectron2.config import instantiate
 from torch import nn
 
 from sparse_detr import SparseSparsifier
-from tokendetr import zoo
-from tokendetr.flops import blended_flops, count_flops, synthetic_inputs
-from tokendetr.tables import Table
+from tokendetr.analysis.flops import blended_flops, count_flops, synthetic_inputs
+from tokendetr.analysis.tables import Table
+from tokendetr.config import zoo
 
 __all__ = ["KEEP_RATIOS", "Row", "costs", "deployed_parameters", "tables"]
 

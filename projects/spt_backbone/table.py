@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from projects.spt_backbone.mask_rcnn import mask_rcnn_macs, mask_rcnn_parameters
 from spt_backbone import SPT
 from spt_backbone.flops import BackboneShape, backbone_macs, backbone_parameters
-from tokendetr.flops import count_flops, synthetic_inputs
-from tokendetr.tables import Cell, Table
+from tokendetr.analysis.flops import count_flops, synthetic_inputs
+from tokendetr.analysis.tables import Cell, Table
 
 SIZE = (800, 1280)
 WIDTHS = {"T": 96, "S": 96, "B": 128}

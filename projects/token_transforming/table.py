@@ -13,8 +13,8 @@ from detectron2.modeling.backbone import SwinTransformer
 from torch import nn
 
 from token_transforming import restore, transform
-from tokendetr.flops import count_flops
-from tokendetr.tables import Cell, Table
+from tokendetr.analysis.flops import count_flops
+from tokendetr.analysis.tables import Cell, Table
 
 TOLERANCE = 0.02
 SWIN_LARGE: dict[str, Any] = {

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 from tests.train import toy
+from tokendetr.config.load import fill_defaults, load_config
+from tokendetr.config.registration import register_coco_format
 from tokendetr.data.bdd100k import register_bdd100k
-from tokendetr.data.registration import register_coco_format
 from tokendetr.data.validate import validate_config_data
-from tokendetr.train.configuration import fill_defaults, load_config
 from tokendetr.train.run import train
 
 VOC_OBJECT = """<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{x}</xmin>

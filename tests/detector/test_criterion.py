@@ -7,10 +7,10 @@ import pytest
 import torch
 from detrex.modeling.matcher import HungarianMatcher
 
-from projects.deformable_detr.modeling import DeformableCriterion
-from projects.dino.modeling import DINOCriterion
 from tokendetr.detector import layer_weights
 from tokendetr.detector.criterion import positive_matches, world_average_boxes
+from tokendetr.models.deformable_detr import DeformableCriterion
+from tokendetr.models.dino import DINOCriterion
 
 K, Q = 3, 4
 COST = {"class": 2.0, "bbox": 5.0, "giou": 2.0}

@@ -10,8 +10,8 @@ from dynamic_detr import DynamicSparsifier
 from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder
 from tests.pyramids import make_batch
-from tokendetr.supervision import supervise
-from tokendetr.trace import record_tokens
+from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.trace import record_tokens
 
 
 class Detector(nn.Module):

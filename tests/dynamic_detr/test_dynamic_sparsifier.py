@@ -12,8 +12,8 @@ from dynamic_detr import DynamicSparsifier
 from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
+from tokendetr.encoder.trace import record_tokens
 from tokendetr.tokens import Identity
-from tokendetr.trace import record_tokens
 
 
 def cosine(a, b):

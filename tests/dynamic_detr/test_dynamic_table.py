@@ -10,7 +10,7 @@ from projects.dynamic_detr.table import (
     dynamic_cost,
     tables,
 )
-from tokendetr import zoo
+from tokendetr.config import zoo
 
 MEASURED = {
     "Deformable DETR": (171.8, 176.1),

@@ -10,10 +10,10 @@ from dynamic_detr import DynamicSparsifier
 from dynamic_detr.importance import LevelImportance, record_level_importance
 from tests.pyramids import make_batch
 from tests.tools.configs import write_config
-from tokendetr import zoo
+from tokendetr.cli import importance_ranking
+from tokendetr.config import zoo
+from tokendetr.config.load import apply_overrides
 from tokendetr.encoder import TokenEncoder
-from tokendetr.train import apply_overrides
-from tools import importance_ranking
 
 CHANNELS = 16
 

@@ -6,7 +6,7 @@ from torch import nn
 from focus_detr import FocusSparsifier
 from tests.small_detectors import LAYERS, LEVELS, WIDTH, build, sizes
 from tokendetr.encoder import TokenEncoder
-from tokendetr.supervision import supervise
+from tokendetr.encoder.aux_losses import supervise
 
 STRIDES = (8, 16, 32)
 

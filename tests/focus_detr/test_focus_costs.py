@@ -10,7 +10,7 @@ from projects.focus_detr.table import (
     million_parameters,
     set_keep_ratio,
 )
-from tokendetr.flops import blended_flops, count_flops, synthetic_inputs
+from tokendetr.analysis.flops import blended_flops, count_flops, synthetic_inputs
 
 
 def test_focus_dino_costs_what_the_published_code_costs():

@@ -19,7 +19,8 @@ from tests.projects.test_golden import (
     expected,
     silence_dropout,
 )
-from tokendetr.train import AtomicCheckpointer, load_weights
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights
 
 RECORDS = formula.records(formula.BIG_SIZES)  # the published code needs 300 tokens in each layer
 NAME = "focus_detr_r50_4scale"

@@ -13,10 +13,10 @@ from tests.focus_detr.plain_focus import plain_encoder
 from tests.plain_encoder import make_encoder
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
-from tokendetr.host import HostError
-from tokendetr.token_pictures import draw_tokens
+from tokendetr.encoder.trace import record_tokens
+from tokendetr.errors import HostError
 from tokendetr.tokens import LevelLayout, box_labels
-from tokendetr.trace import record_tokens
+from tokendetr.visualization.token_pictures import draw_tokens
 
 RECORDS = [
     record(128, 168, [[8.5, 8.5, 60.5, 70.5], [30.5, 40.5, 121, 127]]),

@@ -9,9 +9,9 @@ from tokendetr.ops import (
     ms_deform_attn,
     ms_deform_attn_fused,
     ms_deform_attn_reference,
+    sampling_locations,
     use_reference,
 )
-from tokendetr.ops.reference import sampling_locations
 
 
 def run(case: Case) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops.packed_cases import PackedCase, random_packed
-from tokendetr.flops import count_flops
+from tokendetr.analysis.flops import count_flops
 from tokendetr.ops import packed_attention_flops
 
 

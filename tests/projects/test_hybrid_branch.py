@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from projects.h_deformable_detr.modeling.h_deformable_transformer import blocked_between
 from tests.small_detectors import build, h, record
+from tokendetr.models.h_deformable_detr.h_deformable_transformer import blocked_between
 
 BOXES = [[5, 5, 60, 50], [20, 10, 40, 30]]
 

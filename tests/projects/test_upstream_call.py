@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tests import small_configs
 from tests.projects.test_zoo_contract import DETECTORS, put_into
 from tests.small_detectors import record
-from tokendetr import zoo
-from tokendetr.supervision import supervise
+from tokendetr.config import zoo
+from tokendetr.encoder.aux_losses import supervise
 
 ONE_STAGE = ("deformable", "deformable_refine", "dab", "dn", "h")
 CASES = [

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tests.projects.upstream_files import write, write_run
-from tokendetr import zoo
+from tokendetr.config import zoo
 
 OFFSETS = (
     '"backbone" in module_name or "reference_points" in module_name '

@@ -9,9 +9,8 @@ from omegaconf import DictConfig
 
 from tests import small_configs
 from tests.small_detectors import record
-from tokendetr import zoo
-from tokendetr.config import sparsify, supervised
-from tokendetr.train import ConfigError
+from tokendetr.config import sparsify, supervised, zoo
+from tokendetr.errors import ConfigError
 
 # Configs that tests/small_configs.py cannot narrow, and why.
 NOT_SHRUNK: dict[str, str] = {}

@@ -5,7 +5,7 @@ from torch import nn
 
 from sparse_detr import SparseSparsifier
 from tests.small_detectors import CLASSES, LAYERS, WIDTH, build, record
-from tokendetr.supervision import supervise
+from tokendetr.encoder.aux_losses import supervise
 
 RECORDS = [
     record(96, 128, [[8, 8, 60, 50], [30, 20, 90, 80]], seed=1),

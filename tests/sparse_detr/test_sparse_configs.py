@@ -7,8 +7,8 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from sparse_detr import SparseSparsifier
-from tokendetr.supervision import supervise
-from tokendetr.train import apply_overrides
+from tokendetr.config.load import apply_overrides
+from tokendetr.encoder.aux_losses import supervise
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "sparse_detr" / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("sparse_*.py"))

@@ -13,9 +13,10 @@ from torch import nn
 
 from sparse_detr import decoder_attention_loss, from_published
 from tests.golden import formula
-from tokendetr.decoder_attention import MAP_NAME
-from tokendetr.trace import record_tokens
-from tokendetr.train import AtomicCheckpointer, load_weights
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.encoder.decoder_attention import MAP_NAME
+from tokendetr.encoder.trace import record_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "kakaobrain_sparse_detr_r50"
@@ -119,7 +120,7 @@ def test_training_gives_the_published_losses_and_maps(model):
 
 def test_files_with_the_published_arguments_are_exported(tmp_path):
     """Published files hold the command line's ``argparse.Namespace`` beside the weights."""
-    from tools.export_checkpoint import main
+    from tokendetr.cli.export_checkpoint import main
 
     weights = published_weights("layers.0.norm")
     arguments = argparse.Namespace(rho=0.3, two_stage=True)
@@ -127,7 +128,7 @@ def test_files_with_the_published_arguments_are_exported(tmp_path):
     output = tmp_path / "converted.safetensors"
     command = ["--input", str(tmp_path / "published.pth"), "--output", str(output)]
     main([*command, "--convert", "sparse_detr.from_published"])
-    from tokendetr.train import read_checkpoint
+    from tokendetr.checkpoint.weights import read_checkpoint
 
     found = read_checkpoint(str(output))["model"]
     assert set(found) == set(from_published(weights))

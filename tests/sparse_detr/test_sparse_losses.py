@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from projects.dino.modeling import DINOCriterion
 from sparse_detr import decoder_attention_loss
 from tests.small_detectors import CLASSES, LAYERS, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, sparse
-from tokendetr import supervision
-from tokendetr.attention import locations_and_weights
-from tokendetr.decoder_attention import MAP_NAME
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.supervision import ImageTargets
-from tokendetr.trace import record_tokens
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.aux_losses import ImageTargets
+from tokendetr.encoder.decoder_attention import MAP_NAME
+from tokendetr.encoder.trace import record_tokens
+from tokendetr.layers.deformable_attention import locations_and_weights
+from tokendetr.models.dino import DINOCriterion
 
 AUXILIARY = {
     f"loss_{part}_enc_{i}" for part in ("class", "bbox", "giou") for i in range(LAYERS - 1)

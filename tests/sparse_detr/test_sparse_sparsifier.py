@@ -10,10 +10,10 @@ from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
-from tokendetr.host import HostError
-from tokendetr.supervision import supervise
+from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.trace import record_tokens
+from tokendetr.errors import HostError
 from tokendetr.tokens import Identity
-from tokendetr.trace import record_tokens
 
 SIZES = [(16, 21), (9, 10), (16, 7)]
 TWO_STAGE = ("dino", "deformable_two_stage", "dab_two_stage", "dn_two_stage", "h_two_stage")

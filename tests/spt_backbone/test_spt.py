@@ -7,9 +7,9 @@ from torch import nn
 
 from spt_backbone import SPT
 from tests.tokens.test_token_pack import order_by_hand
-from tokendetr.canvas import showing
+from tokendetr.encoder.image_extents import showing
+from tokendetr.encoder.trace import record_tokens
 from tokendetr.tokens import LevelLayout
-from tokendetr.trace import record_tokens
 
 SMALL = dict(
     embed_dim=12,

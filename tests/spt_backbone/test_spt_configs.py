@@ -14,10 +14,12 @@ from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from dynamic_detr import DynamicSparsifier
-from tokendetr import config as config_helpers
-from tokendetr import zoo
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config import edit, zoo
 from tokendetr.data.object_ratio import object_ratio
-from tokendetr.train import AtomicCheckpointer, ConfigError, load_weights, save_slim
+from tokendetr.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "spt_backbone" / "configs"
@@ -38,7 +40,7 @@ def test_every_detector_and_size_has_its_config():
 def test_a_config_is_consistent(name):
     config = zoo.get_config(name)
     backbone, neck = config.model.backbone, config.model.neck
-    assert config.model._target_ == config_helpers.SUPERVISED
+    assert config.model._target_ == edit.SUPERVISED
     for index in backbone.out_indices:
         assert neck.input_shapes[f"p{index}"].channels == backbone.embed_dim * 2**index
     assert list(neck.in_features) == [f"p{index}" for index in backbone.out_indices]
@@ -143,7 +145,7 @@ def stand_in(name):
 
 @pytest.mark.parametrize("name", RCNN)
 def test_detectron2s_models_get_spt_where_detectron2_is_installed(name, monkeypatch):
-    monkeypatch.setattr(config_helpers, "get_config", stand_in)
+    monkeypatch.setattr(edit, "get_config", stand_in)
     config = LazyConfig.load(str(CONFIGS / f"{name}.py"))
     model, bdd = config.model, "bdd" in name
     assert model.roi_heads.num_classes == (10 if bdd else 80)

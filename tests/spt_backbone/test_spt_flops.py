@@ -9,7 +9,7 @@ from projects.spt_backbone import table
 from spt_backbone import SPT
 from spt_backbone.flops import BackboneShape, backbone_macs, backbone_parameters
 from tests.spt_backbone.test_spt import SMALL, half_selecting, maps_of
-from tokendetr.flops import count_flops, synthetic_inputs
+from tokendetr.analysis.flops import count_flops, synthetic_inputs
 
 SHAPE = dict(embed_dim=12, window_size=4, container_length=16, out_stages=(2, 3, 4))
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 from PIL import Image
 
-from tokendetr.train import save_slim
-from tokendetr.zoo import get_config
-from tools import visualize_tokens
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.cli import visualize_tokens
+from tokendetr.config.zoo import get_config
 
 
 def test_every_stage_gets_a_sheet_with_its_counts(tmp_path):

@@ -19,8 +19,8 @@ from spt_backbone.config import watch_selection
 from spt_backbone.labels import box_cells, mask_cells, object_cells
 from tests.processes import run_two_processes
 from tests.spt_backbone.test_spt import SMALL, small_spt
-from tokendetr.supervision import ImageTargets, supervise
-from tokendetr.trace import record_tokens
+from tokendetr.encoder.aux_losses import ImageTargets, supervise
+from tokendetr.encoder.trace import record_tokens
 
 
 class Detector(nn.Module):

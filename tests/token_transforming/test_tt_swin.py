@@ -20,7 +20,7 @@ from token_transforming.windows import (
     real_tokens,
     window_table_bias,
 )
-from tokendetr import zoo
+from tokendetr.config import zoo
 from tokendetr.ops import use_reference
 
 SETTINGS = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokendetr.tokens import ScoreHead
+from tokendetr.layers.score_head import ScoreHead
 
 
 def naive(head: ScoreHead, x_NC: torch.Tensor, counted: list[int]) -> torch.Tensor:

@@ -1,19 +1,16 @@
 """Studies: what their tables say, and that the tool runs what is missing and nothing else."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from projects.dynamic_detr.studies import studies
-from tokendetr import zoo
-from tokendetr.studies import METRICS, Study, Variant
-from tokendetr.train import ConfigError, load_config
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import ablate
+from tokendetr.analysis.ablations import METRICS, Study, Variant
+from tokendetr.cli import ablate
+from tokendetr.config import zoo
+from tokendetr.config.load import load_config
+from tokendetr.errors import ConfigError
 
 STUDY = Study(
     name="tried",

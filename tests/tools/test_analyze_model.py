@@ -4,8 +4,8 @@ import pytest
 
 from tests import small_detectors
 from tests.tools.configs import write_config
-from tokendetr.flops import count_flops, synthetic_inputs
-from tools import analyze_model
+from tokendetr.analysis.flops import count_flops, synthetic_inputs
+from tokendetr.cli import analyze_model
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.tools.configs import write_config
-from tools import benchmark
+from tokendetr.cli import benchmark
 
 SIZE = ("--input-size", "64", "64")
 QUICK = ("--repeats", "3", "--warmup", "1")

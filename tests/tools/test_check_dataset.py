@@ -11,8 +11,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from tests.train import toy
-from tokendetr.train import load_config
-from tools import check_dataset
+from tokendetr.cli import check_dataset
+from tokendetr.config.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from tokendetr.flops import synthetic_inputs
-from tokendetr.train import load_config
-from tools import compare_shapes
-from tools.compare_shapes import ROOT, ROWS, Row, parse_row, table
+from tokendetr.analysis.flops import synthetic_inputs
+from tokendetr.cli import compare_shapes
+from tokendetr.cli.compare_shapes import ROOT, ROWS, Row, parse_row, table
+from tokendetr.config.load import load_config
 
 NUMBERS = {
     **{f"bbox/{name}": 50.0 for name in ("AP", "APs", "APm", "APl")},

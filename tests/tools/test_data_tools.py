@@ -10,9 +10,16 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
+from tokendetr.checkpoint.safetensors import load_slim
+from tokendetr.cli import (
+    export_checkpoint,
+    make_shapes,
+    run_demo,
+    visualize_data,
+    visualize_json_results,
+)
+from tokendetr.config.load import load_config
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
-from tokendetr.train import load_config, load_slim
-from tools import export_checkpoint, make_shapes, run_demo, visualize_data, visualize_json_results
 
 DENSE = "projects/dino/configs/dino_shapes.py"
 

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.cli import demo, visualize_tokens
+from tokendetr.config.load import load_config
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
-from tokendetr.predictor import Predictor, coco_results, find_images, read_rgb
-from tokendetr.token_pictures import KEPT, MERGED, SKIPPED, describe, draw_tokens, layer_tokens
+from tokendetr.encoder.layer_tokens import KEPT, MERGED, SKIPPED, describe, layer_tokens
+from tokendetr.encoder.trace import ForwardTrace, LayerTrace, record_tokens
+from tokendetr.predict import Predictor, coco_results, find_images, read_rgb
 from tokendetr.tokens import Identity, Keep, LevelLayout, Merge, WindowGroup
-from tokendetr.trace import ForwardTrace, LayerTrace, record_tokens
-from tokendetr.train import load_config, save_slim
-from tools import demo, visualize_tokens
+from tokendetr.visualization.token_pictures import draw_tokens
 
 DENSE = "projects/dino/configs/dino_shapes.py"
 DYNAMIC = "projects/dynamic_detr/configs/dynamic_dino_shapes.py"

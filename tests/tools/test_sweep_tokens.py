@@ -5,15 +5,15 @@ import sys
 
 import pytest
 
-from tokendetr.tables import Table
-from tools import sweep_tokens
+from tokendetr.analysis.tables import Table
+from tokendetr.cli import sweep_tokens
 
 CONFIG = "projects/dino/configs/dino_shapes_swin.py"
 WAY = "transforming:selection=uniform:threshold=-1"
 
 
 def test_features_of_several_methods_are_swept_into_a_table_and_a_picture(tmp_path, monkeypatch):
-    from tokendetr.flops import synthetic_inputs
+    from tokendetr.analysis.flops import synthetic_inputs
 
     monkeypatch.setattr(
         sweep_tokens,

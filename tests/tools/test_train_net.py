@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes
-from tokendetr.train.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = (

@@ -5,7 +5,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tests.train import toy
-from tokendetr.train.configuration import fill_defaults
+from tokendetr.config.load import fill_defaults
 from tokendetr.train.run import train
 
 

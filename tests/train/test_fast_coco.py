@@ -13,7 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
-from tokendetr.train.fast_coco import FastCOCOEvaluator, load_backend
+from tokendetr.evaluation.fast_coco import FastCOCOEvaluator, load_backend
 
 BACKENDS = [
     pytest.param(

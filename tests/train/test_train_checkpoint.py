@@ -12,14 +12,12 @@ import torch
 from torch import nn
 
 from tests.train.toy import toy_detector_of
-from tokendetr.train import checkpoint as checkpoint_module
-from tokendetr.train.checkpoint import (
-    AtomicCheckpointer,
-    CheckpointWriteError,
-    plain_state,
-    write_atomically,
-)
-from tokendetr.train.weights import read_checkpoint
+from tokendetr.checkpoint import checkpointer
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer, plain_state
+from tokendetr.checkpoint.weights import read_checkpoint
+from tokendetr.errors import CheckpointWriteError
+from tokendetr.io import atomic
+from tokendetr.io.atomic import write_atomically
 
 
 class FailingFile(io.FileIO):
@@ -42,9 +40,9 @@ def failing_disk(monkeypatch):
 
     def start(countdown, code=errno.ENOSPC, chunk=1 << 10):
         FailingFile.countdown, FailingFile.code = countdown, code
-        monkeypatch.setattr(checkpoint_module, "_CHUNK_BYTES", chunk)
+        monkeypatch.setattr(atomic, "_CHUNK_BYTES", chunk)
         monkeypatch.setattr(
-            checkpoint_module,
+            atomic,
             "open",
             lambda path, mode="r", **text: (
                 Path(path).open(mode, **text) if text else FailingFile(path, mode)  # noqa: SIM115
@@ -106,7 +104,7 @@ def test_run_on_a_full_disk_can_be_resumed(toy_run, tmp_path, monkeypatch):
                 raise CheckpointWriteError(errno.ENOSPC, f"cannot write {path}: no space")
             write_atomically(path, content)
 
-        patch.setattr(checkpoint_module, "write_atomically", third_save_fails)
+        patch.setattr(checkpointer, "write_atomically", third_save_fails)
         with pytest.raises(CheckpointWriteError, match="no space"):
             toy_run(tmp_path / "full")
     resumed = toy_run(tmp_path / "full", resume=True)

@@ -1,5 +1,6 @@
 """Overrides are strict; mistakes are met before anything is built."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,9 @@ import pytest
 import torch
 
 from tests.train.toy import make_config
-from tokendetr.train.configuration import (
-    ConfigError,
-    apply_overrides,
-    fill_defaults,
-    load_config,
-)
-from tokendetr.train.evaluation import check_device, default_best_metric
+from tokendetr.config.load import apply_overrides, fill_defaults, load_config
+from tokendetr.errors import ConfigError
+from tokendetr.evaluation.run import check_device, default_best_metric
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/train/toy_config.py"
@@ -124,7 +121,12 @@ def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
     result = subprocess.run(
         [sys.executable, "tools/train_net.py", "--config-file", CONFIG, "train.maxiter=3"],
         cwd=ROOT,
-        env={"TOY_ROOT": str(toy_root), "TOY_OUTPUT": str(out), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "TOY_ROOT": str(toy_root),
+            "TOY_OUTPUT": str(out),
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
     )

@@ -7,9 +7,11 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tests.train import toy
-from tokendetr.train.configuration import fill_defaults
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.weights import read_checkpoint
+from tokendetr.config.load import fill_defaults
+from tokendetr.errors import CheckpointMismatchError
 from tokendetr.train.run import evaluate, run
-from tokendetr.train.weights import CheckpointMismatchError, read_checkpoint, save_slim
 
 
 def make(toy_root, output, *overrides):

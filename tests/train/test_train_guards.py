@@ -8,7 +8,8 @@ from detectron2.engine import hooks
 from detectron2.structures import Boxes, Instances
 
 from tests.train.toy import ToyDetector, write_dataset
-from tokendetr.train.trainer import NonFiniteLossError, Trainer, parse_dtype
+from tokendetr.errors import NonFiniteLossError
+from tokendetr.train.trainer import Trainer, parse_dtype
 
 
 def batch(size, seed=0, boxes=None):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokendetr.train.weights import read_checkpoint
+from tokendetr.checkpoint.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = [

@@ -16,11 +16,12 @@ from detectron2.utils import comm
 from tests.processes import report_threads_at_exit
 from tests.small_detectors import build, record
 from tests.train import toy
-from tokendetr.train.configuration import fill_defaults
+from tokendetr.checkpoint.weights import read_checkpoint
+from tokendetr.config.load import fill_defaults
+from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.launch import detect_environment, first_host, launch
 from tokendetr.train.run import train
-from tokendetr.train.trainer import NonFiniteLossError, Trainer
-from tokendetr.train.weights import read_checkpoint
+from tokendetr.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokendetr.train.rng import capture_rng, preserved_rng, restore_rng, seeded_rng
-from tokendetr.train.weights import read_checkpoint
+from tokendetr.checkpoint.weights import read_checkpoint
+from tokendetr.data.random_state import capture_rng, preserved_rng, restore_rng, seeded_rng
 
 
 def assert_same_state(first, second):

@@ -11,7 +11,8 @@ from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from omegaconf import OmegaConf
 
-from tokendetr.train.data_state import SampleError, StreamLoader, build_train_loader
+from tokendetr.data.stream import StreamLoader, build_train_loader
+from tokendetr.errors import SampleError
 
 
 def records(count=7):

@@ -8,16 +8,11 @@ import pytest
 import torch
 
 from tests.train.toy import ToyDetector, toy_detector_of
-from tokendetr.train.checkpoint import AtomicCheckpointer
-from tokendetr.train.key_names import grouped_keys
-from tokendetr.train.weights import (
-    CheckpointMismatchError,
-    UnsafeCheckpointError,
-    load_slim,
-    load_weights,
-    read_checkpoint,
-    save_slim,
-)
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.key_names import grouped_keys
+from tokendetr.checkpoint.safetensors import load_slim, save_slim
+from tokendetr.checkpoint.weights import load_weights, read_checkpoint
+from tokendetr.errors import CheckpointMismatchError, UnsafeCheckpointError
 
 
 class Gadget:

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.train import toy
-from tokendetr.data.validate import DatasetError, validate_coco, validate_config_data
-from tokendetr.train.data_state import SampleError
+from tokendetr.data.validate import validate_coco, validate_config_data
+from tokendetr.errors import DatasetError, SampleError
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ from iopath.common.file_io import PathHandler
 from torch import nn
 
 from tests.small_detectors import build
-from tokendetr.train import AtomicCheckpointer, CheckpointMismatchError, load_weights
-from tokendetr.train.backbone_weights import detectron2_resnet_name
+from tokendetr.checkpoint.backbone_weights import detectron2_resnet_name
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.errors import CheckpointMismatchError
 
 RESNET_KEYS = [
     "stem.conv1.weight",

@@ -2,7 +2,7 @@
 
 import os
 
-from tokendetr.data.registration import register_coco_format
+from tokendetr.config.registration import register_coco_format
 
 __all__ = ["SMALL_OBJECTS", "bdd100k_root", "register_bdd100k", "register_bdd_s"]
 

@@ -9,7 +9,8 @@ from typing import Any
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from tokendetr.data.validate import DatasetError, read_coco
+from tokendetr.data.validate import read_coco
+from tokendetr.errors import DatasetError
 
 __all__ = ["Survey", "check_image_files", "class_names", "survey_coco"]
 

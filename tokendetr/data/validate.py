@@ -15,10 +15,10 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import OmegaConf
 
 from tokendetr.data.paths import Folders
+from tokendetr.errors import DatasetError
 
 __all__ = [
     "CocoFiles",
-    "DatasetError",
     "coco_files",
     "dataset_names",
     "model_classes",
@@ -31,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = 20
 _TOLERANCE_PX = 2.0
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be used; the message names file and records and what to do."""
 
 
 def validate_config_data(cfg: Any, *, evaluation_only: bool = False) -> None:

@@ -21,10 +21,10 @@ from detrex.layers import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokendetr.attention import MultiScaleDeformableAttention
 from tokendetr.detector.positions import anchor_embedding
 from tokendetr.detector.queries import DecodedQueries, ObjectQueries
 from tokendetr.detector.refinement import REFERENCE_EDGE, refine_boxes
+from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 from tokendetr.tokens import LevelLayout
 
 

@@ -22,7 +22,7 @@ from tokendetr.detector.queries import Outputs, Predictions
 from tokendetr.detector.targets import Target, prepare_targets
 from tokendetr.detector.transformer import DeformableTransformer
 from tokendetr.detector.visualization import picture_first_image
-from tokendetr.linear import onednn_linears
+from tokendetr.layers.cpu.linear import onednn_linears
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokendetr.canvas import showing
 from tokendetr.detector.images import ImageBatch, pad_images
-from tokendetr.folding import folded_norms
+from tokendetr.encoder.image_extents import showing
+from tokendetr.layers.cpu.frozen_bn import folded_norms
 from tokendetr.tokens import LevelLayout
 
 Size = tuple[int, int]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokendetr.detector.criterion import Matches
-from tokendetr.supervision import ImageTargets, Supervision
+from tokendetr.encoder.aux_losses import ImageTargets, Supervision
 
 _NEVER_LOGIT = -1e4
 """Logit of a padding entry: its focal loss and gradient are 0 in every float type."""

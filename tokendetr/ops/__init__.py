@@ -1,11 +1,25 @@
-"""Operators with compiled kernels and plain PyTorch fallbacks."""
+"""Operators with compiled kernels and plain PyTorch fallbacks.
+
+Each operator is a subpackage that mirrors its folder in ``csrc/``. As attributes of this package
+``ms_deform_attn`` and ``packed_attention`` are the functions; modules of the subpackages are
+imported by ``from tokendetr.ops.ms_deform_attn.reference import ...``.
+"""
 
 from tokendetr.ops.fallback import extension_available, use_reference
-from tokendetr.ops.flops import ms_deform_attn_flops, packed_attention_flops
-from tokendetr.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
-from tokendetr.ops.packed_attention import packed_attention
-from tokendetr.ops.reference import ms_deform_attn_fused_reference, ms_deform_attn_reference
-from tokendetr.ops.reference_packed import packed_attention_reference, relative_position_bias
+from tokendetr.ops.ms_deform_attn import (
+    ms_deform_attn,
+    ms_deform_attn_flops,
+    ms_deform_attn_fused,
+    ms_deform_attn_fused_reference,
+    ms_deform_attn_reference,
+    sampling_locations,
+)
+from tokendetr.ops.packed_attention import (
+    packed_attention,
+    packed_attention_flops,
+    packed_attention_reference,
+    relative_position_bias,
+)
 
 __all__ = [
     "extension_available",
@@ -18,5 +32,6 @@ __all__ = [
     "packed_attention_flops",
     "packed_attention_reference",
     "relative_position_bias",
+    "sampling_locations",
     "use_reference",
 ]

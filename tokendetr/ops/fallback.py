@@ -1,48 +1,73 @@
-"""Which form of an operator runs: the compiled kernels, or plain PyTorch where they cannot."""
+"""Choice between the compiled kernels of an operator and its plain PyTorch form."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from tokendetr.ops import extension
+from tokendetr.ops import library
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class _Fallback:
-    """Whether plain PyTorch is forced, and whether its use was announced."""
+class _OfThread(threading.local):
+    """Depth of :func:`use_reference` blocks in this thread."""
 
-    forced = 0
+    depth = 0
+
+
+class _Process:
+    """State of the process: threads inside :func:`use_reference`, and the one warning."""
+
+    lock = threading.Lock()
+    blocks = 0
+    # torch.compile guards on an attribute, not on a thread's variable: code compiled while no
+    # thread was in a block is compiled again, for the plain form, inside one.
+    any_block = False
     announced = False
+
+
+_OF_THREAD = _OfThread()
+
+
+def _count(change: int) -> None:
+    _OF_THREAD.depth += change
+    with _Process.lock:
+        _Process.blocks += change
+        _Process.any_block = _Process.blocks > 0
 
 
 @contextmanager
 def use_reference() -> Iterator[None]:
-    """Make the operators run as plain PyTorch inside the ``with`` block (for comparisons)."""
-    _Fallback.forced += 1
+    """Run the operators as plain PyTorch inside the ``with`` block, in the calling thread only.
+
+    For comparisons. Threads that the block starts do not inherit it; among them are autograd's for
+    CUDA devices, where activation checkpointing recomputes a forward pass.
+    """
+    _count(1)
     try:
         yield
     finally:
-        _Fallback.forced -= 1
+        _count(-1)
 
 
 def extension_available() -> bool:
     """Return whether the compiled kernels are there."""
-    return extension.load_error() is None
+    return library.load_error() is None
 
 
 def use_extension(tensor: Tensor, operator: str = "ms_deform_attn") -> bool:
-    """Return whether the kernels run for a tensor's device; say it once where they cannot."""
-    if _Fallback.forced:
+    """Return whether the kernels run for a tensor's device; warn once if they cannot."""
+    if _Process.any_block and _OF_THREAD.depth:
         return False
-    reason = extension.load_error(operator)
-    if reason is None and tensor.device.type in ("meta", *extension.device_types()):
+    reason = library.load_error()
+    if reason is None and tensor.device.type in ("meta", *library.device_types()):
         return True
-    if not _Fallback.announced:
-        _Fallback.announced = True
+    if not _Process.announced:
+        _Process.announced = True
         reason = reason or f"it was built without kernels for {tensor.device.type}"
         _LOGGER.warning(
             "%s runs as plain PyTorch, which is slow: the compiled extension cannot be used (%s). "

@@ -16,11 +16,10 @@ from tokendetr.tokens.assignment import (
 )
 from tokendetr.tokens.labels import box_labels, grid_labels, overlapping_size_ranges
 from tokendetr.tokens.layout import LevelLayout
-from tokendetr.tokens.maps import Identity, Keep, TokenMap, put_rows, take_rows
-from tokendetr.tokens.merge import AffinityGroup, Merge, WindowGroup
-from tokendetr.tokens.mix import Mix, Recovery, nearest_recovery
-from tokendetr.tokens.pack import Pack, window_order
-from tokendetr.tokens.score import ScoreHead
+from tokendetr.tokens.maps.base import Identity, Keep, TokenMap, put_rows, take_rows
+from tokendetr.tokens.maps.merge import AffinityGroup, Merge, WindowGroup
+from tokendetr.tokens.maps.mix import Mix, Recovery, nearest_recovery
+from tokendetr.tokens.maps.pack import Pack, window_order
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
 
@@ -37,7 +36,6 @@ __all__ = [
     "Mix",
     "Recovery",
     "Pack",
-    "ScoreHead",
     "SimilarityAssignment",
     "TokenMap",
     "WindowGroup",

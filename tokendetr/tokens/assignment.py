@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokendetr.tokens.maps import take_rows
+from tokendetr.tokens.maps.base import take_rows
 
 COLUMNS_AT_ONCE = 1024
 """Tokens whose columns exist together."""

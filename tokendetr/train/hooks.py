@@ -14,8 +14,8 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 
-from tokendetr.train.checkpoint import AtomicCheckpointer
-from tokendetr.train.rng import RngState
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.data.random_state import RngState
 from tokendetr.train.trainer import TrainingInterrupted
 
 __all__ = [

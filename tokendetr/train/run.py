@@ -13,11 +13,13 @@ from detrex.modeling import ema
 from omegaconf import DictConfig
 from torch import nn
 
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config.load import load_config
+from tokendetr.data.random_state import RngState
+from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
-from tokendetr.train.checkpoint import AtomicCheckpointer
-from tokendetr.train.configuration import load_config
-from tokendetr.train.data_state import StreamLoader, build_train_loader
-from tokendetr.train.evaluation import Evaluation, check_device, default_best_metric
+from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
 from tokendetr.train.hooks import (
     BestCheckpoint,
     Checkpoints,
@@ -26,9 +28,7 @@ from tokendetr.train.hooks import (
     RestoreRng,
     StopOnSignal,
 )
-from tokendetr.train.rng import RngState
 from tokendetr.train.trainer import Trainer, parse_dtype
-from tokendetr.train.weights import load_weights
 
 __all__ = ["run"]
 

@@ -14,9 +14,10 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokendetr.train.data_state import describe_record
+from tokendetr.data.stream import describe_record
+from tokendetr.errors import NonFiniteLossError
 
-__all__ = ["NonFiniteLossError", "Trainer", "TrainingInterrupted", "parse_dtype"]
+__all__ = ["Trainer", "TrainingInterrupted", "parse_dtype"]
 
 _DTYPES = {
     "float16": torch.float16,
@@ -24,10 +25,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss or a gradient is infinite or NaN; the weights are those before the step."""
 
 
 class TrainingInterrupted(SystemExit):

@@ -1,12 +1,12 @@
 """DAB-Deformable DETR under upstream's import path."""
 
-from projects.dab_deformable_detr.modeling.dab_deformable_detr import DabDeformableDETR
-from projects.dab_deformable_detr.modeling.dab_deformable_transformer import (
+from tokendetr.models.dab_deformable_detr import (
+    DabDeformableDETR,
     DabDeformableDetrTransformer,
     DabDeformableDetrTransformerDecoder,
     DabDeformableDetrTransformerEncoder,
+    TwoStageCriterion,
 )
-from projects.dab_deformable_detr.modeling.two_stage_criterion import TwoStageCriterion
 
 __all__ = [
     "DabDeformableDETR",

@@ -1,8 +1,8 @@
 """Deformable DETR under upstream's import path."""
 
-from projects.deformable_detr.modeling.deformable_criterion import DeformableCriterion
-from projects.deformable_detr.modeling.deformable_detr import DeformableDETR
-from projects.deformable_detr.modeling.deformable_transformer import (
+from tokendetr.models.deformable_detr import (
+    DeformableCriterion,
+    DeformableDETR,
     DeformableDetrTransformer,
     DeformableDetrTransformerDecoder,
     DeformableDetrTransformerEncoder,

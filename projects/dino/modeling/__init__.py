@@ -1,8 +1,8 @@
 """DINO under upstream's import path."""
 
-from projects.dino.modeling.dino import DINO
-from projects.dino.modeling.dino_criterion import DINOCriterion
-from projects.dino.modeling.dino_transformer import (
+from tokendetr.models.dino import (
+    DINO,
+    DINOCriterion,
     DINOTransformer,
     DINOTransformerDecoder,
     DINOTransformerEncoder,

@@ -1,8 +1,8 @@
 """H-Deformable DETR under upstream's import path."""
 
-from projects.h_deformable_detr.modeling.deformable_criterion import DeformableCriterion
-from projects.h_deformable_detr.modeling.h_deformable_detr import HDeformableDETR
-from projects.h_deformable_detr.modeling.h_deformable_transformer import (
+from tokendetr.models.h_deformable_detr import (
+    DeformableCriterion,
+    HDeformableDETR,
     HDeformableDetrTransformer,
     HDeformableDetrTransformerDecoder,
     HDeformableDetrTransformerEncoder,

@@ -2,7 +2,7 @@
 detector evaluates as it is: --eval-only train.init_checkpoint=FILE."""
 
 from token_transforming.config import transform_backbone
-from tokendetr import zoo
+from tokendetr.config import zoo
 
 from .models.transform_swin_large_384 import options
 

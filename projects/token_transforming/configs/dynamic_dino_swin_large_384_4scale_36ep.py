@@ -2,8 +2,7 @@
 DETR)."""
 
 from token_transforming.config import transform_backbone
-from tokendetr import zoo
-from tokendetr.config import sparsify
+from tokendetr.config import sparsify, zoo
 
 from ...dynamic_detr.configs.models.dynamic_sparsifier import sparsifier
 from .models.transform_swin_large_384 import options

@@ -1,7 +1,7 @@
 """The same detector with Hourglass's token clustering in place of the transform."""
 
 from token_transforming.config import transform_backbone
-from tokendetr import zoo
+from tokendetr.config import zoo
 
 from .models.transform_swin_large_384 import options
 

@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-CONFIG_ROOT = Path(__file__).resolve().parents[3] / "configs"
+CONFIG_ROOT = Path(__file__).resolve().parent / "configs"
 """Folder that ``get_config`` paths are relative to."""
 
 _MISSING = object()

@@ -27,8 +27,6 @@ def register_shapes(root: Path | None = None) -> None:
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    import tokendetr  # noqa: F401  (detectron2 importable on any machine)
-
     root = (shapes_root() if root is None else Path(root)).resolve()
     for split in SPLITS:
         name, json_file = f"shapes_{split}", str(annotation_file(root, split))

@@ -1,13 +1,13 @@
 from detectron2.config import LazyCall as L
 
-from projects.dab_deformable_detr.modeling import (
+from tokendetr.detector import layer_weights
+from tokendetr.models.dab_deformable_detr import (
     DabDeformableDETR,
     DabDeformableDetrTransformer,
     DabDeformableDetrTransformerDecoder,
     DabDeformableDetrTransformerEncoder,
     TwoStageCriterion,
 )
-from tokendetr.detector import layer_weights
 
 from ....common.matching import matcher, weights
 from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding

@@ -1,13 +1,13 @@
 from detectron2.config import LazyCall as L
 
-from projects.dino.modeling import (
+from tokendetr.detector import layer_weights
+from tokendetr.models.dino import (
     DINO,
     DINOCriterion,
     DINOTransformer,
     DINOTransformerDecoder,
     DINOTransformerEncoder,
 )
-from tokendetr.detector import layer_weights
 
 from ....common.matching import matcher, weights
 from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding

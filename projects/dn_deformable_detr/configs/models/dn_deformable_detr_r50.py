@@ -1,13 +1,13 @@
 from detectron2.config import LazyCall as L
 
-from projects.dn_deformable_detr.modeling import (
+from tokendetr.detector import layer_weights
+from tokendetr.models.dn_deformable_detr import (
     DNCriterion,
     DNDeformableDETR,
     DNDeformableDetrTransformer,
     DNDeformableDetrTransformerDecoder,
     DNDeformableDetrTransformerEncoder,
 )
-from tokendetr.detector import layer_weights
 
 from ....common.matching import denoising_weights, matcher
 from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding

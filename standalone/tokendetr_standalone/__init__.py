@@ -1,0 +1,7 @@
+"""Stand-ins for detectron2 and detrex, for machines where the real ones are not installed.
+
+``import detectron2`` and ``import detrex`` find the packages of this distribution only where
+nothing else provides them, see :mod:`tokendetr_standalone.finder`.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,68 @@
+"""Bare virtual environments with hand-laid distributions, in seconds and without the network."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", "*.so", ".git", ".venv")
+
+
+class Environment:
+    """A virtual environment that has nothing but what is laid into it."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, symlinks=True)
+        self.python = folder / "bin" / "python"
+        self.packages = next(folder.glob("lib/python*/site-packages"))
+
+    def run(self, code: str, *, cwd: Path, path: str = "") -> str:
+        """Run code in a fresh interpreter and return what it printed."""
+        done = subprocess.run(
+            [self.python, "-c", code],
+            cwd=cwd,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr, done.stderr
+        return done.stdout.strip()
+
+    def lay(self, wheel: Path) -> None:
+        """Unpack a wheel of pure Python."""
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(self.packages)
+
+
+def build(project: Path, output: Path, kind: str = "wheel", **environment: str) -> Path:
+    """Build a project's wheel, or "editable" wheel, with the running interpreter's setuptools."""
+    output.mkdir(parents=True, exist_ok=True)
+    code = f"import sys\nfrom setuptools.build_meta import build_{kind} as b\nb(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", code, str(output)],
+        cwd=project,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = output.glob("*.whl")
+    return wheel
+
+
+def fake_project(folder: Path, packages: tuple[str, ...]) -> Path:
+    """Write a tiny project with packages of these names, as a clone of a real one would lie."""
+    for name in packages:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text("REAL = True\n")
+    listed = ", ".join(f'"{name}"' for name in packages)
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        f'[project]\nname = "{packages[0]}"\nversion = "9.9"\n'
+        f"[tool.setuptools]\npackages = [{listed}]\n"
+    )
+    return folder

@@ -1,0 +1,361 @@
+"""The affine bypass of left-out tokens: its laws, against an encoder written out per token."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from torch import nn
+
+from focus_detr import FocusSparsifier
+from sparse_detr import SparseSparsifier
+from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
+from tests.pyramids import make_batch, valid_rows
+from tests.small_detectors import CLASSES, LAYERS, LEVELS, WIDTH, build
+from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
+from tokendetr.analysis.flops import count_flops
+from tokendetr.config import add_bypass, zoo
+from tokendetr.encoder import TokenPlan, TokenSparsifier
+from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.tokens import Keep, topk_valid
+
+SIZES = [(16, 21), (9, 10), (16, 7)]
+DEPTH = 4
+
+
+class Scheduled(TokenSparsifier):
+    """Keeps per layer the tokens whose features are largest in one channel of the input."""
+
+    def __init__(self, shares, *, carry=False, **options):
+        super().__init__(**options)
+        self.shares, self.carry = shares, carry
+
+    def kept(self, layer, x_NC):
+        """One image's kept tokens in a layer."""
+        score = x_NC[:, 0] if self.carry else x_NC[:, layer]
+        count = max(1, int(self.shares[layer] * len(x_NC)))
+        return score.sort(descending=True, stable=True).indices[:count]
+
+    def plan(self, context):
+        sparsifier = self
+
+        class Plan(TokenPlan):
+            def token_map(self, layer, memory_BNC):
+                if sparsifier.shares[layer] == 1:
+                    return self._identity
+                x_BNC, valid_BN = self.context.memory_BNC, self.context.layout.valid_BN
+                tokens = valid_BN.sum(dim=1).tolist()
+                index_BK, valid_BK = topk_valid(
+                    x_BNC[:, :, 0 if sparsifier.carry else layer],
+                    [max(1, int(sparsifier.shares[layer] * count)) for count in tokens],
+                    valid_BN=valid_BN,
+                )
+                return Keep(index_BK=index_BK, valid_BK=valid_BK)
+
+        return Plan(context)
+
+
+def random_bypass(*, layers=DEPTH, levels=4, channels=CHANNELS, scale=0.1) -> AffineBypass:
+    bypass = AffineBypass(embed_dim=channels, num_layers=layers, num_levels=levels)
+    torch.manual_seed(11)
+    with torch.no_grad():
+        bypass.weight.normal_(std=scale)
+        bypass.bias.normal_(std=scale)
+    return bypass
+
+
+def scheduled(shares, *, bypass=True, carry=False, pre_norm=False, **options):
+    order = (
+        ("norm", "self_attn", "norm", "ffn") if pre_norm else ("self_attn", "norm", "ffn", "norm")
+    )
+    encoder = make_encoder(
+        Scheduled(shares, carry=carry, **options), num_layers=DEPTH, operation_order=order
+    )
+    encoder.sparsifier.bypass = random_bypass() if bypass else None
+    return encoder.double().eval()
+
+
+def naive_encoder(encoder, pyramid):
+    """One image, token by token: where each is, and where the maps say it would be."""
+    sparsifier, layout = encoder.sparsifier, pyramid.layout
+    bypass = sparsifier.bypass
+    x_NC, pos = pyramid.x_BNC[0], pyramid.pos_BNC[0]
+    level_N = torch.tensor([level for level, n in enumerate(layout.level_sizes) for _ in range(n)])
+    reference = layout.reference_points_BNL2()[0].to(x_NC.dtype)
+    valid = torch.ones(len(x_NC), dtype=x_NC.dtype)
+
+    def mapped(layer):
+        if layer < 0:
+            return x_NC
+        weight, bias = bypass.weight[layer][level_N], bypass.bias[layer][level_N]
+        return x_NC + torch.einsum("noc,nc->no", weight, x_NC) + bias
+
+    memory = x_NC.clone()
+    for index, layer in enumerate(encoder.layers):
+        kept = sparsifier.kept(index, x_NC)
+        updated = plain_layer(
+            layer, memory[kept], memory, pos[kept], reference[kept], valid, layout.level_shapes
+        )
+        memory = memory + mapped(index) - mapped(index - 1)
+        memory[kept] = updated
+    return memory
+
+
+SCHEDULES = {
+    "one set": ([0.3] * DEPTH, True),
+    "cascade": ([0.6, 0.4, 0.4, 0.2], True),
+    "all, then few": ([1, 0.5, 0.2, 0.1], True),
+    "other sets": ([0.3, 0.5, 0.2, 0.6], False),
+    "all in the middle": ([0.3, 1, 0.2, 0.1], False),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_it_equals_the_naive_encoder_also_in_a_padded_batch(name):
+    shares, carry = SCHEDULES[name]
+    encoder = scheduled(shares, carry=carry)
+    batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
+    with torch.no_grad():
+        memory = encoder(**batch.inputs)
+        for image, single in enumerate(alone):
+            expected = naive_encoder(encoder, single)
+            got = valid_rows(batch.layout, memory, image)
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(encoder(**single.inputs)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_gradients_equal_those_of_the_naive_encoder(name):
+    shares, carry = SCHEDULES[name]
+    encoder = scheduled(shares, carry=carry).train()
+    _, alone = make_batch(SIZES[1:2], CHANNELS, dtype=torch.float64)
+    weight = torch.randn_like(alone[0].x_BNC[0])
+    parameters = list(encoder.parameters())
+    found = torch.autograd.grad((encoder(**alone[0].inputs)[0] * weight).sum(), parameters)
+    expected = torch.autograd.grad((naive_encoder(encoder, alone[0]) * weight).sum(), parameters)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
+
+
+def test_without_folding_nothing_changes(monkeypatch):
+    """Pre-norm encoders cannot fold; forcing that path on others gives the same memory."""
+    encoder = scheduled([0.5, 0.4, 0.3, 0.2], carry=True).float()
+    batch, _ = make_batch(SIZES, CHANNELS)
+    with torch.no_grad():
+        folded = encoder(**batch.inputs)
+        encoder.pre_norm = True
+        unfolded = encoder(**batch.inputs)
+    real = batch.layout.valid_BN
+    torch.testing.assert_close(folded[real], unfolded[real], rtol=1e-6, atol=2e-6)
+
+
+def test_a_pre_norm_encoder_sees_moved_values():
+    encoder = scheduled([0.3] * DEPTH, pre_norm=True)
+    batch, _ = make_batch(SIZES, CHANNELS, dtype=torch.float64)
+    with torch.no_grad():
+        memory = encoder(**batch.inputs)
+        encoder.sparsifier.bypass.weight[:-1] = 0  # what the inner layers see
+        assert not torch.allclose(encoder(**batch.inputs), memory)
+
+
+@pytest.mark.parametrize("policy", ["updated", "initial"])
+def test_a_new_bypass_changes_nothing(policy):
+    batch, _ = make_batch(SIZES, CHANNELS)
+    shares = [0.5, 0.4, 0.3, 0.2]
+    plain = scheduled(shares, bypass=False, carry=True, value_policy=policy).float()
+    moving = copy.deepcopy(plain)
+    moving.sparsifier.bypass = AffineBypass(embed_dim=CHANNELS, num_layers=DEPTH, num_levels=4)
+    real = batch.layout.valid_BN
+    with torch.no_grad():
+        a, b = plain(**batch.inputs), moving(**batch.inputs)
+    torch.testing.assert_close(a[real], b[real], rtol=1e-6, atol=1e-6)
+
+
+def test_initial_values_stay_as_they_came_in():
+    """With value_policy="initial" only the final memory of left-out tokens moves."""
+    shares = [0.3] * DEPTH
+    encoder = scheduled(shares, carry=True, value_policy="initial")
+    _, (single, *_) = make_batch(SIZES, CHANNELS, dtype=torch.float64)
+    with torch.no_grad():
+        memory = encoder(**single.inputs)[0]
+        encoder.sparsifier.bypass.weight[:-1].normal_()
+        assert torch.equal(encoder(**single.inputs)[0], memory)
+        kept = encoder.sparsifier.kept(0, single.x_BNC[0])
+        encoder.sparsifier.bypass = None
+        assert torch.equal(encoder(**single.inputs)[0][kept], memory[kept])
+
+
+def sparse_with_bypass(name="dino", **options):
+    return sparse(
+        name,
+        bypass=AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", ["dino", "deformable", "dab", "dn_two_stage", "h_two_stage"])
+def test_keep_ratio_one_is_bitwise_the_dense_detector(name):
+    options = {} if name.endswith("two_stage") or name == "dino" else {"projection": "own"}
+    dense, ours = build(name).eval(), sparse_with_bypass(name, keep_ratio=1.0, **options).eval()
+    assert ours.transformer.encoder.sparsifier.bypass.weight.abs().sum() > 0
+    with torch.no_grad():
+        for a, b in zip(ours(RECORDS), dense(RECORDS), strict=True):
+            assert torch.equal(a["instances"].scores, b["instances"].scores)
+            assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+
+
+def test_an_image_does_not_depend_on_its_batch_and_padding_never_leaks():
+    model = sparse_with_bypass().double().eval()
+    model.pixel_mean, model.pixel_std = model.pixel_mean.double(), model.pixel_std.double()
+    records = [{**r, "image": r["image"].double()} for r in RECORDS]
+    with torch.no_grad():
+        together = model(records)
+        for record, result in zip(records, together, strict=True):
+            alone = model([record])[0]["instances"]
+            torch.testing.assert_close(result["instances"].scores, alone.scores)
+            torch.testing.assert_close(
+                result["instances"].pred_boxes.tensor, alone.pred_boxes.tensor
+            )
+
+
+def test_a_state_dict_holds_the_maps_under_their_own_prefix():
+    model, prefix = sparse_with_bypass(), "transformer.encoder.sparsifier.bypass."
+    names = {name for name in model.state_dict() if name.startswith(prefix)}
+    assert names == {f"{prefix}weight", f"{prefix}bias"}
+    others = {name for name in model.state_dict() if not name.startswith(prefix)}
+    assert others == set(sparse().state_dict())
+
+
+def test_transformers_that_initialize_all_matrices_leave_a_new_bypass_alone():
+    model = build("dino")
+    bypass = AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS)
+    model.transformer.encoder.sparsifier = SparseSparsifier(
+        embed_dim=WIDTH, num_classes=CLASSES, num_layers=LAYERS, bypass=bypass
+    )
+    model.transformer.init_weights()
+    assert not bypass.weight.any()
+
+
+def test_folded_matrices_follow_the_parameters():
+    encoder = scheduled([0.3] * DEPTH).float()
+    batch, _ = make_batch(SIZES, CHANNELS)
+    with torch.no_grad():
+        before = encoder(**batch.inputs)
+        encoder.layers[1].attentions[0].value_proj.weight.mul_(1.5)
+        changed = encoder(**batch.inputs)
+        fresh = copy.deepcopy(encoder).eval()(**batch.inputs)
+        assert not torch.allclose(before, changed) and torch.equal(changed, fresh)
+        other = random_bypass(scale=0.3)
+        encoder.sparsifier.bypass.load_state_dict(other.state_dict())
+        loaded = encoder(**batch.inputs)
+        assert torch.equal(loaded, copy.deepcopy(encoder).eval()(**batch.inputs))
+        half = encoder.double()(
+            **{**batch.inputs, "query": batch.x_BNC.double(), "query_pos": None}
+        )
+        assert half.dtype == torch.float64
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3])
+def test_it_costs_one_product_of_the_left_out_tokens(ratio):
+    """Against the encoder without one: N_left C^2 more, and padding is not projected."""
+    record = RECORDS[:1]
+    with_maps = sparse_with_bypass(keep_ratio=ratio).eval()
+    without = copy.deepcopy(with_maps)
+    without.transformer.encoder.sparsifier.bypass = None
+    ours, theirs = count_flops(with_maps, record), count_flops(without, record)
+    tokens = run_encoder(without, record).shape[1]
+    kept = without.transformer.encoder.sparsifier.kept_tokens(tokens)
+    extra = ours.by_part["encoder"] - theirs.by_part["encoder"]
+    assert extra == (tokens - kept) * WIDTH**2
+    # Counting does not leave anything wrong behind.
+    fresh = copy.deepcopy(with_maps).eval()
+    count_flops(with_maps, record, arithmetic=False)
+    with torch.no_grad():
+        assert torch.equal(run_encoder(with_maps, record), run_encoder(fresh, record))
+
+
+def test_training_in_bf16_gives_finite_gradients():
+    model = sparse_with_bypass().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(RECORDS)
+    sum(losses.values()).backward()
+    bypass = model.transformer.encoder.sparsifier.bypass
+    assert bypass.weight.grad.isfinite().all() and bypass.weight.grad[0].any()
+    assert bypass.weight.grad[-1].any()
+
+
+def test_autocast_is_near_full_precision():
+    encoder = scheduled([0.5, 0.4, 0.3, 0.2], carry=True).float()
+    batch, _ = make_batch(SIZES, CHANNELS)
+    real = batch.layout.valid_BN
+    with torch.no_grad():
+        exact = encoder(**batch.inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = encoder(**batch.inputs)
+    assert (exact - half)[real].abs().max() < 0.02 * exact[real].abs().max()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_every_parameter_is_in_the_graph(ratio):
+    model = sparse_with_bypass(keep_ratio=ratio).train()
+    sum(model(RECORDS).values()).backward()
+    bypass = model.transformer.encoder.sparsifier.bypass
+    assert bypass.weight.grad is not None and bypass.bias.grad is not None
+
+
+def test_activation_checkpoints_change_no_gradient():
+    plain = sparse_with_bypass().train()
+    stored = copy.deepcopy(plain)
+    stored.transformer.encoder.use_checkpoint = True
+    grads = []
+    for model in (plain, stored):
+        torch.manual_seed(0)
+        sum(model(RECORDS).values()).backward()
+        grads.append(model.transformer.encoder.sparsifier.bypass.weight.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_focus_detr_carries_one():
+    model = build("dino")
+    torch.manual_seed(4)
+    focus = FocusSparsifier(
+        embed_dim=WIDTH,
+        num_heads=2,
+        num_layers=LAYERS,
+        num_levels=LEVELS,
+        strides=(8, 16, 32),
+        num_objects=4,
+        bypass=random_bypass(layers=LAYERS, levels=LEVELS, channels=WIDTH),
+    )
+    model.transformer.encoder.sparsifier = focus
+    supervise(model).eval()
+    with torch.no_grad():
+        moved = run_encoder(model, RECORDS)
+        nn.init.zeros_(focus.bypass.weight)
+        nn.init.zeros_(focus.bypass.bias)
+        stood = run_encoder(model, RECORDS)
+    assert not torch.equal(moved, stood)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="must be positive"):
+        AffineBypass(num_levels=0)
+    with pytest.raises(ValueError, match="bypass has num_layers=2, the encoder 3"):
+        make_encoder(Scheduled([0.3] * 3, bypass=AffineBypass(embed_dim=CHANNELS, num_layers=2)))
+    encoder = make_encoder(Scheduled([0.3] * 3))
+    encoder.sparsifier.bypass = AffineBypass(embed_dim=CHANNELS, num_layers=3, num_levels=3)
+    batch, _ = make_batch(SIZES, CHANNELS)
+    with pytest.raises(ValueError, match="num_levels=3, the encoder got 4"):
+        encoder(**batch.inputs)
+
+
+@pytest.mark.parametrize("name", ["sparse_dino_shapes", "focus_dino_shapes"])
+def test_a_config_gets_one_with_the_encoders_sizes(name):
+    config = zoo.get_config(name)
+    model = instantiate(add_bypass(config.model))
+    bypass, encoder = model.transformer.encoder.sparsifier.bypass, model.transformer.encoder
+    assert bypass.weight.shape == (encoder.num_layers, 4, encoder.embed_dim, encoder.embed_dim)
+    assert not bypass.weight.any()
+    with pytest.raises(KeyError, match="sparsifier"):
+        add_bypass(zoo.get_config("dino_shapes").model)

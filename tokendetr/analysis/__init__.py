@@ -1,0 +1,1 @@
+"""Operations, time and memory of models, and tables of them."""

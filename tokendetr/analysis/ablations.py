@@ -1,0 +1,136 @@
+"""Studies: variants of one config, trained and evaluated alike, compared in a table.
+
+A project offers its studies as ``projects.<name>.studies.studies()``; ``tools/ablate.py`` runs
+them.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokendetr.analysis.tables import Table
+
+METRICS = {"AP": "bbox/AP", "APs": "bbox/APs", "APm": "bbox/APm", "APl": "bbox/APl"}
+"""Columns of a study's table, and the names evaluators give them."""
+
+Results = Mapping[int, Mapping[str, float]]
+"""What evaluation said, by seed."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study.
+
+    Attributes:
+        name: what the table calls it.
+        overrides: what differs from the study's config, as on the command line.
+        group: the question it answers; rows of a group stand together.
+    """
+
+    name: str
+    overrides: Sequence[str] = ()
+    group: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder's name."""
+        text = f"{self.group}-{self.name}".strip("-").lower()
+        return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants of one config.
+
+    Attributes:
+        name: key of the table.
+        title: heading of the table.
+        config: name of the config (``tokendetr.config.zoo``).
+        overrides: what all variants have in common.
+        variants: the rows; the first one is the reference.
+        seeds: every variant is trained once with each.
+
+    Raises:
+        ValueError: where two variants have the same name, or there is none, or no seed.
+    """
+
+    name: str
+    title: str
+    config: str
+    variants: Sequence[Variant]
+    overrides: Sequence[str] = ()
+    seeds: Sequence[int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        slugs = [variant.slug for variant in self.variants]
+        repeated = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+        if repeated or not slugs:
+            raise ValueError(f"study {self.name!r} needs distinct variants, repeated: {repeated}")
+        if not self.seeds:
+            raise ValueError(f"study {self.name!r} needs at least one seed")
+
+    def cell_dir(self, root: Path, variant: Variant, seed: int) -> Path:
+        """Return where a variant's run with a seed lies."""
+        return root / self.name / variant.slug / f"seed{seed}"
+
+    def results(self, root: Path) -> dict[str, Results]:
+        """Read what has been run so far.
+
+        Returns:
+            By variant slug and seed the evaluation's metrics; seeds not run yet are missing.
+        """
+        found: dict[str, Results] = {}
+        for variant in self.variants:
+            seeds = {}
+            for seed in self.seeds:
+                file = self.cell_dir(root, variant, seed) / "results.json"
+                if file.exists():
+                    seeds[seed] = json.loads(file.read_text())
+            found[variant.slug] = seeds
+        return found
+
+    def table(self, results: Mapping[str, Results]) -> Table:
+        """Return the comparison: mean and spread over seeds, difference to the reference.
+
+        The difference is the mean over seeds that both have of the difference at that seed.
+        """
+        reference = results[self.variants[0].slug]
+        rows = [self._row(variant, results[variant.slug], reference) for variant in self.variants]
+        return Table(
+            name=self.name,
+            title=self.title,
+            columns=("", "variant", *METRICS, "runs", "AP spread", "difference", "GFLOPs"),
+            rows=rows,
+            notes=(
+                "Means of the runs, each with its own seed; spread is their largest minus their "
+                "smallest AP; difference is to the first row at equal seeds, with its smallest and "
+                "largest value.",
+            ),
+        )
+
+    def _row(self, variant: Variant, own: Results, reference: Results) -> list[str]:
+        if not own:
+            return [variant.group, variant.name, *["not run"] * len(METRICS), "0", "", "", ""]
+        means = [statistics.mean(run[key] for run in own.values()) for key in METRICS.values()]
+        scores = {seed: run[METRICS["AP"]] for seed, run in own.items()}
+        differences = [
+            scores[seed] - reference[seed][METRICS["AP"]] for seed in scores if seed in reference
+        ]
+        difference = ""
+        if differences and own is not reference:
+            difference = (
+                f"{statistics.mean(differences):+.1f} "
+                f"({min(differences):+.1f} to {max(differences):+.1f})"
+            )
+        gflops = next(iter(own.values())).get("gflops")
+        return [
+            variant.group,
+            variant.name,
+            *(f"{mean:.1f}" for mean in means),
+            str(len(scores)),
+            f"{max(scores.values()) - min(scores.values()):.1f}" if len(scores) > 1 else "",
+            difference,
+            "" if gflops is None else f"{gflops:.3f}",
+        ]

@@ -1,0 +1,125 @@
+"""A config's model and inputs for tools that measure, on machines without its GPU, data set or
+weights."""
+
+import copy
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from omegaconf import DictConfig, open_dict
+from torch import nn
+
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config.load import load_config
+
+__all__ = [
+    "build_measured_model",
+    "load_measured_config",
+    "loaded_inputs",
+    "synthetic_targets",
+    "write_json",
+]
+
+TARGETS_PER_IMAGE = 8
+
+logger = logging.getLogger(__name__)
+
+
+def load_measured_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Load a config with strict overrides for the device that is there.
+
+    A config made for a GPU is measured on the CPU where there is none, unless the overrides ask for
+    the GPU.
+
+    Raises:
+        FileNotFoundError, ConfigError: as :func:`tokendetr.train.load_config`.
+        ValueError: the overrides ask for a GPU that is not there.
+    """
+    cfg = load_config(config_file, overrides)
+    device = str(cfg.train.device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        if any(override.lstrip("+").startswith("train.device=") for override in overrides):
+            raise ValueError(f"train.device={device}, but PyTorch sees no GPU here")
+        logger.warning("There is no GPU here: measuring on the CPU (train.device=cpu)")
+        return load_config(config_file, [*overrides, "train.device=cpu"])
+    return cfg
+
+
+def build_measured_model(cfg: DictConfig, overrides: Sequence[str] = ()) -> nn.Module:
+    """Build a config's model in evaluation mode.
+
+    Its weights are random, unless the overrides name a ``train.init_checkpoint``: time and
+    operations rarely depend on them, and a config's own starting point need not be downloaded.
+
+    Raises:
+        FileNotFoundError, CheckpointMismatchError: of the checkpoint.
+    """
+    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    if any(override.lstrip("+").startswith("train.init_checkpoint=") for override in overrides):
+        load_weights(AtomicCheckpointer(model), cfg.train.init_checkpoint)
+    return model.eval()
+
+
+def loaded_inputs(
+    cfg: DictConfig, count: int, *, batch_size: int = 1
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the first ``count`` batches of a config's test data.
+
+    Raises:
+        FileNotFoundError: the data set is not there; the message says how to do without.
+    """
+    node = copy.deepcopy(cfg.dataloader.test)
+    with open_dict(node):
+        node.num_workers = 0
+        if batch_size > 1:
+            node.batch_size = batch_size
+    try:
+        loader = instantiate(node)
+    except (FileNotFoundError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        raise FileNotFoundError(
+            f"{message}. Set DETECTRON2_DATASETS to the folder of the data sets, or measure on "
+            "synthetic images with --input-size HEIGHT WIDTH"
+        ) from error
+    return islice(loader, count)
+
+
+def synthetic_targets(
+    images: Sequence[dict[str, Any]], *, num_classes: int, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Give images ground truth: :data:`TARGETS_PER_IMAGE` seeded boxes each.
+
+    Args:
+        images: detectron2's inputs.
+        num_classes: classes are drawn from 0 to this, exclusive.
+        seed: of boxes and classes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    records = []
+    for image in images:
+        height, width = image["image"].shape[-2:]
+        size = torch.tensor([width, height, width, height])
+        corner, extent = torch.rand(2, TARGETS_PER_IMAGE, 2, generator=generator) * 0.5
+        boxes_xyxy_px = torch.cat([corner, corner + extent.clamp_min(0.02)], dim=1) * size
+        classes = torch.randint(0, num_classes, (TARGETS_PER_IMAGE,), generator=generator)
+        target = Instances((height, width), gt_boxes=Boxes(boxes_xyxy_px), gt_classes=classes)
+        records.append({**image, "instances": target})
+    return records
+
+
+def write_json(result: Any, target: str) -> None:
+    """Write ``result`` as JSON to a file, or to stdout where ``target`` is "-"."""
+    text = json.dumps(result, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).write_text(text)

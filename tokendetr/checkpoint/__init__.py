@@ -1,0 +1,1 @@
+"""Checkpoints: atomic files, weights read without running code, key names, safetensors."""

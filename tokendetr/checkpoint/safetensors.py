@@ -1,0 +1,101 @@
+"""Weights alone, as small safetensors files."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["alias_groups", "load_slim", "save_slim"]
+
+_ALIASES = "aliases"
+
+
+def alias_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the groups of two or more names of one and the same tensor."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in state.items():
+        if value.numel():
+            key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
+            groups.setdefault(key, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def save_slim(
+    model: nn.Module | Mapping[str, Tensor],
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float16,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write weights alone as a safetensors file, in low precision and every tensor once.
+
+    Matrices and kernels are stored as ``dtype``; vectors (biases, norms and their statistics),
+    whose size does not matter but whose range does, stay as they are, and so does a tensor that
+    ``dtype`` cannot hold.
+
+    Args:
+        model: a model or its state dict.
+        path: of the file, ending in ``.safetensors``; written atomically.
+        dtype: float16, bfloat16 or float32.
+        metadata: text to keep in the file's header.
+
+    Returns:
+        Size of the file in bytes.
+
+    Raises:
+        ValueError: the path has another ending, or a weight is not finite.
+    """
+    from safetensors.torch import save
+
+    from tokendetr.io.atomic import write_atomically
+
+    if not path.endswith(".safetensors"):
+        raise ValueError(f"{path}: the name of a slim checkpoint must end in .safetensors")
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    aliases = {name: group[0] for group in alias_groups(state) for name in group[1:]}
+    tensors = {
+        name: _slim(name, value, dtype) for name, value in state.items() if name not in aliases
+    }
+    header = {**(metadata or {}), _ALIASES: json.dumps(aliases), "format": "pt"}
+    content = save(tensors, metadata=header)
+    write_atomically(path, content)
+    return len(content)
+
+
+def _slim(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    if not value.is_floating_point():
+        return value.clone()
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"weight {name} is not finite; it was not saved")
+    if value.dim() < 2:
+        return value.clone()
+    low = value.to(dtype)
+    return low if bool(torch.isfinite(low).all()) else value.clone()
+
+
+def load_slim(path: str) -> dict[str, Tensor]:
+    """Read a safetensors file into a state dict, with the names that share a tensor restored.
+
+    Half precision becomes float32.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {name: _full(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        aliases = json.loads(metadata.get(_ALIASES, "{}"))
+        state.update({name: state[stored] for name, stored in aliases.items()})
+    except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+    return state
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

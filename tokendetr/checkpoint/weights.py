@@ -1,0 +1,308 @@
+"""Read, compare and write weights without running code from files."""
+
+import argparse
+import io
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from tokendetr.checkpoint.backbone_weights import as_backbone
+from tokendetr.checkpoint.key_names import grouped_keys
+from tokendetr.checkpoint.safetensors import alias_groups, load_slim, save_slim
+from tokendetr.errors import CheckpointMismatchError, UnsafeCheckpointError
+
+__all__ = [
+    "LoadReport",
+    "load_slim",
+    "load_weights",
+    "read_checkpoint",
+    "save_slim",
+]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 12
+_PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
+
+
+# --------------------------------------------------------------------------------- reading
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers, text and numpy arrays; refuses any other global."""
+
+    _ALLOWED = frozenset(
+        {("collections", "OrderedDict"), ("numpy", "dtype"), ("numpy", "ndarray")}
+        | {("_codecs", "encode"), ("builtins", "bytearray")}
+        | {
+            (f"numpy.{core}.{module}", name)
+            for core in ("core", "_core")
+            for module, name in (
+                ("multiarray", "_reconstruct"),
+                ("multiarray", "scalar"),
+                ("numeric", "_frombuffer"),
+            )
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
+    """Read a checkpoint file as a dict with ``model``.
+
+    Args:
+        path: a local ``.safetensors`` file, a ``.pkl`` of numpy arrays (detectron2's model zoo),
+            or a file of ``torch.save``: with ``model``, with ``model_state`` (``.pyth``), or a bare
+            state dict.
+        query: ``matching_heuristics=True`` to match keys by their endings.
+
+    Returns:
+        ``model`` (name -> tensor or array) and whatever else is in the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnsafeCheckpointError: the file holds anything but tensors, arrays and plain values.
+        ValueError: it is damaged, is no checkpoint, or the query is unknown.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.endswith(".safetensors"):
+        data: dict[str, Any] = {"model": load_slim(path)}
+    elif path.endswith(".pkl"):
+        data = _read_zoo_pickle(path)
+    else:
+        data = _read_torch(path)
+    options = parse_qs(query)
+    if options.pop("matching_heuristics", ["False"]) == ["True"]:
+        data["matching_heuristics"] = True
+    if options:
+        raise ValueError(f"{path}?{query}: only matching_heuristics=True is known")
+    return data
+
+
+def _read_torch(path: str) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            raise UnsafeCheckpointError(
+                f"{path} was refused: it holds more than tensors and plain values, and reading "
+                f"that would run code from the file ({reason}). Nothing was executed. If you made "
+                "it yourself, save its state dict anew with torch.save."
+            ) from error
+        raise ValueError(f"{path} is damaged or is no checkpoint: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
+    if "model" in loaded:
+        return loaded
+    if "model_state" in loaded:
+        weights = loaded["model_state"]
+        kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+        return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
+    return {"model": loaded}
+
+
+def _read_zoo_pickle(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = _ArrayUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise UnsafeCheckpointError(
+            f"{path} was refused: {error}. A .pkl of weights may hold dicts, numbers, text and "
+            "numpy arrays only; anything else can run code. Nothing was executed."
+        ) from error
+    except (EOFError, AttributeError, ImportError, IndexError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or is no checkpoint: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a checkpoint")
+    if "model" in data and "__author__" in data:
+        return data
+    # Caffe2: detection models keep their weights under "blobs", ImageNet models at the top.
+    weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+# --------------------------------------------------------------------------------- loading
+
+
+@dataclass
+class LoadReport:
+    """How a checkpoint fits a model.
+
+    Attributes:
+        matched, missing, unexpected: keys.
+        wrong_shape: (key, shape in the checkpoint, shape in the model).
+    """
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong_shape: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every key fits."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def table(self) -> str:
+        """The numbers and the first keys of each kind, as a table."""
+        shapes = [
+            f"{k}: {list(a)} in the file, {list(b)} in the model" for k, a, b in self.wrong_shape
+        ]
+        rows = [
+            ("matched", len(self.matched), _shortened(grouped_keys(self.matched))),
+            ("missing in the file", len(self.missing), _shortened(grouped_keys(self.missing))),
+            (
+                "unexpected in the file",
+                len(self.unexpected),
+                _shortened(grouped_keys(self.unexpected)),
+            ),
+            ("wrong shape", len(shapes), _shortened(shapes)),
+        ]
+        return tabulate(rows, headers=("keys", "number", "which"), tablefmt="pipe")
+
+
+def _shortened(names: list[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+class _Reporting:
+    """Takes note of what a checkpointer says about keys while it loads."""
+
+    def __init__(self) -> None:
+        self.incompatible: Any = None
+        self.file_keys: set[str] = set()
+        self.is_partial = False
+
+    def watch(self, checkpointer: Checkpointer) -> None:
+        load_model = checkpointer._load_model
+
+        def watched(checkpoint: Any) -> Any:
+            # Weights of a part (a backbone) say so themselves, or the user does in the URL.
+            self.is_partial = bool(checkpoint.get("matching_heuristics", False))
+            weights = checkpoint["model"] = _converted(checkpoint["model"], checkpointer.model)
+            self.file_keys = {key.removeprefix("module.") for key in weights}
+            if not self.is_partial:
+                self._take_whole(checkpoint, weights, checkpointer.model.state_dict())
+            self.incompatible = load_model(checkpoint)
+            return None
+
+        checkpointer._load_model = watched
+
+    def _take_whole(
+        self, checkpoint: Any, weights: dict[str, Any], model_state: Mapping[str, Tensor]
+    ) -> None:
+        """Prepare a file that does not say it holds a part; it may be a bare backbone even so."""
+        backbone = as_backbone(
+            {key.removeprefix("module."): value for key, value in weights.items()}, model_state
+        )
+        if backbone is None:
+            checkpoint["model"] = _with_aliases(weights, model_state)
+            return
+        logger.info("The file has the weights of a backbone alone: they go below 'backbone.'")
+        self.is_partial = True
+        self.file_keys = set(backbone)
+        checkpoint["model"] = backbone
+
+
+def load_weights(
+    checkpointer: Checkpointer, path: str, *, strict: bool = True, use_ema: bool = False
+) -> LoadReport:
+    """Load the weights of a checkpoint into ``checkpointer.model`` and report how they fit.
+
+    Args:
+        checkpointer: reads the file (path, URL, ``detectron2://``, ``?matching_heuristics=True``).
+        path: of the checkpoint.
+        strict: every key must fit. Files of a part of a model (a bare backbone under its own or
+            torchvision's names, or anything with matching heuristics) only need to match somewhere.
+        use_ema: take ``ema_state`` instead of ``model`` where the file has it.
+
+    Raises:
+        CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
+    """
+    reporting = _Reporting()
+    reporting.watch(checkpointer)
+    try:
+        rest = checkpointer.load(path, checkpointables=[])
+    finally:
+        del checkpointer._load_model  # the instance's wrapper; the class's method is back
+    if use_ema and rest.get("ema_state"):
+        logger.info("Using the moving average (ema_state) of %s", path)
+        _load_ema(checkpointer.model, rest["ema_state"])
+    report = _report(checkpointer.model, reporting.incompatible, reporting.file_keys)
+    logger.info("Weights of %s:\n%s", path, report.table())
+    if reporting.is_partial or not strict:
+        if not report.matched:
+            raise CheckpointMismatchError(f"no key of {path} fits the model:\n{report.table()}")
+        return report
+    if not report.is_complete:
+        raise CheckpointMismatchError(
+            f"{path} is a checkpoint of another model:\n{report.table()}\n"
+            "To start from the keys that match use train.init_checkpoint_strict=False; for weights "
+            "of a backbone alone append ?matching_heuristics=True to the path."
+        )
+    return report
+
+
+def _report(model: nn.Module, incompatible: Any, file_keys: set[str]) -> LoadReport:
+    # Counters of batch norms may be absent: files of old versions of torch have none.
+    keys = [
+        key
+        for key in model.state_dict()
+        if key in file_keys or not key.endswith("num_batches_tracked")
+    ]
+    missing = set(incompatible.missing_keys)
+    wrong = [(k, tuple(a), tuple(b)) for k, a, b in incompatible.incorrect_shapes]
+    wrong_names = {name for name, _, _ in wrong}
+    missing -= wrong_names
+    return LoadReport(
+        matched=[k for k in keys if k not in missing and k not in wrong_names],
+        missing=[k for k in keys if k in missing],
+        unexpected=sorted(incompatible.unexpected_keys),
+        wrong_shape=wrong,
+    )
+
+
+@torch.no_grad()
+def _load_ema(model: nn.Module, ema_state: Mapping[str, Tensor]) -> None:
+    targets = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, value in ema_state.items():
+        if name in targets:
+            targets[name].copy_(value)
+
+
+def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Let parts of the model rename the weights of published checkpoints."""
+    converted = dict(weights)
+    for module in model.modules():
+        convert = getattr(module, "convert_weights", None)
+        if convert is not None:
+            converted = convert(converted)
+    return converted
+
+
+def _with_aliases(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Add keys that the file leaves out because the model stores the same tensor under another."""
+    completed = dict(weights)
+    for names in alias_groups(model_state):
+        stored = next((name for name in names if name in weights), None)
+        if stored is not None:
+            for name in names:
+                completed.setdefault(name, weights[stored])
+    return completed

@@ -1,0 +1,1 @@
+"""Command-line programs: what ``tools/`` and the console script run."""

@@ -1,0 +1,135 @@
+"""Train and evaluate the variants of a study, and print them as a table.
+
+Examples:
+    python tools/ablate.py dynamic_detr                # every study of projects/dynamic_detr
+    python tools/ablate.py dynamic_detr --only ablations --write
+    python tools/ablate.py dynamic_detr --table        # what has been run so far, nothing new
+
+Runs that are finished are kept and not repeated, so an interrupted study goes on where it stopped.
+Every run is one call of tools/train_net.py; its log lies in its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import instantiate
+
+from tokendetr.analysis.ablations import METRICS, Study, Variant
+from tokendetr.analysis.flops import count_flops, synthetic_inputs
+from tokendetr.analysis.tables import splice
+from tokendetr.config import zoo
+from tokendetr.config.load import load_config
+from tokendetr.config.tree import ROOT
+from tokendetr.errors import ConfigError
+from tokendetr.io.atomic import write_atomically
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("project", help="folder under projects/ that has a studies.py")
+    parser.add_argument("--only", nargs="+", metavar="STUDY", help="these studies (default all)")
+    parser.add_argument("--output", type=Path, default=Path("output/ablations"), metavar="DIR")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--write", action="store_true", help="put the tables into the README")
+    parser.add_argument("opts", nargs="*", help="overrides for every run, key=value")
+    return parser.parse_intermixed_args(arguments)
+
+
+def chosen_studies(project: str, only: Sequence[str] | None) -> list[Study]:
+    """Return a project's studies.
+
+    Raises:
+        ConfigError: where the project has none, or none of a name that was asked for.
+    """
+    try:
+        module = importlib.import_module(f"projects.{project}.studies")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"projects/{project} has no studies.py ({error})") from error
+    studies = {study.name: study for study in module.studies()}
+    unknown = sorted(set(only or ()) - set(studies))
+    if unknown:
+        raise ConfigError(f"there is no study {unknown}; projects/{project} has {sorted(studies)}")
+    return [study for name, study in studies.items() if not only or name in only]
+
+
+def run_cell(study: Study, variant: Variant, seed: int, root: Path, opts: Sequence[str]) -> None:
+    """Train and evaluate one variant with one seed, and write its ``results.json``.
+
+    Raises:
+        RuntimeError: where training fails; the message names its log.
+    """
+    folder = study.cell_dir(root, variant, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    overrides = [
+        *study.overrides,
+        *variant.overrides,
+        f"train.seed={seed}",
+        f"train.output_dir={folder}",
+        f"dataloader.evaluator.output_dir={folder}",
+        *opts,
+    ]
+    config_file = str(zoo.get_config_file(study.config))
+    gflops = count_gflops(config_file, overrides)  # also finds a mistake before anything is trained
+    log = folder / "train.txt"
+    with log.open("w") as output:
+        code = subprocess.run(
+            [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", config_file]
+            + overrides,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            check=False,
+        ).returncode
+    if code:
+        raise RuntimeError(f"{variant.name} (seed {seed}) ended with status {code}: see {log}")
+    results = {**last_metrics(folder), "gflops": gflops}
+    write_atomically(str(folder / "results.json"), json.dumps(results, indent=2).encode())
+    for weights in folder.glob("*.pth"):
+        weights.unlink()
+
+
+def count_gflops(config_file: str, overrides: Sequence[str]) -> float:
+    """Count the operations of a config's model on an image of 192 x 256 pixels, in 10^9."""
+    model = instantiate(load_config(config_file, list(overrides)).model)
+    return count_flops(model, synthetic_inputs(192, 256), arithmetic=False).total / 1e9
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """Return the last evaluation in a run's ``metrics.json``."""
+    lines = (folder / "metrics.json").read_text().splitlines()
+    evaluated = [line for line in map(json.loads, lines) if METRICS["AP"] in line]
+    return {key: evaluated[-1][key] for key in METRICS.values()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print the tables."""
+    args = parse_arguments(arguments)
+    try:
+        studies = chosen_studies(args.project, args.only)
+        root = args.output.resolve()
+        cells = [(s, v, seed) for s in studies for seed in s.seeds for v in s.variants]
+        missing = [c for c in cells if not (c[0].cell_dir(root, *c[1:]) / "results.json").exists()]
+        for number, (study, variant, seed) in enumerate([] if args.table else missing, 1):
+            started = time.monotonic()
+            run_cell(study, variant, seed, root, args.opts)
+            took = time.monotonic() - started
+            cell = f"{study.name}: {variant.slug}, seed {seed}: {took:.0f} s"
+            print(f"[{number}/{len(missing)}] {cell}", flush=True)
+    except (ConfigError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    for study in studies:
+        table = study.table(study.results(root))
+        print(f"\n{table.markdown()}")
+        if args.write:
+            splice(ROOT / "projects" / args.project / "README.md", table)

@@ -1,0 +1,232 @@
+"""Count a model's operations, activations and parameters, or print its structure.
+
+Examples:
+    P=projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py
+    python tools/analyze_model.py --config-file $P --tasks flop --input-size 800 1066 --json
+    python tools/analyze_model.py --config-file $P --tasks flop parameter --blended
+    python tools/analyze_model.py --config-file $P --tasks flop -n 100    # the config's test data
+
+A multiply-add counts as one operation (fvcore's convention, as in the papers); the sampling of
+deformable attention counts. Weights are random unless train.init_checkpoint=FILE is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.utils.analysis import parameter_count, parameter_count_table
+from omegaconf import DictConfig
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+from tokendetr.analysis.flops import (
+    BLENDED_SIZES,
+    FlopReport,
+    count_flops,
+    mean_report,
+    synthetic_inputs,
+)
+from tokendetr.analysis.inputs import (
+    build_measured_model,
+    load_measured_config,
+    loaded_inputs,
+    write_json,
+)
+from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+
+TASKS = ("flop", "activation", "parameter", "structure")
+EXPECTED_ERRORS = (
+    CheckpointMismatchError,
+    ConfigError,
+    OSError,
+    UnsafeCheckpointError,
+    ValueError,
+)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    parser.add_argument("--tasks", choices=TASKS, nargs="+", required=True, help="what to report")
+    parser.add_argument(
+        "-n", "--num-inputs", type=int, default=100, help="test images to average over"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="one synthetic image of this size instead of test images",
+    )
+    size.add_argument(
+        "--blended",
+        action="store_true",
+        help="two synthetic images whose weighted mean stands for COCO val in the papers: "
+        + ", ".join(f"{weight} of {h}x{w}" for weight, (h, w) in BLENDED_SIZES),
+    )
+    parser.add_argument(
+        "--compute",
+        action=argparse.BooleanOptionalAction,
+        help="really compute the forward pass, for models whose work depends on an image's content "
+        "(default: for test images, not for synthetic ones)",
+    )
+    parser.add_argument("--depth", type=int, default=3, help="module levels in the tables")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write JSON to FILE, or to stdout where none is given, instead of tables",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end"
+    )
+    args = parser.parse_args(arguments)
+    if args.json and "=" in args.json:  # an override right after --json
+        args.opts.insert(0, args.json)
+        args.json = "-"
+    if args.num_inputs < 1:
+        parser.error(f"--num-inputs must be at least 1, got {args.num_inputs}")
+    return args
+
+
+def count(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """Count operations and activations of the inputs that were asked for.
+
+    Returns:
+        ``report`` (mean of all), and ``inputs``: per image its size, weight and GFLOPs.
+    """
+    weights: list[float] | None = None
+    if args.input_size:
+        total, batches = 1, iter([synthetic_inputs(*args.input_size)])
+    elif args.blended:
+        weights = [weight for weight, _ in BLENDED_SIZES]
+        total, batches = len(weights), (synthetic_inputs(*size) for _, size in BLENDED_SIZES)
+    else:
+        total, batches = args.num_inputs, loaded_inputs(cfg, args.num_inputs)
+    is_synthetic = bool(args.input_size or args.blended)
+    compute = not is_synthetic if args.compute is None else args.compute
+    reports: list[FlopReport] = []
+    inputs = []
+    for batch in tqdm(batches, total=total, unit="image", desc="counting"):
+        reports.append(count_flops(model, batch, arithmetic=compute))
+        height, width = batch[0]["image"].shape[1:]
+        inputs.append({"height": height, "width": width, "gflops": reports[-1].total / 1e9})
+    if not reports:
+        raise ValueError("the config's test data has no images")
+    for image, weight in zip(inputs, weights or [], strict=False):
+        image["weight"] = weight
+    return {"report": mean_report(reports, weights), "inputs": inputs}
+
+
+def giga(table: Any) -> dict[str, float]:
+    """The values of a mapping in units of 10^9."""
+    return {name: value / 1e9 for name, value in table.items()}
+
+
+def flop_result(counted: dict[str, Any]) -> dict[str, Any]:
+    """The task "flop" as plain values."""
+    report: FlopReport = counted["report"]
+    return {
+        "unit": "GFLOPs, a multiply-add is one",
+        "gflops": report.total / 1e9,
+        "gflops_std": statistics.pstdev(image["gflops"] for image in counted["inputs"]),
+        "inputs": counted["inputs"],
+        "parts": giga(report.by_part),
+        "operators": giga(report.by_operator),
+        "modules": giga(report.by_module),
+        "uncounted": dict(report.uncounted),
+    }
+
+
+def activation_result(counted: dict[str, Any]) -> dict[str, Any]:
+    """The task "activation" as plain values."""
+    activations = {name: number / 1e6 for name, number in counted["report"].activations.items()}
+    return {
+        "unit": "million numbers put out by convolutions and products",
+        "mega": sum(activations.values()),
+        "operators": activations,
+    }
+
+
+def parameter_result(model: nn.Module) -> dict[str, Any]:
+    """The task "parameter" as plain values."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    modules = {name: int(number) for name, number in parameter_count(model).items()}
+    return {"total": modules[""], "trainable": trainable, "modules": modules}
+
+
+def module_table(modules: dict[str, float], depth: int) -> str:
+    """The modules that do something, down to a depth, with their share."""
+    total = modules[""] or 1.0
+    rows = [
+        ("  " * name.count(".") + (name or "model"), value, f"{value / total:.1%}")
+        for name, value in modules.items()
+        if value and name.count(".") < depth
+    ]
+    return str(tabulate(rows, ("module", "GFLOPs", "share"), floatfmt=".3f"))
+
+
+def show(result: dict[str, Any], model: nn.Module, depth: int) -> None:
+    """Print a result as tables."""
+    if "flop" in result:
+        flop = result["flop"]
+        print(module_table(flop["modules"], depth), end="\n\n")
+        parts = [*flop["parts"].items(), ("total", flop["gflops"])]
+        print(tabulate(parts, ("part", "GFLOPs"), floatfmt=".3f"), end="\n\n")
+        print(f"Average GFlops for each type of operators:\n{list(flop['operators'].items())}")
+        if flop["uncounted"]:
+            print(f"Operators without a rule, missing in the total: {flop['uncounted']}")
+        print(f"Total GFlops: {flop['gflops']:.1f}±{flop['gflops_std']:.1f}")
+    if "activation" in result:
+        activation = result["activation"]
+        operators = list(activation["operators"].items())
+        print(f"(Million) Activations for Each Type of Operators:\n{operators}")
+        print(f"Total (Million) Activations: {activation['mega']:.1f}")
+    if "parameter" in result:
+        print("Parameter Count:\n" + parameter_count_table(model, max_depth=depth))
+    if "structure" in result:
+        print("Model Structure:\n" + result["structure"])
+
+
+def analyze(args: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    cfg = load_measured_config(args.config_file, args.opts)
+    model = build_measured_model(cfg, args.opts)
+    result: dict[str, Any] = {"config": args.config_file, "overrides": args.opts}
+    counted = {}
+    if {"flop", "activation"} & set(args.tasks):
+        counted = count(args, cfg, model)
+    for task in args.tasks:
+        if task == "flop":
+            result[task] = flop_result(counted)
+        elif task == "activation":
+            result[task] = activation_result(counted)
+        elif task == "parameter":
+            result[task] = parameter_result(model)
+        else:
+            result[task] = str(model)
+    if args.json:
+        write_json(result, args.json)
+    else:
+        show(result, model, args.depth)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        analyze(args)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")

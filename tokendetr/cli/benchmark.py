@@ -1,0 +1,307 @@
+"""Measure how fast detectors of one or several configs run, train, or get their data.
+
+Examples:
+    D=projects/dino/configs/dino_shapes.py
+    S=projects/dynamic_detr/configs/dynamic_dino_shapes.py
+    python tools/benchmark.py --task eval --config-file $D --config-file $S --input-size 256 256
+    python tools/benchmark.py --task train --config-file $D --input-size 256 256 --repeats 10
+    python tools/benchmark.py --task data --config-file $D dataloader.train.num_workers=2
+
+Several configs take turns in one run, so that what else the machine does hits all alike. Overrides
+at the end go to every config. Weights are random unless train.init_checkpoint=FILE is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig
+from tabulate import tabulate
+from tqdm import tqdm
+
+from tokendetr.analysis.flops import synthetic_inputs
+from tokendetr.analysis.inputs import (
+    build_measured_model,
+    load_measured_config,
+    loaded_inputs,
+    synthetic_targets,
+    write_json,
+)
+from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
+from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
+from tokendetr.errors import (
+    CheckpointMismatchError,
+    ConfigError,
+    SampleError,
+    UnsafeCheckpointError,
+)
+from tokendetr.train.launch import launch
+from tokendetr.train.trainer import Trainer, parse_dtype
+
+TASKS = ("train", "eval", "data", "data_advanced")
+REPEATS = {"train": (100, 5), "eval": (300, 20), "data": (250, 250), "data_advanced": (100, 100)}
+"""Default measurements by task: on a GPU, on a CPU."""
+CACHED_INPUTS = 100
+DIST_URL = "auto"
+EXPECTED_ERRORS = (
+    CheckpointMismatchError,
+    ConfigError,
+    OSError,
+    SampleError,
+    UnsafeCheckpointError,
+    ValueError,
+)
+
+
+@dataclass
+class Contender:
+    """A config that takes part.
+
+    Attributes:
+        name: file name of the config.
+        device: where it runs.
+        step: one measurement: runs the next batch and returns the seconds of each part and in
+            total.
+        samples: seconds by part, one entry per measurement.
+        peak_bytes: most memory in use during a measurement.
+    """
+
+    name: str
+    device: torch.device
+    step: Callable[[], dict[str, float]]
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def measure(self) -> None:
+        """Take one measurement."""
+        reset_peak_memory(self.device)
+        for part, seconds in self.step().items():
+            self.samples.setdefault(part, []).append(seconds)
+        self.peak_bytes = max(self.peak_bytes, peak_memory(self.device))
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", action="append", required=True, metavar="FILE", help="may be repeated")
+    add("--task", choices=TASKS, required=True)
+    add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="synthetic images")
+    add("--batch-size", type=int, help="images per step and process (default: eval 1, train 2)")
+    add("--repeats", type=int, help=f"measurements (default by task: GPU, CPU: {REPEATS})")
+    add("--warmup", type=int, default=5, help="runs before that are not measured")
+    add("--threads", type=int, help="CPU threads of PyTorch")
+    add("--num-gpus", type=int, default=1, help="processes per machine (train and data)")
+    add("--num-machines", type=int, default=1)
+    add("--machine-rank", type=int, default=0)
+    add("--dist-url", default=DIST_URL, help="where the processes meet: tcp://host:port")
+    add("--json", nargs="?", const="-", metavar="FILE", help="JSON to FILE, or to stdout")
+    add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the configs, at the end")
+    args = parser.parse_args(arguments)
+    if args.json and "=" in args.json:  # an override right after --json
+        args.opts.insert(0, args.json)
+        args.json = "-"
+    for name in ("batch_size", "repeats", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.warmup < 0:
+        parser.error(f"--warmup must not be negative, got {args.warmup}")
+    if args.task == "eval" and args.num_gpus * args.num_machines > 1:
+        parser.error("--task eval measures one process: leave --num-gpus and --num-machines at 1")
+    return args
+
+
+def eval_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: int) -> Contender:
+    """Inference of single batches, split into the model's parts."""
+    model, device = build_measured_model(cfg, args.opts), torch.device(cfg.train.device)
+    batch_size = args.batch_size or 1
+    if args.input_size:
+        cached = [synthetic_inputs(*args.input_size, batch_size=batch_size)]
+    else:
+        cached = list(loaded_inputs(cfg, min(runs, CACHED_INPUTS), batch_size=batch_size))
+    batches = cycle(cached)
+
+    @torch.no_grad()
+    def step() -> dict[str, float]:
+        batch = next(batches)
+        return split_time(model, lambda: model(batch), device)
+
+    return Contender(name, device, step)
+
+
+def train_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: int) -> Contender:
+    """Training steps of the config's optimiser on cached batches."""
+    device = torch.device(cfg.train.device)
+    model = build_measured_model(cfg, args.opts).train()
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    batch_size = args.batch_size or 2
+    if args.input_size:
+        images = synthetic_inputs(*args.input_size, batch_size=batch_size, seed=comm.get_rank())
+        cached = [synthetic_targets(images, num_classes=int(getattr(model, "num_classes", 1)))]
+    else:
+        cfg.dataloader.train.total_batch_size = batch_size * comm.get_world_size()
+        cfg.dataloader.train.num_workers = min(cfg.dataloader.train.num_workers, 2)
+        cached = list(islice(instantiate(cfg.dataloader.train), min(runs, CACHED_INPUTS)))
+    settings = cfg.train
+    trainer = Trainer(
+        create_ddp_model(model, **settings.ddp),
+        cycle(cached),
+        optimizer,
+        amp_dtype=parse_dtype(settings.amp.dtype) if settings.amp.enabled else None,
+        clip_grad=settings.clip_grad.params if settings.clip_grad.enabled else None,
+        grad_accum_steps=settings.grad_accum_steps,
+        grad_accum_weighting=settings.grad_accum_weighting,
+    )
+
+    def step() -> dict[str, float]:
+        with EventStorage():
+            return {"total": timed(trainer.run_step, device)}
+
+    return Contender(name, device, step)
+
+
+def time_models(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[dict[str, Any]]:
+    """Let the configs' models take turns.
+
+    Returns:
+        Per config its summaries in milliseconds by part, images per second and peak memory.
+    """
+    repeats = args.repeats or default_repeats(args.task, cfgs[0])
+    make = eval_contender if args.task == "eval" else train_contender
+    batch_size = args.batch_size or (1 if args.task == "eval" else 2)
+    contenders = [
+        make(args, cfg, name, args.warmup + repeats)
+        for name, cfg in zip(args.config_file, cfgs, strict=True)
+    ]
+    for contender in tqdm(contenders, desc="warming up", disable=not comm.is_main_process()):
+        for _ in range(args.warmup):
+            contender.step()
+    for _ in tqdm(range(repeats), desc="measuring", disable=not comm.is_main_process()):
+        for contender in contenders:
+            contender.measure()
+    results = []
+    for contender in contenders:
+        summaries = {
+            part: Summary.of([1e3 * seconds for seconds in samples])
+            for part, samples in contender.samples.items()
+        }
+        images = batch_size * comm.get_world_size()
+        results.append(
+            {
+                "config": contender.name,
+                "device": describe_device(contender.device),
+                "batch_size": batch_size,
+                "milliseconds": {part: asdict(summary) for part, summary in summaries.items()},
+                "images_per_second": 1e3 * images / summaries["total"].median,
+                "peak_memory_mb": contender.peak_bytes / 2**20,
+            }
+        )
+    return results
+
+
+def time_data(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[dict[str, Any]]:
+    """Speed of the training loaders, one config after the other."""
+    repeats = args.repeats or default_repeats(args.task, cfgs[0])
+    measure = loader_speed if args.task == "data" else stage_speeds
+    results = []
+    for name, cfg in zip(args.config_file, cfgs, strict=True):
+        if args.batch_size:
+            cfg.dataloader.train.total_batch_size = args.batch_size * comm.get_world_size()
+        speeds = measure(cfg.dataloader.train, repeats, warmup=args.warmup)
+        results.append({"config": name, "stages": [asdict(speed) for speed in speeds]})
+    return results
+
+
+def default_repeats(task: str, cfg: DictConfig) -> int:
+    """The number of measurements where the command line gives none."""
+    return REPEATS[task][0 if str(cfg.train.device).startswith("cuda") else 1]
+
+
+def describe_device(device: torch.device) -> str:
+    """A device in words for the table."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def model_table(results: Sequence[dict[str, Any]]) -> str:
+    """Milliseconds by config, the first being the yardstick."""
+    first = results[0]["milliseconds"]["total"]["median"]
+    parts = [part for part in results[0]["milliseconds"] if part != "total"]
+    rows = [
+        [
+            Path(result["config"]).stem,
+            *(result["milliseconds"]["total"][key] for key in ("median", "p10", "p90")),
+            *(result["milliseconds"].get(part, {}).get("median") for part in parts),
+            first / result["milliseconds"]["total"]["median"],
+            result["images_per_second"],
+            result["peak_memory_mb"],
+        ]
+        for result in results
+    ]
+    headers = ("config", "ms", "p10", "p90", *parts, "speed-up", "images/s", "peak MB")
+    return str(tabulate(rows, headers, floatfmt=".2f"))
+
+
+def data_table(results: Sequence[dict[str, Any]]) -> str:
+    """Milliseconds per item by config and stage of the loader."""
+    rows = [
+        [
+            Path(result["config"]).stem,
+            stage["name"],
+            *(stage["milliseconds"][key] for key in ("median", "p10", "p90")),
+            stage["images_per_second"],
+            stage["startup_seconds"],
+        ]
+        for result in results
+        for stage in result["stages"]
+    ]
+    headers = ("config", "stage", "ms", "p10", "p90", "images/s", "start-up s")
+    return str(tabulate(rows, headers, floatfmt=".2f"))
+
+
+def run(args: argparse.Namespace) -> None:
+    """What one process does."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cfgs = [load_measured_config(config_file, args.opts) for config_file in args.config_file]
+    is_data = args.task.startswith("data")
+    results = time_data(args, cfgs) if is_data else time_models(args, cfgs)
+    if not comm.is_main_process():
+        return
+    if args.json:
+        write_json({"task": args.task, "overrides": args.opts, "results": results}, args.json)
+        return
+    if is_data:
+        print(data_table(results))
+        print(f"Each stage was measured for at most {TIME_LIMIT_S} s.")
+    else:
+        print(f"{results[0]['device']}; batches of {results[0]['batch_size']}; medians")
+        print(model_table(results))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        device = load_measured_config(args.config_file[0], args.opts).train.device
+        launch(run, args, device=device, default_dist_url=DIST_URL)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,214 @@
+"""Compare the small detectors of the shapes data set that come with the project, in one table.
+
+Examples:
+    python tools/compare_shapes.py
+    python tools/compare_shapes.py --write    # into docs/comparison.md
+    python tools/compare_shapes.py --row mine=my_config.py:output/mine/model_best.pth
+    python tools/compare_shapes.py --json output/comparison.json
+
+Rows whose checkpoint file is not there are left out, with a note. Accuracy and recall of the
+queries are those of the whole validation set; GFLOPs are the mean of 20 of its images, a
+multiply-add counts 1; milliseconds are medians of single images, the detectors taking turns. With
+--images N the other images' objects count as missed: that is for trying things out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.evaluation import DatasetEvaluators
+from omegaconf import DictConfig
+from torch import nn
+
+from tokendetr.analysis.flops import count_flops, mean_report
+from tokendetr.analysis.inputs import (
+    build_measured_model,
+    load_measured_config,
+    loaded_inputs,
+    write_json,
+)
+from tokendetr.analysis.tables import Cell, Table, splice
+from tokendetr.analysis.timing import timed
+from tokendetr.config.tree import ROOT
+from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.evaluation.run import Evaluation
+from tokendetr.evaluation.token_recall import TokenRecall
+
+COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
+EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, UnsafeCheckpointError, ValueError)
+COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
+RECALLS = ("queries", "boxes reached, by level", "box tokens kept, by level")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A detector of the comparison: its name, lazy config and checkpoint file."""
+
+    name: str
+    config: str
+    checkpoint: str
+
+
+def shipped(name: str, project: str, stem: str) -> Row:
+    """A config and the checkpoint of the same name that its project ships."""
+    folder = f"projects/{project}"
+    return Row(name, f"{folder}/configs/{stem}.py", f"{folder}/checkpoints/{stem}.safetensors")
+
+
+ROWS = (
+    shipped("DINO", "dino", "dino_shapes"),
+    shipped("Dynamic DETR", "dynamic_detr", "dynamic_dino_shapes"),
+    shipped("Dynamic DETR, a third of the queries", "dynamic_detr", "dynamic_dino_shapes_third"),
+    shipped("Sparse DETR", "sparse_detr", "sparse_dino_shapes"),
+    shipped("random tokens", "sparse_detr", "sparse_dino_shapes_random"),
+    shipped("Focus-DETR", "focus_detr", "focus_dino_shapes"),
+)
+
+
+def parse_row(text: str) -> Row:
+    """Read NAME=CONFIG:CHECKPOINT."""
+    name, equals, files = text.partition("=")
+    config, colon, checkpoint = files.partition(":")
+    if not (name and equals and config and colon and checkpoint):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=CONFIG:CHECKPOINT")
+    return Row(name, config, checkpoint)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--row",
+        type=parse_row,
+        action="append",
+        metavar="NAME=CONFIG:CHECKPOINT",
+        help="a detector; may be repeated (default: those that the project ships)",
+    )
+    parser.add_argument("--images", type=int, help="look at that many test images only")
+    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into docs/comparison.md"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE as well")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="key=value overrides of all configs, at the end"
+    )
+    return parser.parse_args(arguments)
+
+
+def path_of(name: str) -> Path:
+    """A file of the command line; those of the project are found from anywhere."""
+    return Path(name) if Path(name).exists() else ROOT / name
+
+
+def evaluate(cfg: DictConfig, model: nn.Module, images: int | None) -> dict[str, float]:
+    """Accuracy and recall of the queries, as ``task/metric``."""
+    dataset = cfg.dataloader.test.dataset.names
+    recall = L(TokenRecall)(dataset_name=dataset)
+    cfg.dataloader.evaluator = L(DatasetEvaluators)(evaluators=[cfg.dataloader.evaluator, recall])
+    if images is not None:
+        cfg.dataloader.test.dataset = L(first_records)(
+            dataset=cfg.dataloader.test.dataset, count=images
+        )
+    results = Evaluation(cfg, model)()
+    return {f"{task}/{name}": v for task, values in results.items() for name, v in values.items()}
+
+
+def first_records(dataset: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first records of a data set."""
+    return dataset[:count]
+
+
+def count(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
+    """Operations of the model and of its encoder, the mean of some test images, in billions."""
+    reports = [count_flops(model, batch) for batch in loaded_inputs(cfg, COUNTED_IMAGES)]
+    mean = mean_report(reports)
+    return {"gflops": mean.total / 1e9, "encoder": mean.by_part["encoder"] / 1e9}
+
+
+@torch.no_grad()
+def measure(cfg: DictConfig, models: dict[str, nn.Module]) -> dict[str, float]:
+    """Median milliseconds per image of each model; the models take turns."""
+    device = torch.device(cfg.train.device)
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    for number, batch in enumerate(loaded_inputs(cfg, WARM_UP + TIMED_IMAGES)):
+        for name, model in models.items():
+            seconds = timed(partial(model, batch), device)
+            if number >= WARM_UP:
+                samples[name].append(1e3 * seconds)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def by_level(numbers: dict[str, float], name: str) -> str:
+    """The percentages of all levels, finest first."""
+    levels = [key for key in numbers if key.startswith(f"tokens/{name}-l")]
+    return " / ".join(f"{numbers[key]:.0f}" for key in sorted(levels))
+
+
+def table(results: dict[str, dict[str, float]], missing: Sequence[Row]) -> Table:
+    """The comparison as a table."""
+    rows: list[list[Cell]] = []
+    for name, numbers in results.items():
+        accuracy = [numbers[f"bbox/{metric}"] for metric in ("AP", "APs", "APm", "APl")]
+        gflops = [f"{numbers[key]:.3f}" for key in ("gflops", "encoder")]
+        recalls = [by_level(numbers, "reached"), by_level(numbers, "kept")]
+        queries = f"{numbers['tokens/queries']:.0f} %"
+        rows.append([name, *accuracy, *gflops, numbers["ms"], queries, *recalls])
+    notes = [f"left out: {row.name}, {row.checkpoint} does not exist" for row in missing]
+    return Table(
+        name="shapes",
+        title="Small detectors on the shapes validation set",
+        columns=(*COLUMNS, *RECALLS),
+        rows=rows,
+        notes=notes,
+    )
+
+
+def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Evaluate, count and time all detectors, and print the table."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows: Sequence[Row] = args.row or ROWS
+    missing = [row for row in rows if not path_of(row.checkpoint).is_file()]
+    results: dict[str, dict[str, float]] = {}
+    models: dict[str, nn.Module] = {}
+    cfg: DictConfig | None = None
+    for row in (row for row in rows if row not in missing):
+        overrides = [*args.opts, f"train.init_checkpoint={path_of(row.checkpoint)}"]
+        cfg = load_measured_config(str(path_of(row.config)), overrides)
+        models[row.name] = build_measured_model(cfg, overrides)
+        results[row.name] = count(cfg, models[row.name])
+        results[row.name] |= evaluate(cfg, models[row.name], args.images)
+    if cfg is None:
+        raise ValueError(f"none of the checkpoints exists: {[row.checkpoint for row in missing]}")
+    for name, milliseconds in measure(cfg, models).items():
+        results[name]["ms"] = milliseconds
+    comparison = table(results, missing)
+    print(comparison.markdown())
+    if args.write:
+        splice(ROOT / "docs" / "comparison.md", comparison)
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        results = compare(args)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")
+    if args.json:
+        write_json(results, args.json)

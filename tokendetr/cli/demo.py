@@ -1,0 +1,168 @@
+"""Detect objects in pictures, folders of pictures, videos or a camera's stream.
+
+Examples:
+    python tools/demo.py --config-file projects/dino/configs/dino_shapes.py \\
+        --input datasets/shapes/val --output output/pictures \\
+        --opts train.init_checkpoint=projects/dino/checkpoints/dino_shapes.safetensors
+    python tools/demo.py --config-file ... --video-input film.mp4 --output film_out.mp4 --opts ...
+
+Pictures go to --output under their own names, all detections to ``detections.json`` beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
+from tqdm import tqdm
+
+from tokendetr.config.load import load_config
+from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.predict import (
+    Predictor,
+    coco_results,
+    dataset_metadata,
+    find_images,
+    read_rgb,
+)
+
+EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, FileNotFoundError, ImportError, KeyError)
+logger = logging.getLogger("tokendetr.demo")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; sizes, channel order and names default to the config's test data."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    parser.add_argument("--input", nargs="+", help="pictures, folders, or glob patterns in quotes")
+    parser.add_argument("--video-input", help="video file (needs opencv)")
+    parser.add_argument("--webcam", action="store_true", help="camera 0 (needs opencv)")
+    parser.add_argument("--output", help="folder for pictures and JSON, or video file to write")
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.5, help="lowest score drawn"
+    )
+    parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
+    parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
+    parser.add_argument("--img_format", choices=("RGB", "BGR"), help="channel order of the model")
+    parser.add_argument("--metadata_dataset", help="data set whose class names are shown")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="key=value overrides of the config"
+    )
+    args = parser.parse_args(arguments)
+    if sum(map(bool, (args.input, args.video_input, args.webcam))) != 1:
+        parser.error("give exactly one of --input, --video-input and --webcam")
+    if not args.output and not args.webcam:
+        parser.error("--output is needed: a folder for pictures, a file for a video")
+    return args
+
+
+def draw(image_HWC: np.ndarray, instances: Instances, metadata: Any) -> np.ndarray:
+    """The picture with boxes, names and scores; small pictures are enlarged to stay legible."""
+    scale = max(1.0, 640 / max(image_HWC.shape[:2]))
+    canvas = Visualizer(image_HWC, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
+    picture: np.ndarray = canvas.draw_instance_predictions(instances).get_image()
+    return picture
+
+
+def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> int:
+    """Write a picture per input and ``detections.json``; returns how many could not be read."""
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    unreadable = 0
+    for number, path in enumerate(tqdm(find_images(args.input), unit="picture"), start=1):
+        try:
+            image_HWC = read_rgb(path)
+        except OSError as error:
+            logger.error("%s", error)
+            unreadable += 1
+            continue
+        instances = predictor(image_HWC)
+        records += coco_results(instances, image_id=number, metadata=metadata, file_name=str(path))
+        shown = instances[instances.scores >= args.confidence_threshold]
+        target = folder / f"{path.stem}.jpg"
+        Image.fromarray(draw(image_HWC, shown, metadata)).save(target, quality=92)
+    (folder / "detections.json").write_text(json.dumps(records, indent=0))
+    print(f"{folder}: pictures with detections, and all detections in detections.json")
+    return unreadable
+
+
+def frames_of(source: str | int) -> Iterator[tuple[np.ndarray, float]]:
+    """RGB frames of a video file or camera, each with the frame rate."""
+    cv2 = _opencv()
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        raise FileNotFoundError(f"cannot open the video {source!r}")
+    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    try:
+        while True:
+            is_read, frame_bgr = capture.read()
+            if not is_read:
+                return
+            yield np.ascontiguousarray(frame_bgr[:, :, ::-1]), rate
+    finally:
+        capture.release()
+
+
+def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> None:
+    """Write a video with detections, or show the camera's stream until Esc is pressed."""
+    cv2 = _opencv()
+    writer = None
+    for image_HWC, rate in tqdm(frames_of(0 if args.webcam else args.video_input), unit="frame"):
+        instances = predictor(image_HWC)
+        shown = instances[instances.scores >= args.confidence_threshold]
+        drawn_bgr = np.ascontiguousarray(draw(image_HWC, shown, metadata)[:, :, ::-1])
+        if args.output:
+            if writer is None:
+                size = drawn_bgr.shape[1], drawn_bgr.shape[0]
+                code = cv2.VideoWriter_fourcc(*"mp4v")
+                writer = cv2.VideoWriter(args.output, code, rate, size)
+            writer.write(drawn_bgr)
+        else:
+            cv2.imshow("detections", drawn_bgr)
+            if cv2.waitKey(1) == 27:
+                break
+    if writer is not None:
+        writer.release()
+        print(f"wrote {args.output}")
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError("videos need opencv: pip install opencv-python-headless") from error
+    return cv2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    setup_logger(name="tokendetr")
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        metadata = dataset_metadata(cfg, args.metadata_dataset)
+        if args.input:
+            find_images(args.input)  # before the model is built
+        predictor = Predictor.from_config(
+            cfg,
+            min_size=args.min_size_test,
+            max_size=args.max_size_test,
+            img_format=args.img_format,
+        )
+        if not args.input:
+            run_on_video(predictor, args, metadata)
+        elif unreadable := run_on_pictures(predictor, args, metadata):
+            sys.exit(f"error: {unreadable} pictures could not be read (see above)")
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error.args[0] if error.args else error}")

@@ -1,0 +1,142 @@
+"""Rank the levels of a trained dense detector by importance, for each stage of Dynamic DETR.
+
+Examples:
+    python tools/importance_ranking.py --config-file projects/dino/configs/dino_shapes.py \\
+        --stage-lengths 1,1,1 \\
+        train.init_checkpoint=projects/dino/checkpoints/dino_shapes.safetensors
+    python tools/importance_ranking.py --output orders.py --num-images 500 \\
+        --config-file projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py \\
+        train.init_checkpoint=dino_r50_4scale_12ep.pth
+
+Per layer, the smallest set of tokens that carries 75 % of the attention is found; a level's score
+is the share of its tokens in that set, averaged over a stage's layers and the test images of the
+config. Prints scores and orders, and the override that sets them; --output writes a config
+fragment: ``from .orders import level_orders`` in a lazy config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dynamic_detr.importance import LevelImportance, record_level_importance
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.analysis.tables import Table
+from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.io.atomic import write_atomically
+
+EXPECTED_ERRORS = (
+    CheckpointMismatchError,
+    ConfigError,
+    OSError,
+    UnsafeCheckpointError,
+    ValueError,
+)
+OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="dense detector")
+    parser.add_argument("--num-images", type=int, help="first images of the test set (all)")
+    parser.add_argument(
+        "--stage-lengths",
+        type=_numbers,
+        default=(2, 3, 1),
+        metavar="LAYERS",
+        help="encoder layers of each stage (2,3,1)",
+    )
+    parser.add_argument("--mass", type=float, default=0.75, help="share of the attention (0.75)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="config fragment to write")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="key=value overrides, with train.init_checkpoint"
+    )
+    return parser.parse_args(arguments)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def measure(args: argparse.Namespace) -> LevelImportance:
+    """Run the config's test images through its model and watch the encoder.
+
+    Raises:
+        ValueError: no trained weights were named, the encoder cannot be watched, the stages do not
+            fit it, or there are no images.
+    """
+    if not any(option.lstrip("+").startswith("train.init_checkpoint=") for option in args.opts):
+        raise ValueError("levels are ranked on trained weights: add train.init_checkpoint=FILE")
+    cfg = load_measured_config(args.config_file, args.opts)
+    model = build_measured_model(cfg, args.opts)
+    images = sys.maxsize if args.num_images is None else args.num_images
+    with torch.no_grad(), record_level_importance(_encoder(model), mass=args.mass) as importance:
+        for batch in tqdm(loaded_inputs(cfg, images), unit="image"):
+            model(batch)
+    return importance
+
+
+def _encoder(model: torch.nn.Module) -> torch.nn.Module:
+    encoder = getattr(getattr(model, "transformer", None), "encoder", None)
+    if not isinstance(encoder, torch.nn.Module):
+        raise ValueError(f"{type(model).__name__} has no transformer.encoder")
+    return encoder
+
+
+def as_table(importance: LevelImportance, stage_lengths: Sequence[int]) -> Table:
+    """Scores and order of each stage."""
+    scores = importance.stage_scores(stage_lengths)
+    orders = importance.level_orders(stage_lengths)
+    levels = [f"level {level + 1}" for level in range(len(scores[0]))]
+    rows, first = [], 1
+    for length, row, order in zip(stage_lengths, scores, orders, strict=True):
+        layers = str(first) if length == 1 else f"{first}-{first + length - 1}"
+        shares = [f"{score:.3f}" for score in row]
+        rows.append([layers, *shares, " ".join(map(str, order))])
+        first += length
+    title = (
+        f"Share of each level's tokens in the smallest set with {importance.mass:.0%} of the "
+        f"attention, mean of {importance.num_images} images."
+    )
+    return Table("importance", title, ["encoder layers", *levels, "most important first"], rows)
+
+
+def fragment(
+    args: argparse.Namespace, importance: LevelImportance, orders: Sequence[Sequence[int]]
+) -> str:
+    """The config fragment: how the orders came about, and the orders."""
+    lines = [
+        '"""Levels by importance in each stage (tools/importance_ranking.py).',
+        "",
+        f"Measured on {args.config_file}",
+        f"with {' '.join(args.opts)}:",
+        f"{importance.num_images} images, {importance.mass:.0%} of the attention.",
+        '"""',
+        "",
+        f"level_orders = {[list(order) for order in orders]}",
+        f"stage_lengths = {list(args.stage_lengths)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        importance = measure(args)
+        print(as_table(importance, args.stage_lengths).markdown())
+        orders = importance.level_orders(args.stage_lengths)
+        print(f"{OVERRIDE}={orders}".replace(" ", ""))
+        if args.output is not None:
+            write_atomically(str(args.output), fragment(args, importance, orders).encode())
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")

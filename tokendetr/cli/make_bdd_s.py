@@ -1,0 +1,60 @@
+"""List the images of BDD100K whose objects cover less than a quarter of them: BDD-S.
+
+Example:
+    python tools/make_bdd_s.py    # reads and writes datasets/bdd100k/jsons
+
+Any COCO-format file can be thinned out so:
+    python tools/make_bdd_s.py --input annotations.json --output small.json --max-ratio 0.1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tokendetr.data.bdd100k import SMALL_OBJECTS, bdd100k_root
+from tokendetr.data.object_ratio import below_object_ratio
+from tokendetr.io.atomic import write_atomically
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--root", help="folder of BDD100K (default: under DETECTRON2_DATASETS)")
+    parser.add_argument("--input", help="one COCO-format file instead of BDD100K's two")
+    parser.add_argument("--output", help="where its smaller version goes")
+    parser.add_argument("--max-ratio", type=float, default=0.25, help="part of an image, below 1")
+    args = parser.parse_args(arguments)
+    if (args.input is None) != (args.output is None):
+        parser.error("--input and --output belong together")
+    return args
+
+
+def thin_out(source: Path, target: Path, max_ratio: float) -> None:
+    """Write the images of one file below a ratio into another, and say how many there are."""
+    try:
+        annotations = json.loads(source.read_text())
+        small = below_object_ratio(annotations, max_ratio)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{source} is no COCO-format file: {error}") from error
+    write_atomically(str(target), json.dumps(small).encode())
+    print(f"{target}: {len(small['images'])} of {len(annotations['images'])} images")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    jsons = Path(args.root or bdd100k_root()) / "jsons"
+    pairs = [
+        (jsons / f"det_{split}_cocofmt.json", jsons / SMALL_OBJECTS.format(split=split))
+        for split in ("train", "val")
+    ]
+    if args.input is not None:
+        pairs = [(Path(args.input), Path(args.output))]
+    try:
+        for source, target in pairs:
+            thin_out(source, target, args.max_ratio)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

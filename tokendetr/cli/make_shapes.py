@@ -1,0 +1,33 @@
+"""Draw the shapes data set (``shapes_train``, ``shapes_val``) unless it is there already.
+
+Example:
+    python tools/make_shapes.py     # into $DETECTRON2_DATASETS/shapes, else ./datasets/shapes
+    python tools/make_shapes.py --root /tmp/shapes --train-images 500 --val-images 50 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tokendetr.data.shapes import ShapesSpec, ensure_shapes, shapes_root
+
+
+def main() -> None:
+    """Parse the command line, make the files, print where they are and what they hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", type=Path, help=f"folder to write (default {shapes_root()})")
+    parser.add_argument("--train-images", type=int, default=ShapesSpec.num_train)
+    parser.add_argument("--val-images", type=int, default=ShapesSpec.num_val)
+    parser.add_argument("--seed", type=int, default=ShapesSpec.seed)
+    parser.add_argument("--workers", type=int, help="processes (default one per core)")
+    args = parser.parse_args()
+    spec = ShapesSpec(num_train=args.train_images, num_val=args.val_images, seed=args.seed)
+    try:
+        root = ensure_shapes(args.root, spec, args.workers)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(f"shapes data set in {root}")
+    print(json.dumps(json.loads((root / "summary.json").read_text())["splits"], indent=2))

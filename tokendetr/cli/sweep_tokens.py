@@ -1,0 +1,283 @@
+"""Sweep keep ratios and methods of token reduction in a detector's backbone, without training.
+
+Examples:
+    S=projects/dino/configs/dino_shapes_swin.py
+    W=train.init_checkpoint=projects/dino/checkpoints/dino_shapes_swin.safetensors
+    python tools/sweep_tokens.py --config-file $S --layers 4 8 --output out train.device=cpu $W
+    python tools/sweep_tokens.py --config-file $S --layers 4 8 --output out --features 32 $W
+    python tools/sweep_tokens.py --config-file $S --layers 4 8 \\
+        --ways pruning pruning:selection=uniform transforming:threshold=-1 --output out $W
+
+Each point is one way to build W at one keep ratio: the metric (AP on the config's test data, or the
+relative error of the backbone's last map), GFLOPs of the backbone, and milliseconds per image of
+the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are written anew after every point; with
+--resume, points that are in the file already are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from detectron2.config import instantiate
+from torch import Tensor, nn
+
+from token_transforming import Reduction, restore, transform
+from tokendetr.analysis.flops import count_flops, synthetic_inputs
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.analysis.timing import Summary, timed
+from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.evaluation.run import Evaluation
+from tokendetr.io.atomic import write_atomically
+
+DENSE = "dense"
+EXPECTED_ERRORS = (
+    CheckpointMismatchError,
+    ConfigError,
+    OSError,
+    TypeError,
+    UnsafeCheckpointError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to build W.
+
+    Attributes:
+        name: as it was asked for.
+        options: arguments of :func:`token_transforming.transform`.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> Way:
+        """Read ``method[:option=value...]``.
+
+        Raises:
+            argparse.ArgumentTypeError: for an unknown method or option, or a wrong value.
+        """
+        method, *settings = text.split(":")
+        if "=" in method:
+            raise argparse.ArgumentTypeError(
+                f"{text} is no way to build W. Overrides of the config come last, and not directly "
+                "after --ways: put another option between them"
+            )
+        options: dict[str, Any] = {"method": method}
+        for setting in settings:
+            option, _, value = setting.partition("=")
+            if option not in ("selection", "threshold", "temperature", "sizes"):
+                raise argparse.ArgumentTypeError(f"{text}: no option is named {option!r}")
+            options[option] = value
+        try:
+            for option in {"threshold", "temperature"} & set(options):
+                options[option] = float(options[option])
+            Reduction(**options)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+        return cls(text, options)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One line of the CSV.
+
+    Attributes:
+        method: the way W is built; "dense" for the model as it is.
+        keep_ratio: of every reduction.
+        metric: AP in percent, or the features' relative error.
+        gflops: of the backbone, for one image.
+        milliseconds: per image, whole model, median.
+    """
+
+    method: str
+    keep_ratio: float
+    metric: float
+    gflops: float
+    milliseconds: float
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="lazy config of a dense detector")
+    add("--layers", type=int, nargs="+", required=True, help="blocks that reduce, from 0")
+    add("--keep-ratios", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5])
+    add(
+        "--ways",
+        nargs="+",
+        type=Way.parse,
+        metavar="METHOD[:OPTION=VALUE...]",
+        default=[Way.parse(method) for method in ("pruning", "merging", "transforming")],
+        help="options: selection, threshold, temperature, sizes",
+    )
+    add("--output", required=True, metavar="FOLDER", help="where sweep.csv and sweep.png go")
+    add("--features", type=int, metavar="IMAGES", help="features' error on so many images, not AP")
+    add("--images", type=int, metavar="IMAGES", help="AP on so many test images, not all")
+    add("--input-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    add("--repeats", type=int, default=10, help="timed images of each point")
+    add("--resume", action="store_true", help="keep the points that OUTPUT/sweep.csv has")
+    add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
+    args = parser.parse_args(arguments)
+    counts = [count for count in (args.features, args.images) if count is not None]
+    if min([args.repeats, *counts]) < 1:
+        parser.error("--repeats, --features and --images must be at least 1")
+    if len(counts) > 1:
+        parser.error("--features and --images are different metrics: give one of them")
+    return args
+
+
+def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable[[], float]:
+    """Return a function that evaluates the model as it is now, on all test images or the first."""
+    if count is None:
+        evaluation = Evaluation(cfg, model)
+        return lambda: float(evaluation()["bbox"]["AP"])
+    batches = list(loaded_inputs(cfg, count))
+    image_ids = [record["image_id"] for batch in batches for record in batch]
+    evaluator = instantiate(cfg.dataloader.evaluator)
+
+    def evaluate() -> float:
+        evaluator.reset()
+        with torch.no_grad():
+            for batch in batches:
+                evaluator.process(batch, model(batch))
+        return float(evaluator.evaluate(img_ids=image_ids)["bbox"]["AP"])
+
+    return evaluate
+
+
+def feature_error(cfg: Any, model: Any, count: int) -> Callable[[], float]:
+    """Return a function that compares the backbone's last map with the dense one's.
+
+    The error is ``|reduced - dense| / |dense|``, the mean over images.
+    """
+    batches = list(loaded_inputs(cfg, count))
+
+    def last_maps() -> Iterator[Tensor]:
+        seen: list[Tensor] = []
+
+        def look(module: nn.Module, args: Any, outputs: dict[str, Tensor]) -> None:
+            seen.append(list(outputs.values())[-1])
+
+        hook = model.backbone.register_forward_hook(look)
+        try:
+            for batch in batches:
+                with torch.no_grad():
+                    model(batch)
+                yield seen.pop()
+        finally:
+            hook.remove()
+
+    expected = list(last_maps())
+
+    def compare() -> float:
+        errors = [
+            float((ours - dense).norm() / dense.norm())
+            for ours, dense in zip(last_maps(), expected, strict=True)
+        ]
+        return sum(errors) / len(errors)
+
+    return compare
+
+
+def measure(
+    model: nn.Module, score: Callable[[], float], method: str, keep: float, args: argparse.Namespace
+) -> Point:
+    """Measure the model as it is now."""
+    inputs = synthetic_inputs(*args.input_size)
+    gflops = count_flops(model, inputs, arithmetic=False).by_part["backbone"] / 1e9
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        model(inputs)
+        seconds = [timed(lambda: model(inputs), device) for _ in range(args.repeats)]
+    return Point(method, keep, score(), gflops, 1e3 * Summary.of(seconds).median)
+
+
+def write(points: Sequence[Point], folder: Path, metric: str) -> None:
+    """Write the CSV and the picture, each in one step."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
+    write_atomically(str(folder / "sweep.csv"), text.getvalue().encode())
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
+    for name in dict.fromkeys(point.method for point in points):
+        line = [point for point in points if point.method == name]
+        for axis, cost in zip(axes, ("gflops", "milliseconds"), strict=True):
+            costs, scores = [getattr(p, cost) for p in line], [p.metric for p in line]
+            axis.plot(costs, scores, "o-", label=name)
+    axes[0].set(xlabel="GFLOPs of the backbone", ylabel=metric)
+    axes[1].set(xlabel="milliseconds per image")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    pyplot.close(figure)
+    write_atomically(str(folder / "sweep.png"), picture.getvalue())
+
+
+def points_of(folder: Path) -> list[Point]:
+    """Return the points of an earlier sweep; none where there was none."""
+    path = folder / "sweep.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Point(row["method"], *(float(row[field.name]) for field in fields(Point)[1:]))
+            for row in csv.DictReader(file)
+        ]
+
+
+def run(args: argparse.Namespace) -> list[Point]:
+    """Measure all points."""
+    cfg = load_measured_config(args.config_file, args.opts)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build_measured_model(cfg, args.opts)
+    if args.features:
+        metric, score = "relative error of features", feature_error(cfg, model, args.features)
+    else:
+        metric, score = "AP", average_precision(cfg, model, args.images)
+    points = points_of(folder) if args.resume else []
+    seen = {(point.method, point.keep_ratio) for point in points}
+    if (DENSE, 1.0) not in seen:
+        points.append(measure(model, score, DENSE, 1.0, args))
+    for way in args.ways:
+        for keep in args.keep_ratios:
+            if (way.name, keep) in seen:
+                continue
+            backbone = model.get_submodule("backbone")
+            transform(backbone, layers=args.layers, keep_ratio=keep, **way.options)
+            points.append(measure(model, score, way.name, keep, args))
+            restore(model)
+            write(points, folder, metric)
+            logging.getLogger(__name__).info("%s", points[-1])
+    write(points, folder, metric)
+    return points
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run(args)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,52 @@
+"""Train or evaluate a detector from a lazy config.
+
+    python tools/train_net.py --config-file projects/dino/configs/dino_shapes.py
+    python tools/train_net.py --config-file ... --num-gpus 8
+    python tools/train_net.py --config-file ... --resume
+    python tools/train_net.py --config-file ... --eval-only train.init_checkpoint=model.pth
+    python tools/train_net.py --config-file ... --num-gpus 2 train.device=cpu
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
+
+Options are detectron2's. A key that the config does not have is an error; ``+key=value`` adds one.
+"""
+
+import sys
+
+from detectron2.engine import default_argument_parser
+
+from tokendetr.config.load import load_config
+from tokendetr.errors import (
+    CheckpointMismatchError,
+    CheckpointWriteError,
+    ConfigError,
+    DatasetError,
+    NonFiniteLossError,
+    SampleError,
+    UnsafeCheckpointError,
+)
+from tokendetr.train.launch import launch
+from tokendetr.train.run import run
+
+EXPECTED_ERRORS = (
+    CheckpointMismatchError,
+    CheckpointWriteError,
+    ConfigError,
+    DatasetError,
+    FileNotFoundError,
+    NonFiniteLossError,
+    SampleError,
+    UnsafeCheckpointError,
+)
+"""Errors whose message says it all: shown without a traceback, which ``log.txt`` has."""
+
+
+def main() -> None:
+    """Parse the command line and start the processes."""
+    parser = default_argument_parser()
+    args = parser.parse_args()
+    try:
+        # Read here too, so that a mistake is met before processes are started.
+        device = load_config(args.config_file, args.opts).train.device
+        launch(run, args, device=device, default_dist_url=parser.get_default("dist_url"))
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")

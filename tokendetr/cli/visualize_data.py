@@ -1,0 +1,110 @@
+"""Draw the annotations of a config's training data, as annotated or as the loader augments them.
+
+Examples:
+    C=projects/dino/configs/dino_shapes.py
+    python tools/visualize_data.py --source annotation --config-file $C --num 50
+    python tools/visualize_data.py --source dataloader --config-file $C --output-dir output/loaded
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+from omegaconf import DictConfig
+from PIL import Image
+from tqdm import tqdm
+
+from tokendetr.config.load import load_config
+from tokendetr.errors import ConfigError
+from tokendetr.predict import read_rgb
+
+Drawn = tuple[str, np.ndarray]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--source", choices=("annotation", "dataloader"), required=True)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    parser.add_argument("--output-dir", default="./output/data", help="folder to write")
+    parser.add_argument("--num", type=int, help="pictures to draw (default: all, or an epoch)")
+    parser.add_argument("--show", action="store_true", help="show windows instead of writing files")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")
+    return parser.parse_args(arguments)
+
+
+def dataset_names(cfg: DictConfig) -> list[str]:
+    """Names of the training sets.
+
+    Raises:
+        KeyError: the config has none.
+    """
+    names = cfg.dataloader.train.dataset.get("names", None)
+    if not names:
+        raise KeyError("the config has no dataloader.train.dataset.names")
+    return [names] if isinstance(names, str) else list(names)
+
+
+def annotated(cfg: DictConfig) -> Iterator[Drawn]:
+    """Every picture of the training sets as it lies on disk, with its annotations."""
+    for name in dataset_names(cfg):
+        records = DatasetCatalog.get(name)
+        metadata = MetadataCatalog.get(name)
+        for record in records:
+            canvas = Visualizer(read_rgb(Path(record["file_name"])), metadata)
+            yield Path(record["file_name"]).name, canvas.draw_dataset_dict(record).get_image()
+
+
+def loaded(cfg: DictConfig) -> Iterator[Drawn]:
+    """What the model is trained on: one epoch of the loader's pictures, resized and flipped."""
+    names = dataset_names(cfg)
+    total = sum(len(DatasetCatalog.get(name)) for name in names)
+    metadata = MetadataCatalog.get(names[0])
+    channel_order = cfg.dataloader.train.mapper.get("img_format", "RGB")
+    pictures = (entry for batch in instantiate(cfg.dataloader.train) for entry in batch)
+    for number, entry in enumerate(islice(pictures, total)):
+        image = utils.convert_image_to_rgb(entry["image"].permute(1, 2, 0), channel_order)
+        instances = entry["instances"]
+        classes = metadata.get("thing_classes", None)
+        labels = [classes[c] if classes else str(c) for c in instances.gt_classes.tolist()]
+        canvas = Visualizer(image, metadata)
+        drawn = canvas.overlay_instances(labels=labels, boxes=instances.gt_boxes)
+        yield f"{number:06d}_{Path(entry['file_name']).name}", drawn.get_image()
+
+
+def present(pictures: Iterator[Drawn], folder: Path, number: int | None, show: bool) -> int:
+    """Write the pictures to a folder, or show them one after another; returns how many."""
+    count = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in tqdm(islice(pictures, number), total=number, unit="picture"):
+        image = Image.fromarray(picture)
+        if show:
+            image.show(title=name)
+        else:
+            image.save(folder / f"{Path(name).stem}.jpg", quality=92)
+        count += 1
+    return count
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    setup_logger(name="tokendetr")
+    sources: dict[str, Any] = {"annotation": annotated, "dataloader": loaded}
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        count = present(sources[args.source](cfg), Path(args.output_dir), args.num, args.show)
+    except (ConfigError, OSError, KeyError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    print(f"{count} pictures{'' if args.show else f' in {args.output_dir}'}")

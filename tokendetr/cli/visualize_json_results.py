@@ -1,0 +1,119 @@
+"""Draw the detections of a COCO results file beside the annotations: prediction left, truth right.
+
+Example:
+    python tools/visualize_json_results.py --dataset shapes_val --output output/compared \\
+        --input output/dino_shapes/coco_instances_results.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+from tqdm import tqdm
+
+from tokendetr.data.shapes import register_shapes
+from tokendetr.predict import read_rgb
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--input", required=True, help="JSON file of COCO results")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--dataset", default="coco_2017_val", help="registered data set")
+    parser.add_argument("--conf-threshold", type=float, default=0.5, help="lowest score drawn")
+    parser.add_argument("--num", type=int, help="pictures to draw (default: all)")
+    return parser.parse_args(arguments)
+
+
+def read_results(path: str) -> dict[int, list[dict[str, Any]]]:
+    """Records of a results file by image id.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no list of COCO results; the message names the file and record.
+    """
+    try:
+        records = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no readable JSON: {error}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{path} holds a {type(records).__name__}, not a list of COCO results")
+    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for number, record in enumerate(records):
+        missing = {"image_id", "category_id", "bbox", "score"} - set(record)
+        if missing:
+            raise ValueError(f"{path}: record {number} has no {', '.join(sorted(missing))}")
+        by_image[record["image_id"]].append(record)
+    return by_image
+
+
+def to_instances(
+    records: list[dict[str, Any]], size: tuple[int, int], metadata: Any, threshold: float
+) -> Instances:
+    """Records with at least the threshold's score as detectron2 instances.
+
+    Raises:
+        KeyError: a category that the data set does not have.
+    """
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id", None)
+    kept = [record for record in records if record["score"] >= threshold]
+    unknown = {r["category_id"] for r in kept} - set(to_class) if to_class else set()
+    if unknown:
+        raise KeyError(f"the data set {metadata.name!r} has no categories {sorted(unknown)}")
+    boxes = np.array([record["bbox"] for record in kept], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    classes = [record["category_id"] for record in kept]
+    instances = Instances(size)
+    instances.pred_boxes = Boxes(torch.from_numpy(boxes))
+    instances.scores = torch.tensor([float(record["score"]) for record in kept])
+    instances.pred_classes = torch.tensor(
+        [to_class[number] if to_class else number for number in classes], dtype=torch.long
+    )
+    return instances
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Write a picture per image of the data set that has results; returns how many."""
+    by_image = read_results(args.input)
+    register_shapes()
+    if args.dataset not in DatasetCatalog.list():
+        raise KeyError(f"no data set is registered as {args.dataset!r}: {DatasetCatalog.list()}")
+    records = [r for r in DatasetCatalog.get(args.dataset) if r["image_id"] in by_image]
+    if not records:
+        raise ValueError(f"{args.input} has no results for images of {args.dataset}")
+    metadata = MetadataCatalog.get(args.dataset)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in tqdm(records[: args.num], unit="picture"):
+        path = Path(record["file_name"])
+        image_HWC = read_rgb(path)
+        found = to_instances(
+            by_image[record["image_id"]], image_HWC.shape[:2], metadata, args.conf_threshold
+        )
+        left = Visualizer(image_HWC, metadata).draw_instance_predictions(found).get_image()
+        right = Visualizer(image_HWC, metadata).draw_dataset_dict(record).get_image()
+        both = np.concatenate([left, right], axis=1)
+        Image.fromarray(both).save(folder / f"{path.stem}.jpg", quality=92)
+    return len(records[: args.num])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    try:
+        count = compare(args)
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    print(f"{count} pictures in {args.output}: predictions left, annotations right")

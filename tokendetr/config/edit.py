@@ -1,0 +1,175 @@
+"""Config helpers: put a method into a detector's lazy config with one line, or make the detector
+smaller."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.config import LazyCall as L
+from detectron2.model_zoo import get_config
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.errors import ConfigError
+
+SUPERVISED = "tokendetr.encoder.aux_losses.build_supervised"
+ENCODER = "tokendetr.encoder.TokenEncoder"
+
+
+def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
+    """Let the encoder of a detector's config work on fewer tokens.
+
+    ``model.transformer.encoder`` keeps its arguments and gets ``sparsifier``; the model keeps its
+    class and arguments and becomes supervised, so that the sparsifier may ask for losses. Only
+    targets are swapped: every override path (``model.transformer.encoder.num_layers=...``) stays as
+    it was.
+
+    Args:
+        model: node of a detector whose encoder is at ``transformer.encoder``; changed in place.
+        sparsifier: node of a :class:`tokendetr.encoder.TokenSparsifier`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        KeyError: where the model has no such encoder.
+    """
+    encoder = model.get("transformer", {}).get("encoder")
+    if not isinstance(encoder, DictConfig) or "_target_" not in encoder:
+        raise KeyError(
+            "sparsify() needs a model config with the node transformer.encoder; "
+            f"this one ({target_name(model.get('_target_'))}) has none"
+        )
+    with open_dict(model):
+        encoder["_target_"] = ENCODER
+        encoder["sparsifier"] = sparsifier
+        supervised(model)
+    return model
+
+
+def add_bypass(model: DictConfig) -> DictConfig:
+    """Let the tokens that a config's sparsifier leaves out move by an affine bypass, in place.
+
+    Its sizes follow the encoder's. See :class:`tokendetr.encoder.bypass.AffineBypass`.
+
+    Args:
+        model: node of a detector whose encoder has a sparsifier of the keep kind
+            (:func:`sparsify`).
+
+    Returns:
+        ``model``.
+
+    Raises:
+        KeyError: where the encoder has no sparsifier.
+    """
+    sparsifier = OmegaConf.select(model, "transformer.encoder.sparsifier", default=None)
+    if sparsifier is None:
+        raise KeyError("add_bypass() needs a model config with transformer.encoder.sparsifier")
+    with open_dict(sparsifier):
+        sparsifier["bypass"] = L(AffineBypass)(
+            embed_dim="${...embed_dim}",
+            num_layers="${...num_layers}",
+            num_levels="${...num_feature_levels}",
+        )
+    return model
+
+
+def supervised(model: DictConfig) -> DictConfig:
+    """Make a config build a supervised model (:mod:`tokendetr.encoder.aux_losses`), in place."""
+    target = target_name(model.get("_target_"))
+    if target != SUPERVISED:
+        with open_dict(model):
+            model["supervised_class"] = target
+            model["_target_"] = SUPERVISED
+    return model
+
+
+def resize(
+    model: DictConfig,
+    *,
+    width: int,
+    num_heads: int,
+    feedforward_dim: int,
+    num_layers: int | None = None,
+) -> DictConfig:
+    """Give the neck, the encoder and the decoder of a detector's config another size, in place.
+
+    The backbone and the numbers of queries and classes stay, and so do the channels that the neck
+    normalises together, where they divide the width. A sparsifier follows the width where
+    it has an ``embed_dim`` of its own; one whose arguments speak of single layers (stages,
+    cascades) has to be given a new depth by hand.
+
+    Args:
+        model: node of a detector with a ``ChannelMapper`` as neck.
+        width: channels of the tokens, a multiple of ``2 * num_heads``.
+        num_heads: attention heads.
+        feedforward_dim: hidden channels of the feed-forward networks.
+        num_layers: layers of the encoder and of the decoder; None keeps both.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: where heads do not divide the width.
+    """
+    if width % (2 * num_heads):
+        raise ValueError(f"width must be a multiple of 2 * num_heads = {2 * num_heads}: {width}")
+    encoder, decoder = model.transformer.encoder, model.transformer.decoder
+    for part in (encoder, decoder):
+        part.embed_dim, part.num_heads, part.feedforward_dim = width, num_heads, feedforward_dim
+    if "embed_dim" in (encoder.get("sparsifier") or {}):
+        _set(encoder.sparsifier, "embed_dim", width)
+    model.embed_dim = width
+    model.neck.out_channels = width
+    norm = model.neck.norm_layer
+    per_group = math.gcd(norm.num_channels // norm.num_groups, width)
+    norm.num_channels, norm.num_groups = width, width // per_group
+    model.position_embedding.num_pos_feats = width // 2
+    if num_layers is not None:
+        encoder.num_layers = decoder.num_layers = num_layers
+        weights = model.criterion.weight_dict
+        model.criterion.weight_dict = _weights_of_depth(weights, decoder.num_layers)
+    return model
+
+
+def _set(node: DictConfig, key: str, value: Any) -> None:
+    """Set a value unless it follows another key by interpolation."""
+    if not OmegaConf.is_interpolation(node, key):
+        node[key] = value
+
+
+def _weights_of_depth(weights: Mapping[str, float], num_layers: int) -> dict[str, float]:
+    """Loss weights of a decoder with another number of layers, as ``layer_weights`` gives them."""
+    per_layer = [name.removesuffix("_0") for name in weights if name.endswith("_0")]
+    others = {
+        name: weight
+        for name, weight in weights.items()
+        if name.rpartition("_")[0] not in per_layer or not name.rpartition("_")[2].isdigit()
+    }
+    layers = range(num_layers - 1)
+    return others | {f"{name}_{i}": weights[f"{name}_0"] for i in layers for name in per_layer}
+
+
+def detectron2_model(name: str) -> DictConfig:
+    """Return ``model`` of one of detectron2's own lazy configs.
+
+    Args:
+        name: such as ``common/models/mask_rcnn_fpn.py``.
+
+    Raises:
+        ConfigError: where detectron2 itself is not installed.
+    """
+    try:
+        return get_config(name).model
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this config needs detectron2 itself, whose {name} it builds on; install it from "
+            "https://github.com/facebookresearch/detectron2"
+        ) from error
+
+
+def target_name(target: str | Callable[..., Any] | None) -> str:
+    """Return the dotted name of a config node's target, which may be a name already."""
+    if target is None:
+        raise KeyError("a model config needs a _target_")
+    return target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"

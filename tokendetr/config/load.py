@@ -1,0 +1,230 @@
+"""Load a config with strict overrides, before anything is built."""
+
+import copy
+import difflib
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tokendetr.config.registration import repeatable_registration
+from tokendetr.errors import ConfigError
+
+__all__ = ["apply_overrides", "fill_defaults", "load_config"]
+
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "output_dir": "./output",
+    "init_checkpoint": "",
+    # False: weights that are missing, left over or of another shape are reported and skipped.
+    "init_checkpoint_strict": True,
+    "max_iter": 90000,
+    "amp": {"enabled": False, "dtype": "float16"},
+    "ddp": {
+        "broadcast_buffers": False,
+        "find_unused_parameters": False,
+        "fp16_compression": False,
+    },
+    "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
+    "grad_accum_steps": 1,
+    # How losses of the micro-batches of one update are weighted: "boxes" or "images".
+    "grad_accum_weighting": "boxes",
+    "seed": -1,
+    "fast_dev_run": {"enabled": False},
+    "checkpointer": {"period": 5000, "max_to_keep": 100},
+    # Metric that chooses model_best.pth; null: box AP, of the moving average where only that is
+    # evaluated.
+    "best_metric": None,
+    "eval_period": 5000,
+    "log_period": 20,
+    # The total batch size that learning rate and iterations of the config are meant for.
+    "reference_batch_size": 16,
+    # Checks of annotations before training: "strict", "warn" or "off".
+    "validate_data": "strict",
+    "wandb": {"enabled": False, "params": {}},
+    "model_ema": {
+        "enabled": False,
+        "decay": 0.999,
+        "device": "",
+        "use_ema_weights_for_eval_only": False,
+    },
+    "device": "cuda",
+}
+"""Keys of ``train`` that the trainer reads; what a config leaves out is taken from here."""
+
+
+def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Load a lazy config, complete ``train`` and apply overrides.
+
+    ``model.device`` follows ``train.device`` unless it is overridden itself.
+
+    Args:
+        config_file: path of a ``.py`` or ``.yaml`` config.
+        overrides: ``key=value`` (the key must exist), ``+key=value`` (adds one), ``~key`` in
+            hydra's grammar.
+
+    Raises:
+        FileNotFoundError: no such file; the message names similar ones.
+        ConfigError: no config given, malformed or unknown override, wrong type.
+    """
+    if not config_file:
+        raise ConfigError("no config given: use --config-file FILE")
+    if "://" not in config_file and not os.path.isfile(config_file):
+        raise FileNotFoundError(
+            f"config file {config_file!r} does not exist{_similar(config_file)}"
+        )
+    with repeatable_registration():
+        cfg = LazyConfig.load(config_file)
+    fill_defaults(cfg)
+    apply_overrides(cfg, overrides)
+    if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
+        _follow_device(cfg)
+    return cfg
+
+
+def fill_defaults(cfg: DictConfig) -> None:
+    """Add the keys of ``train`` that a config leaves out, in place."""
+    if "train" not in cfg:
+        cfg.train = {}
+    _add_missing(cfg.train, TRAIN_DEFAULTS)
+
+
+def _add_missing(node: DictConfig, defaults: dict[str, Any]) -> None:
+    for key, value in defaults.items():
+        if key not in node:
+            node[key] = copy.deepcopy(value)
+        # Arguments that are passed on as they are (``params``) keep to what the config says.
+        elif isinstance(value, dict) and OmegaConf.is_dict(node[key]) and key != "params":
+            _add_missing(node[key], value)
+
+
+def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
+    """Apply overrides in hydra's grammar, refusing keys that the config does not have.
+
+    A key exists if it is in the config or is a parameter of the node's target. ``+key=value`` adds
+    any other.
+
+    Args:
+        cfg: changed in place.
+        overrides: one string each.
+
+    Returns:
+        The same config.
+
+    Raises:
+        ConfigError: naming the nearest keys for an unknown one, or both types for a value of
+            another type than a number's.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+            value = override.value()
+        except HydraException as error:
+            raise ConfigError(
+                f"override {text!r} is not of the form key=value: {str(error).splitlines()[0]}"
+            ) from error
+        key = override.key_or_group
+        if override.is_sweep_override():
+            raise ConfigError(f"override {text!r} gives several values; give one")
+        if not override.is_add():
+            _check_known(cfg, key)
+        if override.is_delete():
+            _delete(cfg, key)
+            continue
+        if not override.is_add():
+            _check_type(cfg, key, value)
+        LazyConfig.apply_overrides(cfg, [text])
+    return cfg
+
+
+def _check_known(cfg: Any, key: str) -> None:
+    node = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, ListConfig) and part.lstrip("-").isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, DictConfig) and part in node:
+            node = None if OmegaConf.is_missing(node, part) else node[part]
+        elif depth == len(parts) - 1 and _is_parameter(node, part):
+            return
+        else:
+            raise ConfigError(_unknown_key(cfg, key))
+
+
+def _is_parameter(node: Any, name: str) -> bool:
+    """Whether ``name`` is a named parameter of the target of a ``LazyCall`` node."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None:
+        return False
+    try:
+        parameters = inspect.signature(locate(target) if isinstance(target, str) else target)
+    except (ImportError, TypeError, ValueError):
+        return False
+    parameter = parameters.parameters.get(name)
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+
+
+def _unknown_key(cfg: Any, key: str) -> str:
+    keys = list(_dotted_keys(cfg))
+    # The last part matters most: `train.maxiter` is nearer to `train.max_iter` than to `train`.
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    if not near:
+        last = key.rpartition(".")[2]
+        near = [k for k in keys if k.rpartition(".")[2] == last][:3]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"the config has no key {key!r}{hint} (to add a new key write +{key}=value)"
+
+
+def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            if key == "_target_":
+                continue
+            name = f"{prefix}{key}"
+            yield name
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from _dotted_keys(node[key], f"{name}.")
+    elif isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from _dotted_keys(item, f"{prefix}{index}.")
+
+
+def _check_type(cfg: Any, key: str, value: Any) -> None:
+    """Refuse a word where the config has a number or a truth value."""
+    old = OmegaConf.select(cfg, key, default=None)
+    is_word = isinstance(value, str) and not value.startswith("${")
+    if isinstance(old, (bool, int, float)) and is_word:
+        raise ConfigError(
+            f"{key} is {old!r} in the config and cannot become the text {str(value)!r}: "
+            f"give a {type(old).__name__}"
+        )
+
+
+def _delete(cfg: Any, key: str) -> None:
+    parent, _, last = key.rpartition(".")
+    del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
+
+
+def _follow_device(cfg: DictConfig) -> None:
+    model = cfg.get("model")
+    if isinstance(model, DictConfig) and model.get("device", None) is not None:
+        model.device = cfg.train.device
+
+
+def _similar(path: str) -> str:
+    """A hint at files near ``path`` with nearly its name."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return f" (there is no folder {folder!r})"
+    near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), n=3)
+    return f"; did you mean {' or '.join(os.path.join(folder, n) for n in near)}?" if near else ""

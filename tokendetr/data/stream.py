@@ -1,0 +1,332 @@
+"""A training loader whose position is part of the checkpoint.
+
+The batches of a run are a fixed sequence, given by a seed: which images, in which order, with which
+augmentations. The sequence is computed in the training process from indices alone, and every sample
+is augmented with generators seeded by (seed, position in the sequence). So neither the number of
+worker processes nor how far they have read ahead changes a sample, and going on after batch n is
+starting the same sequence at batch n.
+"""
+
+import copy
+import inspect
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch.utils.data as torchdata
+from detectron2.config import instantiate
+from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from detectron2.utils.registry import locate
+from detectron2.utils.serialize import PicklableWrapper
+from omegaconf import DictConfig
+
+from tokendetr.data.random_state import preserved_rng, seeded_rng
+from tokendetr.data.workers import obey_parent
+from tokendetr.errors import SampleError
+
+__all__ = ["StreamLoader", "build_train_loader"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_REPLACEMENTS = 20
+
+
+class NamedErrors:
+    """A mapper that says which record it failed on.
+
+    Args:
+        mapper: turns a record into a model's input.
+    """
+
+    def __init__(self, mapper: Callable[[Any], Any]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: Any) -> Any:
+        """Map a record.
+
+        Raises:
+            SampleError: with the record's name, whatever the mapper raised.
+        """
+        try:
+            return self.mapper(record)
+        except Exception as error:
+            raise SampleError(
+                f"cannot load {describe_record(record)}: {type(error).__name__}: {error}. "
+                "Repair the file, or remove its record from the annotations."
+            ) from error
+
+
+def describe_record(record: Any) -> str:
+    """File name and image id of a record, for messages."""
+    if not isinstance(record, Mapping) or "file_name" not in record:
+        return "a record without a file name"
+    return f"{record['file_name']} (image id {record.get('image_id', 'unknown')})"
+
+
+class _StreamDataset(torchdata.Dataset):
+    """Samples by (position in the stream, index of the record).
+
+    Args:
+        records: a map-style data set.
+        mapper: turns a record into a sample; None leaves records alone.
+        seed: the run's seed.
+    """
+
+    def __init__(self, records: Any, mapper: Callable[[Any], Any] | None, seed: int) -> None:
+        self.records = records
+        self.mapper = None if mapper is None else PicklableWrapper(NamedErrors(mapper))
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """The sample; a mapper that returns None is given other records instead.
+
+        Raises:
+            SampleError: a record cannot be read, or record after record gave None.
+        """
+        position, index = key
+        if self.mapper is None:
+            return self.records[index]
+        for attempt in range(_MAX_REPLACEMENTS):
+            record = self.records[(index + attempt) % len(self.records)]
+            with seeded_rng(self.seed, position, attempt):
+                sample = self.mapper(record)
+            if sample is not None:
+                return sample
+            logger.warning(
+                "The mapper returned None for %s; taking the next", describe_record(record)
+            )
+        raise SampleError(
+            f"the mapper returned None for {_MAX_REPLACEMENTS} records in a row, "
+            f"the last one {describe_record(record)}"
+        )
+
+
+class _BatchKeys(torchdata.Sampler):
+    """The batches of one rank as lists of (position, index), from a given batch on.
+
+    Args:
+        indices: this rank's endless stream of record indices.
+        batch_size: records per batch and rank.
+        skip: number of batches to leave out at the start.
+        group_of: index -> group; a batch holds records of one group. None: no groups.
+    """
+
+    def __init__(
+        self,
+        indices: Iterable[int],
+        batch_size: int,
+        skip: int,
+        group_of: Callable[[int], int] | None,
+    ) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+        self.skip = skip
+        self.group_of = group_of
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._batches(), self.skip, None)
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        groups: dict[int, list[tuple[int, int]]] = {}
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        for count, index in enumerate(self.indices):
+            # Positions count over all ranks: a sample does not depend on how many there are.
+            key = (count * world_size + rank, int(index))
+            group = groups.setdefault(0 if self.group_of is None else self.group_of(key[1]), [])
+            group.append(key)
+            if len(group) == self.batch_size:
+                yield group.copy()
+                group.clear()
+
+
+class StreamLoader:
+    """An endless loader of training batches that can start anywhere in its sequence.
+
+    Arguments are those of ``detectron2.data.build_detection_train_loader``.
+
+    Args:
+        dataset: a list of records or a map-style data set.
+        mapper: turns a record into a model's input; None leaves records alone.
+        make_sampler: seed -> sampler of this rank's endless stream of indices.
+        seed: of the order and of all augmentations; equal on all ranks.
+        total_batch_size: images per update, over all ranks and micro-batches.
+        micro_batches: batches per update; each has its share of the images.
+        aspect_ratio_grouping: batches hold only landscape or only portrait images.
+        num_workers: loader processes.
+        collate_fn: makes a batch of a list; the list itself when None.
+        **options: further arguments of ``torch.utils.data.DataLoader``.
+
+    Raises:
+        ValueError: the batch size cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: Any,
+        mapper: Callable[[Any], Any] | None,
+        make_sampler: Callable[[int], Iterable[int]],
+        seed: int,
+        total_batch_size: int,
+        micro_batches: int = 1,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        shares = comm.get_world_size() * micro_batches
+        if total_batch_size <= 0 or total_batch_size % shares:
+            raise ValueError(
+                f"total_batch_size={total_batch_size} must be a positive multiple of the number "
+                "of processes times train.grad_accum_steps = "
+                f"{comm.get_world_size()} x {micro_batches}"
+            )
+        self.batch_size = total_batch_size // shares
+        self.total_batch_size = total_batch_size
+        self.records = DatasetFromList(dataset, copy=True) if isinstance(dataset, list) else dataset
+        self.seed = seed
+        self.batches_read = 0
+        self._mapper = mapper
+        self._make_sampler = make_sampler
+        self._landscape = _landscape(dataset) if aspect_ratio_grouping else None
+        self._num_workers = num_workers
+        self._collate = collate_fn or trivial_batch_collator
+        self._options = options
+
+    @property
+    def updates_per_epoch(self) -> float:
+        """Number of updates in which as many images are read as the data set has."""
+        return len(self.records) / self.total_batch_size
+
+    def _group_of(self, index: int) -> int:
+        assert self._landscape is not None
+        return self._landscape[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches from the present position on."""
+        keys = _BatchKeys(
+            self._make_sampler(self.seed),
+            self.batch_size,
+            self.batches_read,
+            None if self._landscape is None else self._group_of,
+        )
+        loader = torchdata.DataLoader(
+            _StreamDataset(self.records, self._mapper, self.seed),
+            batch_sampler=keys,
+            num_workers=self._num_workers,
+            collate_fn=self._collate,
+            worker_init_fn=obey_parent,
+            **self._options,
+        )
+        # Starting workers draws a number; the model's generators must not notice.
+        with preserved_rng():
+            batches = iter(loader)
+        for batch in batches:
+            self.batches_read += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position in the sequence: the seed, and the images read over all ranks."""
+        return {
+            "seed": self.seed,
+            "images": self.batches_read * self.batch_size * comm.get_world_size(),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at a saved position; takes effect when iteration starts.
+
+        With another number of processes or another batch size than the saved run's the position is
+        rounded down to a whole batch.
+        """
+        self.seed = int(state["seed"])
+        self.batches_read = int(state["images"]) // (self.batch_size * comm.get_world_size())
+
+
+def _landscape(dataset: Any) -> list[bool]:
+    """Which records are wider than high.
+
+    Raises:
+        ValueError: records without a size.
+    """
+    records = dataset if isinstance(dataset, list) else [dataset[i] for i in range(len(dataset))]
+    try:
+        return [record["width"] > record["height"] for record in records]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            "grouping batches by aspect ratio needs 'width' and 'height' in every record; set "
+            "dataloader.train.aspect_ratio_grouping=False, or add them"
+        ) from error
+
+
+def build_train_loader(node: Any, *, seed: int, micro_batches: int = 1) -> Any:
+    """The loader that ``dataloader.train`` describes.
+
+    Args:
+        node: a lazy call. One of ``build_detection_train_loader`` becomes a :class:`StreamLoader`
+            with the same arguments; any other is instantiated as it is, and then resuming restarts
+            its order.
+        seed: of order and augmentations, equal on all ranks; negative: drawn at random.
+        micro_batches: ``train.grad_accum_steps``.
+    """
+    seed = comm.all_gather(seed)[0] if seed >= 0 else comm.shared_random_seed()
+    target = node.get("_target_")
+    target = locate(target) if isinstance(target, str) else target
+    if target is not build_detection_train_loader:
+        return _foreign_loader(node, micro_batches)
+    arguments = {str(key): node[key] for key in node if key != "_target_"}
+    sampler = arguments.pop("sampler", None)
+    dataset = instantiate(arguments.pop("dataset"))
+    if isinstance(dataset, torchdata.IterableDataset):
+        return _foreign_loader(node, micro_batches)
+    mapper = instantiate(arguments.pop("mapper"))
+    # Workers need no seeds, and the stream never ends.
+    for name in ("seed", "drop_last", "worker_init_fn"):
+        arguments.pop(name, None)
+    per_process = arguments.pop("single_gpu_batch_size", None)
+    if per_process:
+        arguments["total_batch_size"] = per_process * comm.get_world_size() * micro_batches
+    options = {key: instantiate(value) for key, value in arguments.items()}
+    return StreamLoader(
+        dataset=dataset,
+        mapper=mapper,
+        make_sampler=_sampler_maker(sampler, len(dataset)),
+        seed=seed,
+        micro_batches=micro_batches,
+        **options,
+    )
+
+
+def _sampler_maker(node: Any, size: int) -> Callable[[int], Iterable[int]]:
+    if node is None:
+        return lambda seed: TrainingSampler(size, seed=seed)
+    if not isinstance(node, DictConfig):
+        return lambda seed: node
+
+    def make(seed: int) -> Iterable[int]:
+        own = copy.deepcopy(node)
+        target = locate(own._target_) if isinstance(own._target_, str) else own._target_
+        if "seed" in inspect.signature(target).parameters and own.get("seed", None) is None:
+            own.seed = seed
+        return instantiate(own)
+
+    return make
+
+
+def _foreign_loader(node: Any, micro_batches: int) -> Any:
+    if micro_batches != 1:
+        raise ValueError(
+            "train.grad_accum_steps needs dataloader.train to be a lazy call of "
+            "detectron2.data.build_detection_train_loader over a map-style data set"
+        )
+    logger.warning(
+        "dataloader.train is not detectron2's build_detection_train_loader over a map-style data "
+        "set: resuming will restart the order of its data"
+    )
+    return instantiate(node)

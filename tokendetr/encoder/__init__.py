@@ -1,0 +1,17 @@
+"""The deformable encoder: one loop for dense encoders and for every method on fewer tokens."""
+
+from tokendetr.encoder.sparsifier import (
+    EncoderContext,
+    TokenPlan,
+    TokenSparsifier,
+    ValuePolicy,
+)
+from tokendetr.encoder.token_encoder import TokenEncoder
+
+__all__ = [
+    "EncoderContext",
+    "TokenEncoder",
+    "TokenPlan",
+    "TokenSparsifier",
+    "ValuePolicy",
+]

@@ -1,0 +1,108 @@
+"""Where a running detector's decoder looks: a decoder cross-attention map (DAM) of the tokens.
+
+Shapes: B image, N all tokens, Q query, C channel, M head, L level, P point, X = 2 or 4.
+"""
+
+import inspect
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder import trace
+from tokendetr.encoder.detector_view import Host, current_host
+from tokendetr.errors import HostError
+from tokendetr.layers.deformable_attention import locations_and_weights
+from tokendetr.tokens import LevelLayout, splat_attention
+
+MAP_NAME = "decoder_attention"
+"""Name of the map in a trace (:attr:`tokendetr.encoder.trace.ForwardTrace.maps`)."""
+
+
+class DecoderAttention:
+    """Adds up, while it is entered, how much the decoder's queries look at each token.
+
+    The decoder is watched by forward pre-hooks on its cross-attentions, so detectors stay as they
+    are. Denoising queries, which start from noised ground truth, are left out. Nothing here
+    carries a gradient.
+
+    Args:
+        host: the running detector.
+        layout: geometry of the batch.
+        half_cell: see :func:`tokendetr.tokens.splat_attention`.
+
+    Source: Sparse DETR, arXiv 2111.14330, section 3.3 and appendix A.2.
+    """
+
+    def __init__(self, host: Host, layout: LevelLayout, *, half_cell: bool = True) -> None:
+        self._host = host
+        self._layout = layout
+        self._half_cell = half_cell
+        self._mass_BN: Tensor | None = None
+        self._handles: list[Any] = []
+
+    @property
+    def mass_BN(self) -> Tensor:
+        """Attention weight per token, summed over layers, heads and queries, float32 [B, N].
+
+        Raises:
+            HostError: where the decoder has not run.
+        """
+        if self._mass_BN is None:
+            raise HostError("the decoder's cross-attention did not run after the encoder")
+        return self._mass_BN
+
+    def __enter__(self) -> "DecoderAttention":
+        for attention in self._host.cross_attentions:
+            self._handles.append(attention.register_forward_pre_hook(self._look, with_kwargs=True))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    @torch.no_grad()
+    def _look(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = inspect.signature(attention.forward).bind(*args, **kwargs).arguments
+        query = (
+            call["query"] if call.get("query_pos") is None else call["query"] + call["query_pos"]
+        )
+        query_BQC = query if getattr(attention, "batch_first", True) else query.transpose(0, 1)
+        chosen = self._host.matching_queries(query_BQC.shape[1], self._layout)
+        locations_BQMLP2, weights_BQMLP = locations_and_weights(
+            attention,
+            query_BQC[:, chosen],
+            call["reference_points"][:, chosen],
+            self._layout.level_shapes,
+        )
+        mass_BN = splat_attention(
+            locations_BQMLP2, weights_BQMLP, self._layout.level_shapes, half_cell=self._half_cell
+        )
+        self._mass_BN = mass_BN if self._mass_BN is None else self._mass_BN + mass_BN
+
+
+def record_decoder_attention(layout: LevelLayout) -> None:
+    """Note in the trace, where one is recorded, where the decoder is going to look.
+
+    Without a supervised model, or without a deformable decoder, there is nothing to note.
+    """
+    forward, context = trace.current_forward(), supervision.current()
+    if forward is None or context is None:
+        return
+    attention = DecoderAttention(current_host(), layout)
+    try:
+        context.enter(attention)
+    except HostError:
+        return
+
+    def note() -> None:
+        forward.maps[MAP_NAME] = attention.mass_BN
+
+    context.when_done(note)

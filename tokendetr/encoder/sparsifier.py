@@ -1,0 +1,111 @@
+"""What a method that works on fewer tokens implements: a sparsifier, and its plan of one pass.
+
+Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.tokens import Identity, LevelLayout, TokenMap
+
+ValuePolicy = Literal["updated", "initial"]
+VALUE_POLICIES = ("updated", "initial")
+
+
+@dataclass(frozen=True)
+class EncoderContext:
+    """What a sparsifier may know when it plans one forward pass.
+
+    Attributes:
+        layout: geometry and padding of the batch.
+        memory_BNC: the tokens that enter the encoder.
+        query_pos_BNC: their positions, or None.
+        reference_points_BNL2: their normalised reference points in every level.
+        num_layers: number of encoder layers.
+        run_dense: runs all layers on all tokens without gradients and returns the memory [B, N, C].
+    """
+
+    layout: LevelLayout
+    memory_BNC: Tensor
+    query_pos_BNC: Tensor | None
+    reference_points_BNL2: Tensor
+    num_layers: int
+    run_dense: Callable[[], Tensor]
+
+
+class TokenPlan:
+    """What one forward pass does with its tokens; this base class keeps all of them.
+
+    Everything that lives for one forward pass lives here, so sparsifiers stay stateless.
+
+    Args:
+        context: the forward pass.
+    """
+
+    def __init__(self, context: EncoderContext) -> None:
+        self.context = context
+        self._identity = Identity(
+            num_tokens=context.layout.num_tokens, valid_BN=context.layout.valid_BN
+        )
+
+    def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
+        """Return the map of a layer.
+
+        Returning the same object as for the layer before means: the reduced tokens carry on as they
+        are, instead of being reduced again from the memory.
+
+        Args:
+            layer: index of the layer, from 0.
+            memory_BNC: all tokens as they are before the layer.
+        """
+        return self._identity
+
+    def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
+        """Return the reduced tokens after a block of the method's own (unchanged here)."""
+        return tokens_BKC
+
+    def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
+        """Look at a layer's results (for auxiliary heads); nothing here."""
+
+    def finish(self, memory_BNC: Tensor) -> Tensor:
+        """Return the encoder's output; losses are added to ``supervision.current()`` here."""
+        return memory_BNC
+
+
+class TokenSparsifier(nn.Module, ABC):
+    """A method that decides which tokens the encoder's layers work on.
+
+    Args:
+        value_policy: whether the attention's values are the memory as updated by the layers so far
+            ("updated") or the features that entered the encoder ("initial").
+        bypass: moves the tokens that a method of the keep kind leaves out; None: they stand still.
+
+    Raises:
+        ValueError: for another policy.
+    """
+
+    def __init__(
+        self, *, value_policy: ValuePolicy = "updated", bypass: AffineBypass | None = None
+    ) -> None:
+        super().__init__()
+        if value_policy not in VALUE_POLICIES:
+            raise ValueError(f"value_policy must be one of {VALUE_POLICIES}, got {value_policy!r}")
+        self.value_policy = value_policy
+        self.bypass = bypass
+
+    @abstractmethod
+    def plan(self, context: EncoderContext) -> TokenPlan:
+        """Return the plan of one forward pass."""
+
+    def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint's weights (of the whole model) under the names that they have here.
+
+        A method whose published checkpoints have other names recognises and renames them; others
+        are returned as they are.
+        """
+        return dict(weights)

@@ -1,0 +1,276 @@
+"""The deformable encoder: one loop for dense encoders and for every method that works on fewer
+tokens.
+
+Before each layer the loop asks a :class:`TokenPlan` for a token map, reduces the tokens, runs the
+layer with whole grids as values, and puts the results back. Without a sparsifier it is the encoder
+of Deformable DETR and DINO.
+Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from detrex.layers import FFN
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tokendetr.encoder import trace
+from tokendetr.encoder.aux_losses import replay_contexts
+from tokendetr.encoder.bypass import BypassPass
+from tokendetr.encoder.decoder_attention import record_decoder_attention
+from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
+from tokendetr.layers.encoder_layer import EncoderLayer
+from tokendetr.tokens import LevelLayout, TokenMap
+
+__all__ = [
+    "EncoderContext",
+    "EncoderLayer",
+    "TokenEncoder",
+    "TokenPlan",
+    "TokenSparsifier",
+    "ValuePolicy",
+]
+
+
+class TokenEncoder(nn.Module):
+    """The deformable encoder, dense or with a sparsifier.
+
+    Args:
+        embed_dim: channels C.
+        num_heads: attention heads.
+        feedforward_dim: hidden channels of the feed-forward networks.
+        attn_dropout: dropout after the attention.
+        ffn_dropout: dropout inside the feed-forward networks.
+        num_layers: number of layers.
+        post_norm: whether a LayerNorm follows the last layer.
+        num_feature_levels: levels L.
+        num_points: sampled points per head and level.
+        operation_order: order inside a layer, see :class:`EncoderLayer`.
+        use_checkpoint: recompute layers in the backward pass instead of storing their activations.
+        sparsifier: decides which tokens the layers work on; None works on all.
+
+    Source: Deformable DETR, arXiv 2010.04159; arguments and parameter names of detrex's encoders.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        feedforward_dim: int = 1024,
+        attn_dropout: float = 0.1,
+        ffn_dropout: float = 0.1,
+        num_layers: int = 6,
+        post_norm: bool = False,
+        num_feature_levels: int = 4,
+        num_points: int = 4,
+        operation_order: Sequence[str] = ("self_attn", "norm", "ffn", "norm"),
+        use_checkpoint: bool = False,
+        sparsifier: TokenSparsifier | None = None,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        order = tuple(operation_order)
+
+        def make_layer() -> EncoderLayer:
+            attention = MultiScaleDeformableAttention(
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                num_levels=num_feature_levels,
+                num_points=num_points,
+                dropout=attn_dropout,
+                batch_first=True,
+            )
+            ffns = [
+                FFN(
+                    embed_dim=embed_dim,
+                    feedforward_dim=feedforward_dim,
+                    output_dim=embed_dim,
+                    num_fcs=2,
+                    ffn_drop=ffn_dropout,
+                )
+                for name in order
+                if name == "ffn"
+            ]
+            return EncoderLayer(attention=attention, ffns=ffns, operation_order=order)
+
+        self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
+        self.num_layers = num_layers
+        self.embed_dim = embed_dim
+        self.pre_norm = order[0] == "norm"
+        self.use_checkpoint = use_checkpoint
+        self.post_norm_layer = nn.LayerNorm(embed_dim) if post_norm else None
+        self.sparsifier = sparsifier
+        self._check_bypass(num_feature_levels)
+
+    def _check_bypass(self, num_levels: int) -> None:
+        bypass = None if self.sparsifier is None else self.sparsifier.bypass
+        if bypass is None:
+            return
+        for name, value in (
+            ("embed_dim", self.embed_dim),
+            ("num_layers", self.num_layers),
+            ("num_levels", num_levels),
+        ):
+            if getattr(bypass, name) != value:
+                raise ValueError(
+                    f"the bypass has {name}={getattr(bypass, name)}, the encoder {value}"
+                )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_pos: Tensor | None = None,
+        attn_masks: object = None,
+        query_key_padding_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        *,
+        spatial_shapes: Tensor | None = None,
+        reference_points: Tensor | None = None,
+        level_start_index: Tensor | None = None,
+        valid_ratios: Tensor | None = None,
+        layout: LevelLayout | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        """Encode a batch of flattened feature pyramids (the call of upstream's transformers).
+
+        Args:
+            query: features [B, N, C] of all levels, finest first, row by row.
+            key: unused, as in upstream (the encoder attends to its own tokens).
+            value: unused, likewise.
+            query_pos: positions [B, N, C].
+            key_pos: unused, likewise.
+            attn_masks: unused, likewise.
+            query_key_padding_mask: bool [B, N], True = padding.
+            key_padding_mask: unused, likewise.
+            spatial_shapes: long [L, 2], (height, width) of the levels.
+            reference_points: [B, N, L, 2]; each token's own centre where None.
+            level_start_index: unused: it follows from the shapes.
+            valid_ratios: [B, L, 2], real part of each level's (width, height).
+            layout: the same geometry with Python sizes, which needs no synchronisation with the
+                device; replaces masks, shapes and ratios.
+            **kwargs: unused; upstream's transformers pass what their decoders need as well.
+
+        Returns:
+            The memory [B, N, C], every token in its place.
+
+        Raises:
+            ValueError: where neither ``layout`` nor ``spatial_shapes`` is given, or they do not fit
+                the tokens.
+        """
+        if layout is None:
+            if spatial_shapes is None:
+                raise ValueError("the encoder needs layout or spatial_shapes")
+            layout = LevelLayout.from_upstream(
+                spatial_shapes=spatial_shapes,
+                valid_ratios=valid_ratios,
+                query_key_padding_mask=query_key_padding_mask,
+                like_BNC=query,
+            )
+        elif layout.num_tokens != query.shape[1] or layout.batch_size != query.shape[0]:
+            raise ValueError(
+                f"the layout is of {layout.batch_size} images of {layout.num_tokens} tokens, "
+                f"the features have shape {list(query.shape)}"
+            )
+        if reference_points is None:
+            reference_points = layout.reference_points_BNL2().to(query.dtype)
+        context = EncoderContext(
+            layout=layout,
+            memory_BNC=query,
+            query_pos_BNC=query_pos,
+            reference_points_BNL2=reference_points,
+            num_layers=self.num_layers,
+            run_dense=lambda: self._run_dense(context),
+        )
+        trace.begin_forward(layout)
+        record_decoder_attention(layout)
+        if self.sparsifier is None:
+            return self._encode(context, TokenPlan(context), "updated")
+        plan, bypass = self.sparsifier.plan(context), self.sparsifier.bypass
+        moving = None if bypass is None else bypass.start(layout, query)
+        return self._encode(context, plan, self.sparsifier.value_policy, moving)
+
+    def _run_dense(self, context: EncoderContext) -> Tensor:
+        with torch.no_grad(), trace.paused():
+            return self._encode(context, TokenPlan(context), "updated")
+
+    def _encode(
+        self,
+        context: EncoderContext,
+        plan: TokenPlan,
+        value_policy: str,
+        moving: BypassPass | None = None,
+    ) -> Tensor:
+        """Run all layers by a plan, and move the tokens that it leaves out."""
+        initial_BNC = memory_BNC = tokens_BKC = context.memory_BNC
+        pos_BKC, reference_BKLX = context.query_pos_BNC, context.reference_points_BNL2
+        previous: TokenMap | None = None
+        for index in range(self.num_layers):
+            token_map = plan.token_map(index, memory_BNC)
+            trace.record_layer(token_map)
+            if moving is not None:
+                memory_BNC = moving.begin_layer(index, token_map, memory_BNC)
+            if token_map is not previous:
+                tokens_BKC = token_map.reduce(memory_BNC)
+                reference_BKLX = token_map.select(context.reference_points_BNL2)
+                if context.query_pos_BNC is not None:
+                    pos_BKC = token_map.select(context.query_pos_BNC)
+                previous = token_map
+            tokens_BKC = plan.before_attention(index, tokens_BKC, token_map)
+            value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
+            projected_BNC = None
+            if moving is not None and value_policy == "updated":
+                if self.pre_norm:  # a norm stands between the map and the projection
+                    value_BNC = moving.values(index, memory_BNC)
+                else:
+                    layer = cast(EncoderLayer, self.layers[index])
+                    projected_BNC = moving.projected_values(
+                        index, memory_BNC, layer.value_projection
+                    )
+            tokens_BKC = self._run_layer(
+                index,
+                tokens_BKC,
+                None if value_BNC is tokens_BKC else value_BNC,
+                pos_BKC,
+                reference_BKLX,
+                context.layout,
+                projected_BNC,
+            )
+            memory_BNC = token_map.restore(tokens_BKC, memory_BNC)
+            if moving is not None:
+                memory_BNC = moving.end_layer(index, memory_BNC)
+            plan.after_layer(index, tokens_BKC, token_map)
+        if moving is not None:
+            memory_BNC = moving.finish(memory_BNC)
+        if self.post_norm_layer is not None:
+            memory_BNC = self.post_norm_layer(memory_BNC)
+        return plan.finish(memory_BNC)
+
+    def _run_layer(
+        self,
+        index: int,
+        tokens_BKC: Tensor,
+        value_BNC: Tensor | None,
+        pos_BKC: Tensor | None,
+        reference_BKLX: Tensor,
+        layout: LevelLayout,
+        projected_BNC: Tensor | None,
+    ) -> Tensor:
+        layer = self.layers[index]
+        arguments = (
+            tokens_BKC,
+            value_BNC,
+            pos_BKC,
+            reference_BKLX,
+            layout.padding_BN if layout.may_have_padding else None,
+            layout.level_shapes,
+            projected_BNC,
+        )
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(layer, *arguments, use_reentrant=False, context_fn=replay_contexts)
+        return layer(*arguments)

@@ -1,0 +1,33 @@
+"""Typed errors that the library raises; every message names what is wrong and what to do."""
+
+
+class ConfigError(ValueError):
+    """A config file or an override that cannot be used; the message says which and what to do."""
+
+
+class HostError(RuntimeError):
+    """The detector around an encoder lacks what the encoder's sparsifier needs."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss or a gradient is infinite or NaN; the weights are those before the step."""
+
+
+class SampleError(RuntimeError):
+    """A record could not be turned into a sample; the message names its file and image id."""
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be used; the message names file and records and what to do."""
+
+
+class CheckpointWriteError(OSError):
+    """A file could not be written; what was there before is unchanged."""
+
+
+class UnsafeCheckpointError(ValueError):
+    """A file holds more than weights and plain values; nothing of it was executed."""
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint does not fit the model; the message lists the keys."""

@@ -1,0 +1,110 @@
+"""Evaluate a model, and its moving average beside it."""
+
+import copy
+import logging
+import os
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import LazyCall, instantiate
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detrex.modeling.ema import apply_model_ema_and_restore
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tokendetr.data.random_state import preserved_rng
+from tokendetr.data.stream import NamedErrors
+from tokendetr.data.workers import protect_workers
+from tokendetr.errors import ConfigError
+
+__all__ = ["Evaluation", "default_best_metric"]
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """``dataloader.test`` and ``dataloader.evaluator`` applied to a model.
+
+    Loader and evaluators are built on first use and kept. Random number generators are left as they
+    were, so that a training run does not depend on when it is evaluated.
+
+    Args:
+        cfg: the whole config.
+        model: may be wrapped in DDP; evaluated without the wrapper.
+
+    Attributes:
+        latest: the results of the last evaluation.
+    """
+
+    def __init__(self, cfg: DictConfig, model: nn.Module) -> None:
+        self._cfg = cfg
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        self._loader: Any = None
+        self._evaluators: dict[str, Any] = {}
+        self.latest: OrderedDict[str, Any] = OrderedDict()
+
+    def __call__(self) -> "OrderedDict[str, Any]":
+        """Evaluate on all ranks.
+
+        Returns:
+            On rank 0 task -> metric -> number; the moving average's under ``<task>_ema``. Empty on
+            other ranks, and for a config without a test set.
+        """
+        results: OrderedDict[str, Any] = OrderedDict()
+        if self._cfg.dataloader.get("evaluator", None) is None:
+            logger.warning("The config has no dataloader.evaluator: nothing to evaluate")
+            return results
+        ema = self._cfg.train.model_ema
+        with preserved_rng():
+            if not (ema.enabled and ema.use_ema_weights_for_eval_only):
+                results.update(self._run("") or {})
+            if ema.enabled:
+                with apply_model_ema_and_restore(self._model):
+                    averaged = self._run("_ema") or {}
+                results.update({f"{task}_ema": values for task, values in averaged.items()})
+        if comm.is_main_process() and results:
+            print_csv_format(results)
+        self.latest = results
+        return results
+
+    def _run(self, suffix: str) -> Any:
+        if self._loader is None:
+            node = copy.deepcopy(self._cfg.dataloader.test)
+            if node.get("mapper", None) is not None:
+                node.mapper = LazyCall(NamedErrors)(mapper=node.mapper)
+            self._loader = protect_workers(instantiate(node))
+        if suffix not in self._evaluators:
+            self._evaluators[suffix] = self._build_evaluator(suffix)
+        return inference_on_dataset(self._model, self._loader, self._evaluators[suffix])
+
+    def _build_evaluator(self, suffix: str) -> Any:
+        node = copy.deepcopy(self._cfg.dataloader.evaluator)
+        folder = node.get("output_dir", None)
+        if suffix and folder:
+            # Result files of the moving average do not replace the model's.
+            node.output_dir = os.path.join(folder, suffix.lstrip("_"))
+        return instantiate(node)
+
+
+def default_best_metric(cfg: DictConfig) -> str:
+    """``train.best_metric``, or the box AP of what is evaluated."""
+    if cfg.train.best_metric:
+        return str(cfg.train.best_metric)
+    ema = cfg.train.model_ema
+    return "bbox_ema/AP" if ema.enabled and ema.use_ema_weights_for_eval_only else "bbox/AP"
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: saying how to run on the CPU.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"train.device is {device!r}, but no CUDA device is available. To run on the CPU add "
+            "train.device=cpu (model.device follows it)."
+        )

@@ -1,0 +1,1 @@
+"""Files that a crash or a full disk cannot damage."""

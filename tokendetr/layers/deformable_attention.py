@@ -1,0 +1,228 @@
+"""Multi-scale deformable attention as a module, with detrex's parameters and arguments.
+
+Shapes: B image, N all tokens of all levels, Q query, C channel, L level, M head, P point, X = 2
+    (points) or 4 (boxes).
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detrex import layers as detrex_layers
+from torch import Tensor, nn
+
+from tokendetr.ops import ms_deform_attn_fused, sampling_locations
+
+LevelShapes = Sequence[Sequence[int]]
+
+
+def _upstream_attention() -> type[nn.Module]:
+    """Return detrex's class: upstream's transformers ask ``isinstance`` before they initialise."""
+    upstream = getattr(detrex_layers, "MultiScaleDeformableAttention", None)
+    if isinstance(upstream, type) and issubclass(upstream, nn.Module):
+        return upstream
+    return nn.Module  # a detrex without its compiled part has a placeholder there
+
+
+_UpstreamAttention = _upstream_attention()
+
+
+class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-type, misc]
+    """Every query samples a few points of every level around its reference point.
+
+    Queries may be any set of tokens (all of them, kept or merged ones, or the decoder's); values
+    are always whole grids. Runs on the operators of :mod:`tokendetr.ops`.
+
+    Args:
+        embed_dim: channels C, a multiple of ``num_heads``.
+        num_heads: heads M.
+        num_levels: feature levels L.
+        num_points: sampled points P per head and level.
+        img2col_step: accepted for upstream's configs; our kernels need no such setting.
+        dropout: probability of dropping an output channel before the residual is added.
+        batch_first: whether queries and values are [B, Q, C] (True) or [Q, B, C] (False).
+
+    Raises:
+        ValueError: where ``embed_dim`` is no multiple of ``num_heads``.
+
+    Source: Deformable DETR, arXiv 2010.04159, section 4.1; parameter names and arguments of
+    ``detrex.layers.MultiScaleDeformableAttention``. Differs: weights and locations are never stored
+    (fused operator); ``level_shapes`` spares a device synchronisation.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int = 4,
+        img2col_step: int = 64,
+        dropout: float = 0.1,
+        batch_first: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
+            )
+        head_width = embed_dim // num_heads
+        if head_width & (head_width - 1):
+            warnings.warn(
+                f"{head_width} channels per head: a power of two runs faster", stacklevel=2
+            )
+        self.im2col_step = img2col_step
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = num_points
+        self.batch_first = batch_first
+        samples = num_heads * num_levels * num_points
+        self.dropout = nn.Dropout(dropout)
+        self.sampling_offsets = nn.Linear(embed_dim, samples * 2)
+        self.attention_weights = nn.Linear(embed_dim, samples)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Let point p of head m look p + 1 pixels in direction 2 pi m / M, with equal weights."""
+        angle_M = torch.arange(self.num_heads, dtype=torch.float32) * (
+            2.0 * math.pi / self.num_heads
+        )
+        ring_M2 = torch.stack([angle_M.cos(), angle_M.sin()], dim=-1)
+        ring_M2 = ring_M2 / ring_M2.abs().amax(dim=-1, keepdim=True)
+        distance_P = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offset_MLP2 = ring_M2[:, None, None, :] * distance_P[None, None, :, None]
+        offset_MLP2 = offset_MLP2.expand(-1, self.num_levels, -1, -1)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        self.sampling_offsets.bias.copy_(offset_MLP2.reshape(-1))
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def sampling(self, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return raw offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P] of located queries."""
+        return _sampling(self, query_BQC)
+
+    def locations_and_weights(
+        self, query_BQC: Tensor, reference_points_BQLX: Tensor, level_shapes: LevelShapes
+    ) -> tuple[Tensor, Tensor]:
+        """Return where queries look and how much; see :func:`locations_and_weights`."""
+        return locations_and_weights(self, query_BQC, reference_points_BQLX, level_shapes)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        identity: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        reference_points: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        level_start_index: Tensor | None = None,
+        *,
+        level_shapes: LevelShapes | None = None,
+        projected_value: Tensor | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        """Attend from queries to the whole feature pyramid and add the residual.
+
+        Args:
+            query: [B, Q, C] with ``batch_first``, else [Q, B, C]; so are ``value``, ``identity``,
+                ``query_pos``.
+            key: unused; upstream's transformers pass it.
+            value: [B, N, C] features of all levels, finest first, row by row; ``query`` where None.
+            identity: the residual; ``query`` (without positions) where None.
+            query_pos: positions, added to the queries.
+            key_padding_mask: bool [B, N], True where a value is padding (its projection becomes 0).
+            reference_points: [B, Q, L, 2] normalised points or [B, Q, L, 4] normalised cxcywh
+                boxes.
+            spatial_shapes: integer [L, 2], (height, width) of each level; unused where
+                ``level_shapes`` is given.
+            level_start_index: unused: it follows from the shapes.
+            level_shapes: the shapes as Python integers, which need no synchronisation with the
+                device.
+            projected_value: [B, N, C], what ``value_proj`` would make of the values, padding zero;
+                replaces ``value`` and ``key_padding_mask``.
+            **kwargs: unused; upstream's transformers pass more to all attentions alike.
+
+        Returns:
+            The queries after attention, shaped like ``query``.
+
+        Raises:
+            ValueError: where reference points or level shapes are missing, or do not fit the
+                values.
+        """
+        value = query if value is None else value
+        identity = query if identity is None else identity
+        if reference_points is None:
+            raise ValueError(
+                "deformable attention needs reference_points of shape [B, Q, L, 2 or 4]"
+            )
+        shapes = spatial_shapes if level_shapes is None else level_shapes
+        if shapes is None:
+            raise ValueError("deformable attention needs level_shapes or spatial_shapes")
+        query = query if query_pos is None else query + query_pos
+        query_BQC = query if self.batch_first else query.transpose(0, 1)
+        if projected_value is None:
+            value_BNC = self.value_proj(value if self.batch_first else value.transpose(0, 1))
+            if key_padding_mask is not None:
+                value_BNC = value_BNC.masked_fill(key_padding_mask[..., None], 0.0)
+        else:
+            value_BNC = projected_value
+        value_BNMD = value_BNC.unflatten(-1, (self.num_heads, self.embed_dim // self.num_heads))
+        offsets_BQMLP2, logits_BQMLP = self.sampling(query_BQC)
+        wide = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
+        output_BQC = self.output_proj(
+            ms_deform_attn_fused(
+                value_BNMD, shapes, reference_points.to(wide), offsets_BQMLP2, logits_BQMLP
+            )
+        )
+        output = output_BQC if self.batch_first else output_BQC.transpose(0, 1)
+        return self.dropout(output) + identity
+
+
+def _sampling(attention: Any, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (
+        *query_BQC.shape[:2],
+        attention.num_heads,
+        attention.num_levels,
+        attention.num_points,
+    )
+    offsets_BQMLP2 = attention.sampling_offsets(query_BQC).view(*shape, 2)
+    return offsets_BQMLP2, attention.attention_weights(query_BQC).view(shape)
+
+
+def locations_and_weights(
+    attention: nn.Module,
+    query_BQC: Tensor,
+    reference_points_BQLX: Tensor,
+    level_shapes: LevelShapes,
+) -> tuple[Tensor, Tensor]:
+    """Return where queries look and how much: what statistics of attention are made from.
+
+    Args:
+        attention: one of :data:`DEFORMABLE_ATTENTIONS`.
+        query_BQC: queries with their positions added.
+        reference_points_BQLX: normalised points (X = 2) or boxes (X = 4).
+        level_shapes: ``(height, width)`` of each level.
+
+    Returns:
+        Normalised locations [B, Q, M, L, P, 2] and softmax weights [B, Q, M, L, P].
+    """
+    offsets_BQMLP2, logits_BQMLP = _sampling(attention, query_BQC)
+    shapes = tuple((int(height), int(width)) for height, width in level_shapes)
+    locations = sampling_locations(shapes, reference_points_BQLX, offsets_BQMLP2)
+    return locations, logits_BQMLP.flatten(-2).softmax(dim=-1).view(logits_BQMLP.shape)
+
+
+DEFORMABLE_ATTENTIONS: tuple[type[nn.Module], ...] = (MultiScaleDeformableAttention,) + (
+    () if _UpstreamAttention is nn.Module else (_UpstreamAttention,)
+)
+"""The classes a deformable attention may have: ours, and detrex's in its own detectors."""

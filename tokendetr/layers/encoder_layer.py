@@ -1,0 +1,140 @@
+"""One layer of the deformable encoder, for any subset of the tokens.
+
+Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
+
+ROWS_AT_ONCE = 512
+"""Tokens that pass the feed-forward network together: at 2048 hidden channels 4 MiB in float32."""
+
+
+class EncoderLayer(nn.Module):
+    """One encoder layer with the parameter names of detrex's ``BaseTransformerLayer``.
+
+    Args:
+        attention: the deformable attention.
+        ffn: feed-forward network, copied for each "ffn" of the order by the caller.
+        operation_order: "self_attn" once, "ffn" after it, "norm" anywhere; pre-norm where "norm"
+            comes first.
+
+    Raises:
+        ValueError: for another order.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: MultiScaleDeformableAttention,
+        ffns: Sequence[nn.Module],
+        operation_order: Sequence[str],
+    ) -> None:
+        super().__init__()
+        order = tuple(operation_order)
+        attends = [i for i, name in enumerate(order) if name == "self_attn"]
+        if (
+            set(order) - {"self_attn", "norm", "ffn"}
+            or len(attends) != 1
+            or "ffn" in order[: attends[0]]
+        ):
+            raise ValueError(
+                "operation_order must hold 'self_attn' once, 'ffn' only after it and 'norm', "
+                f"got {order}"
+            )
+        if len(ffns) != order.count("ffn"):
+            raise ValueError(
+                f"{order} needs {order.count('ffn')} feed-forward networks, got {len(ffns)}"
+            )
+        self.operation_order = order
+        self.pre_norm = order[0] == "norm"
+        self.embed_dim = attention.embed_dim
+        self.attentions = nn.ModuleList([attention])
+        self.ffns = nn.ModuleList(ffns)
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(attention.embed_dim) for _ in range(order.count("norm"))
+        )
+
+    @property
+    def value_projection(self) -> nn.Linear:
+        """The projection that the attention's values pass through."""
+        projection: nn.Linear = self.attentions[0].value_proj  # type: ignore[assignment]
+        return projection
+
+    def forward(
+        self,
+        tokens_BKC: Tensor,
+        value_BNC: Tensor | None,
+        query_pos_BKC: Tensor | None,
+        reference_points_BKLX: Tensor,
+        padding_BN: Tensor | None,
+        level_shapes: tuple[tuple[int, int], ...],
+        projected_BNC: Tensor | None = None,
+    ) -> Tensor:
+        """Update tokens from whole grids.
+
+        Args:
+            tokens_BKC: the tokens to update.
+            value_BNC: all tokens, or None where ``tokens_BKC`` are all tokens.
+            query_pos_BKC: positions of the tokens to update.
+            reference_points_BKLX: reference points of the tokens to update.
+            padding_BN: bool, True = padding among the values.
+            level_shapes: (height, width) of each level.
+            projected_BNC: the attention's value projection of all tokens, padding zero, where it
+                is known; the values are not looked at then.
+
+        Returns:
+            The updated tokens [B, K, C].
+        """
+        attention_at = self.operation_order.index("self_attn")
+        query, value = tokens_BKC, value_BNC
+        for norm in self.norms[:attention_at]:
+            query = norm(query)
+            if value is not None and projected_BNC is None:
+                value = norm(value)
+        attended_BKC = self.attentions[0](
+            query,
+            value=value,
+            identity=tokens_BKC if self.pre_norm else None,
+            query_pos=query_pos_BKC,
+            key_padding_mask=padding_BN,
+            reference_points=reference_points_BKLX,
+            level_shapes=level_shapes,
+            projected_value=projected_BNC,
+        )
+        if self._works_in_blocks(attended_BKC):
+            for rows in attended_BKC.flatten(0, 1)[None].split(ROWS_AT_ONCE, dim=1):
+                rows.copy_(self._after_attention(rows))
+            return attended_BKC
+        return self._after_attention(attended_BKC)
+
+    def _works_in_blocks(self, attended_BKC: Tensor) -> bool:
+        """Return whether blocks of tokens go through the rest of the layer one after the other.
+
+        Tokens do not see each other there, so it changes nothing but where the wide hidden
+        activations live: in the cache instead of in fresh memory.
+        """
+        return (
+            attended_BKC.device.type == "cpu"
+            and attended_BKC.is_contiguous()
+            and not self.training
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")  # may change the type of the tokens
+            and not torch.compiler.is_compiling()
+        )
+
+    def _after_attention(self, attended_BKC: Tensor) -> Tensor:
+        """Run the norms and feed-forward networks that follow the attention."""
+        attention_at = self.operation_order.index("self_attn")
+        norms, ffns = iter(self.norms[attention_at:]), iter(self.ffns)
+        tokens_BKC = attended_BKC
+        for name in self.operation_order[attention_at + 1 :]:
+            if name == "ffn":
+                tokens_BKC = next(ffns)(tokens_BKC, attended_BKC if self.pre_norm else None)
+            else:
+                tokens_BKC = next(norms)(tokens_BKC)
+        return tokens_BKC

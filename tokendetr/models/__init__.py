@@ -1,0 +1,1 @@
+"""The detectors, each under the arguments, state-dict keys and numbers of upstream's."""

@@ -1,0 +1,138 @@
+"""Multi-scale deformable attention: the public functions, by the extension or plain PyTorch."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tokendetr.ops.checks import check_dense
+from tokendetr.ops.fallback import autocasts, use_extension
+from tokendetr.ops.ms_deform_attn import checks
+from tokendetr.ops.ms_deform_attn.reference import (
+    LevelShapes,
+    ms_deform_attn_fused_reference,
+    ms_deform_attn_reference,
+)
+
+
+def _pairs(flat: Sequence[int]) -> LevelShapes:
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _run_reference(
+    reference: Callable[..., Tensor],
+    check: Callable[..., None],
+    value: Tensor,
+    shapes: Sequence[int],
+    *coordinates: Tensor,
+) -> Tensor:
+    """Run plain PyTorch under the operators' autocast rule: only values in low precision."""
+    if not autocasts(value):
+        check(value, shapes, *coordinates)
+        return reference(value, _pairs(shapes), *coordinates)
+    kind = value.device.type
+    if value.dtype != torch.float64:
+        value = value.to(torch.get_autocast_dtype(kind))
+        coordinates = tuple(tensor.float() for tensor in coordinates)
+    check(value, shapes, *coordinates)
+    with torch.autocast(kind, enabled=False):
+        return reference(value, _pairs(shapes), *coordinates)
+
+
+def ms_deform_attn(
+    value_BNMD: Tensor,
+    level_shapes: Sequence[Sequence[int]] | Tensor,
+    sampling_locations_BQMLP2: Tensor,
+    attention_weights_BQMLP: Tensor,
+) -> Tensor:
+    """Sum bilinear samples of all levels with attention weights (arXiv 2010.04159, equation 2).
+
+    Args:
+        value_BNMD: values of all levels' pixels, finest level first, row by row; float64, float32,
+            bfloat16 or float16. B, and Q below, may be 0.
+        level_shapes: ``(height, width)`` of each level as Python integers, or an integer tensor of
+            shape [L, 2].
+        sampling_locations_BQMLP2: normalised ``(x, y)``; a pixel's centre is at
+            ``(index + 0.5) / size``; outside the level there are zeros. Float32 (float64 for
+            float64 values) or the values' dtype. A location that is not finite contributes 0 and
+            gets a gradient of 0.
+        attention_weights_BQMLP: weights, of the same dtypes as the locations.
+
+    Returns:
+        Tensor of shape [B, Q, M * D] and the values' dtype; sums are made in float32 (float64 for
+        float64 values).
+
+    Raises:
+        ValueError: for a wrong shape, level size or device; the message names the argument.
+        TypeError: for a wrong dtype; the message names the argument.
+    """
+    check_dense(
+        value=value_BNMD,
+        sampling_locations=sampling_locations_BQMLP2,
+        attention_weights=attention_weights_BQMLP,
+    )
+    shapes = checks.flat_level_shapes(level_shapes)
+    if use_extension(value_BNMD):
+        return torch.ops.tokendetr.ms_deform_attn(
+            value_BNMD, shapes, sampling_locations_BQMLP2, attention_weights_BQMLP
+        )
+    return _run_reference(
+        ms_deform_attn_reference,
+        checks.check_plain,
+        value_BNMD,
+        shapes,
+        sampling_locations_BQMLP2,
+        attention_weights_BQMLP,
+    )
+
+
+def ms_deform_attn_fused(
+    value_BNMD: Tensor,
+    level_shapes: Sequence[Sequence[int]] | Tensor,
+    reference_points_BQLX: Tensor,
+    sampling_offsets_BQMLP2: Tensor,
+    attention_logits_BQMLP: Tensor,
+) -> Tensor:
+    """The same from reference points, raw offsets and logits; nothing in between is stored.
+
+    Args:
+        value_BNMD: as in :func:`ms_deform_attn`.
+        level_shapes: as in :func:`ms_deform_attn`.
+        reference_points_BQLX: X = 2: a location is ``point + offset / (width, height)`` of the
+            level; X = 4: it is ``centre + offset / P * size * 0.5`` for boxes ``(cx, cy, w, h)``.
+            All normalised.
+        sampling_offsets_BQMLP2: raw offsets.
+        attention_logits_BQMLP: raw logits; the weights are their softmax over the L * P samples of
+            a head.
+
+    Returns:
+        Tensor of shape [B, Q, M * D] and the values' dtype.
+
+    Raises:
+        ValueError: for a wrong shape, level size or device; the message names the argument.
+        TypeError: for a wrong dtype; the message names the argument.
+    """
+    check_dense(
+        value=value_BNMD,
+        reference_points=reference_points_BQLX,
+        sampling_offsets=sampling_offsets_BQMLP2,
+        attention_logits=attention_logits_BQMLP,
+    )
+    shapes = checks.flat_level_shapes(level_shapes)
+    if use_extension(value_BNMD):
+        return torch.ops.tokendetr.ms_deform_attn_fused(
+            value_BNMD,
+            shapes,
+            reference_points_BQLX,
+            sampling_offsets_BQMLP2,
+            attention_logits_BQMLP,
+        )
+    return _run_reference(
+        ms_deform_attn_fused_reference,
+        checks.check_fused,
+        value_BNMD,
+        shapes,
+        reference_points_BQLX,
+        sampling_offsets_BQMLP2,
+        attention_logits_BQMLP,
+    )

@@ -1,0 +1,104 @@
+"""Packed attention: sequences of many lengths in containers of one length, each to itself."""
+
+import torch
+from torch import Tensor
+
+from tokendetr.ops.checks import check_dense
+from tokendetr.ops.fallback import autocasts, use_extension
+from tokendetr.ops.packed_attention.checks import check_packed, packed_scale
+from tokendetr.ops.packed_attention.reference import packed_attention_reference
+
+
+def _run_reference(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    segment: Tensor,
+    scale: float,
+    position: Tensor | None,
+    bias_table: Tensor | None,
+    key_bias: Tensor | None,
+) -> Tensor:
+    """Run plain PyTorch under the operator's autocast rule: biases stay in float32."""
+    query, key, value = tensors
+    kind = query.device.type
+    if autocasts(query):
+        low = torch.get_autocast_dtype(kind)
+        query, key, value = (x if x.dtype == torch.float64 else x.to(low) for x in tensors)
+        bias_table, key_bias = (
+            x if x is None or x.dtype == torch.float64 else x.float()
+            for x in (bias_table, key_bias)
+        )
+    check_packed(query, key, value, segment, position, bias_table, key_bias)
+    if not autocasts(query):
+        return packed_attention_reference(
+            query, key, value, segment, scale, position, bias_table, key_bias
+        )
+    with torch.autocast(kind, enabled=False):
+        return packed_attention_reference(
+            query, key, value, segment, scale, position, bias_table, key_bias
+        )
+
+
+def packed_attention(
+    query_GTMD: Tensor,
+    key_GTMD: Tensor,
+    value_GTMD: Tensor,
+    segment_GT: Tensor,
+    *,
+    scale: float | None = None,
+    position_GT2: Tensor | None = None,
+    bias_table_MRR: Tensor | None = None,
+    key_bias_GT: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention of each slot to the slots of its container that share its segment.
+
+    Differentiable in query, key, value, bias table and key bias.
+
+    Args:
+        query_GTMD: G containers of T slots, M heads of D channels; float64, float32, bfloat16 or
+            float16. G and T may be 0. Any strides: parts of one projection need no copy.
+        key_GTMD: keys, of the queries' shape and dtype.
+        value_GTMD: values, of the queries' shape and dtype.
+        segment_GT: int32; slots of a container with equal numbers >= 0 attend to each other, in any
+            order. Negative numbers are padding: its output is 0, and its content reaches neither an
+            output nor a gradient.
+        scale: factor of the query-key products; by default ``D ** -0.5``.
+        position_GT2: int32 ``(y, x)`` of each slot, for the bias table.
+        bias_table_MRR: [M, 2R + 1, 2R + 1], added to the logits at the offset query - key, each of
+            y and x clipped to [-R, R]; float32 (float64 for float64 queries) or the queries' dtype.
+        key_bias_GT: added to all logits of a key (such as the log of a merged token's size), of the
+            same dtypes as the table. A slot all of whose keys have -inf gets an output of 0.
+
+    Returns:
+        Tensor of shape [G, T, M, D] and the queries' dtype; sums are made in float32 (float64 for
+        float64 queries).
+
+    Raises:
+        ValueError: for a wrong shape, scale or device; the message names the argument.
+        TypeError: for a wrong dtype; the message names the argument.
+
+    Source: SPT (arXiv 2410.23608), attention in containers of selected tokens; Swin Transformer,
+    relative position bias; Token Transforming (arXiv 2506.05709), log of token sizes as key bias.
+    """
+    check_dense(query=query_GTMD, key=key_GTMD, value=value_GTMD, segment=segment_GT)
+    optional = {"position": position_GT2, "bias_table": bias_table_MRR, "key_bias": key_bias_GT}
+    check_dense(**{name: tensor for name, tensor in optional.items() if tensor is not None})
+    factor = packed_scale(scale, query_GTMD)
+    if use_extension(query_GTMD, "packed_attention"):
+        return torch.ops.tokendetr.packed_attention(
+            query_GTMD,
+            key_GTMD,
+            value_GTMD,
+            segment_GT,
+            factor,
+            position_GT2,
+            bias_table_MRR,
+            key_bias_GT,
+        )
+    return _run_reference(
+        (query_GTMD, key_GTMD, value_GTMD),
+        segment_GT,
+        factor,
+        position_GT2,
+        bias_table_MRR,
+        key_bias_GT,
+    )

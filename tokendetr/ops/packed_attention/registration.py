@@ -1,0 +1,105 @@
+"""What compiled packed attention needs in Python: fake kernels, autograd and FLOP formulas.
+
+Imported once the library is loaded.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from tokendetr.ops.packed_attention.checks import check_packed
+from tokendetr.ops.packed_attention.flops import packed_attention_flops
+
+_NAME = "tokendetr::packed_attention"
+
+
+@torch.library.register_fake(_NAME)
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment: Tensor,
+    scale: float,
+    position: Tensor | None,
+    bias_table: Tensor | None,
+    key_bias: Tensor | None,
+) -> Tensor:
+    check_packed(query, key, value, segment, position, bias_table, key_bias)
+    return query.new_empty(query.shape)
+
+
+@torch.library.register_fake(f"{_NAME}_backward")
+def _backward_fake(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segment: Tensor,
+    scale: float,
+    position: Tensor | None,
+    bias_table: Tensor | None,
+    key_bias: Tensor | None,
+    wants_table_gradient: bool,
+    wants_key_bias_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_packed(query, key, value, segment, position, bias_table, key_bias)
+    none = query.new_empty(0)
+    return (
+        query.new_empty(query.shape),
+        query.new_empty(query.shape),
+        query.new_empty(query.shape),
+        bias_table.new_empty(bias_table.shape)
+        if wants_table_gradient and bias_table is not None
+        else none,
+        key_bias.new_empty(key_bias.shape)
+        if wants_key_bias_gradient and key_bias is not None
+        else none.clone(),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, key, value, segment, scale, position, bias_table, key_bias = inputs
+    ctx.save_for_backward(query, key, value, segment, position, bias_table, key_bias)
+    ctx.scale = scale
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, segment, position, bias_table, key_bias = ctx.saved_tensors
+    wants_table, wants_key_bias = ctx.needs_input_grad[6:8]
+    gradients = torch.ops.tokendetr.packed_attention_backward(
+        grad_output,
+        query,
+        key,
+        value,
+        segment,
+        ctx.scale,
+        position,
+        bias_table,
+        key_bias,
+        wants_table,
+        wants_key_bias,
+    )
+    to_table = gradients[3] if wants_table else None
+    to_key_bias = gradients[4] if wants_key_bias else None
+    return *gradients[:3], None, None, None, to_table, to_key_bias
+
+
+torch.library.register_autograd(_NAME, _backward, setup_context=_save)
+
+
+# PyTorch counts a multiply-add as two operations; a backward makes the scores again and four
+# products more, where the forward has two.
+def _forward_flop(
+    query: Tensor, key: Tensor, value: Tensor, segment: Tensor, *args: Any, **kwargs: Any
+) -> int:
+    return 2 * packed_attention_flops(segment, query.shape[2] * query.shape[3])
+
+
+def _backward_flop(grad_output: Tensor, *args: Any, **kwargs: Any) -> int:
+    return 5 * _forward_flop(*args) // 2
+
+
+register_flop_formula(torch.ops.tokendetr.packed_attention, get_raw=True)(_forward_flop)
+register_flop_formula(torch.ops.tokendetr.packed_attention_backward, get_raw=True)(_backward_flop)

@@ -1,0 +1,197 @@
+"""A detector on pictures: files or arrays in, detections at the pictures' own size out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights
+
+__all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Build a config's model with the weights of ``train.init_checkpoint``, ready to predict.
+
+    Raises:
+        FileNotFoundError, CheckpointMismatchError: of the checkpoint.
+    """
+    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    if cfg.train.init_checkpoint:
+        load_weights(AtomicCheckpointer(model), cfg.train.init_checkpoint)
+    else:
+        logger.warning("train.init_checkpoint is empty: the weights are random")
+    return model.eval()
+
+
+class Predictor:
+    """Runs a detector on one picture after another.
+
+    Args:
+        model: a detectron2-style model in evaluation mode.
+        min_size: length that a picture's shorter side is resized to, pixels.
+        max_size: upper bound of the longer side, pixels.
+        img_format: channel order that the model was trained with, "RGB" or "BGR".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        min_size: int = 800,
+        max_size: int = 1333,
+        img_format: str = "RGB",
+    ) -> None:
+        self.model = model
+        self.img_format = img_format
+        self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: DictConfig,
+        *,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        img_format: str | None = None,
+    ) -> Predictor:
+        """Build the model; sizes and channel order not given are those the config tests with."""
+        mapper = OmegaConf.select(cfg, "dataloader.test.mapper", default=None) or {}
+        short, long = _test_size(mapper)
+        return cls(
+            build_model(cfg),
+            min_size=min_size or short,
+            max_size=max_size or long,
+            img_format=img_format or mapper.get("img_format", "RGB"),
+        )
+
+    def inputs(self, image_HWC: NDArray[np.uint8]) -> dict[str, Any]:
+        """What the model takes for an RGB picture: resized image, and the size to answer in."""
+        height, width = image_HWC.shape[:2]
+        if self.img_format == "BGR":
+            image_HWC = image_HWC[:, :, ::-1]
+        resized = self.resize.get_transform(image_HWC).apply_image(image_HWC)
+        image_CHW = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": image_CHW, "height": height, "width": width}
+
+    @torch.no_grad()
+    def __call__(self, image_HWC: NDArray[np.uint8]) -> Instances:
+        """Detections of an RGB uint8 picture, on the CPU: boxes in its pixels, best first."""
+        instances: Instances = self.model([self.inputs(image_HWC)])[0]["instances"].to("cpu")
+        return instances[instances.scores.argsort(descending=True)]
+
+
+def _test_size(mapper: Any) -> tuple[int, int]:
+    """Shorter side and bound of the longer one in a test mapper's node; else COCO's usual ones."""
+    for node in mapper.get("augmentation", None) or []:
+        short = node.get("short_edge_length", None)
+        if short is not None:
+            short = short if isinstance(short, int) else max(short)
+            return int(short), int(node.get("max_size", 1333))
+    return 800, 1333
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The pictures meant by files, folders (all pictures in them) and glob patterns, in order.
+
+    Raises:
+        FileNotFoundError: one of the inputs yields none.
+    """
+    found: list[Path] = []
+    for entry in inputs:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            candidates = sorted(path.iterdir())
+            files = [file for file in candidates if file.suffix.lower() in IMAGE_SUFFIXES]
+        elif path.is_file():
+            files = [path]
+        else:
+            files = sorted(Path(name) for name in glob(str(path)) if Path(name).is_file())
+        if not files:
+            raise FileNotFoundError(
+                f"no picture at {entry!r}: give files, folders or patterns of "
+                f"{', '.join(IMAGE_SUFFIXES)} files"
+            )
+        found.extend(file for file in files if file not in found)
+    return found
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """Read a picture of any mode as uint8 RGB [H, W, 3], turned upright.
+
+    Raises:
+        OSError: it is no picture, or damaged; the message names it.
+    """
+    try:
+        image: NDArray[np.uint8] = np.asarray(utils.read_image(str(path), format="RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OSError(f"{path} is no readable picture: {error}") from error
+    return image
+
+
+def dataset_metadata(cfg: DictConfig, name: str | None = None) -> Any:
+    """Metadata (class names, category ids) of a registered data set.
+
+    Args:
+        cfg: its test data set is taken where ``name`` is None.
+        name: of the data set.
+
+    Raises:
+        KeyError: it is not registered.
+    """
+    if name is None:
+        names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default="coco_2017_val")
+        name = names if isinstance(names, str) else names[0]
+    if name not in DatasetCatalog.list():
+        raise KeyError(f"no data set is registered as {name!r}: {DatasetCatalog.list()}")
+    return MetadataCatalog.get(name)
+
+
+def coco_results(
+    instances: Instances, *, image_id: int, metadata: Any, file_name: str
+) -> list[dict[str, Any]]:
+    """Detections as records of a COCO results file, with the file's name beside the image id.
+
+    Args:
+        instances: ``pred_boxes`` in pixels, ``scores``, ``pred_classes``.
+        image_id: number of the picture.
+        metadata: maps class numbers back to the data set's category ids, where it can.
+        file_name: kept in every record.
+    """
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
+    category_ids = {number: category for category, number in to_class.items()}
+    boxes = instances.pred_boxes.tensor
+    return [
+        {
+            "image_id": image_id,
+            "file_name": file_name,
+            "category_id": category_ids.get(number, number),
+            "bbox": [round(value, 3) for value in (x0, y0, x1 - x0, y1 - y0)],
+            "score": round(score, 6),
+        }
+        for (x0, y0, x1, y1), score, number in zip(
+            boxes.tolist(),
+            instances.scores.tolist(),
+            instances.pred_classes.tolist(),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,1 @@
+"""Token maps: how an encoder layer's tokens come from all tokens and go back."""

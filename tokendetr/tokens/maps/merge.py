@@ -1,0 +1,272 @@
+"""Merging tokens: windows that become one token, and tokens that are mixed into others of their
+level.
+
+Shapes: B image, N all tokens, K reduced tokens, C channel, R merged tokens of the whole batch, P
+members of each. "Flat" indices count over the batch: ``image * N + token`` and ``image * K +
+slot``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokendetr.tokens.maps.base import TokenMap, put_rows, take_rows
+
+MergeRule = Literal["mean", "sum", "max", "retain"]
+MERGE_RULES = ("mean", "sum", "max", "retain")
+
+
+@dataclass(frozen=True)
+class WindowGroup:
+    """Windows whose tokens become one token each.
+
+    Attributes:
+        slot_R: long, the flat reduced token of each window.
+        member_RP: long, the flat tokens of each window; the last one is the window's anchor.
+        rule: "mean", "sum" or "max" of the members, or "retain" the anchor's own features.
+        locate: "anchor": the window's position and reference point are its anchor's; "mean": its
+            members' mean.
+    """
+
+    slot_R: Tensor
+    member_RP: Tensor
+    rule: MergeRule = "mean"
+    locate: Literal["anchor", "mean"] = "anchor"
+
+    def merge(self, x_BNC: Tensor, rule: MergeRule | None = None) -> Tensor:
+        """Return the merged tokens [R, C]."""
+        rule = rule or self.rule
+        flat = x_BNC.flatten(0, 1)
+        if rule == "retain":
+            return flat.index_select(0, self.member_RP[:, -1])
+        members_RPC = flat.index_select(0, self.member_RP.flatten()).unflatten(
+            0, self.member_RP.shape
+        )
+        if rule == "max":
+            return members_RPC.amax(dim=1)
+        return members_RPC.mean(dim=1) if rule == "mean" else members_RPC.sum(dim=1)
+
+    def add_weights(self, weights_KN: Tensor) -> None:
+        """Write uniform rows (the anchor's alone for "retain")."""
+        weights_KN[self.slot_R] = 0.0
+        members_RP = self.member_RP[:, -1:] if self.rule == "retain" else self.member_RP
+        share = 1.0 if self.rule == "sum" else 1.0 / max(members_RP.shape[1], 1)
+        weights_KN[self.slot_R[:, None], members_RP] = share
+
+    def add_sizes(self, size_K: Tensor) -> None:
+        """Write the number of cells of each window."""
+        size_K[self.slot_R] = float(self.member_RP.shape[1])
+
+
+@dataclass(frozen=True)
+class AffinityGroup:
+    """Tokens of one (small) level that take in others; one token may go into several.
+
+    Attributes:
+        slot_R: long, the flat reduced token of each receiving token.
+        token_R: long, the receiving tokens, flat over this level: ``image * U + token of the
+            level``.
+        match_BUT: long, tokens of the level that each token may go into; misses may repeat a hit.
+        hit_BUT: bool, True where it does.
+        start: the level's first token.
+        rule: as for windows; "mean" divides by 1 + the number of tokens taken in.
+    """
+
+    slot_R: Tensor
+    token_R: Tensor
+    match_BUT: Tensor
+    hit_BUT: Tensor
+    start: int
+    rule: MergeRule = "mean"
+
+    def taken_BVU(self) -> Tensor:
+        """Return float32 [B, U, U], 1 where the row's token takes in the column's."""
+        batch, tokens, _ = self.match_BUT.shape
+        goes_BUV = torch.zeros(batch, tokens, tokens, device=self.match_BUT.device)
+        # The largest wins: a miss may repeat the index of a hit where neighbours run out.
+        goes_BUV.scatter_reduce_(2, self.match_BUT, self.hit_BUT.float(), "amax")
+        return goes_BUV.transpose(1, 2)
+
+    def merge(self, x_BNC: Tensor) -> Tensor:
+        """Return the merged tokens [R, C]."""
+        level_BUC = x_BNC[:, self.start : self.start + self.match_BUT.shape[1]]
+        if self.rule == "retain":
+            merged_BUC = level_BUC
+        elif self.rule == "max":
+            merged_BUC = self._maximum(level_BUC)
+        else:
+            with torch.autocast(x_BNC.device.type, enabled=False):
+                taken_BVU = self.taken_BVU().to(x_BNC.dtype)
+                merged_BUC = level_BUC + taken_BVU @ level_BUC
+                if self.rule == "mean":
+                    merged_BUC = merged_BUC / (1 + taken_BVU.sum(dim=2, keepdim=True))
+        return merged_BUC.flatten(0, 1).index_select(0, self.token_R)
+
+    def _maximum(self, level_BUC: Tensor) -> Tensor:
+        neighbors = self.match_BUT.shape[2]
+        source_BEC = level_BUC.repeat_interleave(neighbors, dim=1)
+        misses_BE1 = ~self.hit_BUT.flatten(1)[..., None]
+        index_BEC = self.match_BUT.flatten(1)[..., None].expand_as(source_BEC)
+        return level_BUC.scatter_reduce(
+            1, index_BEC, source_BEC.masked_fill(misses_BE1, float("-inf")), "amax"
+        )
+
+    def add_weights(self, weights_KN: Tensor) -> None:
+        """Write a row for each receiver: itself and what it takes in."""
+        if self.rule == "retain":
+            return
+        batch, level_tokens, _ = self.match_BUT.shape
+        tokens = weights_KN.shape[1] // max(batch, 1)
+        itself = torch.eye(level_tokens, device=weights_KN.device)
+        rows_BVU = self.taken_BVU() + itself
+        if self.rule != "sum":
+            rows_BVU = rows_BVU / rows_BVU.sum(dim=2, keepdim=True)
+        rows_RU = rows_BVU.flatten(0, 1)[self.token_R].to(weights_KN.dtype)
+        first_R1 = (self.token_R // level_tokens * tokens + self.start)[:, None]
+        columns_RU = first_R1 + torch.arange(level_tokens, device=weights_KN.device)
+        weights_KN[self.slot_R[:, None], columns_RU] = rows_RU
+
+    def add_sizes(self, size_K: Tensor) -> None:
+        """Write 1 + the number of tokens taken in."""
+        taken_V = self.taken_BVU().sum(dim=2).flatten()
+        size_K[self.slot_R] = 1 + taken_V[self.token_R]
+
+
+class Merge(TokenMap):
+    """Most tokens stay alone, groups of them become one (Dynamic DETR).
+
+    Stored sparsely: single tokens are gathered, only groups are computed.
+
+    Args:
+        index_BK: long, the token in whose place each reduced token stands; an image's indices are
+            distinct.
+        valid_BK: bool, False for the padding entries of images with fewer reduced tokens; None
+            where there are none.
+        groups: what the merged tokens are made from.
+        num_all: number of tokens N before reduction.
+        broadcast: whether all cells of a window receive its result; otherwise only the anchor does
+            and the other cells keep what they had.
+    """
+
+    def __init__(
+        self,
+        *,
+        index_BK: Tensor,
+        valid_BK: Tensor | None,
+        groups: Sequence[WindowGroup | AffinityGroup],
+        num_all: int,
+        broadcast: bool = False,
+    ) -> None:
+        self._index_BK = index_BK
+        self._valid_BK = valid_BK
+        self.groups = tuple(group for group in groups if group.slot_R.shape[0] > 0)
+        self.num_all = num_all
+        self.broadcast = broadcast
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of reduced tokens K of the image that has most."""
+        return int(self._index_BK.shape[1])
+
+    @property
+    def valid_BK(self) -> Tensor | None:
+        """Bool [B, K], False for padding entries; None where there are none."""
+        return self._valid_BK
+
+    @property
+    def anchor_BK(self) -> Tensor:
+        """Long [B, K], the token in whose place each reduced token stands."""
+        return self._index_BK
+
+    @property
+    def windows(self) -> tuple[WindowGroup, ...]:
+        """The groups that are windows."""
+        return tuple(group for group in self.groups if isinstance(group, WindowGroup))
+
+    def reduce(self, x_BNC: Tensor) -> Tensor:
+        """Return single tokens as they are and groups merged, [B, K, C]."""
+        tokens_BKC = take_rows(x_BNC, self._index_BK)
+        return _replace(
+            tokens_BKC,
+            [group.slot_R for group in self.groups],
+            [group.merge(x_BNC) for group in self.groups],
+        )
+
+    def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Return ``base_BNC`` with the anchors (or, broadcasting, all cells of windows)
+        replaced."""
+        flat_KC = y_BKC.flatten(0, 1)
+        if self._valid_BK is not None:
+            own_BKC = take_rows(base_BNC, self._index_BK)
+            y_BKC = torch.where(self._valid_BK[..., None], y_BKC, own_BKC)
+        restored_BNC = put_rows(base_BNC, self._index_BK, y_BKC)
+        if not self.broadcast:
+            return restored_BNC
+        others = [group.member_RP[:, :-1] for group in self.windows]
+        slots = [
+            group.slot_R.repeat_interleave(group.member_RP.shape[1] - 1) for group in self.windows
+        ]
+        return _replace(
+            restored_BNC,
+            [other_RP.flatten() for other_RP in others],
+            [flat_KC.index_select(0, slot_E) for slot_E in slots],
+        )
+
+    def select(self, x_BN: Tensor) -> Tensor:
+        """Return attributes at the anchors, or means over windows that are located by their
+        mean."""
+        selected_BK = super().select(x_BN)
+        groups = [group for group in self.windows if group.locate == "mean"]
+        if not groups:
+            return selected_BK
+        rows = [group.merge(x_BN.flatten(2), rule="mean") for group in groups]
+        flat_BKC = _replace(selected_BK.flatten(2), [group.slot_R for group in groups], rows)
+        return flat_BKC.view_as(selected_BK)
+
+    def weights_BKN(self) -> Tensor:
+        """Return W as a dense float32 matrix [B, K, N] (for statistics and tests); padding rows
+        are 0."""
+        batch, slots = self._index_BK.shape
+        weights = torch.zeros(batch * slots, batch * self.num_all, device=self._index_BK.device)
+        image_B1 = torch.arange(batch, device=weights.device)[:, None]
+        row = torch.arange(batch * slots, device=weights.device)
+        weights[row, (self._index_BK + image_B1 * self.num_all).flatten()] = 1.0
+        for group in self.groups:
+            group.add_weights(weights)
+        if self._valid_BK is not None:
+            weights[~self._valid_BK.flatten()] = 0.0
+        blocks = weights.view(batch, slots, batch, self.num_all)
+        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
+
+    def size_BK(self) -> Tensor:
+        """Return how many tokens each reduced token stands for, float32 [B, K]; 0 for padding
+        entries."""
+        size_K = torch.ones(self._index_BK.numel(), device=self._index_BK.device)
+        for group in self.groups:
+            group.add_sizes(size_K)
+        size_BK = size_K.view_as(self._index_BK)
+        return size_BK if self._valid_BK is None else size_BK.masked_fill(~self._valid_BK, 0.0)
+
+    def cluster_BN(self) -> Tensor:
+        """Return the reduced token that stands for each token, long [B, N]; -1 where none or
+        several do."""
+        batch, slots = self._index_BK.shape
+        slot_BK = torch.arange(slots, device=self._index_BK.device).expand(batch, -1)
+        if self._valid_BK is not None:
+            slot_BK = slot_BK.masked_fill(~self._valid_BK, -1)
+        cluster_BN = slot_BK.new_full((batch, self.num_all), -1).scatter(1, self._index_BK, slot_BK)
+        flat_N = cluster_BN.flatten()
+        for group in self.windows:
+            flat_N[group.member_RP] = (group.slot_R % slots)[:, None]
+        return flat_N.view_as(cluster_BN)
+
+
+def _replace(x_BNC: Tensor, indices: list[Tensor], rows: list[Tensor]) -> Tensor:
+    """Return a tensor whose flat rows are replaced by others."""
+    if not indices:
+        return x_BNC
+    flat = x_BNC.flatten(0, 1)
+    return flat.index_copy(0, torch.cat(indices), torch.cat(rows).to(flat.dtype)).view_as(x_BNC)

@@ -1,0 +1,1 @@
+"""Images of detections and of the tokens that a model works on."""
