@@ -146,6 +146,8 @@ def run_blocks(
         The map [B, H, W, C].
     """
     height, width = x_BHWC.shape[1:3]
+    if torch.jit.is_tracing():  # sizes are tensors there
+        height, width = int(height), int(width)
     state = MapState((height, width))
     for index, block in enumerate(blocks):
         how = plan.reductions.get(index)
