@@ -3,6 +3,7 @@
 Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, S class.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -147,6 +148,17 @@ class FocusSparsifier(TokenSparsifier):
             for _ in range(num_layers if num_objects else 0)
         )
 
+    @property
+    def keep_ratio(self) -> float:
+        """Mean share of tokens that layers update."""
+        return self.budget.keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, ratio: float) -> None:
+        if self.budget.layer_ratios is not None and ratio != self.budget.keep_ratio:
+            raise ValueError("keep_ratio cannot change where layer_ratios are given")
+        self.budget = dataclasses.replace(self.budget, keep_ratio=float(ratio))
+
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights of a published checkpoint under the names they have here."""
         return from_published(weights)
@@ -187,6 +199,8 @@ class FocusPlan(TokenPlan):
             host = current_host()  # says what to do where there is none
         self._heads = sparsifier.own_heads or host
         self._logits_BN = self._foreground_logits()
+        if sparsifier.selection != "random":
+            self.score_BN = self._logits_BN
         trace.record_score("foreground", self._logits_BN)
         self._tokens = [sum(levels) for levels in layout.valid_counts]
         score_BN = self._logits_BN.detach()

@@ -170,6 +170,8 @@ class SparsePlan(TokenPlan):
         if not training and sparsifier.keep_ratio == 1:
             return
         score_BN = self._score(training)
+        if sparsifier.selection != "random":
+            self.score_BN = score_BN
         if sparsifier.keep_ratio < 1:
             trace.record_score("score", score_BN)
             index_BK, valid_BK = topk_valid(

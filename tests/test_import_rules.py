@@ -54,6 +54,7 @@ LADDER = (
     ("analysis",),
     ("visualization",),
     ("predict",),
+    ("sparsification",),
     ("cli",),
 )
 """Rooms of the library, top rung first; a room imports only rooms of rungs above its own."""

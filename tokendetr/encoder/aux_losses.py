@@ -194,6 +194,30 @@ def _replaying(context: Supervision) -> Iterator[None]:
         _OPEN.reset(token)
 
 
+@contextmanager
+def opened(model: nn.Module, batched_inputs: object = ()) -> Iterator[Supervision]:
+    """Act inside the ``with`` block as if a model's forward pass were running.
+
+    For whoever runs a part of a detector alone, such as its encoder. Losses that the part adds are
+    left in the context.
+
+    Args:
+        model: a supervised model.
+        batched_inputs: detectron2's list of dicts, where parts need targets.
+    """
+    context = Supervision(model, batched_inputs)
+    token = _OPEN.set((*_OPEN.get(), context))
+    try:
+        yield context
+    except BaseException:
+        context.close(succeeded=False)
+        raise
+    else:
+        context.close(succeeded=True)
+    finally:
+        _OPEN.reset(token)
+
+
 def supervise(model: nn.Module) -> nn.Module:
     """Let the parts of a detectron2-style model ask for losses; return the same model.
 

@@ -45,7 +45,13 @@ class TokenPlan:
 
     Args:
         context: the forward pass.
+
+    Attributes:
+        score_BN: what tokens were ranked by, with its gradients, [B, N]; None where nothing was
+            learned for it or no ranking was needed.
     """
+
+    score_BN: Tensor | None = None
 
     def __init__(self, context: EncoderContext) -> None:
         self.context = context

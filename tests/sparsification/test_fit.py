@@ -1,0 +1,290 @@
+"""Fitting a sparse detector to its dense twin: against plain least squares, and its promises."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from focus_detr import FocusSparsifier
+from sparse_detr import SparseSparsifier
+from tests.small_detectors import CLASSES, LAYERS, LEVELS, NAMES, WIDTH, build, record
+from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.predict import Predictor
+from tokendetr.sparsification import (
+    DenseTeacher,
+    FewImagesError,
+    FitOptions,
+    NotSparsifiableError,
+    StaleFitError,
+    UnlabelledImages,
+    agreement,
+    fit,
+)
+from tokendetr.sparsification.learning import attention_loss, sparse_scores
+from tokendetr.sparsification.least_squares import (
+    RIDGES,
+    NormalEquations,
+    relative_error,
+    solve,
+    write,
+)
+
+RECORDS = [record(96, 128, seed=1), record(64, 80, seed=2)]
+SHORT = FitOptions(score_iterations=3, distill_iterations=2, max_images=6)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> UnlabelledImages:
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(8):
+        noise = np.random.default_rng(index).integers(0, 255, (48, 64 + 8 * (index % 3), 3))
+        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    inputs = Predictor(torch.nn.Identity(), min_size=48, max_size=96)
+    return UnlabelledImages.from_folders([str(folder)], inputs, batch_size=2)
+
+
+def twins(name: str = "dino", method: str = "sparse"):
+    """A dense detector and its sparse copy."""
+    dense = build(name).eval()
+    two_stage = name == "dino" or name.endswith("two_stage")
+    torch.manual_seed(3)
+    bypass = AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS)
+    if method == "focus":
+        sparsifier = FocusSparsifier(
+            embed_dim=WIDTH,
+            num_heads=2,
+            num_layers=LAYERS,
+            num_levels=LEVELS,
+            num_classes=None if two_stage else CLASSES,
+            strides=(8, 16, 32),
+            num_objects=0,
+            bypass=bypass,
+        )
+    else:
+        sparsifier = SparseSparsifier(
+            embed_dim=WIDTH,
+            num_classes=CLASSES,
+            num_layers=LAYERS,
+            selection="random" if method == "random" else "dam",
+            projection="host" if two_stage else "own",
+            auxiliary_heads=False,
+            bypass=bypass,
+        )
+    student = copy.deepcopy(dense)
+    student.transformer.encoder.sparsifier = sparsifier
+    return dense, supervise(student).eval()
+
+
+def naive_rows(teacher, level):
+    """The level's real tokens of both records, each run alone: input and movement per layer."""
+    inputs, moved = [], []
+    for single in RECORDS:
+        dense = teacher([single])
+        start, size = dense.layout.level_starts[level], dense.layout.level_sizes[level]
+        span = slice(start, start + size)
+        inputs.append(dense.input_BNC[0, span].double())
+        moved.append([(m[0, span] - dense.input_BNC[0, span]).double() for m in dense.memories])
+    return torch.cat(inputs), [torch.cat(rows) for rows in zip(*moved, strict=True)]
+
+
+def test_maps_are_the_ridge_regression_of_all_real_tokens():
+    dense, _ = twins()
+    teacher = DenseTeacher(dense)
+    sums = NormalEquations.empty(num_layers=LAYERS, num_levels=LEVELS, embed_dim=WIDTH)
+    sums.add(teacher(RECORDS))  # one padded batch
+    maps = solve(sums, sums)  # nothing held back: the smallest penalty wins
+    unexplained = total = 0.0
+    for level in range(LEVELS):
+        x_RC, moved = naive_rows(teacher, level)
+        assert sums.tokens(level) == len(x_RC)
+        x_RE = torch.cat([x_RC, torch.ones(len(x_RC), 1, dtype=torch.float64)], dim=1)
+        strength = RIDGES[0] * x_RC.square().sum(dim=0).mean()
+        penalty_EE = torch.eye(WIDTH + 1, dtype=torch.float64) * strength.sqrt()
+        penalty_EE[-1, -1] = 0
+        for layer, target_RC in enumerate(moved):
+            rows = torch.cat([x_RE, penalty_EE])
+            wanted = torch.cat([target_RC, target_RC.new_zeros(WIDTH + 1, WIDTH)])
+            expected = torch.linalg.lstsq(rows, wanted).solution
+            torch.testing.assert_close(maps[layer, level], expected, rtol=1e-3, atol=1e-3)
+            unexplained += float((target_RC - x_RE @ expected).square().sum())
+            total += float(target_RC.square().sum())
+    assert relative_error(maps, sums) == pytest.approx(unexplained / total, rel=1e-3)
+    assert relative_error(torch.zeros_like(maps), sums) == pytest.approx(1)
+
+
+def test_written_maps_move_tokens_to_the_fitted_places():
+    dense, student = twins()
+    dense_pass = DenseTeacher(dense)(RECORDS[:1])
+    sums = NormalEquations.empty(num_layers=LAYERS, num_levels=LEVELS, embed_dim=WIDTH)
+    sums.add(dense_pass)
+    maps = solve(sums, sums)
+    bypass = student.transformer.encoder.sparsifier.bypass
+    write(maps, bypass)
+    x_RC = dense_pass.layout.split(dense_pass.input_BNC)[1][0]
+    expected = x_RC.double() @ maps[0, 1, :-1] + maps[0, 1, -1] + x_RC
+    torch.testing.assert_close(bypass.moved(0, 1, x_RC).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_sees_the_dense_encoder():
+    dense, student = twins()
+    seen = []
+    hook = dense.transformer.encoder.register_forward_hook(lambda *args: seen.append(args[-1]))
+    found = DenseTeacher(dense)(RECORDS, with_mass=True)
+    hook.remove()
+    assert len(found.memories) == LAYERS and torch.equal(found.memories[-1], seen[0])
+    queries, heads = 12, 2
+    expected = torch.full((2,), float(LAYERS * queries * heads))
+    real = (found.mass_BN * found.layout.valid_BN).sum(dim=1)
+    assert (real <= expected * (1 + 1e-5)).all() and (real > 0.2 * expected).all()
+    student.transformer.encoder.sparsifier.keep_ratio = 1.0
+    with torch.no_grad():
+        torch.testing.assert_close(found.encode(student.transformer.encoder), found.memories[-1])
+
+
+def test_scores_are_taught_the_tokens_of_most_mass():
+    dense, student = twins()
+    found = DenseTeacher(dense)(RECORDS, with_mass=True)
+    score_BN = sparse_scores(student, found)
+    expected = []
+    for image in range(2):
+        real = found.layout.valid_BN[image]
+        mass, score = found.mass_BN[image][real], score_BN[image][real]
+        best = mass.sort(descending=True, stable=True).indices[: -(-3 * len(mass) // 10)]
+        target = torch.zeros_like(mass).index_fill(0, best, 1.0)
+        expected.append(torch.nn.functional.binary_cross_entropy_with_logits(score, target).item())
+    loss = attention_loss(score_BN, found.mass_BN, found, 0.3)
+    assert loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_detector_is_fitted_and_the_dense_one_left_alone(name, images):
+    dense, student = twins(name)
+    before = copy.deepcopy(dense.state_dict())
+    untouched = {k: v.clone() for k, v in student.state_dict().items() if ".encoder." not in k}
+    result = fit(dense, student, images, SHORT)
+    assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
+    assert all(torch.equal(student.state_dict()[k], v) for k, v in untouched.items())
+    assert student.transformer.encoder.sparsifier.bypass.weight.any()
+    assert result.curve[-1][1] > 0 and set(result.losses) == {"scores", "distillation"}
+    with torch.no_grad():
+        assert student(RECORDS)[0]["instances"].scores.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["focus", "random"])
+@pytest.mark.parametrize("name", ["dino", "deformable"])
+def test_other_methods_are_fitted(name, method, images):
+    dense, student = twins(name, method)
+    result = fit(dense, student, images, SHORT)
+    assert ("scores" in result.losses) == (method == "focus")
+
+
+def test_a_fit_lowers_the_error_of_the_memory(images):
+    dense, student = twins()
+    found = DenseTeacher(dense)(RECORDS)
+    real = found.layout.valid_BN
+
+    def error():
+        with torch.no_grad(), supervised(student):
+            return (found.encode(student.transformer.encoder) - found.memories[-1])[real].norm()
+
+    before = error()
+    fit(dense, student, images, FitOptions(score_iterations=0, max_images=6))
+    assert error() < 0.7 * before
+
+
+def supervised(model):
+    from tokendetr.encoder.aux_losses import opened
+
+    return opened(model)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [("maps", 2), ("scores", 5), ("distillation", 4)])
+def test_an_interrupted_fit_ends_as_an_uninterrupted_one(stop, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokendetr.sparsification.fitting._SAVED_EVERY", 3)
+    options = FitOptions(score_iterations=7, distill_iterations=5, max_images=6)
+    dense, expected = twins()
+    fit(dense, expected, images, options)
+    _, student = twins()
+
+    def interrupt(stage, done, total, value):
+        if (stage, done) == stop:
+            raise _StoppedError
+
+    file = tmp_path / "state.pth"
+    with pytest.raises(_StoppedError):
+        fit(dense, student, images, options, state_file=file, progress=interrupt)
+    _, again = twins()
+    fit(dense, again, images, options, state_file=file)
+    for key, value in expected.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_another_fits_state_is_refused(images, tmp_path):
+    dense, student = twins()
+    file = tmp_path / "state.pth"
+    fit(dense, student, images, FitOptions(score_iterations=1, max_images=2), state_file=file)
+    with pytest.raises(StaleFitError, match="seed: 0, now 1"):
+        fit(dense, student, images, FitOptions(1, max_images=2, seed=1), state_file=file)
+
+
+def test_batches_depend_on_their_number_and_the_seed_alone(images):
+    names = [[r["file_name"] for r in images.batch(n)] for n in range(6)]
+    assert names[4] == [r["file_name"] for r in images.batch(4)]
+    held = {str(path) for path in images.held_back}
+    assert not held & {name for batch in names for name in batch}
+    epoch = [name for batch in names[:3] for name in batch]
+    assert len(images.fitted) == 6 and sorted(epoch) == sorted(map(str, images.fitted))
+
+
+def test_too_few_images_are_refused(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "c.jpg").write_bytes(b"")
+    with pytest.raises(FewImagesError, match="at least 4 readable images, got 2 of 3"):
+        UnlabelledImages.from_folders([str(tmp_path)], Predictor(torch.nn.Identity()))
+
+
+def test_what_cannot_be_sparsified_is_refused(images):
+    dense, student = twins()
+    with pytest.raises(NotSparsifiableError, match="no encoder at transformer.encoder"):
+        DenseTeacher(torch.nn.Linear(2, 2))
+    with pytest.raises(NotSparsifiableError, match="with a bypass"):
+        fit(dense, dense, images, SHORT)
+
+
+def detections(boxes, scores, classes) -> Instances:
+    found = Instances((100, 100))
+    found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    found.scores, found.pred_classes = torch.tensor(scores), torch.tensor(classes, dtype=torch.long)
+    return found
+
+
+def test_agreement_counts_shared_confident_detections():
+    first = detections(
+        [[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]], [0.9, 0.8, 0.2], [1, 2, 3]
+    )
+    near = detections([[1, 0, 10, 10], [20, 20, 40, 40]], [0.5, 0.9], [1, 1])  # another class
+    assert agreement([(first, first)]) == 100
+    assert agreement([(first, near)]) == pytest.approx(100 * 2 / 4)
+    twice = detections([[0, 0, 10, 10], [0, 0, 10, 10]], [0.9, 0.9], [1, 1])
+    assert agreement([(first, twice)]) == pytest.approx(100 * 2 / 4)
+    empty = detections([], [], [])
+    assert agreement([(empty, empty)]) == 100 and agreement([(first, empty)]) == 0
+
+
+def test_keep_ratio_of_focus_can_be_changed():
+    sparsifier = FocusSparsifier(embed_dim=8, num_heads=2)
+    sparsifier.keep_ratio = 0.2
+    assert sum(sparsifier.budget.ratios) == pytest.approx(0.2 * 6)
+    fixed = FocusSparsifier(embed_dim=8, num_heads=2, layer_ratios=[0.5] * 6)
+    with pytest.raises(ValueError, match="layer_ratios"):
+        fixed.keep_ratio = 0.2

@@ -1,0 +1,128 @@
+"""The command: from a config's name and a folder to a config and weights that tools accept."""
+
+import json
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from tokendetr.analysis.inputs import build_measured_model
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.cli import sparsify
+from tokendetr.config.load import load_config
+from tokendetr.config.zoo import get_config, get_config_file
+from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
+from tokendetr.predict import build_model
+from tokendetr.sparsification import NotSparsifiableError, sparse_model
+
+SMALL = ["model.transformer.encoder.feedforward_dim=32", "model.num_queries=20"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes(tmp_path_factory: pytest.TempPathFactory):
+    """A small shapes data set instead of the machine's."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=6, num_val=2), workers=1)
+    register_shapes()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory):
+    torch.manual_seed(0)
+    model = instantiate(load_config(str(get_config_file("dino_shapes")), SMALL).model)
+    with torch.no_grad():
+        for head in model.class_embed:
+            head.bias.fill_(-0.5)
+    path = tmp_path_factory.mktemp("weights") / "dense.safetensors"
+    save_slim(model, str(path))
+    return path
+
+
+def run(weights, folder, output, *options, config="dino_shapes"):
+    sparsify.main(
+        [config, *SMALL, f"train.init_checkpoint={weights}", "--images", str(folder)]
+        + ["--output", str(output), "--score-iterations", "2", "--batch-size", "2", *options]
+    )
+
+
+def test_it_writes_a_config_and_weights_that_load(shapes, weights, tmp_path, capsys):
+    output, before = tmp_path / "sparse", weights.read_bytes()
+    run(weights, shapes / "train", output, "--keep", "0.2", "--evaluate")
+    assert weights.read_bytes() == before
+    assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
+        "config.py",
+        "model.pth",
+        "report.json",
+        "report.md",
+    ]
+    report = json.loads((output / "report.json").read_text())
+    dense, ours = report["rows"]
+    assert ours["encoder_gflops"] < dense["encoder_gflops"] and 0 <= ours["agreement"] <= 100
+    assert dense["ap"] is not None and ours["ap"] is not None
+    assert "sparse, keep 0.2" in capsys.readouterr().out
+
+    cfg = load_config(str(output / "config.py"))
+    model = build_model(cfg)
+    sparsifier = model.transformer.encoder.sparsifier
+    assert sparsifier.keep_ratio == 0.2 and sparsifier.bypass.weight.any()
+    assert model.num_queries == 20
+    saved = torch.load(output / "model.pth", weights_only=True)["model"]
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    override = "model.transformer.encoder.sparsifier.keep_ratio=0.5"
+    other = build_measured_model(load_config(str(output / "config.py"), [override]))
+    assert other.transformer.encoder.sparsifier.keep_ratio == 0.5
+
+
+def test_a_moved_folder_and_a_config_file_work(shapes, weights, tmp_path):
+    config = str(get_config_file("dino_shapes"))
+    run(weights, shapes / "train", tmp_path / "a", "--method", "focus", config=config)
+    (tmp_path / "a").rename(tmp_path / "b")
+    model = build_model(load_config(str(tmp_path / "b" / "config.py")))
+    assert model.transformer.encoder.sparsifier.bypass.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no_such_config"], "there is no config named 'no_such_config'"),
+        (["dino_shapes", "train.init_checkpoint="], "add train.init_checkpoint=FILE"),
+        (["sparse_dino_shapes"], "has a sparsifier already"),
+        (["dino_shapes", "train.init_checkpoint=nothing.pth"], "nothing.pth"),
+        (["dino_shapes", "--keep", "0"], "keep_ratio must lie in"),
+        (["dino_shapes", "--max-images", "0"], "max_images"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, shapes, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        sparsify.main([*arguments, "--images", str(shapes / "train"), "--output", str(tmp_path)])
+    assert message in str(ended.value) and "\n" not in str(ended.value)
+
+
+def test_a_model_without_a_deformable_encoder_is_refused():
+    model = get_config("dino_shapes").model
+    del model.transformer.encoder
+    with pytest.raises(NotSparsifiableError, match="no deformable encoder"):
+        sparse_model(model, "sparse", 0.3)
+
+
+@pytest.mark.parametrize("method", ["sparse", "focus", "random"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dino_r50_4scale_12ep",
+        "dino_r50_5scale_12ep",
+        "dino_swin_tiny_224_4scale_12ep",
+        "deformable_detr_r50_50ep",
+        "dab_deformable_detr_r50_two_stage_50ep",
+        "dn_deformable_detr_r50_50ep",
+        "h_deformable_detr_r50_two_stage_50ep",
+    ],
+)
+def test_configs_of_all_detectors_get_a_sparse_twin(name, method):
+    model = sparse_model(get_config(name).model, method, 0.3)
+    sparsifier = instantiate(model.transformer.encoder.sparsifier)
+    bypass = sparsifier.bypass
+    levels = 5 if "5scale" in name else 4
+    assert (bypass.num_layers, bypass.num_levels, bypass.embed_dim) == (6, levels, 256)

@@ -1,0 +1,352 @@
+"""Fit a sparse detector to its dense twin, without labels: maps, then scores, then, if wanted,
+the encoder itself. Interrupted fits continue where they were.
+"""
+
+import io
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.io.atomic import write_atomically
+from tokendetr.sparsification.images import UnlabelledImages
+from tokendetr.sparsification.learning import (
+    RATIOS,
+    Lesson,
+    attention_loss,
+    memory_loss,
+    sparse_scores,
+    teach,
+)
+from tokendetr.sparsification.least_squares import NormalEquations, relative_error, solve, write
+from tokendetr.sparsification.teacher import (
+    DensePass,
+    DenseTeacher,
+    NotSparsifiableError,
+    find_encoder,
+)
+
+__all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
+
+STAGES = ("maps", "scores", "distillation")
+SCORE_RATIO = 0.3
+"""Share of the tokens that scores are taught to find; their order serves all ratios."""
+
+_FIRST_BATCHES = 4
+_SAVED_EVERY = 25
+_MEMORY_WEIGHT = 10.0
+_NOT_SCORES = ("bypass.", "class_embed.", "bbox_embed.")
+_HEADS = tuple(f"sparsifier.{name}" for name in _NOT_SCORES[1:])
+
+
+class StaleFitError(ValueError):
+    """A folder holds an unfinished fit of something else."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How much is fitted.
+
+    Attributes:
+        score_iterations: batches that the scores learn from.
+        distill_iterations: batches that encoder, maps and scores learn from afterwards; 0 leaves
+            the detector's weights as they are.
+        max_images: at most so many images for the maps.
+        tolerance: the maps have seen enough when twice the images lower their error on held-back
+            ones by less than this share.
+        seed: of everything.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    score_iterations: int = 300
+    distill_iterations: int = 0
+    max_images: int = 2000
+    tolerance: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.score_iterations, self.distill_iterations) < 0 or self.max_images < 1:
+            raise ValueError(f"iterations and max_images must not be negative: {asdict(self)}")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must lie in (0, 1), got {self.tolerance}")
+
+
+@dataclass
+class FitResult:
+    """What a fit found.
+
+    Attributes:
+        curve: (images, share of the tokens' movement that maps leave unexplained on held-back
+            images), as images were added.
+        losses: of the last iterations of each stage, mean.
+    """
+
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+class _State:
+    """What an interrupted fit needs to continue, in one file."""
+
+    def __init__(self, path: Path | None, fingerprint: dict[str, Any]) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.loaded: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            self.loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if self.loaded["fingerprint"] != fingerprint:
+                raise StaleFitError(
+                    f"{path} belongs to an unfinished fit with other images or options "
+                    f"({_differences(self.loaded['fingerprint'], fingerprint)}): delete it, or "
+                    "choose another output folder"
+                )
+
+    def save(self, stage: str, **payload: Any) -> None:
+        if self.path is None:
+            return
+        content = {"fingerprint": self.fingerprint, "stage": stage, **payload}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(str(self.path), buffer.getvalue())
+
+    def of(self, stage: str) -> dict[str, Any] | None:
+        """Return what was saved in a stage; an empty dict where that stage lies behind."""
+        if not self.loaded:
+            return None
+        saved = STAGES.index(self.loaded["stage"])
+        if saved > STAGES.index(stage):
+            return {}
+        return self.loaded if saved == STAGES.index(stage) else None
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {old.get(key)}, now {value}" for key, value in new.items() if old.get(key) != value
+    )
+
+
+class _Fit:
+    """One fit: what its stages share."""
+
+    def __init__(
+        self,
+        teacher: DenseTeacher,
+        student: nn.Module,
+        images: UnlabelledImages,
+        options: FitOptions,
+        state: _State,
+        progress: Callable[[str, int, int, float], None],
+    ) -> None:
+        self.teacher, self.student = teacher, student.eval()
+        self.images, self.options, self.state = images, options, state
+        self.encoder: Any = cast(Any, student).transformer.encoder
+        self.sparsifier = self.encoder.sparsifier
+        self.bypass: AffineBypass = self.sparsifier.bypass
+        self.progress = progress
+        self.result = FitResult()
+
+    def maps(self) -> None:
+        """Fit the maps to ever twice as many images, until that no longer helps."""
+        saved = self.state.of("maps")
+        if saved == {}:
+            return
+        fitted, held_back = self._sums(saved)
+        size = self.images.batch_size
+        most = -(-min(self.options.max_images, len(self.images.fitted)) // size)
+        done = 0 if not saved else int(saved["batches"])
+        while done < most and not self._has_converged():
+            target = min(max(2 * done, _FIRST_BATCHES), most)
+            for number in range(done, target):
+                fitted.add(self.teacher(self.images.batch(number)))
+                self.progress("maps", number + 1, most, float("nan"))
+            done = target
+            error = relative_error(solve(fitted, held_back), held_back)
+            self.result.curve.append((done * size, error))
+            self.state.save(
+                "maps",
+                batches=done,
+                curve=self.result.curve,
+                fitted=fitted.state(),
+                held_back=held_back.state(),
+            )
+        write(solve(fitted, held_back).to(self.bypass.weight), self.bypass)
+
+    def _has_converged(self) -> bool:
+        errors = [error for _, error in self.result.curve[-2:]]
+        return len(errors) == 2 and errors[1] > (1 - self.options.tolerance) * errors[0]
+
+    def _sums(self, saved: dict[str, Any] | None) -> tuple[NormalEquations, NormalEquations]:
+        if saved:
+            self.result.curve = [(int(n), float(error)) for n, error in saved["curve"]]
+            return (
+                NormalEquations.from_state(saved["fitted"]),
+                NormalEquations.from_state(saved["held_back"]),
+            )
+        bypass = self.bypass
+        fitted, held_back = (
+            NormalEquations.empty(
+                num_layers=bypass.num_layers,
+                num_levels=bypass.num_levels,
+                embed_dim=bypass.embed_dim,
+            )
+            for _ in range(2)
+        )
+        for files in self.images.held_back_batches():
+            held_back.add(self.teacher([self.images.read(path) for path in files]))
+        return fitted, held_back
+
+    def scores(self) -> None:
+        """Teach the scores where the dense decoder looks."""
+        parameters = [
+            parameter
+            for name, parameter in self.sparsifier.named_parameters()
+            if not name.startswith(_NOT_SCORES)
+        ]
+        lesson = Lesson(self.options.score_iterations if parameters else 0, 1e-3)
+
+        def loss(dense: DensePass, iteration: int) -> Tensor:
+            with _keeping(self.sparsifier, SCORE_RATIO):
+                score_BN = sparse_scores(self.student, dense)
+            assert dense.mass_BN is not None
+            return attention_loss(score_BN, dense.mass_BN, dense, SCORE_RATIO)
+
+        self._learn("scores", loss, parameters, lesson)
+
+    def distillation(self) -> None:
+        """Teach encoder, maps and scores the dense encoder's memory, at changing ratios."""
+        lesson = Lesson(self.options.distill_iterations, 2e-4, clip_norm=0.1)
+
+        def loss(dense: DensePass, iteration: int) -> Tensor:
+            draw = random.Random(f"{self.options.seed} {iteration}")
+            torch.manual_seed(draw.getrandbits(32))  # for tokens chosen at random
+            with _keeping(self.sparsifier, draw.choice(RATIOS)), supervision.opened(self.student):
+                return self._distillation_loss(dense)
+
+        parameters = [
+            parameter
+            for name, parameter in self.encoder.named_parameters()
+            if not name.startswith(_HEADS)
+        ]
+        self._learn("distillation", loss, parameters, lesson)
+
+    def _distillation_loss(self, dense: DensePass) -> Tensor:
+        mass_BN = dense.mass_BN
+        assert mass_BN is not None
+        score_BN = self.sparsifier.plan(dense.context()).score_BN
+        memory_BNC = dense.encode(self.encoder)
+        if score_BN is None:
+            return _MEMORY_WEIGHT * memory_loss(memory_BNC, dense, torch.ones_like(mass_BN))
+        loss = _MEMORY_WEIGHT * memory_loss(memory_BNC, dense, score_BN.detach().sigmoid())
+        return loss + attention_loss(score_BN, mass_BN, dense, SCORE_RATIO)
+
+    def _learn(
+        self,
+        stage: str,
+        loss: Callable[[DensePass, int], Tensor],
+        parameters: list[nn.Parameter],
+        lesson: Lesson,
+    ) -> None:
+        saved = self.state.of(stage)
+        if saved == {} or not lesson.iterations:
+            return
+        recent: deque[float] = deque(saved["recent"] if saved else (), maxlen=_SAVED_EVERY)
+
+        def after(iteration: int, value: float, optimizer: dict[str, Any]) -> None:
+            recent.append(value)
+            done = iteration + 1
+            self.progress(stage, done, lesson.iterations, sum(recent) / len(recent))
+            if done % _SAVED_EVERY == 0 or done == lesson.iterations:
+                self.state.save(
+                    stage,
+                    iteration=done,
+                    optimizer=optimizer,
+                    recent=list(recent),
+                    curve=self.result.curve,
+                    encoder=self.encoder.state_dict(),
+                )
+
+        teach(
+            loss,
+            parameters,
+            lesson,
+            teacher=self.teacher,
+            batch=self.images.batch,
+            start=int(saved["iteration"]) if saved else 0,
+            state=saved["optimizer"] if saved else None,
+            after=after,
+        )
+        self.result.losses[stage] = sum(recent) / max(1, len(recent))
+
+    def restore(self) -> None:
+        """Put back what an interrupted fit had learned."""
+        if "encoder" in self.state.loaded:
+            self.encoder.load_state_dict(self.state.loaded["encoder"])
+            self.result.curve = [(int(n), float(e)) for n, e in self.state.loaded["curve"]]
+
+
+@contextmanager
+def _keeping(sparsifier: Any, ratio: float) -> Iterator[None]:
+    """Keep another share of the tokens inside the ``with`` block."""
+    own, sparsifier.keep_ratio = sparsifier.keep_ratio, ratio
+    try:
+        yield
+    finally:
+        sparsifier.keep_ratio = own
+
+
+def fit(
+    dense: nn.Module,
+    student: nn.Module,
+    images: UnlabelledImages,
+    options: FitOptions | None = None,
+    *,
+    state_file: Path | None = None,
+    progress: Callable[[str, int, int, float], None] = lambda *_: None,
+) -> FitResult:
+    """Fit a sparse detector to its dense twin; only the former changes.
+
+    Args:
+        dense: the trained detector.
+        student: the same detector with the same weights, whose encoder has a sparsifier with a
+            bypass (:func:`tokendetr.sparsification.sparse_model`); supervised.
+        images: what to look at.
+        options: how much is fitted.
+        state_file: written as the fit goes on; a file that is there continues it.
+        progress: gets the stage, how far it is, how long it is at most, and the mean of the last
+            losses.
+
+    Raises:
+        NotSparsifiableError: where the student has no such encoder.
+        StaleFitError: where the file belongs to another fit.
+        FloatingPointError: where a loss is not finite.
+    """
+    options = options or FitOptions()
+    sparsifier = getattr(find_encoder(student), "sparsifier", None)
+    if getattr(sparsifier, "bypass", None) is None or not hasattr(sparsifier, "keep_ratio"):
+        raise NotSparsifiableError(
+            "the student's encoder needs a sparsifier of the keep kind with a bypass"
+        )
+    fingerprint = {
+        **asdict(options),
+        "batch_size": images.batch_size,
+        "image_seed": images.seed,
+        "images": images.digest(),
+        "sparsifier": type(sparsifier).__name__,
+    }
+    state = _State(state_file, fingerprint)
+    work = _Fit(DenseTeacher(dense), student, images, options, state, progress)
+    work.restore()
+    work.maps()
+    work.scores()
+    work.distillation()
+    return work.result

@@ -1,0 +1,105 @@
+"""Unlabelled images of a folder, in seeded batches that depend on nothing but their number."""
+
+import hashlib
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokendetr.predict import Predictor, find_images, read_rgb
+
+__all__ = ["FewImagesError", "UnlabelledImages"]
+
+HELD_BACK_SHARE = 0.15
+HELD_BACK_LIMITS = (2, 60)
+"""Share of the images that nothing is fitted to, and at least and at most how many."""
+
+logger = logging.getLogger(__name__)
+
+
+class FewImagesError(ValueError):
+    """There are too few readable images to fit anything to and hold some back."""
+
+
+class UnlabelledImages:
+    """Images to fit to, and others that are held back.
+
+    Args:
+        files: image files, in any order.
+        inputs: makes a detector's input of a picture (resized, channels in order).
+        seed: of the order and of what is held back.
+        batch_size: images per batch.
+
+    Raises:
+        FewImagesError: where fewer than four files are readable images.
+        ValueError: for a batch size below 1.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], inputs: Predictor, *, seed: int = 0, batch_size: int = 8
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        readable = [path for path in sorted(files) if _is_image(path)]
+        if len(readable) < 2 * HELD_BACK_LIMITS[0]:
+            raise FewImagesError(
+                f"fitting needs at least {2 * HELD_BACK_LIMITS[0]} readable images, "
+                f"got {len(readable)} of {len(files)} files"
+            )
+        random.Random(seed).shuffle(readable)
+        low, high = HELD_BACK_LIMITS
+        held = min(max(low, round(HELD_BACK_SHARE * len(readable))), high, len(readable) // 2)
+        self.held_back, self.fitted = readable[:held], readable[held:]
+        self.batch_size = batch_size
+        self.seed = seed
+        self._inputs = inputs
+
+    @classmethod
+    def from_folders(
+        cls, folders: Sequence[str], inputs: Predictor, *, seed: int = 0, batch_size: int = 8
+    ) -> "UnlabelledImages":
+        """Take all pictures of folders, files or glob patterns.
+
+        Raises:
+            FileNotFoundError: one of them yields none.
+            FewImagesError: all together yield too few.
+        """
+        return cls(find_images(folders), inputs, seed=seed, batch_size=batch_size)
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """Return a detector's input."""
+        return {**self._inputs.inputs(read_rgb(path)), "file_name": str(path)}
+
+    def batch(self, number: int) -> list[dict[str, Any]]:
+        """Return one of endlessly many batches of images to fit to: each image once per epoch."""
+        count = len(self.fitted)
+        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+        orders = {place // count: self._order(place // count) for place in places}
+        return [self.read(self.fitted[orders[place // count][place % count]]) for place in places]
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.fitted)))
+        random.Random(f"{self.seed} {epoch}").shuffle(order)
+        return order
+
+    def digest(self) -> str:
+        """Return a short name of these files and their order."""
+        names = "\n".join(str(path.resolve()) for path in (*self.held_back, *self.fitted))
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def held_back_batches(self) -> list[list[Path]]:
+        """Return the files held back, in batches."""
+        size = self.batch_size
+        return [self.held_back[i : i + size] for i in range(0, len(self.held_back), size)]
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return min(image.size) > 0
+    except (OSError, SyntaxError, ValueError) as error:
+        logger.warning("%s is left out, it is no readable image: %s", path, error)
+        return False

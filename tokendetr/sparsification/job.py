@@ -1,0 +1,187 @@
+"""From a dense detector's config and a folder of images to a sparse detector's config and weights.
+
+What is written: ``config.py``, which every tool reads; ``model.pth``; ``report.json`` and
+``report.md``. The dense detector's files stay as they are.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from tokendetr.analysis.inputs import load_measured_config
+from tokendetr.errors import ConfigError
+from tokendetr.evaluation.run import Evaluation
+from tokendetr.io.atomic import write_atomically
+from tokendetr.predict import Predictor
+from tokendetr.sparsification.fitting import FitOptions, fit
+from tokendetr.sparsification.images import UnlabelledImages
+from tokendetr.sparsification.recipe import Method, config_file, sparse_model
+from tokendetr.sparsification.report import SparsificationReport, compare
+from tokendetr.sparsification.teacher import NotSparsifiableError, find_encoder
+
+__all__ = ["SparsifyJob", "run_job"]
+
+STATE_FILE = "unfinished_fit.pth"
+_ADDED = "transformer.encoder.sparsifier."
+
+_CONFIG = '''"""{title}, made sparse without labels by `tokendetr sparsify`."""
+
+from pathlib import Path as _Path
+
+import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
+from tokendetr.sparsification import sparse_config as _sparse_config
+
+_config = _sparse_config(
+    {config!r},
+    method={method!r},
+    keep_ratio={keep_ratio!r},
+    overrides={overrides!r},
+    checkpoint=str(_Path(__file__).resolve().with_name("model.pth")),
+)
+globals().update({{_key: _config[_key] for _key in _config}})
+'''
+
+
+@dataclass(frozen=True)
+class SparsifyJob:
+    """What is to be made sparse, and how.
+
+    Attributes:
+        config: name (``tokendetr.zoo``) or file of the dense detector's config.
+        images: folders, files or glob patterns of unlabelled images.
+        output_dir: folder for what is written; an interrupted job continues there.
+        overrides: of the config, ``train.init_checkpoint=FILE`` among them.
+        keep_ratio: share of an image's tokens that the encoder updates, in (0, 1].
+        method: how they are chosen, see :data:`tokendetr.sparsification.METHODS`.
+        options: how much is fitted.
+        batch_size: images per batch of the fit.
+        evaluate: also measure AP on the config's test set before and after.
+    """
+
+    config: str
+    images: Sequence[str]
+    output_dir: Path
+    overrides: Sequence[str] = ()
+    keep_ratio: float = 0.3
+    method: Method = "sparse"
+    options: FitOptions = FitOptions()
+    batch_size: int = 8
+    evaluate: bool = False
+
+
+def run_job(
+    job: SparsifyJob, *, progress: Callable[[str, int, int, float], None] = lambda *_: None
+) -> SparsificationReport:
+    """Make a detector sparse, write it, and report how it compares.
+
+    Raises:
+        ConfigError: where the config names no weights.
+        FileNotFoundError, KeyError: where config, weights or images are not there.
+        NotSparsifiableError: where the detector has no deformable encoder, or is sparse already.
+        FewImagesError, StaleFitError, ValueError: as :func:`tokendetr.sparsification.fit`.
+    """
+    cfg = load_measured_config(config_file(job.config), job.overrides)
+    sparse_cfg = sparse_model(cfg.model, job.method, job.keep_ratio)
+    if not cfg.train.init_checkpoint:
+        raise ConfigError(
+            "the config names no weights to start from: add train.init_checkpoint=FILE"
+        )
+    predictor = Predictor.from_config(cfg)
+    images = UnlabelledImages.from_folders(
+        job.images, predictor, seed=job.options.seed, batch_size=job.batch_size
+    )
+    dense = predictor.model
+    student = _twin(dense, sparse_cfg, cfg)
+    seconds: dict[str, float] = {}
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    state_file = job.output_dir / STATE_FILE
+    with _noting(seconds, "fit"):
+        result = fit(dense, student, images, job.options, state_file=state_file, progress=progress)
+    write_detector(job, student)
+    state_file.unlink(missing_ok=True)
+    with _noting(seconds, "report"):
+        report = _report(job, cfg, dense, student, images)
+    report = replace(report, fit=asdict(result), seconds=seconds)
+    text = json.dumps({"job": _plain(job), **report.as_dict()}, indent=2)
+    write_atomically(str(job.output_dir / "report.json"), text.encode())
+    markdown = report.table().markdown()
+    write_atomically(str(job.output_dir / "report.md"), markdown.encode())
+    return report
+
+
+def _twin(dense: nn.Module, sparse_cfg: DictConfig, cfg: DictConfig) -> nn.Module:
+    """Build the sparse detector with the dense one's weights."""
+    torch.manual_seed(0)
+    student: nn.Module = instantiate(sparse_cfg).to(cfg.train.device)
+    encoder, dense_encoder = find_encoder(student), find_encoder(dense)
+    missing, unexpected = student.load_state_dict(dense.state_dict(), strict=False)
+    wrong = [name for name in missing if not name.startswith(_ADDED)] + unexpected
+    if wrong or len(list(encoder.children())) < len(list(dense_encoder.children())):
+        raise NotSparsifiableError(
+            f"{type(dense_encoder).__name__} is no plain deformable encoder: its weights do not "
+            f"fit tokendetr.encoder.TokenEncoder ({', '.join(wrong[:3])})"
+        )
+    return student.eval()
+
+
+def write_detector(job: SparsifyJob, student: nn.Module) -> None:
+    """Write config and weights."""
+    is_file = bool(Path(job.config).suffix)
+    text = _CONFIG.format(
+        title=Path(job.config).name,
+        config=config_file(job.config) if is_file else job.config,
+        overrides=[o for o in job.overrides if not o.startswith("train.init_checkpoint=")],
+        method=job.method,
+        keep_ratio=job.keep_ratio,
+    )
+    torch.save({"model": student.state_dict()}, job.output_dir / "model.pth.part")
+    (job.output_dir / "model.pth.part").replace(job.output_dir / "model.pth")
+    write_atomically(str(job.output_dir / "config.py"), text.encode())
+
+
+def _report(
+    job: SparsifyJob,
+    cfg: DictConfig,
+    dense: nn.Module,
+    student: nn.Module,
+    images: UnlabelledImages,
+) -> SparsificationReport:
+    name = f"{job.method}, keep {job.keep_ratio:g}"
+    detectors = {"dense": dense, name: student}
+    rows = compare(detectors, images, device=torch.device(cfg.train.device))
+    if job.evaluate:
+        rows = [
+            replace(row, ap=box_ap(cfg, detectors[row.name], job.output_dir / "evaluation"))
+            for row in rows
+        ]
+    return SparsificationReport(rows, len(images.held_back), {}, {})
+
+
+def box_ap(cfg: DictConfig, detector: nn.Module, folder: Path) -> float | None:
+    """Return a detector's box AP on the test set of a config, in percent."""
+    if cfg.dataloader.evaluator.get("output_dir", None) is not None:
+        cfg.dataloader.evaluator.output_dir = str(folder)
+    results = Evaluation(cfg, detector)()
+    ap = results.get("bbox", {}).get("AP")
+    return None if ap is None else float(ap)
+
+
+def _plain(job: SparsifyJob) -> dict[str, Any]:
+    values = asdict(job)
+    return {**values, "output_dir": str(job.output_dir), "images": list(job.images)}
+
+
+@contextmanager
+def _noting(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)

@@ -1,0 +1,121 @@
+"""What is learned by gradient without labels: scores from where the dense decoder looks, and the
+sparse encoder from the dense encoder's memory.
+
+Shapes: B image, N all tokens, C channel.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokendetr.encoder import aux_losses as supervision
+from tokendetr.sparsification.teacher import DensePass, DenseTeacher
+from tokendetr.tokens import topk_valid
+
+__all__ = ["Lesson", "attention_loss", "memory_loss", "teach"]
+
+RATIOS = (0.1, 0.2, 0.3, 0.5)
+"""Keep ratios that one set of weights is taught for, one drawn per iteration."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How long and how fast something is learned.
+
+    Attributes:
+        iterations: batches.
+        lr: the highest learning rate of AdamW; falls to zero along a cosine.
+        clip_norm: gradients are shortened to this norm; None leaves them.
+    """
+
+    iterations: int
+    lr: float
+    clip_norm: float | None = None
+
+
+def attention_loss(score_BN: Tensor, mass_BN: Tensor, dense: DensePass, ratio: float) -> Tensor:
+    """Return the binary cross entropy of scores against the share of an image's real tokens that
+    has the greatest mass.
+
+    Source: Sparse DETR, arXiv 2111.14330, equation 2.
+    """
+    valid_counts = [sum(levels) for levels in dense.layout.valid_counts]
+    counts = [math.ceil(ratio * count) for count in valid_counts]
+    valid_BN = dense.layout.valid_BN
+    index_BK, chosen_BK = topk_valid(mass_BN, counts, valid_BN=valid_BN, valid_counts=valid_counts)
+    chosen_BK = torch.ones_like(index_BK, dtype=torch.bool) if chosen_BK is None else chosen_BK
+    target_BN = torch.zeros_like(score_BN).scatter(1, index_BK, chosen_BK.to(score_BN.dtype))
+    loss_BN = F.binary_cross_entropy_with_logits(score_BN, target_BN, reduction="none")
+    weight_BN = valid_BN.to(loss_BN.dtype)
+    return ((loss_BN * weight_BN).sum(dim=1) / weight_BN.sum(dim=1)).mean()
+
+
+def memory_loss(memory_BNC: Tensor, dense: DensePass, weight_BN: Tensor) -> Tensor:
+    """Return the weighted squared error of a memory against the dense encoder's, per channel.
+
+    Args:
+        memory_BNC: of the sparse encoder.
+        dense: the teacher's pass.
+        weight_BN: at least 0; padding counts nothing.
+    """
+    weight_BN = weight_BN * dense.layout.valid_BN
+    error_BN = (memory_BNC - dense.memories[-1]).square().mean(dim=-1)
+    return (error_BN * weight_BN).sum() / weight_BN.sum().clamp_min(1e-9)
+
+
+def sparse_scores(student: nn.Module, dense: DensePass) -> Tensor:
+    """Return what a sparse detector ranks a batch's tokens by, [B, N]."""
+    sparsifier: Any = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
+    with supervision.opened(student):
+        score_BN: Tensor = sparsifier.plan(dense.context()).score_BN
+    return score_BN
+
+
+def teach(
+    loss_of: Callable[[DensePass, int], Tensor],
+    parameters: Sequence[nn.Parameter],
+    lesson: Lesson,
+    *,
+    teacher: DenseTeacher,
+    batch: Callable[[int], list[dict[str, Any]]],
+    start: int = 0,
+    state: dict[str, Any] | None = None,
+    after: Callable[[int, float, dict[str, Any]], None] | None = None,
+) -> None:
+    """Minimize a loss over the teacher's passes.
+
+    Args:
+        loss_of: from a pass and the iteration to the loss.
+        parameters: what is learned; others get no gradient.
+        lesson: length and speed.
+        teacher: makes the passes, with the decoder's attention.
+        batch: from an iteration to its images.
+        start: the first iteration, greater than 0 where an earlier run is continued.
+        state: of the optimizer, of that run.
+        after: gets the iteration, its loss and the optimizer's state after each update.
+
+    Raises:
+        FloatingPointError: where the loss is not finite, before anything is updated by it.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lesson.lr, weight_decay=1e-4)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    for iteration in range(start, lesson.iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * lesson.lr * (1 + math.cos(math.pi * iteration / lesson.iterations))
+        dense = teacher(batch(iteration), with_mass=True)
+        loss = loss_of(dense, iteration)
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss of iteration {iteration} is {loss.item()}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=list(parameters))
+        if lesson.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, lesson.clip_norm)
+        optimizer.step()
+        if after is not None:
+            after(iteration, float(loss.detach()), optimizer.state_dict())

@@ -1,0 +1,134 @@
+"""The config of a detector's sparse twin: the same detector, with a sparsifier and a bypass."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tokendetr.config import zoo
+from tokendetr.config.edit import add_bypass, sparsify
+from tokendetr.config.load import load_config
+from tokendetr.sparsification.teacher import NotSparsifiableError
+
+__all__ = ["METHODS", "Method", "config_file", "sparse_config", "sparse_model", "sparsifier_node"]
+
+Method = Literal["sparse", "focus", "random"]
+METHODS: tuple[Method, ...] = ("sparse", "focus", "random")
+"""How tokens are chosen: one learned set for all layers, a learned cascade, or any tokens."""
+
+
+def sparsifier_node(model: DictConfig, method: Method, keep_ratio: float) -> DictConfig:
+    """Return a sparsifier for a detector's config that can be fitted without labels.
+
+    Args:
+        model: node of a dense detector.
+        method: one of :data:`METHODS`.
+        keep_ratio: share of an image's tokens that is updated, in (0, 1].
+
+    Raises:
+        NotSparsifiableError: where the detector has no encoder in its config, or one with a
+            sparsifier already.
+        ValueError: for an unknown method or a ratio out of range.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
+    encoder = OmegaConf.select(model, "transformer.encoder", default=None)
+    if encoder is None or "_target_" not in encoder:
+        raise NotSparsifiableError(
+            "the config's model has no deformable encoder at transformer.encoder"
+        )
+    if encoder.get("sparsifier", None) is not None:
+        raise NotSparsifiableError(
+            "the config's encoder has a sparsifier already: give the config of the dense detector"
+        )
+    if method == "focus":
+        levels = int(model.transformer.get("num_feature_levels", 4))
+        node: dict[str, Any] = {
+            "_target_": "focus_detr.FocusSparsifier",
+            "num_heads": "${..num_heads}",
+            "num_levels": "${..num_feature_levels}",
+            "strides": [2 ** (7 - levels + level) for level in range(levels)],  # up to 64 pixels
+            "num_objects": 0,  # attention among objects has weights that only training gives
+        }
+        if not _has_two_stages(model):
+            node["num_classes"] = "${....num_classes}"
+    else:
+        node = {
+            "_target_": "sparse_detr.SparseSparsifier",
+            "selection": "random" if method == "random" else "dam",
+            "projection": "host" if _has_two_stages(model) else "own",
+            "auxiliary_heads": False,
+            "num_classes": "${....num_classes}",
+        }
+    node |= {
+        "keep_ratio": keep_ratio,
+        "embed_dim": "${..embed_dim}",
+        "num_layers": "${..num_layers}",
+    }
+    return OmegaConf.create(node, flags={"allow_objects": True})
+
+
+def _has_two_stages(model: DictConfig) -> bool:
+    """Return whether the encoder's tokens have a projection and heads (DINO's always have)."""
+    if "as_two_stage" in model:
+        return bool(model.as_two_stage)
+    transformer = model.transformer
+    if "as_two_stage" in transformer:
+        return bool(transformer.as_two_stage)
+    return "two_stage_num_proposals" in transformer
+
+
+def sparse_model(model: DictConfig, method: Method, keep_ratio: float) -> DictConfig:
+    """Return a copy of a dense detector's config with a sparsifier that carries a bypass.
+
+    Raises:
+        NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
+    """
+    model = copy.deepcopy(model)
+    node = sparsifier_node(model, method, keep_ratio)
+    with open_dict(model):
+        add_bypass(sparsify(model, node))
+    return model
+
+
+def config_file(config: str) -> str:
+    """Return the file of a config that is given by name (``tokendetr.zoo``) or by file.
+
+    Raises:
+        KeyError: where there is no config of that name.
+    """
+    if Path(config).suffix in (".py", ".yaml", ".yml"):
+        return str(Path(config).expanduser().resolve())
+    return str(zoo.get_config_file(config))
+
+
+def sparse_config(
+    config: str,
+    *,
+    method: Method,
+    keep_ratio: float,
+    checkpoint: str,
+    overrides: Sequence[str] = (),
+) -> DictConfig:
+    """Return the whole config of a sparse detector: what ``tokendetr sparsify`` writes a call of.
+
+    Args:
+        config: name or file of the dense detector's config.
+        method: see :func:`sparsifier_node`.
+        keep_ratio: likewise; ``model.transformer.encoder.sparsifier.keep_ratio=R`` changes it.
+        checkpoint: weights of the sparse detector.
+        overrides: of the dense detector's config.
+
+    Raises:
+        FileNotFoundError, KeyError, ConfigError: of the dense detector's config.
+        NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
+    """
+    cfg = load_config(config_file(config), overrides)
+    cfg.model = sparse_model(cfg.model, method, keep_ratio)
+    cfg.train.init_checkpoint = checkpoint
+    cfg.train.init_checkpoint_strict = True
+    return cfg

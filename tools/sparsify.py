@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""Make a trained detector sparse in minutes, with unlabelled images."""
+
+from tokendetr.cli.sparsify import main
+
+if __name__ == "__main__":
+    main()
