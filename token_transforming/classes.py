@@ -13,7 +13,8 @@ class Transformed:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Return how to build a copy."""
-        _, (kind, *arguments), *rest = super().__reduce_ex__(max(2, int(protocol)))
+        found: Any = super().__reduce_ex__(max(2, int(protocol)))
+        _, (kind, *arguments), *rest = found
         return (_empty, (original_class(kind), kind.__bases__[0], *arguments), *rest)
 
 

@@ -42,10 +42,11 @@ def map_bias(
         place_BN2 = position_BN2 % side if side else position_BN2
         sides = (side, side) if side else grid
         tables = (block.attn.rel_pos_h, block.attn.rel_pos_w)
-        bias = sum(
+        rows, columns = (
             _axis_bias(query_BMND, place_BN2[..., axis], sides[axis], tables[axis])
             for axis in (0, 1)
         )
+        bias = rows + columns
     if side:
         window_BN2 = position_BN2 // side
         apart_BNN = (window_BN2[:, :, None] != window_BN2[:, None]).any(dim=-1)

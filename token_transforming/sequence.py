@@ -291,9 +291,7 @@ class TransformedBlock(Transformed):
         elif not hides_none:
             raise ValueError(message)
 
-    def _run(
-        self, x_BNC: Tensor, plan: BlockPlan, state: TokenState
-    ) -> tuple[Tensor, TokenState]:
+    def _run(self, x_BNC: Tensor, plan: BlockPlan, state: TokenState) -> tuple[Tensor, TokenState]:
         assert isinstance(self, nn.Module)
         return run_block(self, x_BNC, plan, state)
 
@@ -304,9 +302,7 @@ class TransformedMapBlock(TransformedBlock):
     While all tokens are there and stay, the block's own ``forward`` runs, windows and all.
     """
 
-    def _run(
-        self, x_BHWC: Tensor, plan: BlockPlan, state: TokenState
-    ) -> tuple[Tensor, TokenState]:
+    def _run(self, x_BHWC: Tensor, plan: BlockPlan, state: TokenState) -> tuple[Tensor, TokenState]:
         if plan.reduction is None and not state.undo:
             original: Any = original_class(type(self))
             return original.forward(self, x_BHWC), state

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from token_transforming.attention import Observed, attend_and_sum
 from token_transforming.merging import kept_tokens
-from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.recovery import Undo
+from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
 from token_transforming.window_attention import WindowLogits
 from token_transforming.windows import (

@@ -120,8 +120,12 @@ def test_kept_tokens_look_up_their_own_offsets(side):
     assert (found[~near] < NOT_A_KEY / 2).all()
     kept_BK = torch.stack([torch.randperm(54)[:20].sort().values for _ in range(2)])
     of_kept = map_bias(
-        block, take_rows(query_BMND.transpose(1, 2).flatten(2), kept_BK)
-        .unflatten(2, (heads, width)).transpose(1, 2), place[0][kept_BK], grid
+        block,
+        take_rows(query_BMND.transpose(1, 2).flatten(2), kept_BK)
+        .unflatten(2, (heads, width))
+        .transpose(1, 2),
+        place[0][kept_BK],
+        grid,
     )
     for image in range(2):
         rows = found[image][:, kept_BK[image]][:, :, kept_BK[image]]

@@ -84,7 +84,9 @@ def test_siglip_has_no_class_token_and_goes_on_with_fewer_patches():
     dense = model(x)
     transform(model, layers=(1, 3), keep_ratio=1.0, temperature=1e6)
     same = model(x)
-    torch.testing.assert_close(same.last_hidden_state, dense.last_hidden_state, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        same.last_hidden_state, dense.last_hidden_state, rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(same.pooler_output, dense.pooler_output, rtol=1e-2, atol=2e-3)
     report = transform(model, **HOW)
     assert report.prefix == 0

@@ -39,9 +39,7 @@ def test_a_token_keeps_its_content_and_gets_the_change():
     paper = Undo.of(mixed, x_BNC, y_BKC, Reduction())
     assert paper.restore(changed).tolist() == [[[6.0, 1.0], [6.0, 1.0], [10.0, 6.0], [10.0, 6.0]]]
     residual = Undo.of(mixed, x_BNC, y_BKC, Reduction(recovery="residual"))
-    assert residual.restore(changed).tolist() == [
-        [[5.0, 1.0], [7.0, 1.0], [9.0, 6.0], [11.0, 6.0]]
-    ]
+    assert residual.restore(changed).tolist() == [[[5.0, 1.0], [7.0, 1.0], [9.0, 6.0], [11.0, 6.0]]]
 
 
 @torch.no_grad()

@@ -53,7 +53,9 @@ def test_readers_of_intermediates_get_whole_maps(recover):
         last, found = model.forward_intermediates(x, indices=[0, 1, 3])
         assert [tuple(one.shape) for one in found] == [(2, 48, 8, 8)] * 3
         assert last.shape == dense_last.shape
-        early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+        early = model.forward_intermediates(
+            x, indices=[1], stop_early=True, intermediates_only=True
+        )
         torch.testing.assert_close(early[0], found[1])
         again_last, again = restore(model).forward_intermediates(x, indices=[0, 1, 3])
         assert torch.equal(again_last, dense_last)

@@ -9,6 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.errors import ConfigError
 
@@ -16,6 +17,7 @@ SUPERVISED = "tokendetr.encoder.aux_losses.build_supervised"
 ENCODER = "tokendetr.encoder.TokenEncoder"
 
 
+@all_or_nothing
 def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
     """Let the encoder of a detector's config work on fewer tokens.
 
@@ -47,6 +49,7 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
     return model
 
 
+@all_or_nothing
 def add_bypass(model: DictConfig) -> DictConfig:
     """Let the tokens that a config's sparsifier leaves out move by an affine bypass, in place.
 
@@ -74,6 +77,7 @@ def add_bypass(model: DictConfig) -> DictConfig:
     return model
 
 
+@all_or_nothing
 def supervised(model: DictConfig) -> DictConfig:
     """Make a config build a supervised model (:mod:`tokendetr.encoder.aux_losses`), in place."""
     target = target_name(model.get("_target_"))
@@ -84,6 +88,7 @@ def supervised(model: DictConfig) -> DictConfig:
     return model
 
 
+@all_or_nothing
 def resize(
     model: DictConfig,
     *,
