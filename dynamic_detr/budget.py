@@ -1,9 +1,11 @@
 """How many tokens every stage and level of Dynamic DETR keeps: plain integer arithmetic."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from tokendetr.tokens import window_shapes
 
 RATIO_ORDERS = ("scatter", "gather")
 
@@ -22,7 +24,7 @@ class TokenBudget:
             level.
         level_orders: per stage the levels, most important first.
         stage_lengths: encoder layers of each stage.
-        window_sizes: cells per side of the windows of each level but the coarsest.
+        window_sizes: least cells per side of the windows of each level but the coarsest.
         ratio_order: "scatter": the j-th level of the order gets the j-th ratio; "gather": level j
             gets the ratio whose number is the j-th entry of the order (the literal equation 3).
 
@@ -95,19 +97,33 @@ class TokenBudget:
             ratios[level - 1] = ratio
         return tuple(ratios)
 
-    def merged_windows(self, level: int, ratio: float, tokens: int, windows: int) -> int:
-        """Return how many windows of a level (from 0) merge.
+    def merged_windows(
+        self, level: int, ratio: float, height: int, width: int
+    ) -> dict[tuple[int, int], int]:
+        """Return how many windows of which (rows, columns) merge in one image.
+
+        Windows of one size keep the same share of their tokens as those of another, so that no
+        part of an image is favored for how its windows came out; what rounding leaves over in one
+        size goes to the next. A level never keeps less than its ratio asks for.
 
         Args:
-            level: any but the coarsest.
+            level: any but the coarsest, from 0.
             ratio: share of the level's tokens to keep.
-            tokens: the level's real tokens.
-            windows: the level's full windows without padding; no more than these can merge.
+            height: rows of the level's real part.
+            width: columns of it.
         """
-        cells = self.window_sizes[level] ** 2
-        if cells == 1:
-            return 0
-        return min(windows, math.floor(tokens * (1 - ratio) / (cells - 1) + _SLACK))
+        merged = {}
+        to_save = 0.0
+        for (rows, columns), count in window_shapes(
+            height, width, self.window_sizes[level]
+        ).items():
+            cells = rows * columns
+            to_save += count * cells * (1 - ratio)
+            saves = max(cells - 1, 1)
+            number = min(count, math.floor(to_save / saves + _SLACK)) if cells > 1 else 0
+            to_save -= number * saves
+            merged[rows, columns] = number
+        return merged
 
     def important_tokens(self, ratio: float, tokens: int) -> int:
         """Return how many tokens of the coarsest level stay queries (at least one where there are
@@ -124,12 +140,14 @@ class TokenBudget:
         kept = 0
         for level, ratio in enumerate(self.level_ratios(stage)):
             height, width = level_shapes[level]
-            tokens = height * width
             if level == self.num_levels - 1:
-                kept += self.important_tokens(ratio, tokens)
+                kept += self.important_tokens(ratio, height * width)
             else:
-                window = self.window_sizes[level]
-                windows = (height // window) * (width // window)
-                merged = self.merged_windows(level, ratio, tokens, windows)
-                kept += tokens - merged * (window**2 - 1)
+                merged = self.merged_windows(level, ratio, height, width)
+                kept += height * width - saved_tokens(merged)
         return kept
+
+
+def saved_tokens(merged: Mapping[tuple[int, int], int]) -> int:
+    """Return how many queries fewer there are where so many windows of (rows, columns) merge."""
+    return sum(count * (rows * columns - 1) for (rows, columns), count in merged.items())

@@ -1,32 +1,32 @@
 """Dynamic DETR as a token sparsifier: windows merge on fine levels, tokens on the coarsest.
 
-Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level, R merged
-windows of the batch, P cells of a window.
+Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level (of all
+images), R merged windows, P cells of a window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment, is_supervised
-from dynamic_detr.budget import TokenBudget
+from dynamic_detr.budget import TokenBudget, saved_tokens
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
 from tokendetr.tokens import (
     AffinityGroup,
     AffinityMatch,
+    LevelWindows,
     Merge,
     TokenMap,
     WindowGroup,
+    inverse_norms,
     match_by_affinity,
     partition,
     ragged_index,
-    topk_valid,
+    spread_tokens,
     valid_from_counts,
     window_coherence,
-    window_members,
-    window_validity,
 )
 from tokendetr.tokens.maps.merge import MERGE_RULES, MergeRule
 
@@ -49,7 +49,8 @@ class DynamicSparsifier(TokenSparsifier):
         level_orders: per stage the levels (1 = finest), most important first. The first one is the
             paper's; the others follow its figure's trend from fine to coarse.
         stage_lengths: encoder layers of each stage.
-        window_sizes: cells per side of the windows of each level but the coarsest. Every window of
+        window_sizes: cells per side of the windows of each level but the coarsest, where a level's
+            sizes are multiples of them, else a little more. Every window of
             the default covers one token of the coarsest level; (4, 2, 1) is the reading closest to
                 the paper's figure.
         ratio_order: see :class:`dynamic_detr.budget.TokenBudget`.
@@ -73,9 +74,11 @@ class DynamicSparsifier(TokenSparsifier):
     Raises:
         ValueError: for values out of range; the message names the argument.
 
-    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: windows cut by the border or by
-    padding never merge; cosines are clamped before they are inverted; the merges of the coarsest
-    level are simultaneous.
+    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: where a level is no multiple of
+    its window, its rows and columns are divided into nearly equal parts of at least the window's
+    length, so that no window is cut by the border or by padding; equal windows and equally rare
+    tokens are taken spread over the image; cosines are clamped before they are inverted; the merges
+    of the coarsest level are simultaneous.
     """
 
     def __init__(
@@ -160,6 +163,7 @@ class DynamicPlan(TokenPlan):
         self._stage = -1
         self._map: TokenMap | None = None
         self._stage_input_BNC: Tensor | None = None
+        self._windows: dict[int, LevelWindows] = {}
         self._alignment: CenterAlignment | None = None
         if (
             sparsifier.alignment != "off"
@@ -205,12 +209,16 @@ class DynamicPlan(TokenPlan):
         counts = [sum(image) for image in layout.valid_counts]
         keep_BN = layout.valid_BN.clone()
         windows: list[Tensor] = []
+        inverse_norm_BN = inverse_norms(memory_BNC)
         for level, ratio in enumerate(ratios[:-1]):
-            member_RP, merged = self._merged_windows(level, ratio, memory_BNC)
-            cells = options.budget.window_sizes[level] ** 2
-            counts = [count - m * (cells - 1) for count, m in zip(counts, merged, strict=True)]
-            keep_BN.view(-1)[member_RP[:, :-1].flatten()] = False
-            windows.append(member_RP)
+            merged = [
+                options.budget.merged_windows(level, ratio, *sizes[level])
+                for sizes in layout.valid_sizes
+            ]
+            counts = [count - saved_tokens(m) for count, m in zip(counts, merged, strict=True)]
+            for member_RP in self._merged_windows(level, merged, memory_BNC, inverse_norm_BN):
+                keep_BN.view(-1)[member_RP[:, :-1].flatten()] = False
+                windows.append(member_RP)
         match, important = self._match_coarsest(ratios[-1], memory_BNC)
         if match is not None:
             keep_BN[:, layout.level_starts[-1] :] = match.important_BN
@@ -220,33 +228,36 @@ class DynamicPlan(TokenPlan):
         return self._assemble(order_BN, slot_BN, counts, windows, match, important)
 
     def _merged_windows(
-        self, level: int, ratio: float, memory_BNC: Tensor
-    ) -> tuple[Tensor, list[int]]:
-        """Return the flat tokens [R, P] of a level's merging windows, and the windows per image."""
+        self,
+        level: int,
+        merged: Sequence[Mapping[tuple[int, int], int]],
+        memory_BNC: Tensor,
+        inverse_norm_BN: Tensor,
+    ) -> list[Tensor]:
+        """Return the flat tokens [R, P] of a level's merging windows, for each number of tokens.
+
+        Args:
+            level: any but the coarsest, from 0.
+            merged: in each image, how many windows of which (rows, columns) merge.
+            memory_BNC: the tokens.
+            inverse_norm_BN: their :func:`tokendetr.tokens.inverse_norms`.
+        """
         layout, options = self.context.layout, self.options
-        height, width = layout.level_shapes[level]
-        window = options.budget.window_sizes[level]
-        valid_BS, windows = window_validity(layout, level, window)
-        merged = [
-            options.budget.merged_windows(level, ratio, image[level], existing)
-            for image, existing in zip(layout.valid_counts, windows, strict=True)
-        ]
-        members_SP = window_members(height, width, window, memory_BNC.device)
-        if not any(merged):
-            return members_SP[:0], merged
+        if not any(any(image.values()) for image in merged):
+            return []
+        if level not in self._windows:
+            size = options.budget.window_sizes[level]
+            self._windows[level] = LevelWindows.of(layout, level, size)
+        windows = self._windows[level]
         if options.selection == "random":
-            shape = (layout.batch_size, members_SP.shape[0])
-            score_BS = torch.rand(shape, device=memory_BNC.device)
+            score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
         else:
-            score_BS = window_coherence(
-                layout.split(memory_BNC)[level], height=height, width=width, window=window
-            )
-        trace.record_score(f"coherence_level{level + 1}", score_BS)
-        order_BS, _ = topk_valid(score_BS, merged, valid_BN=valid_BS, valid_counts=windows)
-        chosen_R = ragged_index(merged, order_BS.shape[1], memory_BNC.device)
-        image_R = chosen_R // order_BS.shape[1]
-        first_R = image_R * layout.num_tokens + layout.level_starts[level]
-        return members_SP[order_BS.flatten()[chosen_R]] + first_R[:, None], merged
+            score_S = window_coherence(memory_BNC, inverse_norm_BN, windows)
+        if trace.current_forward() is not None:
+            map_BN = windows.per_token(score_S, inverse_norm_BN)
+            trace.record_score(f"coherence_level{level + 1}", layout.split(map_BN)[level])
+        counts = [merged[each.image][each.shape] for each in windows.classes]
+        return windows.choose(score_S, counts)
 
     def _match_coarsest(
         self, ratio: float, memory_BNC: Tensor
@@ -270,6 +281,7 @@ class DynamicPlan(TokenPlan):
                 score_BN=torch.rand_like(level_BUC[..., 0], dtype=torch.float32)
                 if random
                 else None,
+                order_BN=spread_tokens(layout, layout.num_levels - 1),
             )
         trace.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
         return match, important

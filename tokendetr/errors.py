@@ -25,9 +25,13 @@ class CheckpointWriteError(OSError):
     """A file could not be written; what was there before is unchanged."""
 
 
-class UnsafeCheckpointError(ValueError):
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: damaged, or no checkpoint. The message names the file."""
+
+
+class UnsafeCheckpointError(CheckpointError):
     """A file holds more than weights and plain values; nothing of it was executed."""
 
 
-class CheckpointMismatchError(ValueError):
+class CheckpointMismatchError(CheckpointError):
     """A checkpoint does not fit the model; the message lists the keys."""

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from spt_backbone import SPT
 from tests.small_detectors import WIDTH, build, record
-from tokendetr.canvas import shown
 from tokendetr.detector.images import pad_images, read_images
 from tokendetr.detector.padding import PaddingRule
 from tokendetr.detector.pyramid import build_pyramid
+from tokendetr.encoder.image_extents import shown
 
 MEAN, STD = torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 50.0)
 SWIN = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}

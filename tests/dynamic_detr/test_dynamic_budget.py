@@ -3,6 +3,8 @@
 import pytest
 
 from dynamic_detr import TokenBudget, encoder_macs, query_token_macs, saved_macs
+from dynamic_detr.budget import saved_tokens
+from tokendetr.tokens import window_shapes
 
 ORDERS = ((1, 2, 3, 4), (3, 2, 4, 1), (4, 3, 2, 1))
 SMALL = ((100, 134), (50, 67), (25, 34), (13, 17))  # 800 x 1066 pixels
@@ -33,20 +35,40 @@ def test_layers_belong_to_stages():
 
 def test_merged_windows_never_under_keep_and_never_exceed_what_exists():
     one = budget()
-    for tokens in range(1, 400):
+    for size in ((100, 134), (50, 67), (25, 34), (13, 17), (16, 24), (9, 1), (5, 3), (1, 1)):
+        tokens = size[0] * size[1]
         for ratio in (0.1, 0.25, 0.5, 0.9, 1.0):
-            for level, cells in ((0, 64), (1, 16), (2, 4)):
-                merged = one.merged_windows(level, ratio, tokens, tokens // cells)
-                kept = tokens - merged * (cells - 1)
-                assert 0 <= merged <= tokens // cells
+            for level in range(3):
+                merged = one.merged_windows(level, ratio, *size)
+                shapes = window_shapes(*size, one.window_sizes[level])
+                assert all(0 <= count <= shapes[shape] for shape, count in merged.items())
+                kept = tokens - saved_tokens(merged)
                 assert kept >= tokens * ratio - 1e-6
-                if merged < tokens // cells:
-                    assert kept - (cells - 1) < tokens * ratio
-    assert one.merged_windows(2, 0.9, 30, 7) == 1  # 30 * (1 - 0.9) is 2.9999... in floats
+                if any(count < shapes[shape] for shape, count in merged.items()):
+                    largest = max(rows * columns for rows, columns in shapes)
+                    assert kept < tokens * ratio + largest
+
+
+def test_windows_of_each_size_keep_the_same_share():
+    """Level 1 at 800 x 1066 has windows of four sizes; none of them pays for another."""
+    one = budget()
+    merged = one.merged_windows(0, 0.5, 100, 134)
+    shapes = window_shapes(100, 134, 8)
+    assert shapes == {(8, 8): 80, (8, 9): 48, (9, 8): 40, (9, 9): 24}
+    for shape, count in merged.items():
+        assert count / shapes[shape] == pytest.approx(0.5 / (1 - 1 / 64), abs=1 / shapes[shape])
+
+
+def test_products_that_mean_whole_numbers_are_not_rounded_down():
+    # 10 * 10 cells * (1 - 0.7) = 30.000000000000004 or 29.99...; ten windows of 2 x 2 save 30.
+    assert budget().merged_windows(2, 0.7, 10, 10) == {(2, 2): 10}
+    assert budget().merged_windows(2, 0.9, 10, 3) == {(2, 3): 0}
+    assert budget().merged_windows(2, 0.9, 10, 6) == {(2, 2): 2}
 
 
 def test_windows_of_one_cell_never_merge():
-    assert budget(window_sizes=(4, 2, 1)).merged_windows(2, 0.1, 100, 100) == 0
+    assert budget(window_sizes=(4, 2, 1)).merged_windows(2, 0.1, 10, 10) == {(1, 1): 0}
+    assert budget().merged_windows(2, 0.1, 1, 1) == {(1, 1): 0}
 
 
 def test_one_query_remains_on_the_coarsest_level():

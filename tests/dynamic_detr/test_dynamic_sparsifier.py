@@ -12,12 +12,26 @@ from dynamic_detr import DynamicSparsifier
 from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
+from tests.tokens.naive_windows import cosine, naive_coherence, naive_windows
 from tokendetr.encoder.trace import record_tokens
-from tokendetr.tokens import Identity
+from tokendetr.tokens import Identity, spread_order
 
 
-def cosine(a, b):
-    return float(a @ b / (a.norm() * b.norm()))
+def naive_merges(x, height, width, ratio, window):
+    """One level of one image: the windows that merge, from those of each size the most alike."""
+    by_shape = {}
+    for cells in naive_windows(height, width, window):
+        shape = (cells[-1] // width - cells[0] // width, cells[-1] % width - cells[0] % width)
+        by_shape.setdefault(shape, []).append(cells)
+    merges, to_save = [], 0.0
+    for shape in sorted(by_shape):
+        windows = sorted(by_shape[shape], key=lambda cells: -naive_coherence(x[cells]))
+        saves = len(windows[0]) - 1
+        to_save += len(windows) * len(windows[0]) * (1 - ratio)
+        number = min(len(windows), math.floor(to_save / saves + 1e-9)) if saves else 0
+        to_save -= number * saves
+        merges += windows[:number]
+    return merges
 
 
 def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
@@ -25,16 +39,11 @@ def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
     text."""
     groups, start = {}, 0
     for level, (height, width) in enumerate(shapes[:-1]):
-        n, tokens = windows[level], height * width
-        ranked = []
-        for top in range(0, height - n + 1, n):
-            for left in range(0, width - n + 1, n):
-                cells = [start + (top + i) * width + left + j for i in range(n) for j in range(n)]
-                pairs = [cosine(x[a], x[b]) for a in cells for b in cells]
-                ranked.append((-sum(pairs) / len(pairs), len(ranked), cells))
-        merged = min(len(ranked), math.floor(tokens * (1 - ratios[level]) / (n * n - 1) + 1e-9))
+        tokens = height * width
+        rows = x[start : start + tokens]
         gone = set()
-        for _, _, cells in sorted(ranked)[:merged]:
+        for cells in naive_merges(rows, height, width, ratios[level], windows[level]):
+            cells = [start + cell for cell in cells]
             groups[cells[-1]] = cells
             gone.update(cells)
         for token in range(start, start + tokens):
@@ -44,7 +53,8 @@ def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
     last = range(start, len(x))
     rarity = {i: sum(1 / max(cosine(x[i], x[j]), min_cosine) for j in last if j != i) for i in last}
     count = max(1, math.floor(len(last) * ratios[-1] + 0.5))
-    important = sorted(last, key=lambda i: (-rarity[i], i))[:count]
+    spread = [start + int(i) for i in spread_order(*shapes[-1])[::-1]]
+    important = sorted(spread, key=lambda i: -rarity[i])[:count]
     groups.update({v: [v] for v in important})
     for u in last:
         if u not in important:
@@ -173,16 +183,6 @@ def test_layouts_from_masks_give_the_same():
         valid_ratios=layout.valid_ratios_BL2,
     )
     assert torch.equal(got, expected)
-
-
-def test_equal_tokens_are_chosen_in_order_of_position():
-    batch, (single, *_) = make_batch([(16, 16)], CHANNELS)
-    single.x_BNC = single.x_BNC[:, :1].expand_as(single.x_BNC).contiguous()
-    with record_tokens() as trace:
-        dynamic_encoder()(**single.inputs)
-    token_map = trace.forwards[0].layers[0].token_map
-    members = token_map.windows[0].member_RP[:, -1]
-    assert members.tolist() == sorted(members.tolist())
 
 
 def test_there_is_nothing_to_learn_and_dense_weights_fit():

@@ -271,7 +271,11 @@ def dino():
     ("edit_config", "model", "error"),
     [
         (lambda model: use_spt(model, narrow_spt((1, 2, 3))), pyramid_model, ValueError),
-        (lambda model: use_spt(model, narrow_spt()), lambda: L(TwoStage)(backbone=L(nn.Identity)()), KeyError),
+        (
+            lambda model: use_spt(model, narrow_spt()),
+            lambda: L(TwoStage)(backbone=L(nn.Identity)()),
+            KeyError,
+        ),
         (lambda model: use_spt(model, L(SPT)(embed_dim=8)), pyramid_model, Exception),
         (lambda model: transform_backbone(model, layer=(1,)), pyramid_model, TypeError),
         (lambda model: resize(model, width=8, num_heads=2, feedforward_dim=8), dino, Exception),

@@ -1,73 +1,12 @@
-"""Coherence, rarity and affinity against float64 loops written from the paper's text."""
+"""Rarity and affinity against float64 loops written from the paper's text."""
 
 import math
 
 import pytest
 import torch
 
-from tokendetr.tokens import (
-    LevelLayout,
-    match_by_affinity,
-    window_coherence,
-    window_members,
-    window_validity,
-)
-
-
-def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    length = a.norm() * b.norm()
-    return float(a @ b / length) if length > 0 else 0.0
-
-
-def naive_coherence(x_NC: torch.Tensor, height: int, width: int, window: int) -> list[float]:
-    result = []
-    for top in range(0, height - window + 1, window):
-        for left in range(0, width - window + 1, window):
-            cells = [
-                x_NC[(top + i) * width + left + j] for i in range(window) for j in range(window)
-            ]
-            pairs = [cosine(a, b) for a in cells for b in cells]
-            result.append(sum(pairs) / len(pairs))
-    return result
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "window"), [(6, 9, 2), (8, 8, 4), (7, 5, 3), (4, 4, 1)]
-)
-def test_coherence_is_the_mean_pairwise_cosine(height, width, window):
-    x = torch.randn(2, height * width, 6, dtype=torch.float64)
-    x[0, 3] = 0.0
-    coherence = window_coherence(x, height=height, width=width, window=window)
-    for image in range(2):
-        expected = naive_coherence(x[image], height, width, window)
-        if window > 1 or image == 1:
-            assert coherence[image].tolist() == pytest.approx(expected, abs=1e-12)
-
-
-def test_coherence_of_equal_tokens_is_one_and_small_levels_have_no_window():
-    x = torch.rand(1, 1, 8).expand(1, 16, 8)
-    torch.testing.assert_close(
-        window_coherence(x, height=4, width=4, window=2), torch.ones(1, 4), rtol=0, atol=1e-6
-    )
-    assert window_coherence(x, height=4, width=4, window=5).shape == (1, 0)
-
-
-def test_window_members_are_row_major_with_the_bottom_right_last():
-    members = window_members(5, 7, 2, torch.device("cpu"))
-    assert members.shape == (6, 4)
-    assert members[0].tolist() == [0, 1, 7, 8]
-    assert members[-1].tolist() == [18, 19, 25, 26]
-
-
-def test_windows_that_touch_padding_are_not_valid():
-    shapes, real = ((6, 6),), [[(6, 6)], [(5, 3)], [(1, 6)]]
-    known = LevelLayout.from_valid_sizes(shapes, real)
-    masks = LevelLayout.from_masks([known.padding_BN.view(3, 6, 6)])
-    for layout in (known, masks):
-        valid, counts = window_validity(layout, 0, 2)
-        assert counts == [9, 2, 0]
-        assert valid is not None and valid.sum(dim=1).tolist() == counts
-        assert valid[1].nonzero().flatten().tolist() == [0, 3]
+from tests.tokens.naive_windows import cosine
+from tokendetr.tokens import match_by_affinity
 
 
 def naive_match(x_NC, important_count, num_neighbors, min_cosine):
@@ -157,3 +96,20 @@ def test_tokens_that_tie_stay_tied_in_any_order_and_among_padding(seed):
     for score_N in (alone.score_BN[0], batched.score_BN[0, real]):
         assert torch.equal(score_N[place[:, 0]], score_N[place[:, 1]])
     assert torch.equal(batched.index_BK[0], real[alone.index_BK[0]])
+
+
+def test_equally_rare_tokens_are_taken_in_the_given_order():
+    x = torch.ones(2, 6, 3)
+    valid = torch.ones(2, 6, dtype=torch.bool)
+    valid[1, 4] = False
+    match = match_by_affinity(
+        x,
+        important_counts=[3, 2],
+        valid_BN=valid,
+        valid_counts=[6, 5],
+        num_neighbors=1,
+        min_cosine=0.01,
+        order_BN=torch.tensor([[4, 1, 5, 0, 2, 3]] * 2),
+    )
+    assert match.index_BK[0].tolist() == [4, 1, 5]
+    assert match.index_BK[1, :2].tolist() == [1, 5]

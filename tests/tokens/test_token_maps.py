@@ -7,12 +7,13 @@ from tokendetr.tokens import (
     AffinityGroup,
     Identity,
     Keep,
+    LevelLayout,
+    LevelWindows,
     Merge,
     WindowGroup,
     partition,
     topk_valid,
     valid_from_counts,
-    window_members,
 )
 
 HEIGHT, WIDTH, LAST = 6, 8, 5
@@ -32,7 +33,8 @@ def random_merge(
     """Two images; a 6 x 8 level with 2 x 2 windows, some of which merge, and a last level with
     matches."""
     generator = torch.Generator().manual_seed(seed)
-    members = window_members(HEIGHT, WIDTH, 2, torch.device("cpu"))
+    layout = LevelLayout.from_valid_sizes([(HEIGHT, WIDTH)], [[(HEIGHT, WIDTH)]])
+    members = LevelWindows.of(layout, 0, 2).token_A.view(-1, 4)
     keep = torch.ones(2, TOKENS, dtype=torch.bool)
     picked = []
     for image, merged in enumerate((5, 2)):

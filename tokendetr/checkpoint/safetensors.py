@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokendetr.errors import CheckpointError
+
 __all__ = ["alias_groups", "load_slim", "save_slim"]
 
 _ALIASES = "aliases"
@@ -82,9 +84,9 @@ def load_slim(path: str) -> dict[str, Tensor]:
     Half precision becomes float32.
 
     Raises:
-        ValueError: the file is damaged.
+        CheckpointError: the file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -92,8 +94,8 @@ def load_slim(path: str) -> dict[str, Tensor]:
             state = {name: _full(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         aliases = json.loads(metadata.get(_ALIASES, "{}"))
         state.update({name: state[stored] for name, stored in aliases.items()})
-    except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+    except Exception as error:  # the header may be anything: SafetensorError, TypeError, ...
+        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
     return state
 
 

@@ -1,14 +1,9 @@
-"""Read, compare and write weights without running code from files."""
+"""Load weights into models and report how they fit."""
 
-import argparse
-import io
 import logging
-import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs
 
 import torch
 from fvcore.common.checkpoint import Checkpointer
@@ -17,8 +12,9 @@ from torch import Tensor, nn
 
 from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.key_names import grouped_keys
+from tokendetr.checkpoint.reading import read_checkpoint
 from tokendetr.checkpoint.safetensors import alias_groups, load_slim, save_slim
-from tokendetr.errors import CheckpointMismatchError, UnsafeCheckpointError
+from tokendetr.errors import CheckpointMismatchError
 
 __all__ = [
     "LoadReport",
@@ -31,110 +27,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _SHOWN = 12
-_PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
-
-
-# --------------------------------------------------------------------------------- reading
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, text and numpy arrays; refuses any other global."""
-
-    _ALLOWED = frozenset(
-        {("collections", "OrderedDict"), ("numpy", "dtype"), ("numpy", "ndarray")}
-        | {("_codecs", "encode"), ("builtins", "bytearray")}
-        | {
-            (f"numpy.{core}.{module}", name)
-            for core in ("core", "_core")
-            for module, name in (
-                ("multiarray", "_reconstruct"),
-                ("multiarray", "scalar"),
-                ("numeric", "_frombuffer"),
-            )
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return super().find_class(module, name)
-
-
-def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
-    """Read a checkpoint file as a dict with ``model``.
-
-    Args:
-        path: a local ``.safetensors`` file, a ``.pkl`` of numpy arrays (detectron2's model zoo),
-            or a file of ``torch.save``: with ``model``, with ``model_state`` (``.pyth``), or a bare
-            state dict.
-        query: ``matching_heuristics=True`` to match keys by their endings.
-
-    Returns:
-        ``model`` (name -> tensor or array) and whatever else is in the file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        UnsafeCheckpointError: the file holds anything but tensors, arrays and plain values.
-        ValueError: it is damaged, is no checkpoint, or the query is unknown.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.endswith(".safetensors"):
-        data: dict[str, Any] = {"model": load_slim(path)}
-    elif path.endswith(".pkl"):
-        data = _read_zoo_pickle(path)
-    else:
-        data = _read_torch(path)
-    options = parse_qs(query)
-    if options.pop("matching_heuristics", ["False"]) == ["True"]:
-        data["matching_heuristics"] = True
-    if options:
-        raise ValueError(f"{path}?{query}: only matching_heuristics=True is known")
-    return data
-
-
-def _read_torch(path: str) -> dict[str, Any]:
-    try:
-        with torch.serialization.safe_globals(_PLAIN_TYPES):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, LookupError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
-            raise UnsafeCheckpointError(
-                f"{path} was refused: it holds more than tensors and plain values, and reading "
-                f"that would run code from the file ({reason}). Nothing was executed. If you made "
-                "it yourself, save its state dict anew with torch.save."
-            ) from error
-        raise ValueError(f"{path} is damaged or is no checkpoint: {reason}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
-    if "model" in loaded:
-        return loaded
-    if "model_state" in loaded:
-        weights = loaded["model_state"]
-        kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
-        return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
-    return {"model": loaded}
-
-
-def _read_zoo_pickle(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            data = _ArrayUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise UnsafeCheckpointError(
-            f"{path} was refused: {error}. A .pkl of weights may hold dicts, numbers, text and "
-            "numpy arrays only; anything else can run code. Nothing was executed."
-        ) from error
-    except (EOFError, AttributeError, ImportError, IndexError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or is no checkpoint: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, not a checkpoint")
-    if "model" in data and "__author__" in data:
-        return data
-    # Caffe2: detection models keep their weights under "blobs", ImageNet models at the top.
-    weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 # --------------------------------------------------------------------------------- loading

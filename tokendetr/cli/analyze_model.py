@@ -38,14 +38,14 @@ from tokendetr.analysis.inputs import (
     loaded_inputs,
     write_json,
 )
-from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 
 TASKS = ("flop", "activation", "parameter", "structure")
 EXPECTED_ERRORS = (
     CheckpointMismatchError,
     ConfigError,
     OSError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 

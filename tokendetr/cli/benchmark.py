@@ -42,10 +42,10 @@ from tokendetr.analysis.inputs import (
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
 from tokendetr.errors import (
+    CheckpointError,
     CheckpointMismatchError,
     ConfigError,
     SampleError,
-    UnsafeCheckpointError,
 )
 from tokendetr.train.launch import launch
 from tokendetr.train.trainer import Trainer, parse_dtype
@@ -60,7 +60,7 @@ EXPECTED_ERRORS = (
     ConfigError,
     OSError,
     SampleError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 

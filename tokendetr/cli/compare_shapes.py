@@ -40,12 +40,12 @@ from tokendetr.analysis.inputs import (
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
 from tokendetr.config.tree import ROOT
-from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.evaluation.token_recall import TokenRecall
 
 COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
-EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, UnsafeCheckpointError, ValueError)
+EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, CheckpointError, ValueError)
 COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
 RECALLS = ("queries", "boxes reached, by level", "box tokens kept, by level")
 

@@ -23,10 +23,10 @@ import torch
 
 from tokendetr.checkpoint.safetensors import save_slim
 from tokendetr.checkpoint.weights import read_checkpoint
-from tokendetr.errors import CheckpointWriteError, UnsafeCheckpointError
+from tokendetr.errors import CheckpointError, CheckpointWriteError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-EXPECTED_ERRORS = (CheckpointWriteError, FileNotFoundError, UnsafeCheckpointError, ValueError)
+EXPECTED_ERRORS = (CheckpointWriteError, FileNotFoundError, CheckpointError, ValueError)
 
 
 def main(arguments: list[str] | None = None) -> None:

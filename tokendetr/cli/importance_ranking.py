@@ -28,14 +28,14 @@ from tqdm import tqdm
 from dynamic_detr.importance import LevelImportance, record_level_importance
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
-from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.io.atomic import write_atomically
 
 EXPECTED_ERRORS = (
     CheckpointMismatchError,
     ConfigError,
     OSError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"

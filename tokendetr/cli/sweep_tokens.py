@@ -37,7 +37,7 @@ from token_transforming import Reduction, restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.timing import Summary, timed
-from tokendetr.errors import CheckpointMismatchError, ConfigError, UnsafeCheckpointError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.atomic import write_atomically
 
@@ -47,7 +47,7 @@ EXPECTED_ERRORS = (
     ConfigError,
     OSError,
     TypeError,
-    UnsafeCheckpointError,
+    CheckpointError,
     ValueError,
 )
 

@@ -16,13 +16,13 @@ from detectron2.engine import default_argument_parser
 
 from tokendetr.config.load import load_config
 from tokendetr.errors import (
+    CheckpointError,
     CheckpointMismatchError,
     CheckpointWriteError,
     ConfigError,
     DatasetError,
     NonFiniteLossError,
     SampleError,
-    UnsafeCheckpointError,
 )
 from tokendetr.train.launch import launch
 from tokendetr.train.run import run
@@ -35,7 +35,7 @@ EXPECTED_ERRORS = (
     FileNotFoundError,
     NonFiniteLossError,
     SampleError,
-    UnsafeCheckpointError,
+    CheckpointError,
 )
 """Errors whose message says it all: shown without a traceback, which ``log.txt`` has."""
 

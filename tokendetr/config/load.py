@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.registration import repeatable_registration
 from tokendetr.errors import ConfigError
+from tokendetr.io.plain_yaml import load_plain_yaml
 
 __all__ = ["apply_overrides", "fill_defaults", "load_config"]
 
@@ -76,13 +78,27 @@ def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
         raise FileNotFoundError(
             f"config file {config_file!r} does not exist{_similar(config_file)}"
         )
-    with repeatable_registration():
-        cfg = LazyConfig.load(config_file)
+    cfg = _load_file(config_file)
     fill_defaults(cfg)
     apply_overrides(cfg, overrides)
     if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
         _follow_device(cfg)
     return cfg
+
+
+def _load_file(config_file: str) -> DictConfig:
+    """Load a config without overrides; YAML is read as plain data whoever's detectron2 is there."""
+    if config_file.endswith((".yaml", ".yml")):
+        with PathManager.open(config_file, "r", encoding="utf-8-sig") as file:
+            try:
+                content = load_plain_yaml(file.read(), config_file)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{config_file} holds a {type(content).__name__}, not a config")
+        return OmegaConf.create(content, flags={"allow_objects": True})
+    with repeatable_registration():
+        return LazyConfig.load(config_file)
 
 
 def fill_defaults(cfg: DictConfig) -> None:

@@ -1,1 +1,1 @@
-"""Files that a crash or a full disk cannot damage."""
+"""Files: written so that a crash cannot damage them, read so that a hostile one cannot harm."""

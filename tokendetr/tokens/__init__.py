@@ -1,12 +1,6 @@
 """Tokens of feature pyramids: their layout, choosing among them, reducing and restoring them."""
 
-from tokendetr.tokens.aggregate import (
-    AffinityMatch,
-    match_by_affinity,
-    window_coherence,
-    window_members,
-    window_validity,
-)
+from tokendetr.tokens.aggregate import AffinityMatch, match_by_affinity
 from tokendetr.tokens.assignment import (
     Assignment,
     ClusterAssignment,
@@ -22,6 +16,15 @@ from tokendetr.tokens.maps.mix import Mix, Recovery, nearest_recovery
 from tokendetr.tokens.maps.pack import Pack, window_order
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
+from tokendetr.tokens.windows import (
+    LevelWindows,
+    inverse_norms,
+    split_evenly,
+    spread_order,
+    spread_tokens,
+    window_coherence,
+    window_shapes,
+)
 
 __all__ = [
     "AffinityGroup",
@@ -32,6 +35,7 @@ __all__ = [
     "Identity",
     "Keep",
     "LevelLayout",
+    "LevelWindows",
     "Merge",
     "Mix",
     "Recovery",
@@ -43,6 +47,7 @@ __all__ = [
     "grid_labels",
     "overlapping_size_ranges",
     "assign_by_similarity",
+    "inverse_norms",
     "match_by_affinity",
     "nearest_recovery",
     "partition",
@@ -50,11 +55,13 @@ __all__ = [
     "ragged_index",
     "smallest_covering_set",
     "splat_attention",
+    "split_evenly",
+    "spread_order",
+    "spread_tokens",
     "take_rows",
     "topk_valid",
     "valid_from_counts",
     "window_coherence",
-    "window_members",
     "window_order",
-    "window_validity",
+    "window_shapes",
 ]

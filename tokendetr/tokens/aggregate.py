@@ -1,7 +1,6 @@
-"""Which tokens belong together: coherent windows, rare tokens, and the tokens that are most alike.
+"""Which tokens of a level are rare, and which rare tokens the others are most like.
 
-Shapes: B image, H and W a level's height and width, S full windows of a level, P tokens of a
-window, N tokens of a level, T neighbours. Nothing here carries a gradient.
+Shapes: B image, N tokens of a level, T neighbours. Nothing here carries a gradient.
 """
 
 from collections.abc import Sequence
@@ -9,84 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.select import topk_valid
-
-_ZERO_NORM = 1e-12
-
-
-def window_members(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """Return the tokens of each full window of a level, long [S, P], the bottom-right one last.
-
-    Windows start at the upper left, in rows; tokens count from the level's first one. Cells that
-    fill no window at the right and the bottom are in none.
-    """
-    rows, columns = height // window, width // window
-    first_S = (
-        torch.arange(rows, device=device)[:, None] * (window * width)
-        + torch.arange(columns, device=device) * window
-    ).flatten()
-    cell = torch.arange(window, device=device)
-    return first_S[:, None] + (cell[:, None] * width + cell).flatten()
-
-
-def window_validity(
-    layout: LevelLayout, level: int, window: int
-) -> tuple[Tensor | None, list[int]]:
-    """Return which full windows of a level hold no padding.
-
-    Returns:
-        Bool [B, S], or None where all do; and how many there are in each image.
-    """
-    height, width = layout.level_shapes[level]
-    rows, columns = height // window, width // window
-    if not layout.may_have_padding:
-        return None, [rows * columns] * layout.batch_size
-    grid_BHW = layout.grid(layout.valid_BN, level)[:, : rows * window, : columns * window]
-    cells = grid_BHW.unflatten(2, (columns, window)).unflatten(1, (rows, window))
-    valid_BS = cells.all(dim=4).all(dim=2).flatten(1)
-    if layout.known_sizes is None:
-        return valid_BS, valid_BS.sum(dim=1).tolist()
-    sizes = [image[level] for image in layout.known_sizes]
-    return valid_BS, [(height // window) * (width // window) for height, width in sizes]
-
-
-@torch.no_grad()
-def window_coherence(x_BNC: Tensor, *, height: int, width: int, window: int) -> Tensor:
-    """Return how alike the tokens of each full window are: their mean pairwise cosine similarity.
-
-    It is the squared length of the mean of the window's unit vectors, so no pairwise matrix is
-    made. A zero vector has similarity 0 with everything.
-
-    Args:
-        x_BNC: one level's tokens, row by row.
-        height: the level's rows.
-        width: the level's columns.
-        window: cells per side, n; pairs include a token with itself.
-
-    Returns:
-        Float32 (float64 for float64 tokens) [B, S] in [-1e-6, 1 + 1e-6].
-
-    Source: Dynamic DETR (ICML 2025), section 3.3, equations 5 and 6.
-    """
-    x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
-    batch, tokens, _ = x_BNC.shape
-    members_SP = window_members(height, width, window, x_BNC.device)
-    if members_SP.numel() == 0:
-        return x_BNC.new_zeros(batch, members_SP.shape[0])
-    norm_BN = torch.linalg.vector_norm(x_BNC, dim=-1).clamp_min(_ZERO_NORM)
-    offset_B11 = torch.arange(batch, device=x_BNC.device)[:, None, None] * tokens
-    index_AP = (members_SP + offset_B11).flatten(0, 1)
-    # One fused gather and weighted sum: the unit vectors are never stored.
-    sum_AC = F.embedding_bag(
-        index_AP,
-        x_BNC.flatten(0, 1),
-        mode="sum",
-        per_sample_weights=norm_BN.reciprocal().flatten()[index_AP],
-    )
-    return (sum_AC / window**2).square().sum(dim=-1).view(batch, -1)
+from tokendetr.tokens.windows import ZERO_NORM
 
 
 @dataclass(frozen=True)
@@ -119,6 +43,7 @@ def match_by_affinity(
     num_neighbors: int,
     min_cosine: float,
     score_BN: Tensor | None = None,
+    order_BN: Tensor | None = None,
 ) -> AffinityMatch:
     """Rank a level's tokens by rarity, and find for every unimportant one the important ones among
     its neighbours.
@@ -136,6 +61,8 @@ def match_by_affinity(
         min_cosine: lower bound of cosines before they are inverted, above 0: keeps "less alike =
             more important".
         score_BN: ranks the tokens instead of rarity where given.
+        order_BN: long, the order in which an image's equally rare tokens are taken; that of
+            position where None.
 
     Source: Dynamic DETR (ICML 2025), section 3.3, equation 10 and algorithm 1. Differs: cosines
     are clamped; all merges use the tokens as they were before (the paper's loop depends on the
@@ -143,7 +70,7 @@ def match_by_affinity(
     """
     x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
     batch, tokens, _ = x_BNC.shape
-    norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True).clamp_min(_ZERO_NORM)
+    norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True).clamp_min(ZERO_NORM)
     unit_BNC = x_BNC / norm_BN1
     cosine_BNN = unit_BNC @ unit_BNC.transpose(1, 2)
     cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2  # exact ties of two tokens stay ties
@@ -159,9 +86,15 @@ def match_by_affinity(
         score_BN = (sum_BN / others_B1).to(x_BNC.dtype)
     if valid_BN is not None:
         score_BN = score_BN.masked_fill(~valid_BN, float("-inf"))
-    index_BK, chosen_BK = topk_valid(
-        score_BN, important_counts, valid_BN=valid_BN, valid_counts=valid_counts
+    if order_BN is None:
+        order_BN = torch.arange(tokens, device=x_BNC.device).expand(batch, -1)
+    place_BK, chosen_BK = topk_valid(
+        score_BN.gather(1, order_BN),
+        important_counts,
+        valid_BN=None if valid_BN is None else valid_BN.gather(1, order_BN),
+        valid_counts=valid_counts,
     )
+    index_BK = order_BN.gather(1, place_BK)
     important_BN = torch.zeros(batch, tokens, dtype=torch.bool, device=x_BNC.device)
     chosen_BK = torch.ones_like(index_BK, dtype=torch.bool) if chosen_BK is None else chosen_BK
     important_BN = important_BN.scatter(1, index_BK, chosen_BK)

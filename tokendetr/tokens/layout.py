@@ -198,6 +198,28 @@ class LevelLayout:
         counts_BL = torch.stack([valid.sum(dim=1) for valid in self.split(self.valid_BN)], dim=1)
         return tuple(tuple(row) for row in counts_BL.tolist())
 
+    @cached_property
+    def valid_sizes(self) -> tuple[LevelShapes, ...]:
+        """Real ``(height, width)`` of each image and level, as Python integers.
+
+        Raises:
+            ValueError: where padding lies elsewhere than at the right and the bottom.
+        """
+        if self.known_sizes is not None:
+            return self.known_sizes
+        sizes = []
+        for level in range(self.num_levels):
+            valid_BHW = self.grid(self.valid_BN, level)
+            sizes.append(torch.stack([valid_BHW[:, :, 0].sum(1), valid_BHW[:, 0].sum(1)], dim=1))
+        sizes_BL2 = torch.stack(sizes, dim=1).tolist()
+        for image, counts in zip(sizes_BL2, self.valid_counts, strict=True):
+            if [height * width for height, width in image] != list(counts):
+                raise ValueError(
+                    "padding must lie at the right and the bottom of an image, in whole rows and "
+                    f"columns: levels of {image} have {list(counts)} real tokens"
+                )
+        return tuple(tuple((h, w) for h, w in image) for image in sizes_BL2)
+
     def spatial_shapes(self, device: torch.device | str | None = None) -> Tensor:
         """Return the shapes as upstream's LongTensor [L, 2] of (height, width)."""
         return torch.tensor(self.level_shapes, dtype=torch.long).to(device or self.device)

@@ -1,10 +1,11 @@
 """The checkpointer of detectors."""
 
 import os
-import pickle
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import ParseResult, parse_qs, urlparse
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
@@ -104,18 +105,36 @@ class DetectionCheckpointer(Checkpointer):
         return local if os.path.isfile(local) else None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a checkpoint file into a dict with ``model``."""
+        """Read a checkpoint file into a dict with ``model``.
+
+        Raises:
+            ValueError: it is damaged, or holds other things than weights and plain values.
+        """
+        loaded = self._read_file(filename)
+        weights = loaded["model"]
+        if not isinstance(weights, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, (np.ndarray, torch.Tensor))
+            for name, value in weights.items()
+        ):
+            raise ValueError(
+                f"{filename} is not a plain checkpoint: its weights are no tensors by name."
+            )
+        return loaded
+
+    def _read_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             return self._load_pickle(filename)
         if filename.endswith(".pyth"):
             loaded = self._torch_load(filename)
-            if "model_state" not in loaded:
+            if not isinstance(loaded, dict) or "model_state" not in loaded:
                 raise ValueError(f"{filename} has no 'model_state', as pycls checkpoints have.")
-            weights = {
-                key: value
-                for key, value in loaded["model_state"].items()
-                if not key.endswith("num_batches_tracked")
-            }
+            weights = loaded["model_state"]
+            if isinstance(weights, Mapping):
+                weights = {
+                    key: value
+                    for key, value in weights.items()
+                    if not str(key).endswith("num_batches_tracked")
+                }
             return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
 
         loaded = self._torch_load(filename)
@@ -145,7 +164,8 @@ class DetectionCheckpointer(Checkpointer):
             return data
         # detection models of Caffe2 have "blobs", ImageNet models do not
         weights = data.get("blobs", data)
-        weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
+        if isinstance(weights, dict):
+            weights = {k: v for k, v in weights.items() if not str(k).endswith("_momentum")}
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _torch_load(self, filename: str) -> Any:
@@ -153,7 +173,7 @@ class DetectionCheckpointer(Checkpointer):
         try:
             with self.path_manager.open(filename, "rb") as file:
                 return torch.load(file, map_location=torch.device("cpu"), weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        except Exception as error:  # the file may be anything, and only the file is to blame
             raise ValueError(
                 f"{filename} is not a plain checkpoint and was not loaded: it is damaged, or holds "
                 f"other things than tensors and plain values. torch.load says: {error}"

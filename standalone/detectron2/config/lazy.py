@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import is_dataclass
+from types import FunctionType
 from typing import Any, cast
 
 import cloudpickle
 import yaml
+from detectron2.config.instantiate import dump_dataclass
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
@@ -71,13 +73,15 @@ def _visit_dict_config(cfg: Any, func: Callable[[DictConfig], None]) -> None:
 
 def _validate_py_syntax(filename: str) -> str:
     """Return the text of a Python config after checking that it parses."""
-    with PathManager.open(filename, "r") as file:
-        content = file.read()
+    with PathManager.open(filename, "rb") as file:
+        raw = file.read()
     try:
+        # As the import system does: a byte order mark and a declared encoding are honoured.
+        content = importlib.util.decode_source(raw)
         ast.parse(content)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
         raise SyntaxError(f"Config file {filename} has syntax error!") from error
-    return str(content)
+    return content
 
 
 def _cast_to_config(obj: Any) -> Any:
@@ -180,11 +184,24 @@ def _load_py(filename: str) -> dict[str, Any]:
 def _load_yaml(filename: str) -> DictConfig:
     """Read a config saved by :meth:`LazyConfig.save`.
 
-    Like a Python config, a YAML config is code (``_target_`` names any callable), so Python tags
-    are honoured.
+    Reading it runs no code: tags are refused. (Instantiating a node calls what its ``_target_``
+    names.)
+
+    Raises:
+        ValueError: the file has a tag, or is no YAML.
     """
-    with PathManager.open(filename, "r") as file:
-        content = yaml.load(file, Loader=yaml.UnsafeLoader)
+    with PathManager.open(filename, "rb") as file:
+        raw = file.read()
+    try:
+        content = yaml.safe_load(raw.decode("utf-8-sig"))
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"{filename}: {error.problem}. A YAML config is plain data; tags (!!python/...) run "
+            "code and are refused. Nothing was executed. Write the value as a number or text, or "
+            "use a Python config."
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{filename} is no readable YAML: {error}") from error
     return OmegaConf.create(content if content is not None else {}, flags=_OBJECTS_ALLOWED)
 
 
@@ -214,6 +231,21 @@ def _name_targets(cfg: DictConfig) -> None:
             cfg["_target_"] = _convert_target_to_string(target)
         except AttributeError:
             return
+
+
+def _without_objects(content: Any) -> Any:
+    """Describe what YAML cannot hold as calls that make it: dataclasses, classes and functions."""
+    if isinstance(content, dict):
+        return {key: _without_objects(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_objects(value) for value in content]
+    if is_dataclass(content) and not isinstance(content, type):
+        return dump_dataclass(content)
+    if isinstance(content, (type, FunctionType)):
+        name = f"{content.__module__}.{content.__qualname__}"
+        if "<" not in name:  # neither a lambda nor local to a function: it is found by its name
+            return {"_target_": "detectron2.utils.registry.locate", "name": name}
+    return content
 
 
 def _delete_key(cfg: Any, key: str, expected: Any, expects_value: bool) -> None:
@@ -320,13 +352,15 @@ class LazyConfig:
             content = OmegaConf.to_container(
                 cfg, resolve=False, structured_config_mode=SCMode.INSTANTIATE
             )
-            dumped = yaml.dump(content, default_flow_style=None, allow_unicode=True, width=9999)
+            dumped = yaml.dump(
+                _without_objects(content), default_flow_style=None, allow_unicode=True, width=9999
+            )
         except Exception:
             logger.exception("Unable to serialize the config to yaml. Error:")
         else:
             _write_atomically(filename, dumped.encode("utf-8"))
             try:
-                yaml.load(dumped, Loader=yaml.UnsafeLoader)
+                yaml.safe_load(dumped)
                 loadable = True
             except Exception:
                 logger.warning(

@@ -1,0 +1,144 @@
+"""Read checkpoint files of every kind without running code from them.
+
+Whatever is wrong with a file ends in one error class that names it: the readers below are handed
+bytes that anyone may have written, so any exception of theirs means that the file is to blame.
+"""
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokendetr.checkpoint.safetensors import load_slim
+from tokendetr.errors import CheckpointError, UnsafeCheckpointError
+from tokendetr.io.plain_pickle import PlainPickleError, load_arrays
+
+__all__ = ["read_checkpoint"]
+
+_PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
+# Where codes keep a model's weights inside their checkpoints, in the order of preference.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "ema_state")
+
+
+def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
+    """Read a checkpoint file as a dict with ``model``.
+
+    Args:
+        path: a local ``.safetensors`` file, a ``.pkl`` of numpy arrays (detectron2's model zoo),
+            or a file of ``torch.save``: with ``model``, ``state_dict``, ``model_state_dict``,
+            ``ema_state`` or ``model_state`` (``.pyth``), or a bare state dict. The prefixes
+            ``module.`` and ``_orig_mod.`` of wrapped models are removed from the keys.
+        query: ``matching_heuristics=True`` to match keys by their endings.
+
+    Returns:
+        ``model`` (name -> tensor or array) and whatever else is in the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnsafeCheckpointError: the file holds anything but tensors, arrays and plain values.
+        CheckpointError: it is damaged or is no checkpoint.
+        ValueError: the query is unknown.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.endswith(".safetensors"):
+        data: dict[str, Any] = {"model": load_slim(path)}
+    elif path.endswith(".pkl"):
+        data = _read_zoo_pickle(path)
+    else:
+        data = _read_torch(path)
+    data["model"] = _checked_weights(path, data["model"])
+    options = parse_qs(query)
+    if options.pop("matching_heuristics", ["False"]) == ["True"]:
+        data["matching_heuristics"] = True
+    if options:
+        raise ValueError(f"{path}?{query}: only matching_heuristics=True is known")
+    return data
+
+
+def _read_torch(path: str) -> dict[str, Any]:
+    try:
+        _refuse_zip_bomb(path)
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            raise UnsafeCheckpointError(
+                f"{path} was refused: it holds more than tensors and plain values, and reading "
+                f"that would run code from the file ({reason}). Nothing was executed. If you made "
+                "it yourself, save its state dict anew with torch.save."
+            ) from error
+        raise CheckpointError(f"{path} is damaged or is no checkpoint: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
+    for name in _WRAPPERS:
+        if isinstance(loaded.get(name), Mapping):
+            return {**loaded, "model": loaded[name]}
+    if "model_state" in loaded:
+        weights = _checked_weights(path, loaded["model_state"])
+        kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+        return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
+    return {"model": loaded}
+
+
+def _refuse_zip_bomb(path: str) -> None:
+    """Refuse an archive whose contents are larger than itself; torch.save compresses nothing."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    with zipfile.ZipFile(path) as archive:
+        total = sum(entry.file_size for entry in archive.infolist())
+    if total > os.path.getsize(path):
+        raise CheckpointError(
+            f"{path} was refused: it unpacks to {total} bytes, more than the file has"
+        )
+
+
+def _read_zoo_pickle(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = load_arrays(file, path)
+    except PlainPickleError as error:
+        kind = UnsafeCheckpointError if error.is_unsafe else CheckpointError
+        raise kind(str(error)) from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, not a checkpoint")
+    if "model" in data and "__author__" in data:
+        return data
+    # Caffe2: detection models keep their weights under "blobs", ImageNet models at the top.
+    weights = _checked_weights(path, data.get("blobs", data))
+    kept = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
+    return {"model": kept, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _checked_weights(path: str, weights: Any) -> dict[str, Any]:
+    """A state dict with the names of an unwrapped model; everything in it is a tensor or array."""
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{path}: its weights are a {type(weights).__name__}, not a dict")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, (Tensor, np.ndarray)):
+            raise CheckpointError(
+                f"{path} is no checkpoint: {str(name)[:100]!r} in its weights is a "
+                f"{type(value).__name__}, not a tensor"
+            )
+    return _without_wrappers(path, weights)
+
+
+def _without_wrappers(path: str, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove what DistributedDataParallel and torch.compile put into the names of weights."""
+    names = [name.replace("_orig_mod.", "") for name in weights]
+    while names and all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    if len(set(names)) != len(names):
+        raise CheckpointError(f"{path} holds weights of a compiled model and its plain twin")
+    return dict(zip(names, weights.values(), strict=True))

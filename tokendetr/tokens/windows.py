@@ -1,0 +1,250 @@
+"""Windows of the levels of a padded batch, and which of them are the most coherent.
+
+Shapes: B image, N all tokens, S windows of a level (of all images), A their tokens one window after
+the other, G classes: the windows of one size in one image, R chosen windows, P tokens of a window.
+"Flat" tokens count over the batch: ``image * N + token``. Nothing here carries a gradient.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tokendetr.tokens.layout import LevelLayout
+from tokendetr.tokens.select import ragged_index, topk_valid, valid_from_counts
+
+ZERO_NORM = 1e-12
+"""Shorter vectors count as zero: they are like nothing."""
+
+# The plane's counterpart of the golden ratio: multiples of the two, taken modulo 1, fill every
+# stretch of rows and of columns evenly (M. Roberts, "The unreasonable effectiveness of
+# quasirandom sequences", 2018).
+_BORDER_FIRST = 0.8
+_ROW_STEP, _COLUMN_STEP = 0.7548776662466927, 0.5698402909980532
+
+
+@dataclass(frozen=True)
+class WindowClass:
+    """Windows of one size in one image.
+
+    Attributes:
+        image: number of the image in the batch.
+        shape: (rows, columns) of each window.
+        count: how many there are.
+    """
+
+    image: int
+    shape: tuple[int, int]
+    count: int
+
+    @property
+    def cells(self) -> int:
+        """Tokens of each window."""
+        return self.shape[0] * self.shape[1]
+
+
+def split_evenly(size: int, window: int) -> tuple[int, ...]:
+    """Return the lengths of the ``max(1, size // window)`` nearly equal parts of an axis.
+
+    No part is shorter than the window unless the axis itself is, and lengths differ by at most 1,
+    so that no window is cut by the border. The longer parts are spread over the axis.
+    """
+    parts = max(1, size // window)
+    edges = [(2 * part * size + parts) // (2 * parts) for part in range(parts + 1)]
+    return tuple(end - start for start, end in zip(edges, edges[1:], strict=False))
+
+
+def window_shapes(height: int, width: int, window: int) -> dict[tuple[int, int], int]:
+    """Return how many windows of which (rows, columns) make up a level of one image, smallest
+    first."""
+    rows, columns = Counter(split_evenly(height, window)), Counter(split_evenly(width, window))
+    return {
+        (row, column): rows[row] * columns[column]
+        for row in sorted(rows)
+        for column in sorted(columns)
+    }
+
+
+def spread_order(rows: int, columns: int) -> np.ndarray:
+    """Return the cells of a grid in an order whose every beginning is spread evenly over it.
+
+    The cells of the outermost rows and columns come a little earlier than their turn: a handful
+    of cells cannot be spread exactly, and what is left to the end shall not lie at the border.
+
+    Returns:
+        int64 [rows * columns]: a permutation of ``row * columns + column``.
+    """
+    key = np.arange(rows)[:, None] * _ROW_STEP + np.arange(columns) * _COLUMN_STEP
+    key %= 1.0
+    for edge in (np.s_[0, :], np.s_[-1, :], np.s_[1:-1, 0], np.s_[1:-1, -1]):
+        key[edge] *= _BORDER_FIRST
+    return np.argsort(key.ravel(), kind="stable")
+
+
+def spread_tokens(layout: LevelLayout, level: int) -> Tensor:
+    """Return each image's tokens of a level in an order whose every beginning is spread over the
+    image and keeps off its border (the end of :func:`spread_order` first), padding last.
+
+    Returns:
+        Long [B, T], tokens counted from the level's first one.
+    """
+    height, width = layout.level_shapes[level]
+    orders = []
+    for sizes in layout.valid_sizes:
+        rows, columns = sizes[level]
+        order = spread_order(rows, columns)[::-1]
+        real = order // max(columns, 1) * width + order % max(columns, 1)
+        orders.append(np.concatenate([real, np.setdiff1d(np.arange(height * width), real)]))
+    return torch.from_numpy(np.array(orders, dtype=np.int64)).to(layout.device)
+
+
+@dataclass(frozen=True)
+class LevelWindows:
+    """The windows of one level, over all images of a batch; padding is in none.
+
+    They stand class by class; in a class they follow :func:`spread_order`, so that of equally
+    coherent windows those that are taken first are spread over the image.
+
+    Attributes:
+        classes: of each image in turn, the smallest windows first.
+        token_A: long, the flat tokens of one window after the other, the bottom-right one last.
+        first_S: long, where each window's tokens begin in ``token_A``.
+        cells_S: long, tokens of each window.
+    """
+
+    classes: tuple[WindowClass, ...]
+    token_A: Tensor
+    first_S: Tensor
+    cells_S: Tensor
+
+    @classmethod
+    def of(cls, layout: LevelLayout, level: int, window: int) -> "LevelWindows":
+        """Divide a level's real part in every image of a batch.
+
+        Args:
+            layout: the batch.
+            level: from 0.
+            window: cells per side of a window; the nearly equal parts are at least as long.
+        """
+        width = layout.level_shapes[level][1]
+        classes: list[WindowClass] = []
+        tokens, cells = [], []
+        for image, sizes in enumerate(layout.valid_sizes):
+            token_A, cells_S, counts = _image_windows(*sizes[level], width, window)
+            tokens.append(token_A + image * layout.num_tokens + layout.level_starts[level])
+            cells.append(cells_S)
+            classes.extend(WindowClass(image, shape, count) for shape, count in counts)
+        cells_S = np.concatenate(cells) if cells else np.zeros(0, dtype=np.int64)
+        token_A = np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int64)
+        first_S = np.cumsum(cells_S) - cells_S
+        return cls(
+            tuple(classes),
+            *(torch.from_numpy(each).to(layout.device) for each in (token_A, first_S, cells_S)),
+        )
+
+    def choose(self, score_S: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Return the tokens of each class's best windows.
+
+        Args:
+            score_S: higher is better; NaN counts as the lowest score.
+            counts: how many windows of each class are chosen.
+
+        Returns:
+            Long flat tokens [R, P] for each number P of tokens among the classes, the smallest
+            first.
+        """
+        sizes = [each.count for each in self.classes]
+        length, device = max(sizes, default=0), score_S.device
+        starts_G = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
+        valid_GM = valid_from_counts(sizes, length, device)
+        if valid_GM is None:
+            score_GM = score_S.view(len(sizes), length)
+        else:
+            place_GM = starts_G[:, None] + torch.arange(length, device=device)
+            score_GM = score_S[place_GM.clamp(max=max(score_S.numel() - 1, 0))]
+        order_GK, _ = topk_valid(score_GM, counts, valid_BN=valid_GM, valid_counts=sizes)
+        chosen = []
+        for cells in sorted({each.cells for each in self.classes}):
+            own = [
+                count if each.cells == cells else 0
+                for count, each in zip(counts, self.classes, strict=True)
+            ]
+            place_R = ragged_index(own, order_GK.shape[1], device)
+            class_R = place_R // max(order_GK.shape[1], 1)
+            window_R = starts_G[class_R] + order_GK.flatten()[place_R]
+            member_RP = self.first_S[window_R][:, None] + torch.arange(cells, device=device)
+            chosen.append(self.token_A[member_RP])
+        return chosen
+
+    def per_token(self, score_S: Tensor, like_BN: Tensor) -> Tensor:
+        """Return the windows' scores as a map of all tokens [B, N], NaN outside the windows."""
+        map_N = like_BN.new_full((like_BN.numel(),), float("nan"), dtype=score_S.dtype)
+        map_N[self.token_A] = score_S.repeat_interleave(self.cells_S)
+        return map_N.view(like_BN.shape)
+
+
+@lru_cache(maxsize=256)
+def _image_windows(
+    height: int, width: int, stride: int, window: int
+) -> tuple[np.ndarray, np.ndarray, tuple[tuple[tuple[int, int], int], ...]]:
+    """Return one image's windows: its tokens one window after the other (rows ``stride`` apart),
+    the windows' sizes, and the classes."""
+    rows, columns = split_evenly(height, window), split_evenly(width, window)
+    shapes = window_shapes(height, width, window)
+    order_S = spread_order(len(rows), len(columns))
+    number = {shape: number for number, shape in enumerate(shapes)}
+    class_RC = np.array([[number[row, column] for column in columns] for row in rows])
+    order_S = order_S[np.argsort(class_RC.ravel()[order_S], kind="stable")]
+    rank_S = np.empty_like(order_S)
+    rank_S[order_S] = np.arange(len(order_S))
+    row_H = np.repeat(np.arange(len(rows)), rows)
+    column_W = np.repeat(np.arange(len(columns)), columns)
+    rank_HW = rank_S[row_H[:, None] * len(columns) + column_W]
+    token_HW = np.arange(height)[:, None] * stride + np.arange(width)
+    token_A = token_HW.ravel()[np.argsort(rank_HW.ravel(), kind="stable")]
+    cells_S = np.outer(rows, columns).ravel()[order_S]
+    return token_A.astype(np.int64), cells_S.astype(np.int64), tuple(shapes.items())
+
+
+@torch.no_grad()
+def inverse_norms(x_BNC: Tensor) -> Tensor:
+    """Return 1 / length of each token, [B, N], float32 (float64 for float64 tokens)."""
+    x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
+    return torch.linalg.vector_norm(x_BNC, dim=-1).clamp_min(ZERO_NORM).reciprocal()
+
+
+@torch.no_grad()
+def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindows) -> Tensor:
+    """Return how alike the tokens of each window are: their mean pairwise cosine similarity.
+
+    It is the squared length of the mean of the window's unit vectors, so no pairwise matrix is
+    made. A zero vector has similarity 0 with everything. Pairs include a token with itself, which
+    favors smaller windows: only windows of equally many tokens can be compared.
+
+    Args:
+        x_BNC: tokens of all levels.
+        inverse_norm_BN: their :func:`inverse_norms`.
+        windows: of one level.
+
+    Returns:
+        Float32 (float64 for float64 tokens) [S] in [-1e-6, 1 + 1e-6].
+
+    Source: Dynamic DETR (ICML 2025), section 3.3, equations 5 and 6.
+    """
+    x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
+    if windows.token_A.numel() == 0:
+        return x_BNC.new_zeros(windows.first_S.shape)
+    # One fused gather and weighted sum: the unit vectors are never stored.
+    sum_SC = F.embedding_bag(
+        windows.token_A,
+        x_BNC.flatten(0, 1),
+        windows.first_S,
+        mode="sum",
+        per_sample_weights=inverse_norm_BN.flatten()[windows.token_A],
+    )
+    return (sum_SC / windows.cells_S[:, None]).square().sum(dim=-1)
