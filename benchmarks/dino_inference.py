@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, write_json
 from tokendetr.analysis.timing import Summary, split_time, timed
-from tokendetr.layers.cpu.linear import onednn_linears
+from tokendetr.layers.cpu import optimize
 from tokendetr.ops import extension_available, use_reference
 
 DENSE = "projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py"
@@ -89,7 +89,7 @@ def matrix_products(model: nn.Module, size: tuple[int, int]) -> Step:
     inputs = {width: torch.randn(1, tokens[0], width) for width in widths}
 
     def run() -> None:
-        with onednn_linears(encoder):
+        with optimize(encoder):
             for layer in layers:
                 layer(inputs[layer.in_features])
 

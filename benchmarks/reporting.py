@@ -1,7 +1,6 @@
 """What the benchmarks of the operators share: command line, one line per case and pass, JSON."""
 
 import argparse
-import importlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ import torch
 
 from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.timing import Summary
-from tokendetr.ops import extension_available
+from tokendetr.ops import extension_available, library_facts
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -109,7 +108,7 @@ class Report:
         self._setting = {
             **(setting or {}),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "instruction set": importlib.import_module("tokendetr._C").cpu_isa,
+            "instruction set": library_facts().instruction_set,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }

@@ -24,7 +24,7 @@ from spt_backbone import SPT, SelectionRule, block
 from spt_backbone.flops import BackboneShape, backbone_macs
 from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.timing import Summary, timed
-from tokendetr.layers.cpu.linear import onednn_linears
+from tokendetr.layers.cpu import optimize
 from tokendetr.ops import extension_available
 from tokendetr.tokens import LevelLayout, Pack, topk_valid
 
@@ -137,7 +137,7 @@ def forward(backbone: nn.Module, images: Tensor, *, padded: bool = False) -> Cal
     """Return a function that runs a backbone once, with linear layers as in our detectors."""
 
     def step() -> None:
-        with torch.inference_mode(), onednn_linears(backbone):
+        with torch.inference_mode(), optimize(backbone):
             if padded:
                 with padding():
                     backbone(images)

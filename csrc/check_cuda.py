@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def check_binding(nvcc: str, source: Path) -> None:
     listed = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
     cuda = re.search(r"TOP=(\S+)", listed.stderr)
     headers = Path(torch.origin).with_name("include")
-    folders = [headers, headers / "torch/csrc/api/include", sysconfig.get_path("include")]
+    folders = [headers, headers / "torch/csrc/api/include"]
     folders += [Path(cuda[1]) / "include"] if cuda else []
     command = [*os.environ.get("CXX", "c++").split(), "-std=c++20", "-fsyntax-only", "-w"]
     # A PyTorch without CUDA lacks a header that its build generates.

@@ -13,19 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.aux_losses import AuxLosses
 from tokendetr.tokens import LevelLayout, TokenMap
 
 _LOGGER = logging.getLogger(__name__)
 
-Alignment = Literal["two_pass", "per_merge", "off"]
-ALIGNMENTS = ("two_pass", "per_merge", "off")
-
-
-class _Unsupervised:
-    """Whether it was said that the alignment loss goes nowhere."""
-
-    announced = False
+Alignment = Literal["two_pass", "teacher", "per_merge", "off"]
+ALIGNMENTS = ("two_pass", "teacher", "per_merge", "off")
 
 
 class CenterAlignment:
@@ -52,23 +46,22 @@ class CenterAlignment:
             distance_BL = torch.linalg.vector_norm(before_BLC - after_BLC, dim=-1)
             self._distances.append(distance_BL.mean())
 
-    def add_loss(self, memory_BNC: Tensor, run_dense: Callable[[], Tensor]) -> None:
-        """Ask for the loss of a finished pass with the given memory; without supervision, nothing.
+    def add_loss(
+        self, losses: AuxLosses, memory_BNC: Tensor, run_dense: Callable[[], Tensor]
+    ) -> None:
+        """Add the loss of a finished pass with the given memory.
 
         ``run_dense`` returns the dense memory [B, N, C]. It runs after the main pass, never before
         it: autocast keeps the casts of weights that the first pass makes, and those made without
         gradients would cut off the main pass.
         """
-        context = supervision.current()
-        if context is None:
-            return
         if self.per_merge:
             distance = torch.stack(self._distances).mean()
         else:
             target_BC = self._center(run_dense())
             center_BC = self._center(memory_BNC)
             distance = torch.linalg.vector_norm(center_BC - target_BC, dim=-1).mean()
-        context.add("loss_align", self.weight * distance)
+        losses.add("loss_align", self.weight * distance)
 
     def _center(self, memory_BNC: Tensor) -> Tensor:
         """Return the mean of each image's real tokens, float [B, C]."""
@@ -89,17 +82,3 @@ class CenterAlignment:
             member_BKL = member_BKL * valid_BK[..., None]
         count_BL1 = member_BKL.sum(dim=1)[..., None].clamp_min(1)
         return member_BKL.transpose(1, 2) @ tokens_BKC / count_BL1
-
-
-def is_supervised() -> bool:
-    """Return whether a loss can be asked for; say once where it cannot."""
-    if supervision.current() is not None:
-        return True
-    if not _Unsupervised.announced:
-        _Unsupervised.announced = True
-        _LOGGER.warning(
-            "The alignment loss of Dynamic DETR is left out: the model is not supervised. "
-            "Build its config with tokendetr.config.sparsify(), call "
-            "tokendetr.encoder.aux_losses.supervise(model), or set alignment='off'."
-        )
-    return False

@@ -5,7 +5,7 @@ Shapes: B image, N all tokens, Q query, M head, L level, P point.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +13,38 @@ from torch import Tensor, nn
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 from tokendetr.tokens import smallest_covering_set, splat_attention
 
-__all__ = ["LevelImportance", "record_level_importance"]
+__all__ = ["STATISTICS", "LevelImportance", "Statistic", "record_level_importance"]
+
+Statistic = Literal["set_share", "mass", "own_share"]
+STATISTICS = ("set_share", "mass", "own_share")
 
 
 class LevelImportance:
     """Scores of levels per encoder layer, averaged over images.
 
-    A level's score is the share of its tokens that belong to the smallest set of tokens, over all
-    levels, which carries ``mass`` of the attention that a layer pays.
+    Two of the statistics look at the smallest set of tokens, over all levels, that carries ``mass``
+    of the attention which a layer pays.
 
     Args:
         num_layers: encoder layers.
         mass: share of the attention, in (0, 1].
+        statistic: a level's score. "set_share": the share of that set which lies in the level;
+            "mass": the share of all attention that the level gets; "own_share": the share of the
+            level's own tokens that are in the set, which puts levels of few tokens first.
 
-    Source: Dynamic DETR (ICML 2025), figure 2 (75 %) and figure 4. Differs: scores are shares of a
-    level's own tokens; as shares of the chosen set the finest level, which has most tokens, would
-    always come first.
+    Raises:
+        ValueError: for values out of range.
+
+    Source: Dynamic DETR (ICML 2025), figure 2 (75 %) and figure 4, whose statistic is not defined;
+    of the three, only the first two give the order that it prints for the first stage.
     """
 
-    def __init__(self, num_layers: int, *, mass: float = 0.75) -> None:
+    def __init__(
+        self, num_layers: int, *, mass: float = 0.75, statistic: Statistic = "set_share"
+    ) -> None:
+        if statistic not in STATISTICS:
+            raise ValueError(f"statistic must be one of {STATISTICS}, got {statistic!r}")
+        self.statistic = statistic
         if not 0 < mass <= 1:
             raise ValueError(f"mass must lie in (0, 1], got {mass}")
         self.mass = mass
@@ -62,11 +75,17 @@ class LevelImportance:
             valid_BN = torch.ones_like(mass_BN, dtype=torch.bool)
         chosen_BN = smallest_covering_set(mass_BN, self.mass, valid_BN=valid_BN)
         sizes = [height * width for height, width in level_shapes]
-        chosen_BL, real_BL = (
-            torch.stack([part.sum(dim=1) for part in mask.split(sizes, dim=1)], dim=1).double()
-            for mask in (chosen_BN, valid_BN)
+        part_BN = mass_BN * valid_BN if self.statistic == "mass" else chosen_BN
+        part_BL, real_BL = (
+            torch.stack(
+                [level.sum(dim=1, dtype=torch.float64) for level in each_BN.split(sizes, dim=1)],
+                dim=1,
+            )
+            for each_BN in (part_BN, valid_BN)
         )
-        share_L = (chosen_BL / real_BL.clamp(min=1)).sum(dim=0).cpu()
+        of_BL = real_BL if self.statistic == "own_share" else part_BL.sum(dim=1, keepdim=True)
+        # The smallest number above 0 keeps 0 / 0 at 0 and changes nothing else.
+        share_L = (part_BL / of_BL.clamp(min=torch.finfo(torch.float64).tiny)).sum(dim=0).cpu()
         known = self._sums[layer]
         self._sums[layer] = share_L if known is None else known + share_L
         self._images[layer] += len(mass_BN)
@@ -114,12 +133,15 @@ class LevelImportance:
 
 
 @contextmanager
-def record_level_importance(encoder: nn.Module, *, mass: float = 0.75) -> Iterator[LevelImportance]:
+def record_level_importance(
+    encoder: nn.Module, *, mass: float = 0.75, statistic: Statistic = "set_share"
+) -> Iterator[LevelImportance]:
     """Watch a dense encoder's attention while images run through it.
 
     Args:
         encoder: of this project's detectors, without a sparsifier.
         mass: as of :class:`LevelImportance`.
+        statistic: likewise.
 
     Yields:
         What was measured so far.
@@ -142,7 +164,7 @@ def record_level_importance(encoder: nn.Module, *, mass: float = 0.75) -> Iterat
             f"the encoder works on fewer tokens ({type(encoder.sparsifier).__name__}): levels are "
             "ranked on the dense detector"
         )
-    importance = LevelImportance(len(attentions), mass=mass)
+    importance = LevelImportance(len(attentions), mass=mass, statistic=statistic)
     hooks = [
         attention.register_forward_pre_hook(_recorder(importance, index), with_kwargs=True)
         for index, attention in enumerate(attentions)

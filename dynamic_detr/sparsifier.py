@@ -4,18 +4,29 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows o
 images), R merged windows, P cells of a window.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
-from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment, is_supervised
+from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment
 from dynamic_detr.budget import TokenBudget, saved_tokens
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
+from dynamic_detr.teacher import FrozenTeacher, with_teacher
+from tokendetr.encoder import (
+    EncoderContext,
+    TokenEncoder,
+    TokenPlan,
+    TokenSparsifier,
+    ValuePolicy,
+)
 from tokendetr.tokens import (
     AffinityGroup,
     AffinityMatch,
+    Keep,
     LevelWindows,
     Merge,
     TokenMap,
@@ -25,10 +36,20 @@ from tokendetr.tokens import (
     partition,
     ragged_index,
     spread_tokens,
+    topk_valid,
     valid_from_counts,
     window_coherence,
 )
 from tokendetr.tokens.maps.merge import MERGE_RULES, MergeRule
+
+
+def _first_stages(stage_lengths: Sequence[int], stages: int | None) -> tuple[int, ...]:
+    """Return the lengths of so many stages; the last one takes the layers of those after it."""
+    if stages is None:
+        return tuple(stage_lengths)
+    if not 1 <= stages <= len(stage_lengths):
+        raise ValueError(f"stages must lie in [1, {len(stage_lengths)}], got {stages}")
+    return (*stage_lengths[: stages - 1], sum(stage_lengths[stages - 1 :]))
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -49,6 +70,8 @@ class DynamicSparsifier(TokenSparsifier):
         level_orders: per stage the levels (1 = finest), most important first. The first one is the
             paper's; the others follow its figure's trend from fine to coarse.
         stage_lengths: encoder layers of each stage.
+        stages: how many stages choose their queries anew, from 1 to the number of stages; the
+            layers of later ones go on with the last choice, at its ratios. All of them where None.
         window_sizes: cells per side of the windows of each level but the coarsest, where a level's
             sizes are multiples of them, else a little more. Every window of
             the default covers one token of the coarsest level; (4, 2, 1) is the reading closest to
@@ -64,10 +87,15 @@ class DynamicSparsifier(TokenSparsifier):
             ones, or left out.
         num_neighbors: how many most similar tokens are looked at for important ones.
         min_cosine: lower bound of cosines when rarity is computed, above 0.
-        selection: "coherence" and rarity as in the paper, or "random" (for comparison).
+        selection: "coherence" and rarity as in the paper; "random": random windows merge and
+            random tokens of the coarsest level stay; "random_tokens": random tokens of every level
+            stay, nothing is aggregated (the paper's ablation).
         alignment: the regularisation of the memory's centre in training: "two_pass" compares with
-            a dense pass of the same encoder, "per_merge" compares before and after each merge,
-                "off".
+            a dense pass of the same encoder, "teacher" with a dense pass of the frozen ``teacher``,
+            "per_merge" compares before and after each merge, "off".
+        teacher: with alignment "teacher", a dense encoder of the same form. Its weights are those
+            that the encoder itself is given when a checkpoint without a teacher is loaded, and
+            never change.
         alignment_weight: weight of that loss.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
 
@@ -87,6 +115,7 @@ class DynamicSparsifier(TokenSparsifier):
         keep_ratios: Sequence[float] = (0.5, 0.4, 0.3, 0.2),
         level_orders: Sequence[Sequence[int]] = ((1, 2, 3, 4), (3, 2, 4, 1), (4, 3, 2, 1)),
         stage_lengths: Sequence[int] = (2, 3, 1),
+        stages: int | None = None,
         window_sizes: Sequence[int] = (8, 4, 2),
         ratio_order: Literal["scatter", "gather"] = "scatter",
         merge: MergeRule = "mean",
@@ -95,23 +124,24 @@ class DynamicSparsifier(TokenSparsifier):
         affinity_matching: bool = True,
         num_neighbors: int = 3,
         min_cosine: float = 0.01,
-        selection: Literal["coherence", "random"] = "coherence",
+        selection: Literal["coherence", "random", "random_tokens"] = "coherence",
         alignment: Alignment = "two_pass",
         alignment_weight: float = 0.1,
+        teacher: TokenEncoder | None = None,
         value_policy: ValuePolicy = "updated",
     ) -> None:
         super().__init__(value_policy=value_policy)
         self.budget = TokenBudget(
             keep_ratios=tuple(float(ratio) for ratio in keep_ratios),
-            level_orders=tuple(tuple(order) for order in level_orders),
-            stage_lengths=tuple(stage_lengths),
+            level_orders=tuple(tuple(order) for order in level_orders)[:stages],
+            stage_lengths=_first_stages(stage_lengths, stages),
             window_sizes=tuple(window_sizes),
             ratio_order=ratio_order,
         )
         _check_choice("merge", merge, MERGE_RULES)
         _check_choice("cells", cells, ("stale", "broadcast"))
         _check_choice("anchor", anchor, ("bottom_right", "center"))
-        _check_choice("selection", selection, ("coherence", "random"))
+        _check_choice("selection", selection, ("coherence", "random", "random_tokens"))
         _check_choice("alignment", alignment, ALIGNMENTS)
         if num_neighbors < 1:
             raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
@@ -128,6 +158,16 @@ class DynamicSparsifier(TokenSparsifier):
         self.selection = selection
         self.alignment: Alignment = alignment
         self.alignment_weight = alignment_weight
+        self.teacher = FrozenTeacher(teacher) if teacher is not None else None
+        if (alignment == "teacher") != (teacher is not None):
+            raise ValueError(
+                "alignment='teacher' needs a teacher, a dense encoder of the same form, and no "
+                f"other alignment has one; got alignment={alignment!r}, teacher={teacher!r:.40}"
+            )
+
+    def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the teacher the encoder's weights, where a checkpoint has none for it."""
+        return dict(weights) if self.teacher is None else with_teacher(weights)
 
     def plan(self, context: EncoderContext) -> "DynamicPlan":
         """Return the plan of one forward pass.
@@ -170,13 +210,24 @@ class DynamicPlan(TokenPlan):
             and sparsifier.training
             and torch.is_grad_enabled()
             and not sparsifier.budget.keeps_all
-            and is_supervised()
+            and self._adds_losses()
         ):
             self._alignment = CenterAlignment(
                 context.layout,
                 per_merge=sparsifier.alignment == "per_merge",
                 weight=sparsifier.alignment_weight,
             )
+
+    def _adds_losses(self) -> bool:
+        if self.context.detector is None:
+            log_first_n(
+                logging.WARNING,
+                "The alignment loss of Dynamic DETR is left out: its encoder runs alone. Build the "
+                "config with tokendetr.config.sparsify(), call tokendetr.encoder.observe(model), "
+                "or set alignment='off'.",
+                key="message",
+            )
+        return self.context.losses is not None
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the map of the layer's stage, made from the tokens at the stage's entry."""
@@ -193,10 +244,13 @@ class DynamicPlan(TokenPlan):
             self._alignment.add_merge(before_BNC, tokens_BKC, token_map)
         return tokens_BKC
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the alignment loss ``loss_align``."""
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the alignment loss ``loss_align``."""
         if self._alignment is not None:
-            self._alignment.add_loss(memory_BNC, self.context.run_dense)
+            teacher, run_dense = self.options.teacher, self.context.run_dense
+            if teacher is not None:
+                run_dense = partial(teacher, self.context)
+            self._alignment.add_loss(self.context.require_losses(), memory_BNC, run_dense)
         return memory_BNC
 
     @torch.no_grad()
@@ -205,6 +259,8 @@ class DynamicPlan(TokenPlan):
         ratios = self.options.budget.level_ratios(stage)
         if all(ratio == 1 for ratio in ratios):
             return self._identity
+        if self.options.selection == "random_tokens":
+            return self._random_tokens(ratios)
         layout, options = self.context.layout, self.options
         counts = [sum(image) for image in layout.valid_counts]
         keep_BN = layout.valid_BN.clone()
@@ -226,6 +282,27 @@ class DynamicPlan(TokenPlan):
                 counts[image] += important[image] - level_counts[-1]
         order_BN, slot_BN = partition(keep_BN)
         return self._assemble(order_BN, slot_BN, counts, windows, match, important)
+
+    def _random_tokens(self, ratios: Sequence[float]) -> TokenMap:
+        """Keep random tokens of each level, and aggregate nothing."""
+        layout, budget = self.context.layout, self.options.budget
+        kept = []
+        counts = [0] * layout.batch_size
+        for level, ratio in enumerate(ratios):
+            valid_BT = layout.split(layout.valid_BN)[level]
+            existing = [image[level] for image in layout.valid_counts]
+            wanted = [budget.important_tokens(ratio, count) for count in existing]
+            counts = [count + w for count, w in zip(counts, wanted, strict=True)]
+            score_BT = torch.rand(valid_BT.shape, device=layout.device)
+            index_BK, chosen_BK = topk_valid(
+                score_BT, wanted, valid_BN=valid_BT, valid_counts=existing
+            )
+            chosen_BK = torch.ones_like(index_BK).bool() if chosen_BK is None else chosen_BK
+            kept.append(torch.zeros_like(valid_BT).scatter(1, index_BK, chosen_BK))
+        order_BN, _ = partition(torch.cat(kept, dim=1))
+        length = max(counts)
+        valid_BK = valid_from_counts(counts, length, layout.device)
+        return Keep(index_BK=order_BN[:, :length], valid_BK=valid_BK)
 
     def _merged_windows(
         self,
@@ -253,9 +330,10 @@ class DynamicPlan(TokenPlan):
             score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
         else:
             score_S = window_coherence(memory_BNC, inverse_norm_BN, windows)
-        if trace.current_forward() is not None:
+        recorder = self.context.recorder
+        if recorder.forward is not None:
             map_BN = windows.per_token(score_S, inverse_norm_BN)
-            trace.record_score(f"coherence_level{level + 1}", layout.split(map_BN)[level])
+            recorder.record_score(f"coherence_level{level + 1}", layout.split(map_BN)[level])
         counts = [merged[each.image][each.shape] for each in windows.classes]
         return windows.choose(score_S, counts)
 
@@ -283,7 +361,7 @@ class DynamicPlan(TokenPlan):
                 else None,
                 order_BN=spread_tokens(layout, layout.num_levels - 1),
             )
-        trace.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
+        self.context.recorder.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
         return match, important
 
     def _assemble(

@@ -4,6 +4,7 @@ Shapes: B image, N all tokens.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 from detrex.layers import box_cxcywh_to_xyxy
 from fvcore.nn import sigmoid_focal_loss
@@ -12,6 +13,8 @@ from torch import Tensor
 from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.tokens import LevelLayout, box_labels
 
+Distance = Literal["farthest_side", "half_size"]
+DISTANCES = ("farthest_side", "half_size")
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 
@@ -21,6 +24,7 @@ def foreground_labels(
     *,
     strides: Sequence[int],
     size_ranges: Sequence[tuple[float, float]],
+    distance: Distance = "farthest_side",
 ) -> Tensor:
     """Return bool [B, N], True where a token's centre is inside a box of its level's size range.
 
@@ -29,6 +33,8 @@ def foreground_labels(
         layout: the batch.
         strides: pixels per token of each level, finest first.
         size_ranges: per level, see :func:`tokendetr.tokens.grid_labels`.
+        distance: what of a box a size range is about: the distance from the token to the
+            "farthest_side", or "half_size", half its larger side.
     """
     boxes_xyxy_px = []
     for target in targets:
@@ -37,7 +43,11 @@ def foreground_labels(
         size = boxes_cxcywh_norm.new_tensor([width, height, width, height])
         boxes_xyxy_px.append(box_cxcywh_to_xyxy(boxes_cxcywh_norm * size))
     return box_labels(
-        boxes_xyxy_px, layout, strides=strides, rule="center", size_ranges=size_ranges
+        boxes_xyxy_px,
+        layout,
+        strides=strides,
+        rule="center" if distance == "farthest_side" else "center_half_size",
+        size_ranges=size_ranges,
     )
 
 

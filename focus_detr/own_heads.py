@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder.aux_losses import AuxLosses
 from tokendetr.tokens import LevelLayout, take_rows, topk_valid
 
 NUM_PROPOSALS = 300
@@ -58,21 +58,20 @@ class OwnHeads(nn.Module):
         return self.bbox_embed[0]
 
     def project(self, memory_BNC: Tensor, layout: LevelLayout) -> Tensor:
-        """Return tokens [B, N, C] projected, as ``Host.project`` does."""
+        """Return tokens [B, N, C] projected, as ``DetectorView.project`` does."""
         _, usable_BN = layout.proposals()
         return self.enc_output_norm(
             self.enc_output(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
         )
 
-    def add_losses(self, memory_BNC: Tensor, layout: LevelLayout) -> None:
-        """Ask for the detector's losses on the best tokens, ``loss_..._enc``.
+    def add_losses(self, losses: AuxLosses, memory_BNC: Tensor, layout: LevelLayout) -> None:
+        """Add the detector's losses on the best tokens, ``loss_..._enc``.
 
         Args:
+            losses: of the forward pass.
             memory_BNC: the encoder's output.
             layout: the batch.
         """
-        context = supervision.current()
-        assert context is not None
         tokens_BNC = self.project(memory_BNC, layout)
         logits_BNS = self.class_head(tokens_BNC)
         index_BQ, valid_BQ = topk_valid(
@@ -83,9 +82,9 @@ class OwnHeads(nn.Module):
         )
         offset_BQ4 = self.box_head(take_rows(tokens_BNC, index_BQ))
         anchor_BQ4 = take_rows(layout.proposals()[0], index_BQ)
-        targets = [{"labels": target.labels} for target in context.targets]
+        targets = [{"labels": target.labels} for target in losses.targets]
         add_detection_losses(
-            context,
+            losses,
             take_rows(logits_BNS, index_BQ),
             (offset_BQ4 + anchor_BQ4).sigmoid(),
             valid_BK=valid_BQ,

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from focus_detr.budget import FocusBudget
-from focus_detr.foreground_loss import foreground_labels, foreground_loss
+from focus_detr.foreground_loss import DISTANCES, Distance, foreground_labels, foreground_loss
 from focus_detr.object_attention import ObjectAttention
 from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
-from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
-from tokendetr.encoder.detector_view import current_host
 from tokendetr.tokens import (
     Keep,
     TokenMap,
@@ -67,6 +65,8 @@ class FocusSparsifier(TokenSparsifier):
         size_ranges: per level, which boxes its tokens are trained on, see
             :func:`tokendetr.tokens.grid_labels`; None: ranges that end at 8 strides of their level,
             each starting in the middle of the one before.
+        distance: what of a box those ranges are about: the distance from a token to the box's
+            "farthest_side" (the published code) or "half_size", half its larger side (the text).
         loss_weight: weight of the foreground loss ``loss_foreground``.
         fine_score: object tokens are chosen by the product of "probability" s or of raw "logits".
         mask_padding: whether padding is left out of the selector and of its loss.
@@ -97,6 +97,7 @@ class FocusSparsifier(TokenSparsifier):
         modulation: Modulation = "top_down",
         strides: Sequence[int] = (8, 16, 32, 64),
         size_ranges: Sequence[Sequence[float]] | None = None,
+        distance: Distance = "farthest_side",
         loss_weight: float = 1.5,
         fine_score: Literal["probability", "logits"] = "probability",
         mask_padding: bool = True,
@@ -111,6 +112,7 @@ class FocusSparsifier(TokenSparsifier):
         for name, value, choices in (
             ("fine_score", fine_score, FINE_SCORES),
             ("selection", selection, SELECTIONS),
+            ("distance", distance, DISTANCES),
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {value!r}")
@@ -130,6 +132,7 @@ class FocusSparsifier(TokenSparsifier):
         if len(self.size_ranges) != num_levels:
             raise ValueError(f"size_ranges needs {num_levels} ranges, got {self.size_ranges}")
         self.num_objects = num_objects
+        self.distance: Distance = distance
         self.loss_weight = loss_weight
         self.fine_score = fine_score
         self.mask_padding = mask_padding
@@ -158,6 +161,11 @@ class FocusSparsifier(TokenSparsifier):
         if self.budget.layer_ratios is not None and ratio != self.budget.keep_ratio:
             raise ValueError("keep_ratio cannot change where layer_ratios are given")
         self.budget = dataclasses.replace(self.budget, keep_ratio=float(ratio))
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
+        return frozenset({"two_stage"} if self.own_heads is None else {"set_criterion"})
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights of a published checkpoint under the names they have here."""
@@ -196,12 +204,12 @@ class FocusPlan(TokenPlan):
         self.focus = sparsifier
         layout, budget = context.layout, sparsifier.budget
         if sparsifier.own_heads is None or sparsifier.training:
-            host = current_host()  # says what to do where there is none
-        self._heads = sparsifier.own_heads or host
+            detector = context.require_detector()
+        self._heads = sparsifier.own_heads or detector
         self._logits_BN = self._foreground_logits()
         if sparsifier.selection != "random":
             self.score_BN = self._logits_BN
-        trace.record_score("foreground", self._logits_BN)
+        context.recorder.record_score("foreground", self._logits_BN)
         self._tokens = [sum(levels) for levels in layout.valid_counts]
         score_BN = self._logits_BN.detach()
         if sparsifier.selection == "random":
@@ -265,7 +273,7 @@ class FocusPlan(TokenPlan):
             if self.focus.fine_score == "probability":
                 category_BK, foreground_BK = category_BK.sigmoid(), foreground_BK.sigmoid()
             score_BK = category_BK * foreground_BK
-        trace.record_layer_score("object", score_BK)
+        self.context.recorder.record_layer_score("object", score_BK)
         length, counts = self.focus.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
         if self.focus.budget.counts == "batch":  # entries that are thrown away take part
@@ -277,18 +285,22 @@ class FocusPlan(TokenPlan):
             valid_counts=counts,
         )
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the foreground loss ``loss_foreground``, and those of own heads, in training."""
-        context, focus = supervision.current(), self.focus
-        if context is None or not focus.training:
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the foreground loss ``loss_foreground``, and those of own heads, in training."""
+        losses, focus = self.context.losses, self.focus
+        if losses is None or not focus.training:
             return memory_BNC
         layout = self.context.layout
         labels_BN = foreground_labels(
-            context.targets, layout, strides=focus.strides, size_ranges=focus.size_ranges
+            losses.targets,
+            layout,
+            strides=focus.strides,
+            size_ranges=focus.size_ranges,
+            distance=focus.distance,
         )
         counted_BN = layout.valid_BN if focus.mask_padding else None
         loss = foreground_loss(self._logits_BN, labels_BN, counted_BN)
-        context.add("loss_foreground", focus.loss_weight * loss)
+        losses.add("loss_foreground", focus.loss_weight * loss)
         if focus.own_heads is not None:
-            focus.own_heads.add_losses(memory_BNC, layout)
+            focus.own_heads.add_losses(losses, memory_BNC, layout)
         return memory_BNC

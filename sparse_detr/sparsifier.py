@@ -12,12 +12,9 @@ from sparse_detr.losses import decoder_attention_loss
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy, trace
-from tokendetr.encoder import aux_losses as supervision
-from tokendetr.encoder.aux_losses import Supervision
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
-from tokendetr.encoder.detector_view import current_host
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import Keep, TokenMap, topk_valid
 
@@ -33,8 +30,10 @@ class SparseSparsifier(TokenSparsifier):
     ("objectness"); "random" chooses anew in every forward pass.
 
     Args:
-        keep_ratio: share of an image's real tokens that is updated, in (0, 1]; 1 is the dense
-            encoder. It may be changed at any time, also between training and evaluation.
+        keep_ratio: share of an image's real tokens that is updated, in [0, 1]; 1 is the dense
+            encoder, 0 none: nothing is scored then, and the encoder's parameters have no gradient
+            (in distributed training: ``train.ddp.find_unused_parameters=True``). It may be changed
+            at any time, also between training and evaluation.
         embed_dim: channels C of the tokens.
         num_classes: classes of the detector, for the heads in training.
         num_layers: layers of the encoder.
@@ -110,6 +109,16 @@ class SparseSparsifier(TokenSparsifier):
                 sized_references=True,
             )
 
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
+        needs = set()
+        if not self.has_projection and self.selection != "random":
+            needs.add("two_stage")
+        if self.auxiliary_heads or self.selection == "objectness":
+            needs.add("set_criterion")
+        return frozenset(needs)
+
     def init_weights(self) -> None:
         """Let boxes start as proposals again, after a transformer initialised all matrices
         alike."""
@@ -122,16 +131,18 @@ class SparseSparsifier(TokenSparsifier):
 
     @keep_ratio.setter
     def keep_ratio(self, ratio: float) -> None:
-        if not 0 < ratio <= 1:
-            raise ValueError(f"keep_ratio must lie in (0, 1], got {ratio}")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"keep_ratio must lie in [0, 1], got {ratio}")
         self._keep_ratio = float(ratio)
 
     def kept_tokens(self, valid_tokens: int) -> int:
         """Return how many of an image's real tokens are kept.
 
         Source: the published code, which takes one more than the ratio says. Differs: never more
-        than there are.
+        than there are, and none at ratio 0.
         """
+        if self.keep_ratio == 0:
+            return 0
         return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
 
     def plan(self, context: EncoderContext) -> "SparsePlan":
@@ -139,7 +150,7 @@ class SparseSparsifier(TokenSparsifier):
 
         Raises:
             ValueError: where the encoder has another number of layers.
-            HostError: where the detector around the encoder is needed and not supervised.
+            HostError: where the detector around the encoder is needed and missing.
         """
         if context.num_layers != self.num_layers:
             raise ValueError(
@@ -169,11 +180,15 @@ class SparsePlan(TokenPlan):
         training = sparsifier.training
         if not training and sparsifier.keep_ratio == 1:
             return
+        if sparsifier.keep_ratio == 0:
+            nothing_BK = torch.empty(layout.batch_size, 0, dtype=torch.long, device=layout.device)
+            self._map = Keep(index_BK=nothing_BK)
+            return
         score_BN = self._score(training)
         if sparsifier.selection != "random":
             self.score_BN = score_BN
         if sparsifier.keep_ratio < 1:
-            trace.record_score("score", score_BN)
+            context.recorder.record_score("score", score_BN)
             index_BK, valid_BK = topk_valid(
                 score_BN, self._counts, valid_BN=self._valid_BN, valid_counts=self._valid_counts
             )
@@ -199,7 +214,7 @@ class SparsePlan(TokenPlan):
         token_BNC = self.context.memory_BNC
         token_BNC = token_BNC if pos_BNC is None else token_BNC + pos_BNC
         if not self.options.has_projection:
-            return current_host().project(token_BNC, layout)
+            return self.context.require_detector().project(token_BNC, layout)
         _, usable_BN = layout.proposals()
         token_BNC = token_BNC.masked_fill(~usable_BN[..., None], 0.0)
         return self.options.enc_output_norm(self.options.enc_output(token_BNC))
@@ -211,20 +226,21 @@ class SparsePlan(TokenPlan):
     def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
         """Keep a layer's tokens for its heads, in training."""
         options = self.options
-        if options.training and options.auxiliary_heads and layer < options.num_layers - 1:
+        judged = options.auxiliary_heads and layer < options.num_layers - 1
+        if options.training and judged and token_map.num_tokens:
             self._judged.append((layer, tokens_BKC, token_map))
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Ask for the losses of the heads, ``loss_..._enc_<layer>`` and ``loss_..._tokens``."""
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the losses of the heads, ``loss_..._enc_<layer>`` and ``loss_..._tokens``."""
         if self._judged:
-            context = _supervision()
-            targets = [{"labels": target.labels} for target in context.targets]
+            losses = self.context.require_losses()
+            targets = [{"labels": target.labels} for target in losses.targets]
             num_boxes = world_average_boxes(targets, memory_BNC.device)
             anchor_BN4, _ = self.context.layout.proposals()
             for layer, tokens_BKC, token_map in self._judged:
                 offset_BK4 = self.options.bbox_embed[layer](tokens_BKC)
                 add_detection_losses(
-                    context,
+                    losses,
                     self.options.class_embed[layer](tokens_BKC),
                     (offset_BK4 + token_map.select(anchor_BN4)).sigmoid(),
                     valid_BK=None if self.options.counts_padding else self._real(token_map),
@@ -237,10 +253,11 @@ class SparsePlan(TokenPlan):
         return self._valid_BN if token_map is self._identity else token_map.valid_BK
 
     def _train_on_decoder(self, score_BN: Tensor) -> None:
-        """Watch the decoder that is going to run, and ask for ``loss_dam`` when it has."""
-        context, options, layout = _supervision(), self.options, self.context.layout
-        attention = DecoderAttention(current_host(), layout, half_cell=options.half_cell)
-        context.enter(attention)
+        """Watch the decoder that is going to run, and add ``loss_dam`` when it has."""
+        losses, options, layout = self.context.require_losses(), self.options, self.context.layout
+        detector = self.context.require_detector()
+        attention = DecoderAttention(detector, layout, half_cell=options.half_cell)
+        losses.enter(attention)
         if options.counts_padding and self._valid_BN is not None:
             score_BN = score_BN.where(self._valid_BN, score_BN.min())
 
@@ -253,14 +270,6 @@ class SparsePlan(TokenPlan):
                 valid_counts=self._valid_counts,
                 counts_padding=options.counts_padding,
             )
-            context.add("loss_dam", options.dam_weight * loss)
+            losses.add("loss_dam", options.dam_weight * loss)
 
-        context.when_done(add_loss)
-
-
-def _supervision() -> Supervision:
-    """Return the running supervision; say what to do where there is none."""
-    current_host()
-    context = supervision.current()
-    assert context is not None
-    return context
+        losses.when_decoded(add_loss)

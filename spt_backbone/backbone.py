@@ -28,9 +28,8 @@ from spt_backbone.losses import (
     write_metrics,
 )
 from spt_backbone.selection import SelectionRule, pool_scores
-from tokendetr.encoder import trace
-from tokendetr.encoder.aux_losses import current
-from tokendetr.encoder.image_extents import Canvas, shown
+from tokendetr.encoder.forward_context import current_pass
+from tokendetr.encoder.image_extents import ImageExtents
 from tokendetr.tokens import LevelLayout, Pack
 
 logger = logging.getLogger(__name__)
@@ -43,8 +42,8 @@ class SPT(SwinTransformer):
     """Backbone with select-and-pack attention; outputs ``p0`` ... ``p3`` at strides 4 ... 32.
 
     Stages from ``start_stage`` on attend with the tokens that a linear gate selects; the others go
-    straight to the feed-forward network. Inside a supervised model
-    (:func:`tokendetr.config.supervised`) it adds ``loss_selection`` in training, writes select
+    straight to the feed-forward network. Inside an observed model
+    (:func:`tokendetr.config.observed`) it adds ``loss_selection`` in training, writes select
     ratios to the event storage, and in evaluation puts ``token_selection`` beside an image's
     detections. Weights have the names of :class:`SwinTransformer`; the gates are new.
 
@@ -176,14 +175,14 @@ class SPT(SwinTransformer):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, in_chans, H, W] to ``p<stage>`` maps [B, C, h, w]."""
-        canvas = shown(x)
+        extents = current_pass().extents_of(x)
         x_BNC, height, width = self._embed(x)
         finer_BN: Tensor | None = None
         outputs, selections = {}, []
-        oracle = self._oracle(canvas, (height, width)) if self.selection == "oracle" else {}
+        oracle = self._oracle(extents, (height, width)) if self.selection == "oracle" else {}
         for index, stage in enumerate(self.layers):
             if isinstance(stage, SelectPackStage):
-                layout = self._layout(canvas, index, (height, width), x_BNC.device)
+                layout = self._layout(extents, index, (height, width), x_BNC.device)
                 out_BNC, choices = stage(x_BNC, layout, finer_BN, oracle.get(index + 1))
                 selections += [
                     Selection(logit_BN, own_BN, pack, layout, index + 1)
@@ -197,7 +196,7 @@ class SPT(SwinTransformer):
             else:
                 out_BNC, out_height, out_width, x_BNC, height, width = stage(x_BNC, height, width)
                 if index + 2 == self.start_stage and self.gate is not None:
-                    layout = self._layout(canvas, index, (out_height, out_width), x_BNC.device)
+                    layout = self._layout(extents, index, (out_height, out_width), x_BNC.device)
                     width_C = out_BNC.shape[-1:]
                     seen_BNC = F.layer_norm(out_BNC, width_C) if self.first_gate_norm else out_BNC
                     score_BN = scores(self.gate, seen_BNC)
@@ -208,7 +207,7 @@ class SPT(SwinTransformer):
                 grid_BHWC = out_BNC.unflatten(1, (out_height, out_width))
                 outputs[f"p{index}"] = grid_BHWC.permute(0, 3, 1, 2).contiguous()
         _record(selections)
-        self._report(selections, canvas)
+        self._report(selections, extents)
         return outputs
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
@@ -225,86 +224,88 @@ class SPT(SwinTransformer):
         return self.patch_size * 2**index
 
     def _layout(
-        self, canvas: Canvas, index: int, grid: tuple[int, int], device: torch.device
+        self, extents: ImageExtents, index: int, grid: tuple[int, int], device: torch.device
     ) -> LevelLayout:
         """Return which tokens of a stage show something of their image."""
         stride = self._stride(index)
-        sizes = [tuple(-(-pixels // stride) for pixels in size) for size in canvas.sizes]
+        sizes = [tuple(-(-pixels // stride) for pixels in size) for size in extents.sizes]
         return LevelLayout.from_valid_sizes([grid], [[size] for size in sizes], device=device)
 
-    def _report(self, selections: list[Selection], canvas: Canvas) -> None:
+    def _report(self, selections: list[Selection], extents: ImageExtents) -> None:
         """Add the loss and the metrics (training), or the choice beside the detections."""
-        context = current()
-        if context is None:
+        losses = current_pass().losses
+        if losses is None:
             return
         if not self.training:
-            for row, choice in zip(canvas.rows, _choices(selections, self._stride(0)), strict=True):
-                context.add_output(row, OUTPUT_NAME, choice)
+            for row, choice in zip(
+                extents.rows, _choices(selections, self._stride(0)), strict=True
+            ):
+                losses.add_output(row, OUTPUT_NAME, choice)
             return
         has_loss = self.selection_loss_weight > 0 and self.selection == "gates"
         labels = None
-        if has_loss or context.is_annotated:
+        if has_loss or losses.is_annotated:
             first, last = selections[0], selections[-1]
             grid = first.layout.level_shapes[0]
-            labels = self._labels(canvas, first.stage, last.stage, grid)
+            labels = self._labels(extents, first.stage, last.stage, grid)
         if labels is not None and has_loss:
             loss = selection_loss(
                 selections, labels, of=self.gate_loss, positive_weight=self.positive_weight
             )
-            context.add("loss_selection", self.selection_loss_weight * loss)
+            losses.add("loss_selection", self.selection_loss_weight * loss)
         write_metrics(selections, labels)
 
     def _labels(
-        self, canvas: Canvas, first: int, last: int, grid: tuple[int, int]
+        self, extents: ImageExtents, first: int, last: int, grid: tuple[int, int]
     ) -> dict[int, Tensor]:
         """Return by stage, bool [B, N], the tokens that contain something of an object.
 
         Args:
-            canvas: the images.
+            extents: the images.
             first: first stage, from 1.
             last: last stage.
             grid: rows and columns of the first stage's tokens.
         """
-        context = current()
-        assert context is not None
+        losses = current_pass().losses
+        assert losses is not None
         cells = object_cells(
-            [context.targets[row] for row in canvas.rows],
+            [losses.targets[row] for row in extents.rows],
             grid,
             [self._stride(stage - 1) for stage in range(first, last + 1)],
             kind=self.selection_labels,
         )
         return dict(enumerate(cells, start=first))
 
-    def _oracle(self, canvas: Canvas, grid: tuple[int, int]) -> dict[int, Tensor]:
+    def _oracle(self, extents: ImageExtents, grid: tuple[int, int]) -> dict[int, Tensor]:
         """Return by stage what the annotations say is to be selected.
 
         Args:
-            canvas: the images.
+            extents: the images.
             grid: rows and columns of the first stage's tokens.
 
         Raises:
             ValueError: where the images have no annotations.
         """
-        context = current()
-        if context is None or not context.is_annotated:
+        losses = current_pass().losses
+        if losses is None or not losses.is_annotated:
             raise ValueError(
-                "selection='oracle' needs a supervised model (use_spt) and annotated images: let "
+                "selection='oracle' needs an observed model (use_spt) and annotated images: let "
                 "the test set's mapper keep annotations too (dataloader.test.mapper.is_train=True)"
             )
-        return self._labels(canvas, 1, len(self.layers), grid)
+        return self._labels(extents, 1, len(self.layers), grid)
 
 
 def _record(selections: list[Selection]) -> None:
     """Show the choices to whoever records tokens, each stage as a forward pass of its own."""
-    stage = 0
+    stage, recorder = 0, current_pass().recorder
     for selection in selections:
         if not isinstance(selection.pack, Pack):
             continue  # a gate alone, or an exported graph, which nobody watches
         if selection.stage != stage:
             stage = selection.stage
-            trace.begin_forward(selection.layout, f"backbone stage {stage}")
-        trace.record_score("gate", selection.logit_BN)
-        trace.record_layer(selection.pack)
+            recorder.begin_forward(selection.layout, f"backbone stage {stage}")
+        recorder.record_score("gate", selection.logit_BN)
+        recorder.record_layer(selection.pack)
 
 
 def _choices(selections: list[Selection], patch_size: int) -> list[dict[int, Tensor]]:

@@ -103,6 +103,6 @@ def selected_ratios(model: nn.Module, batches: Batches) -> dict[int, float]:
     if not ratios:
         raise ValueError(
             "nothing was selected from: give at least one image, and a supervised model "
-            "(tokendetr.config.supervised, use_spt)"
+            "(use_spt, tokendetr.config.observed)"
         )
     return {stride: sum(values) / len(values) for stride, values in sorted(ratios.items())}

@@ -3,7 +3,7 @@
 from detectron2.layers import ShapeSpec
 from omegaconf import DictConfig, open_dict
 
-from tokendetr.config import all_or_nothing, supervised, target_name
+from tokendetr.config import all_or_nothing, observed, target_name, wrap_target
 
 WATCHED = "spt_backbone.evaluator.build_with_selection"
 
@@ -50,7 +50,7 @@ def use_spt(model: DictConfig, backbone: DictConfig) -> DictConfig:
                 "use_spt() needs a model config with the node neck, or with backbone.bottom_up; "
                 f"this one ({target_name(model.get('_target_'))}) has neither"
             )
-    return supervised(model)
+    return observed(model)
 
 
 @all_or_nothing
@@ -62,9 +62,5 @@ def watch_selection(evaluator: DictConfig) -> DictConfig:
     Args:
         evaluator: node of an evaluator with ``dataset_name``.
     """
-    target = target_name(evaluator.get("_target_"))
-    if target != WATCHED:
-        with open_dict(evaluator):
-            evaluator["evaluator_class"] = target
-            evaluator["_target_"] = WATCHED
+    wrap_target(evaluator, WATCHED)
     return evaluator

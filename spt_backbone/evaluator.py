@@ -3,7 +3,6 @@
 Shapes: L blocks of a stage, H and W rows and columns of its tokens.
 """
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from spt_backbone.backbone import OUTPUT_NAME
 from spt_backbone.labels import box_cells
+from tokendetr.config.wrap import build_wrapped
 from tokendetr.io.atomic import write_atomically
 
 
@@ -124,7 +124,7 @@ class SelectionEvaluator(DatasetEvaluator):
 
 def build_with_selection(
     *,
-    evaluator_class: str | Callable[..., DatasetEvaluator],
+    wrapped_target: str | Callable[..., DatasetEvaluator],
     dataset_name: str,
     output_dir: str | None = None,
     **kwargs: Any,
@@ -133,19 +133,15 @@ def build_with_selection(
     node is pointed at.
 
     Args:
-        evaluator_class: the evaluator's class, or its full dotted name.
+        wrapped_target: the evaluator's class, or its full dotted name.
         dataset_name: of both.
         output_dir: of both.
         **kwargs: the evaluator's further arguments.
     """
-    build = evaluator_class
-    if isinstance(build, str):
-        module, _, name = build.rpartition(".")
-        build = getattr(importlib.import_module(module), name)
     folder = {} if output_dir is None else {"output_dir": output_dir}
     return DatasetEvaluators(
         [
-            build(dataset_name=dataset_name, **folder, **kwargs),
+            build_wrapped(wrapped_target, dataset_name=dataset_name, **folder, **kwargs),
             SelectionEvaluator(dataset_name=dataset_name, output_dir=output_dir),
         ]
     )

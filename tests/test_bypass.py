@@ -16,8 +16,8 @@ from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
 from tokendetr.analysis.flops import count_flops
 from tokendetr.config import add_bypass, zoo
 from tokendetr.encoder import TokenPlan, TokenSparsifier
-from tokendetr.encoder.aux_losses import supervise
 from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.forward_context import observe
 from tokendetr.tokens import Keep, topk_valid
 
 SIZES = [(16, 21), (9, 10), (16, 7)]
@@ -329,7 +329,7 @@ def test_focus_detr_carries_one():
         bypass=random_bypass(layers=LAYERS, levels=LEVELS, channels=WIDTH),
     )
     model.transformer.encoder.sparsifier = focus
-    supervise(model).eval()
+    observe(model).eval()
     with torch.no_grad():
         moved = run_encoder(model, RECORDS)
         nn.init.zeros_(focus.bypass.weight)

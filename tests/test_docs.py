@@ -1,12 +1,13 @@
-"""The documentation's example of a method works as printed."""
+"""What the documentation shows exists and works as printed."""
 
+import ast
 import re
 from pathlib import Path
 
 import torch
 
 from tokendetr.encoder import TokenEncoder
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SHAPES = ((8, 8), (4, 4))
@@ -52,3 +53,15 @@ def test_keeping_all_tokens_is_the_dense_encoder():
     all_BNC, _ = encode(method(keep_ratio=1.0), query_BNC)
     dense_BNC, _ = encode(None, query_BNC)
     torch.testing.assert_close(all_BNC, dense_BNC)
+
+
+def test_every_stop_of_the_walk_exists_and_is_visited_once():
+    text = (DOCS / "architecture.md").read_text()
+    stops = re.findall(r"^\| `([\w/.]+)`: `([\w.]+)` \|", text, flags=re.MULTILINE)
+    assert len(stops) == len(set(stops)) > 10
+    for file, name in stops:
+        body = ast.parse((DOCS.parent / file).read_text()).body
+        for part in name.split("."):
+            found = [node for node in body if getattr(node, "name", None) == part]
+            assert found, f"{file} has no {name}"
+            body = getattr(found[0], "body", [])

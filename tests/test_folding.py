@@ -8,7 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 from torch.nn import functional as F
 
-from tokendetr.layers.cpu.frozen_bn import folded_norms
+from tokendetr.layers.cpu import optimize
 
 
 def make_network(norm: str = "FrozenBN") -> nn.Sequential:
@@ -42,7 +42,7 @@ def test_folded_norms_give_the_same_without_running(last):
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     with torch.no_grad():
         expected = network(x)
-        with folded_norms(network):
+        with optimize(network):
             torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
             assert norm_calls(network, lambda: network(x)) == 0
         assert norm_calls(network, lambda: network(x)) == 2
@@ -52,7 +52,7 @@ def test_folded_norms_give_the_same_without_running(last):
 def test_an_error_inside_leaves_the_network_as_it_was():
     network = make_network()
     before = {name: dict(vars(module)) for name, module in network.named_modules()}
-    with torch.no_grad(), pytest.raises(RuntimeError), folded_norms(network):
+    with torch.no_grad(), pytest.raises(RuntimeError), optimize(network):
         network(torch.zeros(1, 5, 8, 8))
     assert {name: vars(module).keys() for name, module in network.named_modules()} == {
         name: attributes.keys() for name, attributes in before.items()
@@ -63,11 +63,11 @@ def test_an_error_inside_leaves_the_network_as_it_was():
 def test_new_weights_count_at_once():
     network, x = make_network(), torch.randn(1, 3, 9, 9)
     with torch.no_grad():
-        with folded_norms(network):
+        with optimize(network):
             first = network(x)
         network[0].norm.running_mean.add_(1.0)
         expected = network(x)
-        with folded_norms(network):
+        with optimize(network):
             torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
         assert (first - expected).abs().max() > 1e-2
 
@@ -75,14 +75,14 @@ def test_new_weights_count_at_once():
 def test_gradients_other_norms_and_hooks_keep_the_plain_way():
     network, x = make_network(), torch.randn(1, 3, 9, 9)
     expected = network(x)
-    with folded_norms(network):
+    with optimize(network):
         assert torch.equal(network(x), expected)
         assert network(x).requires_grad
     trained = make_network(norm="BN")
-    with torch.no_grad(), folded_norms(trained):
+    with torch.no_grad(), optimize(trained):
         assert norm_calls(trained, lambda: trained(x)) == 2
     seen = []
     network[0].norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    with torch.no_grad(), folded_norms(network):
+    with torch.no_grad(), optimize(network):
         assert norm_calls(network, lambda: network(x)) == 1
     assert len(seen) == 1

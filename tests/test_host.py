@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.small_detectors import LAYERS, NAMES, build, record
-from tokendetr.encoder.aux_losses import current, supervise
-from tokendetr.encoder.detector_view import Host, current_host
+from tokendetr.encoder.detector_view import DetectorView, require_detector
+from tokendetr.encoder.forward_context import current_pass, observe
 from tokendetr.errors import HostError
 from tokendetr.tokens import LevelLayout
 
@@ -16,9 +16,13 @@ TWO_STAGE = ("dino", "deformable_two_stage", "dab_two_stage", "dn_two_stage", "h
 INPUTS = [record(64, 96, [[8, 8, 40, 40]]), record(48, 64, seed=1)]
 
 
+def running_detector():
+    return require_detector(current_pass().detector)
+
+
 def spy(model, look):
     """Call ``look`` while the model's encoder runs."""
-    supervise(model)
+    observe(model)
     model.transformer.encoder.register_forward_hook(lambda module, args, output: look(output))
     return model
 
@@ -26,7 +30,7 @@ def spy(model, look):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_knows_two_stages_and_the_decoders_attentions(name):
     seen = []
-    model = spy(build(name).eval(), lambda memory: seen.append(current_host()))
+    model = spy(build(name).eval(), lambda memory: seen.append(running_detector()))
     model(INPUTS)
     (host,) = seen
     assert host.detector is model
@@ -39,7 +43,10 @@ def test_it_knows_two_stages_and_the_decoders_attentions(name):
 def test_the_projection_and_heads_are_those_of_the_proposals(name):
     """What the host computes from the memory is what the detector's own two-stage head says."""
     seen = {}
-    model = spy(build(name).eval(), lambda memory: seen.update(memory=memory, host=current_host()))
+    model = spy(
+        build(name).eval(),
+        lambda memory: seen.update(memory=memory, host=running_detector()),
+    )
     propose = model.transformer.propose
 
     def watched(encoded, **options):
@@ -58,7 +65,10 @@ def test_the_projection_and_heads_are_those_of_the_proposals(name):
 
 def test_a_copy_uses_its_own_parts():
     seen = []
-    model = spy(build("dino").eval(), lambda memory: seen.append(current_host().class_head))
+    model = spy(
+        build("dino").eval(),
+        lambda memory: seen.append(running_detector().class_head),
+    )
     other = copy.deepcopy(model)
     model(INPUTS), other(INPUTS)
     assert seen[0] is model.transformer.decoder.class_embed[-1]
@@ -67,13 +77,13 @@ def test_a_copy_uses_its_own_parts():
 
 def test_what_is_missing_is_named():
     with pytest.raises(HostError, match=r"tokendetr\.config\.sparsify"):
-        current_host()
-    host = Host(build("deformable"))
+        running_detector()
+    host = DetectorView(build("deformable"))
     layout = LevelLayout.from_valid_sizes([(4, 4)], [[(4, 4)]])
     with pytest.raises(HostError, match="enc_output"):
         host.project(torch.zeros(1, 16, 16), layout)
     with pytest.raises(HostError, match="Linear has no transformer"):
-        _ = Host(torch.nn.Linear(1, 1)).transformer
+        _ = DetectorView(torch.nn.Linear(1, 1)).transformer
 
 
 def test_callbacks_run_after_the_model_and_may_add_losses():
@@ -81,8 +91,10 @@ def test_callbacks_run_after_the_model_and_may_add_losses():
     order = []
 
     def look(memory):
-        current().when_done(lambda: order.append("done"))
-        current().when_done(lambda: current().add("loss_late", memory.square().mean()))
+        current_pass().losses.when_decoded(lambda: order.append("done"))
+        current_pass().losses.when_decoded(
+            lambda: current_pass().losses.add("loss_late", memory.square().mean())
+        )
         order.append("encoder")
 
     spy(model, look)
@@ -90,7 +102,7 @@ def test_callbacks_run_after_the_model_and_may_add_losses():
     losses = model(INPUTS)
     assert order == ["encoder", "decoder", "done"]
     losses["loss_late"].backward()
-    assert current() is None
+    assert current_pass().losses is None
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -105,8 +117,8 @@ def test_what_was_entered_is_left_also_after_a_failure(fails):
         events.append("out")
 
     def look(memory):
-        current().enter(watching())
-        current().when_done(lambda: events.append("done"))
+        current_pass().losses.enter(watching())
+        current_pass().losses.when_decoded(lambda: events.append("done"))
         if fails:
             raise FloatingPointError("on purpose")
 
@@ -117,4 +129,4 @@ def test_what_was_entered_is_left_also_after_a_failure(fails):
     else:
         model(INPUTS)
     assert events == (["in", "out"] if fails else ["in", "done", "out"])
-    assert current() is None
+    assert current_pass().losses is None

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokendetr.layers.cpu.linear import onednn_linears
+from tokendetr.layers.cpu import optimize
 
 
 class Doubled(nn.Linear):
@@ -31,7 +31,7 @@ def test_the_same_but_for_rounding(shape, guard):
     network, x = make_network(), torch.randn(shape)
     with guard():
         expected = network(x)
-        with onednn_linears(network):
+        with optimize(network):
             actual = network(x)
     exact = network.double()(x.double())
     assert actual.shape == expected.shape and actual.dtype == expected.dtype
@@ -40,33 +40,33 @@ def test_the_same_but_for_rounding(shape, guard):
 
 def test_strided_input():
     network, x = make_network(), torch.randn(24, 10, 6).permute(2, 1, 0)
-    with torch.no_grad(), onednn_linears(network):
+    with torch.no_grad(), optimize(network):
         actual = network(x)
     torch.testing.assert_close(actual, network(x), rtol=1e-5, atol=1e-5)
 
 
 def test_only_where_nothing_needs_gradients():
     network, x = make_network(), torch.randn(4, 24)
-    with torch.no_grad(), onednn_linears(network):
+    with torch.no_grad(), optimize(network):
         inside = operators(lambda: network(x))
     assert "mkldnn::_linear_pointwise" in inside
-    with onednn_linears(network):
+    with optimize(network):
         network(x).sum().backward()
     assert network[0].weight.grad is not None
-    with torch.no_grad(), torch.autocast("cpu"), onednn_linears(network):
+    with torch.no_grad(), torch.autocast("cpu"), optimize(network):
         assert network(x).dtype == torch.bfloat16
 
 
 def test_leaves_the_layers_as_they_were():
     network = make_network()
     before = [set(vars(module)) for module in network.modules()]
-    with torch.no_grad(), pytest.raises(RuntimeError), onednn_linears(network):
+    with torch.no_grad(), pytest.raises(RuntimeError), optimize(network):
         network(torch.zeros(4, 5))
     assert [set(vars(module)) for module in network.modules()] == before
 
 
 def test_counters_of_operations_see_products():
     network, x = make_network(), torch.randn(4, 24)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, onednn_linears(network):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, optimize(network):
         network(x)
     assert counter.get_total_flops() == 2 * 4 * (24 * 65 + 65 * 7 + 7 * 3)

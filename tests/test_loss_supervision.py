@@ -11,12 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.processes import run_two_processes
-from tokendetr.encoder.aux_losses import (
-    build_supervised,
-    current,
-    replay_contexts,
-    supervise,
-)
+from tokendetr.config.wrap import build_observed
+from tokendetr.encoder.forward_context import current_pass, observe, replay_contexts
 
 
 class Part(nn.Module):
@@ -29,7 +25,7 @@ class Part(nn.Module):
 
     def forward(self, x):
         y = self.linear(x)
-        context = current()
+        context = current_pass().losses
         if context is not None:
             context.add(self.name, y.square().mean() * 0.5)
         return y
@@ -63,23 +59,23 @@ def inputs(count: int = 2) -> list[dict]:
 def test_losses_join_in_training_only_and_the_state_dict_stays():
     model = Model()
     keys = list(model.state_dict())
-    assert supervise(model) is model
+    assert observe(model) is model
     assert set(model(inputs())) == {"loss_own", "loss_part"}
     assert list(model.state_dict()) == keys
     model.eval()
     assert isinstance(model(inputs()), list)
-    assert current() is None
+    assert current_pass().losses is None
 
 
 def test_gradients_of_asked_losses_reach_the_part():
-    model = supervise(Model())
+    model = observe(Model())
     losses = model(inputs())
     losses["loss_part"].backward()
     assert model.part.linear.weight.grad.abs().sum() > 0
 
 
 def test_supervising_twice_changes_nothing():
-    model = supervise(supervise(Model()))
+    model = observe(observe(Model()))
     assert set(model(inputs())) == {"loss_own", "loss_part"}
 
 
@@ -88,11 +84,11 @@ def test_targets_are_normalised_by_each_images_own_size():
 
     class Looking(Part):
         def forward(self, x):
-            seen["context"], seen["targets"] = current(), current().targets
-            assert current().targets is seen["targets"]
+            seen["context"], seen["targets"] = current_pass().losses, current_pass().losses.targets
+            assert current_pass().losses.targets is seen["targets"]
             return super().forward(x)
 
-    model = supervise(Model(Looking()))
+    model = observe(Model(Looking()))
     model(inputs(3))
     empty, one, two = seen["targets"]
     assert empty.boxes_cxcywh_norm.shape == (0, 4) and empty.labels.shape == (0,)
@@ -105,29 +101,29 @@ def test_targets_are_normalised_by_each_images_own_size():
 def test_missing_annotations_and_odd_inputs_are_named():
     class Looking(Part):
         def forward(self, x):
-            return current().targets
+            return current_pass().losses.targets
 
-    model = supervise(Model(Looking()))
+    model = observe(Model(Looking()))
     records = inputs()
     del records[1]["instances"]
     records[1]["file_name"] = "b.jpg"
     with pytest.raises(KeyError, match=r"image 1 .*b\.jpg"):
         model(records)
-    assert current() is None
+    assert current_pass().losses is None
 
     class Tensors(nn.Module):
         def forward(self, x):
-            return current().targets
+            return current_pass().losses.targets
 
     with pytest.raises(TypeError, match="list of dicts"):
-        supervise(Tensors())(torch.zeros(2))
+        observe(Tensors())(torch.zeros(2))
 
 
 def test_targets_are_lazy():
     records = inputs()
     for record in records:
         del record["instances"]
-    assert "loss_part" in supervise(Model())(records)
+    assert "loss_part" in observe(Model())(records)
 
 
 def test_a_name_counts_once():
@@ -136,19 +132,19 @@ def test_a_name_counts_once():
             return super().forward(super().forward(x))
 
     with pytest.raises(ValueError, match="loss_part"):
-        supervise(Model(Twice()))(inputs())
+        observe(Model(Twice()))(inputs())
     with pytest.raises(ValueError, match="loss_own"):
-        supervise(Model(Part("loss_own")))(inputs())
-    assert current() is None
+        observe(Model(Part("loss_own")))(inputs())
+    assert current_pass().losses is None
 
 
 def test_losses_must_be_scalars_and_outputs_dicts():
     class Vector(Part):
         def forward(self, x):
-            current().add("loss_vector", x)
+            current_pass().losses.add("loss_vector", x)
 
     with pytest.raises(ValueError, match="scalar"):
-        supervise(Model(Vector()))(inputs())
+        observe(Model(Vector()))(inputs())
 
     class Listing(Model):
         def forward(self, batched_inputs):
@@ -156,8 +152,8 @@ def test_losses_must_be_scalars_and_outputs_dicts():
             return []
 
     with pytest.raises(TypeError, match="Listing"):
-        supervise(Listing())(inputs())
-    assert current() is None
+        observe(Listing())(inputs())
+    assert current_pass().losses is None
 
 
 def test_a_failed_pass_leaves_nothing_behind():
@@ -166,21 +162,21 @@ def test_a_failed_pass_leaves_nothing_behind():
             super().forward(x)
             raise RuntimeError("broken part")
 
-    model = supervise(Model(Failing()))
+    model = observe(Model(Failing()))
     for _ in range(2):
         with pytest.raises(RuntimeError, match="broken part"):
             model(inputs())
-        assert current() is None
+        assert current_pass().losses is None
 
     def refuse(module, args):
         raise RuntimeError("broken hook")
 
     model = Model()
     model.register_forward_pre_hook(refuse)
-    outer = supervise(Outer(supervise(model)))
+    outer = observe(Outer(observe(model)))
     with pytest.raises(RuntimeError, match="broken hook"):
         outer(inputs())
-    assert current() is None
+    assert current_pass().losses is None
 
 
 class Outer(nn.Module):
@@ -189,20 +185,20 @@ class Outer(nn.Module):
         self.inner = inner
 
     def forward(self, batched_inputs):
-        context = current()
+        context = current_pass().losses
         losses = self.inner(batched_inputs)
-        assert current() is context
+        assert current_pass().losses is context
         context.add("loss_outer", losses["loss_own"] * 2)
         return {f"inner_{name}": loss for name, loss in losses.items()}
 
 
 def test_nested_models_keep_their_losses_apart():
-    losses = supervise(Outer(supervise(Model())))(inputs())
+    losses = observe(Outer(observe(Model())))(inputs())
     assert set(losses) == {"inner_loss_own", "inner_loss_part", "loss_outer"}
 
 
 def test_copies_and_pickles_are_supervised_on_their_own():
-    model = supervise(Model())
+    model = observe(Model())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         with torch.no_grad():
             twin.part.linear.weight.zero_()
@@ -211,13 +207,13 @@ def test_copies_and_pickles_are_supervised_on_their_own():
 
 
 def test_threads_do_not_see_each_other():
-    model, other = supervise(Model()), supervise(Model())
+    model, other = observe(Model()), observe(Model())
     barrier, found = threading.Barrier(2), {}
 
     class Waiting(Part):
         def forward(self, x):
             barrier.wait(10)
-            found[threading.get_ident()] = current().owner
+            found[threading.get_ident()] = current_pass().losses.owner
             barrier.wait(10)
             return super().forward(x)
 
@@ -241,8 +237,8 @@ def test_checkpointed_parts_count_once_and_get_their_gradient():
             run = super().forward
             return checkpoint(run, x, use_reentrant=False, context_fn=replay_contexts)
 
-    plain = supervise(Model(Part()))
-    again = supervise(Model(Checkpointed()))
+    plain = observe(Model(Part()))
+    again = observe(Model(Checkpointed()))
     again.load_state_dict(plain.state_dict())
     records = inputs()
     for model in (plain, again):
@@ -251,19 +247,19 @@ def test_checkpointed_parts_count_once_and_get_their_gradient():
 
 
 def test_built_from_a_class_or_its_name():
-    by_class = build_supervised(supervised_class=Model, device="cpu")
+    by_class = build_observed(wrapped_target=Model, device="cpu")
     assert type(by_class) is Model
     assert "loss_part" in by_class(inputs())
-    linear = build_supervised(supervised_class="torch.nn.Linear", in_features=2, out_features=3)
+    linear = build_observed(wrapped_target="torch.nn.Linear", in_features=2, out_features=3)
     assert isinstance(linear, nn.Linear)
     for name in ("torch.nn.Lineal", "no_such_package.Model", "Model"):
         with pytest.raises(ImportError, match=name):
-            build_supervised(supervised_class=name)
+            build_observed(wrapped_target=name)
 
 
 def train_rank(rank: int, folder: str) -> None:
     torch.manual_seed(0)
-    model = nn.parallel.DistributedDataParallel(supervise(Model()))
+    model = nn.parallel.DistributedDataParallel(observe(Model()))
     torch.manual_seed(1)
     records = inputs(2)
     losses = model(records[rank : rank + 1])
@@ -276,7 +272,7 @@ def train_rank(rank: int, folder: str) -> None:
 def test_ddp_averages_the_gradients_of_asked_losses(tmp_path):
     run_two_processes(train_rank, tmp_path)
     torch.manual_seed(0)
-    model = supervise(Model())
+    model = observe(Model())
     torch.manual_seed(1)
     for record in inputs(2):
         (sum(model([record]).values()) / 2).backward()

@@ -12,7 +12,7 @@ from tokendetr.encoder import (
     TokenPlan,
     TokenSparsifier,
 )
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.layers import EncoderLayer
 from tokendetr.tokens import Keep, TokenMap, topk_valid
 
@@ -204,7 +204,7 @@ def test_wrong_orders_are_refused(order):
 def test_wrong_arguments_are_named():
     batch, _ = make_batch(SIZES, CHANNELS)
     with pytest.raises(ValueError, match="num_layers"):
-        make_encoder(num_layers=0)
+        make_encoder(num_layers=-1)
     with pytest.raises(ValueError, match="layout or spatial_shapes"):
         make_encoder()(query=batch.x_BNC)
     with pytest.raises(ValueError, match="layout"):
@@ -233,7 +233,7 @@ def test_hooks_see_each_layer_and_carried_tokens():
         def after_layer(self, layer, tokens_BKC, token_map):
             self.seen.append(("after", layer, tokens_BKC.clone()))
 
-        def finish(self, memory_BNC):
+        def finalize(self, memory_BNC):
             return memory_BNC * 2
 
     batch, _ = make_batch(SIZES, CHANNELS)

@@ -6,7 +6,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from tests.pyramids import make_batch
-from tokendetr.encoder.trace import ForwardTrace, LayerTrace, begin_forward, record_layer
+from tokendetr.encoder import current_pass
+from tokendetr.encoder.trace import ForwardTrace, LayerTrace
 from tokendetr.evaluation.token_recall import TokenRecall, level_counts
 from tokendetr.tokens import Identity, Keep
 
@@ -89,8 +90,8 @@ def test_the_evaluator_adds_up_images_and_forgets_what_it_has_counted(dataset):
             (7, Keep(index_BK=torch.tensor([[33, 99]]))),
             (8, Identity(num_tokens=layout.num_tokens)),
         ):
-            begin_forward(layout)
-            record_layer(token_map)
+            current_pass().recorder.begin_forward(layout)
+            current_pass().recorder.record_layer(token_map)
             evaluator.process([{"image_id": image_id}], [{}])
         results = evaluator.evaluate()["tokens"]
         tokens = layout.num_tokens

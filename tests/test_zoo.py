@@ -4,8 +4,8 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from tokendetr.checkpoint.safetensors import save_slim
-from tokendetr.config import zoo
+from tokendetr.checkpoint.safetensors import load_slim, save_slim
+from tokendetr.config import checkpoint_file, load_config, zoo
 from tokendetr.errors import ConfigError
 
 
@@ -40,3 +40,31 @@ def test_load_builds_the_model_with_the_checkpoint_in_evaluation_mode(tmp_path):
     assert not loaded.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_name_means_a_config_with_the_weights_that_come_with_it(caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = zoo.load("dino_shapes")
+    weights = load_slim(zoo.get_checkpoint("dino_shapes"))
+    name = "transformer.encoder.layers.0.attentions.0.value_proj.weight"
+    assert torch.equal(model.state_dict()[name], weights[name])
+    assert "random" not in caplog.text
+    assert zoo.get_checkpoint("deformable_detr_shapes") is None
+    zoo.load("deformable_detr_shapes")
+    assert "no trained weights come with deformable_detr_shapes" in caplog.text
+
+
+def test_programs_that_use_a_detector_take_its_own_weights_and_training_its_starting_point():
+    dense, dynamic = map(zoo.get_checkpoint, ("dino_shapes", "dynamic_dino_shapes"))
+    start = load_config("dynamic_dino_shapes").train.init_checkpoint
+    assert (start, load_config("dynamic_dino_shapes", trained=True).train.init_checkpoint) == (
+        dense,
+        dynamic,
+    )
+    overrides = ["train.init_checkpoint=mine.pth"]
+    assert load_config("dino_shapes", overrides, trained=True).train.init_checkpoint == "mine.pth"
+
+
+def test_weights_that_do_not_come_with_the_project_say_how_they_are_made():
+    with pytest.raises(FileNotFoundError, match=r"it is made as .*checkpoints/README\.md says"):
+        zoo.load("dino_shapes", checkpoint_file("dino_shapes").replace("shapes", "gone"))

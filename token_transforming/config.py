@@ -4,12 +4,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from token_transforming.transforming import transform
-from tokendetr.config import all_or_nothing, target_name
+from tokendetr.config import all_or_nothing
+from tokendetr.config.wrap import build_wrapped, target_name, wrap_target
 
 BUILDER = "token_transforming.config.build_transformed"
 
@@ -39,27 +39,25 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
             "transform_backbone() needs a model config with the node backbone; "
             f"this one ({target_name(model.get('_target_'))}) has none"
         )
+    wrap_target(backbone, BUILDER)
     with open_dict(backbone):
-        if target_name(backbone["_target_"]) != BUILDER:
-            backbone["transformed_class"] = target_name(backbone["_target_"])
-            backbone["_target_"] = BUILDER
         backbone["token_transform"] = options
     return model
 
 
 def build_transformed(
-    *, transformed_class: str, token_transform: Mapping[str, Any], **kwargs: Any
+    *, wrapped_target: str, token_transform: Mapping[str, Any], **kwargs: Any
 ) -> nn.Module:
     """Build a model and transform it (what such a config calls).
 
     Args:
-        transformed_class: dotted name of the model's class or builder.
+        wrapped_target: dotted name of the model's class or builder.
         token_transform: arguments of :func:`token_transforming.transform`.
         **kwargs: the model's own arguments.
     """
     options: Any = token_transform
     if isinstance(options, DictConfig):
         options = OmegaConf.to_container(options, resolve=True)
-    built: nn.Module = locate(transformed_class)(**kwargs)
+    built: nn.Module = build_wrapped(wrapped_target, **kwargs)
     transform(built, **options)
     return built

@@ -7,13 +7,13 @@ backward pass finds what it found the first time. Nothing is kept on a module.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from token_transforming.recovery import Undo
+from tokendetr.encoder.forward_context import current_pass, enter_part, leave_part
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,20 @@ class Ledger:
     views: bool = False
 
 
-class _Shared:
+class _Compiled:
     """Where compiled code finds the ledger: the compiler cannot follow context variables."""
 
     ledger: Ledger | None = None
 
 
-_VIEWS: ContextVar[bool] = ContextVar("token_transforming_views", default=False)
-_CURRENT: ContextVar[Ledger | None] = ContextVar("token_transforming_ledger", default=None)
-_SHARED = _Shared()
-
-
 @contextmanager
 def all_outputs_read() -> Iterator[None]:
-    """Let every block of passes inside the ``with`` block put out all tokens."""
-    token = _VIEWS.set(True)
+    """Let every block of the pass inside the ``with`` block put out all tokens."""
+    enter_part().ledger = Ledger(views=True)
     try:
         yield
     finally:
-        _VIEWS.reset(token)
-
-
-def set_ledger(ledger: Ledger | None) -> None:
-    """Make a ledger the current one; None closes it."""
-    _SHARED.ledger = ledger
-    if not torch.compiler.is_compiling():
-        _CURRENT.set(ledger)
+        close_ledger()
 
 
 def open_ledger(index: int) -> Ledger:
@@ -93,16 +81,28 @@ def open_ledger(index: int) -> Ledger:
     Raises:
         RuntimeError: where no pass is under way.
     """
-    if index == 0:
-        views = False if torch.compiler.is_compiling() else _VIEWS.get()
-        ledger = Ledger({0: TokenState()}, views)
-        set_ledger(ledger)
-        return ledger
-    current = _SHARED.ledger if torch.compiler.is_compiling() else _CURRENT.get() or _SHARED.ledger
-    if current is None or index not in current.entering:
+    if torch.compiler.is_compiling():
+        if index == 0:
+            _Compiled.ledger = Ledger({0: TokenState()})
+        ledger = _Compiled.ledger
+    else:
+        if index == 0:
+            context = enter_part()
+            asked = isinstance(context.ledger, Ledger) and not context.ledger.entering
+            context.ledger = Ledger({0: TokenState()}, asked and context.ledger.views)
+        ledger = current_pass().ledger or _Compiled.ledger
+    if ledger is None or index not in ledger.entering:
         raise RuntimeError(
             f"block {index} of a transformed model runs outside of a forward pass of all blocks in "
             "order. Activation checkpointing around blocks is supported for Hugging Face models "
             "and Swin alone: turn it off, or restore(model) first"
         )
-    return current
+    return ledger
+
+
+def close_ledger() -> None:
+    """End the pass of the blocks; called by the last one."""
+    _Compiled.ledger = None
+    if not torch.compiler.is_compiling():
+        current_pass().ledger = None
+        leave_part()

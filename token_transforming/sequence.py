@@ -17,8 +17,8 @@ from token_transforming.ledger import (
     Ledger,
     TokenState,
     all_outputs_read,
+    close_ledger,
     open_ledger,
-    set_ledger,
 )
 from token_transforming.map_positions import grid_positions, map_bias
 from token_transforming.recovery import Undo
@@ -275,7 +275,7 @@ class TransformedBlock(Transformed):
         entering = ledger.entering
         x_BNC, entering[plan.index + 1] = self._run(hidden_states, plan, entering[plan.index])
         if plan.last:
-            set_ledger(None)
+            close_ledger()
         return x_BNC
 
     def _refuse_mask(self, mask: Tensor) -> None:

@@ -1,13 +1,80 @@
-"""Efficient detection transformers for detectron2 and detrex."""
+"""Efficient detection transformers for detectron2 and detrex.
+
+The names of ``__all__`` are the public interface. They are imported when they are first used:
+importing the package alone loads neither torch nor detectron2.
+"""
 
 import importlib
-from typing import Any
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "tokendetr": ("__version__",),
+    "tokendetr.analysis.flops": ("count_flops",),
+    "tokendetr.checkpoint.safetensors": ("save_slim",),
+    "tokendetr.checkpoint.weights": ("load_weights",),
+    "tokendetr.config": (
+        "add_bypass",
+        "apply_overrides",
+        "load_config",
+        "resize",
+        "sparsify",
+        "zoo",
+    ),
+    "tokendetr.encoder": (
+        "EncoderContext",
+        "TokenEncoder",
+        "TokenPlan",
+        "TokenSparsifier",
+    ),
+    "tokendetr.encoder.forward_context": ("record_tokens",),
+    "tokendetr.errors": (
+        "CheckpointMismatchError",
+        "CheckpointWriteError",
+        "ConfigError",
+        "DatasetError",
+        "HostError",
+        "NonFiniteLossError",
+        "SampleError",
+        "UnsafeCheckpointError",
+    ),
+    "tokendetr.layers": ("EncoderLayer", "MultiScaleDeformableAttention", "ScoreHead"),
+    "tokendetr.ops": ("ms_deform_attn", "packed_attention", "use_reference"),
+    "tokendetr.predict": ("Detection", "Detections", "Detector", "Predictor", "load"),
+    "tokendetr.tokens": (
+        "Identity",
+        "Keep",
+        "LevelLayout",
+        "Merge",
+        "Mix",
+        "Pack",
+        "TokenMap",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-def __getattr__(name: str) -> Any:
-    """Import public names when they are first used."""
-    if name == "zoo":
-        return importlib.import_module("tokendetr.config.zoo")
-    raise AttributeError(f"module 'tokendetr' has no attribute {name!r}")
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tokendetr' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(home)
+        # zoo is a module itself, which tokendetr.config does not import.
+        value = importlib.import_module(f"{home}.zoo") if name == "zoo" else getattr(module, name)
+    except ModuleNotFoundError as error:
+        from tokendetr.errors import UPSTREAM, upstream_missing
+
+        if error.name not in UPSTREAM:
+            raise
+        raise ModuleNotFoundError(upstream_missing(error.name), name=error.name) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names beside what is imported already."""
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,16 @@
 """Typed errors that the library raises; every message names what is wrong and what to do."""
 
+UPSTREAM = ("detectron2", "detrex")
+"""Packages that this one extends; neither is on the package index."""
+
+
+def upstream_missing(name: str) -> str:
+    """Return what to do about a package of :data:`UPSTREAM` that is not installed."""
+    return (
+        f"{name} is not installed. Install it from its sources, or this project's stand-ins: "
+        "pip install ./standalone (tokendetr-standalone)"
+    )
+
 
 class ConfigError(ValueError):
     """A config file or an override that cannot be used; the message says which and what to do."""

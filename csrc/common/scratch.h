@@ -5,12 +5,12 @@
 #include <sys/mman.h>
 #endif
 
-#include <c10/util/Exception.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <utility>
+
+#include "check.h"
 
 namespace tokendetr {
 
@@ -54,7 +54,7 @@ class Scratch {
     const int64_t alignment = bytes >= kHuge && kMostKept > 0 ? kHuge : 64;
     const int64_t whole = (bytes + alignment - 1) / alignment * alignment;
     Block block{std::unique_ptr<void, Free>(std::aligned_alloc(alignment, whole)), whole};
-    TORCH_CHECK(block.memory != nullptr, "not enough memory: ", whole, " bytes to work in cannot be allocated");
+    TOKENDETR_CHECK(block.memory != nullptr, "not enough memory: ", whole, " bytes to work in cannot be allocated");
 #if defined(__linux__)
     if (alignment == kHuge) madvise(block.memory.get(), whole, MADV_HUGEPAGE);  // advice: may be refused
 #endif

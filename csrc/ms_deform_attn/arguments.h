@@ -1,8 +1,7 @@
 // Argument checks of the operators: every size, type and device is verified before a pointer is touched.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include "../common/tensors.h"
 #include "problem.h"
 
 namespace tokendetr {
@@ -18,10 +17,10 @@ constexpr SampleNames kPlainNames{"sampling_locations", "attention_weights",
 constexpr SampleNames kFusedNames{"sampling_offsets", "attention_logits",
                                   "value, level_shapes and sampling_offsets"};
 
-// Raises ValueError or TypeError naming the argument, else returns the sizes.
-Problem checked_problem(const at::Tensor& value, at::IntArrayRef level_shapes, const at::Tensor& locations,
-                        const at::Tensor& weights, const SampleNames& names);
-void check_reference(const Problem& problem, const at::Tensor& value, const at::Tensor& reference);
-void check_output_gradient(const Problem& problem, const at::Tensor& value, const at::Tensor& gradient);
+// Raises std::invalid_argument naming the argument, else returns the sizes.
+Problem checked_problem(const Tensor& value, Sizes level_shapes, const Tensor& locations, const Tensor& weights,
+                        const SampleNames& names);
+void check_reference(const Problem& problem, const Tensor& value, const Tensor& reference);
+void check_output_gradient(const Problem& problem, const Tensor& value, const Tensor& gradient);
 
 }  // namespace tokendetr

@@ -1,46 +1,47 @@
 // The operators of a device from its two passes: arguments are checked here, so that every device refuses the same.
 #pragma once
 
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <tuple>
+#include <vector>
 
 #include "arguments.h"
 
 namespace tokendetr {
 
 struct CallGradients {
-  at::Tensor value, locations, weights;
-  at::Tensor reference;  // [M, B, Q, L, 2 or 4], one part per head, where it was asked for
+  Tensor value, locations, weights;
+  OptionalTensor reference;  // [M, B, Q, L, 2 or 4], one part per head, where it was asked for
 };
 
-// A Call is made from a problem, value, locations, weights and reference points (undefined in the plain form); the
-// backward takes the incoming gradient and whether reference points want one.
-template <class Call, at::Tensor (*kForward)(const Call&),
-          CallGradients (*kBackward)(const Call&, const at::Tensor&, bool)>
-struct Operators {
-  using Tensor = at::Tensor;
+// What a backward is asked for beside the gradients of all other inputs.
+struct Wanted {
+  bool reference;
+  bool deterministic;  // the same bits in every run
+};
 
-  static Tensor plain(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& sampling_locations,
+// A Call is made from a problem, value, locations, weights and reference points (absent in the plain form).
+template <class Call, Tensor (*kForward)(const Call&), CallGradients (*kBackward)(const Call&, const Tensor&, Wanted)>
+struct Operators {
+  using Shapes = const std::vector<int64_t>&;
+
+  static Tensor plain(const Tensor& value, Shapes level_shapes, const Tensor& sampling_locations,
                       const Tensor& attention_weights) {
     const Problem problem = checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
-    return kForward(Call(problem, value, sampling_locations, attention_weights, Tensor()));
+    return kForward(Call(problem, value, sampling_locations, attention_weights, std::nullopt));
   }
 
   static std::tuple<Tensor, Tensor, Tensor> plain_backward(const Tensor& grad_output, const Tensor& value,
-                                                           at::IntArrayRef level_shapes,
-                                                           const Tensor& sampling_locations,
-                                                           const Tensor& attention_weights) {
+                                                           Shapes level_shapes, const Tensor& sampling_locations,
+                                                           const Tensor& attention_weights, bool deterministic) {
     const Problem problem = checked_problem(value, level_shapes, sampling_locations, attention_weights, kPlainNames);
     check_output_gradient(problem, value, grad_output);
-    const Call call(problem, value, sampling_locations, attention_weights, Tensor());
-    const CallGradients gradients = kBackward(call, grad_output, false);
-    return {gradients.value, gradients.locations.to(sampling_locations.scalar_type()),
-            gradients.weights.to(attention_weights.scalar_type())};
+    const Call call(problem, value, sampling_locations, attention_weights, std::nullopt);
+    const CallGradients gradients = kBackward(call, grad_output, {false, deterministic});
+    return {gradients.value, in_type(gradients.locations, sampling_locations.scalar_type()),
+            in_type(gradients.weights, attention_weights.scalar_type())};
   }
 
-  static Tensor fused(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
+  static Tensor fused(const Tensor& value, Shapes level_shapes, const Tensor& reference_points,
                       const Tensor& sampling_offsets, const Tensor& attention_logits) {
     const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
     check_reference(problem, value, reference_points);
@@ -48,25 +49,26 @@ struct Operators {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
-      const Tensor& grad_output, const Tensor& value, at::IntArrayRef level_shapes, const Tensor& reference_points,
-      const Tensor& sampling_offsets, const Tensor& attention_logits, bool wants_reference_gradient) {
+      const Tensor& grad_output, const Tensor& value, Shapes level_shapes, const Tensor& reference_points,
+      const Tensor& sampling_offsets, const Tensor& attention_logits, bool wants_reference_gradient,
+      bool deterministic) {
     const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
     check_reference(problem, value, reference_points);
     check_output_gradient(problem, value, grad_output);
     const Call call(problem, value, sampling_offsets, attention_logits, reference_points);
-    const CallGradients gradients = kBackward(call, grad_output, wants_reference_gradient);
-    const Tensor reference = wants_reference_gradient
-                                 ? gradients.reference.sum(0).to(reference_points.scalar_type())
-                                 : at::empty({0}, reference_points.options());
-    return {gradients.value, reference, gradients.locations.to(sampling_offsets.scalar_type()),
-            gradients.weights.to(attention_logits.scalar_type())};
+    const CallGradients gradients = kBackward(call, grad_output, {wants_reference_gradient, deterministic});
+    const ScalarType type = reference_points.scalar_type();
+    return {gradients.value,
+            gradients.reference ? summed(*gradients.reference, 0, type) : empty_tensor({0}, reference_points, type),
+            in_type(gradients.locations, sampling_offsets.scalar_type()),
+            in_type(gradients.weights, attention_logits.scalar_type())};
   }
 
-  static void add_to(torch::Library& library) {
-    library.impl("ms_deform_attn", plain);
-    library.impl("ms_deform_attn_backward", plain_backward);
-    library.impl("ms_deform_attn_fused", fused);
-    library.impl("ms_deform_attn_fused_backward", fused_backward);
+  static void add_to(torch::stable::detail::StableLibrary& library) {
+    library.impl("ms_deform_attn", TORCH_BOX(&plain));
+    library.impl("ms_deform_attn_backward", TORCH_BOX(&plain_backward));
+    library.impl("ms_deform_attn_fused", TORCH_BOX(&fused));
+    library.impl("ms_deform_attn_fused_backward", TORCH_BOX(&fused_backward));
   }
 };
 

@@ -1,10 +1,6 @@
 // Argument checks of packed attention: every size, type and device is verified before a pointer is touched.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <optional>
-
 #include "../common/tensors.h"
 #include "problem.h"
 
@@ -12,20 +8,20 @@ namespace tokendetr::packed {
 
 // The tensors of a call as the operators get them.
 struct Arguments {
-  const at::Tensor& query;
-  const at::Tensor& key;
-  const at::Tensor& value;
-  const at::Tensor& segment;
+  const Tensor& query;
+  const Tensor& key;
+  const Tensor& value;
+  const Tensor& segment;
   double scale;
-  const std::optional<at::Tensor>& position;
-  const std::optional<at::Tensor>& bias_table;
-  const std::optional<at::Tensor>& key_bias;
+  const OptionalTensor& position;
+  const OptionalTensor& bias_table;
+  const OptionalTensor& key_bias;
 };
 
-// Raises ValueError or TypeError naming the argument, else returns the sizes.
+// Raises std::invalid_argument naming the argument, else returns the sizes.
 Problem checked_problem(const Arguments& arguments);
 // The same for what a backward gets beside them.
-void check_backward(const Arguments& arguments, const at::Tensor& grad_output, bool wants_table_gradient,
+void check_backward(const Arguments& arguments, const Tensor& grad_output, bool wants_table_gradient,
                     bool wants_key_bias_gradient);
 
 // A call's tensors as kernels take them: queries, keys and values with a dense last dimension (aligned to `alignment`
@@ -33,15 +29,16 @@ void check_backward(const Arguments& arguments, const at::Tensor& grad_output, b
 struct Prepared {
   Problem problem;
   Storage storage;
-  at::Tensor query, key, value, segment, position, table, key_bias;
+  Tensor query, key, value, segment;
+  OptionalTensor position, table, key_bias;
 
   Prepared(const Arguments& arguments, int64_t alignment);
   Inputs inputs() const;
   bool empty() const { return problem.containers == 0 || problem.slots == 0; }
 };
 
-at::Tensor dense_rows(const at::Tensor& tensor, int64_t alignment);
-Read read_of(const at::Tensor& tensor);
-Write write_of(const at::Tensor& tensor);
+Tensor dense_rows(const Tensor& tensor, int64_t alignment);
+Read read_of(const Tensor& tensor);
+Write write_of(const Tensor& tensor);
 
 }  // namespace tokendetr::packed

@@ -26,10 +26,26 @@ COMMON = (
 
 VARIANTS = (
     Variant("the defaults: windows (4,2,2), mean, T 3, stale, two-pass .1"),
+    Variant(
+        "random tokens, no aggregation, no alignment",
+        _options(selection="random_tokens", alignment="off"),
+        "table 5",
+    ),
+    Variant(
+        "static .3, no alignment", _options(keep_ratios="[.3,.3,.3,.3]", alignment="off"), "table 5"
+    ),
+    Variant("no affinity match", _options(affinity_matching=False), "table 5"),
+    Variant("no alignment", _options(alignment="off"), "table 5"),
     Variant("static .3", _options(keep_ratios="[.3,.3,.3,.3]"), "parts"),
-    Variant("random selection", _options(selection="random"), "parts"),
-    Variant("no affinity match", _options(affinity_matching=False), "parts"),
-    Variant("no alignment", _options(alignment="off"), "parts"),
+    Variant("random windows", _options(selection="random"), "parts"),
+    Variant("one choice for all layers", _options(stages=1), "stages"),
+    Variant("two choices", _options(stages=2), "stages"),
+    Variant("one choice, retain", _options(stages=1, merge="retain"), "stages"),
+    Variant(
+        "one choice, static .3, retain",
+        _options(stages=1, merge="retain", keep_ratios="[.3,.3,.3,.3]"),
+        "stages",
+    ),
     Variant("retain", _options(merge="retain"), "merging"),
     Variant("sum", _options(merge="sum"), "merging"),
     Variant("max", _options(merge="max"), "merging"),
@@ -44,7 +60,12 @@ VARIANTS = (
     Variant("centre", _options(anchor="center"), "reading: place of a window"),
     Variant("gather", _options(ratio_order="gather"), "reading: equation 3"),
     Variant(
-        "measured by importance_ranking",
+        "importance as share of the set",
+        _options(level_orders="[[1,2,3,4],[1,2,3,4],[1,2,3,4]]"),
+        "reading: level orders",
+    ),
+    Variant(
+        "importance as share of a level's own tokens",
         _options(level_orders="[[2,3,4,1],[4,3,2,1],[4,3,2,1]]"),
         "reading: level orders",
     ),

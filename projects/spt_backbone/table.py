@@ -7,9 +7,9 @@ import torch
 from detectron2.modeling.backbone import SwinTransformer
 from torch import Tensor, nn
 
-from projects.spt_backbone.mask_rcnn import mask_rcnn_macs, mask_rcnn_parameters
 from spt_backbone import SPT
 from spt_backbone.flops import BackboneShape, backbone_macs, backbone_parameters
+from spt_backbone.mask_rcnn import mask_rcnn_macs, mask_rcnn_parameters
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.tables import Cell, Table
 

@@ -22,7 +22,7 @@ from tests.small_detectors import WIDTH, build, record
 from tokendetr.detector.images import pad_images, read_images
 from tokendetr.detector.padding import PaddingRule
 from tokendetr.detector.pyramid import build_pyramid
-from tokendetr.encoder.image_extents import shown
+from tokendetr.encoder.forward_context import current_pass
 
 MEAN, STD = torch.full((3, 1, 1), 100.0), torch.full((3, 1, 1), 50.0)
 SWIN = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
@@ -121,7 +121,7 @@ def test_padding_to_the_multiple_changes_nothing_else(name):
     assert PaddingRule.of(backbone).divisor == divisor
     inputs = []
     backbone.register_forward_pre_hook(
-        lambda module, args: inputs.append((args[0], shown(args[0])))
+        lambda module, args: inputs.append((args[0], current_pass().extents_of(args[0])))
     )
     image = torch.rand(3, 95, 111) * 255
     batch = read([image], backbone)

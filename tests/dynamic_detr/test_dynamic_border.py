@@ -6,8 +6,7 @@ import torch
 from dynamic_detr import DynamicSparsifier
 from tests.plain_encoder import CHANNELS, make_encoder
 from tokendetr.analysis.flops import pyramid_shapes
-from tokendetr.encoder import EncoderContext
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder import EncoderContext, record_tokens
 from tokendetr.tokens import LevelLayout
 
 SIZES = [(800, 1066), (750, 1333), (800, 800), (480, 640)]

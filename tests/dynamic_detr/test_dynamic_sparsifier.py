@@ -13,8 +13,8 @@ from tests.dynamic_detr.dynamic_encoders import OPTIONS, SIZES, dynamic_encoder
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tests.tokens.naive_windows import cosine, naive_coherence, naive_windows
-from tokendetr.encoder.trace import record_tokens
-from tokendetr.tokens import Identity, spread_order
+from tokendetr.encoder import record_tokens
+from tokendetr.tokens import Identity, Keep, spread_order
 
 
 def naive_merges(x, height, width, ratio, window):
@@ -215,6 +215,43 @@ def test_random_selection_keeps_the_same_number():
     assert not torch.equal(maps[0].anchor_BK, maps[1].anchor_BK)
 
 
+def test_random_tokens_stay_alone_at_each_levels_ratio():
+    batch, alone = make_batch(SIZES, CHANNELS)
+    encoder = dynamic_encoder(selection="random_tokens")
+    with record_tokens() as trace:
+        encoder(**batch.inputs)
+    budget = encoder.sparsifier.budget
+    for layer, stage in ((0, 0), (2, 1), (5, 2)):
+        token_map = trace.forwards[0].layers[layer].token_map
+        assert isinstance(token_map, Keep)
+        for image, single in enumerate(alone):
+            kept = torch.zeros(batch.layout.num_tokens, dtype=torch.bool)
+            kept[token_map.anchor_BK[image][token_map.valid_BK[image]]] = True
+            assert not (kept & ~batch.layout.valid_BN[image]).any()
+            levels = [int(part.sum()) for part in batch.layout.split(kept[None])]
+            sizes = single.layout.level_sizes
+            ratios = budget.level_ratios(stage)
+            assert levels == [max(1, int(n * r + 0.5)) for n, r in zip(sizes, ratios, strict=True)]
+    maps = [trace.forwards[0].layers[layer].token_map for layer in (0, 2)]
+    assert not torch.equal(maps[0].anchor_BK[:, :20], maps[1].anchor_BK[:, :20])
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_only_so_many_stages_choose_anew(stages):
+    batch, _ = make_batch(SIZES, CHANNELS)
+    with record_tokens() as trace:
+        encoder = dynamic_encoder(stages=stages)
+        encoder(**batch.inputs)
+    maps = [layer.token_map for layer in trace.forwards[0].layers]
+    changes = [layer for layer in range(1, 6) if maps[layer] is not maps[layer - 1]]
+    assert changes == [2, 5][: stages - 1]
+    assert encoder.sparsifier.budget.num_layers == 6
+    with record_tokens() as all_stages:
+        dynamic_encoder()(**batch.inputs)
+    first = all_stages.forwards[0].layers[0].token_map
+    assert torch.equal(maps[0].anchor_BK, first.anchor_BK)
+
+
 def test_tiny_images_and_single_tokens_work():
     for sizes in ([(1, 1)], [(1, 5), (3, 2)]):
         batch, _ = make_batch(sizes, CHANNELS)
@@ -246,7 +283,10 @@ def test_copies_do_not_share_options():
         ({"cells": "zero"}, "cells"),
         ({"anchor": "top_left"}, "anchor"),
         ({"selection": "norm"}, "selection"),
-        ({"alignment": "teacher"}, "alignment"),
+        ({"alignment": "pupil"}, "alignment"),
+        ({"alignment": "teacher"}, "needs a teacher"),
+        ({"stages": 0}, "stages"),
+        ({"stages": 4}, "stages"),
         ({"num_neighbors": 0}, "num_neighbors"),
         ({"min_cosine": 0.0}, "min_cosine"),
         ({"alignment_weight": -1.0}, "alignment_weight"),

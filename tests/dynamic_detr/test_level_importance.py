@@ -7,7 +7,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from dynamic_detr import DynamicSparsifier
-from dynamic_detr.importance import LevelImportance, record_level_importance
+from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
 from tests.pyramids import make_batch
 from tests.tools.configs import write_config
 from tokendetr.cli import importance_ranking
@@ -61,8 +61,10 @@ def loop_mass(attention, query, reference, shapes):
     return mass
 
 
-def loop_scores(mass, fraction):
-    """Share of each level's tokens among the heaviest that carry a fraction, one at a time."""
+def loop_scores(mass, fraction, statistic):
+    """Each level's part of the heaviest tokens that carry a fraction, one at a time."""
+    if statistic == "mass":
+        return [float(grid.sum() / sum(g.sum() for g in mass)) for grid in mass]
     tokens = [(float(m), level) for level, grid in enumerate(mass) for m in grid.flatten()]
     goal, carried = fraction * sum(m for m, _ in tokens), 0.0
     chosen = [0] * len(mass)
@@ -71,6 +73,8 @@ def loop_scores(mass, fraction):
             break
         carried += m
         chosen[level] += 1
+    if statistic == "set_share":
+        return [count / sum(chosen) for count in chosen]
     return [count / grid.numel() for count, grid in zip(chosen, mass, strict=True)]
 
 
@@ -81,10 +85,11 @@ def measured(encoder, *pyramids, **options):
     return importance
 
 
-def test_scores_of_the_first_layer_are_those_of_plain_loops():
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_scores_of_the_first_layer_are_those_of_plain_loops(statistic):
     encoder = make_encoder()
     _, (pyramid,) = make_batch([(6, 9)], CHANNELS, dtype=torch.float64)
-    scores = measured(encoder, pyramid).layer_scores()
+    scores = measured(encoder, pyramid, statistic=statistic).layer_scores()
     layout = pyramid.layout
     with torch.no_grad():
         mass = loop_mass(
@@ -93,7 +98,7 @@ def test_scores_of_the_first_layer_are_those_of_plain_loops():
             layout.reference_points_BNL2()[0].double(),
             layout.level_shapes,
         )
-    assert scores[0] == pytest.approx(loop_scores(mass, 0.75))
+    assert scores[0] == pytest.approx(loop_scores(mass, 0.75, statistic))
     assert scores[1] != pytest.approx(scores[0])
 
 
@@ -121,9 +126,26 @@ def test_padding_neither_looks_nor_counts():
 def test_more_of_the_mass_needs_no_fewer_tokens():
     encoder = make_encoder()
     _, pyramids = make_batch([(6, 9)], CHANNELS, dtype=torch.float64)
-    small, large = (measured(encoder, *pyramids, mass=mass).layer_scores() for mass in (0.3, 0.95))
+    small, large = (
+        measured(encoder, *pyramids, mass=mass, statistic="own_share").layer_scores()
+        for mass in (0.3, 0.95)
+    )
     for fewer, more in zip(small, large, strict=True):
         assert all(a <= b for a, b in zip(fewer, more, strict=True))
+
+
+def test_the_level_that_gets_the_attention_comes_first_however_many_tokens_it_has():
+    """Level 1 gets 70 % of the attention on its 12 tokens; the one token of level 2 is one of few
+    that get much: only as a share of a level's own tokens does level 2 come first."""
+    mass = torch.tensor([[1.0] * 4 + [0.75] * 4 + [0.0] * 4 + [3.0]])
+    orders = {}
+    for statistic in STATISTICS:
+        importance = LevelImportance(1, statistic=statistic)
+        importance.add(0, mass, ((3, 4), (1, 1)))
+        (orders[statistic],) = importance.level_orders((1,))
+    assert orders == {"set_share": [1, 2], "mass": [1, 2], "own_share": [2, 1]}
+    with pytest.raises(ValueError, match="statistic"):
+        LevelImportance(1, statistic="count")
 
 
 def test_stages_average_their_layers():

@@ -6,7 +6,7 @@ from torch import nn
 from focus_detr import FocusSparsifier
 from tests.small_detectors import LAYERS, LEVELS, WIDTH, build, sizes
 from tokendetr.encoder import TokenEncoder
-from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.forward_context import observe
 
 STRIDES = (8, 16, 32)
 
@@ -30,7 +30,7 @@ def put_into(model: nn.Module, sparsifier: FocusSparsifier | None) -> nn.Module:
     encoder = TokenEncoder(**sizes(), sparsifier=sparsifier)
     encoder.load_state_dict(weights, strict=False)
     model.transformer.encoder = encoder
-    return supervise(model)
+    return observe(model)
 
 
 def focus_model(name: str = "dino", **options) -> nn.Module:

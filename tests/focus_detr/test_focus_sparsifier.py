@@ -13,7 +13,7 @@ from tests.focus_detr.plain_focus import plain_encoder
 from tests.plain_encoder import make_encoder
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens, run_pass
 from tokendetr.errors import HostError
 from tokendetr.tokens import LevelLayout, box_labels
 from tokendetr.visualization.token_pictures import draw_tokens
@@ -28,17 +28,9 @@ SIZES = [(16, 21), (9, 10), (15, 7)]
 
 def run_encoder(model, pyramid):
     """The memory that a model's encoder makes of a pyramid, and the trace of that pass."""
-    memories = []
-    detector_forward = type(model).forward
     with record_tokens() as trace, torch.no_grad():
-        try:
-            type(model).forward = lambda self, inputs: memories.append(
-                self.transformer.encoder(**inputs.inputs)
-            )
-            model(pyramid)
-        finally:
-            type(model).forward = detector_forward
-    return memories[0], trace.forwards[0]
+        memory = run_pass(model, None, lambda: model.transformer.encoder(**pyramid.inputs))
+    return memory, trace.forwards[0]
 
 
 def pyramids(dtype=torch.float64, seed=0):

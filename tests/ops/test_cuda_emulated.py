@@ -83,7 +83,11 @@ class Emulator:
         assert int(cells.max()) <= count
         for image in range(value.shape[0]):
             keys, order = torch.sort(cells[image].flatten(), stable=True)
-            starts = torch.searchsorted(keys, torch.arange(count + 1, dtype=torch.int32))
+            starts = torch.full((count + 1,), -1)
+            self.library.emulate_find_cells(
+                pointer(keys), ctypes.c_int64(len(keys)), ctypes.c_int64(count + 1), pointer(starts)
+            )
+            assert torch.equal(starts, torch.searchsorted(keys, torch.arange(count + 1)))
             self.library.emulate_collect(
                 *call[:3],
                 pointer(grad),

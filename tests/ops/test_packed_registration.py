@@ -128,14 +128,14 @@ SCRIPT = """
 import sys, torch
 from tests.ops.packed_cases import random_packed
 from tests.ops.test_packed_backward import incoming, packed_gradients
-import tokendetr._C
+from tokendetr.ops import library_facts
 results = []
 for seed in range(1, 16):
     case = random_packed(seed, width=(32, 16, 64, 7)[seed % 4], dtype=torch.float32)
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         low = case.to(dtype, biases=dtype == torch.float64)
         results += [low.run(), *packed_gradients(low, incoming(low))]
-torch.save((tokendetr._C.cpu_isa, results), sys.argv[1])
+torch.save((library_facts().instruction_set, results), sys.argv[1])
 """
 
 

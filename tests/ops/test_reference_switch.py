@@ -72,7 +72,7 @@ def test_an_operator_is_a_function_whatever_was_imported_before(name: str) -> No
 def test_a_missing_library_is_reported_once(monkeypatch, caplog) -> None:
     case = random_case(1, dtype=torch.float32)
     expected = ms_deform_attn(case.value, case.shapes, case.locations, case.weights)
-    monkeypatch.setattr(library, "_LOAD_ERROR", "no such file")
+    monkeypatch.setattr(library, "_FACTS", library.LibraryFacts(load_error="no such file"))
     monkeypatch.setattr(fallback._Process, "announced", False)
     for _ in range(2):
         actual = ms_deform_attn(case.value, case.shapes, case.locations, case.weights)

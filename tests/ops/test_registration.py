@@ -107,7 +107,7 @@ SCRIPT = """
 import sys, torch
 from tests.ops.cases import fused_case, random_case
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused
-import tokendetr._C
+from tokendetr.ops import library_facts
 results = []
 for seed in range(1, 30):
     case = random_case(seed, width=(32, 16, 64, 7)[seed % 4], dtype=torch.float32)
@@ -119,7 +119,7 @@ for seed in range(1, 30):
     leaves = [x.requires_grad_() for x in (value, *rest)]
     output = ms_deform_attn_fused(leaves[0], shapes, *leaves[1:])
     results += [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
-torch.save((tokendetr._C.cpu_isa, results), sys.argv[1])
+torch.save((library_facts().instruction_set, results), sys.argv[1])
 """
 
 

@@ -9,7 +9,24 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRATCH = shutil.ignore_patterns("__pycache__", "build", "*.egg-info", "*.so", ".git", ".venv")
+SCRATCH = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+
+
+def tracked_files(*folders: str) -> list[str]:
+    """Files of the checkout that git knows or would take in, sorted."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).is_file())
+
+
+def copy_checkout(target: Path) -> Path:
+    """Copy what is needed to install: no tests, no documents, nothing that was made by chance."""
+    folders = [path.name for path in ROOT.iterdir() if path.name not in ("tests", "docs")]
+    for name in tracked_files(*folders):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target / name)
+    shutil.copytree(target / "configs", target / "standalone/detrex/config/configs")
+    return target
 
 
 class Environment:

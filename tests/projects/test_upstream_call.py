@@ -11,7 +11,7 @@ from tests import small_configs
 from tests.projects.test_zoo_contract import DETECTORS, put_into
 from tests.small_detectors import record
 from tokendetr.config import zoo
-from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.forward_context import observe
 
 ONE_STAGE = ("deformable", "deformable_refine", "dab", "dn", "h")
 CASES = [
@@ -140,7 +140,7 @@ def run_both(ours: nn.Module) -> tuple[tuple, tuple, dict, dict]:
     output = ours(BATCH)
     stop_outer()
     pyramid = outer[0][0][0]
-    upstream = supervise(UpstreamDetector(ours).train(ours.training))
+    upstream = observe(UpstreamDetector(ours).train(ours.training))
     upstream_output = upstream(BATCH, pyramid)
     stop()
     assert len(calls) == 2

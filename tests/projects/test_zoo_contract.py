@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from tests import small_configs
 from tests.small_detectors import record
-from tokendetr.config import sparsify, supervised, zoo
+from tokendetr.config import observed, sparsify, zoo
 from tokendetr.errors import ConfigError
 
 # Configs that tests/small_configs.py cannot narrow, and why.
@@ -192,7 +192,7 @@ def put_into(model: DictConfig, method: DictConfig) -> None:
     if sparsifier is None:
         model.backbone = method.backbone
         model.neck.in_features = method.neck.in_features
-        supervised(model)
+        observed(model)
         return
     sparsify(model, sparsifier)
     if not has_two_stages(model):

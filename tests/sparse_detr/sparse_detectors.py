@@ -5,7 +5,7 @@ from torch import nn
 
 from sparse_detr import SparseSparsifier
 from tests.small_detectors import CLASSES, LAYERS, WIDTH, build, record
-from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.forward_context import observe
 
 RECORDS = [
     record(96, 128, [[8, 8, 60, 50], [30, 20, 90, 80]], seed=1),
@@ -30,7 +30,7 @@ def sparse(name: str = "dino", *, seed: int = 5, detector: dict | None = None, *
         for parameter in sparsifier.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     model.transformer.encoder.sparsifier = sparsifier
-    return supervise(model)
+    return observe(model)
 
 
 def run_encoder(model: nn.Module, records: list[dict]) -> torch.Tensor:

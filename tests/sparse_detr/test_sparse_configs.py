@@ -8,7 +8,7 @@ from detectron2.config import LazyConfig, instantiate
 
 from sparse_detr import SparseSparsifier
 from tokendetr.config.load import apply_overrides
-from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.forward_context import observe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "sparse_detr" / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("sparse_*.py"))
@@ -76,11 +76,22 @@ def test_the_published_schedule():
     assert [weights[f"loss_{name}_enc"] for name in ("class", "bbox", "giou")] == [2.0, 5.0, 2.0]
 
 
-def test_it_is_supervised_and_boxes_of_the_heads_start_as_proposals():
+def test_the_detector_opens_its_own_pass_and_boxes_of_the_heads_start_as_proposals():
     config = load("sparse_dino_shapes")
     config.model.device = "cpu"
     model = instantiate(config.model)
-    hooks = len(model._forward_pre_hooks)
-    assert len(supervise(model)._forward_pre_hooks) == hooks == 1
+    assert not observe(model)._forward_pre_hooks
     for head in model.transformer.encoder.sparsifier.bbox_embed:
         assert not any(parameter.any() for parameter in head.layers[-1].parameters())
+
+
+def test_the_papers_rows_without_and_with_a_dense_encoder():
+    sizes = {}
+    for name in ("deformable_detr_r50_no_encoder_50ep", "deformable_detr_r50_dense_50ep"):
+        config = load(name)
+        assert config.train.output_dir == f"./output/{name}"
+        config.model.device = "cpu"
+        model = instantiate(config.model)
+        sizes[name] = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    assert sizes["deformable_detr_r50_no_encoder_50ep"] == pytest.approx(36, abs=0.5)
+    assert sizes["deformable_detr_r50_dense_50ep"] == pytest.approx(40.8, abs=0.3)

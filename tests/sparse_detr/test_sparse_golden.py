@@ -16,7 +16,7 @@ from tests.golden import formula
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.encoder.decoder_attention import MAP_NAME
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "kakaobrain_sparse_detr_r50"

@@ -4,16 +4,18 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from sparse_detr import decoder_attention_loss
-from tests.small_detectors import CLASSES, LAYERS, build, record
+from sparse_detr import SparseSparsifier, decoder_attention_loss
+from tests.small_detectors import CLASSES, LAYERS, WIDTH, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, sparse
 from tokendetr.detector.token_losses import add_detection_losses
-from tokendetr.encoder import aux_losses as supervision
+from tokendetr.encoder import current_pass
 from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.encoder.decoder_attention import MAP_NAME
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import observe, record_tokens
+from tokendetr.errors import HostError
 from tokendetr.layers.deformable_attention import locations_and_weights
 from tokendetr.models.dino import DINOCriterion
 
@@ -48,8 +50,8 @@ def naive_map(looks, layout, shift):
     return torch.tensor(mass)
 
 
-def looks_of(model, records, last: int):
-    """Locations and weights of the last queries of every decoder layer, and the traced pass."""
+def looks_of(model, records, queries: slice):
+    """Locations and weights of some queries in every decoder layer, and the traced pass."""
     looks, handles = [], []
 
     def look(attention, args, kwargs):
@@ -57,7 +59,7 @@ def looks_of(model, records, last: int):
         reference = kwargs["reference_points"]
         shapes = kwargs["level_shapes"]
         looks.append(
-            locations_and_weights(attention, query[:, -last:], reference[:, -last:], shapes)
+            locations_and_weights(attention, query[:, queries], reference[:, queries], shapes)
         )
 
     for layer in model.transformer.decoder.layers:
@@ -73,20 +75,23 @@ def looks_of(model, records, last: int):
 def test_the_map_equals_a_loop_over_the_matching_queries(name):
     model = sparse(name, detector={"num_queries": 3}).train()
     matching = getattr(model.transformer, "two_stage_num_proposals", 3)
-    looks, forward, _ = looks_of(model, RECORDS, matching)
+    # H-Deformable DETR's queries that are matched one to many, which stand last, are left out.
+    matched = getattr(model, "num_queries_one2one", matching)
+    queries = slice(-matching, None if matched == matching else matched - matching)
+    looks, forward, _ = looks_of(model, RECORDS, queries)
     assert len(looks) == LAYERS
     expected = naive_map(looks, forward.layout, 0.5)
     torch.testing.assert_close(
         forward.maps[MAP_NAME].double(), expected.double(), rtol=1e-5, atol=1e-6
     )
-    most = LAYERS * matching * 2  # the weights of each of two heads add up to 1
+    most = LAYERS * matched * 2  # the weights of each of two heads add up to 1
     assert 0 < float(expected.sum(dim=1).max()) <= most
 
 
 @pytest.mark.parametrize("half_cell", [True, False])
 def test_the_loss_is_the_cross_entropy_with_the_most_attended_tokens(half_cell):
     model = sparse(half_cell=half_cell, dam_weight=0.7).train()
-    looks, forward, losses = looks_of(model, RECORDS, 12)
+    looks, forward, losses = looks_of(model, RECORDS, slice(-12, None))
     mass = naive_map(looks, forward.layout, 0.5 if half_cell else 0.0)
     score, total = forward.layers[0].scores["score"], 0.0
     for image in range(len(RECORDS)):
@@ -171,6 +176,38 @@ def test_padding_entries_neither_match_nor_train():
     assert gradient[valid].any(dim=-1).all() and not gradient[~valid].any()
 
 
+def test_padding_is_not_seen_by_a_criterion_that_takes_logarithms(monkeypatch):
+    model = sparse().train()
+
+    def log_loss(outputs, targets, indices, num_boxes):
+        return {"loss_class": -outputs["pred_logits"].sigmoid().log().sum() / num_boxes}
+
+    monkeypatch.setattr(model.criterion, "loss_labels", log_loss)
+    losses = auxiliary_losses(model, RECORDS)  # two image sizes, so there is padding
+    assert all(torch.tensor(value).isfinite() for value in losses.values())
+
+
+def test_a_criterion_that_lacks_what_the_heads_need_is_named_when_the_model_is_built():
+    model = build("dino")
+    model.criterion = nn.Identity()
+    heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
+    model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
+    with pytest.raises(HostError, match=r"Identity has no matcher.*auxiliary_heads=False"):
+        observe(model)
+    model.transformer.encoder.sparsifier = SparseSparsifier(**heads, auxiliary_heads=False)
+    observe(model)
+
+
+def test_a_detector_without_two_stages_is_named_when_the_model_is_built():
+    model = build("deformable")
+    heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
+    model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
+    with pytest.raises(HostError, match="two-stage"):
+        observe(model)
+    model.transformer.encoder.sparsifier = SparseSparsifier(**heads, projection="own")
+    observe(model)
+
+
 def test_the_published_rule_for_padding_trains_the_entries_beyond_an_images_count():
     """They are the image's next best tokens, up to the largest image's count."""
     ours, theirs = (
@@ -221,7 +258,7 @@ def test_hooks_are_gone_after_the_pass_also_when_it_fails():
     model.transformer.decoder.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(RECORDS)
-    assert not attention._forward_pre_hooks and supervision.current() is None
+    assert not attention._forward_pre_hooks and current_pass().losses is None
 
 
 def test_activation_checkpointing_counts_every_loss_once():

@@ -8,10 +8,10 @@ import torch
 from sparse_detr import SparseSparsifier
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
-from tests.small_detectors import build, record
+from tests.small_detectors import WIDTH, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
-from tokendetr.encoder.aux_losses import supervise
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder import TokenEncoder
+from tokendetr.encoder.forward_context import observe, record_tokens
 from tokendetr.errors import HostError
 from tokendetr.tokens import Identity
 
@@ -86,7 +86,7 @@ def test_keep_ratio_one_is_bitwise_dense_in_training_too():
         build("dino", dn_number=0).train(),
         sparse(keep_ratio=1.0, detector={"dn_number": 0}).train(),
     ]
-    memories = [run_encoder(supervise(model), RECORDS) for model in models]
+    memories = [run_encoder(observe(model), RECORDS) for model in models]
     assert torch.equal(*memories)
 
 
@@ -139,7 +139,7 @@ def test_heads_and_losses_are_left_out_of_evaluation():
 
 @pytest.mark.parametrize("name", ONE_STAGE)
 def test_one_stage_detectors_need_a_projection_of_its_own(name):
-    with pytest.raises(HostError, match="two stages"):
+    with pytest.raises(HostError, match="two-stage"):
         sparse(name).eval()(RECORDS)
     model = sparse(name, projection="own").train()
     losses = model(RECORDS)
@@ -176,7 +176,7 @@ def test_copies_do_not_share_their_choice():
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"keep_ratio": 0.0}, "keep_ratio"),
+        ({"keep_ratio": -0.1}, "keep_ratio"),
         ({"selection": "norm"}, "selection"),
         ({"projection": "none"}, "projection"),
         ({"padding": "zero"}, "padding"),
@@ -187,3 +187,30 @@ def test_copies_do_not_share_their_choice():
 def test_wrong_options_are_named(options, name):
     with pytest.raises(ValueError, match=name):
         SparseSparsifier(**options)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_at_ratio_zero_the_decoder_sees_the_backbones_features(training):
+    model = sparse(keep_ratio=0.0).train(training)
+    seen = []
+    hook = model.transformer.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(args[0] if args else kwargs["query"]),
+        with_kwargs=True,
+    )
+    memory = run_encoder(model, RECORDS)
+    hook.remove()
+    assert torch.equal(memory, seen[0])
+    if training:
+        losses = model(RECORDS)
+        assert not [name for name in losses if "dam" in name or "_enc_" in name]
+        sum(losses.values()).backward()
+
+
+def test_an_encoder_without_layers_hands_the_features_on():
+    model = build("dino")
+    encoder = TokenEncoder(embed_dim=WIDTH, num_heads=2, feedforward_dim=8, num_layers=0)
+    query = torch.randn(1, 20, WIDTH)
+    shapes = torch.tensor([[4, 4], [2, 1], [1, 2]])
+    assert torch.equal(encoder(query, spatial_shapes=shapes), query)
+    model.transformer.encoder = encoder
+    model.train()(RECORDS)

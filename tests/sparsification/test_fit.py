@@ -11,7 +11,7 @@ from PIL import Image
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
 from tests.small_detectors import CLASSES, LAYERS, LEVELS, NAMES, WIDTH, build, record
-from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder import observe
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.predict import Predictor
 from tokendetr.sparsification import (
@@ -77,7 +77,7 @@ def twins(name: str = "dino", method: str = "sparse"):
         )
     student = copy.deepcopy(dense)
     student.transformer.encoder.sparsifier = sparsifier
-    return dense, supervise(student).eval()
+    return dense, observe(student).eval()
 
 
 def naive_rows(teacher, level):
@@ -198,9 +198,9 @@ def test_a_fit_lowers_the_error_of_the_memory(images):
 
 
 def supervised(model):
-    from tokendetr.encoder.aux_losses import opened
+    from tokendetr.encoder.forward_context import open_pass
 
-    return opened(model)
+    return open_pass(model)
 
 
 class _StoppedError(Exception):

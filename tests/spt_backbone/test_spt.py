@@ -7,8 +7,8 @@ from torch import nn
 
 from spt_backbone import SPT
 from tests.tokens.test_token_pack import order_by_hand
-from tokendetr.encoder.image_extents import showing
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder import image_extents
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.tokens import LevelLayout
 
 SMALL = dict(
@@ -64,7 +64,7 @@ def test_padding_is_never_selected(options):
     images = torch.randn(2, 3, 96, 128)
     for training in (False, True):
         model.train(training)
-        with showing([0, 1], [(96, 50), (33, 128)]):
+        with image_extents([0, 1], [(96, 50), (33, 128)]):
             packs = maps_of(model, images)
         assert len(packs) == 4
         for pack, stride in zip(packs, (16, 16, 32, 32), strict=True):

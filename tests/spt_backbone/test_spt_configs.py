@@ -46,13 +46,13 @@ def test_every_detector_and_size_has_its_config():
 def test_a_config_is_consistent(name):
     config = zoo.get_config(name)
     backbone, neck = config.model.backbone, config.model.neck
-    assert config.model._target_ == edit.SUPERVISED
+    assert config.model._target_ == "tokendetr.config.wrap.build_observed"
     for index in backbone.out_indices:
         assert neck.input_shapes[f"p{index}"].channels == backbone.embed_dim * 2**index
     assert list(neck.in_features) == [f"p{index}" for index in backbone.out_indices]
     assert config.train.output_dir == f"./output/{name}"
     assert config.dataloader.evaluator.output_dir == config.train.output_dir
-    assert config.dataloader.evaluator.evaluator_class.endswith("COCOEvaluator")
+    assert config.dataloader.evaluator.wrapped_target.endswith("COCOEvaluator")
     if "shapes" not in name:
         assert ("tiny" in name) == ("swin_tiny" in config.train.init_checkpoint)
         assert sum(backbone.depths) == (16 if "tiny" in name else 28)

@@ -15,12 +15,12 @@ from spt_backbone.selection import pack_selected
 from spt_backbone.static_pack import StaticPack
 from tests.spt_backbone.test_spt import half_selecting, maps_of, small_spt
 from tests.spt_backbone.test_spt_training import Detector, records
-from tokendetr.encoder.aux_losses import supervise
+from tokendetr.encoder.forward_context import observe
 from tokendetr.tokens import LevelLayout
 
 
 def detector(training=False, **options) -> nn.Module:
-    return supervise(Detector(small_spt(**options))).train(training)
+    return observe(Detector(small_spt(**options))).train(training)
 
 
 def test_the_first_gate_may_read_normalized_features():
@@ -102,7 +102,7 @@ def test_an_oracle_without_annotations_is_refused():
     model = detector(selection="oracle")
     with pytest.raises(ValueError, match=r"annotated images.*is_train=True"):
         model(records(annotated=False))
-    with pytest.raises(ValueError, match="supervised model"):
+    with pytest.raises(ValueError, match="observed model"):
         find_spt(model)(torch.randn(1, 3, 64, 64))
 
 

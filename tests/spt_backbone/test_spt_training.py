@@ -19,8 +19,8 @@ from spt_backbone.config import watch_selection
 from spt_backbone.labels import box_cells, mask_cells, object_cells
 from tests.processes import run_two_processes
 from tests.spt_backbone.test_spt import SMALL, small_spt
-from tokendetr.encoder.aux_losses import ImageTargets, supervise
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.aux_losses import ImageTargets
+from tokendetr.encoder.forward_context import observe, record_tokens
 
 
 class Detector(nn.Module):
@@ -117,7 +117,7 @@ def traced(model, batch):
 
 
 def test_the_loss_is_cross_entropy_of_every_block_and_of_the_first_gate():
-    model = supervise(Detector(small_spt(selection_loss_weight=0.5).train()))
+    model = observe(Detector(small_spt(selection_loss_weight=0.5).train()))
     kept = {}
     model.backbone.gate.register_forward_hook(lambda m, i, o: kept.update(first=o[..., 0]))
     losses, trace = traced(model, records())
@@ -143,15 +143,15 @@ def test_the_loss_is_cross_entropy_of_every_block_and_of_the_first_gate():
 
 
 def test_without_the_loss_no_annotations_are_needed():
-    model = supervise(Detector(small_spt(selection_loss_weight=0.0).train()))
+    model = observe(Detector(small_spt(selection_loss_weight=0.0).train()))
     assert set(model(records(annotated=False))) == {"loss_own"}
-    model = supervise(Detector(small_spt().train()))
+    model = observe(Detector(small_spt().train()))
     with pytest.raises(KeyError, match="has no 'instances'"):
         model(records(annotated=False))
 
 
 def test_metrics_of_a_step_are_written():
-    model = supervise(Detector(small_spt(threshold=0.0).train()))
+    model = observe(Detector(small_spt(threshold=0.0).train()))
     with EventStorage() as storage:
         model(records())
         latest = {name: value for name, (value, _) in storage.latest().items()}
@@ -162,7 +162,7 @@ def test_metrics_of_a_step_are_written():
     tokens = sum(-(-h // 16) * -(-w // 16) for h, w in SIZES)
     density = sum(int(label.sum()) for label in labels) / tokens
     assert latest["object_token_density/stage3"] == pytest.approx(density)
-    model = supervise(Detector(small_spt(threshold=1.0, selection_loss_weight=0.0).train()))
+    model = observe(Detector(small_spt(threshold=1.0, selection_loss_weight=0.0).train()))
     with EventStorage() as storage:
         model(records(annotated=False))
         latest = {name: value for name, (value, _) in storage.latest().items()}
@@ -204,7 +204,7 @@ def test_evaluation_reports_ratio_and_retention_beside_the_evaluators_results(tm
     node.output_dir = str(tmp_path)
     evaluator = instantiate(watch_selection(node))
     DatasetCatalog.get("spt_test_data")
-    model = supervise(Detector(small_spt(threshold=0.5))).eval()
+    model = observe(Detector(small_spt(threshold=0.5))).eval()
     evaluator.reset()
     hits = selected = objects = 0.0
     ratios = []
@@ -230,7 +230,7 @@ def test_evaluation_reports_ratio_and_retention_beside_the_evaluators_results(tm
 
 
 def test_a_batch_of_unequal_images_reports_each_images_own_tokens():
-    model = supervise(Detector(small_spt(threshold=0.0))).eval()
+    model = observe(Detector(small_spt(threshold=0.0))).eval()
     outputs = model(records(annotated=False))
     shapes = [tuple(output["token_selection"][16].shape) for output in outputs]
     assert shapes == [(2, 6, 4), (2, 4, 8)]
@@ -238,7 +238,7 @@ def test_a_batch_of_unequal_images_reports_each_images_own_tokens():
 
 
 def train_in_process(rank: int, folder: str, threshold: float) -> None:
-    model = supervise(Detector(small_spt(threshold=threshold).train()))
+    model = observe(Detector(small_spt(threshold=threshold).train()))
     wrapped = DistributedDataParallel(model)
     batch = records()
     if rank == 1:  # a rank without objects

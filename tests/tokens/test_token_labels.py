@@ -12,14 +12,15 @@ STRIDES = (8, 16, 32, 64)
 RANGES = ((0, 64), (32, 128), (80, 256), (168, math.inf))
 
 
-def naive_center(boxes, height, width, stride, low, high):
+def naive_center(boxes, height, width, stride, low, high, half_size=False):
     labels = torch.zeros(height, width, dtype=torch.bool)
     for i in range(height):
         for j in range(width):
             y, x = stride // 2 + i * stride, stride // 2 + j * stride
             for x1, y1, x2, y2 in boxes.tolist():
                 sides = (x - x1, y - y1, x2 - x, y2 - y)
-                if min(sides) > 0 and low < max(sides) <= high:
+                far = max(x2 - x1, y2 - y1) / 2 if half_size else max(sides)
+                if min(sides) > 0 and low < far <= high:
                     labels[i, j] = True
     return labels
 
@@ -47,13 +48,16 @@ def random_boxes(count, seed, size=256):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("level", range(4))
-def test_both_rules_equal_loops(level, seed):
+def test_all_rules_equal_loops(level, seed):
     boxes, stride = random_boxes(5 * seed, seed), STRIDES[level]
     shape = {"height": 200 // stride + 1, "width": 256 // stride, "stride": stride}
     center = grid_labels(boxes, **shape, rule="center", size_range=RANGES[level])
     assert torch.equal(
         center, naive_center(boxes, **shape, low=RANGES[level][0], high=RANGES[level][1])
     )
+    low, high = RANGES[level]
+    half = grid_labels(boxes, **shape, rule="center_half_size", size_range=RANGES[level])
+    assert torch.equal(half, naive_center(boxes, **shape, low=low, high=high, half_size=True))
     assert torch.equal(grid_labels(boxes, **shape, rule="overlap"), naive_overlap(boxes, **shape))
 
 

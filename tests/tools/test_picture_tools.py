@@ -14,8 +14,9 @@ from tokendetr.checkpoint.safetensors import save_slim
 from tokendetr.cli import demo, visualize_tokens
 from tokendetr.config.load import load_config
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import KEPT, MERGED, SKIPPED, describe, layer_tokens
-from tokendetr.encoder.trace import ForwardTrace, LayerTrace, record_tokens
+from tokendetr.encoder.trace import ForwardTrace, LayerTrace
 from tokendetr.predict import Predictor, coco_results, find_images, read_rgb
 from tokendetr.tokens import Identity, Keep, LevelLayout, Merge, WindowGroup
 from tokendetr.visualization.token_pictures import draw_tokens

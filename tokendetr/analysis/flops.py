@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from tokendetr.analysis.flop_rules import RULES, flop_handles
+from tokendetr.compat.torch_private import TorchDispatchMode, tree_map_only
 
 __all__ = [
     "BLENDED_SIZES",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokendetr._projects import projects_folder
 from tokendetr.checkpoint.safetensors import load_slim
 from tokendetr.errors import CheckpointError, UnsafeCheckpointError
 from tokendetr.io.plain_pickle import PlainPickleError, load_arrays
@@ -47,7 +48,7 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
         ValueError: the query is unknown.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise FileNotFoundError(f"checkpoint {path} does not exist{how_it_is_made(path)}")
     if path.endswith(".safetensors"):
         data: dict[str, Any] = {"model": load_slim(path)}
     elif path.endswith(".pkl"):
@@ -61,6 +62,15 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
     if options:
         raise ValueError(f"{path}?{query}: only matching_heuristics=True is known")
     return data
+
+
+def how_it_is_made(path: str) -> str:
+    """Return a hint at weights of this project that do not come with it, "" for other files."""
+    folder = os.path.dirname(os.path.abspath(path))
+    ours = f"{folder}{os.sep}".startswith(f"{projects_folder()}{os.sep}")
+    if not ours or not os.path.isfile(readme := os.path.join(folder, "README.md")):
+        return ""
+    return f": it is made as {readme} says"
 
 
 def _read_torch(path: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Load weights into models and report how they fit."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.key_names import grouped_keys
-from tokendetr.checkpoint.reading import read_checkpoint
+from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
 from tokendetr.checkpoint.safetensors import alias_groups, load_slim, save_slim
 from tokendetr.errors import CheckpointMismatchError
 
@@ -126,8 +127,12 @@ def load_weights(
         use_ema: take ``ema_state`` instead of ``model`` where the file has it.
 
     Raises:
+        FileNotFoundError: no such file; for weights of this project it says how they are made.
         CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
     """
+    file = path.partition("?")[0]
+    if (hint := how_it_is_made(file)) and not os.path.isfile(file):
+        raise FileNotFoundError(f"checkpoint {file} does not exist{hint}")
     reporting = _Reporting()
     reporting.watch(checkpointer)
     try:

@@ -27,7 +27,7 @@ from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.tables import splice
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
-from tokendetr.config.tree import ROOT
+from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
 
@@ -84,11 +84,10 @@ def run_cell(study: Study, variant: Variant, seed: int, root: Path, opts: Sequen
     log = folder / "train.txt"
     with log.open("w") as output:
         code = subprocess.run(
-            [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", config_file]
+            [sys.executable, "-m", "tokendetr.cli.train_net", "--config-file", config_file]
             + overrides,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=ROOT,
             check=False,
         ).returncode
     if code:
@@ -132,4 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = study.table(study.results(root))
         print(f"\n{table.markdown()}")
         if args.write:
-            splice(ROOT / "projects" / args.project / "README.md", table)
+            splice(PROJECTS_DIR / args.project / "README.md", table)
+
+
+if __name__ == "__main__":
+    main()

@@ -230,3 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         analyze(args)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

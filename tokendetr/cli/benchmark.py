@@ -305,3 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         launch(run, args, device=device, default_dist_url=DIST_URL)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

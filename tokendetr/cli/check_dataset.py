@@ -137,3 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     faults += [fault for fault in [class_fault(good)] if fault]
     if faults:
         sys.exit("\n\n".join(f"error: {fault}" for fault in faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ from tokendetr.analysis.inputs import (
 )
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
-from tokendetr.config.tree import ROOT
+from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.evaluation.token_recall import TokenRecall
@@ -59,20 +59,21 @@ class Row:
     checkpoint: str
 
 
-def shipped(name: str, project: str, stem: str) -> Row:
-    """A config and the checkpoint of the same name that its project ships."""
-    folder = f"projects/{project}"
-    return Row(name, f"{folder}/configs/{stem}.py", f"{folder}/checkpoints/{stem}.safetensors")
+def small(name: str, stem: str) -> Row:
+    """A small detector of the project: its config, and where its trained weights are."""
+    return Row(name, str(config_file(stem)), checkpoint_file(stem))
 
 
-ROWS = (
-    shipped("DINO", "dino", "dino_shapes"),
-    shipped("Dynamic DETR", "dynamic_detr", "dynamic_dino_shapes"),
-    shipped("Dynamic DETR, a third of the queries", "dynamic_detr", "dynamic_dino_shapes_third"),
-    shipped("Sparse DETR", "sparse_detr", "sparse_dino_shapes"),
-    shipped("random tokens", "sparse_detr", "sparse_dino_shapes_random"),
-    shipped("Focus-DETR", "focus_detr", "focus_dino_shapes"),
-)
+def default_rows() -> list[Row]:
+    """The dense detector, every method, and what the methods are compared with."""
+    return [
+        small("DINO", "dino_shapes"),
+        small("Dynamic DETR", "dynamic_dino_shapes"),
+        small("Dynamic DETR, a third of the queries", "dynamic_dino_shapes_third"),
+        small("Sparse DETR", "sparse_dino_shapes"),
+        small("random tokens", "sparse_dino_shapes_random"),
+        small("Focus-DETR", "focus_dino_shapes"),
+    ]
 
 
 def parse_row(text: str) -> Row:
@@ -106,11 +107,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of all configs, at the end"
     )
     return parser.parse_args(arguments)
-
-
-def path_of(name: str) -> Path:
-    """A file of the command line; those of the project are found from anywhere."""
-    return Path(name) if Path(name).exists() else ROOT / name
 
 
 def evaluate(cfg: DictConfig, model: nn.Module, images: int | None) -> dict[str, float]:
@@ -166,7 +162,11 @@ def table(results: dict[str, dict[str, float]], missing: Sequence[Row]) -> Table
         recalls = [by_level(numbers, "reached"), by_level(numbers, "kept")]
         queries = f"{numbers['tokens/queries']:.0f} %"
         rows.append([name, *accuracy, *gflops, numbers["ms"], queries, *recalls])
-    notes = [f"left out: {row.name}, {row.checkpoint} does not exist" for row in missing]
+    notes = [
+        f"left out: {row.name}; there is no {Path(row.checkpoint).name}, which is made as "
+        "checkpoints/README.md of its project says"
+        for row in missing
+    ]
     return Table(
         name="shapes",
         title="Small detectors on the shapes validation set",
@@ -180,14 +180,14 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Evaluate, count and time all detectors, and print the table."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows: Sequence[Row] = args.row or ROWS
-    missing = [row for row in rows if not path_of(row.checkpoint).is_file()]
+    rows: Sequence[Row] = args.row or default_rows()
+    missing = [row for row in rows if not Path(row.checkpoint).is_file()]
     results: dict[str, dict[str, float]] = {}
     models: dict[str, nn.Module] = {}
     cfg: DictConfig | None = None
     for row in (row for row in rows if row not in missing):
-        overrides = [*args.opts, f"train.init_checkpoint={path_of(row.checkpoint)}"]
-        cfg = load_measured_config(str(path_of(row.config)), overrides)
+        overrides = [*args.opts, f"train.init_checkpoint={row.checkpoint}"]
+        cfg = load_measured_config(row.config, overrides)
         models[row.name] = build_measured_model(cfg, overrides)
         results[row.name] = count(cfg, models[row.name])
         results[row.name] |= evaluate(cfg, models[row.name], args.images)
@@ -198,7 +198,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     comparison = table(results, missing)
     print(comparison.markdown())
     if args.write:
-        splice(ROOT / "docs" / "comparison.md", comparison)
+        splice(PROJECTS_DIR.parent / "docs" / "comparison.md", comparison)
     return results
 
 
@@ -212,3 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     if args.json:
         write_json(results, args.json)
+
+
+if __name__ == "__main__":
+    main()

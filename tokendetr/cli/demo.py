@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     setup_logger(name="tokendetr")
     try:
-        cfg = load_config(args.config_file, args.opts)
+        cfg = load_config(args.config_file, args.opts, trained=True)
         metadata = dataset_metadata(cfg, args.metadata_dataset)
         if args.input:
             find_images(args.input)  # before the model is built
@@ -166,3 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(f"error: {unreadable} pictures could not be read (see above)")
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error.args[0] if error.args else error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -64,3 +64,7 @@ def find_function(name: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--convert {name} is no function: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,10 @@ Examples:
         train.init_checkpoint=dino_r50_4scale_12ep.pth
 
 Per layer, the smallest set of tokens that carries 75 % of the attention is found; a level's score
-is the share of its tokens in that set, averaged over a stage's layers and the test images of the
-config. Prints scores and orders, and the override that sets them; --output writes a config
-fragment: ``from .orders import level_orders`` in a lazy config.
+is the share of that set which lies in the level, averaged over a stage's layers and the test images
+of the config (--statistic mass: its share of all attention; own_share: the share of the level's own
+tokens that are in the set). Prints scores and orders, and the override that sets them; --output
+writes a config fragment: ``from .orders import level_orders`` in a lazy config.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dynamic_detr.importance import LevelImportance, record_level_importance
+from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
@@ -54,6 +55,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="encoder layers of each stage (2,3,1)",
     )
     parser.add_argument("--mass", type=float, default=0.75, help="share of the attention (0.75)")
+    parser.add_argument("--statistic", choices=STATISTICS, default=STATISTICS[0])
     parser.add_argument("--output", type=Path, metavar="FILE", help="config fragment to write")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides, with train.init_checkpoint"
@@ -77,7 +79,8 @@ def measure(args: argparse.Namespace) -> LevelImportance:
     cfg = load_measured_config(args.config_file, args.opts)
     model = build_measured_model(cfg, args.opts)
     images = sys.maxsize if args.num_images is None else args.num_images
-    with torch.no_grad(), record_level_importance(_encoder(model), mass=args.mass) as importance:
+    watched = record_level_importance(_encoder(model), mass=args.mass, statistic=args.statistic)
+    with torch.no_grad(), watched as importance:
         for batch in tqdm(loaded_inputs(cfg, images), unit="image"):
             model(batch)
     return importance
@@ -101,10 +104,13 @@ def as_table(importance: LevelImportance, stage_lengths: Sequence[int]) -> Table
         shares = [f"{score:.3f}" for score in row]
         rows.append([layers, *shares, " ".join(map(str, order))])
         first += length
-    title = (
-        f"Share of each level's tokens in the smallest set with {importance.mass:.0%} of the "
-        f"attention, mean of {importance.num_images} images."
-    )
+    small_set = f"the smallest set with {importance.mass:.0%} of the attention"
+    measured = {
+        "set_share": f"Share of {small_set} that lies in each level",
+        "mass": "Share of the attention that each level gets",
+        "own_share": f"Share of each level's tokens in {small_set}",
+    }[importance.statistic]
+    title = f"{measured}, mean of {importance.num_images} images."
     return Table("importance", title, ["encoder layers", *levels, "most important first"], rows)
 
 
@@ -117,7 +123,8 @@ def fragment(
         "",
         f"Measured on {args.config_file}",
         f"with {' '.join(args.opts)}:",
-        f"{importance.num_images} images, {importance.mass:.0%} of the attention.",
+        f"{importance.num_images} images, {importance.mass:.0%} of the attention, "
+        f"statistic {importance.statistic}.",
         '"""',
         "",
         f"level_orders = {[list(order) for order in orders]}",
@@ -140,3 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_atomically(str(args.output), fragment(args, importance, orders).encode())
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

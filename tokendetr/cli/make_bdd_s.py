@@ -58,3 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             thin_out(source, target, args.max_ratio)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

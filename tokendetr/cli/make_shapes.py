@@ -31,3 +31,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(f"shapes data set in {root}")
     print(json.dumps(json.loads((root / "summary.json").read_text())["splits"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

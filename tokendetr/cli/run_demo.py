@@ -32,17 +32,14 @@ from tqdm import tqdm
 
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.config.load import load_config
-from tokendetr.config.tree import ROOT
 from tokendetr.data.shapes import ensure_shapes
-from tokendetr.encoder.trace import record_tokens
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.predict import Predictor, dataset_metadata, read_rgb
 from tokendetr.visualization.token_pictures import draw_tokens
 
-DENSE_CONFIG = "projects/dino/configs/dino_shapes.py"
-DYNAMIC_CONFIG = "projects/dynamic_detr/configs/dynamic_dino_shapes.py"
-DENSE_WEIGHTS = "projects/dino/checkpoints/dino_shapes.safetensors"
-DYNAMIC_WEIGHTS = "projects/dynamic_detr/checkpoints/dynamic_dino_shapes.safetensors"
+DENSE = "dino_shapes"
+DYNAMIC = "dynamic_dino_shapes"
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 # Pictures of the validation set with objects of several sizes.
 PICTURES = (0, 4, 9, 14)
@@ -54,8 +51,8 @@ class Candidate:
 
     Attributes:
         title: how the row is called.
-        config: lazy config.
-        weights: checkpoint.
+        config: a config's name.
+        weights: checkpoint; None takes the one that comes with the config.
         metrics: box AP and its kin, 0 to 100.
         gflops, encoder_gflops: of one image, multiply-add = 1, mean over validation images.
         milliseconds: per image: median over validation images.
@@ -63,7 +60,7 @@ class Candidate:
 
     title: str
     config: str
-    weights: str
+    weights: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     gflops: float = 0.0
     encoder_gflops: float = 0.0
@@ -72,7 +69,9 @@ class Candidate:
 
     def load(self) -> tuple[DictConfig, Predictor]:
         """The config, and the detector with its weights."""
-        cfg = load_config(self.config, [f"train.init_checkpoint={self.weights}"])
+        cfg = load_config(self.config, trained=True)
+        if self.weights is not None:
+            cfg.train.init_checkpoint = self.weights
         if self.predictor is None:
             self.predictor = Predictor.from_config(cfg)
         return cfg, self.predictor
@@ -95,14 +94,14 @@ class Stages:
 
 
 def training_command(folder: Path, iterations: int, *extra: str) -> list[str]:
-    """``tools/train_net.py`` for a short fine-tuning of Dynamic-DINO from the dense weights."""
+    """Command of a short fine-tuning of Dynamic-DINO from the dense weights."""
     return [
         sys.executable,
-        "tools/train_net.py",
+        "-m",
+        "tokendetr.cli.train_net",
         "--config-file",
-        DYNAMIC_CONFIG,
+        DYNAMIC,
         *extra,
-        f"train.init_checkpoint={DENSE_WEIGHTS}",
         f"train.output_dir={folder}",
         f"train.max_iter={iterations}",
         f"train.checkpointer.period={iterations // 4}",
@@ -150,7 +149,7 @@ def _run(
     folder = console.parent
     with console.open("a") as log, tqdm(total=iterations, unit="iteration", leave=False) as bar:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             while process.poll() is None:
@@ -290,14 +289,14 @@ def run(args: argparse.Namespace) -> None:
     stages.begin("Training Dynamic-DINO for a moment; killed halfway, then resumed")
     trained = Candidate(
         f"Dynamic-DINO, {args.iterations} iterations just now",
-        DYNAMIC_CONFIG,
+        DYNAMIC,
         str(output / "train" / "model_final.pth"),
     )
     trained.metrics = train_with_a_crash(output / "train", args.iterations)
 
     stages.begin("Evaluating the shipped detectors on shapes_val")
-    dense = Candidate("DINO (dense)", DENSE_CONFIG, DENSE_WEIGHTS)
-    dynamic = Candidate("Dynamic-DINO", DYNAMIC_CONFIG, DYNAMIC_WEIGHTS)
+    dense = Candidate("DINO (dense)", DENSE)
+    dynamic = Candidate("Dynamic-DINO", DYNAMIC)
     for candidate, name in ((dense, "dense"), (dynamic, "dynamic")):
         evaluate(candidate, output / "evaluation" / name, len(files))
 
@@ -317,10 +316,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line, from the project's root."""
+    """Run the command line."""
     args = parse_arguments(arguments)
-    os.chdir(ROOT)
     try:
         run(args)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

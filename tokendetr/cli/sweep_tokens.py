@@ -307,3 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(args)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -76,3 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     if args.only is not None and args.only not in seen:
         sys.exit(f"error: {args.method} has no table '{args.only}', only {', '.join(seen)}")
+
+
+if __name__ == "__main__":
+    main()

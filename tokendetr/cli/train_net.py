@@ -14,7 +14,7 @@ import sys
 
 from detectron2.engine import default_argument_parser
 
-from tokendetr.config.load import load_config
+from tokendetr.config.load import load_config, resolve_config
 from tokendetr.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -45,8 +45,13 @@ def main() -> None:
     parser = default_argument_parser()
     args = parser.parse_args()
     try:
+        args.config_file = resolve_config(args.config_file)  # detectron2 copies the file
         # Read here too, so that a mistake is met before processes are started.
         device = load_config(args.config_file, args.opts).train.device
         launch(run, args, device=device, default_dist_url=parser.get_default("dist_url"))
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -108,3 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ConfigError, OSError, KeyError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     print(f"{count} pictures{'' if args.show else f' in {args.output_dir}'}")
+
+
+if __name__ == "__main__":
+    main()

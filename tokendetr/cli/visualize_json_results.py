@@ -117,3 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     print(f"{count} pictures in {args.output}: predictions left, annotations right")
+
+
+if __name__ == "__main__":
+    main()

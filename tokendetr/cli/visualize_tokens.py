@@ -24,8 +24,9 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from tokendetr.config.load import load_config
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe
-from tokendetr.encoder.trace import ForwardTrace, record_tokens
+from tokendetr.encoder.trace import ForwardTrace
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.tokens import Identity
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     setup_logger(name="tokendetr")
     try:
         pictures = find_images(args.input)
-        cfg = load_config(args.config_file, args.opts)
+        cfg = load_config(args.config_file, args.opts, trained=True)
         predictor = Predictor.from_config(
             cfg, min_size=args.min_size_test, max_size=args.max_size_test
         )
@@ -95,3 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (*EXPECTED_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: a sheet NAME_tokens.png per picture, and the counts in tokens.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,21 +4,24 @@ from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.edit import (
     add_bypass,
     detectron2_model,
+    observed,
     resize,
     sparsify,
-    supervised,
-    target_name,
 )
 from tokendetr.config.load import apply_overrides, load_config
+from tokendetr.config.tree import checkpoint_file
+from tokendetr.config.wrap import target_name, wrap_target
 
 __all__ = [
     "add_bypass",
     "all_or_nothing",
     "apply_overrides",
+    "checkpoint_file",
     "detectron2_model",
     "load_config",
     "resize",
     "sparsify",
-    "supervised",
+    "observed",
     "target_name",
+    "wrap_target",
 ]

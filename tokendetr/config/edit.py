@@ -2,7 +2,7 @@
 smaller."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import LazyCall as L
@@ -10,10 +10,10 @@ from detectron2.model_zoo import get_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tokendetr.config.all_or_nothing import all_or_nothing
+from tokendetr.config.wrap import build_observed, target_name, wrap_target
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.errors import ConfigError
 
-SUPERVISED = "tokendetr.encoder.aux_losses.build_supervised"
 ENCODER = "tokendetr.encoder.TokenEncoder"
 
 
@@ -22,7 +22,7 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
     """Let the encoder of a detector's config work on fewer tokens.
 
     ``model.transformer.encoder`` keeps its arguments and gets ``sparsifier``; the model keeps its
-    class and arguments and becomes supervised, so that the sparsifier may ask for losses. Only
+    class and arguments, and its submodules may add losses (:func:`observed`). Only
     targets are swapped: every override path (``model.transformer.encoder.num_layers=...``) stays as
     it was.
 
@@ -45,7 +45,7 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
     with open_dict(model):
         encoder["_target_"] = ENCODER
         encoder["sparsifier"] = sparsifier
-        supervised(model)
+        observed(model)
     return model
 
 
@@ -78,13 +78,9 @@ def add_bypass(model: DictConfig) -> DictConfig:
 
 
 @all_or_nothing
-def supervised(model: DictConfig) -> DictConfig:
-    """Make a config build a supervised model (:mod:`tokendetr.encoder.aux_losses`), in place."""
-    target = target_name(model.get("_target_"))
-    if target != SUPERVISED:
-        with open_dict(model):
-            model["supervised_class"] = target
-            model["_target_"] = SUPERVISED
+def observed(model: DictConfig) -> DictConfig:
+    """Let the submodules of a config's model add losses to those it returns, in place."""
+    wrap_target(model, build_observed)
     return model
 
 
@@ -171,10 +167,3 @@ def detectron2_model(name: str) -> DictConfig:
             f"this config needs detectron2 itself, whose {name} it builds on; install it from "
             "https://github.com/facebookresearch/detectron2"
         ) from error
-
-
-def target_name(target: str | Callable[..., Any] | None) -> str:
-    """Return the dotted name of a config node's target, which may be a name already."""
-    if target is None:
-        raise KeyError("a model config needs a _target_")
-    return target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"

@@ -12,11 +12,13 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.tree import config_files, shipped_weights
 from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["apply_overrides", "fill_defaults", "load_config"]
+__all__ = ["apply_overrides", "fill_defaults", "load_config", "resolve_config"]
 
 TRAIN_DEFAULTS: dict[str, Any] = {
     "output_dir": "./output",
@@ -58,32 +60,57 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 """Keys of ``train`` that the trainer reads; what a config leaves out is taken from here."""
 
 
-def load_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    config_file: str, overrides: Sequence[str] = (), *, trained: bool = False
+) -> DictConfig:
     """Load a lazy config, complete ``train`` and apply overrides.
 
     ``model.device`` follows ``train.device`` unless it is overridden itself.
 
     Args:
-        config_file: path of a ``.py`` or ``.yaml`` config.
+        config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
+            (:mod:`tokendetr.config.zoo`); a file of that name wins.
         overrides: ``key=value`` (the key must exist), ``+key=value`` (adds one), ``~key`` in
             hydra's grammar.
+        trained: let ``train.init_checkpoint`` be the trained weights that come with the config,
+            where there are some and no override says otherwise; for programs that use a detector
+            instead of training it.
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
         ConfigError: no config given, malformed or unknown override, wrong type.
     """
-    if not config_file:
-        raise ConfigError("no config given: use --config-file FILE")
-    if "://" not in config_file and not os.path.isfile(config_file):
-        raise FileNotFoundError(
-            f"config file {config_file!r} does not exist{_similar(config_file)}"
-        )
-    cfg = _load_file(config_file)
+    path = resolve_config(config_file)
+    cfg = _load_file(path)
     fill_defaults(cfg)
+    if trained and (weights := shipped_weights(path)) is not None:
+        cfg.train.init_checkpoint = weights
     apply_overrides(cfg, overrides)
     if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
         _follow_device(cfg)
+    warn_of_foreign_projects(cfg)
     return cfg
+
+
+def resolve_config(config_file: str) -> str:
+    """Return the path meant by a path, an address or a config's name.
+
+    Raises:
+        FileNotFoundError: it is none of them; the message names similar ones.
+        ConfigError: it is empty.
+    """
+    if not config_file:
+        raise ConfigError("no config given: use --config-file FILE")
+    if "://" in config_file or os.path.isfile(config_file):
+        return config_file
+    named = config_files()
+    if config_file in named:
+        return str(named[config_file])
+    hint = _similar(config_file)
+    if os.path.basename(config_file) == config_file and not config_file.endswith(".py"):
+        near = difflib.get_close_matches(config_file, named, n=3)
+        hint = f" and is no config's name; did you mean {' or '.join(near)}?" if near else hint
+    raise FileNotFoundError(f"config file {config_file!r} does not exist{hint}")
 
 
 def _load_file(config_file: str) -> DictConfig:

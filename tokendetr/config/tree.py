@@ -1,9 +1,97 @@
-"""Where this project's configs, weights and documents are."""
+"""Where this project's configs and weights are, and their names.
 
+A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``; a method's
+config that bears the name of a detector's is ``<method>/<name>``. Files under a ``models/`` folder
+are parts of configs (a model without data and schedule) and have no name.
+"""
+
+import difflib
+from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-"""Root of the project."""
+from tokendetr._projects import projects_folder
 
-PROJECTS_DIR = ROOT / "projects"
-"""Folder of the projects: configs, checkpoints and READMEs, one folder per detector and method."""
+PROJECTS_DIR = Path(projects_folder())
+"""Folder of the projects: configs, checkpoints and READMEs, one folder per detector and method.
+
+It lies inside the installed package, or in the source checkout; whatever else is named
+``projects`` has no part in it."""
+
+
+def config_files() -> dict[str, Path]:
+    """Return the file of every config by its name.
+
+    Raises:
+        RuntimeError: two configs have one name.
+    """
+    return dict(_config_files())
+
+
+@cache
+def _config_files() -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    found = sorted(PROJECTS_DIR.glob("*/configs/**/*.py"))
+    # Detectors first: a name that a method uses again stays theirs.
+    for path in sorted(found, key=lambda path: not (_project(path) / "modeling").is_dir()):
+        if "models" in path.parent.parts or path.name.startswith("_"):
+            continue
+        name = path.stem
+        if name in files and _project(files[name]) != _project(path):
+            name = f"{_project(path).name}/{name}"
+        if name in files:
+            raise RuntimeError(
+                f"two configs are named '{name}': {files[name]} and {path}. Rename one of them."
+            )
+        files[name] = path
+    return files
+
+
+def config_file(name: str) -> Path:
+    """Return the path of a config of the project.
+
+    Args:
+        name: a config's name (``dino_r50_4scale_12ep``).
+
+    Raises:
+        KeyError: there is no such config; the message names the nearest ones.
+    """
+    files = _config_files()
+    if name not in files:
+        nearest = difflib.get_close_matches(name, files, n=3, cutoff=0.4)
+        hint = f"Nearest: {', '.join(nearest)}." if nearest else "See tokendetr.config.zoo.list()."
+        raise KeyError(f"there is no config named '{name}'. {hint}")
+    return files[name]
+
+
+def checkpoint_file(name: str) -> str:
+    """Return where the trained weights of a config are, whether or not they were shipped.
+
+    Config files name the weights that a training starts from by this: the path does not depend on
+    the working folder.
+
+    Args:
+        name: a config's name.
+
+    Raises:
+        KeyError: there is no such config.
+    """
+    config = config_file(name)
+    return str(_project(config) / "checkpoints" / f"{config.stem}.safetensors")
+
+
+def shipped_weights(config: str | Path) -> str | None:
+    """Return the trained weights that come with a config of the project, None where none do.
+
+    Args:
+        config: a config's file; one outside the project has no shipped weights.
+    """
+    path = Path(config).resolve()
+    if PROJECTS_DIR not in path.parents:
+        return None
+    weights = _project(path) / "checkpoints" / f"{path.stem}.safetensors"
+    return str(weights) if weights.is_file() else None
+
+
+def _project(path: Path) -> Path:
+    """Return the folder of the project that a config belongs to."""
+    return PROJECTS_DIR / path.relative_to(PROJECTS_DIR).parts[0]

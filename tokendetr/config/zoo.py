@@ -1,12 +1,14 @@
-"""Every lazy config of the project by name: list them, open one, build its model.
+"""Every lazy config of the project by name, with its weights: list them, open one, build its model.
 
 A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``; a method's
 config that bears the name of a detector's is ``<method>/<name>``. Files under
 a ``models/`` folder are parts of configs (a model without data and schedule) and are not listed.
+They are found inside the installed package or the source checkout, whatever the working folder is
+and whichever package ``projects`` is importable.
 """
 
 import builtins
-import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +18,19 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.registration import repeatable_registration
-from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.config.tree import config_file, config_files, shipped_weights
 
+__all__ = ["SHIPPED", "get_checkpoint", "get_config", "get_config_file", "list", "load"]
 
-def _config_files() -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    found = sorted(PROJECTS_DIR.glob("*/configs/**/*.py"))
-    # Detectors first: a name that a method uses again stays theirs.
-    for path in sorted(found, key=lambda path: not (_project(path) / "modeling").is_dir()):
-        if "models" in path.parent.parts or path.name.startswith("_"):
-            continue
-        name = path.stem
-        if name in files and _project(files[name]) != _project(path):
-            name = f"{_project(path).name}/{name}"
-        if name in files:
-            raise RuntimeError(
-                f"two configs are named '{name}': {files[name]} and {path}. Rename one of them."
-            )
-        files[name] = path
-    return files
+SHIPPED = "shipped"
+"""As a checkpoint: the trained weights that come with the config."""
 
-
-def _project(path: Path) -> Path:
-    """Return the folder of the project that a config belongs to."""
-    return PROJECTS_DIR / path.relative_to(PROJECTS_DIR).parts[0]
+logger = logging.getLogger(__name__)
 
 
 def list() -> builtins.list[str]:
     """Names of all configs, sorted."""
-    return sorted(_config_files())
+    return sorted(config_files())
 
 
 def get_config_file(name: str) -> Path:
@@ -56,12 +42,16 @@ def get_config_file(name: str) -> Path:
     Raises:
         KeyError: there is no such config; the message names the nearest ones.
     """
-    files = _config_files()
-    if name not in files:
-        nearest = difflib.get_close_matches(name, files, n=3, cutoff=0.4)
-        hint = f"Nearest: {', '.join(nearest)}." if nearest else "See tokendetr.config.zoo.list()."
-        raise KeyError(f"there is no config named '{name}'. {hint}")
-    return files[name]
+    return config_file(name)
+
+
+def get_checkpoint(name: str) -> str | None:
+    """Path of the trained weights that come with a config, None where none do.
+
+    Raises:
+        KeyError: there is no such config.
+    """
+    return shipped_weights(config_file(name))
 
 
 def get_config(name: str) -> Any:
@@ -78,13 +68,14 @@ def get_config(name: str) -> Any:
         return LazyConfig.load(str(get_config_file(name)))
 
 
-def load(name: str, checkpoint: str | None = None, device: str = "cpu") -> nn.Module:
-    """Build a config's model in evaluation mode.
+def load(name: str, checkpoint: str | None = SHIPPED, device: str = "cpu") -> nn.Module:
+    """Build a config's model with trained weights, in evaluation mode.
 
     Args:
         name: a config's name.
-        checkpoint: ``.pth`` or ``.safetensors`` file, URL or ``detectron2://`` address; None keeps
-            the random initialisation.
+        checkpoint: ``.pth`` or ``.safetensors`` file, URL or ``detectron2://`` address. The default
+            takes the weights that come with the config; where none do, they are random, and
+            a warning says so. None asks for random weights.
         device: torch device the model is moved to.
 
     Raises:
@@ -94,6 +85,13 @@ def load(name: str, checkpoint: str | None = None, device: str = "cpu") -> nn.Mo
     config = get_config(name)
     config.model.device = device
     model: nn.Module = instantiate(config.model).to(device)
+    if checkpoint == SHIPPED:
+        checkpoint = get_checkpoint(name)
+        if checkpoint is None:
+            logger.warning(
+                "no trained weights come with %s: they are random (checkpoint=FILE loads some)",
+                name,
+            )
     if checkpoint is not None:
         load_weights(AtomicCheckpointer(model), checkpoint)
     return model.eval()

@@ -22,7 +22,7 @@ from tokendetr.detector.queries import Outputs, Predictions
 from tokendetr.detector.targets import Target, prepare_targets
 from tokendetr.detector.transformer import DeformableTransformer
 from tokendetr.detector.visualization import picture_first_image
-from tokendetr.layers.cpu.linear import onednn_linears
+from tokendetr.encoder.forward_context import run_pass
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ class DeformableDetector(nn.Module):
         input_format: channel order of ``image``, for pictures of training.
         vis_period: iterations between pictures of training in the event storage; 0 for none.
     """
+
+    opens_pass = True  # forward() runs in a ForwardContext of its own
 
     transformer: DeformableTransformer
     criterion: Any
@@ -183,6 +185,11 @@ class DeformableDetector(nn.Module):
         Raises:
             ValueError: an image or ground truth that cannot be used, naming the record.
         """
+        return run_pass(self, batched_inputs, lambda: self._run(batched_inputs))
+
+    def _run(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         batch = read_images(
             batched_inputs,
             pixel_mean_C11=self.pixel_mean,
@@ -194,15 +201,14 @@ class DeformableDetector(nn.Module):
             targets = prepare_targets(
                 batched_inputs, num_classes=self.num_classes, device=self.device
             )
-        with onednn_linears(self):
-            pyramid = build_pyramid(
-                self.backbone,
-                self.neck,
-                self.position_embedding,
-                batch,
-                share_canvas=self.training,
-            )
-            detections = self.detect(pyramid, targets)
+        pyramid = build_pyramid(
+            self.backbone,
+            self.neck,
+            self.position_embedding,
+            batch,
+            share_canvas=self.training,
+        )
+        detections = self.detect(pyramid, targets)
         limit = self.select_box_nums_for_evaluation
         if targets is None:
             results = to_instances(detections.layers, batch.sizes, limit=limit)

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokendetr.detector.images import ImageBatch, pad_images
-from tokendetr.encoder.image_extents import showing
-from tokendetr.layers.cpu.frozen_bn import folded_norms
+from tokendetr.encoder.forward_context import image_extents
 from tokendetr.tokens import LevelLayout
 
 Size = tuple[int, int]
@@ -61,7 +60,7 @@ def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> 
     """
     canvas = batch.padding.canvas(batch.sizes)
     images = pad_images(batch.images, canvas)
-    with showing(range(len(batch.sizes)), batch.sizes):
+    with image_extents(range(len(batch.sizes)), batch.sizes):
         features = list(neck(backbone(images)))
     covered = [
         [covered_size(size, canvas, (f.shape[-2], f.shape[-1])) for size in batch.sizes]
@@ -85,7 +84,7 @@ def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -
         if images.device.type == "cpu":
             # oneDNN converts every layer's input and output where channels do not come last.
             images = images.contiguous(memory_format=torch.channels_last)
-        with folded_norms(backbone), showing(rows, [size] * len(rows)):
+        with image_extents(rows, [size] * len(rows)):
             results[size] = list(neck(backbone(images)))
         shown[size] = [
             covered_size(size, canvas, (f.shape[-2], f.shape[-1])) for f in results[size]

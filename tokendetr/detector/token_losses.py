@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from tokendetr.detector.criterion import Matches
-from tokendetr.encoder.aux_losses import ImageTargets, Supervision
-
-_NEVER_LOGIT = -1e4
-"""Logit of a padding entry: its focal loss and gradient are 0 in every float type."""
+from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
 
 
 def add_detection_losses(
-    context: Supervision,
+    aux_losses: AuxLosses,
     logits_BKC: Tensor,
     boxes_BK4: Tensor,
     *,
@@ -22,10 +19,10 @@ def add_detection_losses(
     num_boxes: float,
     suffix: str,
 ) -> None:
-    """Ask for the detector's own losses on predictions of tokens, with the detector's weights.
+    """Add the detector's own losses on predictions of tokens, with the detector's weights.
 
     Args:
-        context: the forward pass; its criterion is one of detrex' set criteria.
+        aux_losses: of the forward pass; its criterion is one of detrex' set criteria.
         logits_BKC: a logit per class.
         boxes_BK4: normalised cxcywh.
         valid_BK: bool, False for entries that are no tokens: they are neither matched nor trained.
@@ -35,18 +32,18 @@ def add_detection_losses(
 
     Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries count nothing.
     """
+    targets = [_as_target(target) for target in aux_losses.targets]
     outputs = {"pred_logits": logits_BKC, "pred_boxes": boxes_BK4}
-    targets = [_as_target(target) for target in context.targets]
-    criterion = context.criterion
+    criterion = aux_losses.criterion
     if valid_BK is None:
         matches = criterion.matcher(outputs, targets)
     else:
         matches = _match_valid(criterion.matcher, outputs, targets, valid_BK)
-        outputs["pred_logits"] = logits_BKC.masked_fill(~valid_BK[..., None], _NEVER_LOGIT)
+        outputs, targets, matches = _without_padding(outputs, targets, matches, valid_BK)
     for name in criterion.losses:
         losses = criterion.get_loss(name, outputs, targets, matches, num_boxes)
         for key, value in losses.items():
-            context.add(key + suffix, value * criterion.weight_dict.get(key, 1.0))
+            aux_losses.add(key + suffix, value * criterion.weight_dict.get(key, 1.0))
 
 
 def _as_target(target: ImageTargets) -> dict[str, Tensor]:
@@ -67,3 +64,27 @@ def _match_valid(
         ((query, truth),) = matcher(own, [target])
         matches.append((index_E[query.to(index_E.device)], truth))
     return matches
+
+
+def _without_padding(
+    outputs: dict[str, Tensor],
+    targets: list[dict[str, Tensor]],
+    matches: Matches,
+    valid_BK: Tensor,
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Matches]:
+    """Return the valid entries of a batch as one image with all targets.
+
+    The losses sum over entries and divide by ``num_boxes``, so they are those of the batch; padding
+    is not among them, whatever a criterion makes of a logit (log(p) of a sentinel is not finite).
+    """
+    place_BK = valid_BK.flatten().cumsum(0).view_as(valid_BK) - 1
+    offsets = [0]
+    for target in targets[:-1]:
+        offsets.append(offsets[-1] + len(target["labels"]))
+    queries, truths = [], []
+    for place_K, offset, (query, truth) in zip(place_BK, offsets, matches, strict=True):
+        queries.append(place_K[query.to(place_K.device)])
+        truths.append(truth + offset)
+    together = {name: torch.cat([target[name] for target in targets]) for name in targets[0]}
+    entries = {name: value[valid_BK][None] for name, value in outputs.items()}
+    return entries, [together], [(torch.cat(queries), torch.cat(truths))]

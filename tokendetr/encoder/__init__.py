@@ -1,5 +1,12 @@
 """The deformable encoder: one loop for dense encoders and for every method on fewer tokens."""
 
+from tokendetr.encoder.forward_context import (
+    ForwardContext,
+    current_pass,
+    image_extents,
+    observe,
+    record_tokens,
+)
 from tokendetr.encoder.sparsifier import (
     EncoderContext,
     TokenPlan,
@@ -10,8 +17,13 @@ from tokendetr.encoder.token_encoder import TokenEncoder
 
 __all__ = [
     "EncoderContext",
+    "ForwardContext",
     "TokenEncoder",
     "TokenPlan",
     "TokenSparsifier",
     "ValuePolicy",
+    "current_pass",
+    "image_extents",
+    "observe",
+    "record_tokens",
 ]

@@ -1,28 +1,19 @@
-"""Losses that parts of a model ask for, without the model knowing.
+"""Auxiliary losses that submodules add to a detector's loss dict during its forward pass.
 
-A supervised model opens a context when its forward pass begins and closes it when the pass ends.
-Parts that run in between find it with :func:`current`, look at the targets, and add losses; in
-training these join the losses that the model returns. The state dict and the model's own code do
-not change:
-
-    model = supervise(model)
-    losses = model(batched_inputs)      # the model's own losses and those its parts added
-
-Nothing is stored on a module: contexts live in a context variable, so models may be nested, copied,
-run in threads, wrapped in DDP, or fail in the middle.
+Shapes: G box.
 """
 
 import functools
-import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detrex.layers import box_xyxy_to_cxcywh
 from torch import Tensor, nn
+
+__all__ = ["AuxLosses", "ImageTargets", "ReplayedLosses"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +33,8 @@ class ImageTargets:
     masks: Any = None
 
 
-class Supervision:
-    """The context of one forward pass of one supervised model.
+class AuxLosses:
+    """Auxiliary losses and outputs that submodules add during one forward pass of a model.
 
     Args:
         model: the model; its ``criterion`` (or None) is at :attr:`criterion`.
@@ -92,8 +83,8 @@ class Supervision:
         inputs = self._batched_inputs
         if not isinstance(inputs, Sequence) or not all(isinstance(i, Mapping) for i in inputs):
             raise TypeError(
-                "supervision needs detectron2's batched inputs (a list of dicts) as the model's "
-                f"first argument, got {type(inputs).__name__}"
+                "auxiliary losses need detectron2's batched inputs (a list of dicts) as the "
+                f"model's first argument, got {type(inputs).__name__}"
             )
         device = _device_of(self.owner)
         return [_image_targets(index, record, device) for index, record in enumerate(inputs)]
@@ -124,7 +115,7 @@ class Supervision:
         """
         self.outputs.setdefault(image, {})[name] = value
 
-    def when_done(self, callback: Callable[[], None]) -> None:
+    def when_decoded(self, callback: Callable[[], None]) -> None:
         """Call back when the model's own forward pass has succeeded, before losses are merged.
 
         What the model does after the caller ran is then known, and losses may still be added.
@@ -143,11 +134,37 @@ class Supervision:
                 for callback in self._waiting:
                     callback()
 
+    def merged(self, output: Any) -> Any:
+        """Return the model's output with what its submodules added.
 
-class _Replay(Supervision):
-    """The context of a block that runs again in the backward pass: it collects nothing."""
+        Raises:
+            TypeError: losses were added and the model returned no dict of losses.
+            ValueError: the model itself returns a loss of the same name.
+        """
+        if not self.owner.training:
+            return _with_outputs(output, self.outputs)
+        if not self.losses:
+            return output
+        name = type(self.owner).__name__
+        if not isinstance(output, Mapping):
+            raise TypeError(
+                f"{name} was asked for the losses {sorted(self.losses)}, "
+                f"but in training it returned a {type(output).__name__} instead of a dict of losses"
+            )
+        taken = sorted(set(self.losses) & set(output))
+        if taken:
+            raise ValueError(f"{name} already returns losses named {taken}")
+        return {**output, **self.losses}
 
-    def __init__(self, original: Supervision) -> None:
+
+class ReplayedLosses(AuxLosses):
+    """The losses of a block that is recomputed in the backward pass: nothing counts twice.
+
+    Args:
+        original: the losses of the pass in which the block ran first.
+    """
+
+    def __init__(self, original: AuxLosses) -> None:
         super().__init__(original.owner, original._batched_inputs)
         self.criterion = original.criterion
 
@@ -157,141 +174,21 @@ class _Replay(Supervision):
     def add_output(self, image: int, name: str, value: Any) -> None:
         """Ignore the output, likewise."""
 
-    def when_done(self, callback: Callable[[], None]) -> None:
+    def when_decoded(self, callback: Callable[[], None]) -> None:
         """Ignore the callback, likewise."""
 
     def enter(self, manager: AbstractContextManager[Any]) -> None:
         """Ignore the manager, likewise."""
 
 
-_OPEN: ContextVar[tuple[Supervision, ...]] = ContextVar("tokendetr_supervision", default=())
-
-
-def current() -> Supervision | None:
-    """Return the context of the innermost supervised model running in this thread, or None."""
-    stack = _OPEN.get()
-    return stack[-1] if stack else None
-
-
-def replay_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return ``context_fn`` of ``torch.utils.checkpoint``: blocks that are recomputed find their
-    context again.
-
-    The losses they add the second time are ignored, so every loss counts once.
-    """
-    context = current()
-    if context is None:
-        return nullcontext(), nullcontext()
-    return nullcontext(), _replaying(_Replay(context))
-
-
-@contextmanager
-def _replaying(context: Supervision) -> Iterator[None]:
-    token = _OPEN.set((*_OPEN.get(), context))
-    try:
-        yield
-    finally:
-        _OPEN.reset(token)
-
-
-@contextmanager
-def opened(model: nn.Module, batched_inputs: object = ()) -> Iterator[Supervision]:
-    """Act inside the ``with`` block as if a model's forward pass were running.
-
-    For whoever runs a part of a detector alone, such as its encoder. Losses that the part adds are
-    left in the context.
-
-    Args:
-        model: a supervised model.
-        batched_inputs: detectron2's list of dicts, where parts need targets.
-    """
-    context = Supervision(model, batched_inputs)
-    token = _OPEN.set((*_OPEN.get(), context))
-    try:
-        yield context
-    except BaseException:
-        context.close(succeeded=False)
-        raise
-    else:
-        context.close(succeeded=True)
-    finally:
-        _OPEN.reset(token)
-
-
-def supervise(model: nn.Module) -> nn.Module:
-    """Let the parts of a detectron2-style model ask for losses; return the same model.
-
-    Calling it again on the same model changes nothing.
-    """
-    if _open not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_open, with_kwargs=True)
-        model.register_forward_hook(_close, with_kwargs=True, always_call=True)
-    return model
-
-
-def build_supervised(
-    *, supervised_class: str | Callable[..., nn.Module], **kwargs: object
-) -> nn.Module:
-    """Construct a model and supervise it: what a config's model node is pointed at.
-
-    Args:
-        supervised_class: the model's class, or its full dotted name.
-        **kwargs: the class's arguments.
-
-    Raises:
-        ImportError: where the name leads nowhere.
-    """
-    build = _locate(supervised_class) if isinstance(supervised_class, str) else supervised_class
-    return supervise(build(**kwargs))
-
-
-def _open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    inputs = args[0] if args else next(iter(kwargs.values()), None)
-    _OPEN.set((*_OPEN.get(), Supervision(model, inputs)))
-
-
-def _close(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    stack = _OPEN.get()
-    if not stack or stack[-1].owner is not model:
-        return None  # the pass failed before it began
-    try:
-        stack[-1].close(succeeded=output is not None)
-    finally:
-        _OPEN.set(stack[:-1])
-    if output is None:
-        return None
-    if not model.training:
-        return _with_outputs(output, stack[-1].outputs)
-    losses = stack[-1].losses
-    if not losses:
-        return None
-    if not isinstance(output, Mapping):
-        raise TypeError(
-            f"{type(model).__name__} was asked for the losses {sorted(losses)}, "
-            f"but in training it returned a {type(output).__name__} instead of a dict of losses"
-        )
-    taken = sorted(set(losses) & set(output))
-    if taken:
-        raise ValueError(f"{type(model).__name__} already returns losses named {taken}")
-    return {**output, **losses}
-
-
 def _with_outputs(results: Any, outputs: Mapping[int, Mapping[str, Any]]) -> Any:
     """Return a model's list of detections with what its parts put beside them."""
     if not outputs or not isinstance(results, Sequence):
-        return None  # the results stay as they are
+        return results
     return [
         {**result, **outputs.get(image, {})} if isinstance(result, Mapping) else result
         for image, result in enumerate(results)
     ]
-
-
-def _locate(name: str) -> Callable[..., nn.Module]:
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ImportError(f"cannot find the class {name!r} to supervise: {error}") from error
 
 
 def _device_of(model: nn.Module) -> torch.device:

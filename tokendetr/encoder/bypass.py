@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _disable_current_modes
 
+from tokendetr.compat.torch_private import disable_current_modes
 from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap
 
 _KEPT, _RETURNED, _PASSED, _LEFT_OUT, _PADDING = range(5)
@@ -104,7 +104,7 @@ class AffineBypass(nn.Module):
         if kept is not None and kept[0] == key:
             return kept[1]
         # Whoever counts or fakes operators must not see, or spoil, what later passes reuse.
-        with _disable_current_modes():
+        with disable_current_modes():
             folded = self._fold(layer, level, projection, dtype=torch.float64)
         self._folded[layer, level] = (key, folded)
         return folded

@@ -4,15 +4,15 @@ Shapes: B image, N all tokens, Q query, C channel, M head, L level, P point, X =
 """
 
 import inspect
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokendetr.encoder import aux_losses as supervision
-from tokendetr.encoder import trace
-from tokendetr.encoder.detector_view import Host, current_host
+from tokendetr.encoder.detector_view import DetectorView
+from tokendetr.encoder.forward_context import ForwardContext
 from tokendetr.errors import HostError
 from tokendetr.layers.deformable_attention import locations_and_weights
 from tokendetr.tokens import LevelLayout, splat_attention
@@ -29,15 +29,17 @@ class DecoderAttention:
     carries a gradient.
 
     Args:
-        host: the running detector.
+        detector: the running detector.
         layout: geometry of the batch.
         half_cell: see :func:`tokendetr.tokens.splat_attention`.
 
     Source: Sparse DETR, arXiv 2111.14330, section 3.3 and appendix A.2.
     """
 
-    def __init__(self, host: Host, layout: LevelLayout, *, half_cell: bool = True) -> None:
-        self._host = host
+    def __init__(
+        self, detector: DetectorView, layout: LevelLayout, *, half_cell: bool = True
+    ) -> None:
+        self._detector = detector
         self._layout = layout
         self._half_cell = half_cell
         self._mass_BN: Tensor | None = None
@@ -55,7 +57,7 @@ class DecoderAttention:
         return self._mass_BN
 
     def __enter__(self) -> "DecoderAttention":
-        for attention in self._host.cross_attentions:
+        for attention in self._detector.cross_attentions:
             self._handles.append(attention.register_forward_pre_hook(self._look, with_kwargs=True))
         return self
 
@@ -75,7 +77,7 @@ class DecoderAttention:
             call["query"] if call.get("query_pos") is None else call["query"] + call["query_pos"]
         )
         query_BQC = query if getattr(attention, "batch_first", True) else query.transpose(0, 1)
-        chosen = self._host.matching_queries(query_BQC.shape[1], self._layout)
+        chosen = self._detector.matching_queries(query_BQC.shape[1], self._layout)
         locations_BQMLP2, weights_BQMLP = locations_and_weights(
             attention,
             query_BQC[:, chosen],
@@ -88,21 +90,22 @@ class DecoderAttention:
         self._mass_BN = mass_BN if self._mass_BN is None else self._mass_BN + mass_BN
 
 
-def record_decoder_attention(layout: LevelLayout) -> None:
-    """Note in the trace, where one is recorded, where the decoder is going to look.
+def record_decoder_attention(forward: ForwardContext, layout: LevelLayout) -> None:
+    """Record where the decoder is going to look, if the pass is recorded.
 
-    Without a supervised model, or without a deformable decoder, there is nothing to note.
+    Without a detector, or without a deformable decoder, there is nothing to record.
     """
-    forward, context = trace.current_forward(), supervision.current()
-    if forward is None or context is None:
+    trace, detector, losses = forward.recorder.forward, forward.detector, forward.losses
+    if trace is None or detector is None or losses is None:
         return
-    attention = DecoderAttention(current_host(), layout)
+    attention = DecoderAttention(detector, layout)
     try:
-        context.enter(attention)
+        losses.enter(attention)
     except HostError:
         return
 
-    def note() -> None:
-        forward.maps[MAP_NAME] = attention.mass_BN
+    def record() -> None:
+        with suppress(HostError):  # the decoder did not run
+            trace.maps[MAP_NAME] = attention.mass_BN
 
-    context.when_done(note)
+    losses.when_decoded(record)

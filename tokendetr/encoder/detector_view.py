@@ -1,9 +1,8 @@
-"""What a token selector may use of the detector around its encoder.
+"""Read-only access to the detector that owns the running encoder.
 
 Learned selectors read the detector's own two-stage projection and heads, and look at its decoder's
-attention. They find them through the supervised model that is running, so nothing has to be passed
-through the encoder's fixed call, no module is registered twice, and copies of a model use their own
-parts.
+attention. The encoder hands them the view of the model that is running, so no module is registered
+twice and copies of a model use their own parts.
 
 Shapes: B image, N all tokens, C channel.
 """
@@ -13,18 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokendetr.encoder import aux_losses as supervision
 from tokendetr.errors import HostError
 from tokendetr.layers.deformable_attention import DEFORMABLE_ATTENTIONS
 from tokendetr.tokens import LevelLayout
 
 
 @dataclass(frozen=True)
-class Host:
+class DetectorView:
     """A running detector, by the names that detrex's detectors give their parts.
 
     Attributes:
-        detector: the supervised model, with ``transformer``.
+        detector: the model, with ``transformer``.
     """
 
     detector: nn.Module
@@ -94,9 +92,10 @@ class Host:
         return found
 
     def matching_queries(self, num_queries: int, layout: LevelLayout) -> slice:
-        """Return which of the decoder's queries are object queries.
+        """Return which of the decoder's queries are those that detect objects in evaluation.
 
-        Denoising queries, where a detector adds them, stand in front.
+        Denoising queries, where a detector adds them, stand in front; a group that is matched one
+        to many in training alone (H-Deformable DETR's ``num_queries_one2one``) stands behind.
 
         Args:
             num_queries: all queries that the decoder works on.
@@ -107,7 +106,9 @@ class Host:
             wanted = min(wanted, layout.num_tokens)
         else:
             wanted = getattr(self.detector, "num_queries", num_queries)
-        return slice(max(0, num_queries - wanted), None)
+        first = max(0, num_queries - wanted)
+        one_to_one = getattr(self.detector, "num_queries_one2one", None)
+        return slice(first, None if one_to_one is None else first + one_to_one)
 
     def _part(self, owner: nn.Module, name: str) -> Any:
         part = getattr(owner, name, None)
@@ -120,16 +121,48 @@ class Host:
         return part
 
 
-def current_host() -> Host:
-    """Return the detector that is running around the caller.
+def require_detector(view: DetectorView | None) -> DetectorView:
+    """Return the view of the detector around an encoder.
 
     Raises:
-        HostError: where no supervised model is running.
+        HostError: the encoder runs outside of any detector's forward pass.
     """
-    context = supervision.current()
-    if context is None:
+    if view is None:
         raise HostError(
             "the sparsifier needs to see the detector around its encoder: build the config with "
-            "tokendetr.config.sparsify(), or call tokendetr.encoder.aux_losses.supervise(model)"
+            "tokendetr.config.sparsify(), or call tokendetr.encoder.observe(model) on a model "
+            "that is not one of tokendetr's"
         )
-    return Host(context.owner)
+    return view
+
+
+def check_requirements(model: nn.Module) -> None:
+    """Check that a detector offers what the sparsifiers in it need, before anything runs.
+
+    Args:
+        model: the whole detector.
+
+    Raises:
+        HostError: naming the sparsifier, what is missing and the way out.
+    """
+    for module in model.modules():
+        requires: frozenset[str] = getattr(module, "requires", frozenset())
+        if not isinstance(requires, frozenset) or not requires:
+            continue
+        name, view = type(module).__name__, DetectorView(model)
+        if "two_stage" in requires and not view.has_proposals:
+            raise HostError(
+                f"{name} reads the two-stage projection and class head of its detector, and "
+                f"{type(model).__name__} has none (transformer.enc_output, "
+                "transformer.decoder.class_embed): build it with as_two_stage=True, or let the "
+                "sparsifier have its own projection and heads where it offers them"
+            )
+        criterion = getattr(model, "criterion", None)
+        wanted = ("matcher", "losses", "get_loss", "weight_dict")
+        missing = [part for part in wanted if not hasattr(criterion, part)]
+        if "set_criterion" in requires and missing:
+            raise HostError(
+                f"{name} trains heads in the encoder by the detector's own criterion, and "
+                f"{type(criterion).__name__} has no {', '.join(missing)}: "
+                "set auxiliary_heads=False to train without these heads"
+            )

@@ -5,12 +5,17 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tokendetr.encoder.aux_losses import AuxLosses
 from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.detector_view import DetectorView, require_detector
+from tokendetr.encoder.trace import Recorder
+from tokendetr.errors import HostError
+from tokendetr.layers.encoder_layer import SplitFeedForward
 from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
 ValuePolicy = Literal["updated", "initial"]
@@ -19,7 +24,7 @@ VALUE_POLICIES = ("updated", "initial")
 
 @dataclass(frozen=True)
 class EncoderContext:
-    """What a sparsifier may know when it plans one forward pass.
+    """What one pass of an encoder offers to the plan of its tokens.
 
     Attributes:
         layout: geometry and padding of the batch.
@@ -28,6 +33,9 @@ class EncoderContext:
         reference_points_BNL2: their normalised reference points in every level.
         num_layers: number of encoder layers.
         run_dense: runs all layers on all tokens without gradients and returns the memory [B, N, C].
+        detector: the detector around the encoder; None where the encoder runs alone.
+        losses: auxiliary losses and targets of the pass; None outside of a detector's training.
+        recorder: receives scores; records nothing unless somebody asked for it.
     """
 
     layout: LevelLayout
@@ -36,6 +44,28 @@ class EncoderContext:
     reference_points_BNL2: Tensor
     num_layers: int
     run_dense: Callable[[], Tensor]
+    detector: DetectorView | None = None
+    losses: AuxLosses | None = None
+    recorder: Recorder = field(default_factory=Recorder)
+
+    def require_detector(self) -> DetectorView:
+        """Return the detector around the encoder.
+
+        Raises:
+            HostError: the encoder runs alone.
+        """
+        return require_detector(self.detector)
+
+    def require_losses(self) -> AuxLosses:
+        """Return the auxiliary losses of the pass.
+
+        Raises:
+            HostError: the encoder runs alone, or its detector is not in training mode.
+        """
+        self.require_detector()
+        if self.losses is None:
+            raise HostError("losses are computed in training: call train() on the whole detector")
+        return self.losses
 
 
 class TokenPlan:
@@ -75,11 +105,16 @@ class TokenPlan:
         """Return the reduced tokens after a block of the method's own (unchanged here)."""
         return tokens_BKC
 
+    def feed_forward(self, layer: int) -> SplitFeedForward | None:
+        """Return another feed-forward network for some of a layer's tokens; None: the layer's own
+        for all of them."""
+        return None
+
     def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
         """Look at a layer's results (for auxiliary heads); nothing here."""
 
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Return the encoder's output; losses are added to ``supervision.current()`` here."""
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Return the encoder's output; losses are added to ``context.losses`` here."""
         return memory_BNC
 
 
@@ -103,6 +138,15 @@ class TokenSparsifier(nn.Module, ABC):
             raise ValueError(f"value_policy must be one of {VALUE_POLICIES}, got {value_policy!r}")
         self.value_policy = value_policy
         self.bypass = bypass
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the method needs of its detector, checked when the model is built.
+
+        "two_stage": the projection and class head that read encoder tokens; "set_criterion": a
+        criterion with ``matcher``, ``losses``, ``get_loss`` and ``weight_dict``.
+        """
+        return frozenset()
 
     @abstractmethod
     def plan(self, context: EncoderContext) -> TokenPlan:

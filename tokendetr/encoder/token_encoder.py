@@ -8,6 +8,7 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,13 +16,13 @@ from detrex.layers import FFN
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokendetr.encoder import trace
-from tokendetr.encoder.aux_losses import replay_contexts
 from tokendetr.encoder.bypass import BypassPass
 from tokendetr.encoder.decoder_attention import record_decoder_attention
+from tokendetr.encoder.forward_context import current_pass, replay_contexts
 from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.encoder.trace import Recorder
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
-from tokendetr.layers.encoder_layer import EncoderLayer
+from tokendetr.layers.encoder_layer import EncoderLayer, SplitFeedForward
 from tokendetr.tokens import LevelLayout, TokenMap
 
 __all__ = [
@@ -43,7 +44,7 @@ class TokenEncoder(nn.Module):
         feedforward_dim: hidden channels of the feed-forward networks.
         attn_dropout: dropout after the attention.
         ffn_dropout: dropout inside the feed-forward networks.
-        num_layers: number of layers.
+        num_layers: number of layers; 0 hands the backbone's features on.
         post_norm: whether a LayerNorm follows the last layer.
         num_feature_levels: levels L.
         num_points: sampled points per head and level.
@@ -70,8 +71,8 @@ class TokenEncoder(nn.Module):
         sparsifier: TokenSparsifier | None = None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        if num_layers < 0:
+            raise ValueError(f"num_layers must be at least 0, got {num_layers}")
         order = tuple(operation_order)
 
         def make_layer() -> EncoderLayer:
@@ -179,25 +180,34 @@ class TokenEncoder(nn.Module):
             )
         if reference_points is None:
             reference_points = layout.reference_points_BNL2().to(query.dtype)
+        forward = current_pass()
         context = EncoderContext(
             layout=layout,
             memory_BNC=query,
             query_pos_BNC=query_pos,
             reference_points_BNL2=reference_points,
             num_layers=self.num_layers,
-            run_dense=lambda: self._run_dense(context),
+            run_dense=lambda: self.run_dense(context),
+            detector=forward.detector,
+            losses=forward.losses if forward.model is not None and forward.model.training else None,
+            recorder=forward.recorder,
         )
-        trace.begin_forward(layout)
-        record_decoder_attention(layout)
+        forward.recorder.begin_forward(layout)
+        record_decoder_attention(forward, layout)
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context), "updated")
         plan, bypass = self.sparsifier.plan(context), self.sparsifier.bypass
         moving = None if bypass is None else bypass.start(layout, query)
         return self._encode(context, plan, self.sparsifier.value_policy, moving)
 
-    def _run_dense(self, context: EncoderContext) -> Tensor:
-        with torch.no_grad(), trace.paused():
-            return self._encode(context, TokenPlan(context), "updated")
+    def run_dense(self, context: EncoderContext) -> Tensor:
+        """Run all layers on all tokens of a pass, without gradients, and return the memory.
+
+        Nothing is recorded. The pass may be another encoder's.
+        """
+        silent = replace(context, recorder=Recorder())
+        with torch.no_grad():
+            return self._encode(silent, TokenPlan(silent), "updated")
 
     def _encode(
         self,
@@ -212,7 +222,7 @@ class TokenEncoder(nn.Module):
         previous: TokenMap | None = None
         for index in range(self.num_layers):
             token_map = plan.token_map(index, memory_BNC)
-            trace.record_layer(token_map)
+            context.recorder.record_layer(token_map)
             if moving is not None:
                 memory_BNC = moving.begin_layer(index, token_map, memory_BNC)
             if token_map is not previous:
@@ -222,25 +232,27 @@ class TokenEncoder(nn.Module):
                     pos_BKC = token_map.select(context.query_pos_BNC)
                 previous = token_map
             tokens_BKC = plan.before_attention(index, tokens_BKC, token_map)
-            value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
-            projected_BNC = None
-            if moving is not None and value_policy == "updated":
-                if self.pre_norm:  # a norm stands between the map and the projection
-                    value_BNC = moving.values(index, memory_BNC)
-                else:
-                    layer = cast(EncoderLayer, self.layers[index])
-                    projected_BNC = moving.projected_values(
-                        index, memory_BNC, layer.value_projection
-                    )
-            tokens_BKC = self._run_layer(
-                index,
-                tokens_BKC,
-                None if value_BNC is tokens_BKC else value_BNC,
-                pos_BKC,
-                reference_BKLX,
-                context.layout,
-                projected_BNC,
-            )
+            if token_map.num_tokens:  # a layer without queries updates nothing
+                value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
+                projected_BNC = None
+                if moving is not None and value_policy == "updated":
+                    if self.pre_norm:  # a norm stands between the map and the projection
+                        value_BNC = moving.values(index, memory_BNC)
+                    else:
+                        layer = cast(EncoderLayer, self.layers[index])
+                        projected_BNC = moving.projected_values(
+                            index, memory_BNC, layer.value_projection
+                        )
+                tokens_BKC = self._run_layer(
+                    index,
+                    tokens_BKC,
+                    None if value_BNC is tokens_BKC else value_BNC,
+                    pos_BKC,
+                    reference_BKLX,
+                    context.layout,
+                    projected_BNC,
+                    plan.feed_forward(index),
+                )
             memory_BNC = token_map.restore(tokens_BKC, memory_BNC)
             if moving is not None:
                 memory_BNC = moving.end_layer(index, memory_BNC)
@@ -249,7 +261,7 @@ class TokenEncoder(nn.Module):
             memory_BNC = moving.finish(memory_BNC)
         if self.post_norm_layer is not None:
             memory_BNC = self.post_norm_layer(memory_BNC)
-        return plan.finish(memory_BNC)
+        return plan.finalize(memory_BNC)
 
     def _run_layer(
         self,
@@ -260,6 +272,7 @@ class TokenEncoder(nn.Module):
         reference_BKLX: Tensor,
         layout: LevelLayout,
         projected_BNC: Tensor | None,
+        split: SplitFeedForward | None,
     ) -> Tensor:
         layer = self.layers[index]
         arguments = (
@@ -270,6 +283,7 @@ class TokenEncoder(nn.Module):
             layout.padding_BN if layout.may_have_padding else None,
             layout.level_shapes,
             projected_BNC,
+            split,
         )
         if self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(layer, *arguments, use_reentrant=False, context_fn=replay_contexts)

@@ -1,18 +1,17 @@
-"""What sparsifiers did in a forward pass, recorded only where someone asked for it.
+"""Opt-in recording of the token maps and scores of forward passes.
 
 with record_tokens() as trace:
     model(batched_inputs)
 trace.forwards[-1].layers[0].token_map
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from tokendetr.tokens import LevelLayout, TokenMap
+
+__all__ = ["ForwardTrace", "LayerTrace", "Recorder", "TokenTrace", "TraceRecorder"]
 
 
 @dataclass
@@ -54,81 +53,64 @@ class TokenTrace:
     forwards: list[ForwardTrace] = field(default_factory=list)
 
 
-class _Recorder:
-    """What the current thread records: the trace, and scores for its next layer."""
+class Recorder:
+    """Receives what a pass does with its tokens; this base class records nothing."""
+
+    @property
+    def forward(self) -> ForwardTrace | None:
+        """The encoder pass or backbone stage that is being recorded, None where nobody records."""
+        return None
+
+    def begin_forward(self, layout: LevelLayout, name: str = "encoder") -> None:
+        """Begin the trace of an encoder or a backbone stage."""
+
+    def record_score(self, name: str, score: Tensor) -> None:
+        """Record what the next layer's map is chosen from."""
+
+    def record_layer(self, token_map: TokenMap) -> None:
+        """Record the map of the next layer."""
+
+    def record_layer_score(self, name: str, score_BK: Tensor) -> None:
+        """Record a score of the latest layer's reduced tokens as [B, N], NaN for the others."""
+
+
+class TraceRecorder(Recorder):
+    """Records into a :class:`TokenTrace`."""
 
     def __init__(self) -> None:
         self.trace = TokenTrace()
-        self.scores: dict[str, Tensor] = {}
+        self._scores: dict[str, Tensor] = {}
 
+    @property
+    def forward(self) -> ForwardTrace | None:
+        """The encoder pass or backbone stage that is being recorded."""
+        return self.trace.forwards[-1] if self.trace.forwards else None
 
-_RECORDER: ContextVar[_Recorder | None] = ContextVar("tokendetr_recorder", default=None)
+    def begin_forward(self, layout: LevelLayout, name: str = "encoder") -> None:
+        """Begin the trace of an encoder or a backbone stage."""
+        self.trace.forwards.append(ForwardTrace(layout, name=name))
+        self._scores = {}
 
+    def record_score(self, name: str, score: Tensor) -> None:
+        """Record what the next layer's map is chosen from."""
+        self._scores[name] = score.detach()
 
-@contextmanager
-def record_tokens() -> Iterator[TokenTrace]:
-    """Record every encoder pass of this thread inside the ``with`` block."""
-    recorder = _Recorder()
-    token = _RECORDER.set(recorder)
-    try:
-        yield recorder.trace
-    finally:
-        _RECORDER.reset(token)
+    def record_layer(self, token_map: TokenMap) -> None:
+        """Record the map of the next layer."""
+        self.trace.forwards[-1].layers.append(LayerTrace(token_map, self._scores))
+        self._scores = {}
 
-
-def begin_forward(layout: LevelLayout, name: str = "encoder") -> None:
-    """Note that an encoder begins to work on a batch (called by the encoder)."""
-    recorder = _RECORDER.get()
-    if recorder is not None:
-        recorder.trace.forwards.append(ForwardTrace(layout, name=name))
-        recorder.scores = {}
-
-
-def current_forward() -> ForwardTrace | None:
-    """Return the encoder pass that is being recorded, or None where nobody asked for it."""
-    recorder = _RECORDER.get()
-    return recorder.trace.forwards[-1] if recorder is not None and recorder.trace.forwards else None
-
-
-def record_score(name: str, score: Tensor) -> None:
-    """Note what the next layer's map is chosen from (called by sparsifiers)."""
-    recorder = _RECORDER.get()
-    if recorder is not None:
-        recorder.scores[name] = score.detach()
-
-
-def record_layer(token_map: TokenMap) -> None:
-    """Note the map of the next layer (called by the encoder)."""
-    recorder = _RECORDER.get()
-    if recorder is not None:
-        recorder.trace.forwards[-1].layers.append(LayerTrace(token_map, recorder.scores))
-        recorder.scores = {}
-
-
-def record_layer_score(name: str, score_BK: Tensor) -> None:
-    """Note a score of a layer's reduced tokens, made while it works (called by sparsifiers).
-
-    It is kept as [B, N], with NaN for tokens that are not among them.
-    """
-    forward = current_forward()
-    if forward is None or not forward.layers:
-        return
-    layer = forward.layers[-1]
-    anchor_BK, valid_BK = layer.token_map.anchor_BK, layer.token_map.valid_BK
-    score_BK = score_BK.detach().float()
-    if valid_BK is not None:
-        score_BK = score_BK.masked_fill(~valid_BK, float("nan"))
-    if anchor_BK is not None:
-        score_BN = score_BK.new_full(forward.layout.valid_BN.shape, float("nan"))
-        score_BK = score_BN.scatter(1, anchor_BK, score_BK)
-    layer.scores[name] = score_BK
-
-
-@contextmanager
-def paused() -> Iterator[None]:
-    """Record nothing inside the ``with`` block."""
-    token = _RECORDER.set(None)
-    try:
-        yield
-    finally:
-        _RECORDER.reset(token)
+    def record_layer_score(self, name: str, score_BK: Tensor) -> None:
+        """Record a score of the latest layer's reduced tokens as [B, N], NaN for the others."""
+        forward = self.forward
+        if forward is None or not forward.layers:
+            return
+        layer = forward.layers[-1]
+        anchor_BK, valid_BK = layer.token_map.anchor_BK, layer.token_map.valid_BK
+        score_BK = score_BK.detach().float()
+        if valid_BK is not None:
+            score_BK = score_BK.masked_fill(~valid_BK, float("nan"))
+        if anchor_BK is not None:
+            score_BN = score_BK.new_full(forward.layout.valid_BN.shape, float("nan"))
+            score_BK = score_BN.scatter(1, anchor_BK, score_BK)
+        layer.scores[name] = score_BK

@@ -3,10 +3,12 @@
 Shapes: B image, N all tokens, L level.
 """
 
+import math
+import statistics
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
@@ -14,16 +16,29 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from tokendetr.encoder.decoder_attention import MAP_NAME
-from tokendetr.encoder.trace import ForwardTrace, TokenTrace, record_tokens
+from tokendetr.encoder.forward_context import record_tokens
+from tokendetr.encoder.trace import ForwardTrace, TokenTrace
+from tokendetr.tokens import LevelLayout, topk_valid
 
 __all__ = ["CorrEvaluator", "updated_attention"]
 
 
-def updated_attention(forward: ForwardTrace) -> tuple[Tensor, Tensor]:
-    """Return the decoder's attention to tokens that at least one layer updated, and to all tokens.
+Layers = Literal["mean", "any", "first", "last"]
+LAYERS = ("mean", "any", "first", "last")
+
+
+def updated_attention(
+    forward: ForwardTrace, *, layers: Layers = "mean", top: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the decoder's attention to the tokens that the encoder updates, and to all tokens.
 
     Args:
         forward: a recorded pass with the decoder's attention.
+        layers: what counts as updated. "mean": the average over layers of what each updates, so
+            that an encoder which updates a share r of random tokens has Corr r, however often it
+            chooses anew; "any": what at least one layer updates; "first", "last": that layer alone.
+        top: only the share of tokens that the decoder looks at most counts, in (0, 1]; all where
+            None.
 
     Returns:
         Two float64 tensors [B, L]; padding is left out of both.
@@ -31,27 +46,47 @@ def updated_attention(forward: ForwardTrace) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: where the attention was not recorded.
 
-    Source: Sparse DETR, arXiv 2111.14330, section 4.2.
+    Source: Sparse DETR, arXiv 2111.14330, section 4.2 (its one kept set makes all modes of
+    ``layers`` equal); Focus-DETR, arXiv 2307.12612, section 4.3 (the top 10 %).
     """
     layout = forward.layout
     if MAP_NAME not in forward.maps:
         raise ValueError(
-            "the decoder's attention was not recorded: the model must be supervised "
-            "(tokendetr.config.sparsify does that) and its decoder deformable"
+            "the decoder's attention was not recorded: it needs a detector with a "
+            "deformable decoder, and tokendetr.encoder.observe(model) where the detector is not "
+            "one of tokendetr's"
         )
-    updated_BN = torch.zeros_like(layout.valid_BN)
-    for layer in forward.layers:
-        anchor_BK, valid_BK = layer.token_map.anchor_BK, layer.token_map.valid_BK
-        if anchor_BK is None:
-            updated_BN = layout.valid_BN
-            break
-        kept_BK = torch.ones_like(anchor_BK) if valid_BK is None else valid_BK
-        updated_BN = updated_BN | torch.zeros_like(updated_BN).scatter(1, anchor_BK, kept_BK.bool())
     mass_BN = forward.maps[MAP_NAME].double() * layout.valid_BN
+    if top is not None:
+        mass_BN = _highest(mass_BN, layout, top)
+    updated_BN = _updated(forward, layers)
     return tuple(  # type: ignore[return-value]
         torch.stack([part.sum(dim=1) for part in layout.split(mass)], dim=1)
         for mass in (mass_BN * updated_BN, mass_BN)
     )
+
+
+def _updated(forward: ForwardTrace, layers: Layers) -> Tensor:
+    """Return in which share of the layers each token is updated, float64 [B, N]."""
+    valid_BN = forward.layout.valid_BN
+    chosen = {"first": forward.layers[:1], "last": forward.layers[-1:]}.get(layers, forward.layers)
+    count_BN = torch.zeros(valid_BN.shape, dtype=torch.float64, device=valid_BN.device)
+    for layer in chosen:
+        anchor_BK, valid_BK = layer.token_map.anchor_BK, layer.token_map.valid_BK
+        if anchor_BK is None:
+            count_BN += valid_BN
+            continue
+        kept_BK = torch.ones_like(anchor_BK) if valid_BK is None else valid_BK
+        count_BN.scatter_add_(1, anchor_BK, kept_BK.to(count_BN.dtype))
+    return (count_BN > 0).double() if layers == "any" else count_BN / max(len(chosen), 1)
+
+
+def _highest(mass_BN: Tensor, layout: LevelLayout, top: float) -> Tensor:
+    """Return the mass with all but each image's highest share of its real tokens set to 0."""
+    counts = [math.ceil(top * sum(levels)) for levels in layout.valid_counts]
+    index_BK, own_BK = topk_valid(mass_BN, counts, valid_BN=layout.valid_BN)
+    own_BK = torch.ones_like(index_BK, dtype=torch.bool) if own_BK is None else own_BK
+    return mass_BN * torch.zeros_like(layout.valid_BN).scatter(1, index_BK, own_BK)
 
 
 class CorrEvaluator(DatasetEvaluator):
@@ -64,10 +99,25 @@ class CorrEvaluator(DatasetEvaluator):
         )
 
     Results are under "tokens": ``Corr`` and ``Corr_level1`` and so on, in percent; NaN where the
-    decoder looked nowhere. Source: Sparse DETR, arXiv 2111.14330, section 4.2.
+    decoder looked nowhere, and ``Corr_spread``, the standard deviation over images.
+
+    Args:
+        layers: see :func:`updated_attention`.
+        top: likewise; 0.1 is Focus-DETR's.
+
+    Raises:
+        ValueError: for values out of range.
+
+    Source: Sparse DETR, arXiv 2111.14330, section 4.2; Focus-DETR, arXiv 2307.12612, table 3.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, layers: Layers = "mean", top: float | None = None) -> None:
+        if layers not in LAYERS:
+            raise ValueError(f"layers must be one of {LAYERS}, got {layers!r}")
+        if top is not None and not 0 < top <= 1:
+            raise ValueError(f"top must lie in (0, 1], got {top}")
+        self._layers: Layers = layers
+        self._top = top
         self._recording = ExitStack()
         self._trace = TokenTrace()
         self._shares: list[list[float]] = []
@@ -88,7 +138,7 @@ class CorrEvaluator(DatasetEvaluator):
         self._trace.forwards.clear()
         if not forwards:
             raise ValueError("the model's encoder is none of tokendetr's: no tokens were recorded")
-        updated_BL, all_BL = updated_attention(forwards[-1])
+        updated_BL, all_BL = updated_attention(forwards[-1], layers=self._layers, top=self._top)
         for kept_L, mass_L in zip(updated_BL.tolist(), all_BL.tolist(), strict=True):
             parts = [(sum(kept_L), sum(mass_L)), *zip(kept_L, mass_L, strict=True)]
             self._shares.append([kept / mass if mass else float("nan") for kept, mass in parts])
@@ -101,4 +151,6 @@ class CorrEvaluator(DatasetEvaluator):
             return None
         mean = torch.tensor(shares, dtype=torch.float64).nanmean(dim=0).mul(100).tolist()
         names = ["Corr", *(f"Corr_level{level}" for level in range(1, len(mean)))]
-        return OrderedDict(tokens=dict(zip(names, mean, strict=True)))
+        total = [row[0] for row in shares if not math.isnan(row[0])]
+        spread = 100 * statistics.pstdev(total) if total else float("nan")
+        return OrderedDict(tokens=dict(zip(names, mean, strict=True)) | {"Corr_spread": spread})

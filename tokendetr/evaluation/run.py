@@ -19,6 +19,7 @@ from tokendetr.data.random_state import preserved_rng
 from tokendetr.data.stream import NamedErrors
 from tokendetr.data.workers import protect_workers
 from tokendetr.errors import ConfigError
+from tokendetr.layers.cpu import optimize
 
 __all__ = ["Evaluation", "default_best_metric"]
 
@@ -78,7 +79,8 @@ class Evaluation:
             self._loader = protect_workers(instantiate(node))
         if suffix not in self._evaluators:
             self._evaluators[suffix] = self._build_evaluator(suffix)
-        return inference_on_dataset(self._model, self._loader, self._evaluators[suffix])
+        with optimize(self._model):
+            return inference_on_dataset(self._model, self._loader, self._evaluators[suffix])
 
     def _build_evaluator(self, suffix: str) -> Any:
         node = copy.deepcopy(self._cfg.dataloader.evaluator)

@@ -15,8 +15,9 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch import Tensor
 
+from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import layer_tokens
-from tokendetr.encoder.trace import ForwardTrace, TokenTrace, record_tokens
+from tokendetr.encoder.trace import ForwardTrace, TokenTrace
 from tokendetr.tokens import LevelLayout
 
 __all__ = ["TokenRecall", "level_counts"]

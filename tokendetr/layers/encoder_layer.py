@@ -4,6 +4,7 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,20 @@ from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 
 ROWS_AT_ONCE = 512
 """Tokens that pass the feed-forward network together: at 2048 hidden channels 4 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class SplitFeedForward:
+    """A second feed-forward network for the first tokens of a layer.
+
+    Attributes:
+        count: how many of the (reduced) tokens it is for.
+        block: what comes after their attention and its norm: network, residual and norm; maps
+            [B, count, C] to the same shape.
+    """
+
+    count: int
+    block: nn.Module
 
 
 class EncoderLayer(nn.Module):
@@ -74,6 +89,7 @@ class EncoderLayer(nn.Module):
         padding_BN: Tensor | None,
         level_shapes: tuple[tuple[int, int], ...],
         projected_BNC: Tensor | None = None,
+        split: SplitFeedForward | None = None,
     ) -> Tensor:
         """Update tokens from whole grids.
 
@@ -86,6 +102,7 @@ class EncoderLayer(nn.Module):
             level_shapes: (height, width) of each level.
             projected_BNC: the attention's value projection of all tokens, padding zero, where it
                 is known; the values are not looked at then.
+            split: another feed-forward network for the first tokens; None: the own one for all.
 
         Returns:
             The updated tokens [B, K, C].
@@ -106,11 +123,23 @@ class EncoderLayer(nn.Module):
             level_shapes=level_shapes,
             projected_value=projected_BNC,
         )
+        if split is not None:
+            return self._after_attention_split(attended_BKC, split)
         if self._works_in_blocks(attended_BKC):
             for rows in attended_BKC.flatten(0, 1)[None].split(ROWS_AT_ONCE, dim=1):
                 rows.copy_(self._after_attention(rows))
             return attended_BKC
         return self._after_attention(attended_BKC)
+
+    def _after_attention_split(self, attended_BKC: Tensor, split: SplitFeedForward) -> Tensor:
+        """Run what follows the attention, for the first tokens with another network."""
+        if self.operation_order != ("self_attn", "norm", "ffn", "norm"):
+            raise ValueError(
+                "another feed-forward network for some tokens needs the order self_attn, norm, "
+                f"ffn, norm; the layer has {self.operation_order}"
+            )
+        first_BTC = split.block(self.norms[0](attended_BKC[:, : split.count]))
+        return torch.cat([first_BTC, self._after_attention(attended_BKC[:, split.count :])], dim=1)
 
     def _works_in_blocks(self, attended_BKC: Tensor) -> bool:
         """Return whether blocks of tokens go through the rest of the layer one after the other.

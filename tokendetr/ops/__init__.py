@@ -6,6 +6,7 @@ imported by ``from tokendetr.ops.ms_deform_attn.reference import ...``.
 """
 
 from tokendetr.ops.fallback import extension_available, use_reference
+from tokendetr.ops.library import LibraryFacts, library_facts
 from tokendetr.ops.ms_deform_attn import (
     ms_deform_attn,
     ms_deform_attn_flops,
@@ -22,7 +23,9 @@ from tokendetr.ops.packed_attention import (
 )
 
 __all__ = [
+    "LibraryFacts",
     "extension_available",
+    "library_facts",
     "ms_deform_attn",
     "ms_deform_attn_flops",
     "ms_deform_attn_fused",

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from tokendetr.ops import library
@@ -56,29 +55,22 @@ def use_reference() -> Iterator[None]:
 
 def extension_available() -> bool:
     """Return whether the compiled kernels are there."""
-    return library.load_error() is None
+    return library.library_facts().load_error is None
 
 
 def use_extension(tensor: Tensor, operator: str = "ms_deform_attn") -> bool:
     """Return whether the kernels run for a tensor's device; warn once if they cannot."""
     if _Process.any_block and _OF_THREAD.depth:
         return False
-    reason = library.load_error()
-    if reason is None and tensor.device.type in ("meta", *library.device_types()):
+    reason = library.why_without(tensor.device.type)
+    if reason is None:
         return True
     if not _Process.announced:
         _Process.announced = True
-        reason = reason or f"it was built without kernels for {tensor.device.type}"
         _LOGGER.warning(
-            "%s runs as plain PyTorch, which is slow: the compiled extension cannot be used (%s). "
-            "Build it with `make build` or `pip install --no-build-isolation --no-deps -e .`",
+            "%s runs as plain PyTorch, which is slow: there are no compiled kernels (%s). "
+            "Install again with `pip install --no-build-isolation`, see docs/install.md",
             operator,
             reason,
         )
     return False
-
-
-def autocasts(tensor: Tensor) -> bool:
-    """Return whether autocast is on for a tensor's device."""
-    kind = tensor.device.type
-    return kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)

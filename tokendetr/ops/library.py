@@ -1,27 +1,117 @@
 """The compiled kernels, loaded once when ``tokendetr.ops`` is imported, or why they cannot be.
 
-Loaded here and not on the first call, so that ``torch.compile`` never traces the import.
+Loaded here and not on the first call, so that ``torch.compile`` never traces it. The library has no
+Python symbols and calls PyTorch's stable ABI alone: a build of one release serves the later ones.
 """
 
-import importlib
+import ctypes
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LOGGER = logging.getLogger(__name__)
+_PATH = Path(__file__).resolve().parents[1] / "libtokendetr_ops.so"
+_INTERFACE = 1  # of csrc/module.cpp
+_INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 
 
-def _load() -> tuple[str | None, tuple[str, ...]]:
+@dataclass(frozen=True)
+class LibraryFacts:
+    """How the compiled kernels were built, and what this process has of them.
+
+    Attributes:
+        path: the library's file, or None if there is none.
+        load_error: None, or the reason why it cannot be used.
+        device_types: device types that there are kernels for.
+        instruction_set: of the CPU kernels in this process, or None.
+        torch: release that it was built with; later ones can load it.
+        cuda: release of the CUDA toolkit, or None without CUDA kernels.
+        architectures: CUDA architectures, as in ``TORCH_CUDA_ARCH_LIST``, or None.
+        compiler: command of the C++ compiler.
+        left_out: for "kernels" (all of them) and "cuda", why the build left them out.
+    """
+
+    path: str | None = None
+    load_error: str | None = None
+    device_types: tuple[str, ...] = ()
+    instruction_set: str | None = None
+    torch: str | None = None
+    cuda: str | None = None
+    architectures: str | None = None
+    compiler: str | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """Return what the build wrote beside the library, nothing if it is not there."""
     try:
-        module = importlib.import_module("tokendetr._C")
-    except ImportError as error:
-        return str(error), ()
-    return None, tuple(module.device_types)
+        noted = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return {}
+    names = ("torch", "cuda", "architectures", "compiler", "left_out")
+    return {name: noted[name] for name in names if noted.get(name) is not None}
 
 
-_LOAD_ERROR, _DEVICE_TYPES = _load()
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
-def load_error() -> str | None:
-    """Return None, or the reason why the compiled kernels cannot be used."""
-    return _LOAD_ERROR
+def _why_not_loaded(error: OSError, noted: dict[str, Any]) -> str:
+    """Return the likely reason in words, then the loader's own."""
+    built_with = noted.get("torch", "an unknown release")
+    running = torch.__version__
+    if noted.get("cuda") and torch.version.cuda is None:
+        return f"it was built for CUDA {noted['cuda']}, PyTorch {running} has no CUDA: {error}"
+    if "torch" in noted and _release(running) < _release(built_with):
+        return f"it was built with PyTorch {built_with}, newer than this {running}: {error}"
+    return f"built with PyTorch {built_with}, it cannot be loaded by {running}: {error}"
 
 
-def device_types() -> tuple[str, ...]:
-    """Return the device types that there are kernels for."""
-    return _DEVICE_TYPES
+def _load(path: Path = _PATH) -> LibraryFacts:
+    noted = _noted(path)
+    wanted = os.environ.get("TOKENDETR_CPU_ISA", "")
+    if wanted and wanted not in _INSTRUCTION_SETS:
+        known = ", ".join(_INSTRUCTION_SETS)
+        _LOGGER.warning("TOKENDETR_CPU_ISA=%s is ignored: it is none of %s", wanted, known)
+    if not path.exists():
+        reason = noted.get("left_out", {}).get("kernels") or f"it was not built: no file {path}"
+        return LibraryFacts(load_error=reason, **noted)
+    try:
+        library = ctypes.CDLL(str(path))
+        interface = library.tokendetr_interface()
+        if interface != _INTERFACE:
+            raise OSError(f"its interface is {interface}, these sources need {_INTERFACE}")
+        torch.ops.load_library(path)
+    except (OSError, AttributeError) as error:
+        reason = _why_not_loaded(OSError(error), noted)
+        return LibraryFacts(path=str(path), load_error=reason, **noted)
+    library.tokendetr_cpu_isa.restype = ctypes.c_char_p
+    return LibraryFacts(
+        path=str(path),
+        device_types=("cpu", "cuda") if library.tokendetr_has_cuda() else ("cpu",),
+        instruction_set=library.tokendetr_cpu_isa().decode(),
+        **noted,
+    )
+
+
+_FACTS = _load()
+
+
+def library_facts() -> LibraryFacts:
+    """Return how the compiled kernels were built and whether they can be used."""
+    return _FACTS
+
+
+def why_without(device_type: str) -> str | None:
+    """Return None, or the reason why there are no compiled kernels for a device type."""
+    if _FACTS.load_error is not None:
+        return _FACTS.load_error
+    if device_type in ("meta", *_FACTS.device_types):
+        return None
+    reason = _FACTS.left_out.get(device_type)
+    return f"it was built without kernels for {device_type}" + (f": {reason}" if reason else "")

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tokendetr.encoder import aux_losses as supervision
 from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.forward_context import open_pass
 from tokendetr.io.atomic import write_atomically
 from tokendetr.sparsification.images import UnlabelledImages
 from tokendetr.sparsification.learning import (
@@ -229,7 +229,7 @@ class _Fit:
         def loss(dense: DensePass, iteration: int) -> Tensor:
             draw = random.Random(f"{self.options.seed} {iteration}")
             torch.manual_seed(draw.getrandbits(32))  # for tokens chosen at random
-            with _keeping(self.sparsifier, draw.choice(RATIOS)), supervision.opened(self.student):
+            with _keeping(self.sparsifier, draw.choice(RATIOS)), open_pass(self.student):
                 return self._distillation_loss(dense)
 
         parameters = [
@@ -242,7 +242,7 @@ class _Fit:
     def _distillation_loss(self, dense: DensePass) -> Tensor:
         mass_BN = dense.mass_BN
         assert mass_BN is not None
-        score_BN = self.sparsifier.plan(dense.context()).score_BN
+        score_BN = self.sparsifier.plan(dense.context(self.student)).score_BN
         memory_BNC = dense.encode(self.encoder)
         if score_BN is None:
             return _MEMORY_WEIGHT * memory_loss(memory_BNC, dense, torch.ones_like(mass_BN))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokendetr.encoder import aux_losses as supervision
 from tokendetr.sparsification.teacher import DensePass, DenseTeacher
 from tokendetr.tokens import topk_valid
 
@@ -71,8 +70,7 @@ def memory_loss(memory_BNC: Tensor, dense: DensePass, weight_BN: Tensor) -> Tens
 def sparse_scores(student: nn.Module, dense: DensePass) -> Tensor:
     """Return what a sparse detector ranks a batch's tokens by, [B, N]."""
     sparsifier: Any = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
-    with supervision.opened(student):
-        score_BN: Tensor = sparsifier.plan(dense.context()).score_BN
+    score_BN: Tensor = sparsifier.plan(dense.context(student)).score_BN
     return score_BN
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokendetr.encoder import EncoderContext
 from tokendetr.encoder.decoder_attention import DecoderAttention
-from tokendetr.encoder.detector_view import Host
+from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.tokens import LevelLayout
 
 __all__ = ["DensePass", "DenseTeacher", "NotSparsifiableError", "find_encoder"]
@@ -43,8 +43,8 @@ class DensePass:
     memories: list[Tensor] = field(default_factory=list)
     mass_BN: Tensor | None = None
 
-    def context(self) -> EncoderContext:
-        """Return what a sparsifier plans a pass of the same tokens with."""
+    def context(self, student: nn.Module) -> EncoderContext:
+        """Return what the sparsifier of another detector plans a pass of the same tokens with."""
         return EncoderContext(
             layout=self.layout,
             memory_BNC=self.input_BNC,
@@ -52,6 +52,7 @@ class DensePass:
             reference_points_BNL2=self.reference_points_BNL2,
             num_layers=len(self.memories),
             run_dense=lambda: self.memories[-1],
+            detector=DetectorView(student),
         )
 
     def encode(self, encoder: nn.Module) -> Tensor:
@@ -96,7 +97,7 @@ class DenseTeacher:
             def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 seen.append(_inputs_of(args, kwargs))
                 if with_mass:
-                    watch = DecoderAttention(Host(self.detector), seen[0].layout)
+                    watch = DecoderAttention(DetectorView(self.detector), seen[0].layout)
                     attention.append(stack.enter_context(watch))
 
             def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tokendetr.tokens.layout import LevelLayout
 
-LabelRule = Literal["center", "overlap"]
-LABEL_RULES = ("center", "overlap")
+LabelRule = Literal["center", "center_half_size", "overlap"]
+LABEL_RULES = ("center", "center_half_size", "overlap")
 SizeRange = tuple[float, float]
 EVERY_SIZE: SizeRange = (-math.inf, math.inf)
 
@@ -55,9 +55,11 @@ def grid_labels(
         width: its columns.
         stride: pixels per token; token (i, j) covers the pixels from (i, j) * stride on.
         rule: "center": the token's central pixel, ``stride // 2`` from its upper left corner, lies
-            strictly inside the box; "overlap": token and box share an area above 0.
+            strictly inside the box; "center_half_size": likewise, with another meaning of
+            ``size_range``; "overlap": token and box share an area above 0.
         size_range: with "center", what the distance from the central pixel to the box's farthest
-            side must be in, lower end excluded, in pixels.
+            side must be in, lower end excluded, in pixels; with "center_half_size", what half the
+            box's larger side must be in.
 
     Returns:
         Bool [H, W].
@@ -65,8 +67,8 @@ def grid_labels(
     Raises:
         ValueError: for another rule, a stride below 1, or boxes of another shape.
 
-    Source: Focus-DETR, arXiv 2307.12612, section 3.2, equation 1 ("center"); the published code's
-    distance, to the farthest side, not half the larger side as in the text.
+    Source: Focus-DETR, arXiv 2307.12612, section 3.2, equation 1 : the text's distance is half the
+    larger side ("center_half_size"), the published code's that to the farthest side ("center").
     """
     if rule not in LABEL_RULES:
         raise ValueError(f"rule must be one of {LABEL_RULES}, got {rule!r}")
@@ -87,7 +89,11 @@ def grid_labels(
     to_side_GW = torch.stack([x_W - left_G[:, None], right_G[:, None] - x_W])
     to_side_GH = torch.stack([y_H - top_G[:, None], bottom_G[:, None] - y_H])
     near_GHW = torch.minimum(to_side_GH.amin(0)[:, :, None], to_side_GW.amin(0)[:, None, :])
-    far_GHW = torch.maximum(to_side_GH.amax(0)[:, :, None], to_side_GW.amax(0)[:, None, :])
+    if rule == "center_half_size":
+        half_G = torch.maximum(right_G - left_G, bottom_G - top_G) / 2
+        far_GHW = half_G[:, None, None].expand_as(near_GHW)
+    else:
+        far_GHW = torch.maximum(to_side_GH.amax(0)[:, :, None], to_side_GW.amax(0)[:, None, :])
     low, high = size_range
     return ((near_GHW > 0) & (far_GHW > low) & (far_GHW <= high)).any(dim=0)
 

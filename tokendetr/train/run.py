@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> Any:
     Returns:
         The evaluation's results on rank 0.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, trained=args.eval_only)
     check_device(cfg.train.device)
     _apply_fast_dev_run(cfg)
     default_setup(cfg, args)

@@ -1,41 +1,36 @@
-// The CPU kernels as operators: allocation, the division of heads among threads, registration for CPU.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
-
+// The CPU kernels as operators: allocation and the division of heads among threads.
 #include <algorithm>
 #include <atomic>
 #include <memory>
 
+#include "../../common/parallel.h"
 #include "../../common/scratch.h"
-#include "../../common/tensors.h"
 #include "../operators.h"
+#include "../registration.h"
 #include "kernels.h"
 
 namespace tokendetr {
 namespace {
 
-using at::Tensor;
-
 // A call's tensors, contiguous and with coordinates in the type of the sums, and the kernels' view of them.
 struct Call {
   Problem problem;
   Storage storage;
-  Tensor value, locations, weights, reference;
+  Tensor value, locations, weights;
+  OptionalTensor reference;
   Inputs inputs;
 
   Call(const Problem& sizes, const Tensor& values, const Tensor& sample_locations, const Tensor& sample_weights,
-       const Tensor& references)
-      : problem(sizes), storage(storage_of(values)), value(values.contiguous()) {
-    const at::ScalarType type = sum_type(values);
-    locations = sample_locations.to(type).contiguous();
-    weights = sample_weights.to(type).contiguous();
-    if (references.defined()) reference = references.to(type).contiguous();
+       const OptionalTensor& references)
+      : problem(sizes),
+        storage(storage_of(values)),
+        value(dense(values)),
+        locations(dense(in_type(sample_locations, sum_type(values)))),
+        weights(dense(in_type(sample_weights, sum_type(values)))) {
+    if (references) reference = dense(in_type(*references, sum_type(values)));
     inputs = {value.const_data_ptr(), locations.const_data_ptr(), weights.const_data_ptr(),
-              reference.defined() ? reference.const_data_ptr() : nullptr,
-              reference.defined() ? static_cast<int>(reference.size(3)) : 0};
+              reference ? reference->const_data_ptr() : nullptr,
+              reference ? static_cast<int>(reference->size(3)) : 0};
   }
 
   bool empty() const { return problem.batch == 0 || problem.queries == 0; }
@@ -60,7 +55,7 @@ constexpr double kBackwardCopies = 0.5;
 template <class Prepare>
 void for_each_item(int64_t items, Prepare prepare) {
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(items, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+  parallel_for(0, std::min<int64_t>(items, thread_count()), 1, [&](int64_t, int64_t) {
     auto work = prepare();
     for (int64_t item = next++; item < items; item = next++) work(item);
   });
@@ -89,7 +84,7 @@ void forward_in_place(const Call& call, void* output) {
 void forward_with_maps(const Call& call, void* output) {
   const Problem& p = call.problem;
   const Kernels& set = kernels();
-  const int64_t units = call.units(), threads = at::get_num_threads();
+  const int64_t units = call.units(), threads = thread_count();
   const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
   const int64_t items = units * splits, packages = splits == 1 ? units : threads;
   for_each_item(packages, [&] {
@@ -111,7 +106,8 @@ void forward_with_maps(const Call& call, void* output) {
 
 Tensor forward(const Call& call) {
   const Problem& p = call.problem;
-  Tensor output = with_huge_pages(at::empty({p.batch, p.queries, p.heads * p.width}, call.value.options()));
+  Tensor output =
+      with_huge_pages(empty_tensor({p.batch, p.queries, p.heads * p.width}, call.value, call.value.scalar_type()));
   if (call.empty()) return output;
   void* to = output.mutable_data_ptr();
   call.reads_in_place(kForwardCopies) ? forward_in_place(call, to) : forward_with_maps(call, to);
@@ -152,37 +148,42 @@ void backward_with_maps(const Call& call, const Gradients& gradients) {
 // Gradients of this many bytes would leave the caches before they are read.
 constexpr size_t kStreamedBytes = size_t{1} << 24;
 
-CallGradients backward(const Call& call, const Tensor& grad_output, bool wants_reference) {
+Tensor like(const Tensor& tensor) {
+  return with_huge_pages(empty_tensor(tensor.sizes(), tensor, tensor.scalar_type()));
+}
+
+// Each thread owns whole heads, so that every run gives the same bits.
+CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wanted) {
   const Problem& p = call.problem;
   const bool in_place = call.reads_in_place(kBackwardCopies) && call.value.element_size() >= 4;
-  CallGradients result;
-  result.value = with_huge_pages(at::empty_like(call.value));
-  result.locations = with_huge_pages(at::empty_like(call.locations));
-  result.weights = with_huge_pages(at::empty_like(call.weights));
-  if (in_place || call.empty()) result.value.zero_();
-  if (wants_reference) {
-    result.reference = at::zeros({p.heads, p.batch, p.queries, p.levels, call.reference.size(3)},
-                                 call.reference.options());
+  CallGradients result{like(call.value), like(call.locations), like(call.weights), std::nullopt};
+  if (in_place || call.empty()) torch::stable::zero_(result.value);
+  if (wanted.reference) {
+    result.reference = zeros_tensor({p.heads, p.batch, p.queries, p.levels, call.reference->size(3)}, *call.reference,
+                                    call.reference->scalar_type());
   }
   if (call.empty()) return result;
-  const Tensor incoming = grad_output.contiguous();
+  const Tensor incoming = dense(grad_output);
   const Gradients gradients{
       incoming.const_data_ptr(),
       result.value.mutable_data_ptr(),
       result.locations.mutable_data_ptr(),
       result.weights.mutable_data_ptr(),
-      wants_reference ? result.reference.mutable_data_ptr() : nullptr,
-      result.value.nbytes() + result.locations.nbytes() + result.weights.nbytes() >= kStreamedBytes};
+      wanted.reference ? result.reference->mutable_data_ptr() : nullptr,
+      bytes_of(result.value) + bytes_of(result.locations) + bytes_of(result.weights) >= kStreamedBytes};
   if (in_place) {
-    at::parallel_for(0, call.units(), 1,
-                     [&](int64_t begin, int64_t end) { backward_in_place(call, gradients, begin, end); });
+    parallel_for(0, call.units(), 1,
+                 [&](int64_t begin, int64_t end) { backward_in_place(call, gradients, begin, end); });
   } else {
     backward_with_maps(call, gradients);
   }
   return result;
 }
 
-TORCH_LIBRARY_IMPL(tokendetr, CPU, library) { Operators<Call, forward, backward>::add_to(library); }
-
 }  // namespace
+
+void add_cpu_operators(torch::stable::detail::StableLibrary& library) {
+  Operators<Call, forward, backward>::add_to(library);
+}
+
 }  // namespace tokendetr

@@ -29,7 +29,21 @@ void launch_collect(const Problem& problem, const void* grad_output, const void*
       sorted, static_cast<typename K::S*>(grad_value));
 }
 
+__global__ void find_cells_kernel(const int32_t* sorted, int64_t samples, int64_t cells, int64_t* starts) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t cell = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; cell < cells; cell += step) {
+    starts[cell] = first_at_least(sorted, samples, static_cast<int32_t>(cell));
+  }
+}
+
 }  // namespace
+
+cudaError_t find_cells(const int32_t* sorted, int64_t samples, int64_t cells, int64_t* starts, const Launch& launch) {
+  const unsigned blocks = static_cast<unsigned>(std::clamp<int64_t>(
+      (cells + kThreads - 1) / kThreads, 1, int64_t{launch.multiprocessors} * kBlocksPerMultiprocessor));
+  find_cells_kernel<<<blocks, kThreads, 0, launch.stream>>>(sorted, samples, cells, starts);
+  return cudaGetLastError();
+}
 
 int64_t cells_per_head(const Problem& problem) {
   int64_t cells = 0;

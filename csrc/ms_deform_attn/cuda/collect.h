@@ -5,6 +5,20 @@
 
 namespace tokendetr::cuda {
 
+// How many of the sorted numbers are less than `least`.
+TOKENDETR_DEVICE int64_t first_at_least(const int32_t* sorted, int64_t count, int32_t least) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (sorted[middle] < least) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // What the lanes of a warp exchange about a sample near their pixel.
 template <class T>
 struct alignas(16) Share {

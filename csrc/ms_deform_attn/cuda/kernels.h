@@ -22,6 +22,8 @@ struct Launch {
 // These launch and return the launch's error, which the caller must raise.
 cudaError_t forward(const Problem&, Storage, const Inputs&, void* output, const Launch&);
 cudaError_t backward(const Problem&, Storage, const Inputs&, const Gradients&, const Launch&);
+// starts[c] for all c below `cells`: how many of the sorted numbers are less than c.
+cudaError_t find_cells(const int32_t* sorted, int64_t samples, int64_t cells, int64_t* starts, const Launch&);
 // The value gradient [B, N, M, D], in the storage type, of one image, from what `backward` noted.
 cudaError_t collect(const Problem&, Storage, const void* grad_output, const void* shares, const SortedSamples&,
                     void* grad_value, const Launch&);

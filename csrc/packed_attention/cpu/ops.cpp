@@ -1,25 +1,19 @@
-// The CPU kernels as operators: allocation, the division of the work among threads, registration for CPU.
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
+// The CPU kernels as operators: allocation and the division of the work among threads.
 #include <algorithm>
 #include <cstring>
 #include <tuple>
 
+#include "../../common/parallel.h"
 #include "../../common/scratch.h"
-#include "../../common/tensors.h"
 #include "../arguments.h"
+#include "../registration.h"
 #include "kernels.h"
 #include "segments.h"
 
 namespace tokendetr::packed {
 namespace {
 
-using at::Tensor;
-using Optional = const std::optional<Tensor>&;
+using Optional = const OptionalTensor&;
 
 void zero_padding(const Write& tensor, const std::vector<int32_t>& padding, int64_t container, const Heads& heads,
                   int64_t width, int64_t element) {
@@ -54,19 +48,26 @@ int64_t least_items(const Problem& p) {
   return static_cast<int64_t>(kProducts / std::max(products, 1.0)) + 1;
 }
 
+Tensor empty_like_query(const Prepared& call) {
+  const Problem& p = call.problem;
+  return with_huge_pages(
+      empty_tensor({p.containers, p.slots, p.heads, p.width}, call.query, call.query.scalar_type()));
+}
+
 Tensor forward(const Prepared& call) {
   const Problem& p = call.problem;
-  Tensor output = with_huge_pages(at::empty({p.containers, p.slots, p.heads, p.width}, call.query.options()));
+  const Tensor output = empty_like_query(call);
   if (call.empty()) return output;
   const Kernels& set = kernels();
   const Inputs inputs = call.inputs();
   const Write to = write_of(output);
-  at::parallel_for(0, p.containers * p.heads, least_items(p), [&](int64_t begin, int64_t end) {
+  const auto element = static_cast<int64_t>(output.element_size());
+  parallel_for(0, p.containers * p.heads, least_items(p), [&](int64_t begin, int64_t end) {
     const Scratch memory(set.forward_bytes(p, call.storage, p.slots));
     void* at = memory.data();
     for_each_container(call, begin, end, [&](int64_t container, const Heads& heads, const auto& slots) {
       set.forward(p, call.storage, inputs, slots.segments(), container, heads, at, to);
-      zero_padding(to, slots.padding(), container, heads, p.width, output.element_size());
+      zero_padding(to, slots.padding(), container, heads, p.width, element);
     });
   });
   return output;
@@ -83,7 +84,8 @@ int64_t containers_per_part(const Prepared& call, bool wants_table) {
 }
 
 struct CallGradients {
-  Tensor query, key, value, table, key_bias;
+  Tensor query, key, value;
+  OptionalTensor table, key_bias;
 };
 
 void backward_items(const Prepared& call, const Gradients& gradients, int64_t element, int64_t per_part, int64_t begin,
@@ -115,25 +117,24 @@ void backward_items(const Prepared& call, const Gradients& gradients, int64_t el
 
 CallGradients backward(const Prepared& call, const Tensor& grad_output, bool wants_table, bool wants_key_bias) {
   const Problem& p = call.problem;
-  const auto like_query = [&] {
-    return with_huge_pages(at::empty({p.containers, p.slots, p.heads, p.width}, call.query.options()));
-  };
-  const auto wide = call.query.options().dtype(sum_type(call.query));
+  const ScalarType wide = sum_type(call.query);
   const int64_t per_part = std::max<int64_t>(containers_per_part(call, wants_table), 1);
   const int64_t parts = (p.containers + per_part - 1) / per_part;
-  CallGradients result{like_query(), like_query(), like_query(), Tensor(), Tensor()};
-  if (wants_table) result.table = at::zeros({parts, p.heads, p.side(), p.side()}, wide);
-  if (wants_key_bias) result.key_bias = at::zeros({p.containers, p.heads, p.slots}, wide);
+  CallGradients result{empty_like_query(call), empty_like_query(call), empty_like_query(call), std::nullopt,
+                       std::nullopt};
+  if (wants_table) result.table = zeros_tensor({parts, p.heads, p.side(), p.side()}, call.query, wide);
+  if (wants_key_bias) result.key_bias = zeros_tensor({p.containers, p.heads, p.slots}, call.query, wide);
   if (call.empty()) return result;
   const Tensor incoming = dense_rows(grad_output, 1);
   const Gradients gradients{read_of(incoming),
                             write_of(result.query),
                             write_of(result.key),
                             write_of(result.value),
-                            wants_table ? result.table.mutable_data_ptr() : nullptr,
-                            wants_key_bias ? result.key_bias.mutable_data_ptr() : nullptr};
-  at::parallel_for(0, parts * p.heads, least_items(p) / per_part + 1, [&](int64_t begin, int64_t end) {
-    backward_items(call, gradients, call.query.element_size(), per_part, begin, end);
+                            wants_table ? result.table->mutable_data_ptr() : nullptr,
+                            wants_key_bias ? result.key_bias->mutable_data_ptr() : nullptr};
+  const auto element = static_cast<int64_t>(call.query.element_size());
+  parallel_for(0, parts * p.heads, least_items(p) / per_part + 1, [&](int64_t begin, int64_t end) {
+    backward_items(call, gradients, element, per_part, begin, end);
   });
   return result;
 }
@@ -151,16 +152,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> packed_attention_backward(
   const Prepared call(arguments, 1);
   check_backward(arguments, grad_output, wants_table_gradient, wants_key_bias_gradient);
   const CallGradients gradients = backward(call, grad_output, wants_table_gradient, wants_key_bias_gradient);
-  const Tensor none = at::empty({0}, query.options());
+  const auto none = [&] { return empty_tensor({0}, query, query.scalar_type()); };
   return {gradients.query, gradients.key, gradients.value,
-          wants_table_gradient ? gradients.table.sum(0).to(bias_table->scalar_type()) : none,
-          wants_key_bias_gradient ? gradients.key_bias.sum(1).to(key_bias->scalar_type()) : none.clone()};
-}
-
-TORCH_LIBRARY_IMPL(tokendetr, CPU, library) {
-  library.impl("packed_attention", packed_attention);
-  library.impl("packed_attention_backward", packed_attention_backward);
+          gradients.table ? summed(*gradients.table, 0, bias_table->scalar_type()) : none(),
+          gradients.key_bias ? summed(*gradients.key_bias, 1, key_bias->scalar_type()) : none()};
 }
 
 }  // namespace
+
+void add_cpu_operators(torch::stable::detail::StableLibrary& library) {
+  library.impl("packed_attention", TORCH_BOX(&packed_attention));
+  library.impl("packed_attention_backward", TORCH_BOX(&packed_attention_backward));
+}
+
 }  // namespace tokendetr::packed

@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 
 from dynamic_detr import DynamicSparsifier
-from tokendetr.config import sparsify
+from tokendetr.config import checkpoint_file, sparsify
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 
@@ -20,7 +20,7 @@ sparsify(
     ),
 )
 
-train.init_checkpoint = "projects/dino/checkpoints/dino_shapes.safetensors"
+train.init_checkpoint = checkpoint_file("dino_shapes")
 train.output_dir = "./output/dynamic_dino_shapes"
 train.max_iter = 1200
 train.eval_period = 600

@@ -1,6 +1,6 @@
 """Focus-DETR on the small DINO of the shapes data set, fine-tuned from its dense weights."""
 
-from tokendetr.config import sparsify
+from tokendetr.config import checkpoint_file, sparsify
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 from .models.focus_sparsifier import sparsifier
@@ -10,7 +10,7 @@ sparsify(model, sparsifier)
 # objects than the 300 of COCO's 18,000 tokens.
 model.transformer.encoder.sparsifier.num_objects = 60
 
-train.init_checkpoint = "projects/dino/checkpoints/dino_shapes.safetensors"
+train.init_checkpoint = checkpoint_file("dino_shapes")
 train.init_checkpoint_strict = False  # the selector and the dual attention start anew
 train.output_dir = "./output/focus_dino_shapes"
 train.max_iter = 1200

@@ -1,13 +1,13 @@
 """Sparse DETR on the small DINO of the shapes data set, fine-tuned from its dense weights."""
 
-from tokendetr.config import sparsify
+from tokendetr.config import checkpoint_file, sparsify
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 from .models.sparse_sparsifier import sparsifier
 
 sparsify(model, sparsifier)
 
-train.init_checkpoint = "projects/dino/checkpoints/dino_shapes.safetensors"
+train.init_checkpoint = checkpoint_file("dino_shapes")
 train.init_checkpoint_strict = False  # the score head and the encoder's heads are new
 train.output_dir = "./output/sparse_dino_shapes"
 train.max_iter = 1200

@@ -1,6 +1,7 @@
 """SPT under DINO on the shapes data set, fine-tuned from the dense narrow Swin."""
 
 from spt_backbone.config import watch_selection
+from tokendetr.config import checkpoint_file
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, optimizer, train
 from .models.spt_dino_shapes import model
@@ -14,7 +15,7 @@ model.backbone.evaluation_threshold = 0.5
 model.backbone.selection_loss_weight = 0.2
 
 model.device = train.device
-train.init_checkpoint = "projects/dino/checkpoints/dino_shapes_swin.safetensors"
+train.init_checkpoint = checkpoint_file("dino_shapes_swin")
 train.init_checkpoint_strict = False  # the gates are new
 train.output_dir = "./output/spt_dino_shapes"
 train.max_iter = 1000

@@ -77,6 +77,10 @@ void emulate_backward(const int64_t* sizes, const int64_t* level_shapes, int sto
   });
 }
 
+void emulate_find_cells(const int32_t* sorted, int64_t samples, int64_t cells, int64_t* starts) {
+  for (int64_t cell = 0; cell < cells; ++cell) starts[cell] = first_at_least(sorted, samples, static_cast<int32_t>(cell));
+}
+
 void emulate_collect(const int64_t* sizes, const int64_t* level_shapes, int storage, const void* grad_output,
                      const void* shares, int64_t image, const int64_t* order, const int64_t* cell_start,
                      void* grad_value) {

@@ -9,7 +9,7 @@ from tokendetr.ops.ms_deform_attn.reference import (
     sampling_locations,
 )
 
-if library.load_error() is None:
+if library.library_facts().load_error is None:
     from tokendetr.ops.ms_deform_attn import registration  # noqa: F401
 
 __all__ = [

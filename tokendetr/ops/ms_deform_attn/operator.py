@@ -1,12 +1,15 @@
 """Multi-scale deformable attention: the public functions, by the extension or plain PyTorch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokendetr.ops.autocast import autocasts, low, wide
 from tokendetr.ops.checks import check_dense
-from tokendetr.ops.fallback import autocasts, use_extension
+from tokendetr.ops.fallback import use_extension
+from tokendetr.ops.kernels import call_kernel
 from tokendetr.ops.ms_deform_attn import checks
 from tokendetr.ops.ms_deform_attn.reference import (
     LevelShapes,
@@ -31,12 +34,21 @@ def _run_reference(
         check(value, shapes, *coordinates)
         return reference(value, _pairs(shapes), *coordinates)
     kind = value.device.type
-    if value.dtype != torch.float64:
-        value = value.to(torch.get_autocast_dtype(kind))
-        coordinates = tuple(tensor.float() for tensor in coordinates)
+    value, coordinates = low(value, kind), tuple(wide(x, kind) for x in coordinates)
     check(value, shapes, *coordinates)
     with torch.autocast(kind, enabled=False):
         return reference(value, _pairs(shapes), *coordinates)
+
+
+def _run_kernel(
+    operator: Callable[..., Tensor], check: Callable[..., None], *arguments: Any
+) -> Tensor:
+    """Run a compiled operator, which checks its arguments."""
+    try:
+        return call_kernel(operator, *arguments)
+    except ValueError:
+        check(*arguments)  # the same checks in Python tell a wrong dtype from a wrong value
+        raise
 
 
 def ms_deform_attn(
@@ -73,8 +85,13 @@ def ms_deform_attn(
     )
     shapes = checks.flat_level_shapes(level_shapes)
     if use_extension(value_BNMD):
-        return torch.ops.tokendetr.ms_deform_attn(
-            value_BNMD, shapes, sampling_locations_BQMLP2, attention_weights_BQMLP
+        return _run_kernel(
+            torch.ops.tokendetr.ms_deform_attn,
+            checks.check_plain,
+            value_BNMD,
+            shapes,
+            sampling_locations_BQMLP2,
+            attention_weights_BQMLP,
         )
     return _run_reference(
         ms_deform_attn_reference,
@@ -120,7 +137,9 @@ def ms_deform_attn_fused(
     )
     shapes = checks.flat_level_shapes(level_shapes)
     if use_extension(value_BNMD):
-        return torch.ops.tokendetr.ms_deform_attn_fused(
+        return _run_kernel(
+            torch.ops.tokendetr.ms_deform_attn_fused,
+            checks.check_fused,
             value_BNMD,
             shapes,
             reference_points_BQLX,

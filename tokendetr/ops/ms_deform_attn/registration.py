@@ -1,15 +1,17 @@
-"""What the compiled operators need in Python: fake kernels, autograd and FLOP formulas.
+"""What the compiled operators need in Python: fake kernels, autograd, autocast, FLOP formulas.
 
 Imported once the library is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from tokendetr.ops.autocast import DEVICE_TYPES, low, wide, without_autocast
+from tokendetr.ops.kernels import call_kernel
 from tokendetr.ops.ms_deform_attn import checks
 from tokendetr.ops.ms_deform_attn.flops import ms_deform_attn_flops
 
@@ -53,6 +55,7 @@ def _plain_backward_fake(
     level_shapes: Sequence[int],
     locations: Tensor,
     weights: Tensor,
+    deterministic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.check_plain(value, level_shapes, locations, weights)
     return _contiguous_like(value), _contiguous_like(locations), _contiguous_like(weights)
@@ -67,6 +70,7 @@ def _fused_backward_fake(
     offsets: Tensor,
     logits: Tensor,
     wants_reference_gradient: bool,
+    deterministic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     checks.check_fused(value, level_shapes, reference_points, offsets, logits)
     reference = (
@@ -85,8 +89,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _plain_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = torch.ops.tokendetr.ms_deform_attn_backward(
-        grad_output, value, ctx.level_shapes, locations, weights
+    grad_value, grad_locations, grad_weights = call_kernel(
+        torch.ops.tokendetr.ms_deform_attn_backward,
+        grad_output,
+        value,
+        ctx.level_shapes,
+        locations,
+        weights,
+        torch.are_deterministic_algorithms_enabled(),
     )
     return grad_value, None, grad_locations, grad_weights
 
@@ -94,16 +104,39 @@ def _plain_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, reference_points, offsets, logits = ctx.saved_tensors
     wants_reference = ctx.needs_input_grad[2]
-    grad_value, grad_reference, grad_offsets, grad_logits = (
-        torch.ops.tokendetr.ms_deform_attn_fused_backward(
-            grad_output, value, ctx.level_shapes, reference_points, offsets, logits, wants_reference
-        )
+    grad_value, grad_reference, grad_offsets, grad_logits = call_kernel(
+        torch.ops.tokendetr.ms_deform_attn_fused_backward,
+        grad_output,
+        value,
+        ctx.level_shapes,
+        reference_points,
+        offsets,
+        logits,
+        wants_reference,
+        torch.are_deterministic_algorithms_enabled(),
     )
     return grad_value, None, grad_reference if wants_reference else None, grad_offsets, grad_logits
 
 
 torch.library.register_autograd(_PLAIN, _plain_backward, setup_context=_save)
 torch.library.register_autograd(_FUSED, _fused_backward, setup_context=_save)
+
+
+# Under autocast values take the low precision; coordinates, weights and sums are float32.
+def _autocast(kind: str, name: str) -> Callable[..., Tensor]:
+    operator = getattr(torch.ops.tokendetr, name)
+
+    def run(value: Tensor, level_shapes: Sequence[int], *coordinates: Tensor) -> Tensor:
+        with without_autocast(kind):
+            return operator(low(value, kind), level_shapes, *(wide(x, kind) for x in coordinates))
+
+    return run
+
+
+_LIBRARY = torch.library.Library("tokendetr", "IMPL")
+for _kind in DEVICE_TYPES:
+    for _name in ("ms_deform_attn", "ms_deform_attn_fused"):
+        _LIBRARY.impl(_name, _autocast(_kind, _name), f"Autocast{_kind.upper()}")
 
 
 def _forward_flop(value_shape: Sequence[int], *args: Any, **kwargs: Any) -> int:

@@ -8,7 +8,7 @@ from tokendetr.ops.packed_attention.reference import (
     relative_position_bias,
 )
 
-if library.load_error() is None:
+if library.library_facts().load_error is None:
     from tokendetr.ops.packed_attention import registration  # noqa: F401
 
 __all__ = [

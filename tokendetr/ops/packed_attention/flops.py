@@ -1,7 +1,8 @@
 """Cost of packed attention, as the counters of fvcore and of PyTorch count."""
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+
+from tokendetr.compat.torch_private import FakeTensor
 
 
 def packed_attention_flops(segment_GT: Tensor, channels: int) -> int:

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from tokendetr.ops.autocast import autocasts, low, wide
 from tokendetr.ops.checks import check_dense
-from tokendetr.ops.fallback import autocasts, use_extension
+from tokendetr.ops.fallback import use_extension
+from tokendetr.ops.kernels import call_kernel
 from tokendetr.ops.packed_attention.checks import check_packed, packed_scale
 from tokendetr.ops.packed_attention.reference import packed_attention_reference
 
@@ -21,12 +23,8 @@ def _run_reference(
     query, key, value = tensors
     kind = query.device.type
     if autocasts(query):
-        low = torch.get_autocast_dtype(kind)
-        query, key, value = (x if x.dtype == torch.float64 else x.to(low) for x in tensors)
-        bias_table, key_bias = (
-            x if x is None or x.dtype == torch.float64 else x.float()
-            for x in (bias_table, key_bias)
-        )
+        query, key, value = (low(x, kind) for x in tensors)
+        bias_table, key_bias = (x if x is None else wide(x, kind) for x in (bias_table, key_bias))
     check_packed(query, key, value, segment, position, bias_table, key_bias)
     if not autocasts(query):
         return packed_attention_reference(
@@ -84,16 +82,13 @@ def packed_attention(
     check_dense(**{name: tensor for name, tensor in optional.items() if tensor is not None})
     factor = packed_scale(scale, query_GTMD)
     if use_extension(query_GTMD, "packed_attention"):
-        return torch.ops.tokendetr.packed_attention(
-            query_GTMD,
-            key_GTMD,
-            value_GTMD,
-            segment_GT,
-            factor,
-            position_GT2,
-            bias_table_MRR,
-            key_bias_GT,
-        )
+        arguments = (query_GTMD, key_GTMD, value_GTMD, segment_GT)
+        biases = (position_GT2, bias_table_MRR, key_bias_GT)
+        try:
+            return call_kernel(torch.ops.tokendetr.packed_attention, *arguments, factor, *biases)
+        except ValueError:
+            check_packed(*arguments, *biases)  # tells a wrong dtype from a wrong value
+            raise
     return _run_reference(
         (query_GTMD, key_GTMD, value_GTMD),
         segment_GT,

@@ -1,14 +1,17 @@
-"""What compiled packed attention needs in Python: fake kernels, autograd and FLOP formulas.
+"""What compiled packed attention needs in Python: fake kernels, autograd, autocast, FLOP formulas.
 
 Imported once the library is loaded.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from tokendetr.ops.autocast import DEVICE_TYPES, low, wide, without_autocast
+from tokendetr.ops.kernels import call_kernel
 from tokendetr.ops.packed_attention.checks import check_packed
 from tokendetr.ops.packed_attention.flops import packed_attention_flops
 
@@ -68,7 +71,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, segment, position, bias_table, key_bias = ctx.saved_tensors
     wants_table, wants_key_bias = ctx.needs_input_grad[6:8]
-    gradients = torch.ops.tokendetr.packed_attention_backward(
+    gradients = call_kernel(
+        torch.ops.tokendetr.packed_attention_backward,
         grad_output,
         query,
         key,
@@ -87,6 +91,31 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_save)
+
+
+# Under autocast queries, keys and values take the low precision; biases and sums are float32.
+def _autocast(kind: str) -> Callable[..., Tensor]:
+    def run(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        segment: Tensor,
+        scale: float,
+        position: Tensor | None,
+        bias_table: Tensor | None,
+        key_bias: Tensor | None,
+    ) -> Tensor:
+        tensors = (low(x, kind) for x in (query, key, value))
+        biases = (x if x is None else wide(x, kind) for x in (bias_table, key_bias))
+        with without_autocast(kind):
+            return torch.ops.tokendetr.packed_attention(*tensors, segment, scale, position, *biases)
+
+    return run
+
+
+_LIBRARY = torch.library.Library("tokendetr", "IMPL")
+for _kind in DEVICE_TYPES:
+    _LIBRARY.impl("packed_attention", _autocast(_kind), f"Autocast{_kind.upper()}")
 
 
 # PyTorch counts a multiply-add as two operations; a backward makes the scores again and four

@@ -1,6 +1,6 @@
 """SPT under detectron2's Mask R-CNN; the model itself is detectron2's own config."""
 
-from tokendetr.config import detectron2_model, supervised
+from tokendetr.config import detectron2_model, observed
 
 from .spt import spt_tiny
 
@@ -14,4 +14,4 @@ model.backbone.in_features = ("p0", "p1", "p2", "p3")
 model.pixel_mean = [123.675, 116.28, 103.53]
 model.pixel_std = [58.395, 57.12, 57.375]
 model.input_format = "RGB"
-supervised(model)
+observed(model)

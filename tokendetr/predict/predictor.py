@@ -21,6 +21,7 @@ from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
+from tokendetr.layers.cpu import optimize
 
 __all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
 
@@ -62,6 +63,7 @@ class Predictor:
         img_format: str = "RGB",
     ) -> None:
         self.model = model
+        optimize(model)
         self.img_format = img_format
         self.resize = T.ResizeShortestEdge([min_size, min_size], max_size)
 
@@ -93,11 +95,16 @@ class Predictor:
         image_CHW = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": image_CHW, "height": height, "width": width}
 
-    @torch.no_grad()
     def __call__(self, image_HWC: NDArray[np.uint8]) -> Instances:
         """Detections of an RGB uint8 picture, on the CPU: boxes in its pixels, best first."""
-        instances: Instances = self.model([self.inputs(image_HWC)])[0]["instances"].to("cpu")
-        return instances[instances.scores.argsort(descending=True)]
+        return self.batch([image_HWC])[0]
+
+    @torch.no_grad()
+    def batch(self, images_HWC: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+        """Detections of several RGB uint8 pictures in one pass of the model, likewise."""
+        outputs = self.model([self.inputs(image) for image in images_HWC])
+        found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
+        return [each[each.scores.argsort(descending=True)] for each in found]
 
 
 def _test_size(mapper: Any) -> tuple[int, int]:

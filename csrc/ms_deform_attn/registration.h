@@ -1,0 +1,11 @@
+// What module.cpp registers of this operator.
+#pragma once
+
+#include "../common/stable_abi.h"
+
+namespace tokendetr {
+
+void add_cpu_operators(torch::stable::detail::StableLibrary& library);
+void add_cuda_operators(torch::stable::detail::StableLibrary& library);
+
+}  // namespace tokendetr

@@ -1,0 +1,74 @@
+"""A frozen dense encoder whose memory the sparse one is kept close to in training.
+
+Shapes: B image, N all tokens, C channel.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.encoder import EncoderContext, TokenEncoder
+
+_KEY = "sparsifier.teacher."
+
+
+class FrozenTeacher(nn.Module):
+    """A dense encoder that is never trained.
+
+    The two-pass alignment compares with a dense pass of the very weights that are being fine-tuned
+    for fewer tokens, so its target moves away with them; a teacher keeps those it was given.
+
+    Args:
+        encoder: dense, of the same form as the encoder that is trained.
+
+    Raises:
+        ValueError: where it has a sparsifier.
+    """
+
+    is_ready: Tensor
+
+    def __init__(self, encoder: TokenEncoder) -> None:
+        super().__init__()
+        if encoder.sparsifier is not None:
+            raise ValueError("the teacher must be a dense encoder, without a sparsifier")
+        self.encoder = encoder.requires_grad_(False)
+        self.register_buffer("is_ready", torch.tensor(False))
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stay in evaluation mode: a teacher has no dropout."""
+        return super().train(False)
+
+    def forward(self, context: EncoderContext) -> Tensor:
+        """Return the dense memory [B, N, C] of a pass.
+
+        Raises:
+            RuntimeError: where the teacher was given no weights.
+        """
+        if not self.is_ready:
+            raise RuntimeError(
+                "alignment='teacher' has no weights to be a teacher with: train.init_checkpoint "
+                "must name a trained dense detector"
+            )
+        return self.encoder.run_dense(context)
+
+
+def with_teacher(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's weights with those of its encoder once more, as the teacher's.
+
+    Weights that have a teacher already, such as those of a run that is resumed, stay as they are.
+    """
+    found = dict(weights)
+    if any(_KEY in key for key in found):
+        return found
+    for key, value in weights.items():
+        owner, encoder, name = key.rpartition("encoder.layers.")
+        if not encoder:
+            owner, encoder, name = key.rpartition("encoder.post_norm_layer.")
+        if encoder:
+            inner = encoder.removeprefix("encoder.")
+            found[f"{owner}encoder.{_KEY}encoder.{inner}{name}"] = value
+            found[f"{owner}encoder.{_KEY}is_ready"] = torch.tensor(True)
+    return found

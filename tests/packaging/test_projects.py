@@ -1,0 +1,123 @@
+"""Configs, weights and detectors are found from anywhere, whoever else is called ``projects``."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environments import ROOT, Environment
+
+from tokendetr.config import load_config, target_name
+
+CONFIGS = """
+from tokendetr import zoo
+from tokendetr.config import target_name
+for name in ("dino_r50_4scale_12ep", "dynamic_dino_shapes"):
+    config = zoo.get_config(name)
+    print(target_name(config.model.get("wrapped_target", config.model["_target_"])))
+print(config.train.init_checkpoint)
+"""
+UPSTREAM_CONFIG = """
+from detectron2.config import LazyCall as L
+from projects.dino.modeling import DINO
+from projects.focus_detr.configs.models.focus_sparsifier import sparsifier
+
+model = L(DINO)(device="cpu")
+"""
+
+
+def fake_clone(folder: Path) -> Path:
+    """A clone of detrex as far as its ``projects`` go: namespace packages, classes without use."""
+    for name in ("dino", "common", "dynamic_detr"):
+        modeling = folder / "projects" / name / "modeling"
+        modeling.mkdir(parents=True)
+        (modeling / "__init__.py").write_text("class DINO:\n    pass\n")
+    models = folder / "projects" / "dino" / "configs" / "models"
+    models.mkdir(parents=True)
+    (models / "dino_r50.py").write_text("raise RuntimeError('a foreign config was read')\n")
+    shutil.copy(models / "dino_r50.py", folder / "projects" / "common" / "coco.py")
+    return folder
+
+
+def run(code: str, *, cwd: Path, first: Path | None = None, last: Path | None = None):
+    places = [first, ROOT, ROOT / "standalone", last]
+    path = os.pathsep.join(str(place) for place in places if place is not None)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("place", ["first", "last", "cwd"])
+def test_our_configs_build_our_classes_beside_a_foreign_projects(tmp_path, place):
+    clone = fake_clone(tmp_path / "detrex")
+    places = {"cwd": tmp_path, place: clone}
+    *targets, checkpoint = run(CONFIGS, **places).stdout.split()
+    assert targets == ["tokendetr.models.dino.dino.DINO"] * 2
+    dense = ROOT / "projects" / "dino" / "checkpoints" / "dino_shapes.safetensors"
+    assert Path(checkpoint) == dense and dense.is_file()
+
+
+def test_an_upstream_config_says_once_whose_classes_it_builds(tmp_path, caplog):
+    clone = fake_clone(tmp_path / "detrex")
+    config = tmp_path / "config.py"
+    config.write_text(UPSTREAM_CONFIG)
+    code = "from tokendetr import load_config\nload_config('config.py'), load_config('config.py')"
+    file = clone / "projects" / "dino" / "modeling" / "__init__.py"
+    assert run(code, cwd=tmp_path, first=clone).stderr.splitlines() == [
+        f"this config builds projects.dino.modeling.DINO of {file}, not of tokendetr"
+    ]
+    assert target_name(load_config(str(config)).model["_target_"]).startswith("tokendetr.models")
+    assert not caplog.records
+
+
+def test_upstreams_import_path_leads_to_a_real_one_wherever_it_comes_on_the_path(tmp_path):
+    """Installed, our own are found by a finder that is asked last, level by level."""
+    clone = fake_clone(tmp_path / "detrex")
+    environment = Environment(tmp_path / "environment")
+    package = environment.packages / "tokendetr"
+    package.mkdir()
+    for name in ("_projects.py",):
+        shutil.copy(ROOT / "tokendetr" / name, package)
+    (package / "__init__.py").touch()
+    shutil.copy(ROOT / "tokendetr.pth", environment.packages)
+    for name in ("dino", "focus_detr"):
+        ours = package / "projects" / name / "modeling"
+        ours.mkdir(parents=True)
+        (ours / "__init__.py").write_text("OURS = True\n")
+    code = """
+import importlib
+for name in ("dino", "focus_detr", "common"):
+    try:
+        module = importlib.import_module(f"projects.{name}.modeling")
+        print("ours" if hasattr(module, "OURS") else "theirs")
+    except ModuleNotFoundError:
+        print("none")
+"""
+    assert environment.run(code, cwd=tmp_path).split() == ["ours", "ours", "none"]
+    # A folder of that name that has nothing to do with us hides nothing.
+    (tmp_path / "work" / "projects" / "mine").mkdir(parents=True)
+    assert environment.run(code, cwd=tmp_path / "work").split() == ["ours", "ours", "none"]
+    theirs = ["theirs", "ours", "theirs"]
+    assert environment.run(code, cwd=tmp_path, path=str(clone)).split() == theirs
+    assert environment.run(code, cwd=clone).split() == theirs
+    (environment.packages / "easy-install.pth").write_text(f"{clone}\n")
+    assert environment.run(code, cwd=tmp_path).split() == theirs
+    (environment.packages / "easy-install.pth").rename(environment.packages / "zz.pth")
+    assert environment.run(code, cwd=tmp_path).split() == theirs
+
+
+def test_no_config_imports_through_the_package_projects():
+    found = [
+        path.relative_to(ROOT)
+        for folder in ("projects", "configs")
+        for path in (ROOT / folder).rglob("*.py")
+        if "from projects" in path.read_text() or "import projects" in path.read_text()
+    ]
+    assert not found

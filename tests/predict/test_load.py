@@ -1,0 +1,137 @@
+"""A trained detector in three lines: what it takes, what it gives, what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tokendetr import load
+from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
+from tokendetr.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A few images of the shapes data set, and their annotations."""
+    root = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield ensure_shapes(root / "shapes", ShapesSpec(num_train=1, num_val=3), workers=1)
+    register_shapes()
+
+
+@pytest.fixture(scope="module")
+def detector(folder):
+    return load("dino_shapes", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(folder):
+    return sorted((folder / "val").rglob("*.png")) or sorted((folder / "val").rglob("*.jpg"))
+
+
+def boxes(detections):
+    return detections.instances.pred_boxes.tensor
+
+
+def test_trained_weights_find_objects(detector, paths):
+    results = detector(str(paths[0]))
+    assert len(results) > 0 and results.source == str(paths[0])
+    assert all(0.3 <= found.score <= 1 and found.label in detector.names for found in results)
+    scores = [found.score for found in results]
+    assert scores == sorted(scores, reverse=True)
+    assert "dino_shapes" in repr(detector)
+
+
+def test_every_kind_of_image_gives_the_same(detector, paths):
+    expected = boxes(detector(str(paths[0])))
+    image = Image.open(paths[0]).convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for kind in (paths[0], image, array, tensor, tensor.double() / 255):
+        torch.testing.assert_close(boxes(detector(kind)), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_lists_folders_patterns_and_batches(detector, paths):
+    one_by_one = [detector(str(path)) for path in paths]
+    for several in (
+        detector([str(path) for path in paths]),
+        detector(str(paths[0].parent)),
+        detector(f"{paths[0].parent}/*"),
+        detector(list(paths), batch_size=2),
+    ):
+        assert [found.source for found in several] == [str(path) for path in paths]
+        for actual, expected in zip(several, one_by_one, strict=True):
+            torch.testing.assert_close(boxes(actual), boxes(expected), rtol=1e-4, atol=1e-2)
+    assert isinstance(detector([paths[0]]), list)
+    assert detector([]) == []
+
+
+def test_results_as_records_and_as_a_drawing(detector, paths, tmp_path):
+    results = detector(paths[0])
+    records = results.records(image_id=7)
+    assert len(records) == len(results)
+    first, record = next(iter(results)), records[0]
+    x0, y0, x1, y1 = first.box_xyxy_px
+    assert record["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
+    assert record["image_id"] == 7 and record["category_name"] == first.label
+    assert record["category_id"] == detector.category_ids[first.class_index]
+    drawing = results.plot(str(tmp_path / "drawn.png"))
+    with Image.open(tmp_path / "drawn.png") as saved:
+        assert saved.size == drawing.size == Image.open(paths[0]).size
+    assert (np.asarray(drawing) != results.image_HWC).any()
+
+
+def test_thresholds_and_precision(detector, paths):
+    assert len(detector(paths[0], threshold=0.0)) == 100
+    assert len(detector(paths[0], threshold=1.0)) == 0
+    low = load("dino_shapes", device="cpu", precision="bfloat16")(paths[0])
+    assert low.instances.scores.float().max() == pytest.approx(
+        float(detector(paths[0]).instances.scores.max()), abs=0.05
+    )
+    with pytest.raises(ValueError, match="threshold"):
+        detector(paths[0], threshold=1.5)
+    with pytest.raises(ValueError, match="precision"):
+        load("dino_shapes", device="cpu", precision="int8")
+
+
+def test_a_sparse_detector_takes_a_keep_ratio(folder):
+    sparse = load("sparse_dino_shapes", device="cpu", keep=0.5)
+    assert sparse.model.transformer.encoder.sparsifier.keep_ratio == 0.5
+    with pytest.raises(ConfigError, match="keep="):
+        load("dino_shapes", device="cpu", keep=0.5)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("https://example.org/a.jpg", ValueError, "nothing is downloaded"),
+        ("nowhere.jpg", FileNotFoundError, "nowhere.jpg"),
+        ("nowhere.mp4", FileNotFoundError, "nowhere.mp4"),
+        (3, TypeError, "image 0 is a int"),
+        (np.zeros((4, 4, 4), np.uint8), ValueError, r"\[4, 4, 4\]"),
+        (np.zeros((4, 4, 3)), ValueError, "float64"),
+        (torch.zeros(4, 4, 3), ValueError, r"\[3, H, W\]"),
+        (torch.full((3, 4, 4), 200.0), ValueError, r"\[0, 1\]"),
+    ],
+)
+def test_what_is_no_image_is_named(detector, images, error, message):
+    with pytest.raises(error, match=message):
+        detector(images)
+
+
+def test_a_damaged_file_is_named(detector, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(OSError, match=r"broken\.jpg"):
+        detector(tmp_path / "broken.jpg")
+
+
+def test_configs_without_weights_and_unknown_names(tmp_path):
+    with pytest.raises(KeyError, match="dino_shapes"):
+        load("dino_shape")
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
+        load(str(tmp_path))
+    with pytest.raises(ConfigError, match="weights="):
+        load("dab_deformable_detr_shapes", device="cpu")
+    untrained = load("dab_deformable_detr_shapes", "random", device="cpu")
+    assert "random" in repr(untrained)

@@ -1,0 +1,61 @@
+"""Private names of PyTorch mean what the library takes them for."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tokendetr.compat import torch_private
+
+
+def test_onednns_product_is_a_linear_layer():
+    layer, x = nn.Linear(5, 3), torch.randn(4, 5)
+    product = torch_private.onednn_linear()
+    if torch.backends.mkldnn.is_available():
+        assert product is not None
+        with torch.no_grad():
+            y = product(x, layer.weight, layer.bias, "none", [], "")
+        torch.testing.assert_close(y, layer(x))
+
+
+def test_a_convolution_takes_other_weights_with_its_own_padding_and_groups():
+    conv = nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", groups=2, bias=False)
+    x, weight, bias = torch.randn(1, 4, 5, 7), torch.randn_like(conv.weight), torch.randn(6)
+    expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias, groups=2)
+    torch.testing.assert_close(torch_private.convolve(conv, x, weight, bias), expected)
+
+
+def test_hooks_are_seen():
+    module = nn.Identity()
+    assert not torch_private.has_forward_hooks(module)
+    handle = module.register_forward_pre_hook(lambda *_: None)
+    assert torch_private.has_forward_hooks(module)
+    handle.remove()
+    assert not torch_private.has_forward_hooks(module)
+
+
+def test_dispatch_modes_are_seen_and_left():
+    class Watching(torch_private.TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    assert torch_private.current_dispatch_mode() is None
+    with Watching() as mode:
+        assert torch_private.current_dispatch_mode() is mode
+        torch.zeros(2)
+        seen = mode.calls
+        with torch_private.disable_current_modes():
+            assert torch_private.current_dispatch_mode() is None
+            torch.zeros(2)
+        assert seen == mode.calls > 0
+
+
+def test_trees_and_fake_tensors():
+    doubled = torch_private.tree_map_only(int, lambda value: 2 * value, {"a": [1, "b"]})
+    assert doubled == {"a": [2, "b"]}
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert isinstance(torch.zeros(1), torch_private.FakeTensor)

@@ -1,0 +1,49 @@
+"""Check what of the papers is here, and make the pages of docs/reproduction from it.
+
+Examples:
+    python tools/checklist.py            # counts per paper, and faults
+    python tools/checklist.py --write    # docs/reproduction/<paper>.md from checklist/<paper>.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tokendetr.analysis.checklist import Checklist, read_checklist
+from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.io.atomic import write_atomically
+
+ROOT = PROJECTS_DIR.parent
+PAGES = ROOT / "docs" / "reproduction"
+
+
+def checklists() -> list[Checklist]:
+    """Return the checklists of all papers."""
+    return [read_checklist(path) for path in sorted((PAGES / "checklist").glob("*.json"))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="make the pages")
+    args = parser.parse_args(arguments)
+    faults: list[str] = []
+    for checklist in checklists():
+        states = [row.state for row in checklist.rows]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in ("covered", "decided", "open"))
+        print(f"{checklist.title}: {counts}")
+        faults += checklist.faults(ROOT)
+        if args.write:
+            page = PAGES / f"{checklist.name}.md"
+            write_atomically(str(page), checklist.markdown().encode())
+            print(f"wrote {page.relative_to(ROOT)}")
+    if faults:
+        sys.exit("\n".join(faults))
+
+
+if __name__ == "__main__":
+    main()

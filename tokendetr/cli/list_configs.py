@@ -1,0 +1,30 @@
+"""List the project's configs by name.
+
+Examples:
+    tokendetr list
+    tokendetr list dynamic --weights    # names with this word in them, and with trained weights
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from tokendetr.config.tree import config_files, shipped_weights
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("word", nargs="?", default="", help="only names with this word in them")
+    parser.add_argument("--weights", action="store_true", help="only those with trained weights")
+    parser.add_argument("--paths", action="store_true", help="with their files")
+    args = parser.parse_args(arguments)
+    for name, path in sorted(config_files().items()):
+        trained = shipped_weights(path) is not None
+        if args.word not in name or (args.weights and not trained):
+            continue
+        mark = "  (with trained weights)" if trained and not args.weights else ""
+        print(f"{name}{mark}  {path}" if args.paths else f"{name}{mark}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The console script ``tokendetr``: one command per program.
+
+    tokendetr                    # what there is
+    tokendetr train --config-file dino_shapes train.device=cpu
+    tokendetr predict --help
+
+``python -m tokendetr`` is the same. A program is imported when it is called.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tokendetr.errors import UPSTREAM, upstream_missing
+
+
+class Command(NamedTuple):
+    """A program of this package.
+
+    Attributes:
+        target: its function, ``module:function``; it reads ``sys.argv``.
+        summary: what it does, in a line.
+        arguments: those that always come first.
+    """
+
+    target: str
+    summary: str
+    arguments: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "train": Command("tokendetr.cli.train_net:main", "train a detector from a config"),
+    "evaluate": Command(
+        "tokendetr.cli.train_net:main", "evaluate a detector's weights", ("--eval-only",)
+    ),
+    "predict": Command("tokendetr.cli.demo:main", "detect objects in pictures and videos"),
+    "list": Command("tokendetr.cli.list_configs:main", "list configs, and which have weights"),
+    "analyze": Command("tokendetr.cli.analyze_model:main", "operations, parameters, activations"),
+    "benchmark": Command("tokendetr.cli.benchmark:main", "time of detectors side by side"),
+    "export": Command("tokendetr.cli.export_checkpoint:main", "small weight files, conversions"),
+    "check-data": Command("tokendetr.cli.check_dataset:main", "check annotations and images"),
+    "visualize-tokens": Command(
+        "tokendetr.cli.visualize_tokens:main", "draw what encoder layers keep and merge"
+    ),
+    "visualize-data": Command("tokendetr.cli.visualize_data:main", "draw annotations"),
+    "visualize-results": Command(
+        "tokendetr.cli.visualize_json_results:main", "draw a result file's detections"
+    ),
+    "rank-importance": Command(
+        "tokendetr.cli.importance_ranking:main", "rank a dense encoder's levels"
+    ),
+    "sparsify": Command(
+        "tokendetr.cli.sparsify:main", "make a trained detector sparse with unlabelled images"
+    ),
+    "sweep-tokens": Command("tokendetr.cli.sweep_tokens:main", "metrics over keep ratios"),
+    "compare-shapes": Command("tokendetr.cli.compare_shapes:main", "the small detectors' table"),
+    "ablate": Command("tokendetr.cli.ablate:main", "fine-tune the variants of a study"),
+    "table": Command("tokendetr.cli.table:main", "a project's tables of results"),
+    "make-shapes": Command("tokendetr.cli.make_shapes:main", "draw the shapes data set"),
+    "make-bdd-s": Command("tokendetr.cli.make_bdd_s:main", "select BDD-S from BDD100K"),
+    "demo": Command("tokendetr.cli.run_demo:main", "the project in one run"),
+}
+"""Every command by its name."""
+
+
+def usage() -> str:
+    """Return the list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: tokendetr COMMAND ...", "", *lines, "", "tokendetr COMMAND --help"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name == "--version":
+        from tokendetr import __version__
+
+        print(f"tokendetr {__version__}")
+        return
+    if name not in COMMANDS:
+        sys.exit(f"error: there is no command {name!r}\n\n{usage()}")
+    command = COMMANDS[name]
+    sys.argv = [f"tokendetr {name}", *command.arguments, *rest]
+    module, _, function = command.target.partition(":")
+    try:
+        program = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name not in UPSTREAM:
+            raise
+        sys.exit(f"error: {upstream_missing(error.name or '')}")
+    program()
+
+
+if __name__ == "__main__":
+    main()

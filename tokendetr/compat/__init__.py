@@ -1,0 +1,1 @@
+"""Private names of other libraries that this one touches, each in one place."""

@@ -1,0 +1,50 @@
+"""Private names of PyTorch, checked with torch 2.13 and 2.14; ``tests/test_compat.py`` calls each.
+
+A release of PyTorch that moves one of them breaks here, loudly, and nowhere else.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+)
+from torch.utils._pytree import tree_map_only
+
+__all__ = [
+    "FakeTensor",
+    "TorchDispatchMode",
+    "convolve",
+    "current_dispatch_mode",
+    "disable_current_modes",
+    "has_forward_hooks",
+    "onednn_linear",
+    "tree_map_only",
+]
+
+disable_current_modes = _disable_current_modes
+"""Context manager inside which no dispatch mode watches the operators."""
+
+current_dispatch_mode = _get_current_dispatch_mode
+"""Return the dispatch mode that watches the operators, or None."""
+
+_LINEAR = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
+
+
+def onednn_linear() -> Any:
+    """Return oneDNN's product ``(x, weight, bias, "none", [], "")``; None in builds without it."""
+    return _LINEAR
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve as a module does, padding mode and groups included, with other weights."""
+    return conv._conv_forward(x, weight, bias)
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Return whether anybody listens to a module's calls."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,68 @@
+"""Wrap what a config node builds, while its arguments and override paths stay where they are."""
+
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, open_dict
+from torch import nn
+
+from tokendetr.encoder.forward_context import observe
+
+__all__ = ["build_observed", "build_wrapped", "target_name", "wrap_target"]
+
+Target = str | Callable[..., Any]
+
+
+def target_name(target: Target | None) -> str:
+    """Return the dotted name of a config node's target, which may be a name already."""
+    if target is None:
+        raise KeyError("a config node needs a _target_")
+    return target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+
+
+def wrap_target(node: DictConfig, wrapper: Target) -> bool:
+    """Point a config node at a wrapper that gets the node's target as ``wrapped_target``, in place.
+
+    Args:
+        node: with ``_target_``.
+        wrapper: called with ``wrapped_target`` and the node's arguments.
+
+    Returns:
+        Whether the node changed; one that has this wrapper already stays as it is.
+    """
+    name, target = target_name(wrapper), target_name(node.get("_target_"))
+    if target == name:
+        return False
+    with open_dict(node):
+        node["wrapped_target"] = target
+        node["_target_"] = name
+    return True
+
+
+def build_wrapped(wrapped_target: Target, /, **kwargs: Any) -> Any:
+    """Build what a wrapped node builds.
+
+    Raises:
+        ImportError: the target's name leads nowhere.
+    """
+    build = wrapped_target
+    if isinstance(build, str):
+        try:
+            build = locate(build)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ImportError(f"cannot find {wrapped_target!r}: {error}") from error
+    return build(**kwargs)
+
+
+def build_observed(*, wrapped_target: Target, **kwargs: Any) -> nn.Module:
+    """Construct a detector and let its submodules add losses: the wrapper of ``sparsify``.
+
+    Args:
+        wrapped_target: the detector's class, or its full dotted name.
+        **kwargs: its arguments.
+
+    Raises:
+        HostError: the detector lacks what its encoder's sparsifier needs.
+    """
+    return observe(build_wrapped(wrapped_target, **kwargs))

@@ -1,0 +1,258 @@
+"""The context of a forward pass, for parts whose call cannot carry it.
+
+A backbone is called as ``backbone(images)`` and an encoder inside an unmodified upstream detector
+by upstream's own call, so image extents, targets, losses and a recorder reach them through one
+context variable. It is set where a pass is entered, and nowhere else: by a detector's ``forward``,
+by the hooks of :func:`observe` on a model that is not ours, by :func:`record_tokens`, and by the
+first block of a transformed model that runs alone. Models may be nested, copied, run in threads,
+wrapped in DDP, or fail in the middle.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from tokendetr.encoder.aux_losses import AuxLosses, ReplayedLosses
+from tokendetr.encoder.detector_view import DetectorView, check_requirements
+from tokendetr.encoder.image_extents import ImageExtents, Size
+from tokendetr.encoder.trace import Recorder, TokenTrace, TraceRecorder
+
+__all__ = [
+    "ForwardContext",
+    "current_pass",
+    "image_extents",
+    "observe",
+    "open_pass",
+    "enter_part",
+    "leave_part",
+    "record_tokens",
+    "replay_contexts",
+    "run_pass",
+]
+
+Output = TypeVar("Output")
+
+
+class ForwardContext:
+    """What flows through one forward pass beside its tensors.
+
+    Args:
+        model: the model that runs; None for a pass of a part alone.
+        batched_inputs: detectron2's list of dicts, the model's first argument.
+        recorder: receives token maps and scores.
+        part: whether a part of a model runs alone.
+
+    Attributes:
+        losses: auxiliary losses and outputs of the pass; None without a model.
+        extents: the images of the backbone call under way, None where nobody said it.
+        ledger: state that a transformed backbone hands from block to block.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        batched_inputs: object = None,
+        *,
+        recorder: Recorder | None = None,
+        part: bool = False,
+    ) -> None:
+        self.model = model
+        self.losses = None if model is None else AuxLosses(model, batched_inputs)
+        self.recorder = recorder or Recorder()
+        self.part = part
+        self.extents: ImageExtents | None = None
+        self.ledger: Any = None
+        self._outer: ForwardContext | None = None
+
+    @property
+    def detector(self) -> DetectorView | None:
+        """The model that runs, as the sparsifier of its encoder sees it."""
+        return None if self.model is None else DetectorView(self.model)
+
+    def extents_of(self, images_BCHW: Tensor) -> ImageExtents:
+        """Return what a backbone's input shows.
+
+        Falls back to the inputs of the running model, then to the full canvas.
+
+        Args:
+            images_BCHW: the backbone's input.
+        """
+        batch, _, height, width = images_BCHW.shape
+        if self.extents is not None and len(self.extents.rows) == batch:
+            return self.extents
+        sizes = None if self.losses is None else self.losses.image_sizes
+        rows = tuple(range(batch))
+        if (
+            sizes is not None
+            and len(sizes) == batch
+            and all(h <= height and w <= width for h, w in sizes)
+        ):
+            return ImageExtents(rows, sizes)
+        return ImageExtents(rows, ((height, width),) * batch)
+
+
+_CURRENT: ContextVar[ForwardContext | None] = ContextVar("tokendetr_forward_pass", default=None)
+
+
+def current_pass() -> ForwardContext:
+    """Return the context of the innermost pass of this thread; an empty one outside of any."""
+    return _CURRENT.get() or ForwardContext()
+
+
+def _begin(context: ForwardContext) -> ForwardContext:
+    context._outer = _CURRENT.get()
+    _CURRENT.set(context)
+    return context
+
+
+def _end(context: ForwardContext) -> None:
+    _CURRENT.set(context._outer)
+
+
+def enter_part() -> ForwardContext:
+    """Return the pass under way; opens one if a part of a model, such as a backbone, runs alone."""
+    context = _CURRENT.get()
+    return _begin(ForwardContext(part=True)) if context is None else context
+
+
+def leave_part() -> None:
+    """End the pass if :func:`enter_part` opened it."""
+    context = _CURRENT.get()
+    if context is not None and context.part:
+        _end(context)
+
+
+@contextmanager
+def image_extents(rows: Sequence[int], sizes: Sequence[Size]) -> Iterator[None]:
+    """Say which images the backbone gets that is called inside the ``with`` block.
+
+    Args:
+        rows: positions in the model's batch.
+        sizes: their (height, width) in pixels.
+    """
+    extents = ImageExtents(tuple(rows), tuple((int(h), int(w)) for h, w in sizes))
+    context = _CURRENT.get()
+    alone = context is None
+    if context is None:
+        context = _begin(ForwardContext())
+    outer, context.extents = context.extents, extents
+    try:
+        yield
+    finally:
+        context.extents = outer
+        if alone:
+            _end(context)
+
+
+@contextmanager
+def record_tokens() -> Iterator[TokenTrace]:
+    """Record every encoder pass of this thread inside the ``with`` block."""
+    recorder = TraceRecorder()
+    outer = _CURRENT.get()
+    context = ForwardContext() if outer is None else copy.copy(outer)
+    context.recorder = recorder
+    _begin(context)
+    try:
+        yield recorder.trace
+    finally:
+        _end(context)
+
+
+@contextmanager
+def open_pass(model: nn.Module, batched_inputs: object = ()) -> Iterator[AuxLosses]:
+    """Open the pass of a model inside the ``with`` block; what its submodules add is collected.
+
+    Args:
+        model: the model.
+        batched_inputs: detectron2's list of dicts, from which targets are read.
+    """
+    context = _begin(ForwardContext(model, batched_inputs, recorder=current_pass().recorder))
+    assert context.losses is not None
+    succeeded = False
+    try:
+        yield context.losses
+        succeeded = True
+    finally:
+        _close(context, succeeded=succeeded)
+
+
+def run_pass(model: nn.Module, batched_inputs: object, forward: Callable[[], Output]) -> Output:
+    """Run a model's own forward pass inside its context.
+
+    Args:
+        model: the model.
+        batched_inputs: its first argument.
+        forward: computes losses (in training) or detections.
+
+    Returns:
+        The output of ``forward`` with the losses and outputs that submodules added.
+    """
+    with open_pass(model, batched_inputs) as losses:
+        output = forward()
+    return losses.merged(output)
+
+
+def _close(context: ForwardContext, *, succeeded: bool) -> AuxLosses:
+    losses = context.losses
+    assert losses is not None
+    try:
+        losses.close(succeeded=succeeded)
+    finally:
+        _end(context)
+    return losses
+
+
+def replay_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return ``context_fn`` of ``torch.utils.checkpoint``: recomputed blocks find their context.
+
+    The losses they add the second time are ignored, so every loss counts once.
+    """
+    context = _CURRENT.get()
+    return nullcontext(), nullcontext() if context is None else _replayed(context)
+
+
+@contextmanager
+def _replayed(original: ForwardContext) -> Iterator[None]:
+    context = copy.copy(original)
+    context.recorder = Recorder()
+    if original.losses is not None:
+        context.losses = ReplayedLosses(original.losses)
+    _begin(context)
+    try:
+        yield
+    finally:
+        _end(context)
+
+
+def observe(model: nn.Module) -> nn.Module:
+    """Open a pass around each call of a detectron2-style model; return the same model.
+
+    For detectors that are not tokendetr's, which open their passes themselves. Calling it again
+    changes nothing; state dict and code of the model stay as they are.
+
+    Raises:
+        HostError: a sparsifier inside needs something that the detector does not have.
+    """
+    check_requirements(model)
+    if getattr(model, "opens_pass", False) or _before in model._forward_pre_hooks.values():
+        return model
+    model.register_forward_pre_hook(_before, with_kwargs=True)
+    model.register_forward_hook(_after, with_kwargs=True, always_call=True)
+    return model
+
+
+def _before(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    inputs = args[0] if args else next(iter(kwargs.values()), None)
+    _begin(ForwardContext(model, inputs, recorder=current_pass().recorder))
+
+
+def _after(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    context = _CURRENT.get()
+    if context is None or context.model is not model:
+        return None  # the pass failed before it began
+    losses = _close(context, succeeded=output is not None)
+    return None if output is None else losses.merged(output)

@@ -1,0 +1,145 @@
+"""Detections of one image, in the forms that people pass on.
+
+Shapes: N detection, H, W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["Detection", "Detections"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One detected object.
+
+    Attributes:
+        label: name of its class.
+        score: in [0, 1].
+        box_xyxy_px: left, top, right, bottom in pixels of the image.
+        class_index: index of its class, from 0.
+    """
+
+    label: str
+    score: float
+    box_xyxy_px: tuple[float, float, float, float]
+    class_index: int
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The detections of one image, best first.
+
+    Attributes:
+        instances: detectron2's ``Instances`` on the CPU: ``pred_boxes`` (xyxy, pixels), ``scores``,
+            ``pred_classes``.
+        names: class names.
+        category_ids: the data set's category id of each class.
+        image_HWC: the image, uint8 RGB.
+        source: where the image came from: a path, or a description of the object.
+    """
+
+    instances: Instances
+    names: Sequence[str]
+    category_ids: Sequence[int]
+    image_HWC: NDArray[np.uint8] = field(repr=False)
+    source: str = ""
+
+    def __len__(self) -> int:
+        """Number of detections N."""
+        return len(self.instances)
+
+    def __iter__(self) -> Iterator[Detection]:
+        """Iterate over the detections, best first."""
+        fields = self.instances
+        for box, score, index in zip(
+            fields.pred_boxes.tensor.tolist(),
+            fields.scores.tolist(),
+            fields.pred_classes.tolist(),
+            strict=True,
+        ):
+            yield Detection(self.names[index], score, tuple(box), index)
+
+    def __repr__(self) -> str:
+        """Say how many objects of which classes there are."""
+        counts: dict[str, int] = {}
+        for detection in self:
+            counts[detection.label] = counts.get(detection.label, 0) + 1
+        found = ", ".join(f"{count} {label}" for label, count in counts.items()) or "nothing"
+        return f"Detections({self.source or 'image'}: {found})"
+
+    def records(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """Return plain records: COCO results (``bbox`` is xywh in pixels) with names.
+
+        Args:
+            image_id: of the image; None leaves it out.
+        """
+        return [
+            {
+                **({} if image_id is None else {"image_id": image_id}),
+                "category_id": self.category_ids[d.class_index],
+                "category_name": d.label,
+                "bbox": [
+                    d.box_xyxy_px[0],
+                    d.box_xyxy_px[1],
+                    d.box_xyxy_px[2] - d.box_xyxy_px[0],
+                    d.box_xyxy_px[3] - d.box_xyxy_px[1],
+                ],
+                "score": d.score,
+            }
+            for d in self
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return ``supervision.Detections``.
+
+        Raises:
+            ImportError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("pip install supervision, to get supervision.Detections") from error
+        classes = self.instances.pred_classes.numpy()
+        return supervision.Detections(
+            xyxy=self.instances.pred_boxes.tensor.numpy().astype(np.float32),
+            confidence=self.instances.scores.numpy().astype(np.float32),
+            class_id=classes.astype(int),
+            data={"class_name": np.array([self.names[index] for index in classes])},
+        )
+
+    def plot(self, path: str | None = None) -> Image.Image:
+        """Draw the detections over the image.
+
+        Args:
+            path: file to save the drawing as; None saves nothing.
+
+        Returns:
+            The drawing, of the image's size.
+        """
+        metadata = _Names(list(self.names))
+        canvas = Visualizer(self.image_HWC, metadata, instance_mode=ColorMode.IMAGE)
+        drawing = Image.fromarray(canvas.draw_instance_predictions(self.instances).get_image())
+        if path is not None:
+            drawing.save(path)
+        return drawing
+
+
+@dataclass
+class _Names:
+    """What detectron2's visualizer reads of a data set's metadata."""
+
+    thing_classes: list[str]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an attribute, or the default."""
+        return getattr(self, name, default)

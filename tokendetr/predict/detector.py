@@ -1,0 +1,329 @@
+"""A trained detector that takes images of any kind.
+
+    from tokendetr import load
+
+    detector = load("dino_shapes")
+    results = detector("photo.jpg")
+
+Shapes: H, W image, C channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageOps
+
+from tokendetr.config import zoo
+from tokendetr.config.load import load_config
+from tokendetr.errors import ConfigError
+from tokendetr.predict.detections import Detections
+from tokendetr.predict.predictor import Predictor, dataset_metadata, find_images, read_rgb
+
+__all__ = ["Detector", "load"]
+
+Precision = Literal["float32", "bfloat16"]
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+RANDOM = "random"
+
+
+class Detector:
+    """A detector, its class names, and how it is run.
+
+    Args:
+        predictor: resizes images and runs the model.
+        names: class names.
+        category_ids: the data set's category id of each class.
+        weights: where the weights came from, for people.
+        threshold: lowest score of a detection that is returned, in [0, 1].
+        precision: "float32", or "bfloat16" by autocast.
+
+    Raises:
+        ValueError: for a threshold or precision out of range.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        names: Sequence[str],
+        category_ids: Sequence[int],
+        weights: str,
+        threshold: float = 0.3,
+        precision: Precision = "float32",
+    ) -> None:
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
+        self.predictor = predictor
+        self.names = list(names)
+        self.category_ids = list(category_ids)
+        self.weights = weights
+        self.threshold = _checked_threshold(threshold)
+        self.precision = precision
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The detectron2-style model."""
+        return self.predictor.model
+
+    def __repr__(self) -> str:
+        """Name the model and its weights."""
+        return f"Detector({type(self.model).__name__}, {len(self.names)} classes, {self.weights})"
+
+    def __call__(
+        self, images: Any, *, threshold: float | None = None, batch_size: int = 1
+    ) -> Detections | list[Detections]:
+        """Detect objects.
+
+        Args:
+            images: one image or a list or tuple of images, each a path, a PIL image, an array [H,
+                W, 3] or [H, W] of uint8 in RGB order, or a tensor [3, H, W] (uint8, or floating
+                point in [0, 1]); or a folder, a glob pattern or a video file, which give a list.
+            threshold: lowest score; None takes the detector's.
+            batch_size: images per pass.
+
+        Returns:
+            The detections of one image, or a list of them where ``images`` are several.
+
+        Raises:
+            FileNotFoundError: a path leads nowhere.
+            OSError: a file is no readable image; the message names it.
+            TypeError, ValueError: an object is no image, or of a kind that is not taken.
+        """
+        limit = self.threshold if threshold is None else _checked_threshold(threshold)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        several = isinstance(images, list | tuple) or _is_several(images)
+        results: list[Detections] = []
+        batch: list[tuple[str, NDArray[np.uint8]]] = []
+        for entry in _images(images):
+            batch.append(entry)
+            if len(batch) == batch_size:
+                results += self._run(batch, limit)
+                batch = []
+        results += self._run(batch, limit)
+        return results if several else results[0]
+
+    def _run(
+        self, batch: Sequence[tuple[str, NDArray[np.uint8]]], threshold: float
+    ) -> list[Detections]:
+        if not batch:
+            return []
+        with self._autocast():
+            found = self.predictor.batch([image for _, image in batch])
+        return [
+            Detections(
+                instances=_above(instances, threshold),
+                names=self.names,
+                category_ids=self.category_ids,
+                image_HWC=image,
+                source=source,
+            )
+            for (source, image), instances in zip(batch, found, strict=True)
+        ]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def load(
+    name: str,
+    weights: str | None = None,
+    *,
+    device: str | None = None,
+    precision: Precision = "float32",
+    threshold: float = 0.3,
+    keep: float | None = None,
+    overrides: Sequence[str] = (),
+) -> Detector:
+    """Load a trained detector.
+
+    Args:
+        name: a config's name in the zoo (``dino_shapes``), a config file (``.py`` or ``.yaml``), or
+            the folder of a training run.
+        weights: a checkpoint; None takes those that come with the config, the run's best or last
+            ones, or the config's ``train.init_checkpoint``; "random" leaves them random.
+        device: torch device; None takes the GPU if there is one.
+        precision: "float32", or "bfloat16" by autocast.
+        threshold: lowest score of a detection that is returned, in [0, 1].
+        keep: keep ratio in (0, 1] of a detector whose encoder has a sparsifier with one.
+        overrides: ``key=value`` of the config.
+
+    Returns:
+        The detector.
+
+    Raises:
+        KeyError: there is no config of that name; the message lists the nearest ones.
+        ConfigError: no trained weights are known, or an override cannot be used.
+        FileNotFoundError: a file does not exist.
+        CheckpointMismatchError: the checkpoint is of another model.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    config_file, known = _find(name)
+    cfg = load_config(config_file, [*overrides, f"train.device={device}"])
+    source = weights or known or cfg.train.init_checkpoint or None
+    if source is None:
+        raise ConfigError(
+            f"no trained weights come with {name}: load({name!r}, weights=FILE), or "
+            f"weights={RANDOM!r} for an untrained network"
+        )
+    cfg.train.init_checkpoint = "" if source == RANDOM else str(source)
+    predictor = Predictor.from_config(cfg)
+    if keep is not None:
+        _set_keep_ratio(predictor.model, keep)
+    names, ids = _classes(cfg)
+    return Detector(
+        predictor,
+        names=names,
+        category_ids=ids,
+        weights=f"weights: {source}",
+        threshold=threshold,
+        precision=precision,
+    )
+
+
+def _find(name: str) -> tuple[str, str | None]:
+    """Return a config file and the weights that belong to it, if there are any."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        config_file = folder / "config.yaml"
+        if not config_file.is_file():
+            raise FileNotFoundError(f"{folder} is no training run: it has no config.yaml")
+        files = [folder / file for file in ("model_best.pth", "model_final.pth")]
+        return str(config_file), next((str(file) for file in files if file.is_file()), None)
+    if name.endswith((".py", ".yaml", ".yml")):
+        return name, None
+    return str(zoo.get_config_file(name)), zoo.get_checkpoint(name)
+
+
+def _set_keep_ratio(model: torch.nn.Module, keep: float) -> None:
+    encoder = getattr(getattr(model, "transformer", None), "encoder", None)
+    sparsifier: Any = getattr(encoder, "sparsifier", None)
+    if not hasattr(sparsifier, "keep_ratio"):
+        raise ConfigError(
+            "keep= is for detectors whose encoder has a sparsifier with a keep ratio, such as "
+            f"those of Sparse DETR; {type(model).__name__} has none (tokendetr sparsify makes one)"
+        )
+    sparsifier.keep_ratio = keep
+
+
+def _classes(cfg: DictConfig) -> tuple[list[str], list[int]]:
+    """Return class names and category ids of a config's test data; numbers where it is unknown."""
+    count = int(OmegaConf.select(cfg, "model.num_classes", default=0) or 0)
+    try:
+        metadata = dataset_metadata(cfg)
+    except KeyError:
+        return [str(index) for index in range(count)], list(range(count))
+    names = list(metadata.get("thing_classes", None) or [str(index) for index in range(count)])
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
+    category_ids = {index: category for category, index in contiguous.items()}
+    return names, [int(category_ids.get(index, index)) for index in range(len(names))]
+
+
+def _checked_threshold(threshold: float) -> float:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
+    return float(threshold)
+
+
+def _above(instances: Instances, threshold: float) -> Instances:
+    return instances[instances.scores >= threshold]
+
+
+def _is_several(images: Any) -> bool:
+    if not isinstance(images, str | Path):
+        return False
+    path = Path(images).expanduser()
+    return not path.is_file() or path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _images(images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield every image with where it came from."""
+    for number, entry in enumerate(images if isinstance(images, list | tuple) else [images]):
+        if isinstance(entry, str | Path):
+            yield from _from_path(str(entry))
+        else:
+            yield f"image {number}", _as_rgb(entry, number)
+
+
+def _from_path(entry: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    if "://" in entry:
+        raise ValueError(f"{entry}: nothing is downloaded; save the image and give its path")
+    if entry.lower().endswith(VIDEO_SUFFIXES):
+        yield from _frames(Path(entry).expanduser())
+        return
+    for path in find_images([entry]):
+        yield str(path), read_rgb(path)
+
+
+def _frames(path: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the frames of a video file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no video {path}")
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: videos need OpenCV: pip install opencv-python-headless"
+        ) from error
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise OSError(f"{path} is no video that OpenCV can read")
+    number = 0
+    while True:
+        more, frame_HWC = video.read()
+        if not more:
+            break
+        yield f"{path} frame {number}", np.ascontiguousarray(frame_HWC[:, :, ::-1])
+        number += 1
+    video.release()
+
+
+def _as_rgb(image: Any, number: int) -> NDArray[np.uint8]:
+    """Return an image in memory as uint8 RGB [H, W, 3]."""
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, torch.Tensor):
+        return _from_tensor(image, number)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"image {number} is a {type(image).__name__}: give a path, a PIL image, an array "
+            "[H, W, 3] or a tensor [3, H, W]"
+        )
+    array = image[..., None].repeat(3, axis=-1) if image.ndim == 2 else image
+    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+        raise ValueError(
+            f"image {number} is an array {list(image.shape)} of {image.dtype}: it must be "
+            "[H, W, 3] (RGB) or [H, W] of uint8"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _from_tensor(image: torch.Tensor, number: int) -> NDArray[np.uint8]:
+    floating = image.is_floating_point()
+    if image.dim() != 3 or image.shape[0] != 3 or not (floating or image.dtype == torch.uint8):
+        raise ValueError(
+            f"image {number} is a tensor {list(image.shape)} of {image.dtype}: it must be "
+            "[3, H, W] (RGB), uint8 or floating point in [0, 1]"
+        )
+    if floating:
+        low, high = float(image.min()), float(image.max())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"image {number} has values from {low:.3g} to {high:.3g}: floating-point images "
+                "must lie in [0, 1]"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    array: NDArray[np.uint8] = image.permute(1, 2, 0).cpu().contiguous().numpy()
+    return array
