@@ -6,6 +6,7 @@ images), R merged windows, P cells of a window.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -138,6 +139,8 @@ class DynamicSparsifier(TokenSparsifier):
             window_sizes=tuple(window_sizes),
             ratio_order=ratio_order,
         )
+        first = self.budget.keep_ratios[0]
+        self._proportions = tuple(each / first for each in self.budget.keep_ratios)
         _check_choice("merge", merge, MERGE_RULES)
         _check_choice("cells", cells, ("stale", "broadcast"))
         _check_choice("anchor", anchor, ("bottom_right", "center"))
@@ -165,9 +168,33 @@ class DynamicSparsifier(TokenSparsifier):
                 f"other alignment has one; got alignment={alignment!r}, teacher={teacher!r:.40}"
             )
 
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change the ratio of a stage's most important level; the others change in proportion."""
+        if not 0 < ratio <= 1:
+            raise ValueError(f"the keep ratio must lie in (0, 1], got {ratio}")
+        ratios = tuple(ratio * each if ratio < 1 else 1.0 for each in self._proportions)
+        self.budget = replace(self.budget, keep_ratios=tuple(min(1.0, each) for each in ratios))
+
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Give the teacher the encoder's weights, where a checkpoint has none for it."""
         return dict(weights) if self.teacher is None else with_teacher(weights)
+
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Return what of the budget does not fit an encoder."""
+        budget, faults = self.budget, []
+        if budget.num_layers != num_layers:
+            faults.append(
+                f"stage_lengths {budget.stage_lengths} make {budget.num_layers} layers, "
+                f"the encoder has {num_layers}"
+            )
+        if budget.num_levels != num_levels:
+            faults.append(
+                f"keep_ratios {budget.keep_ratios} are for {budget.num_levels} feature levels, the "
+                f"encoder has {num_levels}: give {num_levels} keep_ratios, level_orders of the "
+                f"levels 1 to {num_levels}, and {num_levels - 1} window_sizes (the default halves "
+                "them from level to level, down to 2)"
+            )
+        return faults
 
     def plan(self, context: EncoderContext) -> "DynamicPlan":
         """Return the plan of one forward pass.
@@ -175,17 +202,7 @@ class DynamicSparsifier(TokenSparsifier):
         Raises:
             ValueError: where the encoder has other numbers of layers or levels than the budget.
         """
-        budget = self.budget
-        if budget.num_layers != context.num_layers:
-            raise ValueError(
-                f"stage_lengths {budget.stage_lengths} make {budget.num_layers} layers, "
-                f"the encoder has {context.num_layers}"
-            )
-        if budget.num_levels != context.layout.num_levels:
-            raise ValueError(
-                f"keep_ratios {budget.keep_ratios} are for {budget.num_levels} feature levels, "
-                f"the encoder got {context.layout.num_levels}"
-            )
+        self.check(context.num_layers, context.layout.num_levels)
         return DynamicPlan(context, self)
 
 

@@ -6,6 +6,7 @@ Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, S clas
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -61,7 +62,7 @@ class FocusSparsifier(TokenSparsifier):
         layer_ratios: the share of each layer; falling in equal steps to 0.1 where None.
         num_objects: tokens that attend to each other, at most; 0 leaves the dual attention out.
         modulation: see :class:`focus_detr.selector.ForegroundSelector`.
-        strides: pixels per token of each level, finest first.
+        strides: pixels per token of each level, finest first; None: 8, 16, 32, ...
         size_ranges: per level, which boxes its tokens are trained on, see
             :func:`tokendetr.tokens.grid_labels`; None: ranges that end at 8 strides of their level,
             each starting in the middle of the one before.
@@ -95,7 +96,7 @@ class FocusSparsifier(TokenSparsifier):
         layer_ratios: Sequence[float] | None = None,
         num_objects: int = 300,
         modulation: Modulation = "top_down",
-        strides: Sequence[int] = (8, 16, 32, 64),
+        strides: Sequence[int] | None = None,
         size_ranges: Sequence[Sequence[float]] | None = None,
         distance: Distance = "farthest_side",
         loss_weight: float = 1.5,
@@ -121,7 +122,8 @@ class FocusSparsifier(TokenSparsifier):
                 "num_objects and loss_weight must be at least 0, "
                 f"got {num_objects} and {loss_weight}"
             )
-        self.strides = tuple(strides)
+        doubling = (8 * 2**level for level in range(num_levels))
+        self.strides = tuple(doubling if strides is None else strides)
         if len(self.strides) != num_levels:
             raise ValueError(f"strides needs {num_levels} values, got {self.strides}")
         if size_ranges is None:
@@ -167,9 +169,23 @@ class FocusSparsifier(TokenSparsifier):
         """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
         return frozenset({"two_stage"} if self.own_heads is None else {"set_criterion"})
 
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change the mean share of tokens that layers update; layers' ratios follow from it."""
+        self.budget = replace(self.budget, keep_ratio=ratio, layer_ratios=None)
+
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return the weights of a published checkpoint under the names they have here."""
         return from_published(weights)
+
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Return which of the numbers of layers and levels does not fit an encoder."""
+        own = {"num_layers": self.budget.num_layers, "num_levels": self.selector.num_levels}
+        its = {"num_layers": num_layers, "num_levels": num_levels}
+        return [
+            f"it was built for {name}={own[name]}, the encoder has {its[name]}"
+            for name in own
+            if own[name] != its[name]
+        ]
 
     def plan(self, context: EncoderContext) -> "FocusPlan":
         """Return the plan of one forward pass.
@@ -178,16 +194,7 @@ class FocusSparsifier(TokenSparsifier):
             ValueError: where the encoder has other numbers of layers or levels.
             HostError: where the detector around the encoder has no two-stage projection and heads.
         """
-        if self.budget.num_layers != context.num_layers:
-            raise ValueError(
-                f"the sparsifier was built for num_layers={self.budget.num_layers}, "
-                f"the encoder has {context.num_layers}"
-            )
-        if self.selector.num_levels != context.layout.num_levels:
-            raise ValueError(
-                f"the sparsifier was built for num_levels={self.selector.num_levels}, "
-                f"the encoder got {context.layout.num_levels} feature levels"
-            )
+        self.check(context.num_layers, context.layout.num_levels)
         return FocusPlan(context, self)
 
 

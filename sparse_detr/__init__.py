@@ -2,8 +2,8 @@
 at."""
 
 from sparse_detr.checkpoints import from_published
-from sparse_detr.losses import decoder_attention_loss
 from sparse_detr.sparsifier import SparsePlan, SparseSparsifier
+from tokendetr.detector.token_losses import decoder_attention_loss
 
 __all__ = [
     "SparsePlan",

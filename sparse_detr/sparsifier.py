@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.losses import decoder_attention_loss
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
-from tokendetr.detector.token_losses import add_detection_losses
+from tokendetr.detector.token_losses import add_detection_losses, decoder_attention_loss
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
@@ -135,6 +134,10 @@ class SparseSparsifier(TokenSparsifier):
             raise ValueError(f"keep_ratio must lie in [0, 1], got {ratio}")
         self._keep_ratio = float(ratio)
 
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change the share of an image's real tokens that is updated."""
+        self.keep_ratio = ratio
+
     def kept_tokens(self, valid_tokens: int) -> int:
         """Return how many of an image's real tokens are kept.
 
@@ -145,6 +148,12 @@ class SparseSparsifier(TokenSparsifier):
             return 0
         return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
 
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Return whether the number of layers does not fit an encoder; levels always do."""
+        if num_layers == self.num_layers:
+            return []
+        return [f"its num_layers is {self.num_layers}, the encoder has {num_layers}"]
+
     def plan(self, context: EncoderContext) -> "SparsePlan":
         """Return the plan of one forward pass.
 
@@ -152,11 +161,7 @@ class SparseSparsifier(TokenSparsifier):
             ValueError: where the encoder has another number of layers.
             HostError: where the detector around the encoder is needed and missing.
         """
-        if context.num_layers != self.num_layers:
-            raise ValueError(
-                f"the sparsifier's num_layers is {self.num_layers}, "
-                f"the encoder has {context.num_layers}"
-            )
+        self.check(context.num_layers, context.layout.num_levels)
         return SparsePlan(context, self)
 
 

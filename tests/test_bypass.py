@@ -10,8 +10,9 @@ from torch import nn
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
+from tests.processes import run_two_processes
 from tests.pyramids import make_batch, valid_rows
-from tests.small_detectors import CLASSES, LAYERS, LEVELS, WIDTH, build
+from tests.small_detectors import CLASSES, LAYERS, LEVELS, WIDTH, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
 from tokendetr.analysis.flops import count_flops
 from tokendetr.config import add_bypass, zoo
@@ -359,3 +360,40 @@ def test_a_config_gets_one_with_the_encoders_sizes(name):
     assert not bypass.weight.any()
     with pytest.raises(KeyError, match="sparsifier"):
         add_bypass(zoo.get_config("dino_shapes").model)
+
+
+PER_PROCESS = [RECORDS[:1], [record(96, 128, seed=4)]]  # one image without boxes
+
+
+def _gradients(model, records):
+    losses = model([one | {"image": one["image"].double()} for one in records])
+    sum(losses.values()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def _double():
+    return sparse_with_bypass(detector={"dn_number": 0}).double().train()
+
+
+def _worker(rank: int, folder: str) -> None:
+    model = _double()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    _gradients(wrapped, PER_PROCESS[rank])
+    if rank == 0:
+        torch.save({n: p.grad for n, p in model.named_parameters()}, f"{folder}/grads.pth")
+
+
+def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
+    run_two_processes(_worker, tmp_path)
+    both = torch.load(tmp_path / "grads.pth", weights_only=True)
+    alone = _gradients(_double(), [one for records in PER_PROCESS for one in records])
+    for name, gradient in alone.items():
+        torch.testing.assert_close(both[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_compiled_evaluation_gives_the_same_detections():
+    model = sparse_with_bypass("deformable_two_stage").eval()
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        for one, other in zip(compiled(RECORDS), model(RECORDS), strict=True):
+            torch.testing.assert_close(one["instances"].scores, other["instances"].scores)

@@ -8,6 +8,7 @@ from torch import nn
 
 from tokendetr.config import sparsify
 from tokendetr.encoder import TokenEncoder, TokenPlan, TokenSparsifier
+from tokendetr.errors import ConfigError
 
 
 class Detector(nn.Module):
@@ -60,3 +61,16 @@ def test_sparsify_swaps_targets_and_keeps_every_path():
 def test_sparsify_names_what_is_missing():
     with pytest.raises(KeyError, match=r"transformer\.encoder"):
         sparsify(L(nn.Linear)(in_features=1), L(nn.Identity)())
+
+
+def test_an_encoder_with_arguments_of_its_own_is_refused_and_left_alone():
+    model = L(Detector)(
+        transformer=L(Transformer)(
+            encoder=L(Encoder)(embed_dim="${..width}", num_layers=2, multi_level_fusion="dense"),
+            width=16,
+        )
+    )
+    before = OmegaConf.to_yaml(model)
+    with pytest.raises(ConfigError, match="multi_level_fusion"):
+        sparsify(model, L(Dense)())
+    assert OmegaConf.to_yaml(model) == before

@@ -25,7 +25,16 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class SampleError(RuntimeError):
-    """A record could not be turned into a sample; the message names its file and image id."""
+    """A record could not be turned into a sample; the message names its file and image id.
+
+    Raised in a loader process it arrives wrapped in that process's traceback, which says nothing
+    more than the message: only that is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught SampleError"):
+            message = message.rstrip().rpartition("SampleError: ")[2]
+        super().__init__(message)
 
 
 class DatasetError(ValueError):
@@ -34,6 +43,10 @@ class DatasetError(ValueError):
 
 class CheckpointWriteError(OSError):
     """A file could not be written; what was there before is unchanged."""
+
+
+class OutputError(OSError):
+    """A file that a tool is asked to write would be lost or cannot be written."""
 
 
 class CheckpointError(ValueError):
@@ -46,3 +59,28 @@ class UnsafeCheckpointError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """A checkpoint does not fit the model; the message lists the keys."""
+
+
+class RunFolderError(ValueError):
+    """An output folder that this run must not use; the message says what to do."""
+
+
+class RendezvousError(RuntimeError):
+    """The processes of a run did not find each other."""
+
+
+EXPECTED_ERRORS = (
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointWriteError,
+    ConfigError,
+    DatasetError,
+    FileNotFoundError,
+    HostError,
+    NonFiniteLossError,
+    RendezvousError,
+    RunFolderError,
+    SampleError,
+    UnsafeCheckpointError,
+)
+"""Errors whose message says it all: programs show it without a traceback."""

@@ -1,28 +1,28 @@
 """Let ``import detectron2`` and ``import detrex`` find stand-ins where the real ones are absent.
 
-``tokendetr_standalone.pth`` imports this module when an interpreter starts. The finder goes to the
-front of ``sys.meta_path``, because an empty namespace package (the working folder holds a clone's
-folder ``detectron2/``) would otherwise end the search before a finder at the back is asked. It puts
-nobody at a disadvantage: for its two names it asks all other finders first, also those that were
-registered later, and answers only where none of them has a real package.
+``tokendetr_standalone.pth`` imports this module when an interpreter starts, hence nothing here
+imports more than it must. The finder goes to the front of ``sys.meta_path``, because an empty
+namespace package (the working folder holds a clone's folder ``detectron2/``) would otherwise end
+the search before a finder at the back is asked. It puts nobody at a disadvantage: for its two names
+it asks all other finders first, also those that were registered later, and answers only where none
+of them has a real package.
 """
 
+import os.path
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 STAND_INS = ("detectron2", "detrex")
 """Top-level names that are stood in for."""
 
 
-def stand_in_folder(name: str) -> Path:
+def stand_in_folder(name: str) -> str:
     """Return the folder of a stand-in: inside this package, or beside it in a source checkout."""
-    here = Path(__file__).resolve().parent
-    installed = here / "packages" / name
-    return installed if installed.is_dir() else here.parent / name
+    here = os.path.dirname(os.path.realpath(__file__))
+    installed = os.path.join(here, "packages", name)
+    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(here), name)
 
 
 class StandInFinder:
@@ -54,7 +54,7 @@ def install() -> None:
         sys.meta_path.insert(0, StandInFinder)
 
 
-def _is_stand_in_finder(finder: Any) -> bool:
+def _is_stand_in_finder(finder: object) -> bool:
     return getattr(finder, "is_stand_in_finder", False)
 
 
@@ -63,5 +63,5 @@ def _stand_in_spec(name: str) -> ModuleSpec | None:
 
     folder = stand_in_folder(name)
     return spec_from_file_location(
-        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )

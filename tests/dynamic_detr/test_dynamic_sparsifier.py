@@ -314,3 +314,15 @@ def test_importing_the_method_imports_no_detector():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_the_keep_ratio_is_that_of_the_most_important_level():
+    sparsifier = DynamicSparsifier()
+    sparsifier.set_keep_ratio(0.25)
+    assert sparsifier.budget.keep_ratios == pytest.approx((0.25, 0.2, 0.15, 0.1))
+    sparsifier.set_keep_ratio(1)
+    assert sparsifier.budget.keeps_all
+    sparsifier.set_keep_ratio(0.5)
+    assert sparsifier.budget.keep_ratios == pytest.approx((0.5, 0.4, 0.3, 0.2))
+    with pytest.raises(ValueError, match="keep ratio"):
+        sparsifier.set_keep_ratio(0.0)

@@ -293,14 +293,21 @@ def test_wrong_options_are_named(options, name):
         focus_sparsifier(**options)
 
 
-def test_an_encoder_that_does_not_fit_is_named():
-    batch, _ = pyramids(torch.float32)
-    with pytest.raises(ValueError, match="num_layers=2"):
-        make_encoder(focus_sparsifier(), num_layers=5)(**batch.inputs)
-    with pytest.raises(ValueError, match="num_levels=4"):
-        make_encoder(FocusSparsifier(num_layers=2), num_layers=2)(**batch.inputs)
+def test_an_encoder_that_does_not_fit_is_named_when_it_is_built():
+    with pytest.raises(ValueError, match=r"num_layers=2.*num_levels=3.*encoder has 4"):
+        make_encoder(focus_sparsifier(), num_layers=5)
+    with pytest.raises(ValueError, match="num_layers=6"):
+        make_encoder(FocusSparsifier(), num_layers=2)
+
+
+def test_an_encoder_alone_says_that_it_needs_a_detector():
+    batch, _ = make_batch(SIZES, WIDTH)
     with pytest.raises(HostError, match="sparsify"):
-        make_encoder(focus_sparsifier(), num_layers=2)(**batch.inputs)
+        make_encoder(focus_sparsifier(num_levels=4, strides=None), num_layers=2)(**batch.inputs)
+
+
+def test_strides_follow_the_number_of_levels():
+    assert FocusSparsifier(num_levels=5).strides == (8, 16, 32, 64, 128)
 
 
 def test_importing_the_method_imports_no_detector():

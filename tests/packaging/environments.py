@@ -16,7 +16,7 @@ def tracked_files(*folders: str) -> list[str]:
     """Files of the checkout that git knows or would take in, sorted."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).is_file())
+    return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).exists())
 
 
 def copy_checkout(target: Path) -> Path:
@@ -24,8 +24,10 @@ def copy_checkout(target: Path) -> Path:
     folders = [path.name for path in ROOT.iterdir() if path.name not in ("tests", "docs")]
     for name in tracked_files(*folders):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, target / name)
-    shutil.copytree(target / "configs", target / "standalone/detrex/config/configs")
+        if (ROOT / name).is_dir():  # a link to a folder, of which an installed package has a copy
+            shutil.copytree(ROOT / name, target / name, ignore=SCRATCH)
+        else:
+            shutil.copyfile(ROOT / name, target / name)
     return target
 
 

@@ -5,7 +5,14 @@ import zipfile
 import pytest
 from environments import ROOT, build, copy_checkout, tracked_files
 
-METHODS = ("dynamic_detr", "focus_detr", "sparse_detr", "spt_backbone", "token_transforming")
+METHODS = (
+    "dynamic_detr",
+    "focus_detr",
+    "lite_detr",
+    "sparse_detr",
+    "spt_backbone",
+    "token_transforming",
+)
 MOST_BYTES = 40 * 2**20
 
 

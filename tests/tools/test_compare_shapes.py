@@ -61,3 +61,15 @@ def test_what_weights_and_images_decide_is_counted(monkeypatch):
                     parameter.fill_(bias)
         gflops[bias] = compare_shapes.count(cfg, model)["gflops"]
     assert gflops[9.0] > 1.02 * gflops[-9.0]
+
+
+def test_corr_has_a_table_of_its_own():
+    modes = {
+        mode: {"Corr": 30.0 + n, "Corr_spread": 2.0, "Corr_level1": 25.0, "Corr_level2": 40.0}
+        for n, mode in enumerate(compare_shapes.CORR_MODES)
+    }
+    text = compare_shapes.corr_table({"one": modes}, 7).markdown()
+    row = next(line for line in text.splitlines() if line.startswith("| one"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["one", "30 ± 2", "31", "32", "25 / 40"]
+    assert "7 images" in text

@@ -38,6 +38,33 @@ def test_features_of_several_methods_are_swept_into_a_table_and_a_picture(tmp_pa
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_keep_ratios_of_encoders_are_swept_into_one_picture(tmp_path, monkeypatch):
+    scores = iter(range(10))
+    monkeypatch.setattr(sweep_tokens, "average_precision", lambda *_: lambda: float(next(scores)))
+    arguments = ["--keep-ratios", "1", "0.3", "--repeats", "1", "--input-size", "96", "128"]
+    arguments += ["--output", str(tmp_path), "--resume"]
+    for method, name in (("sparse", "Sparse"), ("focus", "Focus"), ("dynamic", "mine")):
+        config = f"projects/{method}_detr/configs/{method}_dino_shapes.py"
+        named = ["--name", "mine"] if name == "mine" else []
+        sweep_tokens.main(["--config-file", config, *arguments, *named, "train.device=cpu"])
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["Sparse"] * 2 + ["Focus"] * 2 + ["mine"] * 2
+    assert [row["metric"] for row in rows] == [f"{n}.0" for n in range(6)]
+    for full, part in zip(rows[::2], rows[1::2], strict=True):
+        assert float(part["gflops"]) < 0.8 * float(full["gflops"])
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dense_encoder_without_layers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_tokens, "average_precision", lambda *_: lambda: 0.0)
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path), "train.device=cpu"]
+    with pytest.raises(SystemExit, match="--layers"):
+        sweep_tokens.main(arguments)
+    with pytest.raises(SystemExit):
+        sweep_tokens.main([*arguments[:-1], "--features", "2", arguments[-1]])
+
+
 def test_errors_are_one_line(tmp_path):
     arguments = ["--config-file", "nowhere.py", "--layers", "2", "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match="nowhere"):

@@ -16,7 +16,7 @@ def toy_root(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_run(toy_root):
     """run(output_dir, "key=value", ..., resume=False, hook=None) -> the trained model."""
 

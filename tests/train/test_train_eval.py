@@ -92,10 +92,12 @@ def test_whole_program_in_this_process(toy_root, tmp_path, monkeypatch):
     )
     results = run(args)
     assert 0 <= results["bbox"]["AP"] <= 100
-    names = {p.name for p in tmp_path.iterdir()}
+    out = tmp_path / "fast_dev_run"  # nothing of a trial is where a run would be resumed
+    assert [p.name for p in tmp_path.iterdir()] == ["fast_dev_run"]
+    names = {p.name for p in out.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
-    log = (tmp_path / "log.txt").read_text()
+    log = (out / "log.txt").read_text()
     assert "copypaste: AP,AP50" in log and "epoch: " in log
-    assert LazyConfig.load(str(tmp_path / "config.yaml")).train.max_iter == 20
-    assert len((tmp_path / "metrics.json").read_text().splitlines()) >= 20
+    assert LazyConfig.load(str(out / "config.yaml")).train.max_iter == 20
+    assert len((out / "metrics.json").read_text().splitlines()) >= 20

@@ -228,13 +228,10 @@ def set_environment(monkeypatch, **variables):
 def test_one_slurm_task_per_machine_starts_the_machines_processes(monkeypatch):
     set_environment(monkeypatch, **SLURM_STEP)
     started = []
-    monkeypatch.setattr(
-        "torch.multiprocessing.start_processes", lambda run, **options: started.append(options)
-    )
+    monkeypatch.setitem(launch.__globals__, "_supervise", lambda *options: started.append(options))
     launch(print, arguments(4, "", ""), device="cpu")
-    (options,) = started
-    _, args, url, _ = options["args"]
-    assert options["nprocs"] == 4
+    ((count, (_, args, url, _, _)),) = started
+    assert count == 4
     assert (args.num_machines, args.machine_rank, args.num_gpus) == (2, 1, 4)
     assert url == "tcp://gpu03:20031"
 

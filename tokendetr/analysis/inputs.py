@@ -44,13 +44,13 @@ def load_measured_config(config_file: str, overrides: Sequence[str] = ()) -> Dic
         FileNotFoundError, ConfigError: as :func:`tokendetr.train.load_config`.
         ValueError: the overrides ask for a GPU that is not there.
     """
-    cfg = load_config(config_file, overrides)
+    cfg = load_config(config_file, overrides, trained=True)
     device = str(cfg.train.device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         if any(override.lstrip("+").startswith("train.device=") for override in overrides):
             raise ValueError(f"train.device={device}, but PyTorch sees no GPU here")
         logger.warning("There is no GPU here: measuring on the CPU (train.device=cpu)")
-        return load_config(config_file, [*overrides, "train.device=cpu"])
+        return load_config(config_file, [*overrides, "train.device=cpu"], trained=True)
     return cfg
 
 

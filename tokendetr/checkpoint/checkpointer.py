@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from tokendetr.checkpoint.weights import read_checkpoint
-from tokendetr.errors import CheckpointWriteError
+from tokendetr.errors import CheckpointError, CheckpointWriteError
 from tokendetr.io.atomic import remove_quietly, write_atomically
 
 __all__ = ["AtomicCheckpointer", "plain_state"]
@@ -25,7 +25,6 @@ __all__ = ["AtomicCheckpointer", "plain_state"]
 logger = logging.getLogger(__name__)
 
 _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
-_CHUNK_BYTES = 1 << 24
 
 
 def plain_state(value: Any, where: str = "checkpoint") -> Any:
@@ -82,10 +81,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
         model: the model; may be wrapped in DDP.
         save_dir: where checkpoints are.
         **checkpointables: further objects with ``state_dict`` and ``load_state_dict``.
+
+    Attributes:
+        identity: of the run, kept in every file.
+        resumed_from: path of the checkpoint that the run was resumed from; "" for none.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any) -> None:
         super().__init__(model, save_dir, save_to_disk=True, **checkpointables)
+        self.identity = ""
+        self.resumed_from = ""
+        self._prepared: tuple[str, dict[str, Any]] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save everything as ``<name>.pth`` and point ``last_checkpoint`` at it.
@@ -112,6 +118,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         for key in parts:
             data[key] = self.checkpointables[key].state_dict()
         data.update(extra)
+        if self.identity:
+            data["run"] = self.identity
         failure: OSError | None = None
         if comm.is_main_process():
             try:
@@ -158,20 +166,52 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not os.path.isdir(self.save_dir):
             return ""
+        return next(iter(self._candidates()), "")
+
+    def _candidates(self) -> list[str]:
+        """The files to resume from, best first: the one that ``last_checkpoint`` names, then by
+        iteration."""
         pointer = os.path.join(self.save_dir, "last_checkpoint")
-        if os.path.isfile(pointer):
-            with open(pointer, encoding="utf-8") as file:
-                name = file.read().strip()
-            path = os.path.join(self.save_dir, os.path.basename(name))
-            if name and os.path.isfile(path):
-                return path
-        numbered = sorted(
-            n for n in os.listdir(self.save_dir) if re.match(r"^model_\d{7,}\.pth$", n)
+        names = sorted(
+            (n for n in os.listdir(self.save_dir) if re.match(r"^model_\d{7,}\.pth$", n)),
+            reverse=True,
         )
-        if not numbered:
-            return ""
-        logger.warning("%s names no file; resuming from %s", pointer, numbered[-1])
-        return os.path.join(self.save_dir, numbered[-1])
+        if os.path.isfile(pointer):
+            with open(pointer, "rb") as file:
+                name = os.path.basename(file.read().decode(errors="replace").strip())
+            if name and "\0" not in name and os.path.isfile(os.path.join(self.save_dir, name)):
+                names = [name, *(n for n in names if n != name)]
+            elif names:
+                logger.warning("%s names no file; resuming from %s", pointer, names[0])
+        return [os.path.join(self.save_dir, name) for name in names]
+
+    def read_latest(self) -> tuple[str, dict[str, Any]]:
+        """The newest readable checkpoint to resume from, and its contents; :meth:`load` of that
+        path does not read it again.
+
+        A damaged one is named in a warning, and the one before it taken.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read.
+        """
+        failures: list[str] = []
+        for path in self._candidates():
+            try:
+                data = self.read(path)
+                if "trainer" not in data:
+                    raise ValueError(f"{path} has no state of a training")
+            except Exception as error:  # whatever a damaged file may raise
+                logger.warning("Cannot resume from %s: %s", path, error)
+                failures.append(str(error))
+                continue
+            if failures:
+                logger.warning("Resuming from the checkpoint before it, %s", path)
+            self._prepared = (path, data)
+            return path, data
+        raise CheckpointError(
+            f"none of the checkpoints in {self.save_dir} can be read: {'; '.join(failures)}. "
+            "Restore one, or start anew in another train.output_dir"
+        )
 
     def read(self, path: str) -> dict[str, Any]:
         """The contents of a checkpoint (path, URL or ``detectron2://``), without loading them."""
@@ -180,5 +220,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return read_checkpoint(location, query=parsed.query)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if self._prepared is not None and self._prepared[0] == filename:
+            prepared, self._prepared = self._prepared[1], None
+            return prepared
         parsed = getattr(self, "_parsed_url_during_load", None)
         return read_checkpoint(filename, query="" if parsed is None else parsed.query)

@@ -19,6 +19,7 @@ from tokendetr.errors import CheckpointMismatchError
 
 __all__ = [
     "LoadReport",
+    "compare_weights",
     "load_slim",
     "load_weights",
     "read_checkpoint",
@@ -154,6 +155,21 @@ def load_weights(
             "To start from the keys that match use train.init_checkpoint_strict=False; for weights "
             "of a backbone alone append ?matching_heuristics=True to the path."
         )
+    return report
+
+
+def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
+    """How weights fit a model key by key, without loading them."""
+    own = model.state_dict()
+    given = {key.removeprefix("module."): value for key, value in weights.items()}
+    report = LoadReport(missing=[key for key in own if key not in given])
+    for key, value in given.items():
+        if key not in own:
+            report.unexpected.append(key)
+        elif tuple(value.shape) != tuple(own[key].shape):
+            report.wrong_shape.append((key, tuple(value.shape), tuple(own[key].shape)))
+        else:
+            report.matched.append(key)
     return report
 
 

@@ -84,7 +84,9 @@ def run_cell(study: Study, variant: Variant, seed: int, root: Path, opts: Sequen
     log = folder / "train.txt"
     with log.open("w") as output:
         code = subprocess.run(
+            # An earlier attempt that was interrupted goes on.
             [sys.executable, "-m", "tokendetr.cli.train_net", "--config-file", config_file]
+            + ["--resume"]
             + overrides,
             stdout=output,
             stderr=subprocess.STDOUT,

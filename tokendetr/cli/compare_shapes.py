@@ -4,6 +4,7 @@ Examples:
     python tools/compare_shapes.py
     python tools/compare_shapes.py --write    # into docs/comparison.md
     python tools/compare_shapes.py --row mine=my_config.py:output/mine/model_best.pth
+    python tools/compare_shapes.py --corr --write
     python tools/compare_shapes.py --json output/comparison.json
 
 Rows whose checkpoint file is not there are left out, with a note. Accuracy and recall of the
@@ -41,10 +42,12 @@ from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
 from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
+from tokendetr.evaluation.decoder_correlation import CorrEvaluator
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.evaluation.token_recall import TokenRecall
 
 COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
+CORR_IMAGES = 50
 EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, CheckpointError, ValueError)
 COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
 RECALLS = ("queries", "boxes reached, by level", "box tokens kept, by level")
@@ -102,6 +105,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--write", action="store_true", help="put the table into docs/comparison.md"
     )
+    parser.add_argument(
+        "--corr", action="store_true", help="measure what of the decoder's attention is updated"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE as well")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of all configs, at the end"
@@ -151,6 +157,62 @@ def by_level(numbers: dict[str, float], name: str) -> str:
     """The percentages of all levels, finest first."""
     levels = [key for key in numbers if key.startswith(f"tokens/{name}-l")]
     return " / ".join(f"{numbers[key]:.0f}" for key in sorted(levels))
+
+
+CORR_MODES: dict[str, dict[str, Any]] = {
+    "mean of layers": {},
+    "any layer": {"layers": "any"},
+    "top 10 %, mean of layers": {"top": 0.1},
+}
+
+
+def correlations(cfg: DictConfig, model: nn.Module, images: int) -> dict[str, dict[str, float]]:
+    """Corr of some test images in percent, by mode: see CorrEvaluator."""
+    evaluators = {name: CorrEvaluator(**mode) for name, mode in CORR_MODES.items()}
+    found = {}
+    for name, evaluator in evaluators.items():
+        evaluator.reset()
+        with torch.no_grad():
+            for batch in loaded_inputs(cfg, images):
+                evaluator.process(batch, model(batch))
+        result = evaluator.evaluate()
+        assert result is not None
+        found[name] = result["tokens"]
+    return found
+
+
+def corr_table(results: dict[str, dict[str, dict[str, float]]], images: int) -> Table:
+    """Corr of all detectors as a table."""
+    rows: list[list[Cell]] = []
+    for name, modes in results.items():
+        mean = modes["mean of layers"]
+        levels = [key for key in sorted(mean) if key.startswith("Corr_level")]
+        cells = [f"{modes[mode]['Corr']:.0f}" for mode in CORR_MODES]
+        cells[0] += f" ± {mean['Corr_spread']:.0f}"
+        rows.append([name, *cells, " / ".join(f"{mean[key]:.0f}" for key in levels)])
+    return Table(
+        name="corr",
+        title=f"Corr: attention of the decoder on updated tokens, percent, {images} images",
+        columns=("detector", *CORR_MODES, "by level, mean of layers"),
+        rows=rows,
+    )
+
+
+def compare_corr(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure Corr of all detectors, and print the table."""
+    images = args.images or CORR_IMAGES
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for row in args.row or default_rows():
+        if Path(row.checkpoint).is_file():
+            overrides = [*args.opts, f"train.init_checkpoint={row.checkpoint}"]
+            cfg = load_measured_config(row.config, overrides)
+            model = build_measured_model(cfg, overrides)
+            results[row.name] = correlations(cfg, model, images)
+    comparison = corr_table(results, images)
+    print(comparison.markdown())
+    if args.write:
+        splice(PROJECTS_DIR.parent / "docs" / "comparison.md", comparison)
+    return results
 
 
 def table(results: dict[str, dict[str, float]], missing: Sequence[Row]) -> Table:
@@ -207,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        results = compare(args)
+        results = compare_corr(args) if args.corr else compare(args)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     if args.json:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.config.load import load_config
-from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.errors import CheckpointError, ConfigError, OutputError
+from tokendetr.io.outputs import check_output_file, drawing_names
 from tokendetr.predict import (
     Predictor,
     coco_results,
@@ -36,7 +38,8 @@ from tokendetr.predict import (
     read_rgb,
 )
 
-EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, FileNotFoundError, ImportError, KeyError)
+EXPECTED_ERRORS = (CheckpointError, ConfigError, OSError, ImportError, KeyError)
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 logger = logging.getLogger("tokendetr.demo")
 
 
@@ -80,7 +83,10 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     unreadable = 0
-    for number, path in enumerate(tqdm(find_images(args.input), unit="picture"), start=1):
+    paths = find_images(args.input)
+    targets = drawing_names(paths, folder, ".jpg")
+    pairs = tqdm(list(zip(paths, targets, strict=True)), unit="picture")
+    for number, (path, target) in enumerate(pairs, start=1):
         try:
             image_HWC = read_rgb(path)
         except OSError as error:
@@ -90,7 +96,6 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
         instances = predictor(image_HWC)
         records += coco_results(instances, image_id=number, metadata=metadata, file_name=str(path))
         shown = instances[instances.scores >= args.confidence_threshold]
-        target = folder / f"{path.stem}.jpg"
         Image.fromarray(draw(image_HWC, shown, metadata)).save(target, quality=92)
     (folder / "detections.json").write_text(json.dumps(records, indent=0))
     print(f"{folder}: pictures with detections, and all detections in detections.json")
@@ -127,6 +132,8 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
                 size = drawn_bgr.shape[1], drawn_bgr.shape[0]
                 code = cv2.VideoWriter_fourcc(*"mp4v")
                 writer = cv2.VideoWriter(args.output, code, rate, size)
+                if not writer.isOpened():
+                    raise OutputError(f"OpenCV cannot write {args.output}: try a name ending .mp4")
             writer.write(drawn_bgr)
         else:
             cv2.imshow("detections", drawn_bgr)
@@ -134,7 +141,34 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
                 break
     if writer is not None:
         writer.release()
+        if not Path(args.output).is_file() or not Path(args.output).stat().st_size:
+            raise OutputError(f"OpenCV wrote no {args.output}: is its codec installed?")
         print(f"wrote {args.output}")
+
+
+def _check_video_file(output: str, source: str | None) -> None:
+    """Refuse, before a frame is computed, a video that could not be written.
+
+    Raises:
+        OutputError: it has no known ending, is a folder, or is the video that is read.
+    """
+    if not output.lower().endswith(VIDEO_SUFFIXES):
+        raise OutputError(f"--output {output} must end in one of {', '.join(VIDEO_SUFFIXES)}")
+    check_output_file(output, [source] if source else [])
+
+
+def _check_windows(cv2: Any) -> None:
+    """Refuse to show a camera's stream where OpenCV has no windows.
+
+    Raises:
+        ImportError: saying how to do without.
+    """
+    gui = re.search(r"GUI:\s*(\S+)", cv2.getBuildInformation())
+    if gui is not None and gui[1].upper() == "NONE":
+        raise ImportError(
+            "this OpenCV has no windows (the headless package): write the stream to a file with "
+            "--output FILE.mp4, or pip install opencv-python in its place"
+        )
 
 
 def _opencv() -> Any:
@@ -154,6 +188,12 @@ def main(arguments: list[str] | None = None) -> None:
         metadata = dataset_metadata(cfg, args.metadata_dataset)
         if args.input:
             find_images(args.input)  # before the model is built
+        if not args.input:
+            cv2 = _opencv()
+            if not args.output:
+                _check_windows(cv2)
+            else:
+                _check_video_file(args.output, args.video_input)
         predictor = Predictor.from_config(
             cfg,
             min_size=args.min_size_test,
@@ -165,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif unreadable := run_on_pictures(predictor, args, metadata):
             sys.exit(f"error: {unreadable} pictures could not be read (see above)")
     except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error.args[0] if error.args else error}")
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
 
 
 if __name__ == "__main__":

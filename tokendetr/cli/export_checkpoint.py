@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
+from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.safetensors import save_slim
 from tokendetr.checkpoint.weights import read_checkpoint
-from tokendetr.errors import CheckpointError, CheckpointWriteError
+from tokendetr.io.outputs import check_output_file
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-EXPECTED_ERRORS = (CheckpointWriteError, FileNotFoundError, CheckpointError, ValueError)
+EXPECTED_ERRORS = (OSError, ValueError)  # those of files and of checkpoints
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,13 +36,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--input", required=True, help="checkpoint of a training")
     parser.add_argument("--output", required=True, help="file to write, ending in .safetensors")
     parser.add_argument("--convert", metavar="MODULE.FUNCTION", help="renames the weights")
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "model", "ema"),
+        default="auto",
+        help="the model's, their moving average, or (auto) those that a best checkpoint was "
+        "chosen by",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of matrices")
     args = parser.parse_args(arguments)
     try:
-        weights = read_checkpoint(args.input)["model"]
+        check_output_file(args.output, [args.input])
+        checkpoint = read_checkpoint(args.input)
+        weights, which = chosen_weights(checkpoint, args.weights)
+        if checkpoint.get("ema_state"):
+            other = "model" if which == "ema" else "ema"
+            print(f"taking the weights of {which!r}; --weights {other} takes the others")
         if args.convert:
-            weights = find_function(args.convert)(weights)
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+            weights = dict(find_function(args.convert)(weights))
         size = save_slim(
             {name: torch.as_tensor(value) for name, value in weights.items()},
             args.output,

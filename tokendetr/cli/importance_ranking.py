@@ -1,9 +1,7 @@
 """Rank the levels of a trained dense detector by importance, for each stage of Dynamic DETR.
 
 Examples:
-    python tools/importance_ranking.py --config-file projects/dino/configs/dino_shapes.py \\
-        --stage-lengths 1,1,1 \\
-        train.init_checkpoint=projects/dino/checkpoints/dino_shapes.safetensors
+    tokendetr rank-importance --config-file dino_shapes --stage-lengths 1,1,1
     python tools/importance_ranking.py --output orders.py --num-images 500 \\
         --config-file projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py \\
         train.init_checkpoint=dino_r50_4scale_12ep.pth
@@ -29,6 +27,8 @@ from tqdm import tqdm
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
+from tokendetr.config.load import resolve_config
+from tokendetr.config.tree import shipped_weights
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.io.atomic import write_atomically
 
@@ -74,10 +74,14 @@ def measure(args: argparse.Namespace) -> LevelImportance:
         ValueError: no trained weights were named, the encoder cannot be watched, the stages do not
             fit it, or there are no images.
     """
-    if not any(option.lstrip("+").startswith("train.init_checkpoint=") for option in args.opts):
-        raise ValueError("levels are ranked on trained weights: add train.init_checkpoint=FILE")
-    cfg = load_measured_config(args.config_file, args.opts)
-    model = build_measured_model(cfg, args.opts)
+    opts = list(args.opts)
+    if not any(option.lstrip("+").startswith("train.init_checkpoint=") for option in opts):
+        weights = shipped_weights(resolve_config(args.config_file))
+        if weights is None:
+            raise ValueError("levels are ranked on trained weights: add train.init_checkpoint=FILE")
+        opts.append(f'train.init_checkpoint="{weights}"')
+    cfg = load_measured_config(args.config_file, opts)
+    model = build_measured_model(cfg, opts)
     images = sys.maxsize if args.num_images is None else args.num_images
     watched = record_level_importance(_encoder(model), mass=args.mass, statistic=args.statistic)
     with torch.no_grad(), watched as importance:

@@ -35,6 +35,7 @@ COMMANDS = {
         "tokendetr.cli.train_net:main", "evaluate a detector's weights", ("--eval-only",)
     ),
     "predict": Command("tokendetr.cli.demo:main", "detect objects in pictures and videos"),
+    "doctor": Command("tokendetr.cli.doctor:main", "check this installation"),
     "list": Command("tokendetr.cli.list_configs:main", "list configs, and which have weights"),
     "analyze": Command("tokendetr.cli.analyze_model:main", "operations, parameters, activations"),
     "benchmark": Command("tokendetr.cli.benchmark:main", "time of detectors side by side"),

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.sparsification import (
     METHODS,

@@ -1,4 +1,4 @@
-"""Sweep keep ratios and methods of token reduction in a detector's backbone, without training.
+"""Sweep keep ratios of an encoder's method, or ratios and methods in a backbone, without training.
 
 Examples:
     S=projects/dino/configs/dino_shapes_swin.py
@@ -10,10 +10,17 @@ Examples:
     python tools/sweep_tokens.py --config-file $S --layers 4 8 --keep-ratios 0.5 \\
         --ways merging:recovery=residual merging:recovery=residual:layers=8 --output out $W
 
-Each point is one way to build W at one keep ratio: the metric (AP on the config's test data, or the
-relative error of the backbone's last map), GFLOPs of the backbone, and milliseconds per image of
-the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are written anew after every point; with
---resume, points that are in the file already are not measured again.
+    E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
+    python tools/sweep_tokens.py --config-file $E/configs/sparse_dino_shapes.py --output out $W
+
+Where the config's encoder has a sparsifier (Sparse DETR, Focus-DETR, Dynamic DETR) and no --layers
+are given, its keep ratio is swept (of Dynamic DETR: that of the most important level). --name names
+the line; with --resume, other configs and checkpoints add lines of their own to the picture.
+
+Else each point is one way to build W at one keep ratio: the metric (AP on the config's test data,
+or the relative error of the backbone's last map), GFLOPs of the backbone, and milliseconds per
+image of the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are written anew after every point;
+with --resume, points that are in the file already are not measured again.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from token_transforming import Reduction, restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.timing import Summary, timed
+from tokendetr.encoder import TokenSparsifier
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.atomic import write_atomically
@@ -124,7 +132,7 @@ class Point:
         method: the way W is built; "dense" for the model as it is.
         keep_ratio: of every reduction.
         metric: AP in percent, or the features' relative error.
-        gflops: of the backbone, for one image.
+        gflops: of the part that is reduced, backbone or encoder, for one image.
         milliseconds: per image, whole model, median.
     """
 
@@ -142,7 +150,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="lazy config of a dense detector")
-    add("--layers", type=int, nargs="+", required=True, help="blocks that reduce, from 0")
+    add("--layers", type=int, nargs="+", help="blocks of the backbone that reduce, from 0")
+    add("--name", help="name of an encoder's line (default: its method's)")
     add("--keep-ratios", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5])
     add(
         "--ways",
@@ -163,6 +172,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     counts = [count for count in (args.features, args.images) if count is not None]
     if min([args.repeats, *counts]) < 1:
         parser.error("--repeats, --features and --images must be at least 1")
+    if args.features and not args.layers:
+        parser.error("--features compares a backbone's maps: it needs --layers")
     if len(counts) > 1:
         parser.error("--features and --images are different metrics: give one of them")
     return args
@@ -226,7 +237,8 @@ def measure(
 ) -> Point:
     """Measure the model as it is now."""
     inputs = synthetic_inputs(*args.input_size)
-    gflops = count_flops(model, inputs, arithmetic=False).by_part["backbone"] / 1e9
+    part = "backbone" if args.layers else "encoder"
+    gflops = count_flops(model, inputs, arithmetic=False).by_part[part] / 1e9
     device = next(model.parameters()).device
     with torch.no_grad():
         model(inputs)
@@ -234,7 +246,7 @@ def measure(
     return Point(method, keep, score(), gflops, 1e3 * Summary.of(seconds).median)
 
 
-def write(points: Sequence[Point], folder: Path, metric: str) -> None:
+def write(points: Sequence[Point], folder: Path, metric: str, part: str) -> None:
     """Write the CSV and the picture, each in one step."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
@@ -250,7 +262,7 @@ def write(points: Sequence[Point], folder: Path, metric: str) -> None:
         for axis, cost in zip(axes, ("gflops", "milliseconds"), strict=True):
             costs, scores = [getattr(p, cost) for p in line], [p.metric for p in line]
             axis.plot(costs, scores, "o-", label=name)
-    axes[0].set(xlabel="GFLOPs of the backbone", ylabel=metric)
+    axes[0].set(xlabel=f"GFLOPs of the {part}", ylabel=metric)
     axes[1].set(xlabel="milliseconds per image")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     picture = io.BytesIO()
@@ -282,6 +294,8 @@ def run(args: argparse.Namespace) -> list[Point]:
     else:
         metric, score = "AP", average_precision(cfg, model, args.images)
     points = points_of(folder) if args.resume else []
+    if not args.layers:
+        return run_encoder(args, model, score, points, metric)
     seen = {(point.method, point.keep_ratio) for point in points}
     if (DENSE, 1.0) not in seen:
         points.append(measure(model, score, DENSE, 1.0, args))
@@ -293,9 +307,39 @@ def run(args: argparse.Namespace) -> list[Point]:
             transform(backbone, **{"layers": args.layers, "keep_ratio": keep, **way.options})
             points.append(measure(model, score, way.name, keep, args))
             restore(model)
-            write(points, folder, metric)
+            write(points, folder, metric, "backbone")
             logging.getLogger(__name__).info("%s", points[-1])
-    write(points, folder, metric)
+    write(points, folder, metric, "backbone")
+    return points
+
+
+def run_encoder(
+    args: argparse.Namespace,
+    model: nn.Module,
+    score: Callable[[], float],
+    points: list[Point],
+    metric: str,
+) -> list[Point]:
+    """Measure an encoder's method at all keep ratios, and put its line into the file.
+
+    Raises:
+        ValueError: where the encoder has no sparsifier with a keep ratio.
+    """
+    encoder = getattr(getattr(model, "transformer", None), "encoder", None)
+    sparsifier = getattr(encoder, "sparsifier", None)
+    if not isinstance(sparsifier, TokenSparsifier):
+        raise ValueError(
+            "the config's encoder has no sparsifier to sweep: give --layers to sweep its backbone"
+        )
+    name = args.name or type(sparsifier).__name__.removesuffix("Sparsifier")
+    seen = {(point.method, point.keep_ratio) for point in points}
+    for keep in args.keep_ratios:
+        if (name, keep) in seen:
+            continue
+        sparsifier.set_keep_ratio(keep)
+        points.append(measure(model, score, name, keep, args))
+        write(points, Path(args.output), metric, "encoder")
+        logging.getLogger(__name__).info("%s", points[-1])
     return points
 
 

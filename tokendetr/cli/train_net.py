@@ -10,45 +10,35 @@
 Options are detectron2's. A key that the config does not have is an error; ``+key=value`` adds one.
 """
 
+import signal
 import sys
 
 from detectron2.engine import default_argument_parser
 
 from tokendetr.config.load import load_config, resolve_config
-from tokendetr.errors import (
-    CheckpointError,
-    CheckpointMismatchError,
-    CheckpointWriteError,
-    ConfigError,
-    DatasetError,
-    NonFiniteLossError,
-    SampleError,
-)
-from tokendetr.train.launch import launch
+from tokendetr.errors import EXPECTED_ERRORS
+from tokendetr.train.launch import Timeouts, launch
 from tokendetr.train.run import run
-
-EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    CheckpointWriteError,
-    ConfigError,
-    DatasetError,
-    FileNotFoundError,
-    NonFiniteLossError,
-    SampleError,
-    CheckpointError,
-)
-"""Errors whose message says it all: shown without a traceback, which ``log.txt`` has."""
 
 
 def main() -> None:
     """Parse the command line and start the processes."""
+    # Until the run takes care of signals, Ctrl-C ends this process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = default_argument_parser()
     args = parser.parse_args()
     try:
         args.config_file = resolve_config(args.config_file)  # detectron2 copies the file
         # Read here too, so that a mistake is met before processes are started.
-        device = load_config(args.config_file, args.opts).train.device
-        launch(run, args, device=device, default_dist_url=parser.get_default("dist_url"))
+        settings = load_config(args.config_file, args.opts).train
+        limits = settings.distributed
+        launch(
+            run,
+            args,
+            device=settings.device,
+            default_dist_url=parser.get_default("dist_url"),
+            timeouts=Timeouts(limits.rendezvous_timeout, limits.collective_timeout),
+        )
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
 

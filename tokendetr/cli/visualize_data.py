@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError
+from tokendetr.io.outputs import DrawingNames
 from tokendetr.predict import read_rgb
 
-Drawn = tuple[str, np.ndarray]
+Drawn = tuple[Path, np.ndarray]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,7 +64,7 @@ def annotated(cfg: DictConfig) -> Iterator[Drawn]:
         metadata = MetadataCatalog.get(name)
         for record in records:
             canvas = Visualizer(read_rgb(Path(record["file_name"])), metadata)
-            yield Path(record["file_name"]).name, canvas.draw_dataset_dict(record).get_image()
+            yield Path(record["file_name"]), canvas.draw_dataset_dict(record).get_image()
 
 
 def loaded(cfg: DictConfig) -> Iterator[Drawn]:
@@ -80,19 +81,21 @@ def loaded(cfg: DictConfig) -> Iterator[Drawn]:
         labels = [classes[c] if classes else str(c) for c in instances.gt_classes.tolist()]
         canvas = Visualizer(image, metadata)
         drawn = canvas.overlay_instances(labels=labels, boxes=instances.gt_boxes)
-        yield f"{number:06d}_{Path(entry['file_name']).name}", drawn.get_image()
+        path = Path(entry["file_name"])
+        yield path.with_name(f"{number:06d}_{path.name}"), drawn.get_image()
 
 
 def present(pictures: Iterator[Drawn], folder: Path, number: int | None, show: bool) -> int:
     """Write the pictures to a folder, or show them one after another; returns how many."""
     count = 0
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in tqdm(islice(pictures, number), total=number, unit="picture"):
+    names = DrawingNames(folder, ".jpg")
+    for path, picture in tqdm(islice(pictures, number), total=number, unit="picture"):
         image = Image.fromarray(picture)
         if show:
-            image.show(title=name)
+            image.show(title=path.name)
         else:
-            image.save(folder / f"{Path(name).stem}.jpg", quality=92)
+            image.save(names.of(path), quality=92)
         count += 1
     return count
 

@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.data.shapes import register_shapes
+from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import read_rgb
 
 
@@ -96,7 +97,9 @@ def compare(args: argparse.Namespace) -> int:
     metadata = MetadataCatalog.get(args.dataset)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    for record in tqdm(records[: args.num], unit="picture"):
+    shown = records[: args.num]
+    targets = drawing_names([Path(record["file_name"]) for record in shown], folder, ".jpg")
+    for record, target in tqdm(list(zip(shown, targets, strict=True)), unit="picture"):
         path = Path(record["file_name"])
         image_HWC = read_rgb(path)
         found = to_instances(
@@ -105,8 +108,8 @@ def compare(args: argparse.Namespace) -> int:
         left = Visualizer(image_HWC, metadata).draw_instance_predictions(found).get_image()
         right = Visualizer(image_HWC, metadata).draw_dataset_dict(record).get_image()
         both = np.concatenate([left, right], axis=1)
-        Image.fromarray(both).save(folder / f"{path.stem}.jpg", quality=92)
-    return len(records[: args.num])
+        Image.fromarray(both).save(target, quality=92)
+    return len(shown)
 
 
 def main(arguments: list[str] | None = None) -> None:

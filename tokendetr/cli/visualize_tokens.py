@@ -28,6 +28,7 @@ from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe
 from tokendetr.encoder.trace import ForwardTrace
 from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.tokens import Identity
 from tokendetr.visualization.token_pictures import draw_tokens
@@ -67,7 +68,8 @@ def visualize(predictor: Predictor, pictures: list[Path], folder: Path, tile_wid
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
-    for path in tqdm(pictures, unit="picture"):
+    stems = [name.stem for name in drawing_names(pictures, folder, ".png")]
+    for path, stem in tqdm(list(zip(pictures, stems, strict=True)), unit="picture"):
         image_HWC = read_rgb(path)
         with record_tokens() as trace:
             predictor(image_HWC)
@@ -77,7 +79,7 @@ def visualize(predictor: Predictor, pictures: list[Path], folder: Path, tile_wid
             is_encoder = forward.name == "encoder"
             sheet = draw_tokens(image_HWC, forward, width=tile_width)
             suffix = "tokens" if is_encoder else forward.name.replace(" ", "_")
-            sheet.save(folder / f"{path.stem}_{suffix}.png")
+            sheet.save(folder / f"{stem}_{suffix}.png")
             counts[str(path) if is_encoder else f"{path}, {forward.name}"] = describe(forward)
     (folder / "tokens.json").write_text(json.dumps(counts, indent=1))
 

@@ -1,6 +1,7 @@
 """Config helpers: put a method into a detector's lazy config with one line, or make the detector
 smaller."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.wrap import build_observed, target_name, wrap_target
+from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.errors import ConfigError
 
@@ -35,6 +37,7 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
 
     Raises:
         KeyError: where the model has no such encoder.
+        ConfigError: the encoder has arguments of its own, whose layers would be lost.
     """
     encoder = model.get("transformer", {}).get("encoder")
     if not isinstance(encoder, DictConfig) or "_target_" not in encoder:
@@ -42,11 +45,29 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
             "sparsify() needs a model config with the node transformer.encoder; "
             f"this one ({target_name(model.get('_target_'))}) has none"
         )
+    _check_arguments(encoder)
     with open_dict(model):
         encoder["_target_"] = ENCODER
         encoder["sparsifier"] = sparsifier
         observed(model)
     return model
+
+
+def _check_arguments(encoder: DictConfig) -> None:
+    """Refuse an encoder that is more than Deformable DETR's.
+
+    Raises:
+        ConfigError: naming the arguments that :class:`tokendetr.encoder.TokenEncoder` lacks.
+    """
+    known = {"_target_", *inspect.signature(TokenEncoder.__init__).parameters}
+    own = sorted(str(key) for key in encoder if key not in known)
+    if own:
+        name = target_name(encoder["_target_"])
+        raise ConfigError(
+            f"{name} has arguments of its own ({', '.join(own)}), which TokenEncoder does not "
+            "know: sparsify() would drop their layers with their weights. Remove the arguments "
+            "from the config first if the detector works without them"
+        )
 
 
 @all_or_nothing

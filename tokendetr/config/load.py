@@ -4,6 +4,7 @@ import copy
 import difflib
 import inspect
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.settings import check_settings
 from tokendetr.config.tree import config_files, shipped_weights
 from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
@@ -32,6 +34,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
         "find_unused_parameters": False,
         "fp16_compression": False,
     },
+    # Seconds: until all processes have joined, and in one collective operation.
+    "distributed": {"rendezvous_timeout": 300, "collective_timeout": 1800},
     "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
     "grad_accum_steps": 1,
     # How losses of the micro-batches of one update are weighted: "boxes" or "images".
@@ -65,7 +69,8 @@ def load_config(
 ) -> DictConfig:
     """Load a lazy config, complete ``train`` and apply overrides.
 
-    ``model.device`` follows ``train.device`` unless it is overridden itself.
+    ``model.device`` follows ``train.device``, and the evaluator's folder ``train.output_dir`` where
+    the config has them equal, unless they are overridden themselves.
 
     Args:
         config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
@@ -78,16 +83,21 @@ def load_config(
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
-        ConfigError: no config given, malformed or unknown override, wrong type.
+        ConfigError: no config given, malformed or unknown override, wrong type, or a value that
+            would do silent harm.
     """
     path = resolve_config(config_file)
     cfg = _load_file(path)
     fill_defaults(cfg)
+    folder = cfg.train.output_dir
     if trained and (weights := shipped_weights(path)) is not None:
         cfg.train.init_checkpoint = weights
     apply_overrides(cfg, overrides)
+    if not any(o.lstrip("+").startswith("dataloader.evaluator.output_dir=") for o in overrides):
+        follow_output_dir(cfg, folder)
     if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
         _follow_device(cfg)
+    check_settings(cfg)
     warn_of_foreign_projects(cfg)
     return cfg
 
@@ -135,6 +145,15 @@ def fill_defaults(cfg: DictConfig) -> None:
     _add_missing(cfg.train, TRAIN_DEFAULTS)
 
 
+def follow_output_dir(cfg: DictConfig, before: str) -> None:
+    """Let evaluators that wrote to the output folder ``before`` write to the present one."""
+    nodes = cfg.get("dataloader", {}).get("evaluator", None)
+    for node in nodes if isinstance(nodes, ListConfig) else [nodes]:
+        folder = node.get("output_dir", None) if isinstance(node, DictConfig) else None
+        if folder and os.path.normpath(str(folder)) == os.path.normpath(str(before)):
+            node.output_dir = cfg.train.output_dir
+
+
 def _add_missing(node: DictConfig, defaults: dict[str, Any]) -> None:
     for key, value in defaults.items():
         if key not in node:
@@ -148,7 +167,9 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
     """Apply overrides in hydra's grammar, refusing keys that the config does not have.
 
     A key exists if it is in the config or is a parameter of the node's target. ``+key=value`` adds
-    any other.
+    any other. What the grammar cannot read as a value (``x.pth?a=True``, names that are not ASCII)
+    is taken as the text that it is; ``~/`` at its start is the home folder. ``~key=value`` deletes
+    only what has this value.
 
     Args:
         cfg: changed in place.
@@ -161,30 +182,57 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
         ConfigError: naming the nearest keys for an unknown one, or both types for a value of
             another type than a number's.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
     for text in overrides:
-        try:
-            override = parser.parse_override(text)
-            value = override.value()
-        except HydraException as error:
-            raise ConfigError(
-                f"override {text!r} is not of the form key=value: {str(error).splitlines()[0]}"
-            ) from error
+        override, written = _parse(text)
+        value = override.value()
         key = override.key_or_group
         if override.is_sweep_override():
             raise ConfigError(f"override {text!r} gives several values; give one")
         if not override.is_add():
             _check_known(cfg, key)
         if override.is_delete():
-            _delete(cfg, key)
+            _delete(cfg, key, value, has_value="=" in text)
             continue
         if not override.is_add():
             _check_type(cfg, key, value)
-        LazyConfig.apply_overrides(cfg, [text])
+        before = OmegaConf.select(cfg, key, default=None)
+        LazyConfig.apply_overrides(cfg, [written])
+        is_count = isinstance(before, int) and not isinstance(before, bool)
+        if is_count and isinstance(value, float) and value.is_integer():
+            # As 1e4 for a number of iterations.
+            parent, last = _parent(cfg, key)
+            parent[last] = int(value)
     return cfg
+
+
+def _parse(text: str) -> tuple[Any, str]:
+    """The parsed override, and the text that parses like this.
+
+    Raises:
+        ConfigError: it has not the form of an override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    key, sign, value = text.partition("=")
+    if sign and value.startswith("~/"):
+        value = os.path.expanduser(value)
+        text = f"{key}={value}"
+    try:
+        return parser.parse_override(text), text
+    except HydraException as error:
+        is_structure = value[:1] in ("[", "{", "'", '"') or "(" in value
+        if not sign or not re.fullmatch(r"[+~]?[\w.@/-]+", key) or is_structure:
+            raise ConfigError(
+                f"override {text!r} is not of the form key=value: {str(error).splitlines()[0]}"
+            ) from error
+    escaped = value.replace("'", "\\'")
+    written = f"{key}='{escaped}'"
+    try:
+        return parser.parse_override(written), written
+    except HydraException as error:
+        raise ConfigError(f"override {text!r}: {str(error).splitlines()[0]}") from error
 
 
 def _check_known(cfg: Any, key: str) -> None:
@@ -253,9 +301,21 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
         )
 
 
-def _delete(cfg: Any, key: str) -> None:
-    parent, _, last = key.rpartition(".")
-    del (OmegaConf.select(cfg, parent) if parent else cfg)[last]
+def _parent(cfg: Any, key: str) -> tuple[Any, Any]:
+    """The node that holds a key, and the key in it: a number in a list."""
+    path, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, path) if path else cfg
+    return node, int(last) if isinstance(node, ListConfig) else last
+
+
+def _delete(cfg: Any, key: str, value: Any, *, has_value: bool) -> None:
+    parent, last = _parent(cfg, key)
+    if has_value and parent[last] != value:
+        raise ConfigError(
+            f"~{key}={value}: it is {parent[last]!r} in the config, so it was not deleted; "
+            f"write ~{key} to delete it whatever it is"
+        )
+    del parent[last]
 
 
 def _follow_device(cfg: DictConfig) -> None:

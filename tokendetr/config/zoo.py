@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
@@ -68,7 +69,13 @@ def get_config(name: str) -> Any:
         return LazyConfig.load(str(get_config_file(name)))
 
 
-def load(name: str, checkpoint: str | None = SHIPPED, device: str = "cpu") -> nn.Module:
+def load(
+    name: str,
+    checkpoint: str | None = SHIPPED,
+    device: str = "cpu",
+    *,
+    keep: float | None = None,
+) -> nn.Module:
     """Build a config's model with trained weights, in evaluation mode.
 
     Args:
@@ -77,13 +84,20 @@ def load(name: str, checkpoint: str | None = SHIPPED, device: str = "cpu") -> nn
             takes the weights that come with the config; where none do, they are random, and
             a warning says so. None asks for random weights.
         device: torch device the model is moved to.
+        keep: share of tokens that the encoder updates, for configs whose encoder has a sparsifier
+            with a ``keep_ratio``; None: the config's.
 
     Raises:
-        KeyError: there is no such config.
+        KeyError: there is no such config, or ``keep`` is given and nothing in it is kept.
         CheckpointMismatchError: the checkpoint belongs to another model; the message lists keys.
     """
     config = get_config(name)
     config.model.device = device
+    if keep is not None:
+        sparsifier = OmegaConf.select(config.model, "transformer.encoder.sparsifier", default={})
+        if "keep_ratio" not in sparsifier:
+            raise KeyError(f"the encoder of '{name}' has no sparsifier with a keep_ratio")
+        sparsifier.keep_ratio = keep
     model: nn.Module = instantiate(config.model).to(device)
     if checkpoint == SHIPPED:
         checkpoint = get_checkpoint(name)

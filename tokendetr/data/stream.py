@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from tokendetr.data.random_state import preserved_rng, seeded_rng
 from tokendetr.data.workers import obey_parent
-from tokendetr.errors import SampleError
+from tokendetr.errors import ConfigError, SampleError
 
 __all__ = ["StreamLoader", "build_train_loader"]
 
@@ -164,7 +164,7 @@ class StreamLoader:
         **options: further arguments of ``torch.utils.data.DataLoader``.
 
     Raises:
-        ValueError: the batch size cannot be shared out evenly.
+        ConfigError: the batch size cannot be shared out evenly.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class StreamLoader:
     ) -> None:
         shares = comm.get_world_size() * micro_batches
         if total_batch_size <= 0 or total_batch_size % shares:
-            raise ValueError(
+            raise ConfigError(
                 f"total_batch_size={total_batch_size} must be a positive multiple of the number "
                 "of processes times train.grad_accum_steps = "
                 f"{comm.get_world_size()} x {micro_batches}"

@@ -1,13 +1,18 @@
-"""A detector's own losses for what tokens predict: methods train heads in the encoder with them.
+"""Losses of tokens: a detector's own for what they predict, and for scores of where its decoder
+looks.
 
-Shapes: B image, K tokens that are judged, C class.
+Shapes: B image, N all tokens, K tokens that are judged or kept, C class.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokendetr.detector.criterion import Matches
 from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
+from tokendetr.tokens import topk_valid
 
 
 def add_detection_losses(
@@ -88,3 +93,37 @@ def _without_padding(
     together = {name: torch.cat([target[name] for target in targets]) for name in targets[0]}
     entries = {name: value[valid_BK][None] for name, value in outputs.items()}
     return entries, [together], [(torch.cat(queries), torch.cat(truths))]
+
+
+def decoder_attention_loss(
+    score_BN: Tensor,
+    mass_BN: Tensor,
+    counts: Sequence[int],
+    *,
+    valid_BN: Tensor | None,
+    valid_counts: Sequence[int] | None = None,
+    counts_padding: bool = False,
+) -> Tensor:
+    """Return how badly scores predict which tokens the decoder looks at most.
+
+    The target is 1 for the ``counts[b]`` real tokens of the greatest mass, else 0. The loss is the
+    binary cross entropy, averaged over an image's real tokens and over images.
+
+    Args:
+        score_BN: logits.
+        mass_BN: the decoder's attention to each token; carries no gradient.
+        counts: kept tokens of each image.
+        valid_BN: bool, True where a token is real; None where all are.
+        valid_counts: real tokens of each image, where known.
+        counts_padding: average over padding as well, as the published code does.
+
+    Source: Sparse DETR, arXiv 2111.14330, equation 2. Differs: padding counts nothing.
+    """
+    index_BK, chosen_BK = topk_valid(mass_BN, counts, valid_BN=valid_BN, valid_counts=valid_counts)
+    ones_BK = torch.ones_like(index_BK) if chosen_BK is None else chosen_BK
+    target_BN = torch.zeros_like(score_BN).scatter(1, index_BK, ones_BK.to(score_BN.dtype))
+    loss_BN = F.binary_cross_entropy_with_logits(score_BN, target_BN, reduction="none")
+    if valid_BN is None or counts_padding:
+        return loss_BN.mean()
+    valid_BN = valid_BN.to(loss_BN.dtype)
+    return ((loss_BN * valid_BN).sum(dim=1) / valid_BN.sum(dim=1).clamp_min(1)).mean()

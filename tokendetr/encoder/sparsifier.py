@@ -148,9 +148,39 @@ class TokenSparsifier(nn.Module, ABC):
         """
         return frozenset()
 
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Return in words what does not fit an encoder, all of it; nothing here.
+
+        Args:
+            num_layers: of the encoder.
+            num_levels: feature levels of the encoder.
+        """
+        return []
+
+    def check(self, num_layers: int, num_levels: int) -> None:
+        """Check that the method fits an encoder.
+
+        Raises:
+            ValueError: naming everything that does not fit (:meth:`faults`).
+        """
+        faults = self.faults(num_layers, num_levels)
+        if faults:
+            raise ValueError(f"{type(self).__name__} does not fit its encoder: {'; '.join(faults)}")
+
     @abstractmethod
     def plan(self, context: EncoderContext) -> TokenPlan:
         """Return the plan of one forward pass."""
+
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change how many tokens are kept, without changing any weight.
+
+        Args:
+            ratio: share of tokens, in (0, 1]; what it is the share of is the method's to say.
+
+        Raises:
+            ValueError: the method has no keep ratio.
+        """
+        raise ValueError(f"{type(self).__name__} has no keep ratio to change")
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's weights (of the whole model) under the names that they have here.

@@ -73,6 +73,8 @@ class TokenEncoder(nn.Module):
         super().__init__()
         if num_layers < 0:
             raise ValueError(f"num_layers must be at least 0, got {num_layers}")
+        if sparsifier is not None:
+            sparsifier.check(num_layers, num_feature_levels)
         order = tuple(operation_order)
 
         def make_layer() -> EncoderLayer:

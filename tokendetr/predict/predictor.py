@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.reading import read_checkpoint
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.layers.cpu import optimize
 
@@ -39,9 +42,26 @@ def build_model(cfg: DictConfig) -> nn.Module:
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
     if cfg.train.init_checkpoint:
         load_weights(AtomicCheckpointer(model), cfg.train.init_checkpoint)
+        _use_moving_average(cfg, model)
     else:
         logger.warning("train.init_checkpoint is empty: the weights are random")
     return model.eval()
+
+
+def _use_moving_average(cfg: DictConfig, model: nn.Module) -> None:
+    """Take the moving average where a training's checkpoint or config says that it is measured."""
+    path = str(cfg.train.init_checkpoint).partition("?")[0]
+    if not (path.endswith(".pth") and os.path.isfile(path)):
+        return
+    checkpoint = read_checkpoint(path)
+    ema = cfg.train.model_ema
+    wanted = ema.enabled and ema.use_ema_weights_for_eval_only and checkpoint.get("ema_state")
+    weights, which = chosen_weights(checkpoint, "ema" if wanted else "auto")
+    if which == "ema":
+        model.load_state_dict(
+            {name: torch.as_tensor(value) for name, value in weights.items()}, strict=False
+        )
+        logger.warning("%s: using the moving average of the weights (ema_state)", path)
 
 
 class Predictor:
@@ -170,7 +190,14 @@ def dataset_metadata(cfg: DictConfig, name: str | None = None) -> Any:
         name = names if isinstance(names, str) else names[0]
     if name not in DatasetCatalog.list():
         raise KeyError(f"no data set is registered as {name!r}: {DatasetCatalog.list()}")
-    return MetadataCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes", None) is None:
+        # Names and ids of a registered JSON become known when it is read.
+        try:
+            DatasetCatalog.get(name)
+        except (OSError, ValueError) as error:
+            logger.warning("%s: class names and ids are unknown: %s", name, error)
+    return metadata
 
 
 def coco_results(

@@ -6,6 +6,7 @@ move by an affine bypass (:mod:`tokendetr.encoder.bypass`) fitted by least squar
 learns which tokens the dense decoder looks at; both need images, but no labels.
 """
 
+from tokendetr.sparsification.dial import TooSlowError, keep_ratio_within, set_keep_ratio
 from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit
 from tokendetr.sparsification.images import FewImagesError, UnlabelledImages
 from tokendetr.sparsification.job import SparsifyJob, run_job
@@ -26,11 +27,14 @@ __all__ = [
     "SparsificationReport",
     "SparsifyJob",
     "StaleFitError",
+    "TooSlowError",
     "UnlabelledImages",
     "agreement",
     "compare",
     "fit",
+    "keep_ratio_within",
     "run_job",
+    "set_keep_ratio",
     "sparse_config",
     "sparse_model",
 ]

@@ -37,7 +37,6 @@ _CONFIG = '''"""{title}, made sparse without labels by `tokendetr sparsify`."""
 
 from pathlib import Path as _Path
 
-import tokendetr  # noqa: F401  (makes detectron2 and detrex importable)
 from tokendetr.sparsification import sparse_config as _sparse_config
 
 _config = _sparse_config(

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tokendetr.detector.token_losses import decoder_attention_loss
 from tokendetr.sparsification.teacher import DensePass, DenseTeacher
-from tokendetr.tokens import topk_valid
 
 __all__ = ["Lesson", "attention_loss", "memory_loss", "teach"]
 
@@ -38,20 +37,15 @@ class Lesson:
 
 
 def attention_loss(score_BN: Tensor, mass_BN: Tensor, dense: DensePass, ratio: float) -> Tensor:
-    """Return the binary cross entropy of scores against the share of an image's real tokens that
-    has the greatest mass.
-
-    Source: Sparse DETR, arXiv 2111.14330, equation 2.
-    """
+    """Return how badly scores predict the share of an image's tokens that has the greatest mass."""
     valid_counts = [sum(levels) for levels in dense.layout.valid_counts]
-    counts = [math.ceil(ratio * count) for count in valid_counts]
-    valid_BN = dense.layout.valid_BN
-    index_BK, chosen_BK = topk_valid(mass_BN, counts, valid_BN=valid_BN, valid_counts=valid_counts)
-    chosen_BK = torch.ones_like(index_BK, dtype=torch.bool) if chosen_BK is None else chosen_BK
-    target_BN = torch.zeros_like(score_BN).scatter(1, index_BK, chosen_BK.to(score_BN.dtype))
-    loss_BN = F.binary_cross_entropy_with_logits(score_BN, target_BN, reduction="none")
-    weight_BN = valid_BN.to(loss_BN.dtype)
-    return ((loss_BN * weight_BN).sum(dim=1) / weight_BN.sum(dim=1)).mean()
+    return decoder_attention_loss(
+        score_BN,
+        mass_BN,
+        [math.ceil(ratio * count) for count in valid_counts],
+        valid_BN=dense.layout.valid_BN,
+        valid_counts=valid_counts,
+    )
 
 
 def memory_loss(memory_BNC: Tensor, dense: DensePass, weight_BN: Tensor) -> Tensor:

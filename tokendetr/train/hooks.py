@@ -1,78 +1,234 @@
-"""Hooks: checkpoints with resume, the best checkpoint, epochs in the log, orderly stops."""
+"""Hooks: checkpoints with resume, evaluations that are made up, the best checkpoint, epochs."""
 
 import logging
 import math
 import os
 import re
-import signal
-from collections.abc import MutableMapping
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.data.random_state import RngState
-from tokendetr.train.trainer import TrainingInterrupted
+from tokendetr.errors import ConfigError
+from tokendetr.train.run_folder import RunFolder
+from tokendetr.train.stop import StopSignals
+from tokendetr.train.writers import Writers
 
-__all__ = [
-    "BestCheckpoint",
-    "Checkpoints",
-    "EpochCounter",
-    "EpochPrinter",
-    "RestoreRng",
-    "StopOnSignal",
-]
+__all__ = ["BestCheckpoint", "Checkpoints", "EpochCounter", "Evaluations", "RestoreRng"]
 
 logger = logging.getLogger(__name__)
 
+_NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
 
-class Checkpoints(hooks.PeriodicCheckpointer):
-    """Saves ``model_<iteration>.pth`` every period and ``model_final.pth`` at the end.
 
-    To be registered on all ranks. After a resume the files of the run before count towards
-    ``max_to_keep``.
+def is_due(period: int, iteration: int) -> bool:
+    """Whether something with a period (0: never) is due after an iteration."""
+    return period > 0 and (iteration + 1) % period == 0
+
+
+class Checkpoints(HookBase):
+    """Saves ``model_<iteration>.pth`` every period, before every evaluation and when a signal stops
+    the run, and ``model_final.pth`` at the end.
+
+    An evaluation may be interrupted at any moment because its weights are on the disk. To be
+    registered on all ranks, before the evaluations.
+
+    Args:
+        checkpointer: writes the files.
+        period: in iterations; 0 for none in between.
+        eval_period: of the evaluations; 0 for none in between.
+        max_to_keep: number of ``model_<iteration>.pth`` that stay, also after resumes; None or 0
+            for all.
     """
 
+    def __init__(
+        self,
+        checkpointer: AtomicCheckpointer,
+        period: int,
+        *,
+        eval_period: int = 0,
+        max_to_keep: int | None = None,
+    ) -> None:
+        self._checkpointer = checkpointer
+        self._period = period
+        self._eval_period = eval_period
+        self._max_to_keep = max_to_keep or None
+
     def before_train(self) -> None:
-        """Find the files of the run before."""
-        super().before_train()
-        folder = self.checkpointer.save_dir
-        if not comm.is_main_process():
-            # Rank 0 alone removes old files.
-            self.max_to_keep = None
-        elif os.path.isdir(folder):
-            names = sorted(n for n in os.listdir(folder) if re.match(r"^model_\d{7}\.pth$", n))
-            self.recent_checkpoints = [os.path.join(folder, name) for name in names]
+        """Remove what a kill left, and make up the last checkpoint of a run that had reached its
+        end."""
+        self._prune(self.trainer.start_iter - 1)
+        is_done = self.trainer.start_iter >= self.trainer.max_iter
+        # Resumed from another file, because that one is missing, damaged or of fewer iterations.
+        if is_done and os.path.basename(self._checkpointer.resumed_from) != "model_final.pth":
+            self._save_final(self.trainer.start_iter - 1)
+
+    def after_step(self) -> None:
+        """Save if it is time to."""
+        iteration = self.trainer.iter
+        is_last = iteration == self.trainer.max_iter - 1
+        evaluates = is_due(self._eval_period, iteration) and not is_last
+        if is_due(self._period, iteration) or evaluates:
+            self.save(iteration)
+        if is_last:
+            self._save_final(iteration)
+
+    def save(self, iteration: int) -> None:
+        """Save the state after an iteration."""
+        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        self._prune(iteration)
+
+    def _save_final(self, iteration: int) -> None:
+        self._checkpointer.save("model_final", iteration=iteration)
+
+    def _prune(self, iteration: int) -> None:
+        """Remove the oldest files; those of later iterations are not of this part of the run."""
+        folder = self._checkpointer.save_dir
+        if self._max_to_keep is None or not comm.is_main_process() or not os.path.isdir(folder):
+            return
+        found = sorted(
+            (int(match.group(1)), name)
+            for name in os.listdir(folder)
+            if (match := _NUMBERED.match(name)) and int(match.group(1)) <= iteration
+        )
+        for _, name in found[: -self._max_to_keep]:
+            _remove(os.path.join(folder, name))
+
+
+def _remove(path: str) -> None:
+    """Remove a file; one that cannot be removed costs space alone."""
+    try:
+        os.remove(path)
+    except OSError as error:
+        logger.warning("Cannot remove the old checkpoint %s: %s", path, error.strerror)
+
+
+class Evaluations(HookBase):
+    """Evaluates every ``period`` iterations and after the last one.
+
+    Whatever was due when an earlier part of the run was killed is made up when training starts. A
+    signal ends an evaluation at once.
+
+    Args:
+        period: in iterations; 0: after the last one alone.
+        evaluate: called on all ranks; gives nested metrics on rank 0.
+        writers: told when there are results to write (rank 0).
+        folder: knows which evaluations are recorded.
+        stop: signals.
+
+    Attributes:
+        given: names of the last evaluation's metrics (rank 0).
+    """
+
+    def __init__(
+        self,
+        period: int,
+        evaluate: Callable[[], Mapping[str, Any] | None],
+        writers: Writers | None,
+        folder: RunFolder,
+        stop: StopSignals,
+    ) -> None:
+        self._period = period
+        self._evaluate = evaluate
+        self._writers = writers
+        self._folder = folder
+        self._stop = stop
+        self.given: list[str] = []
+
+    def before_train(self) -> None:
+        """Make up the evaluation of the last iteration of the part before."""
+        start = self.trainer.start_iter
+        if start == 0 or start >= self.trainer.max_iter or not is_due(self._period, start - 1):
+            return
+        if comm.all_gather(self._folder.evaluated)[0] < start - 1:
+            logger.info("The evaluation after iteration %d is made up", start - 1)
+            self._run(start - 1)
+
+    def after_step(self) -> None:
+        """Evaluate if it is time to; after the last iteration :meth:`after_train` does."""
+        iteration = self.trainer.iter
+        if is_due(self._period, iteration) and iteration != self.trainer.max_iter - 1:
+            self._run(iteration)
+
+    def after_train(self) -> None:
+        """Evaluate the final weights, unless an earlier part did."""
+        final = self.trainer.max_iter
+        if comm.all_gather(self._folder.evaluated)[0] < final:
+            self._run(final)
+
+    def _run(self, iteration: int) -> None:
+        with self._stop.interruptible():
+            results = self._evaluate()
+        if results:
+            self._record(flatten_results_dict(dict(results)), iteration)
+        if self._writers is not None:
+            self._writers.evaluated = iteration
+        comm.synchronize()
+
+    def _record(self, metrics: Mapping[str, Any], iteration: int) -> None:
+        storage = self.trainer.storage
+        self.given = sorted(metrics)
+        for name, value in metrics.items():
+            try:
+                number = float(value)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"the evaluator's result {name} is {value!r}: results are (nested) numbers"
+                ) from error
+            storage.put_scalar(name, number, smoothing_hint=False, cur_iter=iteration)
 
 
 class BestCheckpoint(HookBase):
     """Saves ``model_best.pth`` (weights and moving average) whenever a metric is the best so far.
 
-    Register it after the evaluation. After a resume the best value is read from the file itself.
+    Register it after the evaluations. After a resume the best value is read from the file itself.
 
     Args:
         checkpointer: writes the file.
+        evaluations: whose metrics are meant.
         metric: name in the event storage, such as ``bbox/AP``.
+        is_chosen: the user named the metric: an evaluation without it is an error.
         name: of the file, without ending.
     """
 
     def __init__(
-        self, checkpointer: AtomicCheckpointer, metric: str, name: str = "model_best"
+        self,
+        checkpointer: AtomicCheckpointer,
+        evaluations: Evaluations,
+        metric: str,
+        *,
+        is_chosen: bool = False,
+        name: str = "model_best",
     ) -> None:
         self._checkpointer = checkpointer
+        self._evaluations = evaluations
         self._metric = metric
+        self._is_chosen = is_chosen
         self._name = name
         self._best = -math.inf
         self._seen = -1
+        self._has_warned = False
 
     def before_train(self) -> None:
-        """Continue from the best value of an earlier part of this run."""
+        """Continue from the best value of an earlier part of this run, and take a made-up
+        evaluation into account."""
+        start = self.trainer.start_iter
         path = os.path.join(self._checkpointer.save_dir, f"{self._name}.pth")
-        if self.trainer.start_iter == 0 or not os.path.isfile(path):
+        if start == 0:
+            return
+        self._read_best(path)
+        # What the metrics of the checkpoint bring along was decided before it was saved.
+        latest = self.trainer.storage.latest().get(self._metric)
+        self._seen = -1 if latest is None else min(latest[1], start - 2)
+        self._update()
+
+    def _read_best(self, path: str) -> None:
+        if not os.path.isfile(path):
             return
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -93,7 +249,10 @@ class BestCheckpoint(HookBase):
     def _update(self) -> None:
         # Metrics are on rank 0; saving is collective, so all ranks decide by its value.
         latest = self.trainer.storage.latest().get(self._metric)
-        value, iteration = comm.all_gather(latest)[0] or (math.nan, -1)
+        found, given = comm.all_gather((latest, self._evaluations.given))[0]
+        if given and self._metric not in given:
+            self._complain(given)
+        value, iteration = found or (math.nan, -1)
         if iteration <= self._seen or not math.isfinite(value):
             return
         self._seen = iteration
@@ -107,6 +266,17 @@ class BestCheckpoint(HookBase):
             best_metric_name=self._metric,
         )
         logger.info("New best %s: %.4f at iteration %d", self._metric, value, iteration)
+
+    def _complain(self, given: list[str]) -> None:
+        text = (
+            f"train.best_metric={self._metric} is none of the evaluation's metrics: "
+            f"{', '.join(given)}"
+        )
+        if self._is_chosen:
+            raise ConfigError(text)
+        if not self._has_warned:
+            logger.warning("%s; model_best.pth is not written", text)
+        self._has_warned = True
 
 
 class EpochCounter(HookBase):
@@ -123,35 +293,6 @@ class EpochCounter(HookBase):
         """Record the epoch at the end of this step."""
         epoch = (self.trainer.iter + 1) / self._updates_per_epoch
         self.trainer.storage.put_scalar("epoch", epoch, smoothing_hint=False)
-
-
-class _WithEpoch(logging.LoggerAdapter):
-    """Puts the epoch behind the iteration of upstream's log line."""
-
-    def __init__(self, target: logging.Logger, updates_per_epoch: float) -> None:
-        super().__init__(target, {})
-        self._updates_per_epoch = updates_per_epoch
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
-        def add_epoch(match: re.Match[str]) -> str:
-            epoch = (int(match.group(1)) + 1) / self._updates_per_epoch
-            return f"{match.group(0)}  epoch: {epoch:.2f}"
-
-        return re.sub(r"\biter: (\d+)", add_epoch, str(msg), count=1), kwargs
-
-
-class EpochPrinter(CommonMetricPrinter):
-    """detectron2's log line with ``epoch: 0.85`` behind the iteration.
-
-    Args:
-        max_iter: number of iterations, for the remaining time.
-        updates_per_epoch: iterations of one pass over the data; None leaves the line as it is.
-    """
-
-    def __init__(self, max_iter: int, updates_per_epoch: float | None) -> None:
-        super().__init__(max_iter)
-        if updates_per_epoch is not None:
-            self.logger: Any = _WithEpoch(self.logger, updates_per_epoch)
 
 
 class RestoreRng(HookBase):
@@ -174,55 +315,3 @@ class RestoreRng(HookBase):
                 "with fewer processes): the run goes on, but not bit for bit as if uninterrupted",
                 comm.get_rank(),
             )
-
-
-class StopOnSignal(HookBase):
-    """On SIGTERM or SIGINT: finish the step, save a checkpoint, leave. A second signal kills.
-
-    Register it last.
-
-    Args:
-        checkpointer: saves the checkpoint.
-    """
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, checkpointer: AtomicCheckpointer) -> None:
-        self._checkpointer = checkpointer
-        self._received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def before_train(self) -> None:
-        """Take over the signals."""
-        for number in self._SIGNALS:
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:
-                logger.debug("Not in the main thread: signals are left alone")
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        self._release()
-
-    def _release(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def before_step(self) -> None:
-        """Tell the trainer, which tells the other ranks."""
-        if self._received is not None:
-            self.trainer.stop_requested = True  # type: ignore[attr-defined]
-
-    def after_step(self) -> None:
-        """Save and leave if any rank was asked to."""
-        if not getattr(self.trainer, "stop_requested", False):
-            return
-        iteration = self.trainer.iter
-        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        logger.warning("Stopped by a signal after iteration %d; continue with --resume", iteration)
-        raise TrainingInterrupted(128 + (self._received or signal.SIGTERM))
-
-    def after_train(self) -> None:
-        """Give the signals back."""
-        self._release()

@@ -1,34 +1,41 @@
 """A training or evaluation run, from a config to its results."""
 
 import argparse
+import contextlib
 import logging
+import os
+import shutil
 from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.engine import create_ddp_model, default_setup, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
 from detrex.modeling import ema
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.weights import load_weights
-from tokendetr.config.load import load_config
+from tokendetr.checkpoint.weights import compare_weights, load_weights
+from tokendetr.config.load import follow_output_dir, load_config
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
+from tokendetr.errors import CheckpointMismatchError, RunFolderError
 from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
 from tokendetr.train.hooks import (
     BestCheckpoint,
     Checkpoints,
     EpochCounter,
-    EpochPrinter,
+    Evaluations,
     RestoreRng,
-    StopOnSignal,
 )
+from tokendetr.train.run_folder import RunFolder
+from tokendetr.train.setup import log_environment, run_logging, save_config, seed_run
+from tokendetr.train.stop import StopSignals
 from tokendetr.train.trainer import Trainer, parse_dtype
+from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorboard_writer
 
 __all__ = ["run"]
 
@@ -39,22 +46,53 @@ def run(args: argparse.Namespace) -> Any:
     """What one process of ``tools/train_net.py`` does.
 
     Args:
-        args: command line as of ``detectron2.engine.default_argument_parser``.
+        args: command line as of ``detectron2.engine.default_argument_parser``; ``watch`` where
+            there are several processes.
 
     Returns:
         The evaluation's results on rank 0.
+
+    Raises:
+        TrainingInterrupted: SIGTERM or SIGINT came.
     """
+    with StopSignals() as stop:
+        watch = getattr(args, "watch", None)
+        if watch is not None:
+            watch.follow(stop)
+        with stop.interruptible():
+            return _run(args, stop)
+
+
+def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
     cfg = load_config(args.config_file, args.opts, trained=args.eval_only)
     check_device(cfg.train.device)
     _apply_fast_dev_run(cfg)
-    default_setup(cfg, args)
-    _log_like_detectron2(cfg)
-    validate_config_data(cfg, evaluation_only=args.eval_only)
-    model = instantiate(cfg.model)
-    model.to(cfg.train.device)
-    if args.eval_only:
-        return evaluate(cfg, model)
-    return train(cfg, model, resume=args.resume)
+    folder = str(cfg.train.output_dir)
+    with contextlib.ExitStack() as stack:
+        claimed: RunFolder | None = None
+        if args.eval_only:
+            _keep_results_of_training(cfg)
+        else:
+            claimed = stack.enter_context(RunFolder(folder, resume=args.resume))
+        stack.enter_context(run_logging(folder))
+        log_environment(args)
+        save_config(cfg, folder, evaluation_only=args.eval_only, is_resumed=args.resume)
+        seed_run(cfg, evaluation_only=args.eval_only)
+        validate_config_data(cfg, evaluation_only=args.eval_only)
+        model = instantiate(cfg.model)
+        model.to(cfg.train.device)
+        if args.eval_only:
+            return evaluate(cfg, model)
+        return train(cfg, model, resume=args.resume, folder=claimed, stop=stop)
+
+
+def _keep_results_of_training(cfg: DictConfig) -> None:
+    """Let the result files of ``--eval-only`` in a training's folder go to a folder below it."""
+    nodes = cfg.dataloader.get("evaluator", None)
+    for node in nodes if isinstance(nodes, ListConfig) else [nodes]:
+        folder = node.get("output_dir", None) if isinstance(node, DictConfig) else None
+        if folder and os.path.exists(os.path.join(str(folder), "run.json")):
+            node.output_dir = os.path.join(str(folder), "evaluation")
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
@@ -85,8 +123,38 @@ def _load_ema_state(cfg: DictConfig, model: nn.Module) -> None:
     state.save_from(model, cfg.train.device)
 
 
-def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
-    """Train ``model`` as ``cfg`` says, from where its output directory left off if ``resume``."""
+def train(
+    cfg: DictConfig,
+    model: nn.Module,
+    *,
+    resume: bool,
+    folder: RunFolder | None = None,
+    stop: StopSignals | None = None,
+) -> Any:
+    """Train ``model`` as ``cfg`` says, from where its output directory left off if ``resume``.
+
+    Args:
+        cfg: the whole config.
+        model: on its device.
+        resume: continue the run in ``train.output_dir``, if there is one.
+        folder: ``train.output_dir``, where the caller has claimed it already.
+        stop: signals, where the caller takes note of them already.
+
+    Raises:
+        RunFolderError: the folder is another run's.
+        TrainingInterrupted: SIGTERM or SIGINT came; there is a checkpoint.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = stack.enter_context(RunFolder(str(cfg.train.output_dir), resume=resume))
+        if stop is None:
+            stop = stack.enter_context(StopSignals())
+        return _train(cfg, model, resume, folder, stop)
+
+
+def _train(
+    cfg: DictConfig, model: nn.Module, resume: bool, folder: RunFolder, stop: StopSignals
+) -> Any:
     settings = cfg.train
     ema.may_build_model_ema(cfg, model)
     cfg.optimizer.params.model = model
@@ -107,17 +175,20 @@ def train(cfg: DictConfig, model: nn.Module, *, resume: bool) -> Any:
         clip_grad=settings.clip_grad.params if settings.clip_grad.enabled else None,
         grad_accum_steps=settings.grad_accum_steps,
         grad_accum_weighting=settings.grad_accum_weighting,
+        stop=stop,
     )
     checkpointer = AtomicCheckpointer(wrapped, settings.output_dir, trainer=trainer, **parts)
+    checkpointer.identity = folder.identity
     checkpointer.remove_leftovers()
     evaluation = Evaluation(cfg, model)
     is_resumed = resume and checkpointer.has_checkpoint()
-    trainer.register_hooks(
-        _hooks(cfg, model, trainer, checkpointer, evaluation, RestoreRng(rng_state, is_resumed))
-    )
-    start_iter = _load(cfg, checkpointer, trainer, resume)
+    trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer, evaluation, folder))
+    # Last: nothing that other hooks do may move the generators.
+    trainer.register_hooks([RestoreRng(rng_state, is_resumed)])
+    start_iter = _load(cfg, checkpointer, trainer, folder, resume)
     _hint_learning_rate(cfg)
-    trainer.train(start_iter, settings.max_iter)
+    with stop.uninterrupted():
+        trainer.train(start_iter, settings.max_iter)
     return evaluation.latest
 
 
@@ -127,58 +198,85 @@ def _hooks(
     trainer: Trainer,
     checkpointer: AtomicCheckpointer,
     evaluation: Evaluation,
-    restore_rng: RestoreRng,
+    folder: RunFolder,
 ) -> list[Any]:
     settings = cfg.train
     loader = trainer.data_loader
     per_epoch = loader.updates_per_epoch if isinstance(loader, StreamLoader) else None
     if settings.model_ema.enabled and not settings.model_ema.device:
         settings.model_ema.device = settings.device
+    checkpoints = Checkpoints(
+        checkpointer,
+        settings.checkpointer.period,
+        eval_period=settings.eval_period,
+        max_to_keep=settings.checkpointer.max_to_keep,
+    )
+    trainer.save_on_stop = checkpoints.save
+    writers: Writers | None = None
+    if comm.is_main_process():
+        writers = Writers(
+            lambda start: _writers(cfg, per_epoch, start, folder.evaluated),
+            settings.log_period,
+            _metrics_path(cfg),
+            folder.mark_evaluated,
+        )
+    evaluations = Evaluations(settings.eval_period, evaluation, writers, folder, trainer.stop)
     return [
         ema.EMAHook(cfg, model) if settings.model_ema.enabled else None,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         EpochCounter(per_epoch) if per_epoch else None,
-        Checkpoints(
+        checkpoints,
+        evaluations,
+        BestCheckpoint(
             checkpointer,
-            settings.checkpointer.period,
-            max_to_keep=settings.checkpointer.max_to_keep,
+            evaluations,
+            default_best_metric(cfg),
+            is_chosen=bool(settings.best_metric),
         ),
-        hooks.EvalHook(settings.eval_period, evaluation),
-        BestCheckpoint(checkpointer, default_best_metric(cfg)),
-        (
-            hooks.PeriodicWriter(_writers(cfg, per_epoch), period=settings.log_period)
-            if comm.is_main_process()
-            else None
-        ),
-        StopOnSignal(checkpointer),
-        restore_rng,
+        writers,
     ]
 
 
-def _writers(cfg: DictConfig, per_epoch: float | None) -> list[EventWriter]:
+def _metrics_path(cfg: DictConfig) -> str:
+    return os.path.join(str(cfg.train.output_dir), "metrics.json")
+
+
+def _writers(
+    cfg: DictConfig, per_epoch: float | None, start_iter: int, evaluated: int
+) -> list[EventWriter]:
     settings = cfg.train
     PathManager.mkdirs(settings.output_dir)
+    # The final evaluation has a line of its own behind the last iteration's.
+    is_finished = start_iter >= settings.max_iter and evaluated >= settings.max_iter
     writers: list[EventWriter] = [
         EpochPrinter(settings.max_iter, per_epoch),
-        JSONWriter(f"{settings.output_dir}/metrics.json"),
-        TensorboardXWriter(settings.output_dir),
+        MetricsFile(_metrics_path(cfg), start_iter + is_finished),
+        tensorboard_writer(settings.output_dir, start_iter),
     ]
     if settings.wandb.enabled:
-        try:
-            from detrex.utils import WandbWriter
-        except ImportError as error:
-            raise ImportError("train.wandb.enabled=True needs wandb: pip install wandb") from error
+        from detrex.utils import WandbWriter  # check_settings has seen that wandb is there
+
         PathManager.mkdirs(settings.wandb.params.dir)
         writers.append(WandbWriter(cfg))
     return writers
 
 
-def _load(cfg: DictConfig, checkpointer: AtomicCheckpointer, trainer: Trainer, resume: bool) -> int:
+def _load(
+    cfg: DictConfig,
+    checkpointer: AtomicCheckpointer,
+    trainer: Trainer,
+    folder: RunFolder,
+    resume: bool,
+) -> int:
     """Load the run's last checkpoint, or the initial weights; the iteration to start from."""
-    path = checkpointer.get_checkpoint_file() if resume else ""
+    path = _latest(checkpointer, folder) if resume else ""
     if path:
-        checkpointer.load(path)
+        try:
+            checkpointer.load(path)
+        except ValueError as error:  # an optimizer of other parameters
+            raise _other_model(path, str(error)) from error
+        checkpointer.resumed_from = path
         logger.info("Resuming from %s at iteration %d", path, trainer.iter + 1)
         return trainer.iter + 1
     if resume:
@@ -190,21 +288,55 @@ def _load(cfg: DictConfig, checkpointer: AtomicCheckpointer, trainer: Trainer, r
     return 0
 
 
+def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:
+    """The checkpoint to resume from, as rank 0 chooses it; "" where there is none.
+
+    Raises:
+        RunFolderError: it is another run's.
+        CheckpointMismatchError: it is another model's.
+    """
+    path = ""
+    if comm.is_main_process() and checkpointer.has_checkpoint():
+        path, data = checkpointer.read_latest()
+        if not folder.owns(data.get("run")):
+            raise RunFolderError(
+                f"{path} is of another run than the one that {folder.path} belongs to. Move the "
+                "checkpoints of that run away to start this one anew, continue that run in its own "
+                "folder, or start from its weights with train.init_checkpoint=..."
+            )
+        model: Any = checkpointer.model
+        report = compare_weights(getattr(model, "module", model), data["model"])
+        if not report.is_complete:
+            raise _other_model(path, report.table())
+        checkpointer.identity = folder.identity
+    return str(comm.all_gather(path)[0])
+
+
+def _other_model(path: str, reason: str) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"{path} is of another model or optimizer than the config's, so its run cannot be "
+        f"continued:\n{reason}\nTake back the overrides that change the model; or start a new run "
+        f"from its weights in another train.output_dir with train.init_checkpoint={path} "
+        "train.init_checkpoint_strict=False"
+    )
+
+
 def _apply_fast_dev_run(cfg: DictConfig) -> None:
-    """20 iterations with frequent logs and evaluations, to see that everything fits."""
-    if cfg.train.fast_dev_run.enabled:
-        cfg.train.max_iter = 20
-        cfg.train.eval_period = 10
-        cfg.train.log_period = 1
+    """20 iterations with frequent logs and evaluations, to see that everything fits.
 
-
-def _log_like_detectron2(cfg: DictConfig) -> None:
-    """Let this package's messages go where detectron2's go."""
-    upstream = logging.getLogger("detectron2")
-    ours = logging.getLogger("tokendetr")
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    ours.handlers = list(upstream.handlers)
+    They go to a folder of their own, which the next trial replaces: nothing of a trial is resumed.
+    """
+    if not cfg.train.fast_dev_run.enabled:
+        return
+    cfg.train.max_iter = 20
+    cfg.train.eval_period = 10
+    cfg.train.log_period = 1
+    before = str(cfg.train.output_dir)
+    cfg.train.output_dir = os.path.join(before, "fast_dev_run")
+    follow_output_dir(cfg, before)
+    if comm.is_main_process():
+        shutil.rmtree(cfg.train.output_dir, ignore_errors=True)
+    comm.synchronize()
 
 
 def _hint_learning_rate(cfg: DictConfig) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,14 +10,20 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokendetr.data.stream import describe_record
+from tokendetr.data.stream import StreamLoader, describe_record
 from tokendetr.errors import NonFiniteLossError
+from tokendetr.train.stop import StopSignals, TrainingInterrupted
+from tokendetr.train.writers import metrics_state, restore_metrics
 
-__all__ = ["Trainer", "TrainingInterrupted", "parse_dtype"]
+__all__ = ["Trainer", "parse_dtype"]
+
+_MAX_SKIPPED = 32
+"""Updates that float16's scaler may skip in a row; from its first scale of 2^16 each skip halves
+it, so that it would be at 2^-16 by then."""
 
 _DTYPES = {
     "float16": torch.float16,
@@ -25,10 +31,6 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
 }
-
-
-class TrainingInterrupted(SystemExit):
-    """The process was asked to stop and a checkpoint was saved."""
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -60,6 +62,11 @@ class Trainer(SimpleTrainer):
         grad_accum_weighting: how the losses of those batches are weighted. ``"boxes"``: by number
             of annotated boxes, as one large batch is by a criterion that divides by that number
             (those of detection transformers do). ``"images"``: all alike.
+        stop: signals that end the training; waiting for data is interrupted by them at once.
+
+    Attributes:
+        save_on_stop: called on all ranks with the last finished iteration before a signal ends the
+            training.
 
     Raises:
         ValueError: an argument out of range.
@@ -75,6 +82,7 @@ class Trainer(SimpleTrainer):
         clip_grad: Mapping[str, Any] | None = None,
         grad_accum_steps: int = 1,
         grad_accum_weighting: str = "boxes",
+        stop: StopSignals | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         if grad_accum_steps < 1:
@@ -87,19 +95,50 @@ class Trainer(SimpleTrainer):
         self.clip_grad = None if clip_grad is None else dict(clip_grad)
         self.grad_accum_steps = grad_accum_steps
         self.grad_accum_weighting = grad_accum_weighting
-        self.stop_requested = False
+        self.stop = stop or StopSignals()
+        self.save_on_stop: Callable[[int], None] | None = None
+        self._skipped = 0
+        self._loaded_metrics: dict[str, Any] = {}
         self._device = next(model.parameters()).device
         scales = amp_dtype == torch.float16
         self.grad_scaler = torch.amp.GradScaler(self._device.type, enabled=scales)
         self._batches: Any = None
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations ``start_iter <= iter < max_iter``.
+
+        Differs from detectron2's: after an error no hook's ``after_train`` runs, because hooks may
+        wait there for other ranks, which wait elsewhere; hooks with a method ``abandon`` let go of
+        what they hold. The iteration is ``max_iter`` in ``after_train`` also where nothing was left
+        to train.
+        """
+        logger = logging.getLogger(__name__)
+        logger.info("Starting training from iteration %d", start_iter)
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            restore_metrics(self.storage, self._loaded_metrics)
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = max_iter
+                self.after_train()
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    logger.error("Training ends at iteration %d: %s", self.iter, error)
+                for hook in self._hooks:
+                    if hasattr(hook, "abandon"):
+                        hook.abandon()
+                raise
+
     def run_step(self) -> None:
         """One update."""
         assert self.model.training, "the model was left in evaluation mode by a hook"
         start = time.perf_counter()
-        if self._batches is None:
-            self._batches = iter(self.data_loader)
-        batches = [next(self._batches) for _ in range(self.grad_accum_steps)]
+        batches = self._next_batches()
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()
@@ -115,8 +154,46 @@ class Trainer(SimpleTrainer):
         self._write_metrics(totals, data_time)
         if comm.is_main_process():
             get_event_storage().put_scalar("grad_norm", grad_norm)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        self._update()
+
+    def _next_batches(self) -> list[Any]:
+        """The batches of this update, when all ranks have theirs.
+
+        Raises:
+            TrainingInterrupted: on all ranks, if a signal came to any; a checkpoint of the last
+                iteration is saved, although a rank may have waited for its data in vain.
+        """
+        position = getattr(self.data_loader, "batches_read", 0)
+        batches: list[Any] | None = None
+        try:
+            with self.stop.interruptible():
+                if self._batches is None:
+                    self._batches = iter(self.data_loader)
+                batches = [next(self._batches) for _ in range(self.grad_accum_steps)]
+        except TrainingInterrupted:
+            batches = None
+        number = self._signal_of_any_rank()
+        if not number and batches is not None:
+            return batches
+        if isinstance(self.data_loader, StreamLoader):
+            self.data_loader.batches_read = position
+        if self.iter > self.start_iter and self.save_on_stop is not None:
+            finished = self.iter - 1
+            self.iter = finished  # what is saved is the state after that iteration
+            self.save_on_stop(finished)
+            logging.getLogger(__name__).warning(
+                "Stopped by a signal after iteration %d; continue with --resume", finished
+            )
+        raise TrainingInterrupted(number, is_agreed=True)
+
+    def _signal_of_any_rank(self) -> int:
+        """The number of a signal that came to any rank; 0 when none did. Waits for all of them."""
+        number = self.stop.received or 0
+        if comm.get_world_size() == 1:
+            return number
+        shared = torch.tensor(number, device=self._device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
 
     def _gradient_sync(self, is_last: bool) -> AbstractContextManager[Any]:
         """DDP averages gradients over ranks in the last backward pass alone."""
@@ -164,15 +241,10 @@ class Trainer(SimpleTrainer):
         """Raise on all ranks if a loss of any rank is not finite."""
         values = torch.stack([value.detach().double() for value in losses.values()])
         finite = torch.isfinite(values)
-        # One message for both questions of a step: is anything wrong, shall we stop.
-        flags = torch.stack(
-            [finite.all().double(), finite.new_tensor(not self.stop_requested).double()]
-        )
+        all_finite = finite.all().double()
         if comm.get_world_size() > 1:
-            dist.all_reduce(flags, op=dist.ReduceOp.MIN)
-        all_finite, go_on = flags.tolist()
-        self.stop_requested = go_on == 0.0
-        if all_finite:
+            dist.all_reduce(all_finite, op=dist.ReduceOp.MIN)
+        if bool(all_finite):
             return
         found = {
             name: float(value)
@@ -209,6 +281,28 @@ class Trainer(SimpleTrainer):
             )
         return norm
 
+    def _update(self) -> None:
+        """Update the weights; float16's scaler skips an update whose gradient is not finite.
+
+        Raises:
+            NonFiniteLossError: on all ranks (their gradients are equal), when it skipped too many
+                in a row: it would go on doing so, and nothing be trained.
+        """
+        before = self.grad_scaler.get_scale()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        if not self.grad_scaler.is_enabled():
+            return
+        is_skipped = self.grad_scaler.get_scale() < before
+        self._skipped = self._skipped + 1 if is_skipped else 0
+        if self._skipped >= _MAX_SKIPPED:
+            raise NonFiniteLossError(
+                f"the gradient was not finite in {self._skipped} updates in a row, up to iteration "
+                f"{self.iter}, although the scale of float16 went down to "
+                f"{self.grad_scaler.get_scale():.3g}; these updates were skipped. Parameters: "
+                f"{self._bad_gradients()}. Use train.amp.dtype=bfloat16 or no mixed precision"
+            )
+
     def _bad_gradients(self) -> str:
         names = [
             name
@@ -219,22 +313,48 @@ class Trainer(SimpleTrainer):
         return f"{', '.join(names[:5]) or 'none alone, their sum overflows'}{more}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of trainer, hooks, optimizer and gradient scaler."""
+        """The state of trainer, hooks, optimizer, gradient scaler and recent metrics."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
+        if hasattr(self, "storage"):
+            state["metrics"] = metrics_state(self.storage)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        What the optimizer was built with (learning rate, weight decay, ...) is kept: it is what the
+        config says now. Differences to the saved run are logged.
+        """
+        settings = [_hyperparameters(group) for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
+        changed: dict[str, tuple[Any, Any]] = {}
+        for group, built in zip(self.optimizer.param_groups, settings, strict=True):
+            saved = _hyperparameters(group)
+            for name, value in built.items():
+                if saved.get(name, value) != value:
+                    changed.setdefault(name, (saved[name], value))
+            group.update(built)
+            group["initial_lr"] = built["lr"]  # schedules multiply it
+        for name, (old, new) in changed.items():
+            logging.getLogger(__name__).warning(
+                "The config changes the optimizer's %s from %s to %s", name, old, new
+            )
         scaler = state_dict.get("grad_scaler")
+        self._loaded_metrics = dict(state_dict.get("metrics", {}))
         if self.grad_scaler.is_enabled() and scaler:
             self.grad_scaler.load_state_dict(scaler)
         elif self.grad_scaler.is_enabled():
             logging.getLogger(__name__).warning(
                 "The checkpoint has no state of the gradient scaler; it starts anew"
             )
+
+
+def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a parameter group was built with; a schedule moves ``lr`` away from ``initial_lr``."""
+    values = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+    return {**values, "lr": group.get("initial_lr", group.get("lr"))}
 
 
 def _clip(parameters: list[nn.Parameter], max_norm: float, **options: Any) -> Tensor:

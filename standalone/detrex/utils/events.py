@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils.events import EventWriter, get_event_storage
+from omegaconf import OmegaConf
 
 
 class WandbWriter(EventWriter):
@@ -28,7 +29,8 @@ class WandbWriter(EventWriter):
             ) from error
         self._image = wandb.Image
         self._window_size = window_size
-        self._writer = wandb.init(config=cfg, **cfg.train.wandb.params)
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        self._writer = wandb.init(config=plain, **cfg.train.wandb.params)
         self._last_write = -1
 
     def write(self) -> None:

@@ -260,6 +260,9 @@ def test_wandb_writer_sends_each_value_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     writer = WandbWriter(wandb_config())
     assert (asked["project"], asked["name"]) == ("p", "n")
+    assert (
+        type(asked["config"]) is dict and asked["config"]["train"]["wandb"]["params"]["name"] == "n"
+    )
     with EventStorage(3) as storage:
         storage.put_scalar("loss", 2.0, smoothing_hint=False)
         storage.put_image("sample", np.zeros((3, 4, 5), dtype=np.uint8))

@@ -1,0 +1,230 @@
+"""Accuracy of a detector made sparse without labels, by step, keep ratio and seed.
+
+    python -m benchmarks.sparsification --images datasets/shapes/train --seeds 0 1 2
+    python -m benchmarks.sparsification --splice     # recorded figures into docs/bypass.md
+
+Every seed chooses other images and fits anew; what is recorded already is not run again. Rows:
+random tokens (left-out ones stand still, or move), a score head alone, the bypass at the end of the
+encoder only, the bypass in every layer, and distillation after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from tokendetr.analysis.flops import count_flops, mean_report
+from tokendetr.analysis.inputs import load_measured_config, loaded_inputs
+from tokendetr.analysis.tables import Table, splice
+from tokendetr.config.zoo import get_config_file
+from tokendetr.io.atomic import write_atomically
+from tokendetr.predict import Predictor
+from tokendetr.sparsification import FitOptions, UnlabelledImages, fit, sparse_model
+from tokendetr.sparsification.job import box_ap
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "sparsification" / "results.json"
+PAGE = ROOT / "docs" / "bypass.md"
+RATIOS = (0.5, 0.3, 0.2, 0.1, 0.05)
+RANDOM_RATIOS = (0.5, 0.3, 0.1)
+STEPS = {
+    "random": "random tokens, the others stand still",
+    "random+bypass": "random tokens, the others move",
+    "scores": "(a) scores fitted, the others stand still",
+    "last": "(b) and move at the end of the encoder",
+    "every": "(b) and move in every layer",
+    "distilled": "(c) and encoder, maps and scores distilled",
+}
+COUNTED_IMAGES = 10
+
+
+def build(cfg: DictConfig) -> tuple[Predictor, nn.Module]:
+    """Return the dense detector and its sparse twin."""
+    predictor = Predictor.from_config(cfg)
+    torch.manual_seed(0)
+    student: nn.Module = instantiate(sparse_model(cfg.model, "sparse", 0.3))
+    student.load_state_dict(predictor.model.state_dict(), strict=False)
+    return predictor, student.eval()
+
+
+@contextmanager
+def changed(student: nn.Module, step: str) -> Iterator[Any]:
+    """Make a fitted student what a step is about, inside the ``with`` block."""
+    sparsifier = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
+    bypass, selection = sparsifier.bypass, sparsifier.selection
+    try:
+        if step.startswith("random"):
+            sparsifier.selection = "random"
+        if step in ("random", "scores"):
+            sparsifier.bypass = None
+        elif step == "last":
+            sparsifier.bypass = copy.deepcopy(bypass)
+            with torch.no_grad():
+                sparsifier.bypass.weight[:-1] = 0
+                sparsifier.bypass.bias[:-1] = 0
+        yield sparsifier
+    finally:
+        sparsifier.bypass, sparsifier.selection = bypass, selection
+
+
+class Study:
+    """The recorded figures, and what adds to them.
+
+    Args:
+        config: name of the dense detector's config.
+        overrides: of it, with its weights.
+        images: folders.
+        folder: for the evaluator's files.
+    """
+
+    def __init__(
+        self, config: str, overrides: Sequence[str], images: Sequence[str], folder: Path
+    ) -> None:
+        self.config, self.images, self.folder = config, images, folder
+        self.cfg = load_measured_config(str(get_config_file(config)), overrides)
+        self.cfg.dataloader.test.num_workers = 0
+        self.all = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        self.entry = self.all.setdefault(config, {"seeds": {}, "gflops": {}})
+        self.entry["command"] = " ".join(
+            ["python -m benchmarks.sparsification", config, *overrides, "--images", *images]
+        )
+        self.entry["machine"] = f"{platform.machine()}, {platform.processor() or 'unknown'}"
+        self.entry["torch"] = torch.__version__
+
+    def save(self) -> None:
+        """Write all figures."""
+        self.entry["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+        write_atomically(str(RESULTS), (json.dumps(self.all, indent=1) + "\n").encode())
+
+    def ap(self, detector: nn.Module) -> float:
+        """Return the AP on the config's test set."""
+        torch.manual_seed(0)  # of tokens chosen at random
+        ap = box_ap(self.cfg, detector.eval(), self.folder)
+        assert ap is not None
+        return round(ap, 2)
+
+    def run(self, seed: int, options: FitOptions, distilled: FitOptions) -> None:
+        """Fit with one seed and evaluate what is not recorded."""
+        predictor, student = build(self.cfg)
+        own = self.entry["seeds"].setdefault(str(seed), {})
+        if "dense" not in self.entry:
+            self.entry["dense"] = self.ap(predictor.model)
+            self.count(predictor.model, student)
+        images = UnlabelledImages.from_folders(self.images, predictor, seed=seed)
+        for number, wanted in enumerate((options, distilled)):
+            steps = [step for step in STEPS if (step == "distilled") == bool(number)]
+            if all(step in own for step in steps):
+                if not number:
+                    continue
+                return
+            started, busy = time.perf_counter(), time.process_time()
+            result = fit(predictor.model, student, images, wanted)
+            own[f"seconds {number}"] = round(time.perf_counter() - started, 1)
+            own[f"processor seconds {number}"] = round(time.process_time() - busy, 1)
+            own[f"curve {number}"] = result.curve
+            for step in steps:
+                with changed(student, step) as sparsifier:
+                    own[step] = {}
+                    for ratio in RANDOM_RATIOS if step.startswith("random") else RATIOS:
+                        sparsifier.keep_ratio = ratio
+                        own[step][str(ratio)] = self.ap(student)
+                print(seed, step, own[step], flush=True)
+                self.save()
+
+    def count(self, dense: nn.Module, student: nn.Module) -> None:
+        """Count the operations at each ratio: total and encoder, in 10^9."""
+        records = list(loaded_inputs(self.cfg, COUNTED_IMAGES))
+        sparsifier: Any = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
+        for ratio in (None, *RATIOS):
+            if ratio is not None:
+                sparsifier.keep_ratio = ratio
+            detector = dense if ratio is None else student
+            report = mean_report([count_flops(detector, r, arithmetic=False) for r in records])
+            self.entry["gflops"][str(ratio)] = [
+                round(report.total / 1e9, 4),
+                round(report.by_part["encoder"] / 1e9, 4),
+            ]
+
+
+def tables() -> list[Table]:
+    """Return a table for each recorded config."""
+    recorded = json.loads(RESULTS.read_text())
+    return [_table(config, entry) for config, entry in recorded.items()]
+
+
+def _table(config: str, entry: dict[str, Any]) -> Table:
+    rows = []
+    for step, name in STEPS.items():
+        cells: list[str | None] = [name]
+        for ratio in RATIOS:
+            runs = [seed.get(step, {}) for seed in entry["seeds"].values()]
+            found = [run[str(ratio)] for run in runs if str(ratio) in run]
+            cells.append(_spread(found) if found else None)
+        rows.append(cells)
+    encoders = [f"{entry['gflops'][str(ratio)][1]:.3f}" for ratio in RATIOS]
+    rows.append([f"GFLOPs of the encoder (dense {entry['gflops']['None'][1]:.3f})", *encoders])
+    seeds = sorted(entry["seeds"], key=int)
+    fitted = [seed["curve 0"][-1] for seed in entry["seeds"].values() if "curve 0" in seed]
+    explained = [100 * (1 - error) for _, error in fitted]
+    count = "one seed" if len(seeds) == 1 else f"mean over {len(seeds)} seeds (each with other "
+    count += "" if len(seeds) == 1 else "images), smallest and largest in parentheses"
+    return Table(
+        name=f"bypass_{config}",
+        title=f"AP of `{config}` by keep ratio, without a label (dense: {entry['dense']:.1f})",
+        columns=("", *(f"keep {ratio:g}" for ratio in RATIOS)),
+        rows=rows,
+        notes=(
+            f"{count.capitalize()}.",
+            f"The maps saw {max(images for images, _ in fitted)} images and explain "
+            f"{min(explained):.0f} % of the tokens' squared movement in images held back.",
+            f"{entry['date']}, `{entry['command']}`",
+        ),
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", nargs="?", default="dino_shapes")
+    parser.add_argument("overrides", nargs="*", help="train.init_checkpoint=FILE and others")
+    parser.add_argument("--images", nargs="+", default=["datasets/shapes/train"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--distill", type=int, default=400, metavar="ITERATIONS")
+    parser.add_argument("--folder", type=Path, default=Path("output/sparsification"))
+    parser.add_argument("--splice", action="store_true", help="only write docs/bypass.md")
+    args = parser.parse_intermixed_args(arguments)
+    if not args.splice:
+        study = Study(args.config, args.overrides, args.images, args.folder)
+        for seed in args.seeds:
+            study.run(
+                seed,
+                FitOptions(seed=seed),
+                FitOptions(score_iterations=0, distill_iterations=args.distill, seed=seed),
+            )
+    for table in tables():
+        sys.stdout.write(table.markdown() + "\n")
+        splice(PAGE, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Focus-DETR in DINO; left-out tokens move by an affine bypass, which starts as standing still."""
+
+from tokendetr.config import add_bypass
+
+from .focus_dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train
+
+add_bypass(model)
+
+train.output_dir = "./output/focus_dino_r50_4scale_12ep_bypass"
+dataloader.evaluator.output_dir = train.output_dir

@@ -1,0 +1,13 @@
+"""Sparse DETR on the small DINO of the shapes data set; left-out tokens move by an affine bypass.
+
+Trains on from dense weights, or, better, from those that `tokendetr sparsify` wrote.
+"""
+
+from tokendetr.config import add_bypass
+
+from .sparse_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
+
+add_bypass(model)
+
+train.output_dir = "./output/sparse_dino_shapes_bypass"
+dataloader.evaluator.output_dir = train.output_dir

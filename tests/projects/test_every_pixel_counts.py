@@ -1,0 +1,35 @@
+"""Every pixel row and column of an image can change what an encoder makes of it."""
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from tokendetr.config import zoo
+
+SIZES = [(255, 250), (160, 256), (97, 131)]
+METHODS = ("dino", "dynamic_dino", "focus_dino", "lite_dino", "sparse_dino")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def model(request):
+    config = zoo.get_config(f"{request.param}_shapes").model
+    config.device = "cpu"
+    torch.manual_seed(0)
+    return instantiate(config).eval()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_every_pixel_row_and_column_can_change_the_memory(model, size):
+    memories = []
+    hook = model.transformer.encoder.register_forward_hook(
+        lambda module, args, output: memories.append(output)
+    )
+    image = torch.rand(3, *size, generator=torch.Generator().manual_seed(1)).mul(255)
+    image.requires_grad_()
+    model([{"image": image, "height": size[0], "width": size[1]}])
+    hook.remove()
+    weights = torch.randn(memories[0].shape, generator=torch.Generator().manual_seed(2))
+    (memories[0] * weights).sum().backward()
+    touched = image.grad.abs().sum(dim=0) > 0
+    assert touched.any(dim=1).all(), "a row of pixels changes nothing"
+    assert touched.any(dim=0).all(), "a column of pixels changes nothing"

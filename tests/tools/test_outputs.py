@@ -1,0 +1,81 @@
+"""No tool writes over an input, two outputs to one file, or a file that it did not check."""
+
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokendetr.checkpoint.averaged import chosen_weights
+from tokendetr.cli import demo, export_checkpoint
+from tokendetr.errors import OutputError
+from tokendetr.io.outputs import check_output_file, drawing_names
+
+
+def test_inputs_of_one_stem_get_a_file_each():
+    inputs = [Path(name) for name in ("a/x.jpg", "b/x.jpg", "b/x.png", "c/x.jpg", "c/y.jpg", "x")]
+    names = [path.name for path in drawing_names(inputs, Path("out"), ".jpg")]
+    assert names == ["x.jpg", "x_jpg.jpg", "x_png.jpg", "x_jpg_2.jpg", "y.jpg", "x_file.jpg"]
+
+
+def test_no_drawing_replaces_an_input(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (tmp_path, tmp_path / "link", tmp_path / "sub" / ".."):
+        with pytest.raises(OutputError, match="would replace the input"):
+            drawing_names([tmp_path / "a.png", tmp_path / "a.jpg"], folder, ".jpg")
+
+
+def test_an_output_file_is_checked_before_the_work(tmp_path):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(b"video")
+    check_output_file(str(tmp_path / "new" / "out.mp4"), [source])
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(OutputError, match="is an input"):
+        check_output_file(str(tmp_path / "new" / ".." / "in.mp4"), [source])
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output_file(str(tmp_path))
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_output_file(str(source / "out.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("out.jpg", "must end in"), ("in.mp4", "is an input"), ("", "must end")]
+)
+def test_videos_that_could_not_be_written_are_refused_first(tmp_path, name, message):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(b"video")
+    with pytest.raises(OutputError, match=message):
+        demo._check_video_file(str(tmp_path / name), str(source))
+
+
+def test_a_camera_needs_windows_or_a_file():
+    headless = types.SimpleNamespace(getBuildInformation=lambda: "  GUI:                NONE\n")
+    with pytest.raises(ImportError, match="--output"):
+        demo._check_windows(headless)
+    demo._check_windows(types.SimpleNamespace(getBuildInformation=lambda: "  GUI:  GTK3\n"))
+
+
+def checkpoint(**others):
+    return {"model": {"w": torch.zeros(2)}, "ema_state": {"w": torch.ones(2)}, **others}
+
+
+def test_the_weights_that_were_measured_are_chosen():
+    weights, which = chosen_weights(checkpoint(best_metric_name="bbox_ema/AP"))
+    assert which == "ema" and weights["w"].eq(1).all()
+    for plain in (checkpoint(), checkpoint(best_metric_name="bbox/AP")):
+        weights, which = chosen_weights(plain)
+        assert which == "model" and weights["w"].eq(0).all()
+    assert chosen_weights(checkpoint(), "ema")[1] == "ema"
+    assert chosen_weights(checkpoint(best_metric_name="bbox_ema/AP"), "model")[1] == "model"
+    with pytest.raises(ValueError, match="no ema_state"):
+        chosen_weights({"model": {}}, "ema")
+
+
+def test_export_says_which_weights_it_took_and_spares_its_input(tmp_path, capsys):
+    source = tmp_path / "model_best.pth"
+    torch.save(checkpoint(best_metric_name="bbox_ema/AP"), source)
+    export_checkpoint.main(["--input", str(source), "--output", str(tmp_path / "a.safetensors")])
+    assert "'ema'" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is an input"):
+        export_checkpoint.main(["--input", str(source), "--output", str(source)])
+    assert torch.load(source, weights_only=True)["model"]["w"].eq(0).all()

@@ -1,0 +1,130 @@
+"""Values of options: written in any letters, whole where they are counts, in range or refused."""
+
+import math
+from pathlib import Path
+
+import pytest
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_train_loader
+from omegaconf import OmegaConf
+from torch import nn
+
+from tokendetr.config.load import apply_overrides
+from tokendetr.config.settings import RANGES, check_settings
+from tokendetr.errors import ConfigError
+
+
+def config():
+    cfg = OmegaConf.create({}, flags={"allow_objects": True})
+    cfg.train = {
+        "init_checkpoint": "",
+        "output_dir": "out",
+        "max_iter": 90000,
+        "grad_accum_steps": 1,
+        "clip_grad": {"params": {"max_norm": 0.1}},
+        "wandb": {"enabled": False},
+        "weight": 1,
+    }
+    cfg.dataloader = {
+        "train": L(build_detection_train_loader)(total_batch_size=4, num_workers=2),
+        "steps": [{"size": 1}, {"size": 2}],
+    }
+    cfg.model = L(nn.Linear)(in_features=3, out_features=4)
+    cfg.model.criterion = {"weight_dict": {"loss_class": 2.0}}
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x.pth?matching_heuristics=True",
+        "epoch=3-step=9.pth",
+        "modèles/größe.pth",
+        "データ/重み.pth",
+        "a b.pth",
+        "it's.pth",
+        "back\\slash=1.pth",
+        "~cache/x.pth",
+        "x(1).pth".replace("(1)", "=1"),
+    ],
+)
+def test_values_are_taken_as_they_are(value):
+    cfg = apply_overrides(config(), [f"train.init_checkpoint={value}"])
+    assert cfg.train.init_checkpoint == value
+
+
+def test_home_is_meant_by_a_tilde():
+    cfg = apply_overrides(config(), ["train.output_dir=~/runs/a"])
+    assert cfg.train.output_dir == str(Path.home() / "runs" / "a")
+
+
+@pytest.mark.parametrize("text", ["train.max_iter", "train.max_iter 5", "train.steps=[1,"])
+def test_what_is_no_override_is_refused(text):
+    with pytest.raises(ConfigError, match="not of the form key=value"):
+        apply_overrides(config(), [text])
+
+
+def test_a_number_does_not_become_text_by_a_slip():
+    with pytest.raises(ConfigError, match="cannot become the text"):
+        apply_overrides(config(), ["train.max_iter==5"])
+
+
+def test_whole_floats_are_counts():
+    cfg = apply_overrides(config(), ["train.max_iter=1e4", "train.weight=1.5"])
+    assert cfg.train.max_iter == 10000 and isinstance(cfg.train.max_iter, int)
+    assert cfg.train.weight == 1.5
+    cfg.train.max_iter = 2e1  # as a config file may say it
+    check_settings(cfg)
+    assert isinstance(cfg.train.max_iter, int)
+
+
+def test_deletions_look_at_the_value():
+    with pytest.raises(ConfigError, match="it is 90000 in the config"):
+        apply_overrides(config(), ["~train.max_iter=99"])
+    assert "max_iter" not in apply_overrides(config(), ["~train.max_iter=90000"]).train
+    assert "max_iter" not in apply_overrides(config(), ["~train.max_iter"]).train
+    cfg = apply_overrides(config(), ["~dataloader.steps.0"])
+    assert cfg.dataloader.steps == [{"size": 2}]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.clip_grad.params.max_norm=0",
+        "train.clip_grad.params.max_norm=-1",
+        "train.clip_grad.params.max_norm=nan",
+        "train.max_iter=0",
+        "train.max_iter=10.5",
+        "train.grad_accum_steps=3",
+        "dataloader.train.num_workers=-1",
+        "dataloader.train.total_batch_size=0",
+        "+dataloader.train.prefetch_factor=4 dataloader.train.num_workers=0",
+        "+optimizer.lr=-0.1",
+        "+train.model_ema.decay=1.5",
+        "+lr_multiplier.warmup_length=1",
+        "model.criterion.weight_dict.loss_class=-2.0",
+        "+model.encoder.ffn_dropout=1.0",
+    ],
+)
+def test_harmful_values_are_refused_by_name(override):
+    cfg = apply_overrides(config(), override.split())
+    with pytest.raises(ConfigError) as caught:
+        check_settings(cfg)
+    assert override.split()[0].lstrip("+").partition("=")[0] in str(caught.value)
+
+
+def test_an_absent_package_is_said_before_anything_is_built(tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text("raise ImportError('absent')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "wandb", raising=False)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        check_settings(apply_overrides(config(), ["train.wandb.enabled=True"]))
+
+
+def test_the_settings_of_every_range_pass():
+    """The limits themselves, and infinity where it means that there is none."""
+    check_settings(config())
+    cfg = apply_overrides(config(), ["train.clip_grad.params.max_norm=inf"])
+    check_settings(cfg)
+    assert math.isinf(cfg.train.clip_grad.params.max_norm)
+    assert all(wanted.holds(1) or wanted.holds(0.5) for wanted in RANGES.values())

@@ -1,0 +1,28 @@
+"""Which weights of a training's checkpoint were measured: the model's, or their moving average."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+__all__ = ["Choice", "chosen_weights"]
+
+Choice = Literal["auto", "model", "ema"]
+
+
+def chosen_weights(checkpoint: Mapping[str, Any], choice: Choice = "auto") -> tuple[dict, str]:
+    """Return the weights to use of a checkpoint, and which they are: "model" or "ema".
+
+    Args:
+        checkpoint: with ``model``, and ``ema_state`` where the training kept a moving average.
+        choice: "auto" takes the average where it is what the checkpoint was chosen by
+            (``best_metric_name`` of the moving average, such as ``bbox_ema/AP``).
+
+    Raises:
+        ValueError: the average is asked for, and the checkpoint has none.
+    """
+    average = checkpoint.get("ema_state")
+    if choice == "ema" and not average:
+        raise ValueError("the checkpoint has no ema_state: it was trained without model_ema")
+    measured = "_ema/" in str(checkpoint.get("best_metric_name", ""))
+    if average and (choice == "ema" or (choice == "auto" and measured)):
+        return {**checkpoint["model"], **average}, "ema"
+    return dict(checkpoint["model"]), "model"

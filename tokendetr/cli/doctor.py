@@ -1,0 +1,251 @@
+"""Check an installation: versions, kernels, data sets, one timed forward pass and training step.
+
+    tokendetr doctor
+    tokendetr doctor --json doctor.json
+
+The exit code is 1 if something does not work, so that continuous integration can ask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+OK, NOTE, FAILED = "ok", "note", "FAILED"
+OLDEST_TORCH = (2, 10)
+OPTIONAL = {
+    "hotcoco": "fast COCO evaluation",
+    "faster_coco_eval": "fast COCO evaluation",
+    "lvis": "LVIS evaluation",
+    "cv2": "videos (pip install opencv-python-headless)",
+    "transformers": "Token Transforming of Hugging Face's models",
+    "timm": "Token Transforming of timm's models",
+    "supervision": "Detections.to_supervision()",
+    "wandb": "train.wandb.enabled=True",
+}
+DATA_SETS = {"coco": "COCO", "lvis": "LVIS", "VOC2007": "VOC 2007", "shapes": "shapes"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what it is.
+        state: "ok", "note" (works, with a remark) or "FAILED".
+        text: what was found.
+        remedy: what to do, where something is to be done.
+    """
+
+    name: str
+    state: str
+    text: str
+    remedy: str = ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "no version known"
+
+
+def check_python() -> list[Finding]:
+    """Python and this package."""
+    import tokendetr
+
+    where = Path(tokendetr.__file__).parent
+    return [
+        Finding("python", OK, f"{platform.python_version()} on {platform.platform()}"),
+        Finding("tokendetr", OK, f"{tokendetr.__version__} in {where}"),
+    ]
+
+
+def check_torch() -> list[Finding]:
+    """PyTorch, and what it has of CUDA."""
+    import torch
+
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    new_enough = release >= OLDEST_TORCH
+    wanted = ".".join(map(str, OLDEST_TORCH))
+    gpu = "no GPU is visible"
+    if torch.cuda.is_available():
+        gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    toolkit = shutil.which("nvcc") or "no nvcc"
+    return [
+        Finding(
+            "torch",
+            OK if new_enough else FAILED,
+            f"{torch.__version__}, {torch.get_num_threads()} threads",
+            "" if new_enough else f"pip install 'torch>={wanted}'",
+        ),
+        Finding("cuda", OK, f"torch built for CUDA {torch.version.cuda}; {gpu}; {toolkit}"),
+    ]
+
+
+def check_upstream() -> list[Finding]:
+    """Whether detectron2 and detrex are the real ones or the stand-ins."""
+    found = []
+    for name in ("detectron2", "detrex"):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            remedy = "pip install tokendetr-standalone, or detectron2 and detrex themselves"
+            found.append(Finding(name, FAILED, "cannot be imported", remedy))
+            continue
+        stand_in = (Path(spec.origin).parent / ".." / "tokendetr_standalone").resolve().is_dir()
+        stand_in = stand_in or "tokendetr_standalone" in spec.origin
+        kind = "stand-in" if stand_in else f"real, {_version(name)}"
+        found.append(Finding(name, OK, f"{kind}: {Path(spec.origin).parent}"))
+    found.append(_check_projects())
+    return found
+
+
+def _check_projects() -> Finding:
+    from tokendetr.config.tree import PROJECTS_DIR
+
+    spec = importlib.util.find_spec("projects")
+    folders = (
+        [Path(folder).resolve() for folder in (spec.submodule_search_locations or [])]
+        if spec
+        else []
+    )
+    if not folders or folders[0] == PROJECTS_DIR:
+        return Finding("projects", OK, f"import projects leads to {PROJECTS_DIR}")
+    text = f"import projects leads to {folders[0]} first; tokendetr's configs do not use that name"
+    return Finding("projects", NOTE, text)
+
+
+def check_kernels() -> list[Finding]:
+    """The compiled operators."""
+    from tokendetr.ops.library import library_facts
+
+    facts = library_facts()
+    rebuild = "pip install --no-build-isolation --force-reinstall --no-deps tokendetr"
+    if facts.load_error is not None:
+        return [Finding("kernels", NOTE, f"plain PyTorch runs: {facts.load_error}", rebuild)]
+    kinds = ", ".join(facts.device_types)
+    found = [
+        Finding(
+            "kernels",
+            OK,
+            f"for {kinds}; CPU kernels: {facts.instruction_set}; built with torch {facts.torch}, "
+            f"{facts.compiler or 'unknown compiler'}",
+        )
+    ]
+    found += [
+        Finding(f"kernels ({part})", NOTE, f"left out: {why}")
+        for part, why in facts.left_out.items()
+    ]
+    return found
+
+
+def check_tools() -> list[Finding]:
+    """Compiler and optional packages."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    there = shutil.which(compiler)
+    found = [
+        Finding("compiler", OK, there)
+        if there
+        else Finding(
+            "compiler", NOTE, f"no {compiler}", "only needed to build kernels (apt install g++)"
+        )
+    ]
+    for module, purpose in OPTIONAL.items():
+        if importlib.util.find_spec(module) is None:
+            found.append(Finding(module, NOTE, f"not installed; for {purpose}"))
+    return found
+
+
+def check_data() -> list[Finding]:
+    """Which data sets lie under ``DETECTRON2_DATASETS``."""
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    there = [name for folder, name in DATA_SETS.items() if (root / folder).is_dir()]
+    text = f"{root.resolve()}: {', '.join(there) or 'none of the known data sets'}"
+    remedy = "" if there else "set DETECTRON2_DATASETS, or tokendetr make-shapes"
+    return [Finding("data sets", OK if there else NOTE, text, remedy)]
+
+
+def check_model() -> list[Finding]:
+    """One forward pass and one training step of a small detector."""
+    import torch
+    from detectron2.utils.events import EventStorage
+
+    from tokendetr.analysis.flops import synthetic_inputs
+    from tokendetr.analysis.inputs import synthetic_targets
+    from tokendetr.config import zoo
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = zoo.load("dino_shapes", checkpoint=None, device=device)
+    images = synthetic_inputs(256, 256)
+    with torch.no_grad():
+        model(images)
+        started = time.perf_counter()
+        model(images)
+        forward_ms = 1e3 * (time.perf_counter() - started)
+    records = synthetic_targets(images, num_classes=12)
+    started = time.perf_counter()
+    with EventStorage():
+        losses = model.train()(records)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+    step_ms = 1e3 * (time.perf_counter() - started)
+    finite = bool(total.isfinite())
+    return [
+        Finding("forward pass", OK, f"{forward_ms:.0f} ms at 256 x 256 on {device} (dino_shapes)"),
+        Finding(
+            "training step", OK if finite else FAILED, f"{step_ms:.0f} ms, loss {total.item():.3g}"
+        ),
+    ]
+
+
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (
+    check_python,
+    check_torch,
+    check_upstream,
+    check_kernels,
+    check_tools,
+    check_data,
+    check_model,
+)
+
+
+def examine(checks: Sequence[Callable[[], list[Finding]]] = CHECKS) -> list[Finding]:
+    """Run all checks; one that raises is a finding itself."""
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check()
+        except Exception as error:  # a broken installation fails in any way
+            name = check.__name__.removeprefix("check_")
+            remedy = ""
+            if isinstance(error, ModuleNotFoundError) and error.name == "pkg_resources":
+                remedy = "pip install 'setuptools<80': a package still imports pkg_resources"
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            found.append(Finding(name, FAILED, text, remedy))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings here")
+    args = parser.parse_args(arguments)
+    found = examine()
+    for finding in found:
+        print(f"{finding.state:7}{finding.name:20}{finding.text}")
+        if finding.remedy:
+            print(f"{'':27}-> {finding.remedy}")
+    if args.json:
+        args.json.write_text(json.dumps([asdict(finding) for finding in found], indent=2) + "\n")
+    if any(finding.state == FAILED for finding in found):
+        sys.exit(1)

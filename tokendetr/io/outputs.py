@@ -1,0 +1,86 @@
+"""Where a tool writes: never over one of its inputs, never two outputs to one file."""
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
+from pathlib import Path
+
+from tokendetr.errors import OutputError
+
+__all__ = ["DrawingNames", "check_output_file", "drawing_names"]
+
+
+class DrawingNames:
+    """Gives each drawing a file of its own in a folder.
+
+    An input's stem names its file; where several have one stem, the later ones get their extension
+    or a number as well (``a.jpg``, ``a_png.jpg``, ``a_png_2.jpg``).
+
+    Args:
+        folder: that the drawings go to.
+        suffix: end of every name, such as ``.jpg``.
+        inputs: files that must not be replaced, where they are known beforehand.
+    """
+
+    def __init__(self, folder: Path, suffix: str, inputs: Iterable[Path] = ()) -> None:
+        self._folder = folder
+        self._suffix = suffix
+        self._inputs = {_real(path) for path in inputs}
+        self._taken: set[Path] = set()
+
+    def of(self, path: Path) -> Path:
+        """Return the file for the drawing of an input.
+
+        Raises:
+            OutputError: it would replace an input.
+        """
+        self._inputs.add(_real(path))
+        kind = path.suffix.lstrip(".").lower() or "file"
+        stems = chain(
+            (path.stem, f"{path.stem}_{kind}"), (f"{path.stem}_{kind}_{n}" for n in count(2))
+        )
+        names = (self._folder / f"{stem}{self._suffix}" for stem in stems)
+        target = next(name for name in names if name not in self._taken)
+        if _real(target) in self._inputs:
+            raise OutputError(
+                f"the drawing of {path} would replace the input {target}: choose another folder"
+            )
+        self._taken.add(target)
+        return target
+
+
+def drawing_names(inputs: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
+    """Return a file in a folder for the drawing of each input (:class:`DrawingNames`).
+
+    Raises:
+        OutputError: a drawing would replace one of the inputs.
+    """
+    names = DrawingNames(folder, suffix, inputs)
+    return [names.of(path) for path in inputs]
+
+
+def check_output_file(path: str, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Check, before any work, that a file can be written and is none of the inputs.
+
+    Args:
+        path: of the file to write; its folder is made if it is missing.
+        inputs: files that are read.
+
+    Raises:
+        OutputError: it is a folder, one of the inputs, or its folder cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file in it")
+    if _real(target) in {_real(Path(each)) for each in inputs}:
+        raise OutputError(f"{path} is an input and would be replaced: give another name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)

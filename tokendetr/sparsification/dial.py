@@ -1,0 +1,101 @@
+"""One checkpoint, any budget: the keep ratio of a loaded detector, chosen by hand or by a clock."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokendetr.analysis.timing import timed
+from tokendetr.sparsification.teacher import NotSparsifiableError, find_encoder
+
+__all__ = ["TooSlowError", "keep_ratio_within", "set_keep_ratio"]
+
+STEPS = 20
+"""Keep ratios tried are multiples of one in so many."""
+
+
+class TooSlowError(RuntimeError):
+    """A detector does not reach a time even at the smallest keep ratio."""
+
+
+def set_keep_ratio(detector: nn.Module, ratio: float) -> None:
+    """Let the encoder of a detector update another share of its tokens from now on.
+
+    Args:
+        detector: whose encoder has a sparsifier of the keep kind.
+        ratio: in (0, 1]; 1 is the dense encoder.
+
+    Raises:
+        NotSparsifiableError: where the detector has no such sparsifier.
+        ValueError: for a ratio out of range.
+    """
+    _sparsifier(detector).keep_ratio = ratio
+
+
+def _sparsifier(detector: nn.Module) -> Any:
+    sparsifier = getattr(find_encoder(detector), "sparsifier", None)
+    if not hasattr(sparsifier, "keep_ratio"):
+        raise NotSparsifiableError(
+            f"the encoder of {type(detector).__name__} has no sparsifier with a keep ratio: make "
+            "it sparse first (tokendetr sparsify)"
+        )
+    return sparsifier
+
+
+@torch.no_grad()
+def keep_ratio_within(
+    detector: nn.Module,
+    records: Sequence[dict[str, Any]],
+    max_ms: float,
+    *,
+    repeats: int = 5,
+) -> tuple[float, float]:
+    """Choose and set the greatest keep ratio at which a detector is fast enough on this machine.
+
+    Times are taken on the machine as it is: another load, another ratio.
+
+    Args:
+        detector: in evaluation mode, whose encoder has a sparsifier of the keep kind.
+        records: the inputs of one pass, such as ``synthetic_inputs(800, 1216)``.
+        max_ms: milliseconds that a pass may take.
+        repeats: passes per ratio, of which the median counts.
+
+    Returns:
+        The ratio, and the milliseconds measured with it.
+
+    Raises:
+        NotSparsifiableError: where the detector has no such sparsifier.
+        TooSlowError: where no ratio is fast enough; the detector keeps the ratio it had.
+        ValueError: where ``max_ms`` or ``repeats`` is not positive.
+    """
+    if max_ms <= 0 or repeats < 1:
+        raise ValueError(f"max_ms and repeats must be positive, got {max_ms} and {repeats}")
+    sparsifier = _sparsifier(detector)
+    own = sparsifier.keep_ratio
+    device = next(detector.parameters()).device
+
+    def milliseconds(step: int) -> float:
+        sparsifier.keep_ratio = step / STEPS
+        detector(list(records))  # warm up: memory, folded matrices
+        passes = [timed(lambda: detector(list(records)), device) for _ in range(repeats)]
+        return 1e3 * statistics.median(passes)
+
+    best, best_ms = 1, milliseconds(1)
+    if best_ms > max_ms:
+        sparsifier.keep_ratio = own
+        raise TooSlowError(
+            f"a pass takes {best_ms:.0f} ms at keep ratio {1 / STEPS:g} and the limit is "
+            f"{max_ms:g} ms: the rest of the detector is too slow here"
+        )
+    low, high = 1, STEPS + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        taken = milliseconds(middle)
+        if taken <= max_ms:
+            low, best, best_ms = middle, middle, taken
+        else:
+            high = middle
+    sparsifier.keep_ratio = best / STEPS
+    return best / STEPS, best_ms

@@ -1,0 +1,69 @@
+"""Errors that end a run: which of them speak for themselves, and with which exit code."""
+
+import signal
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from tokendetr.errors import EXPECTED_ERRORS
+
+__all__ = ["Failure"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a process of a run.
+
+    Attributes:
+        rank: of the process.
+        code: its exit code, which becomes the run's.
+        text: what is shown: one line for an expected error, else the traceback; "" for a stop that
+            was asked for.
+        is_lost: the process was killed before it could say anything.
+        is_consequence: it may only follow from another process's end (a broken connection).
+    """
+
+    rank: int
+    code: int
+    text: str
+    is_consequence: bool = False
+    is_lost: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException, rank: int) -> "Failure":
+        """Describe an exception."""
+        if isinstance(error, SystemExit):
+            code = error.code
+            if code is None or isinstance(code, int):
+                return cls(rank, code or 0, "")
+            return cls(rank, 1, str(code))
+        if isinstance(error, KeyboardInterrupt):
+            return cls(rank, 128 + signal.SIGINT, "")
+        if isinstance(error, EXPECTED_ERRORS):
+            return cls(rank, 1, f"error: {error}")
+        text = "".join(traceback.format_exception(error))
+        return cls(rank, 1, text.rstrip(), _breaks_off(error))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields, for a message."""
+        return asdict(self)
+
+    def headline(self) -> str:
+        """The last line of its text, which names the error."""
+        return self.text.splitlines()[-1] if self.text else f"exit code {self.code}"
+
+    def show(self) -> None:
+        """Print the text for the user."""
+        if self.text:
+            print(self.text, file=sys.stderr, flush=True)
+
+
+def _breaks_off(error: BaseException) -> bool:
+    """Whether an error is what a collective says when another process is gone."""
+    if isinstance(error, (dist.DistError, ConnectionError)):
+        return True
+    words = ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -1,0 +1,156 @@
+"""A run's folder: whose it is, who writes there now, and what has been done."""
+
+import datetime
+import json
+import os
+import re
+import secrets
+import socket
+from types import TracebackType
+from typing import Any
+
+from detectron2.utils import comm
+from filelock import FileLock, Timeout
+
+from tokendetr.errors import RunFolderError
+from tokendetr.io.atomic import write_atomically
+
+__all__ = ["RunFolder"]
+
+_IDENTITY = "run.json"
+_LOCK = ".run.lock"
+_CHECKPOINT = re.compile(r"^model_(\d{7,}|final)\.pth$")
+
+
+class RunFolder:
+    """Keeps a folder to one run, and to one process that writes there at a time.
+
+    ``run.json`` names the run and its present writer. A lock of the operating system, which ends
+    with its holder, says whether that writer lives: the file of a killed run hinders nobody.
+
+    Used as a context manager by all ranks; rank 0 does the work.
+
+    Args:
+        path: ``train.output_dir``.
+        resume: continue the run that is there.
+
+    Raises:
+        RunFolderError: by entering, on rank 0: another process writes there, there are checkpoints
+            of a run that is not to be continued, or it is no folder.
+    """
+
+    def __init__(self, path: str, *, resume: bool) -> None:
+        self.path = path
+        self.identity = ""
+        self._resume = resume
+        self._adopts = False
+        self._lock: Any = None
+        self._state: dict[str, Any] = {}
+
+    def __enter__(self) -> "RunFolder":
+        if self.path and comm.is_main_process():
+            self._claim()
+        comm.synchronize()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    @property
+    def evaluated(self) -> int:
+        """The last iteration whose evaluation is recorded, -1 for none (rank 0)."""
+        return int(self._state.get("evaluated", -1))
+
+    def mark_evaluated(self, iteration: int) -> None:
+        """Record that the evaluation of an iteration, and what follows from it, is written."""
+        if self.path and comm.is_main_process():
+            self._state["evaluated"] = iteration
+            self._write()
+
+    def owns(self, identity: str | None) -> bool:
+        """Whether a checkpoint of this identity is of this run; files of other codes have none."""
+        if self._adopts and identity:
+            self.identity, self._adopts = identity, False
+            self._write()
+        return identity is None or identity == self.identity
+
+    def _claim(self) -> None:
+        try:
+            os.makedirs(self.path, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"train.output_dir={self.path} cannot be used as a folder: {error.strerror}. "
+                "Choose another one"
+            ) from error
+        self._take_lock()
+        try:
+            saved = self._read()
+            has_checkpoint = any(map(_CHECKPOINT.match, os.listdir(self.path)))
+            if has_checkpoint and not self._resume:
+                raise RunFolderError(self._occupied())
+            continues = has_checkpoint and self._resume
+            self._state = saved if continues else {}
+            self._state.pop("started", None)  # says since when the present process writes
+            self._adopts = continues and not saved.get("run")
+            self.identity = str(self._state.get("run") or secrets.token_hex(8))
+            self._write()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _take_lock(self) -> None:
+        lock = FileLock(os.path.join(self.path, _LOCK), timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunFolderError(
+                f"{self.path} is in use: {self._owner()} writes there now. Wait until it has ended "
+                "(or end it), or give this run a folder of its own with train.output_dir=...; if "
+                f"that machine is gone for good, remove {os.path.join(self.path, _LOCK)}"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(
+                f"train.output_dir={self.path} cannot be written to: {error.strerror or error}"
+            ) from error
+        self._lock = lock
+
+    def _owner(self) -> str:
+        saved = self._read()
+        if not saved.get("pid"):
+            return "another process"
+        return f"process {saved['pid']} on {saved.get('host')} (since {saved.get('started')})"
+
+    def _occupied(self) -> str:
+        return (
+            f"{self.path} holds the checkpoints of an earlier run, and a new one would mix with "
+            "them. Continue that run with --resume, give this one a folder of its own with "
+            "train.output_dir=..., or move the folder away"
+        )
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            with open(os.path.join(self.path, _IDENTITY), encoding="utf-8") as file:
+                saved = json.load(file)
+        except (OSError, ValueError):  # absent or damaged: as from before there were identities
+            return {}
+        return saved if isinstance(saved, dict) else {}
+
+    def _write(self) -> None:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        state = {
+            **self._state,
+            "run": self.identity,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": self._state.get("started", now),
+        }
+        self._state = state
+        content = json.dumps(state, indent=1) + "\n"
+        write_atomically(os.path.join(self.path, _IDENTITY), content.encode())

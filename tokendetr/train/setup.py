@@ -1,0 +1,107 @@
+"""What a run does first: logs of its own, the config on disk, seeds."""
+
+import argparse
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import LazyConfig
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["run_logging", "save_config", "seed_run"]
+
+logger = logging.getLogger("tokendetr.train")
+
+_LOGGERS = ("detectron2", "detrex", "fvcore", "tokendetr")
+
+
+@contextlib.contextmanager
+def run_logging(output_dir: str) -> Iterator[None]:
+    """Send messages to the terminal (rank 0) and to ``log.txt`` of this run, for a ``with`` block.
+
+    The loggers' handlers from before come back afterwards, so that runs of one process (a notebook)
+    neither write into each other's logs nor show their lines twice. A log that cannot be written,
+    on a full disk, loses lines and nothing else.
+    """
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(log, list(log.handlers), log.level, log.propagate) for log in loggers]
+    for log in loggers:
+        log.handlers = []
+    # The function behind upstream's cache, which would give a folder its handlers only once.
+    set_up = getattr(setup_logger, "__wrapped__", setup_logger)
+    upstream = set_up(output_dir or None, distributed_rank=comm.get_rank(), name="detectron2")
+    for handler in upstream.handlers:
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
+    for log in loggers:
+        log.handlers = list(upstream.handlers)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    try:
+        yield
+    finally:
+        for log, handlers, level, propagate in before:
+            log.handlers, log.propagate = handlers, propagate
+            log.setLevel(level)
+
+
+def log_environment(args: argparse.Namespace) -> None:
+    """Log ranks, versions, and the command line."""
+    logger.info(
+        "Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size()
+    )
+    logger.info("Environment info:\n%s", collect_env_info())
+    shown = {key: value for key, value in vars(args).items() if key != "watch"}
+    logger.info("Command line arguments: %s", shown)
+
+
+def save_config(cfg: DictConfig, folder: str, *, evaluation_only: bool, is_resumed: bool) -> None:
+    """Write the config that runs (rank 0).
+
+    A training's is ``config.yaml``; where a resumed run has another one than before, the one from
+    before stays as ``config_1.yaml``, ``config_2.yaml``, ... An evaluation's is
+    ``config_evaluation.yaml``.
+    """
+    if not folder or not comm.is_main_process():
+        return
+    os.makedirs(folder, exist_ok=True)
+    name = "config_evaluation.yaml" if evaluation_only else "config.yaml"
+    path = os.path.join(folder, name)
+    before = None
+    if is_resumed and os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            before = file.read()
+    LazyConfig.save(cfg, path)
+    logger.info("Full config saved to %s", path)
+    if before is None:
+        return
+    with open(path, encoding="utf-8") as file:
+        if file.read() == before:
+            return
+    kept = _free_name(folder)
+    with open(kept, "w", encoding="utf-8") as file:
+        file.write(before)
+    logger.warning("The config is not that of the run so far, which is kept as %s", kept)
+
+
+def _free_name(folder: str) -> str:
+    number = 1
+    while os.path.exists(path := os.path.join(folder, f"config_{number}.yaml")):
+        number += 1
+    return path
+
+
+def seed_run(cfg: DictConfig, *, evaluation_only: bool) -> None:
+    """Seed the generators of this rank; ranks differ, so that their augmentations do."""
+    seed = int(cfg.train.seed)
+    seed_all_rng(None if seed < 0 else seed + comm.get_rank())
+    # Timing kernels pays off only when shapes repeat, which they do not in evaluation.
+    if not evaluation_only:
+        torch.backends.cudnn.benchmark = bool(
+            OmegaConf.select(cfg, "train.cudnn_benchmark", default=False)
+        )

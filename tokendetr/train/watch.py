@@ -1,0 +1,313 @@
+"""Processes of a run that know of each other's end.
+
+A collective operation waits for every rank, for ever (nccl) or until a connection breaks (gloo). So
+each rank keeps one connection of its own to rank 0, over which it says why it ends before it does,
+and over which the system says it where the process could not. Rank 0 passes the first reason on,
+and a thread in every rank ends its process with it, whatever the main thread waits for.
+
+Messages are lines of JSON; a connection is accepted with the run's secret alone.
+"""
+
+import contextlib
+import hmac
+import json
+import logging
+import multiprocessing
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tokendetr.train.failures import Failure
+from tokendetr.train.stop import StopSignals
+
+__all__ = ["Hub", "Watch", "end_process"]
+
+logger = logging.getLogger("tokendetr.train")
+
+_CONSEQUENCE_SECONDS = 2.0
+_ANSWER_SECONDS = 6.0
+_LOST = (
+    "error: the process of rank {rank} ended without a word. It was killed; most often the system "
+    "does that when memory is used up (see dmesg)"
+)
+
+
+class _Line:
+    """A socket that carries messages, one JSON object per line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._rest = b""
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+            if hasattr(socket, name):  # a machine that is gone says nothing by itself
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send a message; a connection that is gone is noticed when reading."""
+        with contextlib.suppress(OSError):
+            self.socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """The messages that have arrived; None at the end of the connection."""
+        try:
+            content = self.socket.recv(1 << 16)
+        except OSError:
+            content = b""
+        if not content:
+            return None
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        messages = [json.loads(line) for line in lines]
+        return [m for m in messages if isinstance(m, dict)]
+
+
+class Hub:
+    """Rank 0's side: takes the ranks' reasons to end and passes the first one on.
+
+    Args:
+        host: address to listen at, the one at which the ranks meet.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, host: str, world_size: int) -> None:
+        try:
+            self._listener = socket.create_server((host, 0))
+        except OSError:  # a name of this machine that only others can use
+            self._listener = socket.create_server(("", 0))
+        self.address = (host, int(self._listener.getsockname()[1]))
+        self.secret = secrets.token_hex(16)
+        self._world_size = world_size
+        self._lines: dict[int, _Line] = {}
+        self._done: set[int] = set()
+        self._ending: Failure | None = None
+        self._doubtful: tuple[float, Failure] | None = None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self.is_empty = threading.Event()
+        threading.Thread(target=self._serve, name="watch-hub", daemon=True).start()
+
+    def _serve(self) -> None:
+        while len(self._done) < self._world_size:
+            for key, _ in self._selector.select(0.2):
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._read(*key.data)
+            if self._doubtful is not None and time.monotonic() > self._doubtful[0]:
+                self._end(self._doubtful[1])
+        self.is_empty.set()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.settimeout(30)
+        line = _Line(connection)
+        messages = line.receive() or [{}]
+        hello = messages[0]
+        if not hmac.compare_digest(str(hello.get("secret")), self.secret):
+            connection.close()
+            return
+        rank = int(hello["rank"])
+        self._lines[rank] = line
+        self._selector.register(connection, selectors.EVENT_READ, (rank, line))
+        if self._ending is not None:
+            line.send("end", **self._ending.as_dict())
+
+    def _read(self, rank: int, line: _Line) -> None:
+        messages = line.receive()
+        if messages is None:
+            self._selector.unregister(line.socket)
+            line.socket.close()
+            if rank not in self._done:
+                self._done.add(rank)
+                self._end(_lost(rank))
+            return
+        for message in messages:
+            kind = message.pop("kind", "")
+            if kind == "done":
+                self._done.add(rank)
+            elif kind == "stop":
+                self._tell_all("stop", number=int(message["number"]))
+            elif kind == "failed":
+                self._consider(Failure(**message))
+
+    def _consider(self, failure: Failure) -> None:
+        """A broken connection waits a moment for what broke it."""
+        if not failure.is_consequence:
+            self._end(failure)
+        elif self._doubtful is None:
+            self._doubtful = (time.monotonic() + _CONSEQUENCE_SECONDS, failure)
+
+    def _end(self, failure: Failure) -> None:
+        if self._ending is None:
+            self._ending = failure
+            self._tell_all("end", **failure.as_dict())
+
+    def _tell_all(self, kind: str, **fields: Any) -> None:
+        for line in self._lines.values():
+            line.send(kind, **fields)
+
+
+class Watch:
+    """This rank's side: says why the process ends, and ends it when another one has failed.
+
+    Args:
+        rank: of this process.
+        address, secret: of the hub.
+        hub: of this process, on rank 0.
+        launcher: connection to the program that started this process, which says when to stop and
+            whose end is this process's.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        address: tuple[str, int],
+        secret: str,
+        hub: Hub | None = None,
+        launcher: Connection | None = None,
+    ) -> None:
+        self.rank = rank
+        self.stop: StopSignals | None = None
+        self._hub = hub
+        self._launcher = launcher
+        self._ending: Failure | None = None
+        self._answered = threading.Event()
+        self._is_reporting = False
+        self._is_closed = False
+        self._wakeup, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._line = _Line(socket.create_connection(address, timeout=60))
+        self._line.socket.settimeout(None)
+        self._line.send("hello", rank=rank, secret=secret)
+        # torchrun's agent may be killed too; other starters' shells may end as they like.
+        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        threading.Thread(target=self._listen, name="watch", daemon=True).start()
+
+    def follow(self, stop: StopSignals) -> None:
+        """Let a signal to one rank stop all of them."""
+        self.stop = stop
+        stop.notify = self._announce
+
+    def _announce(self, number: int) -> None:
+        # Called by a signal handler: nothing but a write that cannot wait.
+        with contextlib.suppress(OSError):
+            os.write(self._wake, bytes([number]))
+
+    def report(self, error: BaseException) -> Failure:
+        """Say why this process ends; returns the run's first reason, which may be another's."""
+        own = Failure.of(error, self.rank)
+        self._is_reporting = True
+        self._line.send("failed", **own.as_dict())
+        self._answered.wait(_ANSWER_SECONDS)
+        return self._ending or own
+
+    def close(self) -> None:
+        """This rank has done its work; from now on nothing ends it but itself."""
+        self._line.send("done")
+        if self._hub is not None:
+            # The others must not take the end of this process for a failure, and their failures
+            # are still this one's.
+            self._hub.is_empty.wait()
+        self._is_closed = True
+        with contextlib.suppress(OSError):
+            os.write(self._wake, b"\0")
+
+    def _listen(self) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(self._line.socket, selectors.EVENT_READ, self._read_hub)
+        selector.register(self._wakeup, selectors.EVENT_READ, self._read_own)
+        if self._launcher is not None:
+            selector.register(self._launcher, selectors.EVENT_READ, self._read_launcher)
+        while not self._is_closed:
+            for key, _ in selector.select(1.0):
+                key.data()
+            if self._parent is not None and os.getppid() != self._parent:
+                self._end_without_launcher()
+
+    def _read_own(self) -> None:
+        for number in os.read(self._wakeup, 64):
+            if number:
+                self._line.send("stop", number=number)
+
+    def _read_hub(self) -> None:
+        messages = self._line.receive()
+        if messages is None:
+            if not self._is_closed:
+                self._end(_lost(0), shower=1)
+            return
+        for message in messages:
+            kind = message.pop("kind", "")
+            if kind == "stop" and self.stop is not None:
+                self.stop.request(int(message["number"]))
+            elif kind == "end":
+                failure = Failure(**message)
+                self._end(failure, shower=0 if failure.is_lost else failure.rank)
+
+    def _read_launcher(self) -> None:
+        assert self._launcher is not None
+        try:
+            number = int(self._launcher.recv())
+        except (EOFError, OSError):
+            self._end_without_launcher()
+            return
+        if self.stop is not None:
+            self.stop.request(number)
+        else:
+            end_process(128 + number)
+
+    def _end_without_launcher(self) -> None:
+        if not self._is_closed:
+            logger.error("The program that started rank %d is gone: ending", self.rank)
+            end_process(1)
+
+    def _end(self, failure: Failure, shower: int) -> None:
+        """End this process for the run's first reason, whatever its main thread does."""
+        if self._ending is not None:
+            return
+        self._ending = failure
+        self._answered.set()
+        if self._is_reporting and failure.rank == self.rank:
+            return  # the main thread shows its own error and ends the process
+        if failure.text:
+            logger.info("Ending, because rank %d did: %s", failure.rank, failure.headline())
+        if shower == self.rank:
+            failure.show()
+        self.leave(failure.code)
+
+    def leave(self, code: int) -> None:
+        """End this process; rank 0 waits a moment, so that all others hear why."""
+        if self._hub is not None:
+            self._hub.is_empty.wait(2.0)
+        end_process(code)
+
+
+def end_process(code: int) -> None:
+    """End this process and those that it started at once, without any farewell.
+
+    An orderly exit would join threads and process groups that wait for ranks that are gone.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    for handler in [h for name in ("tokendetr", "detectron2") for h in _handlers(name)]:
+        with contextlib.suppress(Exception):
+            handler.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _lost(rank: int) -> Failure:
+    return Failure(rank, 128 + signal.SIGKILL, _LOST.format(rank=rank), is_lost=True)
+
+
+def _handlers(name: str) -> list[logging.Handler]:
+    return list(logging.getLogger(name).handlers)

@@ -1,0 +1,250 @@
+"""Writers of metrics that survive kills, resumes and full disks, and never cost a run anything."""
+
+import json
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
+
+from tokendetr.io.atomic import write_atomically
+
+__all__ = [
+    "EpochPrinter",
+    "MetricsFile",
+    "Writers",
+    "metrics_state",
+    "recorded_iterations",
+    "restore_metrics",
+    "tensorboard_writer",
+]
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 20
+
+
+def metrics_state(storage: EventStorage) -> dict[str, Any]:
+    """What a checkpoint keeps of the metrics: the values that writers still smooth over."""
+    hints = storage.smoothing_hints()
+    return {
+        name: {"smooth": hints[name], "values": [list(v) for v in history.values()[-_WINDOW:]]}
+        for name, history in storage.histories().items()
+    }
+
+
+def restore_metrics(storage: EventStorage, state: dict[str, Any]) -> None:
+    """Put what :func:`metrics_state` returned into a fresh storage."""
+    for name, saved in state.items():
+        for value, iteration in saved["values"]:
+            storage.put_scalar(
+                name, value, smoothing_hint=bool(saved["smooth"]), cur_iter=int(iteration)
+            )
+
+
+def recorded_iterations(path: str) -> list[int]:
+    """The iterations of a file of metrics, in its order; damaged lines are left out."""
+    return [row["iteration"] for row in _rows(path)]
+
+
+def _rows(path: str) -> list[dict[str, Any]]:
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+            rows.append(row)
+    return rows
+
+
+class MetricsFile(EventWriter):
+    """``metrics.json``: one JSON object per line and iteration, each whole and each once.
+
+    Lines of an earlier part of the run stay up to where this part starts; what is later, repeated
+    or damaged goes. A line that cannot be written whole is taken back.
+
+    Args:
+        path: of the file.
+        start_iter: first iteration of this part of the run; 0 starts the file anew.
+        window_size: iterations of the median for scalars with a smoothing hint.
+    """
+
+    def __init__(self, path: str, start_iter: int = 0, window_size: int = _WINDOW) -> None:
+        self._path = path
+        self._window_size = window_size
+        self._written = -1
+        rows = {r["iteration"]: r for r in _rows(path) if r["iteration"] < start_iter}
+        if os.path.exists(path):
+            lines = [json.dumps(rows[i], sort_keys=True) + "\n" for i in sorted(rows)]
+            write_atomically(path, "".join(lines).encode())
+        self._written = max(rows, default=-1)
+
+    def write(self) -> None:
+        """Write the scalars put since the last time.
+
+        Raises:
+            OSError: the lines could not be written; the file is as before.
+        """
+        storage = get_event_storage()
+        rows: dict[int, dict[str, Any]] = defaultdict(dict)
+        latest = storage.latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._written:
+                rows[iteration][name] = value
+        if not rows:
+            return
+        lines = [
+            json.dumps({**rows[i], "iteration": i}, sort_keys=True) + "\n" for i in sorted(rows)
+        ]
+        self._append("".join(lines).encode())
+        self._written = max(rows)
+
+    def _append(self, content: bytes) -> None:
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            size = os.fstat(handle).st_size
+            try:
+                view = memoryview(content)
+                while view:
+                    view = view[os.write(handle, view) :]
+                os.fsync(handle)
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+        finally:
+            os.close(handle)
+
+
+def tensorboard_writer(folder: str, start_iter: int) -> TensorboardXWriter:
+    """A writer of one stream of events: what an earlier part wrote after its last checkpoint, and
+    this part writes again, is shown once."""
+    options = {"purge_step": start_iter} if start_iter > 0 else {}
+    return TensorboardXWriter(folder, **options)
+
+
+class Writers(HookBase):
+    """Lets writers write every ``period`` iterations, after evaluations, and at the end.
+
+    A writer that fails says so once and is asked again the next time; the run goes on.
+
+    Args:
+        make: start_iter -> the writers; called when training starts.
+        period: in iterations; 0: only after evaluations and at the end.
+        path: of the file of metrics.
+        on_evaluated: called with the iteration of an evaluation when its results are written.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Sequence[EventWriter]],
+        period: int,
+        path: str,
+        on_evaluated: Callable[[int], None],
+    ) -> None:
+        self._make = make
+        self._period = period
+        self._path = path
+        self._on_evaluated = on_evaluated
+        self._writers: Sequence[EventWriter] = ()
+        self._failed: set[str] = set()
+        self.evaluated: int | None = None
+
+    def before_train(self) -> None:
+        """Open the writers, and write what the part before was killed too early for."""
+        start = self.trainer.start_iter
+        self._writers = self._make(start)
+        if start == 0:
+            return
+        is_due = self._period > 0 and start % self._period == 0
+        missed = is_due and start - 1 not in recorded_iterations(self._path)
+        if missed or self.evaluated is not None:
+            self._write(start - 1)
+
+    def after_step(self) -> None:
+        """Write if it is time to."""
+        iteration = self.trainer.iter
+        is_due = self._period > 0 and (iteration + 1) % self._period == 0
+        if is_due or iteration == self.trainer.max_iter - 1 or self.evaluated is not None:
+            self._write(iteration)
+
+    def after_train(self) -> None:
+        """Write what is left, and close."""
+        self._write(self.trainer.iter)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close after an error."""
+        for writer in self._writers:
+            self._guarded(writer, writer.close)
+        self._writers = ()
+
+    def _write(self, iteration: int) -> None:
+        storage = self.trainer.storage
+        shown, storage.iter = storage.iter, iteration
+        failed = [w for w in self._writers if not self._guarded(w, w.write)]
+        storage.iter = shown
+        if self.evaluated is not None and not any(isinstance(w, MetricsFile) for w in failed):
+            self._on_evaluated(self.evaluated)
+            self.evaluated = None
+
+    def _guarded(self, writer: EventWriter, action: Callable[[], None]) -> bool:
+        name = type(writer).__name__
+        try:
+            action()
+        except Exception as error:
+            if name not in self._failed:
+                logger.warning(
+                    "%s failed (%s: %s); metrics may be missing there, the training goes on",
+                    name,
+                    type(error).__name__,
+                    error,
+                )
+            self._failed.add(name)
+            return False
+        return True
+
+
+class _WithEpoch(logging.LoggerAdapter):
+    """Puts the epoch behind the iteration of upstream's log line."""
+
+    def __init__(self, target: logging.Logger, updates_per_epoch: float) -> None:
+        super().__init__(target, {})
+        self._updates_per_epoch = updates_per_epoch
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
+        def add_epoch(match: re.Match[str]) -> str:
+            epoch = (int(match.group(1)) + 1) / self._updates_per_epoch
+            return f"{match.group(0)}  epoch: {epoch:.2f}"
+
+        return re.sub(r"\biter: (\d+)", add_epoch, str(msg), count=1), kwargs
+
+
+class EpochPrinter(CommonMetricPrinter):
+    """detectron2's log line with ``epoch: 0.85`` behind the iteration.
+
+    Args:
+        max_iter: number of iterations, for the remaining time.
+        updates_per_epoch: iterations of one pass over the data; None leaves the line as it is.
+    """
+
+    def __init__(self, max_iter: int, updates_per_epoch: float | None) -> None:
+        super().__init__(max_iter)
+        if updates_per_epoch is not None:
+            self.logger: Any = _WithEpoch(self.logger, updates_per_epoch)
