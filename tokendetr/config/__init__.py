@@ -8,6 +8,7 @@ from tokendetr.config.edit import (
     resize,
     sparsify,
 )
+from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import apply_overrides, load_config
 from tokendetr.config.tree import checkpoint_file
 from tokendetr.config.wrap import target_name, wrap_target
@@ -18,6 +19,7 @@ __all__ = [
     "apply_overrides",
     "checkpoint_file",
     "detectron2_model",
+    "get_fragment",
     "load_config",
     "resize",
     "sparsify",

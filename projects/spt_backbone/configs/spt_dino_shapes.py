@@ -14,13 +14,11 @@ model.backbone.threshold = 0.3
 model.backbone.evaluation_threshold = 0.5
 model.backbone.selection_loss_weight = 0.2
 
-model.device = train.device
 train.init_checkpoint = checkpoint_file("dino_shapes_swin")
 train.init_checkpoint_strict = False  # the gates are new
 train.output_dir = "./output/spt_dino_shapes"
 train.max_iter = 1000
 train.eval_period = 500
-dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
 train.clip_grad.params.max_norm = 0.1
