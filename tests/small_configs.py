@@ -59,9 +59,16 @@ def narrow_backbone(backbone: DictConfig) -> None:
             backbone[key] = value
         if "token_transform" in backbone:
             backbone.token_transform.layers = (2,)  # the third stage's first block
+    elif backbone.keys() >= {"dims", "depths"}:  # ConvNeXt
+        backbone.dims, backbone.depths = list(RESNET_CHANNELS.values()), [1, 1, 1, 1]
     elif "net" in backbone and backbone.net.keys() >= PLAIN.keys():
         backbone.net.update(PLAIN)
         backbone.out_channels = 16
+        if "window_block_indexes" in backbone.net:  # ViTDet
+            backbone.net.window_block_indexes = [0]
+            backbone.net.img_size = 64
+            backbone.net.drop_path_rate = 0.1
+            backbone.square_pad = 0
         if "token_transform" in backbone:
             backbone.token_transform.layers = (0,)
     else:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 
 from tokendetr.checkpoint.safetensors import load_slim, save_slim
 from tokendetr.config import checkpoint_file, load_config, zoo
@@ -20,6 +20,16 @@ def test_every_listed_config_loads_with_the_five_top_level_names():
             continue
         missing = {"model", "dataloader", "optimizer", "lr_multiplier", "train"} - set(config)
         assert not missing, (name, missing)
+        assert_follows_train(config)
+
+
+def assert_follows_train(config) -> None:
+    """By interpolation, so that a plain load and other people's trainers follow it too."""
+    LazyConfig.apply_overrides(config, ["train.output_dir=mine", "train.device=meta"])
+    if "device" in config.model:
+        assert config.model.device == "meta"
+    if "output_dir" in config.dataloader.evaluator:
+        assert config.dataloader.evaluator.output_dir == "mine"
 
 
 def test_parts_of_configs_are_not_listed():

@@ -50,10 +50,5 @@ lr_multiplier_36ep = default_coco_scheduler(36, 30, 0)
 lr_multiplier_24ep = default_coco_scheduler(24, 20, 0)
 lr_multiplier_12ep = default_coco_scheduler(12, 11, 0)
 
-# 36 epochs with the drop of the 24 epoch schedule
-lr_multiplier_24_36ep = default_coco_scheduler(36, 20, 0)
-
 lr_multiplier_50ep_warmup = default_coco_scheduler(50, 40, 1e-3)
-lr_multiplier_36ep_warmup = default_coco_scheduler(36, 30, 1e-3)
-lr_multiplier_24ep_warmup = default_coco_scheduler(24, 20, 1e-3)
 lr_multiplier_12ep_warmup = default_coco_scheduler(12, 11, 1e-3)

@@ -1,4 +1,8 @@
-"""Defaults of a training run, beside those of model, data, optimizer and schedule."""
+"""Defaults of a training run, beside those of model, data, optimizer and schedule.
+
+These are detrex's keys. What this project's trainer reads beyond them is in
+``tokendetr.config.load.ADDED_TRAIN_DEFAULTS``.
+"""
 
 train = {
     # where logs, metrics and checkpoints go
@@ -7,8 +11,8 @@ train = {
     "init_checkpoint": "",
     # training steps (optimizer updates); 90000 at batch size 16 are 12 epochs of COCO
     "max_iter": 90000,
-    # mixed precision; dtype is "float16" (with loss scaling) or "bfloat16"
-    "amp": {"enabled": False, "dtype": "float16"},
+    # mixed precision
+    "amp": {"enabled": False},
     # DistributedDataParallel
     "ddp": {
         "broadcast_buffers": False,
@@ -23,8 +27,6 @@ train = {
             "norm_type": 2,
         },
     },
-    # batches whose gradients are summed up before each optimizer update
-    "grad_accum_steps": 1,
     # random seed, drawn from the clock when negative
     "seed": -1,
     # 20 iterations with frequent evaluation and logging, to see whether everything runs

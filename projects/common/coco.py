@@ -1,16 +1,14 @@
-"""Training on COCO with 16 images per step: data, optimiser and run settings. The schedule is the
-experiment's."""
+"""Training on COCO with 16 images per step: data, optimiser and run settings. Modules named after a
+number of epochs (``coco_12ep``) add the schedule."""
 
 from detectron2.config import LazyCall as L
 from detrex.config import get_config
 
 from tokendetr.detector import scale_by_name
 
-ITERATIONS_PER_EPOCH = 7500
+from .data.coco_detr import dataloader
 
-dataloader = get_config("common/data/coco_detr.py").dataloader
-dataloader.train.num_workers = 16
-dataloader.train.total_batch_size = 16  # over all GPUs
+ITERATIONS_PER_EPOCH = 7500
 
 optimizer = get_config("common/optim.py").AdamW
 optimizer.lr = 1e-4

@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 
 from tokendetr.config import resize
 
+from .data.shapes import dataloader
+
 CHANNELS = {"res2": 32, "res3": 64, "res4": 128, "res5": 192}
 FEATURES = ["res3", "res4", "res5"]
 
@@ -48,11 +50,6 @@ def fit(model: DictConfig) -> None:
     model.num_classes = 12
     model.select_box_nums_for_evaluation = 100
 
-
-dataloader = get_config("common/data/shapes.py").dataloader
-dataloader.train.total_batch_size = 8
-dataloader.train.num_workers = 1
-dataloader.test.num_workers = 1
 
 optimizer = get_config("common/optim.py").AdamW
 optimizer.lr = 5e-4

@@ -15,7 +15,8 @@ from tokendetr.analysis.flops import blended_flops, count_flops, synthetic_input
 from tokendetr.analysis.tables import Table
 
 PROJECTS = Path(__file__).resolve().parents[1]
-FOCUS_DINO = "focus_detr/configs/focus_dino_r50_4scale_36ep.py"
+ON_RESNETS = "focus_detr/configs/focus_detr_resnet"
+FOCUS_DINO = f"{ON_RESNETS}/focus_detr_r50_4scale_36ep.py"
 DINO_GFLOPS = {0.1: 128, 0.2: 141, 0.3: 154, 0.4: 169, 0.5: 183}
 """The paper's, Table 6 (first figure of a row: mean keep ratio)."""
 ONE_SIZE = (800, 1066)
@@ -23,7 +24,11 @@ ONE_SIZE = (800, 1066)
 for, as Sparse DETR's; those of DINO are means over COCO's images."""
 HOSTS = (  # title, config, the paper's GFLOPs (Tables 2 and 3)
     ("DINO, ResNet-50", FOCUS_DINO, 154),
-    ("DINO, ResNet-101", "focus_detr/configs/focus_dino_r101_4scale_36ep.py", 221),
+    (
+        "DINO, ResNet-101",
+        f"{ON_RESNETS}/focus_detr_r101_4scale_36ep.py",
+        221,
+    ),
     (
         "Deformable DETR, two-stage",
         "focus_detr/configs/focus_deformable_detr_r50_two_stage_50ep.py",

@@ -10,11 +10,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
-from detrex.config import get_config
 from PIL import Image
 from torch import nn
 
 from tests.train import toy
+from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import fill_defaults, load_config
 from tokendetr.config.registration import register_coco_format
 from tokendetr.data.bdd100k import register_bdd100k
@@ -83,7 +83,7 @@ def voc(tmp_path):
         split = name.rpartition("_")[2]
         register_pascal_voc(name, str(tmp_path / "VOC2007"), split, 2007)
         MetadataCatalog.get(name).evaluator_type = "pascal_voc"
-    dataloader = get_config("common/data/voc2007_detr.py").dataloader
+    dataloader = get_fragment("data/voc2007_detr.py").dataloader
     dataloader.train.dataset.names, dataloader.test.dataset.names = names
     yield dataloader
     for name in names:
@@ -127,7 +127,9 @@ def write_bdd100k(root, num_images=4):
 def bdd100k(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     write_bdd100k(tmp_path / "bdd100k")
-    yield get_config("common/data/bdd100k_detr.py").dataloader
+    dataloader = get_fragment("data/bdd100k_detr.py").dataloader
+    dataloader.evaluator.output_dir = None  # of ``train``, which is not there
+    yield dataloader
     for name in ("bdd100k_train", "bdd100k_val"):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

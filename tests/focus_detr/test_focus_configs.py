@@ -5,16 +5,19 @@ from detectron2.config import LazyConfig, instantiate
 
 from focus_detr import FocusSparsifier
 from tests.projects.test_golden import ROOT
+from tokendetr.config import zoo
+from tokendetr.config.load import resolve_config
+from tokendetr.config.tree import RENAMED
 
-CONFIGS = sorted((ROOT / "projects/focus_detr/configs").glob("*ep.py"))
+CONFIGS = sorted((ROOT / "projects/focus_detr/configs").rglob("focus_*ep.py"))
 DROPS = {  # epochs: after how many of them the learning rate drops first
-    "focus_dino_r50_4scale_12ep": 11,
-    "focus_dino_r50_4scale_24ep": 20,
-    "focus_dino_r50_4scale_36ep": 20,
-    "focus_dino_r101_4scale_24ep": 20,
-    "focus_dino_r101_4scale_36ep": 28,
-    "focus_dino_swin_tiny_224_4scale_36ep": 30,
-    "focus_dino_swin_large_384_4scale_36ep": 30,
+    "focus_detr_r50_4scale_12ep": 11,
+    "focus_detr_r50_4scale_24ep": 20,
+    "focus_detr_r50_4scale_36ep": 20,
+    "focus_detr_r101_4scale_24ep": 20,
+    "focus_detr_r101_4scale_36ep": 28,
+    "focus_detr_swin_tiny_224_4scale_36ep": 30,
+    "focus_detr_swin_large_384_4scale_36ep": 30,
     "focus_deformable_detr_r50_two_stage_50ep": 40,
 }
 
@@ -35,7 +38,7 @@ def test_a_config_is_complete(path):
     assert sparsifier.budget.num_layers == encoder.num_layers == 6
     assert sparsifier.budget.ratios == (0.5, 0.4, 0.3, 0.3, 0.2, 0.1)
     assert len(sparsifier.object_attentions) == 6
-    one_stage = "two_stage" not in path.stem and "dino" not in path.stem
+    one_stage = "deformable" in path.stem and "two_stage" not in path.stem
     assert (sparsifier.own_heads is not None) == one_stage
     if one_stage:
         assert sparsifier.own_heads.class_head.out_features == config.model.num_classes
@@ -46,8 +49,15 @@ def test_a_config_is_complete(path):
 
 @pytest.mark.parametrize("name", DROPS)
 def test_the_learning_rate_drops_when_it_did_in_the_published_runs(name):
-    config = LazyConfig.load(str(ROOT / f"projects/focus_detr/configs/{name}.py"))
+    config = zoo.get_config(name)
     schedule, total = instantiate(config.lr_multiplier), config.train.max_iter
     before = schedule((DROPS[name] * 7500 - 1) / total)
     assert before == pytest.approx(1.0)
     assert schedule((DROPS[name] * 7500 + 1) / total) == pytest.approx(0.1)
+
+
+def test_former_names_lead_to_the_renamed_configs():
+    for former, name in RENAMED.items():
+        assert zoo.get_config_file(former) == zoo.get_config_file(name)
+        assert zoo.get_config_file(name).stem == name
+        assert resolve_config(former) == resolve_config(name)

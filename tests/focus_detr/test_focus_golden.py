@@ -24,7 +24,7 @@ from tokendetr.checkpoint.weights import load_weights
 
 RECORDS = formula.records(formula.BIG_SIZES)  # the published code needs 300 tokens in each layer
 NAME = "focus_detr_r50_4scale"
-CONFIG = ROOT / "projects/focus_detr/configs/focus_dino_r50_4scale_12ep.py"
+CONFIG = ROOT / "projects/focus_detr/configs/focus_detr_resnet/focus_detr_r50_4scale_12ep.py"
 
 
 def shared_name(key: str) -> str:

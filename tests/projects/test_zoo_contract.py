@@ -2,6 +2,7 @@
 without a trace, bears images without boxes and of any size, reloads and copies."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 from tests import small_configs
 from tests.small_detectors import record
 from tokendetr.config import observed, sparsify, zoo
+from tokendetr.config.targets import check_targets
 from tokendetr.errors import ConfigError
 
 # Configs that tests/small_configs.py cannot narrow, and why.
@@ -165,9 +167,10 @@ each_check = pytest.mark.parametrize(
 def test_listed_configs(check, name, swept):
     try:
         model = zoo.get_config(name).model
+        check_targets(model)
     except ConfigError as error:
-        assert "needs detectron2 itself" in str(error)
-        pytest.skip("builds on a model of detectron2, which is not installed")
+        assert re.search("needs det(ectron2|rex) itself", str(error))
+        pytest.skip("builds on a model of detectron2 or detrex, which is not installed")
     if "transformer" not in model:
         pytest.skip("no detection transformer")
     try:

@@ -102,6 +102,7 @@ train.clip_grad.enabled = True
 train.clip_grad.params.max_norm = 0.1
 train.clip_grad.params.norm_type = 2
 train.device = "cuda"
+train.seed = {seed}
 model.device = train.device
 optimizer.lr = 1e-4
 optimizer.betas = (0.9, 0.999)
@@ -132,7 +133,7 @@ DETECTORS = {
         "transformer": 'two_stage_num_proposals="${..num_queries}"',
         "weights": {**WEIGHTS, **{f"{name}_dn": weight for name, weight in WEIGHTS.items()}},
         "losses": BINARY,
-        "model": "num_queries=900, dn_number=100, label_noise_ratio=0.2, box_noise_scale=1.0, "
+        "model": "num_queries=900, dn_number=100, label_noise_ratio=0.5, box_noise_scale=1.0, "
         'device="cuda"',
     },
     "deformable_detr": {
@@ -141,7 +142,8 @@ DETECTORS = {
         "detector": "DeformableDETR",
         "criterion": "DeformableCriterion",
         "layers": NARROW,
-        "model": 'num_queries=300, with_box_refine=False, as_two_stage=False, device="cuda"',
+        "model": "num_queries=300, with_box_refine=False, as_two_stage=False, "
+        'select_box_nums_for_evaluation=300, device="cuda"',
     },
     "dab_deformable_detr": {
         **_ANCHORS,
@@ -189,7 +191,7 @@ def write_model(folder: Path, project: str) -> None:
     write(folder / "models" / f"{project}_r50.py", text)
 
 
-def write_run(folder: Path, project: str, *, name: str, epochs: int, slow: str = BACKBONE) -> Path:
+def write_run(folder: Path, project: str, *, name: str, epochs: int, seed: int = -1) -> Path:
     """A whole config of a detector: its model, and a run with the shared data and schedule."""
     write_model(folder, project)
     text = RUN.format(
@@ -197,6 +199,7 @@ def write_run(folder: Path, project: str, *, name: str, epochs: int, slow: str =
         name=name,
         epochs=epochs,
         iterations=7500 * epochs,
-        slow=slow,
+        slow=BACKBONE,
+        seed=seed,
     )
     return write(folder / f"{name}.py", text)

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from detrex.config import get_config
+from omegaconf import OmegaConf
 
 from tests.train.toy import make_config
-from tokendetr.config.load import apply_overrides, fill_defaults, load_config
+from tokendetr.config.load import (
+    ADDED_TRAIN_DEFAULTS,
+    apply_overrides,
+    fill_defaults,
+    load_config,
+)
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import check_device, default_best_metric
 
@@ -99,6 +106,33 @@ def test_model_device_follows(toy_root, tmp_path, monkeypatch):
     path = str(ROOT / CONFIG)
     assert load_config(path, ["train.device=cuda"]).model.device == "cuda"
     assert load_config(path, ["train.device=cuda", "model.device=cpu"]).model.device == "cpu"
+
+
+def test_result_files_follow_the_output_folder(toy_root, tmp_path, monkeypatch):
+    """In a config that copies the folder, as many people's do."""
+    monkeypatch.setenv("TOY_ROOT", str(toy_root))
+    monkeypatch.setenv("TOY_OUTPUT", str(tmp_path))
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from tests.train.toy_config import *\n"
+        "dataloader.evaluator.output_dir = train.output_dir\n"
+        "model.device = train.device\n"
+    )
+    key = "dataloader.evaluator.output_dir"
+    cfg = load_config(str(path), ["train.output_dir=mine", "train.device=meta"])
+    assert (cfg.dataloader.evaluator.output_dir, cfg.model.device) == ("mine", "meta")
+    cfg = load_config(str(path), [f"{key}=other", "train.output_dir=mine"])
+    assert cfg.dataloader.evaluator.output_dir == "other"
+    assert load_config(str(path)).dataloader.evaluator.output_dir == str(tmp_path)
+
+
+def test_keys_of_train_are_detrex_s_and_those_that_are_added():
+    cfg = OmegaConf.create({"train": {"amp": {"enabled": True}}})
+    fill_defaults(cfg)
+    theirs = get_config("common/train.py").train
+    assert set(cfg.train) == {*theirs, *ADDED_TRAIN_DEFAULTS}
+    assert not set(ADDED_TRAIN_DEFAULTS) & set(theirs) - {"amp"}
+    assert cfg.train.amp == {"enabled": True, "dtype": "float16"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -1,5 +1,6 @@
 """Lazy configs: load them with strict overrides, edit them, find them by name."""
 
+from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.edit import (
     add_bypass,
     detectron2_model,
@@ -7,15 +8,18 @@ from tokendetr.config.edit import (
     resize,
     sparsify,
 )
+from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import apply_overrides, load_config
 from tokendetr.config.tree import checkpoint_file
 from tokendetr.config.wrap import target_name, wrap_target
 
 __all__ = [
     "add_bypass",
+    "all_or_nothing",
     "apply_overrides",
     "checkpoint_file",
     "detectron2_model",
+    "get_fragment",
     "load_config",
     "resize",
     "sparsify",

@@ -11,57 +11,41 @@ from typing import Any
 from detectron2.config import LazyConfig
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
+from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.registration import repeatable_registration
 from tokendetr.config.settings import check_settings
-from tokendetr.config.tree import config_files, shipped_weights
+from tokendetr.config.targets import check_targets
+from tokendetr.config.tree import RENAMED, config_files, shipped_weights
 from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
 __all__ = ["apply_overrides", "fill_defaults", "load_config", "resolve_config"]
 
-TRAIN_DEFAULTS: dict[str, Any] = {
-    "output_dir": "./output",
-    "init_checkpoint": "",
+ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     # False: weights that are missing, left over or of another shape are reported and skipped.
     "init_checkpoint_strict": True,
-    "max_iter": 90000,
-    "amp": {"enabled": False, "dtype": "float16"},
-    "ddp": {
-        "broadcast_buffers": False,
-        "find_unused_parameters": False,
-        "fp16_compression": False,
-    },
+    # "float16" (with loss scaling) or "bfloat16".
+    "amp": {"dtype": "float16"},
     # Seconds: until all processes have joined, and in one collective operation.
     "distributed": {"rendezvous_timeout": 300, "collective_timeout": 1800},
-    "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
+    # Batches whose gradients are summed up before each optimizer update.
     "grad_accum_steps": 1,
     # How losses of the micro-batches of one update are weighted: "boxes" or "images".
     "grad_accum_weighting": "boxes",
-    "seed": -1,
-    "fast_dev_run": {"enabled": False},
-    "checkpointer": {"period": 5000, "max_to_keep": 100},
     # Metric that chooses model_best.pth; null: box AP, of the moving average where only that is
     # evaluated.
     "best_metric": None,
-    "eval_period": 5000,
-    "log_period": 20,
     # The total batch size that learning rate and iterations of the config are meant for.
     "reference_batch_size": 16,
     # Checks of annotations before training: "strict", "warn" or "off".
     "validate_data": "strict",
-    "wandb": {"enabled": False, "params": {}},
-    "model_ema": {
-        "enabled": False,
-        "decay": 0.999,
-        "device": "",
-        "use_ema_weights_for_eval_only": False,
-    },
-    "device": "cuda",
+    # Folders beside a data set's image folder that symbolic links may lead to.
+    "image_roots": [],
 }
-"""Keys of ``train`` that the trainer reads; what a config leaves out is taken from here."""
+"""Keys of ``train`` that the trainer reads beyond detrex's, which are in ``common/train.py``."""
 
 
 def load_config(
@@ -69,8 +53,9 @@ def load_config(
 ) -> DictConfig:
     """Load a lazy config, complete ``train`` and apply overrides.
 
-    ``model.device`` follows ``train.device``, and the evaluator's folder ``train.output_dir`` where
-    the config has them equal, unless they are overridden themselves.
+    Configs of this project let ``model.device`` and ``dataloader.evaluator.output_dir`` follow
+    ``train`` by interpolation. In configs that copy the values, an override of ``train.device`` or
+    ``train.output_dir`` goes for the copy too, unless that has an override itself.
 
     Args:
         config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
@@ -83,8 +68,8 @@ def load_config(
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
-        ConfigError: no config given, malformed or unknown override, wrong type, or a value that
-            would do silent harm.
+        ConfigError: no config given, malformed or unknown override, wrong type, a value that would
+            do silent harm, or a class that this installation of detectron2 and detrex lacks.
     """
     path = resolve_config(config_file)
     cfg = _load_file(path)
@@ -92,12 +77,11 @@ def load_config(
     folder = cfg.train.output_dir
     if trained and (weights := shipped_weights(path)) is not None:
         cfg.train.init_checkpoint = weights
-    apply_overrides(cfg, overrides)
+    apply_overrides(cfg, [*_for_device(cfg, overrides), *overrides])
     if not any(o.lstrip("+").startswith("dataloader.evaluator.output_dir=") for o in overrides):
         follow_output_dir(cfg, folder)
-    if not any(o.lstrip("+").startswith("model.device=") for o in overrides):
-        _follow_device(cfg)
     check_settings(cfg)
+    check_targets(cfg)
     warn_of_foreign_projects(cfg)
     return cfg
 
@@ -114,8 +98,8 @@ def resolve_config(config_file: str) -> str:
     if "://" in config_file or os.path.isfile(config_file):
         return config_file
     named = config_files()
-    if config_file in named:
-        return str(named[config_file])
+    if (name := RENAMED.get(config_file, config_file)) in named:
+        return str(named[name])
     hint = _similar(config_file)
     if os.path.basename(config_file) == config_file and not config_file.endswith(".py"):
         near = difflib.get_close_matches(config_file, named, n=3)
@@ -142,7 +126,8 @@ def fill_defaults(cfg: DictConfig) -> None:
     """Add the keys of ``train`` that a config leaves out, in place."""
     if "train" not in cfg:
         cfg.train = {}
-    _add_missing(cfg.train, TRAIN_DEFAULTS)
+    _add_missing(cfg.train, OmegaConf.to_container(get_config("common/train.py").train))
+    _add_missing(cfg.train, ADDED_TRAIN_DEFAULTS)
 
 
 def follow_output_dir(cfg: DictConfig, before: str) -> None:
@@ -154,7 +139,7 @@ def follow_output_dir(cfg: DictConfig, before: str) -> None:
             node.output_dir = cfg.train.output_dir
 
 
-def _add_missing(node: DictConfig, defaults: dict[str, Any]) -> None:
+def _add_missing(node: DictConfig, defaults: Any) -> None:
     for key, value in defaults.items():
         if key not in node:
             node[key] = copy.deepcopy(value)
@@ -318,10 +303,11 @@ def _delete(cfg: Any, key: str, value: Any, *, has_value: bool) -> None:
     del parent[last]
 
 
-def _follow_device(cfg: DictConfig) -> None:
-    model = cfg.get("model")
-    if isinstance(model, DictConfig) and model.get("device", None) is not None:
-        model.device = cfg.train.device
+def _for_device(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """An override for the model's copy of ``train.device``, where that is overridden."""
+    overridden = any(text.startswith("train.device=") for text in overrides)
+    has_copy = overridden and OmegaConf.select(cfg, "model.device") is not None
+    return ["model.device=${train.device}"] if has_copy else []
 
 
 def _similar(path: str) -> str:

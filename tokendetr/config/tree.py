@@ -17,6 +17,19 @@ PROJECTS_DIR = Path(projects_folder())
 It lies inside the installed package, or in the source checkout; whatever else is named
 ``projects`` has no part in it."""
 
+RENAMED = {
+    f"focus_dino_{backbone}_4scale_{epochs}ep": f"focus_detr_{backbone}_4scale_{epochs}ep"
+    for backbone, lengths in {
+        "r50": (12, 24, 36),
+        "r101": (12, 24, 36),
+        "swin_tiny_224": (12, 24, 36),
+        "swin_base_384": (36,),
+        "swin_large_384": (36,),
+    }.items()
+    for epochs in lengths
+}
+"""Names that configs had before: former -> present."""
+
 
 def config_files() -> dict[str, Path]:
     """Return the file of every config by its name.
@@ -50,12 +63,13 @@ def config_file(name: str) -> Path:
     """Return the path of a config of the project.
 
     Args:
-        name: a config's name (``dino_r50_4scale_12ep``).
+        name: a config's name (``dino_r50_4scale_12ep``), or one that it had before.
 
     Raises:
         KeyError: there is no such config; the message names the nearest ones.
     """
     files = _config_files()
+    name = RENAMED.get(name, name)
     if name not in files:
         nearest = difflib.get_close_matches(name, files, n=3, cutoff=0.4)
         hint = f"Nearest: {', '.join(nearest)}." if nearest else "See tokendetr.config.zoo.list()."

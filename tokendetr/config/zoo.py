@@ -19,6 +19,7 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.targets import check_targets
 from tokendetr.config.tree import config_file, config_files, shipped_weights
 
 __all__ = ["SHIPPED", "get_checkpoint", "get_config", "get_config_file", "list", "load"]
@@ -38,7 +39,7 @@ def get_config_file(name: str) -> Path:
     """Path of a config file.
 
     Args:
-        name: a config's name (``dino_r50_4scale_12ep``).
+        name: a config's name (``dino_r50_4scale_12ep``), or one that it had before.
 
     Raises:
         KeyError: there is no such config; the message names the nearest ones.
@@ -89,10 +90,12 @@ def load(
 
     Raises:
         KeyError: there is no such config, or ``keep`` is given and nothing in it is kept.
+        ConfigError: this installation of detectron2 or detrex lacks a part of the model.
         CheckpointMismatchError: the checkpoint belongs to another model; the message lists keys.
     """
     config = get_config(name)
     config.model.device = device
+    check_targets(config.model)
     if keep is not None:
         sparsifier = OmegaConf.select(config.model, "transformer.encoder.sparsifier", default={})
         if "keep_ratio" not in sparsifier:

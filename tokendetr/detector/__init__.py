@@ -41,7 +41,7 @@ from tokendetr.detector.detector import (
     PixelScale,
 )
 from tokendetr.detector.heads import build_heads, predict
-from tokendetr.detector.parameter_groups import scale_by_name
+from tokendetr.detector.parameter_groups import decay_by_depth, scale_by_name
 from tokendetr.detector.positioned import PositionedDetector, PositionedTransformer
 from tokendetr.detector.positions import anchor_embedding, proposal_embedding
 from tokendetr.detector.proposals import (
@@ -102,6 +102,7 @@ __all__ = [
     "build_heads",
     "build_pyramid",
     "contrastive_queries",
+    "decay_by_depth",
     "first_class_score",
     "layer_weights",
     "learned_queries",

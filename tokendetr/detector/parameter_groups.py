@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 
@@ -15,5 +16,27 @@ def scale_by_name(factors: Mapping[str, float]) -> Callable[[str], float]:
 
     def factor_of(name: str) -> float:
         return next((factor for fragment, factor in factors.items() if fragment in name), 1.0)
+
+    return factor_of
+
+
+def decay_by_depth(rate: float, depth: int) -> Callable[[str], float]:
+    """A ``lr_factor_func`` that slows down the earlier blocks of a plain vision transformer.
+
+    Args:
+        rate: factor from one block to the one before it.
+        depth: blocks of the backbone. What embeds the patches is as slow as a block before the
+            first; everything outside the blocks, the rest of the detector included, keeps factor 1.
+    """
+
+    def factor_of(name: str) -> float:
+        if not name.startswith("backbone"):
+            return 1.0
+        block = re.search(r"\.blocks\.(\d+)\.", name)
+        if ".pos_embed" in name or ".patch_embed" in name:
+            return float(rate ** (depth + 1))
+        if block is None or ".residual." in name:
+            return 1.0
+        return float(rate ** (depth - int(block[1])))
 
     return factor_of

@@ -3,4 +3,3 @@ from .dab_deformable_detr_r50_50ep import dataloader, lr_multiplier, model, opti
 model.as_two_stage = True
 
 train.output_dir = "./output/dab_deformable_detr_r50_two_stage_50ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -7,5 +7,3 @@ fit(model)
 model.num_queries = 100
 
 train.output_dir = "./output/dab_deformable_detr_shapes"
-dataloader.evaluator.output_dir = train.output_dir
-model.device = train.device

@@ -9,5 +9,3 @@ model.with_box_refine = True
 model.as_two_stage = True
 
 train.output_dir = "./output/deformable_detr_shapes"
-dataloader.evaluator.output_dir = train.output_dir
-model.device = train.device

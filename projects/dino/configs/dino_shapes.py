@@ -4,5 +4,3 @@ from ...common.shapes import dataloader, lr_multiplier, optimizer, train
 from .models.dino_shapes import model
 
 train.output_dir = "./output/dino_shapes"
-dataloader.evaluator.output_dir = train.output_dir
-model.device = train.device

@@ -1,10 +1,4 @@
-from detrex.config import get_config
-
-from ...common.coco import ITERATIONS_PER_EPOCH
-from .dn_deformable_detr_r50_50ep import dataloader, model, optimizer, train
-
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_12ep
+from ...common.coco_12ep import dataloader, lr_multiplier, optimizer, train
+from .models.dn_deformable_detr_r50 import model
 
 train.output_dir = "./output/dn_deformable_detr_r50_12ep"
-train.max_iter = 12 * ITERATIONS_PER_EPOCH
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,15 +1,11 @@
 from tokendetr.config import sparsify
 
-from ...dab_deformable_detr.configs.dab_deformable_detr_r50_two_stage_50ep import (
-    dataloader,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from ...common.coco_50ep import dataloader, lr_multiplier, optimizer, train
+from ...dab_deformable_detr.configs.models.dab_deformable_detr_r50 import model
 from .models.dynamic_sparsifier import sparsifier
 
+model.as_two_stage = True
 sparsify(model, sparsifier)
 
+train.seed = 42
 train.output_dir = "./output/dynamic_dab_deformable_detr_r50_two_stage_50ep"
-dataloader.evaluator.output_dir = train.output_dir

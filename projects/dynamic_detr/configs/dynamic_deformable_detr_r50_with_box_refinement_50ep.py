@@ -1,16 +1,11 @@
 from tokendetr.config import sparsify
 
-from ...deformable_detr.configs.deformable_detr_r50_with_box_refinement_50ep import (
-    dataloader,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from ...common.coco_50ep import dataloader, lr_multiplier, optimizer, train
+from ...deformable_detr.configs.models.deformable_detr_r50 import model
 from .models.dynamic_sparsifier import sparsifier
 
+model.with_box_refine = True
 sparsify(model, sparsifier)
 model.transformer.encoder.sparsifier.keep_ratios = (0.4, 0.3, 0.2, 0.1)
 
 train.output_dir = "./output/dynamic_deformable_detr_r50_with_box_refinement_50ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,10 +1,4 @@
-from detrex.config import get_config
+from ...common.coco_36ep import dataloader, lr_multiplier, optimizer, train
+from .models.dynamic_dino_r50 import model
 
-from ...common.coco import ITERATIONS_PER_EPOCH
-from .dynamic_dino_r50_4scale_12ep import dataloader, model, optimizer, train
-
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_36ep
-
-train.max_iter = 36 * ITERATIONS_PER_EPOCH
 train.output_dir = "./output/dynamic_dino_r50_4scale_36ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,12 +1,5 @@
-from detrex.config import get_config
-
-from ...common.lvis import ITERATIONS_PER_EPOCH, NUM_CLASSES, dataloader, optimizer, train
+from ...common.lvis_12ep import NUM_CLASSES, dataloader, lr_multiplier, optimizer, train
 from .models.dynamic_dino_r50 import model
 
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_12ep
-
 model.num_classes = NUM_CLASSES
-model.device = train.device
-train.max_iter = 12 * ITERATIONS_PER_EPOCH
 train.output_dir = "./output/dynamic_dino_r50_4scale_lvis_12ep"
-dataloader.evaluator.output_dir = train.output_dir

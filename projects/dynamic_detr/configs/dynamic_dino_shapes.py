@@ -24,7 +24,6 @@ train.init_checkpoint = checkpoint_file("dino_shapes")
 train.output_dir = "./output/dynamic_dino_shapes"
 train.max_iter = 1200
 train.eval_period = 600
-dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
 train.clip_grad.params.max_norm = 0.1

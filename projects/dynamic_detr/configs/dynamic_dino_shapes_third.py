@@ -5,4 +5,3 @@ from .dynamic_dino_shapes import dataloader, lr_multiplier, model, optimizer, tr
 model.transformer.encoder.sparsifier.keep_ratios = (0.5, 0.4, 0.3, 0.2)
 
 train.output_dir = "./output/dynamic_dino_shapes_third"
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,7 +1,5 @@
-from .dynamic_dino_r50_4scale_12ep import dataloader, lr_multiplier, optimizer, train
+from ...common.coco_12ep import dataloader, lr_multiplier, optimizer, train
 from .models.dynamic_dino_swin_tiny_224 import model
 
-model.device = train.device
-train.init_checkpoint = "/path/to/swin_tiny_patch4_window7_224.pth"
+train.init_checkpoint = "/path/to/swin_tiny_patch4_window7_224_22kto1k_finetune.pth"
 train.output_dir = "./output/dynamic_dino_swin_tiny_224_4scale_12ep"
-dataloader.evaluator.output_dir = train.output_dir

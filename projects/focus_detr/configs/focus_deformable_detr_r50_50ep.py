@@ -1,15 +1,9 @@
 from tokendetr.config import sparsify
 
-from ...deformable_detr.configs.deformable_detr_r50_50ep import (
-    dataloader,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from ...common.coco_50ep import dataloader, lr_multiplier, optimizer, train
+from ...deformable_detr.configs.models.deformable_detr_r50 import model
 from .models.one_stage_sparsifier import sparsifier
 
 sparsify(model, sparsifier)
 
 train.output_dir = "./output/focus_deformable_detr_r50_50ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -2,9 +2,9 @@
 
 from tokendetr.config import add_bypass
 
-from .focus_dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, train
+from ...common.coco_12ep import dataloader, lr_multiplier, optimizer, train
+from .models.focus_detr_r50 import model
 
 add_bypass(model)
 
 train.output_dir = "./output/focus_dino_r50_4scale_12ep_bypass"
-dataloader.evaluator.output_dir = train.output_dir

@@ -15,7 +15,6 @@ train.init_checkpoint_strict = False  # the selector and the dual attention star
 train.output_dir = "./output/focus_dino_shapes"
 train.max_iter = 1200
 train.eval_period = 600
-dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
 train.clip_grad.params.max_norm = 0.1

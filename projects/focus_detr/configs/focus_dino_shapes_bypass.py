@@ -10,4 +10,3 @@ from .focus_dino_shapes import dataloader, lr_multiplier, model, optimizer, trai
 add_bypass(model)
 
 train.output_dir = "./output/focus_dino_shapes_bypass"
-dataloader.evaluator.output_dir = train.output_dir

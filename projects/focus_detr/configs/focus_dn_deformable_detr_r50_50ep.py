@@ -1,15 +1,9 @@
 from tokendetr.config import sparsify
 
-from ...dn_deformable_detr.configs.dn_deformable_detr_r50_50ep import (
-    dataloader,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from ...common.coco_50ep import dataloader, lr_multiplier, optimizer, train
+from ...dn_deformable_detr.configs.models.dn_deformable_detr_r50 import model
 from .models.one_stage_sparsifier import sparsifier
 
 sparsify(model, sparsifier)
 
 train.output_dir = "./output/focus_dn_deformable_detr_r50_50ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -11,5 +11,3 @@ model.as_two_stage = True
 model.with_box_refine = True
 
 train.output_dir = "./output/h_deformable_detr_shapes"
-dataloader.evaluator.output_dir = train.output_dir
-model.device = train.device

@@ -1,13 +1,5 @@
-from .h_deformable_detr_swin_large_two_stage_12ep import (
-    dataloader,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from ...common.coco_12ep import dataloader, lr_multiplier, optimizer, train
+from .models.h_deformable_detr_swin_large_900queries import model
 
-model.num_queries_one2one = 900
-model.transformer.two_stage_num_proposals = 2400
-
+train.init_checkpoint = "/path/to/swin_large_patch4_window7_224_22k.pth"
 train.output_dir = "./output/h_deformable_detr_swin_large_two_stage_12ep_900queries"
-dataloader.evaluator.output_dir = train.output_dir

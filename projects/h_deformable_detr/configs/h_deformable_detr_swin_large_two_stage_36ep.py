@@ -1,9 +1,7 @@
-from ...common.coco import ITERATIONS_PER_EPOCH
-from .h_deformable_detr_r50_two_stage_36ep import lr_multiplier
-from .h_deformable_detr_swin_large_two_stage_12ep import dataloader, model, optimizer, train
+from ...common.coco_36ep import dataloader, lr_multiplier, optimizer, train
+from .models.h_deformable_detr_swin_large import model
 
 model.backbone.drop_path_rate = 0.5
 
+train.init_checkpoint = "/path/to/swin_large_patch4_window7_224_22k.pth"
 train.output_dir = "./output/h_deformable_detr_swin_large_two_stage_36ep"
-train.max_iter = 36 * ITERATIONS_PER_EPOCH
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,6 +1,6 @@
 """Lite DETR on the small DINO of the shapes data set, fine-tuned from its dense weights."""
 
-from tokendetr.config import sparsify
+from tokendetr.config import checkpoint_file, sparsify
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 from .models.lite_sparsifier import sparsifier
@@ -9,12 +9,11 @@ sparsify(model, sparsifier)
 # Three layers: the coarse levels in all of them, level 1 in the last.
 model.transformer.encoder.sparsifier.num_blocks = 1
 
-train.init_checkpoint = "projects/dino/checkpoints/dino_shapes.safetensors"
+train.init_checkpoint = checkpoint_file("dino_shapes")
 train.init_checkpoint_strict = False  # the narrow networks are new
 train.output_dir = "./output/lite_dino_shapes"
 train.max_iter = 1200
 train.eval_period = 600
-dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
 train.clip_grad.params.max_norm = 0.1

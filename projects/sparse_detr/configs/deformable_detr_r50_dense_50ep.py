@@ -5,4 +5,3 @@ from .sparse_deformable_detr_r50_50ep import dataloader, lr_multiplier, model, o
 model.transformer.encoder.sparsifier = None
 
 train.output_dir = "./output/deformable_detr_r50_dense_50ep"
-dataloader.evaluator.output_dir = train.output_dir

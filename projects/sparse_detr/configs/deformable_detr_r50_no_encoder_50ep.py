@@ -6,4 +6,3 @@ model.transformer.encoder.sparsifier = None
 model.transformer.encoder.num_layers = 0
 
 train.output_dir = "./output/deformable_detr_r50_no_encoder_50ep"
-dataloader.evaluator.output_dir = train.output_dir

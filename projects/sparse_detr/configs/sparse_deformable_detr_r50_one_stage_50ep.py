@@ -1,12 +1,7 @@
 from tokendetr.config import sparsify
 
-from ...deformable_detr.configs.deformable_detr_r50_50ep import (
-    dataloader,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from ...common.coco_50ep import dataloader, lr_multiplier, optimizer, train
+from ...deformable_detr.configs.models.deformable_detr_r50 import model
 from .models.sparse_sparsifier import sparsifier
 
 sparsify(model, sparsifier)
@@ -14,4 +9,3 @@ sparsify(model, sparsifier)
 model.transformer.encoder.sparsifier.projection = "own"
 
 train.output_dir = "./output/sparse_deformable_detr_r50_one_stage_50ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -7,4 +7,3 @@ from .sparse_dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optim
 add_bypass(model)
 
 train.output_dir = "./output/sparse_dino_r50_4scale_12ep_bypass"
-dataloader.evaluator.output_dir = train.output_dir

@@ -12,7 +12,6 @@ train.init_checkpoint_strict = False  # the score head and the encoder's heads a
 train.output_dir = "./output/sparse_dino_shapes"
 train.max_iter = 1200
 train.eval_period = 600
-dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
 train.clip_grad.params.max_norm = 0.1

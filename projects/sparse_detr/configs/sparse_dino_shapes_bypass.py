@@ -10,4 +10,3 @@ from .sparse_dino_shapes import dataloader, lr_multiplier, model, optimizer, tra
 add_bypass(model)
 
 train.output_dir = "./output/sparse_dino_shapes_bypass"
-dataloader.evaluator.output_dir = train.output_dir

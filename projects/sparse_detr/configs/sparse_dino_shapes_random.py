@@ -5,4 +5,3 @@ from .sparse_dino_shapes import dataloader, lr_multiplier, model, optimizer, tra
 model.transformer.encoder.sparsifier.selection = "random"
 
 train.output_dir = "./output/sparse_dino_shapes_random"
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,15 +1,9 @@
 from tokendetr.config import sparsify
 
-from ...h_deformable_detr.configs.h_deformable_detr_r50_two_stage_36ep import (
-    dataloader,
-    lr_multiplier,
-    model,
-    optimizer,
-    train,
-)
+from ...common.coco_36ep import dataloader, lr_multiplier, optimizer, train
+from ...h_deformable_detr.configs.models.h_deformable_detr_r50_two_stage import model
 from .models.sparse_sparsifier import sparsifier
 
 sparsify(model, sparsifier)
 
 train.output_dir = "./output/sparse_h_deformable_detr_r50_two_stage_36ep"
-dataloader.evaluator.output_dir = train.output_dir

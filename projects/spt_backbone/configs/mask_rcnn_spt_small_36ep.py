@@ -6,4 +6,3 @@ model.backbone.bottom_up.depths = spt_small.depths
 
 train.init_checkpoint = "/path/to/swin_small_patch4_window7_224.pth?matching_heuristics=True"
 train.output_dir = "./output/mask_rcnn_spt_small_36ep"
-dataloader.evaluator.output_dir = train.output_dir

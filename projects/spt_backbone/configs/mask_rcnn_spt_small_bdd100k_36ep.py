@@ -4,4 +4,3 @@ from .models.bdd100k import on_bdd100k
 on_bdd100k(model, dataloader, train)
 
 train.output_dir = "./output/mask_rcnn_spt_small_bdd100k_36ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,12 +1,7 @@
-from detrex.config import get_config
-
-from .models.run import ITERATIONS_PER_EPOCH, dataloader, optimizer, train
+from .models.run_50ep import dataloader, lr_multiplier, optimizer, train
 from .models.spt_dab_deformable_detr_small import model
 
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_50ep
 model.as_two_stage = True
-model.device = train.device
-train.max_iter = 50 * ITERATIONS_PER_EPOCH
+
 train.init_checkpoint = "/path/to/swin_small_patch4_window7_224.pth?matching_heuristics=True"
 train.output_dir = "./output/spt_dab_deformable_detr_small_two_stage_50ep"
-dataloader.evaluator.output_dir = train.output_dir

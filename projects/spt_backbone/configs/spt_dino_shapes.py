@@ -8,19 +8,17 @@ from .models.spt_dino_shapes import model
 
 watch_selection(dataloader.evaluator)
 
-# The paper's threshold .01 and weight .01 are for long schedules: in 1000 iterations no gate gets
-# down to a hundredth.
+# At the paper's threshold of .01 nearly everything is selected, however long the gates learn: a
+# linear gate fitted to convergence on these features keeps 96 to 100 % of the tokens there.
 model.backbone.threshold = 0.3
 model.backbone.evaluation_threshold = 0.5
 model.backbone.selection_loss_weight = 0.2
 
-model.device = train.device
 train.init_checkpoint = checkpoint_file("dino_shapes_swin")
 train.init_checkpoint_strict = False  # the gates are new
 train.output_dir = "./output/spt_dino_shapes"
 train.max_iter = 1000
 train.eval_period = 500
-dataloader.evaluator.output_dir = train.output_dir
 
 optimizer.lr = 2e-4
 train.clip_grad.params.max_norm = 0.1

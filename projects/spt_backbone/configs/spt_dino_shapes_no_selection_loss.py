@@ -5,4 +5,3 @@ from .spt_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 model.backbone.selection_loss_weight = 0.0
 
 train.output_dir = "./output/spt_dino_shapes_no_selection_loss"
-dataloader.evaluator.output_dir = train.output_dir

@@ -5,4 +5,3 @@ from .spt_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 model.backbone.keep_ratio = 0.5
 
 train.output_dir = "./output/spt_dino_shapes_uniform"
-dataloader.evaluator.output_dir = train.output_dir

@@ -8,4 +8,3 @@ from .spt_dino_tiny_4scale_12ep import dataloader, lr_multiplier, model, optimiz
 sparsify(model, sparsifier)
 
 train.output_dir = "./output/spt_dynamic_dino_tiny_4scale_12ep"
-dataloader.evaluator.output_dir = train.output_dir

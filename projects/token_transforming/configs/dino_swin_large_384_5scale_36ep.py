@@ -2,14 +2,10 @@
 detector evaluates as it is: --eval-only train.init_checkpoint=FILE."""
 
 from token_transforming.config import transform_backbone
-from tokendetr.config import zoo
 
+from ...dino.configs.models.dino_swin_large_384_5scale import model
+from .models.swin_large_384_36ep import dataloader, lr_multiplier, optimizer, train
 from .models.transform_swin_large_384 import options
-
-dense = zoo.get_config("dino_swin_large_384_5scale_36ep")
-dataloader, lr_multiplier, model = dense.dataloader, dense.lr_multiplier, dense.model
-optimizer, train = dense.optimizer, dense.train
 
 transform_backbone(model, **options)
 train.output_dir = "./output/token_transforming_dino_swin_large_384_5scale_36ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -8,4 +8,3 @@ from .token_transforming_dino_shapes import dataloader, lr_multiplier, model, op
 sparsify(model, dynamic.transformer.encoder.sparsifier)
 
 train.output_dir = "./output/dynamic_token_transforming_dino_shapes_swin"
-dataloader.evaluator.output_dir = train.output_dir

@@ -12,4 +12,3 @@ transform_backbone(model, layers=(4, 8), keep_ratio=0.51, selection="distinct")
 train.init_checkpoint = checkpoint_file("dino_shapes_swin")
 train.output_dir = "./output/token_transforming_dino_shapes"
 train.max_iter = 600
-dataloader.evaluator.output_dir = train.output_dir

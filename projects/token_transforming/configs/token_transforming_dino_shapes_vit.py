@@ -11,4 +11,3 @@ transform_backbone(model, layers=(0, 2, 4), keep_ratio=0.75, selection="distinct
 train.init_checkpoint = checkpoint_file("dino_shapes_vit")
 train.output_dir = "./output/token_transforming_dino_shapes_vit"
 train.max_iter = 600
-dataloader.evaluator.output_dir = train.output_dir

@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from tokendetr.config.fragments import get_fragment
+
 UPSTREAM_STYLE_CONFIG = """
 from detrex.config import get_config
 from .models.tiny import model
@@ -62,7 +64,6 @@ def multipliers(name, epochs):
         ("lr_multiplier_24ep", 24, 20),
         ("lr_multiplier_36ep", 36, 30),
         ("lr_multiplier_50ep", 50, 40),
-        ("lr_multiplier_24_36ep", 36, 20),
         ("lr_multiplier_12ep_warmup", 12, 11),
         ("lr_multiplier_50ep_warmup", 50, 40),
     ],
@@ -86,12 +87,10 @@ def test_train_defaults():
     expected = {
         "max_iter": 90000,
         "amp.enabled": False,
-        "amp.dtype": "float16",
         "clip_grad.enabled": False,
         "clip_grad.params.max_norm": 0.1,
         "clip_grad.params.norm_type": 2,
         "ddp.find_unused_parameters": False,
-        "grad_accum_steps": 1,
         "seed": -1,
         "fast_dev_run.enabled": False,
         "checkpointer.period": 5000,
@@ -129,10 +128,25 @@ def test_every_load_of_a_config_is_a_fresh_copy():
     assert get_config("common/train.py").train.max_iter == 90000
 
 
+def assert_trains_and_tests(dataloader, train, test):
+    assert dataloader.train.dataset.names == train and dataloader.test.dataset.names == test
+    assert dataloader.train.total_batch_size == 16
+    evaluated = OmegaConf.select(dataloader, "evaluator.dataset_name")
+    assert evaluated == test
+    mapper = instantiate(dataloader.train.mapper)
+    assert mapper.is_train and len(mapper.augmentation) == 2
+    assert len(mapper.augmentation_with_crop) == 4
+    assert not instantiate(dataloader.test.mapper).is_train
+
+
+def test_data_config_builds_mappers_that_train_and_test():
+    dataloader = get_config("common/data/coco_detr.py").dataloader
+    assert_trains_and_tests(dataloader, "coco_2017_train", "coco_2017_val")
+
+
 @pytest.mark.parametrize(
     ("name", "train", "test"),
     [
-        ("coco_detr", "coco_2017_train", "coco_2017_val"),
         ("lvis_detr", "lvis_v1_train", "lvis_v1_val"),
         ("voc_detr", ["voc_2007_trainval", "voc_2012_trainval"], "voc_2007_test"),
         ("voc2007_detr", "voc_2007_trainval", "voc_2007_test"),
@@ -140,16 +154,13 @@ def test_every_load_of_a_config_is_a_fresh_copy():
         ("bdd100k_detr", "bdd100k_train", "bdd100k_val"),
     ],
 )
-def test_data_configs_build_mappers_that_train_and_test(name, train, test):
-    dataloader = get_config(f"common/data/{name}.py").dataloader
-    assert dataloader.train.dataset.names == train and dataloader.test.dataset.names == test
-    assert dataloader.train.total_batch_size == 16
-    evaluated = OmegaConf.to_container(dataloader, resolve=True)["evaluator"]["dataset_name"]
-    assert evaluated == test
-    mapper = instantiate(dataloader.train.mapper)
-    assert mapper.is_train and len(mapper.augmentation) == 2
-    assert len(mapper.augmentation_with_crop) == 4
-    assert not instantiate(dataloader.test.mapper).is_train
+def test_further_data_configs_build_mappers_that_train_and_test(name, train, test):
+    assert_trains_and_tests(get_fragment(f"data/{name}.py").dataloader, train, test)
+
+
+def test_missing_fragment_lists_what_there_is():
+    with pytest.raises(FileNotFoundError, match=r"data/coco_dert\.py.*data/coco_detr\.py"):
+        get_fragment("data/coco_dert.py")
 
 
 def test_missing_config_lists_what_there_is():

@@ -43,5 +43,5 @@ model = L(DabDeformableDETR)(
     pixel_mean=pixel_mean,
     pixel_std=pixel_std,
     select_box_nums_for_evaluation=300,
-    device="cuda",
+    device="${train.device}",
 )

@@ -38,7 +38,7 @@ model = L(DeformableDETR)(
     aux_loss=True,
     with_box_refine=False,
     as_two_stage=False,
-    select_box_nums_for_evaluation=100,
+    select_box_nums_for_evaluation=300,
     criterion=L(DeformableCriterion)(
         num_classes="${..num_classes}",
         matcher=matcher,
@@ -46,5 +46,5 @@ model = L(DeformableDETR)(
     ),
     pixel_mean=pixel_mean,
     pixel_std=pixel_std,
-    device="cuda",
+    device="${train.device}",
 )

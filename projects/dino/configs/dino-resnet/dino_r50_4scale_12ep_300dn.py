@@ -3,4 +3,3 @@ from .dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, t
 model.dn_number = 300
 
 train.output_dir = "./output/dino_r50_4scale_12ep_300dn"
-dataloader.evaluator.output_dir = train.output_dir

@@ -3,4 +3,3 @@ from .dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, t
 model.backbone.freeze_at = -1
 
 train.output_dir = "./output/dino_r50_4scale_12ep_no_frozen"
-dataloader.evaluator.output_dir = train.output_dir

@@ -1,10 +1,9 @@
-from detrex.config import get_config
+from ....common.coco_24ep import dataloader, lr_multiplier, optimizer, train
+from ..models.dino_r50 import model
 
-from ....common.coco import ITERATIONS_PER_EPOCH
-from .dino_r50_4scale_12ep import dataloader, model, optimizer, train
+# DAB-DETR's position embedding, which the released 24-epoch checkpoint was trained with.
+model.position_embedding.temperature = 20
+model.position_embedding.offset = 0.0
+dataloader.train.dataset.filter_empty = False
 
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_24ep
-
-train.max_iter = 24 * ITERATIONS_PER_EPOCH
 train.output_dir = "./output/dino_r50_4scale_24ep"
-dataloader.evaluator.output_dir = train.output_dir

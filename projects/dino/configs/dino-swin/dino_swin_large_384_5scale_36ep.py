@@ -1,10 +1,5 @@
-from detrex.config import get_config
+from ....common.coco_36ep import dataloader, lr_multiplier, optimizer, train
+from ..models.dino_swin_large_384_5scale import model
 
-from ....common.coco import ITERATIONS_PER_EPOCH
-from .dino_swin_large_384_5scale_12ep import dataloader, model, optimizer, train
-
-lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_36ep
-
-train.max_iter = 36 * ITERATIONS_PER_EPOCH
+train.init_checkpoint = "/path/to/swin_large_patch4_window12_384_22kto1k.pth"
 train.output_dir = "./output/dino_swin_large_384_5scale_36ep"
-dataloader.evaluator.output_dir = train.output_dir

@@ -9,25 +9,18 @@ from tokendetr.models.dino import (
     DINOTransformerEncoder,
 )
 
-from ....common.matching import matcher, weights
+from ....common.matching import denoising_weights, matcher
 from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding
+from ....common.transformer import sizes
 
-layers = dict(
-    embed_dim=256,
-    num_heads=8,
-    feedforward_dim=2048,
-    attn_dropout=0.0,
-    ffn_dropout=0.0,
-    num_layers=6,
-    num_feature_levels="${..num_feature_levels}",
-)
+layers = {**sizes, "num_feature_levels": "${..num_feature_levels}"}
 
 model = L(DINO)(
     backbone=backbone,
     position_embedding=position_embedding,
     neck=neck,
     transformer=L(DINOTransformer)(
-        encoder=L(DINOTransformerEncoder)(**layers, post_norm=False, use_checkpoint=False),
+        encoder=L(DINOTransformerEncoder)(**layers, post_norm=False),
         decoder=L(DINOTransformerDecoder)(
             **layers, return_intermediate=True, look_forward_twice=True, use_checkpoint=False
         ),
@@ -43,9 +36,7 @@ model = L(DINO)(
         num_classes="${..num_classes}",
         matcher=matcher,
         weight_dict=layer_weights(
-            {**weights, **{f"{name}_dn": weight for name, weight in weights.items()}},
-            num_layers=layers["num_layers"],
-            suffixes=["_enc"],
+            denoising_weights, num_layers=layers["num_layers"], suffixes=["_enc"]
         ),
         loss_class_type="focal_loss",
         alpha=0.25,
@@ -53,9 +44,9 @@ model = L(DINO)(
         two_stage_binary_cls=False,
     ),
     dn_number=100,
-    label_noise_ratio=0.2,
+    label_noise_ratio=0.5,
     box_noise_scale=1.0,
     pixel_mean=pixel_mean,
     pixel_std=pixel_std,
-    device="cuda",
+    device="${train.device}",
 )

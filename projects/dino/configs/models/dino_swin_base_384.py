@@ -1,13 +1,9 @@
-from detectron2.layers import ShapeSpec
-
 from .dino_swin_small_224 import model
+from .pyramid import put_backbone, three_stages
 
-model.backbone.pretrain_img_size = 384
-model.backbone.embed_dim = 128
-model.backbone.num_heads = (4, 8, 16, 32)
-model.backbone.window_size = 12
-model.neck.input_shapes = {
-    "p1": ShapeSpec(channels=256),
-    "p2": ShapeSpec(channels=512),
-    "p3": ShapeSpec(channels=1024),
-}
+swin = model.backbone
+swin.pretrain_img_size = 384
+swin.embed_dim = 128
+swin.num_heads = (4, 8, 16, 32)
+swin.window_size = 12
+put_backbone(model, swin, three_stages(128))

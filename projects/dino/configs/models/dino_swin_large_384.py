@@ -1,11 +1,7 @@
-from detectron2.layers import ShapeSpec
-
 from .dino_swin_base_384 import model
+from .pyramid import put_backbone, three_stages
 
-model.backbone.embed_dim = 192
-model.backbone.num_heads = (6, 12, 24, 48)
-model.neck.input_shapes = {
-    "p1": ShapeSpec(channels=384),
-    "p2": ShapeSpec(channels=768),
-    "p3": ShapeSpec(channels=1536),
-}
+swin = model.backbone
+swin.embed_dim = 192
+swin.num_heads = (6, 12, 24, 48)
+put_backbone(model, swin, three_stages(192))

@@ -9,7 +9,7 @@ from tokendetr.models.dn_deformable_detr import (
     DNDeformableDetrTransformerEncoder,
 )
 
-from ....common.matching import denoising_weights, matcher
+from ....common.matching import denoising_weights, matcher, weights
 from ....common.resnet50 import backbone, neck, pixel_mean, pixel_std, position_embedding
 from ....common.transformer import sizes
 
@@ -34,9 +34,10 @@ model = L(DNDeformableDETR)(
     criterion=L(DNCriterion)(
         num_classes="${..num_classes}",
         matcher=matcher,
-        weight_dict=layer_weights(
-            denoising_weights, num_layers=layers["num_layers"], suffixes=["_enc"]
-        ),
+        weight_dict={
+            **layer_weights(denoising_weights, num_layers=layers["num_layers"]),
+            **{f"{name}_enc": weight for name, weight in weights.items()},
+        },
         loss_class_type="focal_loss",
         alpha=0.25,
         gamma=2.0,
@@ -48,5 +49,5 @@ model = L(DNDeformableDETR)(
     pixel_mean=pixel_mean,
     pixel_std=pixel_std,
     select_box_nums_for_evaluation=300,
-    device="cuda",
+    device="${train.device}",
 )

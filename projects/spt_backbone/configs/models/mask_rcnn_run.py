@@ -13,6 +13,7 @@ ITERATIONS_PER_EPOCH = 7500
 
 dataloader = get_config("common/data/coco.py").dataloader
 dataloader.train.mapper.image_format = "RGB"
+dataloader.evaluator.output_dir = "${train.output_dir}"
 watch_selection(dataloader.evaluator)
 
 optimizer = get_config("common/optim.py").AdamW

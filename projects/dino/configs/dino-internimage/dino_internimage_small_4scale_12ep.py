@@ -1,0 +1,8 @@
+from ....common.coco_12ep import dataloader, lr_multiplier, optimizer, train
+from ..models.dino_internimage import model, size
+
+size(model, depths=(4, 4, 21, 4), channels=80)
+model.backbone.post_norm = True
+
+train.init_checkpoint = "/path/to/internimage_s_1k_224.pth"
+train.output_dir = "./output/dino_internimage_small_4scale_12ep"

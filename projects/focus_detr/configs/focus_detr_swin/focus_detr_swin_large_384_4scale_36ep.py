@@ -1,0 +1,5 @@
+from ....common.coco_36ep import dataloader, lr_multiplier, optimizer, train
+from ..models.focus_detr_swin_large_384 import model
+
+train.init_checkpoint = "/path/to/swin_large_patch4_window12_384_22k.pth"
+train.output_dir = "./output/focus_detr_swin_large_384_4scale_36ep"

@@ -1,0 +1,5 @@
+from ....common.coco_36ep import dataloader, lr_multiplier, optimizer, train
+from ..models.focus_detr_swin_tiny_224 import model
+
+train.init_checkpoint = "/path/to/swin_tiny_patch4_window7_224_22kto1k_finetune.pth"
+train.output_dir = "./output/focus_detr_swin_tiny_224_4scale_22k_36ep"

@@ -1,7 +1,0 @@
-from tokendetr.config import sparsify
-
-from ....dino.configs.models.dino_r101 import model
-from .focus_sparsifier import sparsifier
-
-sparsify(model, sparsifier)
-model.label_noise_ratio = 0.5

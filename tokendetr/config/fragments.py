@@ -1,0 +1,28 @@
+"""Parts of configs that detrex does not ship, by name."""
+
+from typing import Any
+
+from detectron2.config import LazyConfig
+
+from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.tree import PROJECTS_DIR
+
+FRAGMENTS_DIR = PROJECTS_DIR / "common"
+
+
+def get_fragment(name: str) -> Any:
+    """Load a shared part of this project's configs, as ``detrex.config.get_config`` does detrex's.
+
+    Args:
+        name: path below ``projects/common``, such as ``data/lvis_detr.py``.
+
+    Raises:
+        FileNotFoundError: there is no such part; the message lists those that exist.
+    """
+    path = FRAGMENTS_DIR / name
+    if not path.is_file():
+        files = FRAGMENTS_DIR.rglob("*.py")
+        known = sorted(file.relative_to(FRAGMENTS_DIR).as_posix() for file in files)
+        raise FileNotFoundError(f"no shared config {name!r}; there are {', '.join(known)}")
+    with repeatable_registration():
+        return LazyConfig.load(str(path))

@@ -1,0 +1,46 @@
+"""Targets that a config gives by name, checked before anything is built."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tokendetr.errors import ConfigError
+
+SOURCES = {
+    "detectron2": "https://github.com/facebookresearch/detectron2",
+    "detrex": "https://github.com/IDEA-Research/detrex",
+}
+
+
+def check_targets(node: DictConfig) -> None:
+    """Look up every ``_target_`` that is a name.
+
+    Raises:
+        ConfigError: one cannot be imported; the message names its key and what to install.
+    """
+    for key, target in _names(node, ""):
+        try:
+            locate(target)
+        except ImportError as error:
+            package = target.split(".")[0]
+            needs = f"{package}: {error}"
+            if package in SOURCES:
+                needs = f"{package} itself, which has it; install it from {SOURCES[package]}"
+            raise ConfigError(
+                f"{key} is {target}, which cannot be imported: this config needs {needs}"
+            ) from error
+
+
+def _names(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+                continue
+            if key == "_target_" and isinstance(node[key], str):
+                yield prefix.rstrip("."), node[key]
+            yield from _names(node[key], f"{prefix}{key}.")
+    elif isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from _names(item, f"{prefix}{index}.")
