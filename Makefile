@@ -10,6 +10,8 @@ VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST_ARGS ?=
 ROWS ?=
+GPU_WHEELS ?= build/gpu-wheels
+GPU_RECORD ?= output/gpu-check.json
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
@@ -17,10 +19,10 @@ BUILT := $(VENV)/.stamp-built
 BUILD_SOURCES := setup.py pyproject.toml $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-slow nightly lint format bench cuda-check sanitize clean
+.PHONY: help build demo test test-slow nightly lint format bench cuda-check gpu-wheels gpu-check sanitize clean
 
 help:
-	@echo "make demo | test | test-slow | nightly | lint | format | build | bench | cuda-check | sanitize | clean"
+	@echo "make demo | test | test-slow | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | clean"
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +62,14 @@ nightly: $(BUILT)
 cuda-check: $(BUILT)
 	$(PY) csrc/check_cuda.py
 
+# On a machine with network, for one without: the wheels that gpu-check needs there.
+gpu-wheels: $(INSTALLED)
+	$(PY) benchmarks/gpu_wheels.py $(GPU_WHEELS)
+
+# On a machine with a GPU, PyTorch with CUDA and nvcc, no network, no `make build`: everything in 9 minutes.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --json $(GPU_RECORD) --wheels $(GPU_WHEELS)
+
 sanitize: $(BUILT)
 	PYTHON=$(PY) sh csrc/sanitize.sh
 
@@ -67,7 +77,7 @@ bench: $(BUILT)
 	$(PY) benchmarks/ms_deform_attn.py
 	$(PY) benchmarks/packed_attention.py
 	$(PY) benchmarks/dino_inference.py
-	$(PY) benchmarks/spt_backbone.py
+	$(PY) benchmarks/spt_inference.py
 
 clean:
 	rm -rf build standalone/build *.egg-info standalone/*.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Packed attention against scaled_dot_product_attention with a mask, interleaved in one run.
 
-python benchmarks/packed_attention.py [--cases full three] [--dtypes float32] [--json FILE]
+python benchmarks/packed_attention.py [--cases full three] [--device cuda] [--json FILE]
 
 22,223 tokens (800 x 1333 pixels, four levels) in containers of 49. PyTorch gets the best form that
 it has for them: one dense mask per container, boolean where only segments count, and with biases
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from tokendetr.ops import packed_attention, relative_position_bias
 
-CPU = torch.device("cpu")
 TOKENS, SLOTS, WINDOW, WIDTH = 22_223, 49, 7, 32
 CASES = {  # short name: description, heads, segments per container, biases
     "full": ("one segment, 8 heads", 8, 1, False),
@@ -57,20 +56,22 @@ class Problem:
     mask: Tensor
 
     @classmethod
-    def of(cls, heads: int, count: int, biased: bool, dtype: torch.dtype) -> "Problem":
+    def of(
+        cls, heads: int, count: int, biased: bool, dtype: torch.dtype, device: torch.device
+    ) -> "Problem":
         """Draw a case; biases are learnable in the packed form, fixed numbers in the dense one."""
         generator = torch.Generator().manual_seed(1)
-        segment = segments(count)
+        segment = segments(count).to(device)
         shape = (*segment.shape, heads, WIDTH)
-        drawn = [torch.randn(shape, generator=generator).to(dtype) for _ in range(4)]
+        drawn = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(4)]
         together = (segment[:, :, None] == segment[:, None])[:, None]
         if not biased:
             return cls([x.requires_grad_() for x in drawn[:3]], drawn[3], segment, {}, together)
         side = torch.arange(WINDOW, dtype=torch.int32)
-        window = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).flatten(0, 1)
+        window = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).flatten(0, 1).to(device)
         position = window.expand(len(segment), -1, -1).contiguous()
-        table = torch.randn(heads, 2 * WINDOW - 1, 2 * WINDOW - 1, generator=generator)
-        key_bias = torch.rand(segment.shape, generator=generator)
+        table = torch.randn(heads, 2 * WINDOW - 1, 2 * WINDOW - 1, generator=generator).to(device)
+        key_bias = torch.rand(segment.shape, generator=generator).to(device)
         logits = relative_position_bias(position, table).transpose(0, 1) + key_bias[:, None, None]
         mask = logits.masked_fill(~together, -torch.inf).to(dtype)
         biases = {"bias_table_MRR": table.requires_grad_(), "key_bias_GT": key_bias}
@@ -121,7 +122,7 @@ class Problem:
 
 
 def measure(
-    functions: tuple[Callable[[], None], Callable[[], None]], repeats: int
+    functions: tuple[Callable[[], None], Callable[[], None]], device: torch.device, repeats: int
 ) -> tuple[list[float], list[float]]:
     """Time both forms in turns, after one warm-up of each."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -129,21 +130,24 @@ def measure(
         function()
     for _ in range(repeats):
         for function, own in zip(functions, times, strict=True):
-            own.append(milliseconds(function, CPU))
+            own.append(milliseconds(function, device))
     return times
 
 
 def main() -> None:
     """Run the cases and print the table."""
-    options = operator_parser(__doc__, CASES).parse_args()
-    report = Report("masked SDPA", device=CPU)
+    parser = operator_parser(__doc__, CASES)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    report = Report("masked SDPA", device=device)
     for short in options.cases:
         name, heads, count, biased = CASES[short]
         for dtype in options.dtypes:
-            problem = Problem.of(heads, count, biased, getattr(torch, dtype))
+            problem = Problem.of(heads, count, biased, getattr(torch, dtype), device)
             problem.check()
             for label, functions in problem.passes().items():
-                ours, theirs = measure(functions, options.repeats)
+                ours, theirs = measure(functions, device, options.repeats)
                 report.add(Line.of(name, dtype, label, ours, theirs))
     report.write(options.json)
 

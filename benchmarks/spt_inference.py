@@ -1,7 +1,7 @@
 """Inference of SPT's backbone on the CPU: time against select ratio, beside the dense Swin of equal
 depth, and a batch of unequal select ratios beside padding every image to the largest count.
 
-python benchmarks/spt_backbone.py [--parts curve] [--input-size 800 1280] [--depths 2 2 6 2]
+python benchmarks/spt_inference.py [--parts curve] [--input-size 800 1280] [--depths 2 2 6 2]
 """
 
 from __future__ import annotations

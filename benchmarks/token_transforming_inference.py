@@ -1,7 +1,7 @@
 """Inference of transformed backbones beside the dense ones, taking turns in one run: DeiT-S at 224
 pixels and Swin-L at 1152; and the peak memory of each.
 
-python benchmarks/token_transforming.py [--only deit] [--threads 2] [--repeats 7] [--json FILE]
+python benchmarks/token_transforming_inference.py [--only deit] [--repeats 7] [--json FILE]
 """
 
 from __future__ import annotations
