@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from detectron2.modeling.backbone import SwinTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spt_backbone.block import (
@@ -19,11 +20,17 @@ from spt_backbone.block import (
     scores,
 )
 from spt_backbone.labels import LABEL_KINDS, LabelKind, object_cells
-from spt_backbone.losses import selection_loss, selection_masks, write_metrics
+from spt_backbone.losses import (
+    GATE_LOSSES,
+    GateLoss,
+    selection_loss,
+    selection_masks,
+    write_metrics,
+)
 from spt_backbone.selection import SelectionRule, pool_scores
 from tokendetr.encoder.forward_context import current_pass
 from tokendetr.encoder.image_extents import ImageExtents
-from tokendetr.tokens import LevelLayout
+from tokendetr.tokens import LevelLayout, Pack
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +62,15 @@ class SPT(SwinTransformer):
         selection_labels: what the gates learn to find, "boxes" or "masks".
         position_bias: bias attention by Swin's table, at the tokens' true offsets.
         ffn_on: feed-forward networks work on "all" tokens or the "selected" ones.
+        first_gate_norm: normalize the features of the gate before the first selecting stage, whose
+            scores raise those of all later stages; the other gates read normalized features anyway.
+        gate_loss: "combined": the loss of a token reaches the larger of its stage's and the finer
+            scale's score alone; "own": each gate learns from a loss of its own scores.
+        positive_weight: what tokens of objects count in the loss.
+        multi_scale: whether a token's score is the larger of its own and the finer scale's; False
+            (an ablation of the paper's): its own.
+        selection: "gates"; or "oracle" (the paper's Figure 4): what the annotations say, in
+            evaluation too, where records need ``instances`` for it.
         extra_blocks: what blocks get that a checkpoint with fewer blocks lacks: "fresh" leaves
             their initial weights, "copied" repeats the last blocks of the stage.
         **swin: further arguments of :class:`SwinTransformer`.
@@ -82,6 +98,11 @@ class SPT(SwinTransformer):
         selection_labels: LabelKind = "boxes",
         position_bias: bool = True,
         ffn_on: FeedForward = "all",
+        first_gate_norm: bool = False,
+        gate_loss: GateLoss = "combined",
+        positive_weight: float = 1.0,
+        multi_scale: bool = True,
+        selection: Literal["gates", "oracle"] = "gates",
         extra_blocks: Literal["fresh", "copied"] = "fresh",
         **swin: Any,
     ) -> None:
@@ -95,6 +116,10 @@ class SPT(SwinTransformer):
         _check_choice("ffn_on", ffn_on, FEED_FORWARDS)
         _check_choice("selection_labels", selection_labels, LABEL_KINDS)
         _check_choice("extra_blocks", extra_blocks, ("fresh", "copied"))
+        _check_choice("gate_loss", gate_loss, GATE_LOSSES)
+        _check_choice("selection", selection, ("gates", "oracle"))
+        if not positive_weight > 0:
+            raise ValueError(f"positive_weight must be positive, got {positive_weight}")
         if not 1 <= start_stage <= len(depths):
             raise ValueError(f"start_stage must be 1 to {len(depths)}, got {start_stage}")
         if swin.get("attn_drop_rate", 0.0) != 0:
@@ -104,6 +129,11 @@ class SPT(SwinTransformer):
         self.selection_loss_weight = selection_loss_weight
         self.selection_labels: LabelKind = selection_labels
         self.extra_blocks = extra_blocks
+        self.first_gate_norm = first_gate_norm
+        self.gate_loss: GateLoss = gate_loss
+        self.positive_weight = positive_weight
+        self.multi_scale = multi_scale
+        self.selection = selection
         options = BlockOptions(
             rule=SelectionRule(threshold, evaluation_threshold, temperature, keep_ratio),
             container_length=container_length or window_size**2,
@@ -112,8 +142,36 @@ class SPT(SwinTransformer):
         )
         for index in range(start_stage - 1, len(depths)):
             self.layers[index] = SelectPackStage(self.layers[index], options)
-        self.gate = make_gate(self.num_features[start_stage - 2]) if start_stage > 1 else None
+        has_first = start_stage > 1 and multi_scale
+        self.gate = make_gate(self.num_features[start_stage - 2]) if has_first else None
+        if selection == "oracle":
+            for gate in self._gates():
+                gate.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_fill_extra_blocks)
+
+    @property
+    def rule(self) -> SelectionRule:
+        """How all blocks select."""
+        rule: SelectionRule = self._select_pack_blocks()[0].options.rule
+        return rule
+
+    def set_evaluation_threshold(self, threshold: float) -> None:
+        """Let all blocks select above another threshold in evaluation.
+
+        Raises:
+            ValueError: for a threshold outside of [0, 1].
+        """
+        for block in self._select_pack_blocks():
+            rule = replace(block.options.rule, evaluation_threshold=threshold)
+            block.options = replace(block.options, rule=rule)
+
+    def _select_pack_blocks(self) -> list[Any]:
+        stages = [stage for stage in self.layers if isinstance(stage, SelectPackStage)]
+        return [block for stage in stages for block in stage.blocks]
+
+    def _gates(self) -> list[nn.Module]:
+        gates = [block.gate for block in self._select_pack_blocks()]
+        return gates if self.gate is None else [self.gate, *gates]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, in_chans, H, W] to ``p<stage>`` maps [B, C, h, w]."""
@@ -121,12 +179,16 @@ class SPT(SwinTransformer):
         x_BNC, height, width = self._embed(x)
         finer_BN: Tensor | None = None
         outputs, selections = {}, []
+        oracle = self._oracle(extents, (height, width)) if self.selection == "oracle" else {}
         for index, stage in enumerate(self.layers):
             if isinstance(stage, SelectPackStage):
                 layout = self._layout(extents, index, (height, width), x_BNC.device)
-                out_BNC, choices = stage(x_BNC, layout, finer_BN)
-                selections += [Selection(z, pack, layout, index + 1) for z, pack in choices]
-                finer_BN = pool_scores(choices[-1][0], layout)
+                out_BNC, choices = stage(x_BNC, layout, finer_BN, oracle.get(index + 1))
+                selections += [
+                    Selection(logit_BN, own_BN, pack, layout, index + 1)
+                    for logit_BN, own_BN, pack in choices
+                ]
+                finer_BN = pool_scores(choices[-1][0], layout) if self.multi_scale else None
                 out_height, out_width = height, width
                 if stage.downsample is not None:
                     x_BNC = stage.downsample(out_BNC, height, width)
@@ -135,8 +197,10 @@ class SPT(SwinTransformer):
                 out_BNC, out_height, out_width, x_BNC, height, width = stage(x_BNC, height, width)
                 if index + 2 == self.start_stage and self.gate is not None:
                     layout = self._layout(extents, index, (out_height, out_width), x_BNC.device)
-                    score_BN = scores(self.gate, out_BNC)
-                    selections.append(Selection(score_BN, None, layout, index + 1))
+                    width_C = out_BNC.shape[-1:]
+                    seen_BNC = F.layer_norm(out_BNC, width_C) if self.first_gate_norm else out_BNC
+                    score_BN = scores(self.gate, seen_BNC)
+                    selections.append(Selection(score_BN, score_BN, None, layout, index + 1))
                     finer_BN = pool_scores(score_BN, layout)
             if index in self.out_indices:
                 out_BNC = getattr(self, f"norm{index}")(out_BNC)
@@ -178,29 +242,65 @@ class SPT(SwinTransformer):
             ):
                 losses.add_output(row, OUTPUT_NAME, choice)
             return
+        has_loss = self.selection_loss_weight > 0 and self.selection == "gates"
         labels = None
-        if self.selection_loss_weight > 0 or losses.is_annotated:
+        if has_loss or losses.is_annotated:
             first, last = selections[0], selections[-1]
-            strides = [self._stride(stage - 1) for stage in range(first.stage, last.stage + 1)]
-            cells = object_cells(
-                [losses.targets[row] for row in extents.rows],
-                first.layout.level_shapes[0],
-                strides,
-                kind=self.selection_labels,
+            grid = first.layout.level_shapes[0]
+            labels = self._labels(extents, first.stage, last.stage, grid)
+        if labels is not None and has_loss:
+            loss = selection_loss(
+                selections, labels, of=self.gate_loss, positive_weight=self.positive_weight
             )
-            labels = dict(enumerate(cells, start=first.stage))
-        if labels is not None and self.selection_loss_weight > 0:
-            loss = self.selection_loss_weight * selection_loss(selections, labels)
-            losses.add("loss_selection", loss)
+            losses.add("loss_selection", self.selection_loss_weight * loss)
         write_metrics(selections, labels)
+
+    def _labels(
+        self, extents: ImageExtents, first: int, last: int, grid: tuple[int, int]
+    ) -> dict[int, Tensor]:
+        """Return by stage, bool [B, N], the tokens that contain something of an object.
+
+        Args:
+            extents: the images.
+            first: first stage, from 1.
+            last: last stage.
+            grid: rows and columns of the first stage's tokens.
+        """
+        losses = current_pass().losses
+        assert losses is not None
+        cells = object_cells(
+            [losses.targets[row] for row in extents.rows],
+            grid,
+            [self._stride(stage - 1) for stage in range(first, last + 1)],
+            kind=self.selection_labels,
+        )
+        return dict(enumerate(cells, start=first))
+
+    def _oracle(self, extents: ImageExtents, grid: tuple[int, int]) -> dict[int, Tensor]:
+        """Return by stage what the annotations say is to be selected.
+
+        Args:
+            extents: the images.
+            grid: rows and columns of the first stage's tokens.
+
+        Raises:
+            ValueError: where the images have no annotations.
+        """
+        losses = current_pass().losses
+        if losses is None or not losses.is_annotated:
+            raise ValueError(
+                "selection='oracle' needs an observed model (use_spt) and annotated images: let "
+                "the test set's mapper keep annotations too (dataloader.test.mapper.is_train=True)"
+            )
+        return self._labels(extents, 1, len(self.layers), grid)
 
 
 def _record(selections: list[Selection]) -> None:
     """Show the choices to whoever records tokens, each stage as a forward pass of its own."""
     stage, recorder = 0, current_pass().recorder
     for selection in selections:
-        if selection.pack is None:
-            continue
+        if not isinstance(selection.pack, Pack):
+            continue  # a gate alone, or an exported graph, which nobody watches
         if selection.stage != stage:
             stage = selection.stage
             recorder.begin_forward(selection.layout, f"backbone stage {stage}")

@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spt_backbone.selection import SelectionRule, pack_selected
+from spt_backbone.static_pack import StaticPack
 from tokendetr.ops import packed_attention
 from tokendetr.tokens import LevelLayout, Pack
 
 FeedForward = Literal["all", "selected"]
 FEED_FORWARDS = ("all", "selected")
+SURE = 20.0
+"""Logit of what is selected for certain."""
+Choice = tuple[Tensor, Tensor, "Pack | StaticPack"]
+"""The scores that a block decided by, its own scores, and what it selected."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,15 @@ class Selection:
 
     Attributes:
         logit_BN: the scores it decided by: the larger of its own and the finer scale's.
+        own_BN: its own scores.
         pack: the selected tokens; None for the gate before the first block, which selects nothing.
         layout: geometry of the stage.
         stage: number of the stage, from 1.
     """
 
     logit_BN: Tensor
-    pack: Pack | None
+    own_BN: Tensor
+    pack: Pack | StaticPack | None
     layout: LevelLayout
     stage: int
 
@@ -81,26 +88,34 @@ class SelectPackBlock(nn.Module):
         self.gate = make_gate(self.attn.dim)
 
     def forward(
-        self, x_BNC: Tensor, layout: LevelLayout, finer_BN: Tensor | None
-    ) -> tuple[Tensor, Tensor, Pack]:
+        self,
+        x_BNC: Tensor,
+        layout: LevelLayout,
+        finer_BN: Tensor | None,
+        oracle_BN: Tensor | None = None,
+    ) -> tuple[Tensor, Choice]:
         """Transform the tokens of a stage.
 
         Args:
             x_BNC: the tokens.
             layout: their geometry, one level.
             finer_BN: scores of the finer scale, pooled to this one, or None.
+            oracle_BN: bool, the tokens to select whatever the gate says; None: the gate selects.
 
         Returns:
-            The tokens [B, N, C], the scores [B, N] and the choice.
+            The tokens [B, N, C] and the choice.
         """
         normed_BNC = self.norm1(x_BNC)
-        logit_BN = scores(self.gate, normed_BNC)
-        if finer_BN is not None:
-            logit_BN = torch.maximum(logit_BN, finer_BN)
+        own_BN = scores(self.gate, normed_BNC)
+        logit_BN = own_BN if finer_BN is None else torch.maximum(own_BN, finer_BN)
+        if oracle_BN is not None:
+            logit_BN = torch.where(oracle_BN, SURE, -SURE).to(own_BN)
         rule = self.options.rule
         probability_BN = rule.probability(logit_BN, training=self.training)
         pack = pack_selected(
-            rule.mask(probability_BN, layout, training=self.training),
+            rule.mask(probability_BN, layout, training=self.training)
+            if oracle_BN is None
+            else oracle_BN & layout.valid_BN,
             layout,
             window_size=self.window_size,
             shift=self.shift_size,
@@ -115,9 +130,9 @@ class SelectPackBlock(nn.Module):
         rest_BNC = self.attn.proj.bias.to(attended_GTC.dtype).expand_as(x_BNC)
         attended_BNC = self.attn.proj_drop(pack.restore(attended_GTC, rest_BNC))
         x_BNC = x_BNC + self.drop_path(attended_BNC)
-        return self._feed_forward(x_BNC, pack), logit_BN, pack
+        return self._feed_forward(x_BNC, pack), (logit_BN, own_BN, pack)
 
-    def _attend(self, x_GTC: Tensor, pack: Pack, layout: LevelLayout) -> Tensor:
+    def _attend(self, x_GTC: Tensor, pack: Pack | StaticPack, layout: LevelLayout) -> Tensor:
         """Attend inside containers, [G, T, C]."""
         heads = self.attn.num_heads
         query_GTMD, key_GTMD, value_GTMD = (
@@ -141,7 +156,7 @@ class SelectPackBlock(nn.Module):
             bias_table_MRR=bias_table_MRR,
         ).flatten(2)
 
-    def _feed_forward(self, x_BNC: Tensor, pack: Pack) -> Tensor:
+    def _feed_forward(self, x_BNC: Tensor, pack: Pack | StaticPack) -> Tensor:
         if self.options.ffn_on == "all":
             return x_BNC + self.drop_path(self.mlp(self.norm2(x_BNC)))
         added_GTC = self.mlp(self.norm2(pack.reduce(x_BNC)))
@@ -164,18 +179,21 @@ class SelectPackStage(nn.Module):
         self.downsample = swin_stage.downsample
 
     def forward(
-        self, x_BNC: Tensor, layout: LevelLayout, finer_BN: Tensor | None
-    ) -> tuple[Tensor, list[tuple[Tensor, Pack]]]:
-        """Return the tokens after all blocks, and each block's scores and choice."""
+        self,
+        x_BNC: Tensor,
+        layout: LevelLayout,
+        finer_BN: Tensor | None,
+        oracle_BN: Tensor | None = None,
+    ) -> tuple[Tensor, list[Choice]]:
+        """Return the tokens after all blocks, and each block's choice."""
         choices = []
         for block in self.blocks:
+            inputs = (x_BNC, layout, finer_BN, oracle_BN)
             if self.use_checkpoint and self.training:
-                x_BNC, logit_BN, pack = checkpoint(
-                    block, x_BNC, layout, finer_BN, use_reentrant=False
-                )
+                x_BNC, choice = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x_BNC, logit_BN, pack = block(x_BNC, layout, finer_BN)
-            choices.append((logit_BN, pack))
+                x_BNC, choice = block(*inputs)
+            choices.append(choice)
         return x_BNC, choices
 
 

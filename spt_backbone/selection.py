@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from spt_backbone.static_pack import StaticPack
 from tokendetr.tokens import LevelLayout, Pack, topk_valid, window_order
 
 LOWEST = torch.finfo(torch.float32).min
@@ -75,9 +76,11 @@ class SelectionRule:
 
 def pack_selected(
     mask_BN: Tensor, layout: LevelLayout, *, window_size: int, shift: int, length: int
-) -> Pack:
-    """Pack the selected tokens of a stage window by window (waits for the device: how many tokens
-    there are decides the shapes of what follows).
+) -> Pack | StaticPack:
+    """Pack the selected tokens of a stage window by window.
+
+    Waits for the device: how many tokens there are decides the shapes of what follows. In an
+    exported or compiled graph shapes do not depend on it.
 
     Args:
         mask_BN: bool, the selected tokens.
@@ -93,6 +96,8 @@ def pack_selected(
         shift=shift,
         device=mask_BN.device,
     )
+    if torch.compiler.is_compiling():
+        return StaticPack(mask_BN, order_BN, length)
     picked_BN = mask_BN.gather(1, order_BN)
     image_P, place_P = picked_BN.nonzero(as_tuple=True)
     index_P = order_BN[image_P, place_P] + image_P * layout.num_tokens

@@ -3,7 +3,7 @@
 from token_transforming.ledger import Ledger, TokenState
 from token_transforming.reduction import Candidates, Reduced, reduce_tokens
 from token_transforming.report import TransformReport, UnsupportedModelError
-from token_transforming.settings import METHODS, SELECTIONS, Reduction
+from token_transforming.settings import METHODS, SELECTIONS, Reduction, merging_schedule
 from token_transforming.transforming import restore, supported, transform
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "TokenState",
     "TransformReport",
     "UnsupportedModelError",
+    "merging_schedule",
     "reduce_tokens",
     "restore",
     "supported",

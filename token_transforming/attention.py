@@ -84,7 +84,7 @@ def attend(
     """
     is_of_keys = bias is None or bias.shape[1:3] == (1, 1)
     if is_of_keys and query_BMND.shape == key_BMND.shape and can_pack(query_BMND, dropout):
-        key_bias_BN = None if bias is None else bias[:, 0, 0].expand(len(query_BMND), -1)
+        key_bias_BN = None if bias is None else bias[:, 0, 0].expand(query_BMND.shape[0], -1)
         return attend_packed(query_BMND, key_BMND, value_BMND, scale=scale, key_bias_BN=key_bias_BN)
     mask = None if bias is None else bias.to(query_BMND.dtype)
     return F.scaled_dot_product_attention(
@@ -160,16 +160,24 @@ def attend_and_sum(
     Source: Token Transforming, arXiv 2506.05709, equation 2.
     """
     batch, heads, tokens, _ = query_BMND.shape
+    if torch.compiler.is_compiling():
+        # Blocks would make the graph depend on the size of the batch.
+        settings = (scale, bias, dropout, valid_BN)
+        sums = _attend_and_sum(query_BMND, key_BMND, value_BMND, *settings, rows=tokens)
+        return sums[0], Observed(sums[1], sums[2], key_BMND.mean(dim=1))
+    batch, heads, tokens = int(batch), int(heads), int(tokens)
     at_once = max(1, WEIGHTS_AT_ONCE // max(1, heads * tokens * tokens))
+    rows = max(1, WEIGHTS_AT_ONCE // max(1, min(at_once, batch) * heads * tokens))
     parts = [
         _attend_and_sum(
             query_BMND[start : start + at_once],
             key_BMND[start : start + at_once],
             value_BMND[start : start + at_once],
             scale,
-            bias if bias is None or len(bias) == 1 else bias[start : start + at_once],
+            bias if bias is None or bias.shape[0] == 1 else bias[start : start + at_once],
             dropout,
             None if valid_BN is None else valid_BN[start : start + at_once],
+            rows=rows,
         )
         for start in range(0, max(batch, 1), at_once)
     ]
@@ -185,15 +193,17 @@ def _attend_and_sum(
     bias: Tensor | None,
     dropout: float,
     valid_BN: Tensor | None,
+    *,
+    rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, received and class attention of some of the sequences."""
+    """Return output, received and class attention of some of the sequences, ``rows`` queries at
+    once."""
     batch, heads, tokens, _ = query_BMND.shape
-    rows = max(1, WEIGHTS_AT_ONCE // max(1, batch * heads * tokens))
     received_BN = query_BMND.new_zeros(batch, tokens, dtype=torch.float32)
     class_BN = received_BN
     outputs = []
     key_BMDN = (key_BMND * scale).transpose(2, 3)
-    for start in range(0, tokens, rows):
+    for start in range(0, int(tokens), rows):
         logits_BMnN = query_BMND[:, :, start : start + rows] @ key_BMDN
         if bias is not None:
             whole = bias.shape[-2] == 1

@@ -4,6 +4,20 @@ A module changes its class instead of being wrapped: it keeps its place, paramet
 dict, and copies of it know what to do.
 """
 
+from typing import Any
+
+
+class Transformed:
+    """Base of what is mixed into a module's class; lets transformed modules be copied and pickled:
+    their class is made anew from its two halves, which both have a name."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Return how to build a copy."""
+        found: Any = super().__reduce_ex__(max(2, int(protocol)))
+        _, (kind, *arguments), *rest = found
+        return (_empty, (original_class(kind), kind.__bases__[0], *arguments), *rest)
+
+
 _TRANSFORMED: dict[tuple[type, type], type] = {}
 
 
@@ -15,6 +29,12 @@ def transformed_class(original: type, mixin: type) -> type:
     return _TRANSFORMED[key]
 
 
-def original_class(transformed: type) -> type:
-    """Return the class that a transformed class was made from."""
-    return transformed.__bases__[1]
+def original_class(kind: type) -> type:
+    """Return the class that a transformed class was made from; any other class as it is."""
+    return kind.__bases__[1] if kind in _TRANSFORMED.values() else kind
+
+
+def _empty(original: type, mixin: type, *arguments: Any) -> Any:
+    """Return an object of a transformed class before its state is set."""
+    kind = transformed_class(original, mixin)
+    return kind.__new__(kind, *arguments)

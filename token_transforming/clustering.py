@@ -43,7 +43,7 @@ def cluster_locally(
     near_KN, own_KN = _neighbors(grid, kept, x_BNC.device)
     x_BNC = x_BNC.float()
     with without_autocast(x_BNC.device):
-        share_BKN = own_KN.float().expand(len(x_BNC), -1, -1)
+        share_BKN = own_KN.float().expand(x_BNC.shape[0], -1, -1)
         if valid_BN is not None:
             share_BKN = share_BKN * valid_BN[:, None]
         center_BKC = _means(share_BKN, x_BNC)

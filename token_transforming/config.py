@@ -1,5 +1,6 @@
 """Config helper: let a detector's backbone be transformed with one line."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +8,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from token_transforming.transforming import transform
+from tokendetr.config import all_or_nothing
 from tokendetr.config.wrap import build_wrapped, target_name, wrap_target
 
 BUILDER = "token_transforming.config.build_transformed"
 
 
+@all_or_nothing
 def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
     """Let the backbone of a detector's config go on with fewer tokens.
 
@@ -27,7 +30,9 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
 
     Raises:
         KeyError: where the model has no backbone.
+        TypeError: for an option that :func:`token_transforming.transform` does not have.
     """
+    inspect.signature(transform).bind(None, **options)
     backbone = model.get("backbone")
     if not isinstance(backbone, DictConfig) or "_target_" not in backbone:
         raise KeyError(

@@ -1,7 +1,7 @@
 """The vision transformers whose blocks are known, by class name: nothing is imported.
 
 Supported: Hugging Face transformers' ViT, DeiT, DINOv2 (with and without registers), CLIP's vision
-tower and DPT, timm's VisionTransformer, and detectron2's ViT.
+tower, SigLIP's, and DPT, timm's VisionTransformer, and detectron2's ViT.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from token_transforming.sequence import BlockNames, part
+from token_transforming.classes import original_class
+from token_transforming.sequence import BlockNames, TransformedReader, part
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Family:
         prefix: number of class and register tokens of a model.
         taps: blocks whose outputs are read as dense maps; the tokens are then restored at the end.
         maps: whether blocks pass maps [B, H, W, C] on; their tokens must be restored by the end.
+        reader: mixed into the model's class while it is transformed, for methods that read the
+            blocks' outputs.
     """
 
     owner: str
@@ -36,6 +39,7 @@ class Family:
     prefix: Callable[[Any], int]
     taps: Callable[[Any], tuple[int, ...]] | None = None
     maps: bool = False
+    reader: type | None = None
 
 
 _VIT = BlockNames(
@@ -113,6 +117,10 @@ def _every_layer(model: nn.Module) -> tuple[int, ...]:
     return tuple(range(len(part(model, "encoder.layer"))))
 
 
+def _none(model: nn.Module) -> int:
+    return 0
+
+
 def _one(model: nn.Module) -> int:
     return 1
 
@@ -140,13 +148,19 @@ FAMILIES: tuple[Family, ...] = (
         )
         for owner in ("Model", "Backbone")
     ),
-    Family(
-        "CLIPVisionModel",
-        "transformers.models.clip.",
-        "encoder.layers",
-        "CLIPEncoderLayer",
-        _CLIP,
-        _one,
+    *(
+        Family(
+            f"{kind}VisionModel",
+            f"transformers.models.{folder}.",
+            "encoder.layers",
+            f"{kind}EncoderLayer",
+            _CLIP,
+            prefix,
+        )
+        for kind, folder, prefix in (
+            ("CLIP", "clip", _one),
+            ("Siglip", "siglip", _none),
+        )
     ),
     Family(
         "DPTModel",
@@ -165,6 +179,7 @@ FAMILIES: tuple[Family, ...] = (
             "Block",
             _TIMM,
             lambda model: int(model.num_prefix_tokens),
+            reader=TransformedReader,
         )
         for owner in ("VisionTransformer", "VisionTransformerDistilled")
     ),
@@ -174,7 +189,7 @@ FAMILIES: tuple[Family, ...] = (
         "blocks",
         "Block",
         _DETECTRON2,
-        lambda model: 0,
+        _none,
         maps=True,
     ),
 )
@@ -182,7 +197,7 @@ FAMILIES: tuple[Family, ...] = (
 
 def family_of(module: nn.Module) -> Family | None:
     """Return the family a model belongs to; None for other modules."""
-    kind = type(module)
+    kind = original_class(type(module))
     for family in FAMILIES:
         if kind.__name__ == family.owner and kind.__module__.startswith(family.package):
             return family

@@ -5,13 +5,15 @@ longer than the pass, and has a place for every block, so a block that is recomp
 backward pass finds what it found the first time. Nothing is kept on a module.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from token_transforming.recovery import Undo
 from tokendetr.encoder.forward_context import current_pass, enter_part, leave_part
-from tokendetr.tokens import Recovery
 
 
 @dataclass(frozen=True)
@@ -21,37 +23,56 @@ class TokenState:
     Attributes:
         size_BN: how many original tokens each one stands for (without class and register tokens);
             None: one, or it does not matter.
-        recoveries: how to undo the reductions so far, first one first.
+        undo: how to undo the reductions so far, first one first.
         x_BNC: the tokens themselves, where the block before put out a restored view of them.
         grid: rows and columns of all tokens, where blocks pass maps on.
+        position_BN2: long, row and column of each token, where blocks pass maps on; None: as they
+            lie on the map.
     """
 
     size_BN: Tensor | None = None
-    recoveries: tuple[Recovery, ...] = ()
+    undo: tuple[Undo, ...] = ()
     x_BNC: Tensor | None = None
     grid: tuple[int, int] | None = None
+    position_BN2: Tensor | None = None
 
     def restore(self, x_BNC: Tensor, prefix: int) -> Tensor:
         """Return all tokens; the first ``prefix`` ones stay as they are."""
-        if not self.recoveries:
+        if not self.undo:
             return x_BNC
         patches_BNC = x_BNC[:, prefix:]
-        for recovery in reversed(self.recoveries):
-            patches_BNC = recovery.restore(patches_BNC)
+        for undo in reversed(self.undo):
+            patches_BNC = undo.restore(patches_BNC)
         return torch.cat([x_BNC[:, :prefix], patches_BNC], dim=1)
 
 
 @dataclass
 class Ledger:
-    """The states of one forward pass, by the block that they enter."""
+    """The states of one forward pass.
+
+    Attributes:
+        entering: by the block that they enter.
+        views: whether every block's output is read as a map of all tokens.
+    """
 
     entering: dict[int, TokenState] = field(default_factory=dict)
+    views: bool = False
 
 
 class _Compiled:
     """Where compiled code finds the ledger: the compiler cannot follow context variables."""
 
     ledger: Ledger | None = None
+
+
+@contextmanager
+def all_outputs_read() -> Iterator[None]:
+    """Let every block of the pass inside the ``with`` block put out all tokens."""
+    enter_part().ledger = Ledger(views=True)
+    try:
+        yield
+    finally:
+        close_ledger()
 
 
 def open_ledger(index: int) -> Ledger:
@@ -66,7 +87,9 @@ def open_ledger(index: int) -> Ledger:
         ledger = _Compiled.ledger
     else:
         if index == 0:
-            enter_part().ledger = Ledger({0: TokenState()})
+            context = enter_part()
+            asked = isinstance(context.ledger, Ledger) and not context.ledger.entering
+            context.ledger = Ledger({0: TokenState()}, asked and context.ledger.views)
         ledger = current_pass().ledger or _Compiled.ledger
     if ledger is None or index not in ledger.entering:
         raise RuntimeError(

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from token_transforming.clustering import cluster_locally, grid_anchors
 from token_transforming.merging import bipartite_clusters
-from token_transforming.selection import choose, distinct_scores, even_grid_scores, even_scores
+from token_transforming.selection import (
+    choose,
+    distinct_scores,
+    even_grid_scores,
+    even_scores,
+    pooled_queries,
+)
 from token_transforming.settings import Reduction
 from tokendetr.tokens import ClusterAssignment, Mix, assign_by_similarity
 
@@ -127,7 +133,13 @@ def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
 
 def _transform(tokens: Candidates, how: Reduction) -> Mix:
     """Many-to-many (the paper's equations 3 to 8)."""
-    index_BK, valid_BK = _informative(tokens, how)
+    query_BKC = None
+    if how.selection == "pooled":
+        query_BKC, index_BK, valid_BK = pooled_queries(
+            tokens.x_BNC, tokens.grid, tokens.kept_grid, tokens.kept, tokens.valid_BN
+        )
+    else:
+        index_BK, valid_BK = _informative(tokens, how)
     assignment = assign_by_similarity(
         tokens.x_BNC,
         index_BK,
@@ -135,6 +147,9 @@ def _transform(tokens: Candidates, how: Reduction) -> Mix:
         temperature=how.temperature,
         valid_BN=tokens.valid_BN,
         valid_BK=valid_BK,
+        query_BKC=query_BKC,
+        similarity=how.similarity,
+        normalize=how.normalize,
     )
     size_BN = tokens.size_BN if how.sizes == "carried" else None
     return Mix(assignment=assignment, index_BK=index_BK, valid_BK=valid_BK, size_BN=size_BN)
@@ -201,7 +216,7 @@ def _cluster(tokens: Candidates, how: Reduction) -> Mix:
     index_K = grid_anchors(tokens.grid, tokens.kept_grid, tokens.x_BNC.device)
     return Mix(
         assignment=assignment,
-        index_BK=index_K.expand(len(tokens.x_BNC), -1),
+        index_BK=index_K.expand(tokens.x_BNC.shape[0], -1),
         valid_BK=valid_BK,
         size_BN=tokens.size_BN,
         recovery=recovery,

@@ -76,10 +76,12 @@ def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
         The largest cosine negated, in [-1, 1]; 2 for tokens that are compared with none. Without
         gradient.
     """
-    batch, tokens, _ = x_BNC.shape
+    batch, tokens = x_BNC.shape[0], int(x_BNC.shape[1])
     visited_N = _spread_order(tokens, x_BNC.device)
     direction_BNC = F.normalize(x_BNC.detach().float(), dim=-1)[:, visited_N]
-    rows = max(1, SIMILARITIES_AT_ONCE // max(1, batch * tokens))
+    # One block where a graph is made, which must not depend on the size of the batch.
+    compiling = torch.compiler.is_compiling()
+    rows = tokens if compiling else max(1, SIMILARITIES_AT_ONCE // max(1, int(batch) * tokens))
     alike_BN = direction_BNC.new_empty(batch, tokens)
     for start in range(0, tokens, rows):
         end = min(start + rows, tokens)
@@ -108,3 +110,47 @@ def even_grid_scores(grid: tuple[int, int], kept: tuple[int, int], device: torch
         even_scores(size, wanted, device) for size, wanted in zip(grid, kept, strict=True)
     )
     return (rows[:, None] * columns).flatten()
+
+
+def pooled_queries(
+    x_BNC: Tensor,
+    grid: tuple[int, int] | None,
+    kept_grid: tuple[int, int] | None,
+    kept: int,
+    valid_BN: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return means of tokens over the cells of a coarser grid (adaptive average pooling).
+
+    Args:
+        x_BNC: the tokens.
+        grid: rows and columns where they are a grid; None: they are a line.
+        kept_grid: rows and columns of the means; None: they are a line of ``kept``.
+        kept: number K of means.
+        valid_BN: bool, False = padding, which counts in no mean; None where there is none.
+
+    Returns:
+        The means [B, K, C] in float32, the token in the middle of each cell, long [B, K], and bool
+        [B, K], False for cells with nothing but padding (None where there is no padding).
+
+    Source: Token Transforming, arXiv 2506.05709, Table 8 ("uniform"); Hourglass's first centers.
+    """
+    if grid is None or kept_grid is None:
+        grid, kept_grid = (1, x_BNC.shape[1]), (1, kept)
+    near_KN = torch.ones(1, 1, dtype=torch.bool, device=x_BNC.device)
+    middle_K = torch.zeros(1, dtype=torch.long, device=x_BNC.device)
+    for size, wanted in zip(grid, kept_grid, strict=True):
+        place = torch.arange(size, device=x_BNC.device)
+        cell = torch.arange(wanted, device=x_BNC.device)[:, None]
+        inside = (place >= cell * size // wanted) & (place * wanted < (cell + 1) * size)
+        near_KN = (near_KN[:, None, :, None] & inside[None, :, None, :]).flatten(2).flatten(0, 1)
+        middle = ((cell[:, 0] * size // wanted) + (-(-(cell[:, 0] + 1) * size // wanted)) - 1) // 2
+        middle_K = (middle_K[:, None] * size + middle).flatten()
+    share_BKN = near_KN.float().expand(x_BNC.shape[0], -1, -1)
+    valid_BK = None
+    if valid_BN is not None:
+        share_BKN = share_BKN * valid_BN[:, None]
+        valid_BK = share_BKN.sum(dim=2) > 0
+    with without_autocast(x_BNC.device):
+        total_BKC = share_BKN @ x_BNC.float()
+    mean_BKC = total_BKC / share_BKN.sum(dim=2).clamp_min(1.0)[..., None]
+    return mean_BKC, middle_K.expand(x_BNC.shape[0], -1), valid_BK

@@ -8,13 +8,23 @@ Shapes: B image, N token, C channel, M head, D head width.
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, cat, nn
 
 from token_transforming.attention import Observed, attend, attend_and_sum, size_bias
-from token_transforming.classes import original_class
-from token_transforming.ledger import Ledger, TokenState, close_ledger, open_ledger
+from token_transforming.classes import Transformed, original_class
+from token_transforming.ledger import (
+    Ledger,
+    TokenState,
+    all_outputs_read,
+    close_ledger,
+    open_ledger,
+)
+from token_transforming.map_positions import grid_positions, map_bias
+from token_transforming.recovery import Undo
 from token_transforming.reduction import Candidates, reduce_tokens
 from token_transforming.settings import Reduction
+from tokendetr.tokens import take_rows
 
 Output = Literal["reduced", "view", "restored"]
 
@@ -109,7 +119,7 @@ def run_block(
         x_BNC, state = _reduce(x_BNC, observed, plan, how, state)
     if plan.output == "restored":
         return state.restore(x_BNC, plan.prefix), TokenState()
-    if plan.output == "view" and state.recoveries:
+    if plan.output == "view" and state.undo:
         return state.restore(x_BNC, plan.prefix), replace(state, x_BNC=x_BNC)
     return x_BNC, state
 
@@ -121,7 +131,7 @@ def _attention(
     query, key, value = _heads(block, x_BNC, plan.names)
     settings: dict[str, Any] = {
         "scale": part(block, plan.names.scale),
-        "bias": size_bias(state.size_BN, None, first=plan.prefix),
+        "bias": _bias(block, query, plan, state),
         "dropout": _dropout(block, plan.names),
     }
     observed = None
@@ -131,6 +141,25 @@ def _attention(
         out_BMND, observed = attend_and_sum(query, key, value, **settings)
     added_BNC = _through(block, plan.names.after, out_BMND.transpose(1, 2).flatten(2))
     return x_BNC + added_BNC, observed
+
+
+def _bias(block: nn.Module, query: Tensor, plan: BlockPlan, state: TokenState) -> Tensor | None:
+    """Return what is added to the logits: log sizes, and what places on a map add."""
+    bias = size_bias(state.size_BN, None, first=plan.prefix)
+    if state.grid is None:
+        return bias
+    place_bias = map_bias(block, query, _positions(state, query.device), state.grid)
+    if bias is None or place_bias is None:
+        return place_bias if bias is None else bias
+    return bias + place_bias
+
+
+def _positions(state: TokenState, device: torch.device) -> Tensor:
+    """Return where the tokens lie on the map, long [B or 1, N, 2]."""
+    if state.position_BN2 is not None:
+        return state.position_BN2
+    assert state.grid is not None
+    return grid_positions(state.grid, device)
 
 
 def _heads(block: nn.Module, x_BNC: Tensor, names: BlockNames) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,11 +206,11 @@ def _reduce(
     """Reduce all tokens but the first ones."""
     prefix = plan.prefix
     patches_BNC = x_BNC[:, prefix:]
-    tokens = patches_BNC.shape[1]
+    tokens = int(patches_BNC.shape[1])
     kept_grid = None
     kept = how.kept(tokens)
-    grid = None if state.recoveries else state.grid or _square(tokens)
-    if grid is not None and how.method == "clustering":
+    grid = None if state.undo else state.grid or _square(tokens)
+    if grid is not None and how.lays_out_grid:
         kept_grid = how.kept_grid(*grid)
         kept = kept_grid[0] * kept_grid[1]
     reduced = reduce_tokens(
@@ -198,13 +227,16 @@ def _reduce(
         how,
         recover=plan.recover,
     )
-    recovery = reduced.token_map.recovery
-    recoveries = state.recoveries
-    if plan.recover and recovery is not None:
-        recoveries = (*recoveries, recovery)
+    if plan.recover:
+        undo = Undo.of(reduced.token_map, patches_BNC, reduced.x_BKC, how)
+        state = replace(state, undo=(*state.undo, undo))
+    if state.grid is not None:
+        place_BN2 = _positions(state, x_BNC.device).expand(x_BNC.shape[0], -1, -1)
+        kept_BK2 = take_rows(place_BN2, reduced.token_map.anchor_BK)
+        state = replace(state, position_BN2=kept_BK2)
     size_BK = reduced.size_BK if how.scales else None
     x_BNC = cat([x_BNC[:, :prefix], reduced.x_BKC], dim=1)
-    return x_BNC, replace(state, size_BN=size_BK, recoveries=recoveries)
+    return x_BNC, replace(state, size_BN=size_BK)
 
 
 def _square(tokens: int) -> tuple[int, int] | None:
@@ -213,7 +245,7 @@ def _square(tokens: int) -> tuple[int, int] | None:
     return (side, side) if side * side == tokens else None
 
 
-class TransformedBlock:
+class TransformedBlock(Transformed):
     """Mixed into a block's class while its model is transformed; ``token_plan`` says what it does.
 
     A class of its own, not a wrapper: the block keeps its place, parameters, hooks and state dict.
@@ -230,25 +262,38 @@ class TransformedBlock:
         """Run the block on tokens [B, N, C].
 
         Raises:
-            ValueError: for an attention mask: tokens that are left have no place in it.
+            ValueError: for an attention mask that hides a token: those that are left have no place
+                in it.
         """
         ledger: Ledger = kwargs.pop("token_ledger")
         plan = self.token_plan
-        masks = [value for name, value in kwargs.items() if "mask" in name]
-        if any(isinstance(value, Tensor) for value in (*args, *masks)):
-            raise ValueError(
-                f"{type(self).__name__} is transformed and cannot take an attention mask; "
-                "restore(model) first"
-            )
+        if ledger.views:
+            plan = replace(plan, recover=True, output="restored" if plan.last else "view")
+        for value in (*args, *(value for name, value in kwargs.items() if "mask" in name)):
+            if isinstance(value, Tensor):
+                self._refuse_mask(value)
         entering = ledger.entering
-        x_BNC, entering[plan.index + 1] = self._run(hidden_states, entering[plan.index])
+        x_BNC, entering[plan.index + 1] = self._run(hidden_states, plan, entering[plan.index])
         if plan.last:
             close_ledger()
         return x_BNC
 
-    def _run(self, x_BNC: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+    def _refuse_mask(self, mask: Tensor) -> None:
+        """Stop unless a mask, bool or added to logits, lets every token attend to all."""
+        message = (
+            f"{original_class(type(self)).__name__} is transformed and cannot take an attention "
+            "mask; restore(model) first"
+        )
+        hides_none = mask.all() if mask.dtype == torch.bool else (mask == 0).all()
+        if torch.compiler.is_compiling():
+            # transformers makes a mask of all tokens where it cannot look at its input's values.
+            torch._assert_async(hides_none, message)
+        elif not hides_none:
+            raise ValueError(message)
+
+    def _run(self, x_BNC: Tensor, plan: BlockPlan, state: TokenState) -> tuple[Tensor, TokenState]:
         assert isinstance(self, nn.Module)
-        return run_block(self, x_BNC, self.token_plan, state)
+        return run_block(self, x_BNC, plan, state)
 
 
 class TransformedMapBlock(TransformedBlock):
@@ -257,11 +302,20 @@ class TransformedMapBlock(TransformedBlock):
     While all tokens are there and stay, the block's own ``forward`` runs, windows and all.
     """
 
-    def _run(self, x_BHWC: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
-        plan = self.token_plan
-        if plan.reduction is None and not state.recoveries:
+    def _run(self, x_BHWC: Tensor, plan: BlockPlan, state: TokenState) -> tuple[Tensor, TokenState]:
+        if plan.reduction is None and not state.undo:
             original: Any = original_class(type(self))
             return original.forward(self, x_BHWC), state
         grid = state.grid or (x_BHWC.shape[1], x_BHWC.shape[2])
-        x_BNC, state = super()._run(x_BHWC.flatten(1, 2), replace(state, grid=grid))
+        x_BNC, state = super()._run(x_BHWC.flatten(1, 2), plan, replace(state, grid=grid))
         return x_BNC.unsqueeze(2) if plan.output == "reduced" else x_BNC.unflatten(1, grid), state
+
+
+class TransformedReader(Transformed):
+    """Mixed into the class of a timm model while it is transformed: who reads its blocks' outputs
+    as maps gets maps of all tokens."""
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's intermediate outputs, each with all tokens."""
+        with all_outputs_read():
+            return super().forward_intermediates(*args, **kwargs)  # type: ignore[misc]

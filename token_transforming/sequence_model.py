@@ -24,6 +24,7 @@ def transform_sequence(
     layers: tuple[int, ...],
     reductions: tuple[Reduction, ...],
     recover: str | int,
+    read: tuple[int, ...] = (),
 ) -> TransformReport:
     """Let a model's blocks reduce tokens.
 
@@ -34,6 +35,7 @@ def transform_sequence(
         layers: blocks that reduce, from 0.
         reductions: how, one for each.
         recover: see :func:`token_transforming.transform`.
+        read: blocks whose outputs are read as all tokens by the model around this one.
 
     Raises:
         ValueError: for layers or ``recover`` that the model does not have.
@@ -42,7 +44,7 @@ def transform_sequence(
     blocks = list(part(model, family.blocks))
     check_layers(layers, len(blocks), model)
     _check_blocks(blocks, family)
-    outputs = _outputs(model, family, len(blocks), layers, recover)
+    outputs = _outputs(model, family, len(blocks), layers, recover, read)
     by_layer = dict(zip(layers, reductions, strict=True))
     if family.maps:
         _check_maps(blocks, family, layers, outputs)
@@ -59,8 +61,10 @@ def transform_sequence(
             output=outputs[index],
         )
         block.__class__ = transformed_class(type(block), mixin)
+    if family.reader is not None:
+        model.__class__ = transformed_class(type(model), family.reader)
     return TransformReport(
-        model=type(model).__name__,
+        model=original_class(type(model)).__name__,
         name=name,
         num_layers=len(blocks),
         layers=layers,
@@ -76,6 +80,7 @@ def restore_sequence(model: nn.Module, family: Family) -> None:
         if isinstance(block, TransformedBlock):
             del block.token_plan
             block.__class__ = original_class(type(block))
+    model.__class__ = original_class(type(model))
 
 
 def _check_blocks(blocks: list[nn.Module], family: Family) -> None:
@@ -101,24 +106,25 @@ def _check_maps(
 
     Raises:
         ValueError: where they are not restored.
-        UnsupportedModelError: for windows, relative positions or convolutions between a reduction
-            and the block that restores.
+        UnsupportedModelError: for a reduction in windows, or convolutions between a reduction and
+            the block that restores.
     """
+    whole = [index for index, block in enumerate(blocks) if not getattr(block, "window_size", 0)]
     if outputs[-1] == "reduced" and "restored" not in outputs[layers[-1] :]:
         raise ValueError(f"{family.owner} puts out a map: recover cannot be 'never'")
     reduced = False
     for index, block in enumerate(blocks):
         reduced = reduced or index in layers
-        features = {
-            "windows": bool(getattr(block, "window_size", 0)),
-            "relative positions": bool(getattr(part(block, "attn"), "use_rel_pos", False)),
-            "a convolution": bool(getattr(block, "use_residual_block", False)),
-        }
-        used = [name for name, there in features.items() if there]
-        if reduced and used:
+        if index in layers and index not in whole:
+            others = ", ".join(map(str, whole)) or "it has none"
             raise UnsupportedModelError(
-                f"block {index} of {family.owner} has {' and '.join(used)}, which reduced tokens "
-                "cannot have: reduce in blocks after it, or restore before it (recover=<block>)"
+                f"block {index} of {family.owner} attends in windows, and tokens are chosen among "
+                f"those of the whole map: reduce at blocks without windows ({others})"
+            )
+        if reduced and getattr(block, "use_residual_block", False):
+            raise UnsupportedModelError(
+                f"block {index} of {family.owner} ends with a convolution, which needs all tokens: "
+                f"reduce after it, or restore before it (recover={index - 1})"
             )
         reduced = reduced and outputs[index] != "restored"
 
@@ -129,12 +135,14 @@ def _outputs(
     count: int,
     layers: tuple[int, ...],
     recover: str | int,
+    read: tuple[int, ...],
 ) -> list[Output]:
     """Return what each block puts out."""
     taps: tuple[int, ...] = ()
     if recover == "auto":
         taps = () if family.taps is None else family.taps(model)
-        recover = "end" if family.maps or family.taps is not None else "never"
+        taps = (*taps, *(block % count for block in read))
+        recover = "end" if family.maps or family.taps is not None or read else "never"
     outputs: list[Output] = ["view" if index in taps else "reduced" for index in range(count)]
     if isinstance(recover, int):
         if not layers[0] <= recover < count:

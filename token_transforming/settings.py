@@ -5,8 +5,10 @@ from math import ceil
 from typing import Literal, get_args
 
 Method = Literal["transforming", "pruning", "merging", "fusing", "clustering"]
-Selection = Literal["attention", "class_attention", "uniform", "distinct"]
+Selection = Literal["attention", "class_attention", "uniform", "pooled", "distinct"]
 Sizes = Literal["carried", "literal"]
+RecoveryKind = Literal["paper", "residual"]
+Similarity = Literal["cosine", "euclidean"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 SELECTIONS: tuple[str, ...] = get_args(Selection)
@@ -26,11 +28,21 @@ class Reduction:
         temperature: sharpness of the assignment (transforming), > 0.
         selection: how informative tokens are found (transforming, pruning, fusing): by the
             attention they receive from all tokens or from the class token, evenly spaced, or
-            those least like others that are kept (not in the paper).
+            those least like others that are kept (not in the paper). "pooled" (transforming) takes
+            means over a coarse grid in place of tokens.
+        similarity: what tokens are compared by (transforming): their cosine, or "euclidean", 1 -
+            d^2 / (2 n) with d their distance and n the mean of their squared lengths, which is the
+            cosine where all are equally long.
+        normalize: whether a token's shares are made to sum to 1 (transforming; the softmax of
+            equation 5); without it they are the gated similarities.
         sizes: "carried": repeated transforms count what tokens already stand for; "literal":
             equation 8 as printed, which begins anew at every transform.
         scale_attention: whether later attention adds log sizes to its logits; None: where the
             method's own paper does.
+        recovery: how tokens are restored where all are needed: "paper", each becomes its reduced
+            token (equation 10); "residual", each keeps its content and gets what its reduced token
+            has changed since the reduction (not in the paper).
+        removed: tokens that go, instead of a keep ratio, as in Token Merging; at most half.
 
     Raises:
         ValueError: for a value outside of these.
@@ -45,11 +57,29 @@ class Reduction:
     selection: Selection = "attention"
     sizes: Sizes = "carried"
     scale_attention: bool | None = None
+    recovery: RecoveryKind = "paper"
+    similarity: Similarity = "cosine"
+    normalize: bool = True
+    removed: int | None = None
 
     def __post_init__(self) -> None:
         check_one_of("method", self.method, METHODS)
         check_one_of("selection", self.selection, SELECTIONS)
         check_one_of("sizes", self.sizes, get_args(Sizes))
+        check_one_of("recovery", self.recovery, get_args(RecoveryKind))
+        check_one_of("similarity", self.similarity, get_args(Similarity))
+        if self.selection == "pooled" and self.method != "transforming":
+            raise ValueError(
+                f"selection='pooled' makes no choice among tokens, which method={self.method!r} "
+                "needs: it goes with method='transforming'"
+            )
+        if not self.normalize and self.threshold < 0:
+            raise ValueError(
+                "normalize=False needs a threshold of at least 0: the shares are the similarities "
+                f"and must not be negative, got threshold={self.threshold}"
+            )
+        if self.removed is not None and self.removed < 0:
+            raise ValueError(f"removed must be at least 0, got {self.removed}")
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
         if not -1 <= self.threshold <= 1:
@@ -64,8 +94,15 @@ class Reduction:
             return self.method in _SCALING
         return self.scale_attention
 
+    @property
+    def lays_out_grid(self) -> bool:
+        """Whether reduced tokens belong to the cells of a coarser grid, where there is a grid."""
+        return self.method == "clustering" or self.selection == "pooled"
+
     def kept(self, tokens: int) -> int:
         """Return K for N tokens, at least 1."""
+        if self.removed is not None:
+            return max(tokens - self.removed, (tokens + 1) // 2)
         # Rounding errors of the product must not add a token: 0.7 * 10 is 7.000000000000001.
         return max(1, ceil(self.keep_ratio * tokens - 1e-9))
 
@@ -85,6 +122,26 @@ class Reduction:
             if rows <= height and columns <= width
         ]
         return min(grids, key=lambda grid: abs(grid[0] * grid[1] - wanted))
+
+
+def merging_schedule(removed: int, blocks: int, inflection: float = 0.0) -> tuple[int, ...]:
+    """Return how many tokens each block removes, on a straight line over the blocks.
+
+    Args:
+        removed: their mean.
+        blocks: number of blocks.
+        inflection: 0: the same everywhere; -1: from twice as many to none; 1: the other way round.
+
+    Raises:
+        ValueError: for an inflection beyond these.
+
+    Source: Token Merging, arXiv 2210.09461, section 3 and appendix (constant and decreasing).
+    """
+    if not -1 <= inflection <= 1:
+        raise ValueError(f"inflection must be in [-1, 1], got {inflection}")
+    first, last = removed * (1 - inflection), removed * (1 + inflection)
+    steps = max(blocks - 1, 1)
+    return tuple(int(first + (last - first) * block / steps) for block in range(blocks))
 
 
 def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,13 +1,21 @@
 """``transform(model)`` makes an existing model cheaper, ``restore(model)`` undoes it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from token_transforming.families import FAMILIES, Family, family_of
 from token_transforming.report import TransformReport, UnsupportedModelError
 from token_transforming.sequence_model import restore_sequence, transform_sequence
-from token_transforming.settings import Method, Reduction, Selection, Sizes
+from token_transforming.settings import (
+    Method,
+    RecoveryKind,
+    Reduction,
+    Selection,
+    Similarity,
+    Sizes,
+)
 from token_transforming.windowed_model import (
     WINDOWED,
     WindowBias,
@@ -28,6 +36,10 @@ def transform(
     selection: Selection = "attention",
     sizes: Sizes = "carried",
     scale_attention: bool | None = None,
+    recovery: RecoveryKind = "paper",
+    similarity: Similarity = "cosine",
+    normalize: bool = True,
+    removed: int | Sequence[int] | None = None,
     recover: str | int = "auto",
     window_bias: WindowBias = "interpolated",
 ) -> TransformReport:
@@ -48,15 +60,22 @@ def transform(
         temperature: sharpness of the assignment (method "transforming").
         method: "transforming", "pruning", "merging", "fusing" or "clustering".
         selection: which tokens are kept: those that receive most "attention" or
-            "class_attention", evenly spaced ones ("uniform"), or those least like others
-            ("distinct", which is not in the paper).
+            "class_attention", evenly spaced ones ("uniform"), those least like others ("distinct",
+            which is not in the paper), or means over a coarse grid in their place ("pooled").
         sizes: "carried" or "literal"; see :class:`token_transforming.settings.Reduction`.
         scale_attention: whether later attention adds log sizes; None: as the method's paper does.
+        recovery: where tokens are restored, each becomes its reduced token ("paper"), or keeps its
+            content and gets what its reduced token has changed since ("residual", not in the
+            paper).
+        similarity: what tokens are compared by, "cosine" or "euclidean".
+        normalize: whether each token's shares sum to 1.
+        removed: tokens that go at each layer, in place of ``keep_ratio``; one number, or one for
+            each layer such as those of :func:`token_transforming.merging_schedule`.
         recover: "never": the output has fewer tokens; "end": all tokens are restored after the last
             block (in Swin always, at the end of each stage); "every": every block's output is
             restored, while the next one goes on with fewer; a number: restored after that block for
-            good; "auto": "end" with restored views where maps are read (DPT, backbones), else
-            "never".
+            good; "auto": "end" with restored views where maps are read (DPT, backbones, LLaVA's
+            tower), else "never". timm's ``forward_intermediates`` gets all tokens in any case.
         window_bias: in windowed backbones, the relative position bias of reduced windows: the
             table "interpolated" to their size, or looked up at the kept tokens' true "positions".
 
@@ -70,9 +89,8 @@ def transform(
     Source: Token Transforming, arXiv 2506.05709.
     """
     layers = tuple(layers)
-    ratios = [keep_ratio] * len(layers) if isinstance(keep_ratio, (int, float)) else keep_ratio
-    if len(ratios) != len(layers):
-        raise ValueError(f"keep_ratio has {len(ratios)} values for {len(layers)} layers")
+    ratios = _per_layer("keep_ratio", keep_ratio, len(layers))
+    numbers = _per_layer("removed", removed, len(layers))
     reductions = tuple(
         Reduction(
             method=method,
@@ -82,14 +100,46 @@ def transform(
             selection=selection,
             sizes=sizes,
             scale_attention=scale_attention,
+            recovery=recovery,
+            similarity=similarity,
+            normalize=normalize,
+            removed=number,
         )
-        for ratio in ratios
+        for ratio, number in zip(ratios, numbers, strict=True)
     )
     name, owner, family = find_supported(model)
     _restore_one(owner, family)
     if family is None:
         return transform_windowed(owner, name, layers, reductions, window_bias)
-    return transform_sequence(owner, family, name, layers, reductions, recover)
+    read = blocks_read_by(model)
+    return transform_sequence(owner, family, name, layers, reductions, recover, read)
+
+
+def _per_layer(name: str, values: Any, layers: int) -> list[Any]:
+    """Return one value for each layer.
+
+    Raises:
+        ValueError: for another number of values.
+    """
+    if not isinstance(values, Sequence):
+        return [values] * layers
+    if len(values) != layers:
+        raise ValueError(f"{name} has {len(values)} values for {layers} layers")
+    return list(values)
+
+
+def blocks_read_by(model: nn.Module) -> tuple[int, ...]:
+    """Return the blocks, possibly counted from the end, whose outputs the model around a vision
+    tower reads as all patches (LLaVA's ``vision_feature_layer``); none where it says nothing."""
+    layers = getattr(getattr(model, "config", None), "vision_feature_layer", None)
+    if layers is None:
+        return ()
+    # Hidden state 0 is what enters the first block.
+    return tuple(
+        layer if layer < 0 else layer - 1
+        for layer in ([layers] if isinstance(layers, int) else layers)
+        if layer != 0
+    )
 
 
 def restore(model: nn.Module) -> nn.Module:

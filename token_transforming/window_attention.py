@@ -66,7 +66,7 @@ class WindowLogits:
         else:
             table_MYX = _square(resized_table(self.table_MYX, self.window))
             place_1T2 = positions(self.window, self.window, query_GMTD.device)
-            position_GT2 = place_1T2.expand(len(query_GMTD), -1, -1)
+            position_GT2 = place_1T2.expand(query_GMTD.shape[0], -1, -1)
         return attend_packed(
             *heads,
             scale=scale,

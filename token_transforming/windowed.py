@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from token_transforming.attention import Observed, attend_and_sum
 from token_transforming.merging import kept_tokens
+from token_transforming.recovery import Undo
 from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
 from token_transforming.window_attention import WindowLogits
@@ -34,7 +35,7 @@ from token_transforming.windows import (
     shift_regions,
     validity,
 )
-from tokendetr.tokens import Recovery, take_rows
+from tokendetr.tokens import take_rows
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class _Undo:
-    """How one reduction is undone: the recovery within windows, and the map before."""
+    """How one reduction is undone: its tokens within windows, and the map before."""
 
-    recovery: Recovery
+    tokens: Undo
     window: Size
     size: Size
 
@@ -145,6 +146,8 @@ def run_blocks(
         The map [B, H, W, C].
     """
     height, width = x_BHWC.shape[1:3]
+    if torch.jit.is_tracing():  # sizes are tensors there
+        height, width = int(height), int(width)
     state = MapState((height, width))
     for index, block in enumerate(blocks):
         how = plan.reductions.get(index)
@@ -155,7 +158,7 @@ def run_blocks(
             x_BHWC, state = _run_block(*arguments)
     for undo in reversed(state.undo):
         assert state.window is not None
-        y_GTC = undo.recovery.restore(cut(x_BHWC, state.window))
+        y_GTC = undo.tokens.restore(cut(x_BHWC, state.window))
         x_BHWC = paste(y_GTC, undo.window, undo.size)
         state = MapState(undo.size, undo.window)
     return x_BHWC[:, :height, :width]
@@ -187,7 +190,7 @@ def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState) -> Tensor:
     if state.window is None or state.valid_GT is None or state.real is None:
         return block.mlp(block.norm2(x_BHWC))  # type: ignore[operator]
     valid_E = paste(state.valid_GT[..., None], state.window, state.size).flatten()
-    number = sum(state.real) * (len(state.valid_GT) // len(state.real))
+    number = sum(state.real) * (state.valid_GT.shape[0] // len(state.real))
     real_R = (~valid_E).byte().sort(stable=True).indices[:number]
     x_EC = x_BHWC.flatten(0, 2)
     fed_RC = block.mlp(block.norm2(x_EC[real_R]))  # type: ignore[operator]
@@ -241,13 +244,13 @@ def _attend(
     if is_shifted:
         x_BHWC = torch.roll(x_BHWC, (-windows.shift[0], -windows.shift[1]), (1, 2))
     query, key, value = kind.heads(block, cut(x_BHWC, windows.window))
-    logits = _logits(block, state, windows, kind, len(query))
+    logits = _logits(block, state, windows, kind, query.shape[0])
     scale, dropout = kind.scale(block), kind.dropout(block)
     observed = None
     if how is None:
         out_GMTD = logits.attend(query, key, value, scale, dropout)
     else:
-        valid_GT = _valid(state, windows, len(query), query.device)
+        valid_GT = _valid(state, windows, query.shape[0], query.device)
         out_GMTD, observed = attend_and_sum(
             query,
             key,
@@ -294,7 +297,7 @@ def _reduce(
     observed: Observed,
 ) -> tuple[Tensor, MapState]:
     """Reduce the tokens of every window."""
-    window, count = windows.window, len(observed.key_BND)
+    window, count = windows.window, observed.key_BND.shape[0]
     kept_grid = how.kept_grid(*window)
     kept = kept_grid[0] * kept_grid[1]
     valid_GT = _valid(state, windows, count, x_BHWC.device)
@@ -304,9 +307,10 @@ def _reduce(
     if position_GT2 is None:
         position_WT2 = positions(state.size, window, x_BHWC.device)
         position_GT2 = position_WT2.repeat(count // len(position_WT2), 1, 1)
+    x_GTC = cut(pad_map(x_BHWC, window), window)
     reduced = reduce_tokens(
         Candidates(
-            x_BNC=cut(pad_map(x_BHWC, window), window),
+            x_BNC=x_GTC,
             received_BN=observed.received_BN,
             class_BN=None,
             key_BND=observed.key_BND,
@@ -322,8 +326,7 @@ def _reduce(
         how,
         recover=True,
     )
-    recovery = reduced.token_map.recovery
-    assert recovery is not None
+    undo = Undo.of(reduced.token_map, x_GTC, reduced.x_BKC, how)
     size = (
         windows.size[0] // window[0] * kept_grid[0],
         windows.size[1] // window[1] * kept_grid[1],
@@ -334,6 +337,6 @@ def _reduce(
         size_GT=sizes_with_padding(reduced, state.size_GT, valid_GT) if how.scales else None,
         valid_GT=reduced.valid_BK,
         position_GT2=take_rows(position_GT2, reduced.token_map.anchor_BK),
-        real=None if how.method == "clustering" else kept_real,
-        undo=(*state.undo, _Undo(recovery, window, windows.size)),
+        real=None if how.lays_out_grid else kept_real,
+        undo=(*state.undo, _Undo(undo, window, windows.size)),
     )

@@ -5,7 +5,7 @@ from typing import Any
 from detectron2.modeling.backbone import SwinTransformer
 from torch import Tensor, nn
 
-from token_transforming.classes import original_class, transformed_class
+from token_transforming.classes import Transformed, original_class, transformed_class
 from token_transforming.report import TransformReport, check_layers
 from token_transforming.settings import Reduction, check_one_of
 from token_transforming.windowed import WindowPlan, run_blocks
@@ -51,7 +51,7 @@ class SwinBlocks:
         return projected_GTC
 
 
-class TransformedStage:
+class TransformedStage(Transformed):
     """Mixed into the class of a Swin stage while its backbone is transformed."""
 
     token_plan: WindowPlan
@@ -109,6 +109,11 @@ def transform_windowed(
             raise ValueError(
                 f"block {layer} of {type(backbone).__name__} has shifted windows; reduce at one "
                 f"that has not, such as {layer - 1}"
+            )
+        if how.removed is not None:
+            raise ValueError(
+                f"removed counts the tokens of an image; {type(backbone).__name__} reduces within "
+                "windows: give keep_ratio"
             )
         if how.selection == "class_attention":
             raise ValueError(

@@ -44,7 +44,7 @@ def test_images_of_bytes_are_normalised_and_padded_with_zeros():
     images = [torch.full((3, 2, 3), 200, dtype=torch.uint8), torch.zeros(3, 1, 4)]
     batch = read([{"image": image} for image in images])
     assert batch.sizes == [(2, 3), (1, 4)]
-    padded = pad_images(batch)
+    padded = pad_images(batch.images, batch.padding.canvas(batch.sizes))
     assert padded.shape == (2, 3, 2, 4)
     assert (padded[0, :, :, :3] == 2.0).all()
     assert (padded[0, :, :, 3] == 0.0).all()

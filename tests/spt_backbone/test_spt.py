@@ -111,7 +111,7 @@ def test_selecting_all_of_one_image_is_window_attention(shifted):
     wanted = layer(x, 8, 12)[0]
     layout = LevelLayout.from_valid_sizes([(8, 12)], [[(8, 12)]])
     ours, choices = stage(x, layout, None)
-    assert choices[0][1].num_containers == 6
+    assert choices[0][2].num_containers == 6
     same = torch.ones(8, 12, dtype=torch.bool)
     if shifted:  # windows that the cyclic shift wraps are masked in Swin, and one group here
         same[:2] = same[-2:] = False
@@ -162,7 +162,7 @@ def test_a_block_matches_plain_loops(index):
     finer = torch.randn(1, 63, dtype=torch.float64)
     layout = LevelLayout.from_valid_sizes([grid], [[size]])
     with torch.no_grad():
-        ours, logit, pack = block(x, layout, finer)
+        ours, (logit, _, pack) = block(x, layout, finer)
         selected = (logit[0].sigmoid() > 0.5) & layout.valid_BN[0]
         wanted = block_by_hand(
             block, x[0], selected, order_by_hand(grid, size, 4, block.shift_size), grid, finer[0]

@@ -1,5 +1,6 @@
 """SPT's configs: under DETR detectors, under detectron2's own models, and on BDD-S."""
 
+import copy
 import json
 import logging
 import subprocess
@@ -11,13 +12,18 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling.backbone import FPN
+from omegaconf import OmegaConf
 from torch import nn
 
 from dynamic_detr import DynamicSparsifier
+from spt_backbone import SPT
+from spt_backbone.config import use_spt, watch_selection
+from token_transforming.config import transform_backbone
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.safetensors import save_slim
 from tokendetr.checkpoint.weights import load_weights
-from tokendetr.config import edit, zoo
+from tokendetr.config import edit, resize, sparsify, target_name, zoo
 from tokendetr.data.object_ratio import object_ratio
 from tokendetr.errors import ConfigError
 
@@ -227,3 +233,63 @@ def test_bdd_s_holds_the_images_with_few_object_pixels(tmp_path):
     result = make_bdd_s("--input", source, "--output", f"{tmp_path}/x.json", "--max-ratio", "0")
     assert result.returncode != 0 and "max_ratio must lie in" in result.stderr
     assert not (tmp_path / "x.json").exists()
+
+
+def pyramid_model(in_features=("res2", "res3", "res4", "res5")):
+    return L(TwoStage)(
+        backbone=L(FPN)(bottom_up=L(nn.Identity)(), in_features=list(in_features), out_channels=16),
+        roi_heads={},
+        pixel_mean=[0.0],
+        pixel_std=[1.0],
+        input_format="BGR",
+    )
+
+
+def narrow_spt(out_indices=(0, 1, 2, 3)):
+    return L(SPT)(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), out_indices=out_indices)
+
+
+def test_spt_takes_the_place_of_a_pyramids_bottom_up():
+    model = use_spt(pyramid_model(), narrow_spt())
+    assert target_name(model.backbone._target_).endswith(".FPN")
+    built = instantiate(model)
+    assert type(built) is TwoStage
+    assert len(built._forward_hooks) == 1  # supervised
+    assert type(built.backbone.bottom_up) is SPT
+    maps = built.backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(maps[name].shape) for name in ("p2", "p5")] == [(1, 16, 16, 24), (1, 16, 2, 3)]
+
+
+def dino():
+    """A model that lacks what resize() changes last."""
+    model = copy.deepcopy(zoo.get_config("spt_dino_tiny_4scale_12ep").model)
+    del model["position_embedding"]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("edit_config", "model", "error"),
+    [
+        (lambda model: use_spt(model, narrow_spt((1, 2, 3))), pyramid_model, ValueError),
+        (
+            lambda model: use_spt(model, narrow_spt()),
+            lambda: L(TwoStage)(backbone=L(nn.Identity)()),
+            KeyError,
+        ),
+        (lambda model: use_spt(model, L(SPT)(embed_dim=8)), pyramid_model, Exception),
+        (lambda model: transform_backbone(model, layer=(1,)), pyramid_model, TypeError),
+        (lambda model: resize(model, width=8, num_heads=2, feedforward_dim=8), dino, Exception),
+        (lambda model: sparsify(model, L(nn.Identity)()), pyramid_model, KeyError),
+        (
+            lambda model: watch_selection(model),
+            lambda: OmegaConf.create({"dataset_name": "x"}),
+            KeyError,
+        ),
+    ],
+)
+def test_an_edit_that_fails_leaves_the_config_as_it_was(edit_config, model, error):
+    config = model()
+    before = repr(OmegaConf.to_container(config))
+    with pytest.raises(error):
+        edit_config(config)
+    assert repr(OmegaConf.to_container(config)) == before

@@ -1,13 +1,18 @@
 """Transforming detectron2's ViT, whose tokens stay maps between blocks, and timm's."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.modeling.backbone.vit import Attention
 
 from tests.token_transforming.plain_vits import images, vision_transformer, vit
 from token_transforming import UnsupportedModelError, restore, transform
+from token_transforming.attention import NOT_A_KEY
+from token_transforming.map_positions import grid_positions, map_bias
 from token_transforming.settings import METHODS
+from tokendetr.tokens import take_rows
 
 HOW = {"keep_ratio": 0.5, "threshold": 0.2, "temperature": 20.0}
 
@@ -72,16 +77,66 @@ def test_clustering_needs_no_square_map():
     assert model(images(32, 64))["last_feat"].shape == (2, 24, 8, 16)
 
 
+@torch.no_grad()
+def test_relative_positions_and_windows_of_all_tokens_are_the_dense_models():
+    model = vit(window_size=4, window_block_indexes=(0, 2), use_rel_pos=True)
+    for block in model.blocks:
+        for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
+            torch.nn.init.normal_(table)
+    x = images(32, 48)
+    dense = model(x)["last_feat"]
+    transform(model, layers=(1,), keep_ratio=1.0, temperature=1e6)
+    torch.testing.assert_close(model(x)["last_feat"], dense, rtol=1e-4, atol=1e-4)
+    transform(model, layers=(1, 3), keep_ratio=0.5)
+    found = model(x)["last_feat"]
+    assert found.shape == dense.shape
+    assert not torch.allclose(found, dense, atol=1e-2)
+    assert torch.equal(restore(model)(x)["last_feat"], dense)
+
+
+@pytest.mark.parametrize("side", [0, 3])
+def test_kept_tokens_look_up_their_own_offsets(side):
+    torch.manual_seed(0)
+    grid, heads, width = (6, 9), 2, 5
+    size = (side, side) if side else grid
+    attention = Attention(
+        heads * width, heads, use_rel_pos=True, rel_pos_zero_init=False, input_size=size
+    ).double()
+    query_BMND = torch.randn(2, heads, 54, width, dtype=torch.float64)
+    block = SimpleNamespace(attn=attention, window_size=side)
+    place = grid_positions(grid, query_BMND.device)
+    expected = torch.full((2, heads, 54, 54), NOT_A_KEY, dtype=torch.float64)
+    for one in range(54):
+        for other in range(54):
+            (row, column), (key_row, key_column) = place[0, one].tolist(), place[0, other].tolist()
+            if side and (row // side, column // side) != (key_row // side, key_column // side):
+                continue
+            table = attention.rel_pos_h[row - key_row + size[0] - 1]
+            table = table + attention.rel_pos_w[column - key_column + size[1] - 1]
+            expected[:, :, one, other] = query_BMND[:, :, one] @ table.detach()
+    found = map_bias(block, query_BMND, place, grid)
+    near = expected > NOT_A_KEY / 2
+    torch.testing.assert_close(found[near], expected[near])
+    assert (found[~near] < NOT_A_KEY / 2).all()
+    kept_BK = torch.stack([torch.randperm(54)[:20].sort().values for _ in range(2)])
+    of_kept = map_bias(
+        block,
+        take_rows(query_BMND.transpose(1, 2).flatten(2), kept_BK)
+        .unflatten(2, (heads, width))
+        .transpose(1, 2),
+        place[0][kept_BK],
+        grid,
+    )
+    for image in range(2):
+        rows = found[image][:, kept_BK[image]][:, :, kept_BK[image]]
+        torch.testing.assert_close(of_kept[image], rows)
+
+
 def test_what_reduced_tokens_cannot_have_is_refused():
-    with pytest.raises(UnsupportedModelError, match="block 3 of ViT has windows"):
-        transform(vit(window_size=4, window_block_indexes=(3,)), layers=(1,))
-    with pytest.raises(UnsupportedModelError, match="block 2 of ViT has a convolution"):
+    windowed = vit(window_size=4, window_block_indexes=(0, 2, 3))
+    with pytest.raises(UnsupportedModelError, match=r"block 3 of ViT attends in windows.*\(1\)"):
+        transform(windowed, layers=(1, 3))
+    with pytest.raises(UnsupportedModelError, match="block 2 of ViT ends with a convolution"):
         transform(vit(residual_block_indexes=(2,)), layers=(1,))
-    with_positions = vit(use_rel_pos=True)
-    for block in with_positions.blocks[2:]:
-        block.attn.use_rel_pos = False
-    with pytest.raises(UnsupportedModelError, match="block 1 of ViT has relative positions"):
-        transform(with_positions, layers=(1,))
-    transform(with_positions, layers=(2,))
     with pytest.raises(ValueError, match="ViT puts out a map: recover cannot be 'never'"):
         transform(vit(), layers=(1,), recover="never")

@@ -60,7 +60,7 @@ def shift_categories(data):
 
 
 def add_category(data):
-    data["categories"].append({"id": 4, "name": "class0"})
+    data["categories"].append({"id": 4, "name": "unused"})
 
 
 def make_crowd(data):
@@ -84,10 +84,7 @@ def repeat_file(data):
     [
         (copy_box, r"1 boxes that repeat another(.|\n)*more than once in 1 image \(1\)"),
         (shift_categories, r"ids are not 1 to 3: they are mapped to classes 0 to 2"),
-        (
-            add_category,
-            r"1 category name \(class0\) more than once(.|\n)*1 category .*without boxes",
-        ),
+        (add_category, r"1 category \(unused\) without boxes"),
         (make_crowd, r"1 crowds"),
         (thin_box, r"1 annotation \(1\): boxes less than 1 pixel wide"),
         (repeat_file, r"1 file \(000\.png\) more than once"),

@@ -75,6 +75,11 @@ def test_a_way_to_build_w_is_its_method_and_options():
     options = {"method": "transforming", "selection": "uniform", "threshold": -1.0}
     assert sweep_tokens.Way.parse(WAY) == sweep_tokens.Way(WAY, options)
     assert sweep_tokens.Way.parse("merging").options == {"method": "merging"}
+    assert sweep_tokens.Way.parse("transforming:layers=0+2:normalize=False").options == {
+        "method": "transforming",
+        "layers": [0, 2],
+        "normalize": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -84,6 +89,9 @@ def test_a_way_to_build_w_is_its_method_and_options():
         ("train.device=cpu", "put another option between"),
         ("pruning:selection=first", "first"),
         ("transforming:threshold=high", "high"),
+        ("transforming:recovery=nearest", "nearest"),
+        ("transforming:normalize=no", "true or false"),
+        ("transforming:layers=1,2", "layers=1,2"),
         ("transforming:keep=3", "keep"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 12
+_SHOWN = 6
+_SHOWN_CHARACTERS = 120
+_CLASS_HEADS = re.compile(r"(^|\.)(class_embed|label_enc|label_embed|cls_score|enc_score)\b")
 
 
 # --------------------------------------------------------------------------------- loading
@@ -53,6 +56,16 @@ class LoadReport:
         """Whether every key fits."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
+    def take_class_heads(self) -> list[str]:
+        """Take out the keys of class heads whose number of classes alone differs, where nothing
+        else is amiss; their weights in the model are untouched."""
+        heads = [key for key, file, own in self.wrong_shape if _is_class_head(key, file, own)]
+        others = self.missing or self.unexpected or len(heads) < len(self.wrong_shape)
+        if others or not heads:
+            return []
+        self.wrong_shape = []
+        return heads
+
     def table(self) -> str:
         """The numbers and the first keys of each kind, as a table."""
         shapes = [
@@ -71,9 +84,22 @@ class LoadReport:
         return tabulate(rows, headers=("keys", "number", "which"), tablefmt="pipe")
 
 
+def _is_class_head(key: str, file: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Whether a tensor has one row per class, and differs in their number alone."""
+    same_rest = len(file) == len(own) > 0 and file[1:] == own[1:]
+    return same_rest and _CLASS_HEADS.search(key) is not None
+
+
 def _shortened(names: list[str]) -> str:
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    shown: list[str] = []
+    for name in names[:_SHOWN]:
+        if shown and sum(map(len, shown)) + len(name) > _SHOWN_CHARACTERS:
+            break
+        middle = _SHOWN_CHARACTERS // 2 - 2
+        is_long = len(name) > _SHOWN_CHARACTERS
+        shown.append(f"{name[:middle]} ... {name[-middle:]}" if is_long else name)
+    more = f", and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more
 
 
 class _Reporting:
@@ -116,7 +142,12 @@ class _Reporting:
 
 
 def load_weights(
-    checkpointer: Checkpointer, path: str, *, strict: bool = True, use_ema: bool = False
+    checkpointer: Checkpointer,
+    path: str,
+    *,
+    strict: bool = True,
+    use_ema: bool = False,
+    new_classes: bool = False,
 ) -> LoadReport:
     """Load the weights of a checkpoint into ``checkpointer.model`` and report how they fit.
 
@@ -126,6 +157,8 @@ def load_weights(
         strict: every key must fit. Files of a part of a model (a bare backbone under its own or
             torchvision's names, or anything with matching heuristics) only need to match somewhere.
         use_ema: take ``ema_state`` instead of ``model`` where the file has it.
+        new_classes: class heads of another number of classes, where all else fits, start anew with
+            a warning instead of being refused; for a training.
 
     Raises:
         FileNotFoundError: no such file; for weights of this project it says how they are made.
@@ -144,7 +177,12 @@ def load_weights(
         logger.info("Using the moving average (ema_state) of %s", path)
         _load_ema(checkpointer.model, rest["ema_state"])
     report = _report(checkpointer.model, reporting.incompatible, reporting.file_keys)
-    logger.info("Weights of %s:\n%s", path, report.table())
+    if new_classes and (heads := report.take_class_heads()):
+        logger.warning(
+            "%s has another number of classes: %s start anew", path, _shortened(grouped_keys(heads))
+        )
+    if report.is_complete or reporting.is_partial or not strict:
+        logger.info("Weights of %s:\n%s", path, report.table())
     if reporting.is_partial or not strict:
         if not report.matched:
             raise CheckpointMismatchError(f"no key of {path} fits the model:\n{report.table()}")

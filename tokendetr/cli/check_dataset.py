@@ -6,8 +6,9 @@ Examples:
     python tools/check_dataset.py --config-file my_config.py --open-images
 
 Checked: ids, sizes, file names and files, categories, boxes, the number of classes, and that
-training and test sets number the same classes alike; with --open-images that every image decodes
-and has the size it is said to have. The exit code is 1 where there are faults.
+training set, test set and evaluator number the same classes alike; with --open-images that every
+image is read by the loader and has the size it is said to have. With --config-file it is what
+training checks before its first step. The exit code is 1 where there are faults.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from omegaconf import DictConfig
 
 from tokendetr.config.load import load_config
-from tokendetr.data.survey import check_image_files, class_names, survey_coco
+from tokendetr.data.coco_check import validate_coco
+from tokendetr.data.survey import check_image_files, survey_coco
 from tokendetr.data.validate import (
     CocoFiles,
     coco_files,
+    compare_parts,
     dataset_names,
     model_classes,
-    validate_coco,
+    validate_registered,
 )
 from tokendetr.errors import ConfigError, DatasetError
 
@@ -36,8 +42,8 @@ class Task:
 
     name: str
     files: CocoFiles
-    for_evaluation: bool
     num_classes: int | None
+    validate: Callable[[], None]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,6 +53,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--config-file", metavar="FILE", help="check the data sets of a config")
     source.add_argument("--json", metavar="FILE", help="check these annotations")
     parser.add_argument("--images", metavar="FOLDER", help="images of --json")
+    parser.add_argument(
+        "--image-root",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="symbolic links may lead here, with --json; may be repeated",
+    )
     parser.add_argument("--num-classes", type=int, help="of the model, with --json")
     parser.add_argument("--open-images", action="store_true", help="also decode every image")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")
@@ -56,43 +69,44 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def tasks(args: argparse.Namespace) -> Iterator[Task]:
+def tasks(args: argparse.Namespace, cfg: DictConfig | None) -> Iterator[Task]:
     """The data sets that the command line names.
 
+    Args:
+        args: the command line.
+        cfg: of ``--config-file``.
+
     Raises:
-        ConfigError, FileNotFoundError: of the config.
         DatasetError: a name that is not registered.
     """
     if args.json:
         files = CocoFiles(args.json, args.images, has_file_names=True)
-        yield Task(args.json, files, False, args.num_classes)
+        options = {"num_classes": args.num_classes, "image_roots": args.image_root}
+        check_files = partial(validate_coco, args.json, args.images, **options)
+        yield Task(args.json, files, args.num_classes, check_files)
         return
-    cfg = load_config(args.config_file, args.opts)
+    assert cfg is not None
     for name, for_evaluation in dataset_names(cfg):
         found = coco_files(name)
         if found is None:
             print(f"{name}: not in COCO's format, not checked\n")
         else:
-            yield Task(name, found, for_evaluation, model_classes(cfg))
+            check_files = partial(validate_registered, cfg, name, for_evaluation)
+            yield Task(name, found, model_classes(cfg), check_files)
 
 
 def check(task: Task, *, open_images: bool) -> str:
     """Check a data set and show what it holds; returns its faults, or "" where there are none."""
     files = task.files
     try:
-        validate_coco(
-            files.json_file,
-            files.image_root,
-            name=task.name,
-            for_evaluation=task.for_evaluation,
-            num_classes=task.num_classes,
-            has_file_names=files.has_file_names,
-        )
+        task.validate()
         if open_images and files.has_file_names:
             check_image_files(files.json_file, files.image_root)
     except (DatasetError, FileNotFoundError) as error:
         return str(error)
-    survey = survey_coco(files.json_file, num_classes=task.num_classes)
+    survey = survey_coco(
+        files.json_file, num_classes=task.num_classes, has_file_names=files.has_file_names
+    )
     print(f"{task.name}: no faults")
     for name, count in survey.counts.items():
         print(f"  {count:>9,} {name}")
@@ -102,39 +116,21 @@ def check(task: Task, *, open_images: bool) -> str:
     return ""
 
 
-def class_fault(checked: Sequence[Task]) -> str:
-    """Where two data sets of a config number their classes differently, what differs."""
-    for task in checked[1:]:
-        first, other = class_names(checked[0].files.json_file), class_names(task.files.json_file)
-        for index, (one, two) in enumerate(zip(first, other, strict=False)):
-            if one != two:
-                return (
-                    f"class {index} is {one!r} in {checked[0].name} but {two!r} in {task.name}: "
-                    "give both files the same categories with the same ids"
-                )
-        if len(first) != len(other):
-            return (
-                f"{checked[0].name} has {len(first)} categories, {task.name} {len(other)}: give "
-                "both files the same categories with the same ids"
-            )
-    return ""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    faults, good = [], []
+    faults = []
     try:
-        for task in tasks(args):
+        cfg = load_config(args.config_file, args.opts) if args.config_file else None
+        for task in tasks(args, cfg):
             fault = check(task, open_images=args.open_images)
             if fault:
                 faults.append(fault)
-            else:
-                good.append(task)
+        if cfg is not None and not faults:
+            compare_parts(cfg)
     except (ConfigError, DatasetError, FileNotFoundError) as error:
         faults.append(str(error))
-    faults += [fault for fault in [class_fault(good)] if fault]
     if faults:
         sys.exit("\n\n".join(f"error: {fault}" for fault in faults))
 

@@ -7,6 +7,8 @@ Examples:
     python tools/sweep_tokens.py --config-file $S --layers 4 8 --output out --features 32 $W
     python tools/sweep_tokens.py --config-file $S --layers 4 8 \\
         --ways pruning pruning:selection=uniform transforming:threshold=-1 --output out $W
+    python tools/sweep_tokens.py --config-file $S --layers 4 8 --keep-ratios 0.5 \\
+        --ways merging:recovery=residual merging:recovery=residual:layers=8 --output out $W
 
     E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
     python tools/sweep_tokens.py --config-file $E/configs/sparse_dino_shapes.py --output out $W
@@ -58,6 +60,29 @@ EXPECTED_ERRORS = (
 )
 
 
+def _layers(text: str) -> list[int]:
+    return [int(layer) for layer in text.split("+")]
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text.lower() == "true"
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "selection": str,
+    "threshold": float,
+    "temperature": float,
+    "sizes": str,
+    "recovery": str,
+    "similarity": str,
+    "normalize": _flag,
+    "layers": _layers,
+}
+"""How the options of a way are read; ``layers=0+2`` takes the place of --layers."""
+
+
 @dataclass(frozen=True)
 class Way:
     """A way to build W.
@@ -86,13 +111,14 @@ class Way:
         options: dict[str, Any] = {"method": method}
         for setting in settings:
             option, _, value = setting.partition("=")
-            if option not in ("selection", "threshold", "temperature", "sizes"):
+            if option not in _READERS:
                 raise argparse.ArgumentTypeError(f"{text}: no option is named {option!r}")
-            options[option] = value
+            try:
+                options[option] = _READERS[option](value)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(f"{text}: {option}={value}: {error}") from error
         try:
-            for option in {"threshold", "temperature"} & set(options):
-                options[option] = float(options[option])
-            Reduction(**options)
+            Reduction(**{name: value for name, value in options.items() if name != "layers"})
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text}: {error}") from error
         return cls(text, options)
@@ -133,7 +159,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=Way.parse,
         metavar="METHOD[:OPTION=VALUE...]",
         default=[Way.parse(method) for method in ("pruning", "merging", "transforming")],
-        help="options: selection, threshold, temperature, sizes",
+        help="options: " + ", ".join(_READERS),
     )
     add("--output", required=True, metavar="FOLDER", help="where sweep.csv and sweep.png go")
     add("--features", type=int, metavar="IMAGES", help="features' error on so many images, not AP")
@@ -278,7 +304,7 @@ def run(args: argparse.Namespace) -> list[Point]:
             if (way.name, keep) in seen:
                 continue
             backbone = model.get_submodule("backbone")
-            transform(backbone, layers=args.layers, keep_ratio=keep, **way.options)
+            transform(backbone, **{"layers": args.layers, "keep_ratio": keep, **way.options})
             points.append(measure(model, score, way.name, keep, args))
             restore(model)
             write(points, folder, metric, "backbone")

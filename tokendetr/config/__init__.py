@@ -1,5 +1,6 @@
 """Lazy configs: load them with strict overrides, edit them, find them by name."""
 
+from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.edit import (
     add_bypass,
     detectron2_model,
@@ -14,6 +15,7 @@ from tokendetr.config.wrap import target_name, wrap_target
 
 __all__ = [
     "add_bypass",
+    "all_or_nothing",
     "apply_overrides",
     "checkpoint_file",
     "detectron2_model",

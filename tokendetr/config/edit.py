@@ -10,6 +10,7 @@ from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.wrap import build_observed, target_name, wrap_target
 from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.bypass import AffineBypass
@@ -18,6 +19,7 @@ from tokendetr.errors import ConfigError
 ENCODER = "tokendetr.encoder.TokenEncoder"
 
 
+@all_or_nothing
 def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
     """Let the encoder of a detector's config work on fewer tokens.
 
@@ -68,6 +70,7 @@ def _check_arguments(encoder: DictConfig) -> None:
         )
 
 
+@all_or_nothing
 def add_bypass(model: DictConfig) -> DictConfig:
     """Let the tokens that a config's sparsifier leaves out move by an affine bypass, in place.
 
@@ -95,12 +98,14 @@ def add_bypass(model: DictConfig) -> DictConfig:
     return model
 
 
+@all_or_nothing
 def observed(model: DictConfig) -> DictConfig:
     """Let the submodules of a config's model add losses to those it returns, in place."""
     wrap_target(model, build_observed)
     return model
 
 
+@all_or_nothing
 def resize(
     model: DictConfig,
     *,

@@ -42,6 +42,8 @@ ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     "reference_batch_size": 16,
     # Checks of annotations before training: "strict", "warn" or "off".
     "validate_data": "strict",
+    # Folders beside a data set's image folder that symbolic links may lead to.
+    "image_roots": [],
 }
 """Keys of ``train`` that the trainer reads beyond detrex's, which are in ``common/train.py``."""
 

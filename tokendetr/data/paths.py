@@ -1,15 +1,22 @@
 """File names that stay inside the folder they belong to."""
 
 import os
+from collections.abc import Sequence
 
 __all__ = ["Folders", "resolve_fault"]
 
 
 class Folders:
-    """What is in the folders of an image root; each folder is read once."""
+    """What is in the folders of an image root; each folder is read once.
 
-    def __init__(self, root: str) -> None:
+    Args:
+        root: the image root, symbolic links followed.
+        allowed: further folders that symbolic links below the root may lead to.
+    """
+
+    def __init__(self, root: str, allowed: Sequence[str] = ()) -> None:
         self.root = root
+        self.roots = [root, *(os.path.realpath(os.path.expanduser(path)) for path in allowed)]
         # folder -> name -> whether it is a symbolic link; None: no such folder inside the root
         self._listed: dict[str, dict[str, bool] | None] = {}
 
@@ -20,17 +27,17 @@ class Folders:
         folder, _, last = name.rpartition("/")
         entries = self._entries(folder)
         if entries is None:
-            return f"file_name {name!r} leaves the image folder through a symbolic link"
+            return _leaves(name)
         if last not in entries:
             return f"the file {os.path.join(self.root, name)} does not exist"
         if entries[last]:
-            return resolve_fault(self.root, name)
+            return resolve_fault(self.root, name, self.roots)
         return ""
 
     def _entries(self, folder: str) -> dict[str, bool] | None:
         if folder not in self._listed:
             path = os.path.realpath(os.path.join(self.root, folder))
-            if not _is_inside(path, self.root):
+            if not any(_is_inside(path, root) for root in self.roots):
                 self._listed[folder] = None
             elif not os.path.isdir(path):
                 self._listed[folder] = {}
@@ -47,9 +54,22 @@ def _is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
-def resolve_fault(root: str, name: str) -> str:
-    """What is wrong with a file name below ``root`` once links are followed, or ""."""
+def _leaves(name: str) -> str:
+    return (
+        f"file_name {name!r} leaves the image folder through a symbolic link; name the folder it "
+        "leads to in train.image_roots=[...] to allow it"
+    )
+
+
+def resolve_fault(root: str, name: str, allowed: Sequence[str] = ()) -> str:
+    """What is wrong with a file name below ``root`` once links are followed, or "".
+
+    Args:
+        root: the image root.
+        name: relative to it.
+        allowed: folders, symbolic links followed, that links may lead to beside the root.
+    """
     path = os.path.realpath(os.path.join(root, name))
-    if not _is_inside(path, os.path.realpath(root)):
-        return f"file_name {name!r} leaves the image folder through a symbolic link"
+    if not any(_is_inside(path, folder) for folder in (os.path.realpath(root), *allowed)):
+        return _leaves(name)
     return "" if os.path.isfile(path) else f"the file {path} does not exist"

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from detectron2.data import detection_utils as utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
-from tokendetr.data.validate import read_coco
+from tokendetr.data.coco_check import read_coco
 from tokendetr.errors import DatasetError
 
-__all__ = ["Survey", "check_image_files", "class_names", "survey_coco"]
+__all__ = ["Survey", "check_image_files", "survey_coco"]
 
 _SHOWN = 5
 _TINY_PX = 1.0
@@ -31,20 +31,17 @@ class Survey:
     advice: Sequence[str]
 
 
-def class_names(json_file: str) -> list[str]:
-    """Return a data set's classes in the order in which models number them: by category id."""
-    categories = read_coco(json_file)["categories"]
-    return [str(category["name"]) for category in sorted(categories, key=lambda c: c["id"])]
-
-
-def survey_coco(json_file: str, *, num_classes: int | None = None) -> Survey:
+def survey_coco(
+    json_file: str, *, num_classes: int | None = None, has_file_names: bool = True
+) -> Survey:
     """Look through a data set without faults.
 
     Args:
         json_file: annotations that :func:`tokendetr.data.validate.validate_coco` accepts.
         num_classes: of the model, where it is known.
+        has_file_names: False for LVIS, whose file names come from URLs.
     """
-    data = read_coco(json_file)
+    data = read_coco(json_file, has_file_names=has_file_names)
     images, annotations = data["images"], data.get("annotations", [])
     crowds = [a for a in annotations if a.get("iscrowd")]
     tiny = [a for a in annotations if min(a["bbox"][2:]) < _TINY_PX]
@@ -112,7 +109,7 @@ def _image_advice(data: Mapping[str, Any], with_boxes: int) -> Iterator[str]:
 
 
 def check_image_files(json_file: str, image_root: str) -> None:
-    """Open every image: it must decode, and be of the size that the annotations say.
+    """Read every image as the loaders do: it must decode, and have the size that is annotated.
 
     Args:
         json_file: annotations that :func:`tokendetr.data.validate.validate_coco` accepts.
@@ -124,16 +121,15 @@ def check_image_files(json_file: str, image_root: str) -> None:
     faults = []
     root = PathManager.get_local_path(image_root)
     for image in read_coco(json_file)["images"]:
+        path = os.path.join(root, image["file_name"])
         try:
-            with Image.open(os.path.join(root, image["file_name"])) as opened:
-                opened.load()
-                size = opened.size
-        except (OSError, SyntaxError, ValueError) as error:
+            height, width = utils.read_image(path, format="RGB").shape[:2]
+        except (OSError, ValueError) as error:
             faults.append(f"image id {image['id']} ({image['file_name']}) cannot be read: {error}")
             continue
-        if size != (image["width"], image["height"]):
+        if (width, height) != (image["width"], image["height"]):
             faults.append(
-                f"image id {image['id']} ({image['file_name']}) has {size[0]} x {size[1]} pixels, "
+                f"image id {image['id']} ({image['file_name']}) has {width} x {height} pixels, "
                 f"the annotations say {image['width']} x {image['height']}"
             )
     if faults:

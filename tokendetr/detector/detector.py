@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokendetr.detector.heads import build_heads
 from tokendetr.detector.images import read_images
+from tokendetr.detector.padding import PaddingRule
 from tokendetr.detector.postprocess import to_instances, to_original_size
 from tokendetr.detector.pyramid import Pyramid, build_pyramid
 from tokendetr.detector.queries import Outputs, Predictions
@@ -190,7 +191,10 @@ class DeformableDetector(nn.Module):
         self, batched_inputs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         batch = read_images(
-            batched_inputs, pixel_mean_C11=self.pixel_mean, pixel_std_C11=self.pixel_std
+            batched_inputs,
+            pixel_mean_C11=self.pixel_mean,
+            pixel_std_C11=self.pixel_std,
+            padding=PaddingRule.of(self.backbone),
         )
         targets = None
         if self.training:

@@ -6,11 +6,14 @@ Dimensions: H, W height and width in pixels of the network's input.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from tokendetr.detector.padding import PaddingRule, Size
 
 
 @dataclass(frozen=True)
@@ -20,19 +23,16 @@ class ImageBatch:
     Attributes:
         images: one float tensor [3, H, W] per image, on the model's device.
         sizes: (height, width) of each image in pixels, as Python ints.
+        padding: the sizes that the backbone takes.
     """
 
     images: list[Tensor]
-    sizes: list[tuple[int, int]]
+    sizes: list[Size]
+    padding: PaddingRule = field(default_factory=PaddingRule)
 
-    @property
-    def uniform(self) -> bool:
-        """Whether all images have one size, so that stacking them needs no padding."""
-        return len(set(self.sizes)) == 1
-
-    def groups(self) -> dict[tuple[int, int], list[int]]:
+    def groups(self) -> dict[Size, list[int]]:
         """Positions of the images of each size, in order of first appearance."""
-        positions: dict[tuple[int, int], list[int]] = {}
+        positions: dict[Size, list[int]] = {}
         for position, size in enumerate(self.sizes):
             positions.setdefault(size, []).append(position)
         return positions
@@ -55,7 +55,11 @@ def check_image(image: Any, where: str) -> None:
 
 
 def read_images(
-    records: Sequence[Mapping[str, Any]], *, pixel_mean_C11: Tensor, pixel_std_C11: Tensor
+    records: Sequence[Mapping[str, Any]],
+    *,
+    pixel_mean_C11: Tensor,
+    pixel_std_C11: Tensor,
+    padding: PaddingRule | None = None,
 ) -> ImageBatch:
     """Check the images of a batch, move them to the device of ``pixel_mean_C11`` and normalise
     them.
@@ -64,27 +68,41 @@ def read_images(
         records: detectron2 inputs; each has ``image``, a tensor [3, H, W] of values 0..255.
         pixel_mean_C11: mean of each channel, [3, 1, 1].
         pixel_std_C11: deviation of each channel, [3, 1, 1].
+        padding: the sizes that the backbone takes; None: any.
 
     Raises:
-        ValueError: the batch is empty, or an image is missing or not [3, H, W].
+        ValueError: the batch is empty, or an image is missing, not [3, H, W] or larger than the
+            backbone takes.
     """
+    padding = padding or PaddingRule()
     if not records:
         raise ValueError("the batch is empty: a detector needs at least one image")
     images = []
     for position, record in enumerate(records):
         check_image(record.get("image"), describe(record, position))
         image = record["image"].to(pixel_mean_C11.device, non_blocking=True)
+        check_fits(image, padding, describe(record, position))
         images.append((image - pixel_mean_C11) / pixel_std_C11)
-    return ImageBatch(images, [(int(i.shape[-2]), int(i.shape[-1])) for i in images])
+    return ImageBatch(images, [(int(i.shape[-2]), int(i.shape[-1])) for i in images], padding)
 
 
-def pad_images(batch: ImageBatch) -> Tensor:
-    """Stack images into [B, 3, max height, max width], zeros at the right and the bottom."""
-    height = max(h for h, _ in batch.sizes)
-    width = max(w for _, w in batch.sizes)
-    if batch.uniform:
-        return torch.stack(batch.images)
-    stacked = batch.images[0].new_zeros(len(batch.images), 3, height, width)
-    for row, image in zip(stacked, batch.images, strict=True):
-        row[:, : image.shape[-2], : image.shape[-1]] = image
-    return stacked
+def check_fits(image: Tensor, padding: PaddingRule, where: str) -> None:
+    """Raise ValueError, naming the record, where a backbone cannot take an image of this size."""
+    try:
+        padding.canvas([(int(image.shape[-2]), int(image.shape[-1]))])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def pad_images(images: Sequence[Tensor], canvas: Size) -> Tensor:
+    """Stack images into [B, 3, *canvas], zeros at the right and the bottom.
+
+    Args:
+        images: normalised, [3, H, W] each, none larger than the canvas.
+        canvas: height and width.
+    """
+    height, width = canvas
+    padded = [
+        F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images
+    ]
+    return torch.stack(padded)

@@ -52,14 +52,14 @@ LevelFeatures = tuple[list[Tensor], list[list[Size]]]
 
 
 def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> LevelFeatures:
-    """Features of the images padded to one canvas, as upstream trains.
+    """Features of the images padded to one canvas that the backbone takes, as upstream trains.
 
     Returns:
         features: per level [B, C, H, W].
         covered: per level, the real (rows, columns) of each image.
     """
-    images = pad_images(batch)
-    canvas = (images.shape[-2], images.shape[-1])
+    canvas = batch.padding.canvas(batch.sizes)
+    images = pad_images(batch.images, canvas)
     with image_extents(range(len(batch.sizes)), batch.sizes):
         features = list(neck(backbone(images)))
     covered = [
@@ -70,34 +70,38 @@ def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> 
 
 
 def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> LevelFeatures:
-    """Features of each group of equal images, computed without padding, then padded per level.
+    """Features of each group of equal images, computed without the others' padding, then padded per
+    level.
 
-    Convolutions, norms over space and attention windows never see padding, so an image's features
-    are those it has alone. Returns the same as :func:`padded_features`.
+    Convolutions, norms over space and attention windows see no padding but what the backbone asks
+    for, so an image's features are those it has alone. Returns the same as :func:`padded_features`.
     """
     groups = batch.groups()
-    results = {}
+    results, shown = {}, {}
     for size, rows in groups.items():
-        images = torch.stack([batch.images[i] for i in rows])
+        canvas = batch.padding.canvas([size])
+        images = pad_images([batch.images[i] for i in rows], canvas)
         if images.device.type == "cpu":
             # oneDNN converts every layer's input and output where channels do not come last.
             images = images.contiguous(memory_format=torch.channels_last)
         with image_extents(rows, [size] * len(rows)):
             results[size] = list(neck(backbone(images)))
+        shown[size] = [
+            covered_size(size, canvas, (f.shape[-2], f.shape[-1])) for f in results[size]
+        ]
     if len(groups) == 1:
-        (features,) = results.values()
-        sizes = [(f.shape[-2], f.shape[-1]) for f in features]
+        ((features, sizes),) = zip(results.values(), shown.values(), strict=True)
         return features, [[size] * len(batch.sizes) for size in sizes]
     features, covered = [], []
-    for levels in zip(*results.values(), strict=True):
+    for index, levels in enumerate(zip(*results.values(), strict=True)):
         height = max(level.shape[-2] for level in levels)
         width = max(level.shape[-1] for level in levels)
         padded = levels[0].new_zeros(len(batch.sizes), levels[0].shape[1], height, width)
         level_covered: list[Size] = [(0, 0)] * len(batch.sizes)
-        for rows, level in zip(groups.values(), levels, strict=True):
+        for (size, rows), level in zip(groups.items(), levels, strict=True):
             padded[rows, :, : level.shape[-2], : level.shape[-1]] = level
             for row in rows:
-                level_covered[row] = (level.shape[-2], level.shape[-1])
+                level_covered[row] = shown[size][index]
         features.append(padded)
         covered.append(level_covered)
     return features, covered

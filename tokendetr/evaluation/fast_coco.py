@@ -1,14 +1,17 @@
 """COCO box and mask metrics by the fastest implementation that is installed."""
 
 import contextlib
+import importlib.metadata
 import io
 import itertools
 import json
 import logging
 import os
-from collections import OrderedDict
+import tempfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,17 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from tokendetr.data.coco_check import read_coco
+from tokendetr.errors import DatasetError
+from tokendetr.evaluation.numbering import Numbering
+from tokendetr.io.annotations import (
+    AnnotationError,
+    check_results,
+    max_detections,
+    require_evaluable,
+)
+from tokendetr.io.atomic import write_atomically
+
 __all__ = ["FastCOCOEvaluator", "load_backend"]
 
 logger = logging.getLogger(__name__)
@@ -29,10 +43,10 @@ _BACKENDS = ("hotcoco", "faster_coco_eval", "pycocotools")
 
 @dataclass(frozen=True)
 class _Backend:
-    """The two classes of an implementation with pycocotools' interface."""
+    """An implementation with pycocotools' interface: a data set from a dict, and its evaluation."""
 
     name: str
-    coco: Callable[[str], Any]
+    coco: Callable[[dict[str, Any]], Any]
     coco_eval: Callable[[Any, Any, str], Any]
 
 
@@ -62,7 +76,7 @@ def _import_backend(name: str) -> _Backend:
     if name == "hotcoco":
         import hotcoco
 
-        return _Backend(name, hotcoco.COCO, hotcoco.COCOeval)
+        return _Backend(name, partial(_from_file, hotcoco.COCO), hotcoco.COCOeval)
     if name == "faster_coco_eval":
         import faster_coco_eval
 
@@ -70,7 +84,22 @@ def _import_backend(name: str) -> _Backend:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    return _Backend(name, COCO, COCOeval)
+    return _Backend(name, partial(_from_dict, COCO), COCOeval)
+
+
+def _from_dict(kind: Callable[[], Any], data: dict[str, Any]) -> Any:
+    coco = kind()
+    coco.dataset = data
+    coco.createIndex()
+    return coco
+
+
+def _from_file(kind: Callable[[str], Any], data: dict[str, Any]) -> Any:
+    """For an implementation that reads files only."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(data, file)
+        file.flush()
+        return kind(file.name)
 
 
 class FastCOCOEvaluator(DatasetEvaluator):
@@ -82,7 +111,8 @@ class FastCOCOEvaluator(DatasetEvaluator):
         dataset_name: a registered data set with a COCO ``json_file``.
         tasks: which of ``bbox`` and ``segm``; found from the predictions when None.
         distributed: collect the predictions of all ranks on rank 0.
-        output_dir: where ``coco_instances_results.json`` is written; nowhere when None.
+        output_dir: where ``coco_instances_results.json`` and ``coco_evaluation.json`` (the results,
+            and by which implementation) are written; nowhere when None.
         max_dets_per_image: best-scored predictions per image that count; 100 when None. Three
             numbers as pycocotools' ``maxDets`` are taken too.
         backend: ``auto``, ``hotcoco``, ``faster_coco_eval`` or ``pycocotools``.
@@ -90,6 +120,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
 
     Raises:
         ValueError: the data set has no ``json_file``, or an unknown task or backend.
+        DatasetError: annotations that pycocotools would evaluate wrongly or not at all.
         ImportError: the backend is not installed.
     """
 
@@ -114,17 +145,30 @@ class FastCOCOEvaluator(DatasetEvaluator):
         self._tasks = (tasks,) if isinstance(tasks, str) else tasks and tuple(tasks)
         if self._tasks and not set(self._tasks) <= {"bbox", "segm"}:
             raise ValueError(f"tasks {self._tasks}: FastCOCOEvaluator knows bbox and segm")
-        if max_dets_per_image is None:
-            max_dets_per_image = 100
-        if isinstance(max_dets_per_image, int):
-            max_dets_per_image = (1, 10, max_dets_per_image)
-        self._max_dets = list(max_dets_per_image)
+        self._max_dets = max_detections(max_dets_per_image)
         self._distributed = distributed
         self._output_dir = output_dir
         self._backend = load_backend(backend)
+        self._data = self._read(str(json_file))
+        self._numbering = Numbering(self._data)
         with contextlib.redirect_stdout(io.StringIO()):
-            self._ground_truth = self._backend.coco(PathManager.get_local_path(json_file))
+            self._ground_truth = self._backend.coco(self._numbering.of_truth(self._data))
+        logger.info("COCO metrics of %s by %s", dataset_name, self.backend)
         self._predictions: list[dict[str, Any]] = []
+
+    @property
+    def backend(self) -> str:
+        """Name and version of the implementation that computes the metrics."""
+        name = self._backend.name
+        return f"{name} {importlib.metadata.version(name.replace('_', '-'))}"
+
+    def _read(self, json_file: str) -> dict[str, Any]:
+        data = read_coco(json_file)
+        try:
+            require_evaluable(data, f"'{json_file}'", self._tasks or ())
+        except AnnotationError as error:
+            raise DatasetError(str(error)) from error
+        return data
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -169,16 +213,33 @@ class FastCOCOEvaluator(DatasetEvaluator):
             list(itertools.chain(*(p["instances"] for p in predictions)))
         )
         self._save(rows)
-        if not self._has_annotations():
+        if "annotations" not in self._data:
             logger.info("Annotations are not available for evaluation.")
             return OrderedDict()
+        check_results(rows, self._numbering.images)
+        rows = self._numbering.of_results(rows)
         has_masks = any("segmentation" in row for row in rows)
         tasks = self._tasks or (("bbox", "segm") if has_masks else ("bbox",))
-        return OrderedDict((task, self._evaluate_task(task, rows, img_ids)) for task in tasks)
+        if "segm" in tasks:
+            require_evaluable(self._data, str(self._metadata.json_file), tasks)
+        results = OrderedDict((task, self._evaluate_task(task, rows, img_ids)) for task in tasks)
+        self._record(results)
+        return results
 
-    def _has_annotations(self) -> bool:
-        dataset = self._ground_truth.dataset
-        return "annotations" in dataset if isinstance(dataset, Mapping) else True
+    def _record(self, results: Mapping[str, Any]) -> None:
+        """Write the results with what they were computed by."""
+        if not self._output_dir:
+            return
+        record = {
+            "data_set": self._metadata.name,
+            "backend": self.backend,
+            "max_dets": self._max_dets,
+            "results": results,
+        }
+        write_atomically(
+            os.path.join(self._output_dir, "coco_evaluation.json"),
+            (json.dumps(record, indent=1) + "\n").encode(),
+        )
 
     def _with_dataset_categories(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Contiguous class indices replaced by the category ids of the JSON."""
@@ -218,7 +279,8 @@ class FastCOCOEvaluator(DatasetEvaluator):
             evaluation = self._backend.coco_eval(self._ground_truth, detections, task)
             evaluation.params.maxDets = self._max_dets
             if img_ids is not None:
-                evaluation.params.imgIds = list(img_ids)
+                known = self._numbering.images
+                evaluation.params.imgIds = [known[each] for each in img_ids if each in known]
             evaluation.evaluate()
             evaluation.accumulate()
         results = _metrics(np.asarray(evaluation.eval["precision"]), evaluation.params)
@@ -260,4 +322,10 @@ def _metrics(precision: np.ndarray, params: Any) -> dict[str, float]:
 
 
 def _per_category(precision: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    return {f"AP-{name}": _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)}
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    return {
+        f"AP-{name} (class {k})" if name in twice else f"AP-{name}": _mean(
+            precision[:, :, k, 0, -1]
+        )
+        for k, name in enumerate(names)
+    }

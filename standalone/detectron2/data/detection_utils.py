@@ -111,10 +111,37 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     with PathManager.open(file_name, "rb") as file:
         try:
             image = Image.open(file)
-            upright = ImageOps.exif_transpose(image)
-            return convert_PIL_to_numpy(image if upright is None else upright, format)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            image.load()
+            return convert_PIL_to_numpy(_with_8_bits(_upright(image)), format)
+        except MemoryError:
+            raise
+        except Exception as error:  # the file may be anything, and Pillow's readers raise anything
             raise OSError(f"Cannot read the image '{file_name}': {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is where its EXIF data are damaged."""
+    try:
+        return ImageOps.exif_transpose(image) or image
+    except Exception:
+        return image
+
+
+def _with_8_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits scaled to 8, where Pillow's own conversion would clip it at 255.
+
+    Raises:
+        ValueError: its values have no range that is known: 32 bits, or floating point.
+    """
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are of mode {image.mode}, whose range is not known: convert the file to "
+            "8 or 16 bits"
+        )
+    return image
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
@@ -247,16 +274,33 @@ def annotations_to_instances(
     target = Instances(image_size)
     target.gt_boxes = Boxes(np.stack(boxes) if boxes else np.zeros((0, 4)))
     target.gt_classes = torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
-    if annos and "segmentation" in annos[0]:
-        segmentations = [a["segmentation"] for a in annos]
+    if any("segmentation" in a for a in annos):
+        segmentations = _of_all(annos, "segmentation")
         if mask_format == "polygon":
             target.gt_masks = _polygon_masks(segmentations)
         else:
             assert mask_format == "bitmask", mask_format
             target.gt_masks = _bit_masks(segmentations, image_size)
-    if annos and "keypoints" in annos[0]:
-        target.gt_keypoints = Keypoints(np.stack([a.get("keypoints", []) for a in annos]))
+    if any("keypoints" in a for a in annos):
+        target.gt_keypoints = Keypoints(np.stack(_of_all(annos, "keypoints")))
     return target
+
+
+def _of_all(annos: list[dict[str, Any]], key: str) -> list[Any]:
+    """A field of all annotations.
+
+    Raises:
+        ValueError: some have it and some do not; names the first without.
+    """
+    for number, annotation in enumerate(annos, start=1):
+        if key not in annotation:
+            raise ValueError(
+                f"annotation {number} of {len(annos)} in the image (class "
+                f"{annotation['category_id']}, box {np.round(annotation['bbox'], 1).tolist()} in "
+                f"the resized image) has no {key} that can be read, but others have: give it to "
+                "all, or train on boxes alone"
+            )
+    return [annotation[key] for annotation in annos]
 
 
 def _polygon_masks(segmentations: list[Any]) -> PolygonMasks:

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +15,11 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.data.catalog import MetadataCatalog
+from detectron2.data.datasets._annotations import (
+    check_results,
+    max_detections,
+    require_evaluable,
+)
 from detectron2.data.datasets.coco import convert_to_coco_json, read_coco_api
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -68,16 +73,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._use_fast_impl = use_fast_impl
-        if isinstance(max_dets_per_image, int):
-            self._max_dets_per_image: list[int] | None = [
-                1,
-                min(10, max_dets_per_image),
-                max_dets_per_image,
-            ]
-        elif max_dets_per_image is None:
-            self._max_dets_per_image = None
-        else:
-            self._max_dets_per_image = list(max_dets_per_image)
+        self._max_dets_per_image = max_detections(max_dets_per_image)
         if tasks is not None and hasattr(tasks, "TEST"):
             kpt_oks_sigmas = kpt_oks_sigmas or tasks.TEST.KEYPOINT_OKS_SIGMAS
             tasks = None
@@ -105,7 +101,9 @@ class COCOEvaluator(DatasetEvaluator):
             json_file = os.path.join(self._output_dir, f"{dataset_name}_coco_format.json")
             convert_to_coco_json(dataset_name, json_file, allow_cached=allow_cached)
             self._metadata.json_file = json_file
-        return read_coco_api(json_file)
+        coco = read_coco_api(json_file)
+        require_evaluable(coco.dataset, f"'{json_file}'", self._tasks or ())
+        return coco
 
     def reset(self) -> None:
         self._predictions = []
@@ -200,9 +198,11 @@ class COCOEvaluator(DatasetEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return
+        check_results(coco_results, self._coco_api.imgs)
         self._logger.info("Evaluating predictions with official COCO API...")
         for task in sorted(tasks):
             assert task in _METRICS, f"Got unknown task: {task}!"
+            require_evaluable(self._coco_api.dataset, self._metadata.json_file, (task,))
             coco_eval = None
             if coco_results:
                 coco_eval = _evaluate_predictions_on_coco(
@@ -254,7 +254,10 @@ def _per_category_ap(coco_eval: Any, class_names: Sequence[str]) -> list[tuple[s
         f"{len(class_names)} class names for {precisions.shape[2]} evaluated categories"
     )
     result = []
+    twice = {name for name, count in Counter(class_names).items() if count > 1}
     for index, name in enumerate(class_names):
+        if name in twice:
+            name = f"{name} (class {index})"
         precision = precisions[:, :, index, 0, -1]
         precision = precision[precision > -1]
         ap = float(np.mean(precision)) if precision.size else float("nan")

@@ -5,12 +5,16 @@ import itertools
 import json
 import logging
 import os
+import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data.catalog import MetadataCatalog
+from detectron2.data.datasets._annotations import federated_faults, read_annotations
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.utils import comm
@@ -33,6 +37,30 @@ def _import_lvis() -> Any:
     return lvis
 
 
+class _OldNumpy:
+    """numpy with the aliases that version 1.24 removed."""
+
+    float, int, bool = float, int, bool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+@contextmanager
+def _aliases_of_old_numpy(lvis_eval: Any) -> Iterator[None]:
+    """Let the module of an evaluation, and no other, see ``numpy.float`` while it runs."""
+    module = sys.modules[type(lvis_eval).__module__]
+    original = getattr(module, "np", None)
+    if original is None:
+        yield
+        return
+    module.np = _OldNumpy()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.np = original  # type: ignore[attr-defined]
+
+
 class LVISEvaluator(DatasetEvaluator):
     """Box and mask AP in LVIS's way: federated annotations, 300 detections per image.
 
@@ -45,6 +73,7 @@ class LVISEvaluator(DatasetEvaluator):
 
     Raises:
         ImportError: the ``lvis`` package is missing.
+        AnnotationError: the annotations lack what LVIS's evaluation needs.
     """
 
     def __init__(
@@ -66,6 +95,10 @@ class LVISEvaluator(DatasetEvaluator):
         self._max_dets_per_image = 300 if max_dets_per_image is None else max_dets_per_image
         self._metadata = MetadataCatalog.get(dataset_name)
         json_file = PathManager.get_local_path(self._metadata.json_file)
+        found = read_annotations(json_file, f"'{json_file}'", has_file_names=False)
+        if found.data.get("annotations"):
+            found.faults += federated_faults(found.data)
+            found.check(f"'{json_file}'", "LVIS's evaluation cannot use it.")
         self._lvis_api = lvis.LVIS(json_file)
         self._do_evaluation = len(self._lvis_api.get_ann_ids()) > 0
         self._predictions: list[dict[str, Any]] = []
@@ -136,8 +169,9 @@ class LVISEvaluator(DatasetEvaluator):
         )
         lvis_eval = lvis.LVISEval(self._lvis_api, results_api, task)
         lvis_eval.params.max_dets = self._max_dets_per_image
-        lvis_eval.run()
-        values = lvis_eval.get_results()
+        with _aliases_of_old_numpy(lvis_eval):
+            lvis_eval.run()
+            values = lvis_eval.get_results()
         results = {metric: float(values[metric] * 100) for metric in _METRICS}
         self._logger.info("Evaluation results for %s: \n%s", task, create_small_table(results))
         return results

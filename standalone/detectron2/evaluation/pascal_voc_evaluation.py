@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data.catalog import MetadataCatalog
+from detectron2.data.datasets.pascal_voc import is_difficult
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -111,7 +112,10 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
                     float(element.findtext(f"bndbox/{side}", "nan"))
                     for side in ("xmin", "ymin", "xmax", "ymax")
                 ]
-                difficult = bool(int(element.findtext("difficult", "0")))
+                try:
+                    difficult = is_difficult(element)
+                except ValueError as error:
+                    raise ValueError(f"Cannot read the VOC annotation '{path}': {error}") from error
                 found[element.findtext("name", "").strip()].append((box, difficult))
             for name, entries in found.items():
                 if name not in objects:

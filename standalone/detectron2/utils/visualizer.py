@@ -149,10 +149,10 @@ class Visualizer(ShapeDrawer):
         annos = dic.get("annotations", None)
         if annos:
             masks = None
-            if "segmentation" in annos[0]:
+            if all("segmentation" in a for a in annos):
                 masks = [a["segmentation"] for a in annos]
             keypoints = None
-            if "keypoints" in annos[0]:
+            if all("keypoints" in a for a in annos):
                 keypoints = np.array([a["keypoints"] for a in annos]).reshape(len(annos), -1, 3)
             boxes = [
                 BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)

@@ -284,7 +284,12 @@ def test_lvis_results_are_handed_over_in_lvis_form(tmp_path, name, monkeypatch):
     fake = SimpleNamespace(LVIS=Api, LVISResults=results, LVISEval=Eval)
     monkeypatch.setitem(sys.modules, "lvis", fake)
     path = tmp_path / "lvis.json"
-    path.write_text("{}")
+    image = {"id": 4, "width": 40, "height": 40, "file_name": "4.jpg"}
+    image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    category = {"id": 7, "name": "cat", "frequency": "r"}
+    truth = {"id": 1, "image_id": 4, "category_id": 7, "bbox": [1, 2, 29, 18]}
+    content = {"images": [image], "categories": [category], "annotations": [truth]}
+    path.write_text(json.dumps(content))
     MetadataCatalog.get(name).set(json_file=str(path), evaluator_type="lvis")
     evaluator = LVISEvaluator(name, output_dir=str(tmp_path))
     record = {

@@ -184,8 +184,10 @@ def window_order(
     Returns:
         Long [B, N]; every row is a permutation.
     """
-    orders = [_image_order(grid, size, window_size, shift, device) for size in sizes]
-    if all(order is orders[0] for order in orders):
+    # A graph's tensors hold no values: they must not be remembered for calls outside of it.
+    order_of = _image_order.__wrapped__ if torch.compiler.is_compiling() else _image_order
+    orders = [order_of(grid, size, window_size, shift, device) for size in sizes]
+    if len(set(sizes)) == 1:
         return orders[0].expand(len(orders), -1)
     return torch.stack(orders)
 

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from iopath.common.file_io import file_lock
 from pycocotools.coco import COCO
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets._annotations import read_annotations
 from detectron2.structures import Boxes, BoxMode, PolygonMasks
 from detectron2.utils.file_io import PathManager
 
@@ -49,14 +49,13 @@ def load_coco_json(
 
     Returns:
         One record per image, ordered by image id: ``file_name``, ``height``, ``width``, ``image_id``
-        and ``annotations`` with ``iscrowd``, ``bbox`` (XYWH_ABS), ``category_id`` and, where valid,
-        ``segmentation`` and ``keypoints``.
+        and ``annotations`` with ``iscrowd``, ``bbox`` (XYWH_ABS), ``category_id`` and, where they
+        can be read, ``segmentation`` and ``keypoints``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no COCO JSON, a record lacks a field, or a box is empty.
-        KeyError: an annotation names a category that the file does not define.
-        AssertionError: annotation ids repeat, or an annotation is marked ``ignore``.
+        AnnotationError: the file is no COCO JSON, or records cannot be used; they are named.
+        ValueError: ``dataset_name`` belongs to a data set with other classes.
     """
     timer = Timer()
     coco = read_coco_api(json_file)
@@ -66,33 +65,36 @@ def load_coco_json(
     if dataset_name is not None:
         id_map = _register_categories(coco, json_file, dataset_name)
     image_ids = sorted(coco.imgs)
-    num_valid = sum(len(coco.imgToAnns[image_id]) for image_id in image_ids)
-    if num_valid < len(coco.anns):
-        logger.warning(
-            "%s contains %d annotations, but only %d of them match to images in the file.",
-            json_file,
-            len(coco.anns),
-            num_valid,
-        )
-    if "minival" not in json_file:
-        # The "minival" files of the early COCO releases are known to repeat ids.
-        _check_unique_annotation_ids(coco, json_file)
     logger.info("Loaded %d images in COCO format from %s", len(image_ids), json_file)
-    reader = _AnnotationReader(json_file, id_map, extra_annotation_keys or [])
+    keys = ["iscrowd", "bbox", "keypoints", "category_id", *(extra_annotation_keys or [])]
     records = []
     for image_id in image_ids:
         image = coco.imgs[image_id]
-        annotations = [reader.read(raw, image_id) for raw in coco.imgToAnns[image_id]]
         record = {
-            "file_name": os.path.join(image_root, _field(image, "file_name", json_file)),
-            "height": _field(image, "height", json_file),
-            "width": _field(image, "width", json_file),
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
             "image_id": image_id,
-            "annotations": [annotation for annotation in annotations if annotation is not None],
+            "annotations": [_record(raw, keys, id_map) for raw in coco.imgToAnns[image_id]],
         }
         records.append(record)
-    reader.report_filtered()
     return records
+
+
+def _record(raw: dict[str, Any], keys: list[str], id_map: dict[Any, int] | None) -> Record:
+    """An annotation in detectron2's form; masks that cannot be read were left out before."""
+    annotation = {key: raw[key] for key in keys if key in raw}
+    annotation["bbox_mode"] = BoxMode.XYWH_ABS
+    segmentation = raw.get("segmentation")
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+    if segmentation:
+        annotation["segmentation"] = segmentation
+    if annotation.get("keypoints"):
+        annotation["keypoints"] = _shift_keypoints(annotation["keypoints"])
+    if id_map is not None:
+        annotation["category_id"] = id_map[raw["category_id"]]
+    return annotation
 
 
 def read_coco_api(json_file: str) -> COCO:
@@ -100,7 +102,8 @@ def read_coco_api(json_file: str) -> COCO:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not JSON, or not laid out as COCO's.
+        AnnotationError: the file is not JSON, not laid out as COCO's, or has records that cannot
+            be used.
     """
     path = PathManager.get_local_path(json_file)
     if not os.path.isfile(path):
@@ -108,118 +111,50 @@ def read_coco_api(json_file: str) -> COCO:
             f"The annotation file '{json_file}' does not exist. Data sets are looked up under the "
             "folder in the environment variable DETECTRON2_DATASETS, by default ./datasets."
         )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return COCO(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The annotation file '{json_file}' is not valid JSON: {error}") from error
-    except (AssertionError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"The annotation file '{json_file}' is not laid out as a COCO JSON "
-            f"({type(error).__name__}: {error}); it needs 'images', 'annotations' and 'categories'."
-        ) from error
+    # The "minival" files of the early COCO releases are known to repeat ids.
+    found = read_annotations(path, f"'{json_file}'", unique_ids="minival" not in json_file)
+    if found.note():
+        logger.info("%s: %s", json_file, found.note())
+    if found.strays:
+        logger.warning(
+            "%s contains %d annotations of images that it does not have; they are left out (%s).",
+            json_file,
+            len(found.strays),
+            found.strays[0],
+        )
+    coco = COCO()
+    coco.dataset = found.data
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
 
 
-def _field(image: dict[str, Any], key: str, json_file: str) -> Any:
-    if key not in image:
-        raise ValueError(f"Image {image.get('id')} in '{json_file}' has no '{key}'.")
-    return image[key]
+def _register_categories(coco: COCO, json_file: str, dataset_name: str) -> dict[Any, int]:
+    """Put the class names into the metadata; returns category id -> contiguous id.
 
-
-def _register_categories(coco: COCO, json_file: str, dataset_name: str) -> dict[int, int]:
-    """Put the class names into the metadata; returns category id -> contiguous id."""
-    if "categories" not in coco.dataset:
-        raise ValueError(f"The annotation file '{json_file}' has no 'categories'.")
+    Raises:
+        ValueError: the name belongs to a data set with other classes.
+    """
     category_ids = sorted(coco.getCatIds())
-    categories = coco.loadCats(category_ids)
     metadata = MetadataCatalog.get(dataset_name)
-    metadata.thing_classes = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
-    contiguous = bool(category_ids) and category_ids == list(range(1, len(category_ids) + 1))
+    names = [category["name"] for category in coco.loadCats(category_ids)]
+    known = metadata.get("thing_classes")
+    if known is not None and list(known) != names:
+        raise ValueError(
+            f"'{json_file}' has {len(names)} classes ({', '.join(names[:3])}, ...), but "
+            f"'{dataset_name}' is the name of a data set with {len(known)} classes "
+            f"({', '.join(known[:3])}, ...): register your own name with register_coco_instances."
+        )
+    metadata.thing_classes = names
+    contiguous = category_ids == list(range(1, len(category_ids) + 1))
     if not contiguous and "coco" not in dataset_name:
         logger.warning(
-            "Category ids in annotations are not in [1, #categories]! We'll apply a mapping for you."
+            "Category ids in annotations are not in [1, #categories]! "
+            "We'll apply a mapping for you."
         )
     id_map = {category_id: index for index, category_id in enumerate(category_ids)}
     metadata.thing_dataset_id_to_contiguous_id = id_map
     return id_map
-
-
-def _check_unique_annotation_ids(coco: COCO, json_file: str) -> None:
-    counts = Counter(annotation["id"] for annotations in coco.imgToAnns.values() for annotation in annotations)
-    repeated = [annotation_id for annotation_id, count in counts.items() if count > 1]
-    assert not repeated, (
-        f"Annotation ids in '{json_file}' are not unique! Repeated: {repeated[:10]}"
-        f"{' ...' if len(repeated) > 10 else ''}"
-    )
-
-
-class _AnnotationReader:
-    """Turns the annotations of one file into detectron2's form and counts what it drops."""
-
-    def __init__(
-        self, json_file: str, id_map: dict[int, int] | None, extra_keys: list[str]
-    ) -> None:
-        self.json_file = json_file
-        self.id_map = id_map
-        self.keys = ["iscrowd", "bbox", "keypoints", "category_id", *extra_keys]
-        self.num_without_segmentation = 0
-
-    def read(self, raw: dict[str, Any], image_id: int) -> dict[str, Any] | None:
-        """One annotation, or None when its polygons are all invalid."""
-        assert raw["image_id"] == image_id
-        assert raw.get("ignore", 0) == 0, (
-            f'"ignore" in COCO json file is not supported (annotation {raw.get("id")} in '
-            f"'{self.json_file}')."
-        )
-        annotation = {key: raw[key] for key in self.keys if key in raw}
-        if "bbox" in annotation and len(annotation["bbox"]) == 0:
-            raise ValueError(
-                f"One annotation of image {image_id} contains empty 'bbox' value! This json does not "
-                f"have valid COCO format (annotation {raw.get('id')} in '{self.json_file}')."
-            )
-        segmentation = raw.get("segmentation")
-        if segmentation:
-            segmentation = _valid_segmentation(segmentation)
-            if segmentation is None:
-                self.num_without_segmentation += 1
-                return None
-            annotation["segmentation"] = segmentation
-        if annotation.get("keypoints"):
-            annotation["keypoints"] = _shift_keypoints(annotation["keypoints"])
-        annotation["bbox_mode"] = BoxMode.XYWH_ABS
-        if self.id_map is not None:
-            annotation["category_id"] = self._contiguous_category(raw)
-        return annotation
-
-    def _contiguous_category(self, raw: dict[str, Any]) -> int:
-        assert self.id_map is not None
-        category_id = raw.get("category_id")
-        if category_id not in self.id_map:
-            raise KeyError(
-                f"Encountered category_id={category_id} but this id does not exist in 'categories' of "
-                f"the json file '{self.json_file}' (annotation {raw.get('id')} of image "
-                f"{raw.get('image_id')})."
-            )
-        return self.id_map[category_id]
-
-    def report_filtered(self) -> None:
-        """Warn about dropped annotations, if any."""
-        if self.num_without_segmentation > 0:
-            logger.warning(
-                "Filtered out %d instances without valid segmentation. There might be issues in your "
-                "dataset generation process: a polygon needs an even number of at least 6 numbers.",
-                self.num_without_segmentation,
-            )
-
-
-def _valid_segmentation(segmentation: Any) -> Any:
-    """A compressed RLE or the valid polygons (at least 3 points); None if no polygon is valid."""
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            return mask_util.frPyObjects(segmentation, *segmentation["size"])
-        return segmentation
-    polygons = [p for p in segmentation if len(p) % 2 == 0 and len(p) >= 6]
-    return polygons or None
 
 
 def _shift_keypoints(keypoints: list[float]) -> list[float]:

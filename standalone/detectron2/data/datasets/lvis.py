@@ -1,6 +1,5 @@
 """LVIS-format JSON. Categories come from the file itself."""
 
-import json
 import logging
 import os
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 from fvcore.common.timer import Timer
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets._annotations import read_annotations
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
@@ -78,16 +78,12 @@ def _read_json(json_file: str) -> dict[str, Any]:
             f"The annotation file '{json_file}' does not exist. Data sets are looked up under the "
             "folder in the environment variable DETECTRON2_DATASETS, by default ./datasets."
         )
-    with open(path, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"The annotation file '{json_file}' is not valid JSON: {error}") from error
-    missing = [k for k in ("images", "annotations", "categories") if k not in content]
-    # The files of the test splits have no annotations.
-    if [k for k in missing if k != "annotations"]:
-        raise ValueError(f"The annotation file '{json_file}' lacks {missing}.")
-    return content
+    found = read_annotations(path, f"'{json_file}'", has_file_names=False)
+    if found.note():
+        logger.info("%s: %s", json_file, found.note())
+    if found.strays:
+        raise ValueError(f"'{json_file}': {found.strays[0]}")
+    return found.data
 
 
 def load_lvis_json(
@@ -111,9 +107,7 @@ def load_lvis_json(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not valid LVIS JSON.
-        KeyError: an annotation names an image or a category that the file does not define.
-        AssertionError: annotation ids repeat.
+        ValueError: the file is not valid LVIS JSON, or records cannot be used; they are named.
     """
     timer = Timer()
     content = _read_json(json_file)
@@ -123,19 +117,12 @@ def load_lvis_json(
     if dataset_name is not None:
         MetadataCatalog.get(dataset_name).set(**meta)
     annotations = content.get("annotations", [])
-    ids = [annotation["id"] for annotation in annotations]
-    assert len(set(ids)) == len(ids), f"Annotation ids in '{json_file}' are not unique!"
     records: dict[int, dict[str, Any]] = {}
     for image in sorted(content["images"], key=lambda image: image["id"]):
         records[image["id"]] = _image_record(image, image_root)
     keys = extra_annotation_keys or []
     for annotation in annotations:
-        if annotation["image_id"] not in records:
-            raise KeyError(
-                f"Annotation {annotation['id']} in '{json_file}' names image_id="
-                f"{annotation['image_id']}, which is not among 'images'."
-            )
-        converted = _instance(annotation, len(meta["thing_classes"]), json_file)
+        converted = _instance(annotation)
         converted.update({key: annotation[key] for key in keys})
         records[annotation["image_id"]]["annotations"].append(converted)
     logger.info("Loaded %d images in the LVIS format from %s", len(records), json_file)
@@ -160,23 +147,12 @@ def _image_record(image: dict[str, Any], image_root: str) -> dict[str, Any]:
     }
 
 
-def _instance(annotation: dict[str, Any], num_classes: int, json_file: str) -> dict[str, Any]:
-    if not 1 <= annotation["category_id"] <= num_classes:
-        raise KeyError(
-            f"Annotation {annotation['id']} in '{json_file}' has category_id="
-            f"{annotation['category_id']}, which is not among 'categories'."
-        )
-    polygons = annotation.get("segmentation", [])
-    invalid = [p for p in polygons if len(p) % 2 != 0 or len(p) < 6]
-    assert not invalid, (
-        f"Annotation {annotation['id']} in '{json_file}' has a polygon without an even number of at "
-        "least 6 numbers."
-    )
+def _instance(annotation: dict[str, Any]) -> dict[str, Any]:
     instance = {
         "bbox": annotation["bbox"],
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": annotation["category_id"] - 1,
     }
-    if polygons:
-        instance["segmentation"] = polygons
+    if "segmentation" in annotation:
+        instance["segmentation"] = annotation["segmentation"]
     return instance

@@ -10,7 +10,10 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["CLASS_NAMES", "load_voc_instances", "register_pascal_voc"]
+__all__ = ["CLASS_NAMES", "is_difficult", "load_voc_instances", "register_pascal_voc"]
+
+_DIFFICULT = ("1", "true", "yes")
+_NOT_DIFFICULT = ("", "0", "false", "no", "unspecified")
 
 CLASS_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -77,12 +80,27 @@ def _read_object(element: ElementTree.Element, class_names: list[str]) -> dict[s
     xmin, ymin, xmax, ymax = (
         float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
     )
+    is_difficult(element)
     # VOC counts pixels from 1 and includes the last one; [xmin - 1, xmax] are the pixels' edges.
     return {
         "category_id": class_names.index(name),
         "bbox": [xmin - 1.0, ymin - 1.0, xmax, ymax],
         "bbox_mode": BoxMode.XYXY_ABS,
     }
+
+
+def is_difficult(element: ElementTree.Element) -> bool:
+    """Whether an object is marked as difficult; an empty mark and "Unspecified" mean no.
+
+    Raises:
+        ValueError: the mark is another word.
+    """
+    word = (element.findtext("difficult") or "").strip().lower()
+    if word in _NOT_DIFFICULT:
+        return False
+    if word not in _DIFFICULT:
+        raise ValueError(f"<difficult> is {word[:40]!r}, not 0 or 1")
+    return True
 
 
 def register_pascal_voc(

@@ -168,7 +168,8 @@ class ResizeShortestEdge(Augmentation):
         if max(new_height, new_width) > max_size:
             shrink = max_size / max(new_height, new_width)
             new_height, new_width = new_height * shrink, new_width * shrink
-        return int(new_height + 0.5), int(new_width + 0.5)
+        # A very long image keeps at least one pixel of its short side.
+        return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
 class ResizeScale(Augmentation):
@@ -199,7 +200,7 @@ class ResizeScale(Augmentation):
         factor = np.random.uniform(self.min_scale, self.max_scale)
         height, width = image.shape[:2]
         scale = min(self.target_height * factor / height, self.target_width * factor / width)
-        new_height, new_width = int(np.rint(height * scale)), int(np.rint(width * scale))
+        new_height, new_width = (max(int(np.rint(n * scale)), 1) for n in (height, width))
         return ResizeTransform(height, width, new_height, new_width, self.interp)
 
 

@@ -106,7 +106,9 @@ class WindowAttention(nn.Module):
         logits = logits + bias.view(tokens, tokens, -1).permute(2, 0, 1)
         if mask is not None:
             windows = mask.shape[0]
-            logits = logits.view(-1, windows, self.num_heads, tokens, tokens) + mask[None, :, None]
+            logits = logits.view(-1, windows, self.num_heads, tokens, tokens) + mask[
+                None, :, None
+            ].to(logits)
             logits = logits.view(-1, self.num_heads, tokens, tokens)
         weights = self.attn_drop(logits.softmax(dim=-1))
         out = (weights @ value).transpose(1, 2).reshape(count, tokens, channels)

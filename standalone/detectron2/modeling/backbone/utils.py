@@ -107,7 +107,7 @@ def get_abs_pos(abs_pos: Tensor, has_cls_token: bool, hw: Size) -> Tensor:
     """
     if has_cls_token:
         abs_pos = abs_pos[:, 1:]
-    positions = abs_pos.shape[1]
+    positions = int(abs_pos.shape[1])
     side = round(positions**0.5)
     assert side * side == positions, f"{positions} positions are no square"
     if hw == (side, side):

@@ -1,0 +1,1 @@
+../../../../tokendetr/io/annotations.py

@@ -1,0 +1,55 @@
+"""Find the evaluation threshold at which a trained SPT selects a wanted part of the tokens.
+
+Example:
+    python tools/calibrate_selection.py \\
+        --config-file projects/spt_backbone/configs/spt_dino_shapes.py --ratio 0.4 --images 32 \\
+        train.init_checkpoint=projects/spt_backbone/checkpoints/spt_dino_shapes.safetensors
+
+Images are the first of the config's test set. The last line is
+the override to use: ``model.backbone.evaluation_threshold=...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from spt_backbone.calibration import calibrate_threshold, find_spt
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.errors import ConfigError
+
+EXPECTED_ERRORS = (ConfigError, OSError, ValueError)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="lazy config of a detector on SPT")
+    add("--ratio", type=float, required=True, help="wanted part of the tokens, between 0 and 1")
+    add("--images", type=int, default=32, help="images to look at (default 32)")
+    add("--tolerance", type=float, default=0.005, help="of the ratio (default 0.005)")
+    add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
+    args = parser.parse_args(arguments)
+    if args.images < 1:
+        parser.error("--images must be at least 1")
+    try:
+        cfg = load_measured_config(args.config_file, args.opts)
+        model = build_measured_model(cfg, args.opts)
+        batches = list(loaded_inputs(cfg, args.images))
+        found = calibrate_threshold(model, batches, args.ratio, tolerance=args.tolerance)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")
+    strides = ", ".join(f"{ratio:.3f} at stride {s}" for s, ratio in found.by_stride.items())
+    print(
+        f"selected: {found.ratio:.3f} ({strides}), {found.passes} passes over {args.images} images"
+    )
+    place = next(name for name, module in model.named_modules() if module is find_spt(model))
+    print(f"model.{place}.evaluation_threshold={found.threshold:.6g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Check one data set in COCO's format: its records, and that every image file is there."""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+
+from tokendetr.data.paths import Folders
+from tokendetr.errors import DatasetError
+from tokendetr.io.annotations import (
+    AnnotationError,
+    Annotations,
+    federated_faults,
+    normalize,
+    parse_json,
+    require_evaluable,
+)
+
+__all__ = ["read_coco", "validate_coco"]
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE_PX = 2.0
+
+
+def validate_coco(
+    json_file: str,
+    image_root: str,
+    *,
+    name: str = "",
+    for_evaluation: bool = False,
+    for_training: bool = False,
+    num_classes: int | None = None,
+    has_file_names: bool = True,
+    needs_masks: bool = False,
+    image_roots: Sequence[str] = (),
+) -> None:
+    """Check a COCO-format data set: the JSON's records, and that every image file is there.
+
+    Checked: layout of the JSON; ids that repeat; image sizes; file names that leave ``image_root``
+    (absolute, ``..``, through a symbolic link); image files that are missing; annotations of
+    unknown images or categories; boxes that are no four finite numbers, inverted, or more than 2
+    pixels outside their image; categories that share a name; more categories than ``num_classes``.
+    What loaders fill in or leave out (``area``, ``iscrowd``, masks that cannot be read, boxes
+    without area) is logged in one line. Images are not opened.
+
+    Args:
+        json_file: the annotations.
+        image_root: folder of the images.
+        name: the data set's name, for messages.
+        for_evaluation: also refuse annotation id 0, which COCO's evaluation takes for "no match",
+            and images and categories without the fields that LVIS's evaluation needs.
+        for_training: also refuse a file without any box to train on.
+        num_classes: of the model.
+        has_file_names: False for LVIS, whose file names come from URLs.
+        needs_masks: also refuse annotations without a mask that can be read.
+        image_roots: further folders that symbolic links may lead to.
+
+    Raises:
+        FileNotFoundError: no annotations, or no image folder; says where they are looked for.
+        DatasetError: all other faults, up to 20 of them listed.
+    """
+    label = f"data set {name!r} ({json_file})" if name else json_file
+    found = _read(json_file, label, has_file_names)
+    data, faults = found.data, found.faults
+    faults += found.strays + _class_faults(data, num_classes)
+    if has_file_names:
+        faults += _file_faults(json_file, data["images"], image_root, image_roots)
+    faults += _box_faults(data, label)
+    if needs_masks:
+        faults += [f"{which}: it has no segmentation that can be read" for which in
+                   found.without_mask]  # fmt: skip
+    if for_training and not any(not a["iscrowd"] for a in data.get("annotations", [])):
+        faults.append("there are no boxes to train on")
+    if for_evaluation and data.get("annotations"):
+        faults += [] if has_file_names else federated_faults(data)
+        try:
+            require_evaluable(data, label)
+        except AnnotationError as error:
+            faults.append(str(error).removeprefix(f"{label}: "))
+    try:
+        found.check(label, "Correct them, or set train.validate_data=warn to go on regardless.")
+    except AnnotationError as error:
+        raise DatasetError(str(error)) from error
+    if found.note():
+        logger.warning("%s: %s", label, found.note())
+
+
+def read_coco(json_file: str, label: str = "", *, has_file_names: bool = True) -> dict[str, Any]:
+    """Read a COCO JSON in the one form of :mod:`tokendetr.io.annotations`.
+
+    Args:
+        json_file: the annotations.
+        label: what messages call it; the file's name where empty.
+        has_file_names: False for LVIS, whose file names come from URLs.
+
+    Raises:
+        FileNotFoundError: no such file; says where data sets are looked for.
+        DatasetError: no JSON, not laid out as COCO's, or records that cannot be used.
+    """
+    label = label or json_file
+    found = _read(json_file, label, has_file_names)
+    try:
+        found.check(label)
+    except AnnotationError as error:
+        raise DatasetError(str(error)) from error
+    return found.data
+
+
+def _read(json_file: str, label: str, has_file_names: bool) -> Annotations:
+    path = PathManager.get_local_path(json_file)
+    if not os.path.isfile(path):
+        root = os.environ.get("DETECTRON2_DATASETS")
+        where = (
+            f"DETECTRON2_DATASETS is {root!r}"
+            if root
+            else "DETECTRON2_DATASETS is not set, so ./datasets is used"
+        )
+        raise FileNotFoundError(
+            f"the annotations of {label} do not exist. Built-in data sets are looked for under the "
+            f"folder in the environment variable DETECTRON2_DATASETS ({where}); set it to the "
+            "folder that holds coco/, or correct the path."
+        )
+    try:
+        return normalize(parse_json(path, label), has_file_names=has_file_names)
+    except AnnotationError as error:
+        raise DatasetError(str(error)) from error
+
+
+def _class_faults(data: dict[str, Any], num_classes: int | None) -> list[str]:
+    categories = data["categories"]
+    faults: list[str] = []
+    ids: dict[Any, Any] = {}
+    for category in categories:
+        name = category.get("name")
+        if not isinstance(name, str):
+            continue  # named already
+        if name in ids:
+            faults.append(
+                f"categories {ids[name]} and {category['id']} have the same name {name!r}: their "
+                "results cannot be told apart; rename one, or give both one id"
+            )
+        ids.setdefault(name, category["id"])
+    if num_classes is not None and len(categories) > num_classes:
+        faults.append(
+            f"{len(categories)} categories, but the model has num_classes={num_classes}: set "
+            f"model.num_classes={len(categories)}"
+        )
+    return faults
+
+
+def _file_faults(
+    json_file: str, images: Iterable[dict[str, Any]], image_root: str, image_roots: Sequence[str]
+) -> list[str]:
+    """Images that are not there, or not inside the image root."""
+    root = PathManager.get_local_path(image_root)
+    if not os.path.isdir(root):
+        raise FileNotFoundError(
+            f"the image folder {image_root!r} of {json_file} does not exist; data sets "
+            "are looked for under the environment variable DETECTRON2_DATASETS"
+        )
+    folders = Folders(os.path.realpath(root), image_roots)
+    faults = []
+    for image in images:
+        name = image.get("file_name")
+        fault = folders.fault(name) if isinstance(name, str) and name and "\0" not in name else ""
+        if fault:
+            faults.append(f"image id {image['id']} ({name}): {fault}")
+    return faults
+
+
+def _box_faults(data: dict[str, Any], label: str) -> list[str]:
+    """Boxes that reach far out of their image."""
+    images = {image["id"]: image for image in data["images"]}
+    faults, without_area = [], 0
+    for annotation in data.get("annotations", []):
+        x, y, width, height = annotation["bbox"]
+        without_area += width == 0 or height == 0
+        image = images[annotation["image_id"]]
+        image_width, image_height = image.get("width"), image.get("height")
+        if not isinstance(image_width, int) or not isinstance(image_height, int):
+            continue  # named already
+        edge = _TOLERANCE_PX
+        right, bottom = x + width - image_width, y + height - image_height
+        if min(x, y) < -edge or max(right, bottom) > edge:
+            faults.append(
+                f"annotation id {annotation['id']} of image id {image['id']} "
+                f"({image.get('file_name', 'no file name')}): bbox {annotation['bbox']} lies "
+                f"outside the image of {image_width} x {image_height} pixels"
+            )
+    if without_area:
+        logger.warning("%s: %d boxes have no area and are ignored", label, without_area)
+    return faults

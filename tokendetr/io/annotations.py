@@ -1,0 +1,469 @@
+"""Read annotations in COCO's JSON format as people's tools write them.
+
+One reader for the check, the loaders and the evaluators: what may be filled in is filled in
+(``area``, ``iscrowd``), ids are brought to one kind, masks and keypoints that cannot be read are
+left out and their boxes kept, and whatever cannot be used is named by record. So the check accepts
+exactly what loading, training and evaluation accept.
+
+The module needs only the standard library: it is the reader of ``tokendetr`` and, through a
+symbolic link, of the stand-in for detectron2, which must not import ``tokendetr``.
+"""
+
+import json
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "AnnotationError",
+    "Annotations",
+    "check_results",
+    "federated_faults",
+    "max_detections",
+    "normalize",
+    "parse_json",
+    "read_annotations",
+    "require_evaluable",
+]
+
+_SHOWN = 20
+_MAX_ID = 1 << 53  # larger ones change when a backend stores them as float64
+_MAX_SIDE = 1 << 20
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; the message names the file and the records."""
+
+
+@dataclass
+class Annotations:
+    """A COCO dict in one form, and what was not.
+
+    Attributes:
+        data: ``images``, ``categories`` and (unless the file has none) ``annotations``. Ids are
+            int, or all str; annotations have ``bbox``, ``area``, ``iscrowd`` and, only if they can
+            be read, ``segmentation`` and ``keypoints``. Records with faults are left out.
+        faults: what cannot be used, a sentence for each record.
+        strays: annotations of images that the file does not have, left out; a sentence each.
+        filled: what was filled in or left out, with the number of annotations.
+        without_mask: names of the annotations that have a box and no mask that can be read.
+    """
+
+    data: dict[str, Any]
+    faults: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    filled: Counter[str] = field(default_factory=Counter)
+    without_mask: list[str] = field(default_factory=list)
+
+    def note(self) -> str:
+        """One line on what was filled in or left out, or ""."""
+        return "; ".join(f"{count} annotations {what}" for what, count in self.filled.items())
+
+    def check(self, label: str, remedy: str = "Correct them.") -> None:
+        """Raise if there are faults.
+
+        Raises:
+            AnnotationError: with up to twenty of them.
+        """
+        if not self.faults:
+            return
+        count = len(self.faults)
+        more = f"\n  ... and {count - _SHOWN} more" if count > _SHOWN else ""
+        listed = "\n".join(f"  {fault}" for fault in self.faults[:_SHOWN])
+        plural = "s" if count > 1 else ""
+        raise AnnotationError(f"{label} has {count} fault{plural}:\n{listed}{more}\n{remedy}")
+
+
+def read_annotations(
+    path: str, label: str = "", *, has_file_names: bool = True, unique_ids: bool = True
+) -> Annotations:
+    """Read a file and refuse it if a record cannot be used.
+
+    Args:
+        path: a local file.
+        label: what messages call it; the path if empty.
+        has_file_names: whether images have a ``file_name``; LVIS's have URLs.
+        unique_ids: whether annotation ids must differ.
+
+    Raises:
+        AnnotationError: naming the file and the records.
+    """
+    label = label or path
+    found = normalize(parse_json(path, label), has_file_names=has_file_names, unique_ids=unique_ids)
+    found.check(label)
+    return found
+
+
+def parse_json(path: str, label: str = "") -> dict[str, Any]:
+    """Read a JSON file and check its outermost layout.
+
+    Raises:
+        AnnotationError: it is no JSON, or not laid out as COCO's.
+    """
+    label = label or path
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            data = json.load(file)
+    except (ValueError, RecursionError) as error:  # also of its decoder, and of huge numbers
+        raise AnnotationError(f"{label} is no readable JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise AnnotationError(f"{label} holds a {type(data).__name__}, not a COCO dict")
+    for key in ("images", "categories", "annotations"):
+        if key not in data and key != "annotations":
+            raise AnnotationError(f"{label} has no {key!r}: a COCO JSON needs it")
+        if key in data and not isinstance(data[key], list):
+            raise AnnotationError(f"{label}: {key!r} is a {type(data[key]).__name__}, not a list")
+    return data
+
+
+def normalize(
+    data: dict[str, Any], *, has_file_names: bool = True, unique_ids: bool = True
+) -> Annotations:
+    """Bring a COCO dict into one form; the argument is not changed.
+
+    Args:
+        data: laid out as :func:`parse_json` checks.
+        has_file_names, unique_ids: see :func:`read_annotations`.
+    """
+    found = Annotations(dict(data))
+    images = _by_id(found, data["images"], "image", unique=True)
+    categories = _by_id(found, data["categories"], "category", unique=True)
+    for kind, records in (("images", data["images"]), ("categories", data["categories"])):
+        if not records:
+            found.faults.append(f"there are no {kind}")
+    for image in images.values():
+        _image(found, image, has_file_names)
+    for category in categories.values():
+        _category(found, category)
+    found.data["images"] = list(images.values())
+    found.data["categories"] = list(categories.values())
+    # The evaluations read these two, and many tools do not write them.
+    found.data["info"] = data.get("info") if isinstance(data.get("info"), dict) else {}
+    found.data["licenses"] = data.get("licenses") if isinstance(data.get("licenses"), list) else []
+    if "annotations" in data:
+        records = _with_ids(found, data["annotations"], unique_ids)
+        kept = [_annotation(found, record, images, categories) for record in records]
+        found.data["annotations"] = [record for record in kept if record is not None]
+    return found
+
+
+# ----------------------------------------------------------------------------- evaluation
+
+
+def require_evaluable(data: Mapping[str, Any], label: str, tasks: Sequence[str] = ()) -> None:
+    """Refuse ground truth on which COCO's evaluation would give wrong numbers or fail.
+
+    Args:
+        data: as :func:`normalize` gives it.
+        label: the file, for messages.
+        tasks: ``segm`` needs a mask in every annotation.
+
+    Raises:
+        AnnotationError: with the reason.
+    """
+    for annotation in data.get("annotations", []):
+        if annotation["id"] == 0:
+            raise AnnotationError(
+                f"{label}: annotation id 0: COCO's evaluation counts it as missed; number from 1"
+            )
+        if "segm" in tasks and "segmentation" not in annotation:
+            raise AnnotationError(
+                f"{label}: annotation id {annotation['id']} of image id {annotation['image_id']} "
+                "has no segmentation that can be read: masks cannot be evaluated"
+            )
+
+
+def check_results(rows: Sequence[Mapping[str, Any]], image_ids: Container[Any]) -> None:
+    """Refuse predictions on which the implementations of COCO's evaluation differ.
+
+    Args:
+        rows: in COCO's result format.
+        image_ids: those of the ground truth.
+
+    Raises:
+        ValueError: a prediction of another image, or a box or score that is not finite.
+    """
+    for row in rows:
+        if row["image_id"] not in image_ids:
+            raise ValueError(
+                f"a prediction is of image {_shown(row['image_id'])}, which the annotations do "
+                "not have: loader and evaluator are of different data sets"
+            )
+        if not all(map(math.isfinite, (*row.get("bbox", ()), row["score"]))):
+            raise ValueError(
+                f"a prediction of image {_shown(row['image_id'])} is not finite: box "
+                f"{_shown(row.get('bbox'))}, score {row['score']}"
+            )
+
+
+def max_detections(given: int | Sequence[int] | None) -> list[int]:
+    """The three numbers of ``maxDets``, ascending as pycocotools sorts them.
+
+    Args:
+        given: the most detections per image, or three numbers; (1, 10, 100) if None.
+
+    Raises:
+        ValueError: other than one or three positive numbers.
+    """
+    if given is None:
+        return [1, 10, 100]
+    numbers = [1, min(10, given), given] if isinstance(given, int) else sorted(given)
+    if len(numbers) != 3 or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ValueError(
+            f"max_dets_per_image={_shown(given)}: give one positive number, or three as maxDets"
+        )
+    return numbers
+
+
+def federated_faults(data: Mapping[str, Any]) -> list[str]:
+    """What LVIS's evaluation lacks in a file: a sentence for each record.
+
+    Args:
+        data: as :func:`normalize` gives it.
+    """
+    faults = [
+        f"{_image_name(image)}: there is no list {key!r}, which LVIS's evaluation needs"
+        for image in data["images"]
+        for key in ("neg_category_ids", "not_exhaustive_category_ids")
+        if not isinstance(image.get(key), list)
+    ]
+    return faults + [
+        f"category id {category['id']} ({category['name']}): frequency is "
+        f"{_shown(category.get('frequency'))}, not 'r', 'c' or 'f'"
+        for category in data["categories"]
+        if category.get("frequency") not in ("r", "c", "f")
+    ]
+
+
+# ------------------------------------------------------------------------------------ ids
+
+
+def _plain_id(value: Any) -> int | str | None:
+    """An id as int or str; None if it is neither. Tables write 1.0 for 1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_ID:
+        return value
+    return value if isinstance(value, str) and value and "\0" not in value else None
+
+
+def _by_id(
+    found: Annotations, records: Sequence[Any], kind: str, *, unique: bool
+) -> dict[Any, dict[str, Any]]:
+    """Copies of the records by id."""
+    by_id: dict[Any, dict[str, Any]] = {}
+    for index, record in enumerate(records):
+        plain = _plain_id(record.get("id")) if isinstance(record, dict) else None
+        if plain is None:
+            found.faults.append(_no_id(record, kind, index))
+        elif plain in by_id:
+            found.faults.append(f"{kind} id {plain} is used more than once")
+        else:
+            by_id[plain] = {**record, "id": plain}
+    kinds = {type(plain): plain for plain in by_id}
+    if len(kinds) > 1:
+        found.faults.append(
+            f"{kind} ids are of two kinds, numbers and text ({kinds[int]!r} and {kinds[str]!r}): "
+            "use one"
+        )
+    return by_id
+
+
+def _no_id(record: Any, kind: str, index: int) -> str:
+    if isinstance(record, dict) and record.get("id") is not None:
+        return f"{kind} number {index} has no id that can be used, but {_shown(record['id'])}"
+    return f"{kind} number {index} has no id"
+
+
+def _with_ids(found: Annotations, records: Sequence[Any], unique: bool) -> list[dict[str, Any]]:
+    """Copies of the annotations; ids that are text become numbers, for nothing refers to them."""
+    result, seen = [], set()
+    for index, record in enumerate(records):
+        plain = _plain_id(record.get("id")) if isinstance(record, dict) else None
+        if plain is None:
+            found.faults.append(_no_id(record, "annotation", index))
+            continue
+        if plain in seen and unique:
+            found.faults.append(f"annotation id {plain} is used more than once")
+        seen.add(plain)
+        result.append({**record, "id": plain})
+    if any(isinstance(plain, str) for plain in seen):
+        for number, record in enumerate(result, start=1):
+            record["id"] = number
+    return result
+
+
+# -------------------------------------------------------------------------------- records
+
+
+def _image(found: Annotations, image: dict[str, Any], has_file_names: bool) -> None:
+    for key in ("width", "height"):
+        value: Any = image.get(key)
+        if not _is_number(value) or not 1 <= value <= _MAX_SIDE or value != int(value):
+            found.faults.append(f"{_image_name(image)}: {key} is {_shown(value)}")
+        else:
+            image[key] = int(value)
+    name = image.get("file_name" if has_file_names or "coco_url" not in image else "coco_url")
+    if not isinstance(name, str) or not name:
+        found.faults.append(f"{_image_name(image)}: it has no file_name")
+    elif "\0" in name:
+        found.faults.append(f"{_image_name(image)}: there is a NUL in its file_name")
+
+
+def _category(found: Annotations, category: dict[str, Any]) -> None:
+    name = category.get("name")
+    synonyms = category.get("synonyms")  # LVIS has these beside or instead of the name
+    if name is None and isinstance(synonyms, list) and synonyms:
+        category["name"] = name = synonyms[0]
+    if _is_number(name):
+        category["name"] = name = str(name)
+    if not isinstance(name, str) or not name:
+        found.faults.append(f"category id {category['id']} has no name, but {_shown(name)}")
+
+
+def _annotation(
+    found: Annotations, record: dict[str, Any], images: dict[Any, Any], categories: dict[Any, Any]
+) -> dict[str, Any] | None:
+    """The annotation with everything filled in, or None if it has a fault."""
+    which = f"annotation id {record['id']}"
+    image = images.get(_plain_id(record.get("image_id")))
+    if image is None:
+        given = _shown(record.get("image_id"))
+        found.strays.append(f"{which}: image_id {given} is no image of the file")
+        return None
+    category = categories.get(_plain_id(record.get("category_id")))
+    record["image_id"] = image["id"]
+    which = f"{which} of {_image_name(image)}"
+    faults = [_box_fault(record.get("bbox")), _flag_fault(found, record), _area_fault(record)]
+    if category is None:
+        given = _shown(record.get("category_id"))
+        faults.append(f"category_id {given} is no category of the file")
+    faults = [fault for fault in faults if fault]
+    if faults:
+        found.faults.extend(f"{which}: {fault}" for fault in faults)
+        return None
+    record["category_id"] = category["id"] if category else None
+    if record.get("area") is None:
+        found.filled["without area: width x height of the box is taken"] += 1
+        record["area"] = record["bbox"][2] * record["bbox"][3]
+    _mask(found, record, image, which)
+    keypoints = record.get("keypoints")
+    if "keypoints" in record and not _are_numbers(keypoints, 3, 0):
+        found.filled["whose keypoints cannot be read: they are left out"] += 1
+        del record["keypoints"]
+    return record
+
+
+def _box_fault(box: Any) -> str:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_real, box)):
+        return f"bbox {_shown(box)} is not four numbers [x, y, width, height]"
+    if not all(map(_is_finite, box)) or max(map(abs, box)) > _MAX_ID:
+        return f"bbox {_shown(box)} is not finite"
+    if box[2] < 0 or box[3] < 0:
+        return f"bbox {_shown(box)} is inverted: width and height must not be negative"
+    return ""
+
+
+def _flag_fault(found: Annotations, record: dict[str, Any]) -> str:
+    ignore = record.pop("ignore", 0)
+    if ignore not in (0, None) or isinstance(ignore, (dict, list)):
+        return (
+            f"there is an ignore, {_shown(ignore)}: detectron2 knows none; set iscrowd to 1 instead"
+        )
+    if record.get("iscrowd") is None:
+        found.filled["without iscrowd: 0 is taken"] += 1
+        record["iscrowd"] = 0
+    if not isinstance(record["iscrowd"], (int, float)) or record["iscrowd"] not in (0, 1):
+        return f"iscrowd is {_shown(record['iscrowd'])}, not 0 or 1"
+    record["iscrowd"] = int(record["iscrowd"])
+    return ""
+
+
+def _area_fault(record: dict[str, Any]) -> str:
+    area = record.get("area")
+    if area is not None and (not _is_number(area) or not 0 <= area < _MAX_ID):
+        return f"area is {_shown(area)}, not a number of at least 0"
+    return ""
+
+
+def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], which: str) -> None:
+    """Keep the part of a segmentation that can be read."""
+    given = record.pop("segmentation", None)
+    mask: Any = None
+    if isinstance(given, list):
+        mask = [polygon for polygon in given if _are_numbers(polygon, 2, 6)] or None
+    elif isinstance(given, dict) and _is_rle(given, image):
+        mask = given
+    if mask is not None:
+        record["segmentation"] = mask
+        return
+    found.without_mask.append(which)
+    if given:
+        found.filled["whose segmentation cannot be read: their boxes are kept"] += 1
+
+
+def _is_rle(mask: dict[str, Any], image: dict[str, Any]) -> bool:
+    """Whether run lengths, plain or compressed, cover exactly the image."""
+    size, counts = mask.get("size"), mask.get("counts")
+    if not isinstance(size, list) or size != [image.get("height"), image.get("width")]:
+        return False
+    if isinstance(counts, str):
+        counts = _run_lengths(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return False
+    return sum(counts) == size[0] * size[1]
+
+
+def _run_lengths(text: str) -> list[int] | None:
+    """Decompress COCO's run lengths: 5 bits a character, each but the first three a difference."""
+    counts: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            if shift > 60:
+                return None
+            continue
+        if code & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return counts if shift == 0 else None
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_real(value) and _is_finite(value)
+
+
+def _is_finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def _are_numbers(values: Any, multiple: int, least: int) -> bool:
+    is_list = isinstance(values, list) and len(values) % multiple == 0 and len(values) >= least
+    return is_list and all(_is_number(v) and abs(v) < _MAX_ID for v in values)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 2, 60, 40, 60
+
+
+def _shown(value: Any) -> str:
+    """A value for messages, however large or deep it is."""
+    return _REPR.repr(value)
+
+
+def _image_name(image: dict[str, Any]) -> str:
+    name = image.get("file_name", "no file name")
+    return f"image id {image['id']} ({name if isinstance(name, str) else _shown(name)})"
