@@ -189,7 +189,7 @@ def _table(config: str, entry: dict[str, Any]) -> Table:
         columns=("", *(f"keep {ratio:g}" for ratio in RATIOS)),
         rows=rows,
         notes=(
-            f"{count.capitalize()}.",
+            f"{count.capitalize()}; – was not run.",
             f"The maps saw {max(images for images, _ in fitted)} images and explain "
             f"{min(explained):.0f} % of the tokens' squared movement in images held back.",
             f"{entry['date']}, `{entry['command']}`",

@@ -391,6 +391,7 @@ def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
         torch.testing.assert_close(both[name], gradient, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_compiled_evaluation_gives_the_same_detections():
     model = sparse_with_bypass("deformable_two_stage").eval()
     compiled = torch.compile(model, backend="aot_eager")

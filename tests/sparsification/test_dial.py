@@ -50,7 +50,7 @@ def test_ratios_are_set_by_hand_where_there_is_something_to_set():
     set_keep_ratio(model, 0.7)
     assert model.transformer.encoder.sparsifier.keep_ratio == 0.7
     with pytest.raises(ValueError, match="keep_ratio"):
-        set_keep_ratio(model, 0)
+        set_keep_ratio(model, 1.5)
     with pytest.raises(NotSparsifiableError, match="make it sparse first"):
         set_keep_ratio(build("dino"), 0.5)
 

@@ -161,7 +161,13 @@ def test_scores_are_taught_the_tokens_of_most_mass():
     assert loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("dino", "deformable", "dab_two_stage", "dn", "h_two_stage")
+"""Detectors that are fitted in every test run."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
 def test_every_detector_is_fitted_and_the_dense_one_left_alone(name, images):
     dense, student = twins(name)
     before = copy.deepcopy(dense.state_dict())

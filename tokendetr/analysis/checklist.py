@@ -4,7 +4,7 @@ A checklist is a JSON file:
 
     {"title": "Sparse DETR", "source": "arXiv 2111.14330", "rows": [
       {"item": "Equation 1", "what": "the loss of the scores",
-       "where": ["sparse_detr/"],
+       "where": ["sparse_detr/sparsifier.py"],
        "tests": ["tests/sparse_detr/test_sparse_losses.py::test_..."],
        "commands": ["python tools/table.py sparse_detr"]},
       {"item": "Figure 8", "what": "...", "decision": "why not"}]}

@@ -135,7 +135,9 @@ def _class_faults(data: dict[str, Any], num_classes: int | None) -> list[str]:
     ids: dict[Any, Any] = {}
     for category in categories:
         name = category.get("name")
-        if isinstance(name, str) and name in ids:
+        if not isinstance(name, str):
+            continue  # named already
+        if name in ids:
             faults.append(
                 f"categories {ids[name]} and {category['id']} have the same name {name!r}: their "
                 "results cannot be told apart; rename one, or give both one id"

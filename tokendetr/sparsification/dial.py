@@ -25,7 +25,7 @@ def set_keep_ratio(detector: nn.Module, ratio: float) -> None:
 
     Args:
         detector: whose encoder has a sparsifier of the keep kind.
-        ratio: in (0, 1]; 1 is the dense encoder.
+        ratio: at most 1, which is the dense encoder.
 
     Raises:
         NotSparsifiableError: where the detector has no such sparsifier.
