@@ -80,5 +80,5 @@ bench: $(BUILT)
 	$(PY) benchmarks/spt_inference.py
 
 clean:
-	rm -rf build standalone/build *.egg-info standalone/*.egg-info tokendetr/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build standalone/build *.egg-info standalone/*.egg-info tokendetr/*.so tokendetr/libtokendetr_ops.json .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
