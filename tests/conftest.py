@@ -13,6 +13,9 @@ STANDALONE = Path(__file__).resolve().parent.parent / "standalone"
 
 def pytest_configure(config: pytest.Config) -> None:
     check_stand_ins()
+    # Programs that tests start read configs that import from ``tests``.
+    paths = [str(STANDALONE.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if "OMP_NUM_THREADS" not in os.environ:
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))

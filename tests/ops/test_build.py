@@ -80,7 +80,12 @@ def test_without_a_compiler_the_install_succeeds_and_both_ends_say_why(tree: Pat
     assert "/absent/c++" in line
     assert not (tree / LIBRARY).exists()
     used = subprocess.run(
-        [sys.executable, "-c", CALL], cwd=tree, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CALL],
+        cwd=tree,
+        env=dict(os.environ) | {"PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert used.stdout.count("torch.Size([1, 1, 2])") == 2, used.stderr
     assert used.stderr.count("/absent/c++") == 1

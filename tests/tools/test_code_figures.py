@@ -5,6 +5,7 @@ import ast
 import pytest
 
 from tokendetr.cli.code_figures import (
+    ROOT,
     circles,
     measure,
     path_edits,
@@ -12,7 +13,6 @@ from tokendetr.cli.code_figures import (
     repeated_blocks,
     state_of_a_pass,
 )
-from tokendetr.config.tree import ROOT
 
 TEXT = """
 from contextvars import ContextVar

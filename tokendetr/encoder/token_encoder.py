@@ -221,6 +221,9 @@ class TokenEncoder(nn.Module):
         """Run all layers by a plan, and move the tokens that it leaves out."""
         initial_BNC = memory_BNC = tokens_BKC = context.memory_BNC
         pos_BKC, reference_BKLX = context.query_pos_BNC, context.reference_points_BNL2
+        if not self.num_layers and pos_BKC is not None:
+            # Distributed training needs the level embeddings in the graph of every pass.
+            memory_BNC = memory_BNC + 0.0 * pos_BKC
         previous: TokenMap | None = None
         for index in range(self.num_layers):
             token_map = plan.token_map(index, memory_BNC)
