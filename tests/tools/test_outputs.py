@@ -71,6 +71,18 @@ def test_the_weights_that_were_measured_are_chosen():
         chosen_weights({"model": {}}, "ema")
 
 
+def test_a_tensor_of_two_names_is_averaged_under_both(tmp_path):
+    shared = torch.zeros(3)
+    saved = {
+        "model": {"head.w": shared, "decoder.head.w": shared, "mean": torch.zeros(1)},
+        "ema_state": {"head.w": torch.ones(3)},
+    }
+    torch.save(saved, tmp_path / "best.pth")
+    weights, _ = chosen_weights(torch.load(tmp_path / "best.pth", weights_only=True), "ema")
+    assert weights["head.w"].eq(1).all() and weights["decoder.head.w"].eq(1).all()
+    assert weights["mean"].eq(0).all()
+
+
 def test_export_says_which_weights_it_took_and_spares_its_input(tmp_path, capsys):
     source = tmp_path / "model_best.pth"
     torch.save(checkpoint(best_metric_name="bbox_ema/AP"), source)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from torch import Tensor
+
 __all__ = ["Choice", "chosen_weights"]
 
 Choice = Literal["auto", "model", "ema"]
@@ -24,5 +26,23 @@ def chosen_weights(checkpoint: Mapping[str, Any], choice: Choice = "auto") -> tu
         raise ValueError("the checkpoint has no ema_state: it was trained without model_ema")
     measured = "_ema/" in str(checkpoint.get("best_metric_name", ""))
     if average and (choice == "ema" or (choice == "auto" and measured)):
-        return {**checkpoint["model"], **average}, "ema"
+        return _averaged(checkpoint["model"], average), "ema"
     return dict(checkpoint["model"]), "model"
+
+
+def _averaged(weights: Mapping[str, Any], average: Mapping[str, Any]) -> dict[str, Any]:
+    """Return weights with the averaged ones in their places, also under a tensor's other names.
+
+    A moving average names every parameter once; heads that a decoder shares have two names.
+    """
+    by_tensor = {
+        value.data_ptr(): average[name]
+        for name, value in weights.items()
+        if name in average and isinstance(value, Tensor) and value.numel()
+    }
+    return {
+        name: average.get(name, by_tensor.get(value.data_ptr(), value))
+        if isinstance(value, Tensor)
+        else value
+        for name, value in weights.items()
+    }
