@@ -1,0 +1,11 @@
+"""Dynamic DETR on photographs of blood cells, fine-tuned from the dense weights of BCCD."""
+
+from tokendetr.config import checkpoint_file
+
+from ...common.bccd import NUM_CLASSES, dataloader, train
+from .dynamic_dino_shapes import lr_multiplier, model, optimizer
+
+model.num_classes = NUM_CLASSES
+train.init_checkpoint = checkpoint_file("dino_bccd")
+train.output_dir = "./output/dynamic_dino_bccd"
+train.max_iter, train.eval_period = 800, 200

@@ -1,0 +1,31 @@
+"""Registration of BCCD: 364 photographs of blood cells with boxes of three classes."""
+
+import os
+
+from tokendetr.config.registration import register_coco_format
+
+__all__ = ["bccd_root", "register_bccd"]
+
+SPLITS = ("train", "val", "test")
+
+
+def register_bccd(root: str | None = None) -> None:
+    """Make ``bccd_train``, ``bccd_val`` and ``bccd_test`` known; nothing is read before they are
+    used.
+
+    The pictures of all three lie in ``images``, annotations in ``train.json``, ``val.json`` and
+    ``test.json``: ``tokendetr convert`` makes them from the Pascal VOC files of the publication.
+
+    Args:
+        root: folder of the data set; default :func:`bccd_root`.
+    """
+    root = bccd_root() if root is None else root
+    for split in SPLITS:
+        register_coco_format(
+            f"bccd_{split}", os.path.join(root, f"{split}.json"), os.path.join(root, "images")
+        )
+
+
+def bccd_root() -> str:
+    """Return the data set's folder under ``DETECTRON2_DATASETS``, else under ``./datasets``."""
+    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bccd")
