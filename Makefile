@@ -16,7 +16,7 @@ GPU_RECORD ?= output/gpu-check.json
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
 BUILT := $(VENV)/.stamp-built
-BUILD_SOURCES := setup.py pyproject.toml $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
+BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-slow nightly lint format bench cuda-check gpu-wheels gpu-check sanitize clean

@@ -5,6 +5,7 @@ longer than the pass, and has a place for every block, so a block that is recomp
 backward pass finds what it found the first time. Nothing is kept on a module.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,10 +60,16 @@ class Ledger:
     views: bool = False
 
 
-class _Compiled:
-    """Where compiled code finds the ledger: the compiler cannot follow context variables."""
+class _CompiledPass(threading.local):
+    """The ledger of the pass of compiled code in this thread.
+
+    The compiler follows the attributes of a ``threading.local``, but no context variable.
+    """
 
     ledger: Ledger | None = None
+
+
+_compiled = _CompiledPass()
 
 
 @contextmanager
@@ -83,14 +90,14 @@ def open_ledger(index: int) -> Ledger:
     """
     if torch.compiler.is_compiling():
         if index == 0:
-            _Compiled.ledger = Ledger({0: TokenState()})
-        ledger = _Compiled.ledger
+            _compiled.ledger = Ledger({0: TokenState()})
+        ledger = _compiled.ledger
     else:
         if index == 0:
             context = enter_part()
             asked = isinstance(context.ledger, Ledger) and not context.ledger.entering
             context.ledger = Ledger({0: TokenState()}, asked and context.ledger.views)
-        ledger = current_pass().ledger or _Compiled.ledger
+        ledger = current_pass().ledger or _compiled.ledger
     if ledger is None or index not in ledger.entering:
         raise RuntimeError(
             f"block {index} of a transformed model runs outside of a forward pass of all blocks in "
@@ -102,7 +109,7 @@ def open_ledger(index: int) -> Ledger:
 
 def close_ledger() -> None:
     """End the pass of the blocks; called by the last one."""
-    _Compiled.ledger = None
+    _compiled.ledger = None
     if not torch.compiler.is_compiling():
         current_pass().ledger = None
         leave_part()

@@ -10,9 +10,12 @@ of them has a real package.
 
 import os.path
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = False  # the module typing is not needed in every interpreter
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 STAND_INS = ("detectron2", "detrex")
 """Top-level names that are stood in for."""
@@ -33,8 +36,8 @@ class StandInFinder:
 
     @classmethod
     def find_spec(
-        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+        cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         """Return the real package's spec, or else the stand-in's; None for all other names."""
         if name not in STAND_INS:
             return None
@@ -58,7 +61,7 @@ def _is_stand_in_finder(finder: object) -> bool:
     return getattr(finder, "is_stand_in_finder", False)
 
 
-def _stand_in_spec(name: str) -> ModuleSpec | None:
+def _stand_in_spec(name: str) -> "ModuleSpec | None":
     from importlib.util import spec_from_file_location  # not needed in every interpreter
 
     folder = stand_in_folder(name)

@@ -1,6 +1,7 @@
 """VOC and BDD100K as their makers lay them out on disk, through training and evaluation."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -181,6 +182,23 @@ def test_configs_that_register_may_be_loaded_again_with_other_paths(tmp_path):
         load_config(str(config))
     DatasetCatalog.remove("again")
     MetadataCatalog.remove("again")
+
+
+def test_configs_that_register_may_be_loaded_in_threads_and_change_nobody_s_catalog(tmp_path):
+    register, names = DatasetCatalog.register, {"first", "second", "third"}
+    body = f"from detectron2.data import DatasetCatalog\nfor name in {sorted(names)}:\n"
+    config, twice = tmp_path / "config.py", tmp_path / "twice.py"
+    config.write_text(f"{body}    DatasetCatalog.register(name, list)\ntrain = {{}}\n")
+    twice.write_text(f"{config.read_text()}DatasetCatalog.register('third', list)\n")
+    with ThreadPoolExecutor(4) as threads:
+        assert len(list(threads.map(load_config, [str(config)] * 8))) == 8
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="'third' is already registered"):
+            load_config(str(twice))
+    load_config(str(config))
+    assert names <= set(DatasetCatalog) and DatasetCatalog.register == register
+    for name in names:
+        DatasetCatalog.remove(name)
 
 
 def test_a_name_of_another_kind_of_data_set_is_taken_over(tmp_path):

@@ -83,10 +83,10 @@ def test_upstreams_import_path_leads_to_a_real_one_wherever_it_comes_on_the_path
     environment = Environment(tmp_path / "environment")
     package = environment.packages / "tokendetr"
     package.mkdir()
-    for name in ("_projects.py",):
-        shutil.copy(ROOT / "tokendetr" / name, package)
+    shutil.copy(ROOT / "tokendetr" / "_projects.py", package)
     (package / "__init__.py").touch()
-    shutil.copy(ROOT / "tokendetr.pth", environment.packages)
+    for name in ("tokendetr.pth", "tokendetr_startup.py"):
+        shutil.copy(ROOT / name, environment.packages)
     for name in ("dino", "focus_detr"):
         ours = package / "projects" / name / "modeling"
         ours.mkdir(parents=True)
@@ -111,6 +111,16 @@ for name in ("dino", "focus_detr", "common"):
     assert environment.run(code, cwd=tmp_path).split() == theirs
     (environment.packages / "easy-install.pth").rename(environment.packages / "zz.pth")
     assert environment.run(code, cwd=tmp_path).split() == theirs
+
+
+def test_an_interpreter_that_asks_for_no_project_imports_none_of_the_package(tmp_path):
+    environment = Environment(tmp_path / "environment")
+    for name in ("tokendetr.pth", "tokendetr_startup.py"):
+        shutil.copy(ROOT / name, environment.packages)
+    bare = "import sys; print(*sorted(sys.modules))"
+    started = set(environment.run(bare, cwd=tmp_path).split())
+    (environment.packages / "tokendetr.pth").unlink()
+    assert started - set(environment.run(bare, cwd=tmp_path).split()) == {"tokendetr_startup"}
 
 
 def test_no_config_imports_through_the_package_projects():

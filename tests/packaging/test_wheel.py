@@ -29,6 +29,7 @@ def test_the_wheel_holds_library_methods_configs_and_weights(names):
     assert {name for name in tops if not name.endswith(".dist-info")} == {
         "tokendetr",
         "tokendetr.pth",
+        "tokendetr_startup.py",
         *METHODS,
     }
     assert set(tracked_files("tokendetr", *METHODS)) <= names

@@ -2,12 +2,14 @@
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from tests.token_transforming.small_transformers import PREFIX, build, images, tokens_of
-from token_transforming import UnsupportedModelError, restore, supported, transform
+from token_transforming import TokenState, UnsupportedModelError, restore, supported, transform
+from token_transforming.ledger import close_ledger, open_ledger
 
 SEQUENCES = ("vit", "deit", "dinov2", "dinov2_registers", "clip")
 
@@ -127,6 +129,23 @@ def test_compiling_a_transformed_model_needs_no_graph_break(method):
     torch.testing.assert_close(tokens_of(compiled, x), expected)
     assert torch.equal(tokens_of(model, x), expected), "eager still works after compiling"
     torch.compiler.reset()
+
+
+def test_a_pass_of_compiled_code_belongs_to_its_thread(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    ledger = open_ledger(0)
+    ledger.entering[1] = TokenState()
+
+    def another_pass():
+        with pytest.raises(RuntimeError, match="block 1 .* runs outside of a forward pass"):
+            open_ledger(1)
+        assert open_ledger(0) is not ledger
+        close_ledger()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(another_pass).result()
+    assert open_ledger(1) is ledger
+    close_ledger()
 
 
 @torch.no_grad()

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from detectron2.config import LazyConfig
-
-from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.registration import load_repeatably
 from tokendetr.config.tree import PROJECTS_DIR
 
 FRAGMENTS_DIR = PROJECTS_DIR / "common"
@@ -24,5 +22,4 @@ def get_fragment(name: str) -> Any:
         files = FRAGMENTS_DIR.rglob("*.py")
         known = sorted(file.relative_to(FRAGMENTS_DIR).as_posix() for file in files)
         raise FileNotFoundError(f"no shared config {name!r}; there are {', '.join(known)}")
-    with repeatable_registration():
-        return LazyConfig.load(str(path))
+    return load_repeatably(str(path))

@@ -15,7 +15,7 @@ from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.origin import warn_of_foreign_projects
-from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.registration import load_repeatably
 from tokendetr.config.settings import check_settings
 from tokendetr.config.targets import check_targets
 from tokendetr.config.tree import RENAMED, config_files, shipped_weights
@@ -118,8 +118,7 @@ def _load_file(config_file: str) -> DictConfig:
         if not isinstance(content, dict):
             raise ConfigError(f"{config_file} holds a {type(content).__name__}, not a config")
         return OmegaConf.create(content, flags={"allow_objects": True})
-    with repeatable_registration():
-        return LazyConfig.load(config_file)
+    return load_repeatably(config_file)
 
 
 def fill_defaults(cfg: DictConfig) -> None:

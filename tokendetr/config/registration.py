@@ -1,38 +1,60 @@
 """Registration of data sets that may be repeated, with the same or other paths."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+import traceback
 from typing import Any
 
+from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-__all__ = ["register_coco_format", "repeatable_registration"]
+__all__ = ["load_repeatably", "register_coco_format"]
 
+_loading = threading.RLock()  # a config may load another one by name
 _registered_by_configs: set[str] = set()
 
 
-@contextmanager
-def repeatable_registration() -> Iterator[None]:
-    """Let config files that register data sets be loaded again, inside the ``with`` block.
+def load_repeatably(file: str) -> Any:
+    """Load a config file that may register data sets which an earlier config registered.
 
     A program loads a config more than once (to look at it before processes start, say), and
     detectron2 refuses a name that is taken. Here a name that an earlier config registered belongs
-    to the one that is being loaded; any other name is refused as ever.
+    to the one that is being loaded: it is removed and the file loaded anew, as often as it is
+    refused another one. Any other name is refused as ever.
+
+    Args:
+        file: path or address of a ``.py`` config.
+
+    Raises:
+        AssertionError: the file registers a name that no config registered, or one name twice.
     """
-    register = DatasetCatalog.register
+    added: set[str] = set()  # by this load, before it was refused a name
+    refused: set[str] = set()
+    with _loading:
+        owned = frozenset(_registered_by_configs)
+        while True:
+            before = set(DatasetCatalog)
+            try:
+                return LazyConfig.load(file)
+            except AssertionError as error:
+                name = _refused_name(error)
+                if name is None or name in refused or name not in owned:
+                    raise
+                refused.add(name)
+            finally:
+                added |= set(DatasetCatalog) - before
+                _registered_by_configs.update(added)
+            for known in (refused | added) & set(DatasetCatalog):
+                _forget(known)
 
-    def again(name: str, func: Callable[[], list[dict[str, Any]]]) -> None:
-        if name in _registered_by_configs and name in DatasetCatalog:
-            _forget(name)
-        register(name, func)
-        _registered_by_configs.add(name)
 
-    DatasetCatalog.register = again  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        DatasetCatalog.register = register  # type: ignore[method-assign]
+def _refused_name(error: AssertionError) -> str | None:
+    """Return the name that ``DatasetCatalog.register`` refused, None if it raised nothing."""
+    register = type(DatasetCatalog).register.__code__
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is register:
+            return str(frame.f_locals["name"])
+    return None
 
 
 def register_coco_format(name: str, json_file: str, image_root: str) -> None:

@@ -12,13 +12,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
-from tokendetr.config.registration import repeatable_registration
+from tokendetr.config.registration import load_repeatably
 from tokendetr.config.targets import check_targets
 from tokendetr.config.tree import config_file, config_files, shipped_weights
 
@@ -66,8 +66,7 @@ def get_config(name: str) -> Any:
     Raises:
         KeyError: there is no such config.
     """
-    with repeatable_registration():
-        return LazyConfig.load(str(get_config_file(name)))
+    return load_repeatably(str(get_config_file(name)))
 
 
 def load(
