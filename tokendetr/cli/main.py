@@ -37,9 +37,12 @@ COMMANDS = {
     "predict": Command("tokendetr.cli.demo:main", "detect objects in pictures and videos"),
     "doctor": Command("tokendetr.cli.doctor:main", "check this installation"),
     "list": Command("tokendetr.cli.list_configs:main", "list configs, and which have weights"),
-    "analyze": Command("tokendetr.cli.analyze_model:main", "operations, parameters, activations"),
+    "analyze-model": Command(
+        "tokendetr.cli.analyze_model:main", "operations, parameters, activations"
+    ),
     "benchmark": Command("tokendetr.cli.benchmark:main", "time of detectors side by side"),
     "export": Command("tokendetr.cli.export_checkpoint:main", "small weight files, conversions"),
+    "convert": Command("tokendetr.cli.convert_dataset:main", "Pascal VOC or YOLO labels to COCO"),
     "check-data": Command("tokendetr.cli.check_dataset:main", "check annotations and images"),
     "visualize-tokens": Command(
         "tokendetr.cli.visualize_tokens:main", "draw what encoder layers keep and merge"

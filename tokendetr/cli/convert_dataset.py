@@ -1,0 +1,65 @@
+"""Convert a folder of Pascal VOC or YOLO labels to COCO JSON, and check the result.
+
+Examples:
+    tokendetr convert --input BCCD_Dataset/BCCD --output datasets/bccd --names RBC WBC Platelets
+    tokendetr convert --input fruit --output fruit_coco --val-share 0.1
+
+One JSON per split is written: the lists of VOC's ImageSets/Main, or folders named train, val (or
+valid) and test. A folder without splits is split at random, the same way every time. Images stay
+where they are. What cannot be read, a missing image, or a file that exists already is an error that
+names the file; nothing is written then.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tokendetr.data.convert import convert_folder
+from tokendetr.errors import ConfigError, DatasetError
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, metavar="FOLDER", help="labels and images")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="gets <split>.json")
+    parser.add_argument("--format", choices=("auto", "voc", "yolo"), default="auto")
+    parser.add_argument(
+        "--names", nargs="+", default=[], metavar="CLASS", help="order of VOC's classes"
+    )
+    parser.add_argument(
+        "--splits", nargs="+", default=[], metavar="NAME", help="those to write (default: all)"
+    )
+    parser.add_argument(
+        "--val-share", type=float, default=0.2, help="of a folder without splits (default: 0.2)"
+    )
+    parser.add_argument(
+        "--skip-images", action="store_true", help="do not open every image to compare its size"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    try:
+        files = convert_folder(
+            args.input,
+            args.output,
+            kind=args.format,
+            names=args.names,
+            splits=args.splits,
+            val_share=args.val_share,
+            open_images=not args.skip_images,
+        )
+    except (ConfigError, DatasetError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for file in files:
+        print(f"{file.json_file}: {file.num_images:,} images, {file.num_boxes:,} boxes")
+    print(f"classes: {', '.join(files[0].names)}; images: {files[0].image_root}")
+
+
+if __name__ == "__main__":
+    main()

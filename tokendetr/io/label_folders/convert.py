@@ -1,0 +1,241 @@
+"""Convert Pascal VOC XML and YOLO text to COCO's format, over hotcoco's readers.
+
+The readers see a temporary folder of links in which every label file has a number for its name, so
+that file names, subfolders and images without labels come out as they are on the disk.
+"""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from tokendetr.errors import DatasetError
+from tokendetr.io.label_folders.recognize import IMAGE_SUFFIXES, WHOLE, LabelFolder, Part
+from tokendetr.io.optional_hotcoco import load_hotcoco
+
+__all__ = ["to_coco"]
+
+Labelled = tuple[Path, dict[str, Any]]
+"""Folder of the images, and a COCO data set."""
+
+PURPOSE = "reading Pascal VOC and YOLO labels"
+
+
+def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labelled]:
+    """Convert every part of a folder.
+
+    All parts get the same categories, numbered from 1: in the order that the folder lists, or
+    alphabetically. Boxes of VOC, whose pixels count from 1 and include the last, become
+    ``[xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]``; objects marked as difficult are
+    objects like others. An XML file without image size takes that of the image.
+
+    Args:
+        folder: of kind ``voc`` or ``yolo``.
+        val_share: share of the images, in [0, 1), that become the part ``val`` of a folder that is
+            not split, chosen at random but the same ones in every run; the rest are ``train``.
+
+    Returns:
+        By part, the folder of its images, and a COCO data set with file names relative to it.
+
+    Raises:
+        DatasetError: a file that cannot be read, or an image that is missing; names it.
+        ConfigError: hotcoco is not installed.
+    """
+    if folder.kind == "coco":
+        raise DatasetError(f"{folder.root} has COCO JSON already: use it as it is")
+    if not 0 <= val_share < 1:
+        raise DatasetError(f"the share of images for validation is {val_share}: give 0 to below 1")
+    convert = _from_voc if folder.kind == "voc" else _from_yolo
+    names = list(folder.names)
+    if folder.kind == "voc":
+        names = _voc_names(folder)
+    parts = {name: (part.images, convert(part, names)) for name, part in folder.parts.items()}
+    if val_share and set(parts) == {WHOLE}:
+        images, data = parts[WHOLE]
+        return {name: (images, each) for name, each in _split(data, val_share).items()}
+    return parts
+
+
+def _split(data: dict[str, Any], val_share: float) -> dict[str, dict[str, Any]]:
+    ids = [image["id"] for image in data["images"]]
+    chosen = set(random.Random(0).sample(ids, max(1, round(val_share * len(ids)))))
+    keys = {"images": "id", "annotations": "image_id"}
+    return {
+        name: {
+            **data,
+            **{
+                part: [each for each in data[part] if (each[key] in chosen) == is_val]
+                for part, key in keys.items()
+            },
+        }
+        for name, is_val in (("train", False), ("val", True))
+    }
+
+
+@contextmanager
+def _stage() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tokendetr-labels-") as folder:
+        yield Path(folder)
+
+
+def _read(read: Callable[[], Any], stage: Path, originals: dict[str, Path]) -> Any:
+    """Call one of hotcoco's readers; its messages name the files of the user."""
+    try:
+        return read().dataset
+    except (ValueError, OSError) as error:
+        message = str(error)
+        for name, path in originals.items():
+            message = message.replace(str(stage / name), str(path)).replace(name, str(path))
+        raise DatasetError(message.removeprefix("parse error: ")) from error
+
+
+# -------------------------------------------------------------------------------------------- VOC
+
+
+def _voc_names(folder: LabelFolder) -> list[str]:
+    """Class names of all parts, in the folder's order where it has one."""
+    found: dict[str, Path] = {}
+    for path in sorted({path for part in folder.parts.values() for path in part.labels}):
+        for element in _parse_xml(path).iter("object"):
+            found.setdefault(_object_name(element, path), path)
+    unknown = sorted(set(found) - set(folder.names))
+    if folder.names and unknown:
+        raise DatasetError(
+            f"{found[unknown[0]]} has the class {unknown[0]!r}, which is not among "
+            f"{', '.join(folder.names)}"
+        )
+    return list(folder.names) or sorted(found)
+
+
+def _object_name(element: ElementTree.Element, path: Path) -> str:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise DatasetError(f"{path}: an <object> has no <name>")
+    return name
+
+
+def _parse_xml(path: Path) -> ElementTree.Element:
+    try:
+        content = path.read_bytes()
+        if b"<!DOCTYPE" in content:
+            raise DatasetError(f"{path} declares a DOCTYPE, which annotations do not need: refused")
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{path} is no readable XML: {error}") from error
+
+
+def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
+    hotcoco = load_hotcoco(PURPOSE)
+    trees = [_parse_xml(path) for path in part.labels]
+    images = [_voc_image(part, *pair) for pair in zip(part.labels, trees, strict=True)]
+    with _stage() as stage:
+        (stage / "labels.txt").write_text("\n".join(names))
+        (stage / "Annotations").mkdir()
+        originals = {}
+        for number, (path, tree) in enumerate(zip(part.labels, trees, strict=True)):
+            name = f"Annotations/{number:08d}.xml"
+            originals[name] = path
+            _set_text(tree, "filename", f"{number:08d}")
+            (stage / name).write_bytes(ElementTree.tostring(tree))
+        data = _read(lambda: hotcoco.COCO.from_voc(str(stage)), stage, originals)
+    _rename(data, part, images)
+    _check_counts(data, [sum(1 for _ in tree.iter("object")) for tree in trees], part.labels)
+    return dict(data)
+
+
+def _set_text(tree: ElementTree.Element, name: str, text: str) -> None:
+    found = tree.find(name)
+    found = ElementTree.SubElement(tree, name) if found is None else found
+    found.text = text
+
+
+def _voc_image(part: Part, path: Path, tree: ElementTree.Element) -> Path:
+    """The image of an XML file: the one that it names, or the one of its own name."""
+    named = (tree.findtext("filename") or "").strip()
+    candidates = [part.images / named] if named else []
+    candidates += [part.images / f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
+    root = part.images.resolve()
+    for candidate in candidates:
+        if candidate.is_file() and root in candidate.resolve().parents:
+            return candidate
+    raise DatasetError(f"{path}: its image {named or path.stem!r} is not in {part.images}")
+
+
+# ------------------------------------------------------------------------------------------- YOLO
+
+
+def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
+    hotcoco = load_hotcoco(PURPOSE)
+    images = list(_yolo_images(part))
+    with _stage() as stage:
+        labels, linked = stage / "labels", stage / "images"
+        labels.mkdir()
+        linked.mkdir()
+        # The reader's YAML knows plain names only; they are put back below.
+        numbered = "".join(f"  {number}: class{number}\n" for number in range(len(names)))
+        (labels / "data.yaml").write_text(f"names:\n{numbered}")
+        originals = {}
+        for number, (path, image) in enumerate(zip(part.labels, images, strict=True)):
+            name = f"{number:08d}.txt"
+            originals[f"labels/{name}"] = path
+            (labels / name).write_bytes(path.read_bytes() if path.is_file() else b"")
+            (linked / f"{number:08d}{image.suffix.lower()}").symlink_to(image.resolve())
+        read = hotcoco.COCO.from_yolo
+        data = _read(lambda: read(str(labels), images_dir=str(linked)), stage, originals)
+    data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
+    _rename(data, part, images)
+    lines = [path.read_text().splitlines() if path.is_file() else [] for path in part.labels]
+    _check_counts(data, [sum(bool(line.strip()) for line in each) for each in lines], part.labels)
+    return dict(data)
+
+
+def _yolo_images(part: Part) -> Iterator[Path]:
+    files = sorted(p for p in part.images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    stems: dict[Path, Path] = {}
+    for path in files:
+        stem = path.with_suffix("")
+        if stem in stems:
+            raise DatasetError(f"{path} and {stems[stem]} share one label file: rename one of them")
+        stems[stem] = path
+        yield path
+
+
+# ------------------------------------------------------------------------------------ both formats
+
+
+def _rename(data: dict[str, Any], part: Part, images: Sequence[Path]) -> None:
+    """Give the records their images' names, and the sizes that are missing."""
+    for record in data["images"]:
+        path = images[int(record["file_name"])]
+        record["file_name"] = path.relative_to(part.images).as_posix()
+        if not record["width"] or not record["height"]:
+            record["width"], record["height"] = _size(path)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise DatasetError(f"{path} is no readable image: {error}") from error
+
+
+def _check_counts(data: dict[str, Any], wanted: Sequence[int], labels: Sequence[Path]) -> None:
+    """Every object of every label file has become an annotation."""
+    if len(data["images"]) != len(labels):
+        raise DatasetError(f"{len(labels)} label files gave {len(data['images'])} images")
+    found = dict.fromkeys((image["id"] for image in data["images"]), 0)
+    for annotation in data["annotations"]:
+        found[annotation["image_id"]] += 1
+    for (image_id, number), count, path in zip(found.items(), wanted, labels, strict=True):
+        if number != count:
+            raise DatasetError(
+                f"{path} has {count} objects, of which {number} could be read (image {image_id})"
+            )

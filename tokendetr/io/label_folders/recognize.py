@@ -1,0 +1,234 @@
+"""Tell which kind of labels a folder holds, and which of its files belong to which split."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokendetr.errors import DatasetError
+from tokendetr.io.plain_yaml import load_plain_yaml
+
+__all__ = ["IMAGE_SUFFIXES", "KINDS", "WHOLE", "LabelFolder", "Part", "recognize"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+KINDS = ("coco", "voc", "yolo")
+WHOLE = "all"
+"""Name of the one part of a folder that is not split."""
+
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split.
+
+    Attributes:
+        images: folder of its images.
+        labels: a COCO JSON, or the XML or text files, sorted; for YOLO one per image, which need
+            not exist: an image without a file is an image without boxes.
+    """
+
+    images: Path
+    labels: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class LabelFolder:
+    """What was recognized.
+
+    Attributes:
+        root: the folder.
+        kind: one of :data:`KINDS`.
+        parts: by name: ``train``, ``val``, ``test``, the names of VOC's lists, or ``all``.
+        names: class names in order, where a file of the folder lists them; else empty.
+    """
+
+    root: Path
+    kind: str
+    parts: dict[str, Part]
+    names: Sequence[str] = ()
+
+
+def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
+    """Recognize the labels of a folder.
+
+    COCO: JSON files in it, in ``annotations`` or in a folder per split. Pascal VOC: ``Annotations``
+    beside ``JPEGImages`` or ``images``, split by ``ImageSets/Main``, or XML files beside the
+    images, also in a folder per split. YOLO: ``data.yaml`` with ``images`` and ``labels``, above or
+    below a folder per split.
+
+    Args:
+        folder: the folder.
+        kind: one of :data:`KINDS`, or "auto" to try each.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DatasetError: nothing is recognized, or a file of it cannot be read; names what is wrong.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"the data folder {str(folder)!r} does not exist")
+    readers = {"coco": _coco, "voc": _voc, "yolo": _yolo}
+    if kind not in ("auto", *KINDS):
+        raise DatasetError(f"unknown kind of labels {kind!r}: use auto, {', '.join(KINDS)}")
+    for name in KINDS if kind == "auto" else (kind,):
+        found = readers[name](root)
+        if found is not None:
+            return found
+    wanted = "COCO JSON, Pascal VOC XML or YOLO" if kind == "auto" else kind.upper()
+    raise DatasetError(
+        f"{root} holds no {wanted} labels that are recognized. Expected are *.json with images, "
+        "annotations and categories; or Annotations/*.xml beside JPEGImages; or data.yaml with "
+        "images/ and labels/"
+    )
+
+
+# ------------------------------------------------------------------------------------------- COCO
+
+
+def _coco(root: Path) -> LabelFolder | None:
+    files = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")]
+    parts: dict[str, Part] = {}
+    for path in sorted(files):
+        data = _coco_content(path)
+        if data is None:
+            continue
+        named = path.parent.name if path.name.startswith("_annotations") else path.stem
+        name = _split(named) or named
+        if name in parts:
+            raise DatasetError(
+                f"{path} and {parts[name].labels[0]} are both the split {name!r}: keep one of them"
+            )
+        parts[name] = Part(_coco_images(root, path, data), [path])
+    return LabelFolder(root, "coco", parts) if parts else None
+
+
+def _coco_content(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content where it is laid out as COCO's."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is no readable JSON: {error}") from error
+    has_keys = isinstance(data, dict) and {"images", "annotations", "categories"} <= set(data)
+    return data if has_keys and isinstance(data["images"], list) else None
+
+
+def _coco_images(root: Path, path: Path, data: dict[str, Any]) -> Path:
+    first = next((i.get("file_name") for i in data["images"] if isinstance(i, dict)), None)
+    split = path.stem.rpartition("_")[2]
+    candidates = [
+        path.parent,
+        root / "images" / split,
+        root / "images",
+        root / split,
+        root / path.stem,
+        root,
+    ]
+    for candidate in candidates:
+        if isinstance(first, str) and (candidate / first).is_file():
+            return candidate
+    raise DatasetError(
+        f"{path}: its first image {first!r} is in none of "
+        f"{', '.join(dict.fromkeys(map(str, candidates)))}"
+    )
+
+
+# -------------------------------------------------------------------------------------------- VOC
+
+
+def _voc(root: Path) -> LabelFolder | None:
+    listed = root / "labels.txt"
+    names = listed.read_text().split("\n") if listed.is_file() else []
+    names = [name.strip() for name in names if name.strip()]
+    whole = _voc_part(root)
+    if whole is not None:
+        return LabelFolder(root, "voc", dict(_voc_lists(root, whole)) or {WHOLE: whole}, names)
+    parts = {split: part for split, folder in _split_folders(root) if (part := _voc_part(folder))}
+    return LabelFolder(root, "voc", parts, names) if parts else None
+
+
+def _voc_part(folder: Path) -> Part | None:
+    for labels in (folder / "Annotations", folder / "annotations", folder):
+        files = sorted(labels.glob("*.xml"))
+        if files:
+            images = next(path for name in _IMAGE_FOLDERS if (path := folder / name).is_dir())
+            return Part(images, files)
+    return None
+
+
+def _voc_lists(root: Path, whole: Part) -> Iterator[tuple[str, Part]]:
+    """The splits of ``ImageSets/Main``; lists of one class, with a second column, are left out."""
+    by_stem = {path.stem: path for path in whole.labels}
+    for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        if not lines or any(len(line) != 1 for line in lines):
+            continue
+        missing = [line[0] for line in lines if line[0] not in by_stem]
+        if missing:
+            raise DatasetError(
+                f"{path} lists {missing[0]!r}, of which there is no XML file "
+                f"({len(missing)} of {len(lines)} lines)"
+            )
+        yield path.stem, Part(whole.images, [by_stem[line[0]] for line in lines])
+
+
+# ------------------------------------------------------------------------------------------- YOLO
+
+
+def _yolo(root: Path) -> LabelFolder | None:
+    found = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda p: p.stem != "data")
+    names = next((names for path in found if (names := _yolo_names(path))), [])
+    listed = root / "classes.txt"
+    if not names and listed.is_file():
+        names = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+    parts = {split: part for split, part in _yolo_parts(root) if part.labels}
+    if not names or not parts:
+        return None
+    return LabelFolder(root, "yolo", parts, names)
+
+
+def _yolo_names(path: Path) -> list[str]:
+    """Class names of a data.yaml, in order; [] in another file."""
+    try:
+        content = load_plain_yaml(path.read_text(), str(path))
+    except (ValueError, OSError) as error:
+        raise DatasetError(str(error)) from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise DatasetError(f"{path}: names must be numbered 0 to {len(names) - 1}")
+        names = [names[number] for number in range(len(names))]
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _yolo_parts(root: Path) -> Iterator[tuple[str, Part]]:
+    for split, folder in _split_folders(root / "images"):
+        yield split, _yolo_part(folder, root / "labels" / folder.name)
+    for split, folder in _split_folders(root):
+        if (folder / "images").is_dir():
+            yield split, _yolo_part(folder / "images", folder / "labels")
+    if (root / "labels").is_dir() and not list(_split_folders(root / "images")):
+        yield WHOLE, _yolo_part(root / "images", root / "labels")
+
+
+def _yolo_part(images: Path, labels: Path) -> Part:
+    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return Part(images, [labels / path.relative_to(images).with_suffix(".txt") for path in files])
+
+
+# ------------------------------------------------------------------------------------------ splits
+
+
+def _split(name: str) -> str | None:
+    """The split that a file or folder is named after, such as ``val`` for ``instances_val2017``."""
+    words = re.findall(r"[a-z]+", name.lower())
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
+
+
+def _split_folders(root: Path) -> Iterator[tuple[str, Path]]:
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if folder.is_dir() and (split := _split(folder.name)):
+            yield split, folder

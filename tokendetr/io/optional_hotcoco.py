@@ -1,0 +1,26 @@
+"""hotcoco, which is optional: readers of other label formats, and analyses of COCO results.
+
+Checked with hotcoco 1.3. It is imported when it is first used.
+"""
+
+import importlib
+from typing import Any
+
+from tokendetr.errors import ConfigError
+
+__all__ = ["load_hotcoco"]
+
+
+def load_hotcoco(purpose: str) -> Any:
+    """Return the package.
+
+    Args:
+        purpose: what needs it, for the message.
+
+    Raises:
+        ConfigError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module("hotcoco")
+    except ImportError as error:
+        raise ConfigError(f"{purpose} needs hotcoco: pip install hotcoco") from error
