@@ -15,14 +15,15 @@ GPU_RECORD ?= output/gpu-check.json
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
+DOCS_INSTALLED := $(VENV)/.stamp-docs
 BUILT := $(VENV)/.stamp-built
 BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-slow nightly lint format bench cuda-check gpu-wheels gpu-check sanitize clean
+.PHONY: help build demo docs test test-slow nightly lint format bench cuda-check gpu-wheels gpu-check sanitize clean
 
 help:
-	@echo "make demo | test | test-slow | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | clean"
+	@echo "make demo | docs | test | test-slow | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | clean"
 
 $(INSTALLED): requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +40,15 @@ build: $(BUILT)
 
 demo: $(BUILT)
 	$(PY) tools/run_demo.py
+
+$(DOCS_INSTALLED): $(BUILT) requirements-docs.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
+# Warnings are errors; the notebook is run. No network once installed.
+docs: $(DOCS_INSTALLED)
+	$(PY) -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "open build/docs/docs/index.html"
 
 lint: $(BUILT)
 	$(PY) -m ruff check .

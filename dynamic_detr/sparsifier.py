@@ -64,7 +64,7 @@ class DynamicSparsifier(TokenSparsifier):
     At the entry of each stage the most coherent windows of the finer levels become one query each;
     on the coarsest level, rare tokens stay queries and take in the common tokens that are most
     like them. Values stay full grids, so whatever follows the encoder is unchanged. Nothing is
-        learned: dense checkpoints load as they are.
+    learned: dense checkpoints load as they are.
 
     Args:
         keep_ratios: share of tokens that stay queries, for a stage's most important level first.
@@ -74,9 +74,8 @@ class DynamicSparsifier(TokenSparsifier):
         stages: how many stages choose their queries anew, from 1 to the number of stages; the
             layers of later ones go on with the last choice, at its ratios. All of them where None.
         window_sizes: cells per side of the windows of each level but the coarsest, where a level's
-            sizes are multiples of them, else a little more. Every window of
-            the default covers one token of the coarsest level; (4, 2, 1) is the reading closest to
-                the paper's figure.
+            sizes are multiples of them, else a little more. Every window of the default covers one
+            token of the coarsest level; (4, 2, 1) is the reading closest to the paper's figure.
         ratio_order: see :class:`dynamic_detr.budget.TokenBudget`.
         merge: how the tokens of a group become one: "mean", "sum", "max", or "retain" the one in
             whose place the result stands.

@@ -1,6 +1,6 @@
 """What of a paper is here: every equation, hyper-parameter, table and figure, and how it is held.
 
-A checklist is a JSON file:
+A checklist is a JSON file::
 
     {"title": "Sparse DETR", "source": "arXiv 2111.14330", "rows": [
       {"item": "Equation 1", "what": "the loss of the scores",

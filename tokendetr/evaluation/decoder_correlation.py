@@ -92,7 +92,7 @@ def _highest(mass_BN: Tensor, layout: LevelLayout, top: float) -> Tensor:
 class CorrEvaluator(DatasetEvaluator):
     """Averages Corr over a data set, of all levels together and of each one.
 
-    It stands beside the evaluator of a config:
+    It stands beside the evaluator of a config::
 
         dataloader.evaluator = L(DatasetEvaluators)(
             evaluators=[dataloader.evaluator, L(CorrEvaluator)()]

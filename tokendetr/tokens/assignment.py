@@ -136,7 +136,7 @@ class SimilarityAssignment(Assignment):
 
     Source: Token Transforming, arXiv 2506.05709, equations 3 to 5.
     Differs: similarities and softmax are float32 whatever the features are: a temperature of 150
-        makes a factor 4.5 of a hundredth.
+    makes a factor 4.5 of a hundredth.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class Mix(TokenMap):
 
     Source: Token Transforming, arXiv 2506.05709, equations 1, 6 and 8.
     Differs: with ``size_BN`` means and sizes count what tokens already stand for, so that repeated
-        reductions conserve the number of tokens; equation 8 as printed forgets it.
+    reductions conserve the number of tokens; equation 8 as printed forgets it.
     """
 
     def __init__(
