@@ -41,6 +41,7 @@ _HOMES = {
     "tokendetr.layers": ("EncoderLayer", "MultiScaleDeformableAttention", "ScoreHead"),
     "tokendetr.ops": ("ms_deform_attn", "packed_attention", "use_reference"),
     "tokendetr.predict": ("Detection", "Detections", "Detector", "Predictor", "load"),
+    "tokendetr.train.run": ("fit",),
     "tokendetr.tokens": (
         "Identity",
         "Keep",

@@ -40,5 +40,6 @@ from tokendetr.tokens import Merge as Merge
 from tokendetr.tokens import Mix as Mix
 from tokendetr.tokens import Pack as Pack
 from tokendetr.tokens import TokenMap as TokenMap
+from tokendetr.train.run import fit as fit
 
 __version__: str

@@ -203,3 +203,13 @@ def test_names_that_are_not_registered_and_missing_arguments(tmp_path, capsys):
     with pytest.raises(SystemExit):
         check_dataset.main(["--json", "a.json"])
     assert "--images" in capsys.readouterr().err
+
+
+def test_pictures_show_the_boxes_and_sample_images(fruit, capsys):
+    printed, error = run(capsys, fruit, "--pictures", str(fruit / "out"))
+    assert error == ""
+    assert str(fruit / "out" / "annotations") in printed
+    files = sorted(path.name for path in (fruit / "out" / "annotations").iterdir())
+    assert len([name for name in files if name.startswith("sample_")]) == 10
+    with Image.open(fruit / "out" / "annotations" / "survey.png") as picture:
+        assert len(set(picture.convert("L").resize((60, 40)).tobytes())) > 10  # charts, not a blank

@@ -4,6 +4,7 @@ Examples:
     python tools/check_dataset.py --config-file projects/dino/configs/dino_shapes.py
     python tools/check_dataset.py --json fruit/train.json --images fruit/images --num-classes 5
     python tools/check_dataset.py --config-file my_config.py --open-images
+    tokendetr check-data --config-file dino_shapes --pictures out/ train.data_folder=my_cells
 
 Checked: ids, sizes, file names and files, categories, boxes, the number of classes, and that
 training set, test set and evaluator number the same classes alike; with --open-images that every
@@ -15,15 +16,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from tokendetr.config.load import load_config
 from tokendetr.data.coco_check import validate_coco
+from tokendetr.data.hints import data_hints
 from tokendetr.data.survey import check_image_files, survey_coco
 from tokendetr.data.validate import (
     CocoFiles,
@@ -34,6 +38,7 @@ from tokendetr.data.validate import (
     validate_registered,
 )
 from tokendetr.errors import ConfigError, DatasetError
+from tokendetr.visualization.survey_pictures import draw_samples, draw_survey
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--num-classes", type=int, help="of the model, with --json")
     parser.add_argument("--open-images", action="store_true", help="also decode every image")
+    parser.add_argument(
+        "--pictures",
+        metavar="FOLDER",
+        help="also draw charts of the boxes, and samples with labels",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")
     args = parser.parse_args(arguments)
     if args.json and not args.images:
@@ -95,7 +105,7 @@ def tasks(args: argparse.Namespace, cfg: DictConfig | None) -> Iterator[Task]:
             yield Task(name, found, model_classes(cfg), check_files)
 
 
-def check(task: Task, *, open_images: bool) -> str:
+def check(task: Task, *, open_images: bool, pictures: str | None = None) -> str:
     """Check a data set and show what it holds; returns its faults, or "" where there are none."""
     files = task.files
     try:
@@ -112,8 +122,20 @@ def check(task: Task, *, open_images: bool) -> str:
         print(f"  {count:>9,} {name}")
     for sentence in survey.advice:
         print(f"  look at: {sentence}")
+    if pictures and files.has_file_names:
+        print(f"  pictures: {draw(task, Path(pictures))}")
     print()
     return ""
+
+
+def draw(task: Task, folder: Path) -> Path:
+    """Draw a data set's charts and samples in a folder of its own; returns that."""
+    name = re.sub(r"\W+", "_", Path(task.name).stem).strip("_")
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    draw_survey(task.files.json_file, target / "survey.png")
+    draw_samples(task.files.json_file, task.files.image_root, target)
+    return target
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,11 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cfg = load_config(args.config_file, args.opts) if args.config_file else None
         for task in tasks(args, cfg):
-            fault = check(task, open_images=args.open_images)
+            fault = check(task, open_images=args.open_images, pictures=args.pictures)
             if fault:
                 faults.append(fault)
         if cfg is not None and not faults:
             compare_parts(cfg)
+            print("\n".join(data_hints(cfg)))
     except (ConfigError, DatasetError, FileNotFoundError) as error:
         faults.append(str(error))
     if faults:

@@ -15,6 +15,7 @@ from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.origin import warn_of_foreign_projects
+from tokendetr.config.own_data import AUTO, count_classes, use_data_folder
 from tokendetr.config.registration import load_repeatably
 from tokendetr.config.settings import check_settings
 from tokendetr.config.targets import check_targets
@@ -42,10 +43,15 @@ ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     "reference_batch_size": 16,
     # Checks of annotations before training: "strict", "warn" or "off".
     "validate_data": "strict",
+    # Folder of COCO, Pascal VOC or YOLO labels that takes the place of the config's data sets.
+    "data_folder": "",
     # Folders beside a data set's image folder that symbolic links may lead to.
     "image_roots": [],
 }
 """Keys of ``train`` that the trainer reads beyond detrex's, which are in ``common/train.py``."""
+
+
+_DATA_KEYS = ("train.data_folder=", "train.output_dir=")
 
 
 def load_config(
@@ -56,6 +62,9 @@ def load_config(
     Configs of this project let ``model.device`` and ``dataloader.evaluator.output_dir`` follow
     ``train`` by interpolation. In configs that copy the values, an override of ``train.device`` or
     ``train.output_dir`` goes for the copy too, unless that has an override itself.
+
+    ``train.data_folder=FOLDER`` replaces the data sets (:mod:`tokendetr.config.own_data`), and
+    ``model.num_classes=auto`` counts the categories of the training data.
 
     Args:
         config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
@@ -70,6 +79,7 @@ def load_config(
         FileNotFoundError: no such file; the message names similar ones.
         ConfigError: no config given, malformed or unknown override, wrong type, a value that would
             do silent harm, or a class that this installation of detectron2 and detrex lacks.
+        DatasetError: labels of ``train.data_folder`` that cannot be used.
     """
     path = resolve_config(config_file)
     cfg = _load_file(path)
@@ -77,7 +87,11 @@ def load_config(
     folder = cfg.train.output_dir
     if trained and (weights := shipped_weights(path)) is not None:
         cfg.train.init_checkpoint = weights
+    # First what says where the data is: other overrides may change what follows from it.
+    apply_overrides(cfg, [o for o in overrides if o.startswith(_DATA_KEYS)])
+    use_data_folder(cfg, shipped_weights(path))
     apply_overrides(cfg, [*_for_device(cfg, overrides), *overrides])
+    count_classes(cfg)
     if not any(o.lstrip("+").startswith("dataloader.evaluator.output_dir=") for o in overrides):
         follow_output_dir(cfg, folder)
     check_settings(cfg)
@@ -278,6 +292,8 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
     """Refuse a word where the config has a number or a truth value."""
     old = OmegaConf.select(cfg, key, default=None)
     is_word = isinstance(value, str) and not value.startswith("${")
+    if value == AUTO and key.endswith("num_classes"):
+        return
     if isinstance(old, (bool, int, float)) and is_word:
         raise ConfigError(
             f"{key} is {old!r} in the config and cannot become the text {str(value)!r}: "

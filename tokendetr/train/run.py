@@ -19,6 +19,7 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import compare_weights, load_weights
 from tokendetr.config.load import follow_output_dir, load_config
+from tokendetr.data.hints import data_hints
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
@@ -31,13 +32,14 @@ from tokendetr.train.hooks import (
     Evaluations,
     RestoreRng,
 )
+from tokendetr.train.results_table import ResultsTable
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.setup import log_environment, run_logging, save_config, seed_run
 from tokendetr.train.stop import StopSignals
 from tokendetr.train.trainer import Trainer, parse_dtype
 from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorboard_writer
 
-__all__ = ["run"]
+__all__ = ["fit", "run"]
 
 logger = logging.getLogger("tokendetr.train")
 
@@ -63,8 +65,32 @@ def run(args: argparse.Namespace) -> Any:
             return _run(args, stop)
 
 
+def fit(cfg: DictConfig, *, resume: bool = False) -> Any:
+    """Train what a config says in this process, as ``tokendetr train`` does.
+
+    Args:
+        cfg: of :func:`tokendetr.load_config`.
+        resume: continue the run in ``train.output_dir``, if there is one.
+
+    Returns:
+        The last evaluation's results: task -> metric -> number, in percent.
+
+    Raises:
+        DatasetError, ConfigError, RunFolderError: what cannot be used, before the first step.
+        NonFiniteLossError: a loss that is not finite.
+        TrainingInterrupted: SIGTERM or SIGINT came; there is a checkpoint.
+    """
+    args = argparse.Namespace(eval_only=False, resume=resume)
+    with StopSignals() as stop, stop.interruptible():
+        return _run_config(cfg, args, stop)
+
+
 def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
     cfg = load_config(args.config_file, args.opts, trained=args.eval_only)
+    return _run_config(cfg, args, stop)
+
+
+def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) -> Any:
     check_device(cfg.train.device)
     _apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir)
@@ -79,6 +105,9 @@ def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
         save_config(cfg, folder, evaluation_only=args.eval_only, is_resumed=args.resume)
         seed_run(cfg, evaluation_only=args.eval_only)
         validate_config_data(cfg, evaluation_only=args.eval_only)
+        if not args.eval_only and comm.is_main_process():
+            for hint in data_hints(cfg):
+                logger.info("%s", hint)
         model = instantiate(cfg.model)
         model.to(cfg.train.device)
         if args.eval_only:
@@ -235,6 +264,7 @@ def _hooks(
             is_chosen=bool(settings.best_metric),
         ),
         writers,
+        ResultsTable(_metrics_path(cfg), settings.eval_period) if writers else None,
     ]
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Writers",
     "metrics_state",
     "recorded_iterations",
+    "recorded_rows",
     "restore_metrics",
     "tensorboard_writer",
 ]
@@ -54,10 +55,11 @@ def restore_metrics(storage: EventStorage, state: dict[str, Any]) -> None:
 
 def recorded_iterations(path: str) -> list[int]:
     """The iterations of a file of metrics, in its order; damaged lines are left out."""
-    return [row["iteration"] for row in _rows(path)]
+    return [row["iteration"] for row in recorded_rows(path)]
 
 
-def _rows(path: str) -> list[dict[str, Any]]:
+def recorded_rows(path: str) -> list[dict[str, Any]]:
+    """Return the lines of a file of metrics; damaged ones are left out, a missing file has none."""
     try:
         with open(path, "rb") as file:
             lines = file.read().split(b"\n")
@@ -90,7 +92,7 @@ class MetricsFile(EventWriter):
         self._path = path
         self._window_size = window_size
         self._written = -1
-        rows = {r["iteration"]: r for r in _rows(path) if r["iteration"] < start_iter}
+        rows = {r["iteration"]: r for r in recorded_rows(path) if r["iteration"] < start_iter}
         if os.path.exists(path):
             lines = [json.dumps(rows[i], sort_keys=True) + "\n" for i in sorted(rows)]
             write_atomically(path, "".join(lines).encode())

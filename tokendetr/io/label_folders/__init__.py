@@ -1,6 +1,6 @@
 """Folders of labelled images as people have them: COCO JSON, Pascal VOC XML, YOLO text."""
 
-from tokendetr.io.label_folders.convert import to_coco
+from tokendetr.io.label_folders.convert import split_at_random, to_coco
 from tokendetr.io.label_folders.recognize import KINDS, LabelFolder, Part, recognize
 
-__all__ = ["KINDS", "LabelFolder", "Part", "recognize", "to_coco"]
+__all__ = ["KINDS", "LabelFolder", "Part", "recognize", "split_at_random", "to_coco"]

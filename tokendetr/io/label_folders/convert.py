@@ -18,7 +18,7 @@ from tokendetr.errors import DatasetError
 from tokendetr.io.label_folders.recognize import IMAGE_SUFFIXES, WHOLE, LabelFolder, Part
 from tokendetr.io.optional_hotcoco import load_hotcoco
 
-__all__ = ["to_coco"]
+__all__ = ["split_at_random", "to_coco"]
 
 Labelled = tuple[Path, dict[str, Any]]
 """Folder of the images, and a COCO data set."""
@@ -57,11 +57,17 @@ def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labelle
     parts = {name: (part.images, convert(part, names)) for name, part in folder.parts.items()}
     if val_share and set(parts) == {WHOLE}:
         images, data = parts[WHOLE]
-        return {name: (images, each) for name, each in _split(data, val_share).items()}
+        return {name: (images, each) for name, each in split_at_random(data, val_share).items()}
     return parts
 
 
-def _split(data: dict[str, Any], val_share: float) -> dict[str, dict[str, Any]]:
+def split_at_random(data: dict[str, Any], val_share: float) -> dict[str, dict[str, Any]]:
+    """Divide a COCO data set into ``train`` and ``val``, the same way every time.
+
+    Args:
+        data: the data set, whose records have ids.
+        val_share: share of the images in ``val``, above 0 and below 1; at least one image.
+    """
     ids = [image["id"] for image in data["images"]]
     chosen = set(random.Random(0).sample(ids, max(1, round(val_share * len(ids)))))
     keys = {"images": "id", "annotations": "image_id"}

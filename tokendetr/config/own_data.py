@@ -1,0 +1,157 @@
+"""Point a config at a folder of labelled images, and let the data say how many classes there are.
+
+tokendetr train --config-file dino_shapes train.data_folder=my_cells train.output_dir=output/cells
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from omegaconf import DictConfig, OmegaConf
+
+from tokendetr.config.registration import register_coco_format
+from tokendetr.config.wrap import target_name
+from tokendetr.errors import ConfigError, DatasetError
+from tokendetr.io.annotations import AnnotationError, read_annotations
+from tokendetr.io.atomic import write_atomically
+from tokendetr.io.label_folders import LabelFolder, recognize, split_at_random, to_coco
+
+__all__ = ["AUTO", "count_classes", "use_data_folder"]
+
+AUTO = "auto"
+"""As a number of classes: that of the training data."""
+
+VAL_SHARE = 0.2
+"""Share of the images that become the validation set of a folder that has none."""
+
+CLASS_KEYS = ("model.num_classes", "model.roi_heads.num_classes")
+
+logger = logging.getLogger(__name__)
+
+
+def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> None:
+    """Let a config train and evaluate on the folder that ``train.data_folder`` names, in place.
+
+    The folder holds COCO JSON, Pascal VOC XML or YOLO labels
+    (:func:`tokendetr.io.label_folders.recognize`). Its splits become the data sets
+    ``own_<folder>_<split>``: training on ``train`` (else ``trainval``), evaluation on ``val`` (else
+    ``test``). One without a validation set gives a fifth of its images to it. Labels that are not
+    COCO's, and such a division, are written as JSON below ``train.output_dir``. The number of
+    classes is the data's.
+
+    Args:
+        cfg: with ``train`` completed.
+        starting_weights: the trained weights that come with the config, which training starts from
+            where the config has no other ones; heads of another number of classes start anew.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DatasetError: nothing in it is recognized, or a label cannot be read; names it.
+    """
+    folder = str(cfg.train.data_folder or "")
+    if not folder:
+        return
+    root = Path(folder).expanduser()
+    if not root.is_dir() and _is_prepared(cfg):
+        # The config of an earlier run, on a machine that predicts without the data.
+        logger.warning("train.data_folder=%s does not exist: class names are unknown", folder)
+        return
+    found = recognize(root)
+    files = _files(found, Path(str(cfg.train.output_dir)) / "data")
+    train = next((files[name] for name in ("train", "trainval") if name in files), None)
+    tested = next((files[name] for name in ("val", "test") if name in files), None)
+    if train is None or tested is None:
+        raise DatasetError(
+            f"{root} has the parts {', '.join(files)}: one must be called train and one val or test"
+        )
+    for name, (images, json_file) in files.items():
+        register_coco_format(_name(root, name), str(json_file), str(images))
+    names = {str(path): _name(root, name) for name, (_, path) in files.items()}
+    _point_at(cfg.dataloader, names[str(train[1])], names[str(tested[1])])
+    for key in CLASS_KEYS:
+        if OmegaConf.select(cfg, key, default=None) is not None:
+            OmegaConf.update(cfg, key, AUTO, force_add=True)
+    count_classes(cfg)
+    if not cfg.train.init_checkpoint and starting_weights:
+        cfg.train.init_checkpoint = starting_weights
+
+
+def count_classes(cfg: DictConfig) -> None:
+    """Replace ``num_classes=auto`` by the number of categories of the training data, in place.
+
+    Raises:
+        ConfigError: the config's training data is not in COCO's format.
+        DatasetError, FileNotFoundError: its annotations cannot be read.
+    """
+    keys = [key for key in CLASS_KEYS if OmegaConf.select(cfg, key, default=None) == AUTO]
+    if not keys:
+        return
+    names = OmegaConf.select(cfg, "dataloader.train.dataset.names", default=None)
+    name = names if isinstance(names, str) else names[0] if names else ""
+    metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    json_file = None if metadata is None else metadata.get("json_file", None)
+    if metadata is None or json_file is None:
+        raise ConfigError(
+            f"{keys[0]}={AUTO} counts the categories of a COCO JSON, but the training data is "
+            f"{name!r}, of which none is known: give the number"
+        )
+    prepare = metadata.get("prepare", None)
+    if prepare is not None:
+        prepare()
+    try:
+        count = len(read_annotations(str(json_file), str(json_file)).data["categories"])
+    except AnnotationError as error:
+        raise DatasetError(str(error)) from error
+    for key in keys:
+        OmegaConf.update(cfg, key, count)
+
+
+def _is_prepared(cfg: DictConfig) -> bool:
+    name = OmegaConf.select(cfg, "dataloader.test.dataset.names", default="")
+    return isinstance(name, str) and name.startswith("own_")
+
+
+def _name(root: Path, split: str) -> str:
+    return f"own_{root.resolve().name}_{split}"
+
+
+def _files(found: LabelFolder, output: Path) -> dict[str, tuple[Path, Path]]:
+    """Image folder and COCO JSON of every part, written where there is none yet."""
+    if found.kind == "coco":
+        files = {name: (part.images, Path(part.labels[0])) for name, part in found.parts.items()}
+        if len(files) > 1:
+            return files
+        images, path = next(iter(files.values()))
+        halves = split_at_random(json.loads(path.read_bytes()), VAL_SHARE)
+        data = {name: (images, half) for name, half in halves.items()}
+    else:
+        data = to_coco(found, val_share=VAL_SHARE)
+    return {
+        name: (images, _stored(output / f"{name}.json", d)) for name, (images, d) in data.items()
+    }
+
+
+def _stored(path: Path, data: Mapping[str, Any]) -> Path:
+    content = json.dumps(data).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        os.makedirs(path.parent, exist_ok=True)
+        write_atomically(str(path), content)
+    return path
+
+
+def _point_at(dataloader: DictConfig, train: str, tested: str) -> None:
+    dataloader.train.dataset.names = train
+    dataloader.test.dataset.names = tested
+    evaluator = dataloader.get("evaluator", None)
+    if isinstance(evaluator, DictConfig) and "COCO" in target_name(evaluator.get("_target_")):
+        evaluator.dataset_name = "${dataloader.test.dataset.names}"
+    else:
+        dataloader.evaluator = L(COCOEvaluator)(
+            dataset_name="${dataloader.test.dataset.names}", output_dir="${train.output_dir}"
+        )

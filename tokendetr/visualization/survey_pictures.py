@@ -1,0 +1,102 @@
+"""Pictures of a data set: charts of its boxes, and samples with their labels."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import Visualizer
+from numpy.typing import NDArray
+from PIL import Image
+
+from tokendetr.data.coco_check import read_coco
+
+__all__ = ["draw_samples", "draw_survey"]
+
+_MOST_CLASSES = 30
+
+
+def draw_survey(json_file: str, path: Path) -> None:
+    """Draw charts of a data set without faults: classes, boxes per image, their sizes and shapes.
+
+    Args:
+        json_file: annotations in COCO's format.
+        path: the PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    data = read_coco(json_file)
+    boxes = [a for a in data["annotations"] if not a.get("iscrowd") and min(a["bbox"][2:]) > 0]
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    per_class = Counter(names[a["category_id"]] for a in boxes).most_common(_MOST_CLASSES)
+    per_image = Counter({image["id"]: 0 for image in data["images"]})
+    per_image.update(a["image_id"] for a in boxes)
+    extent_N2 = np.array([a["bbox"][2:] for a in boxes], dtype=float).reshape(-1, 2)
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    (classes, counts), (sizes, shapes) = figure.subplots(2, 2)
+    classes.barh([name for name, _ in per_class][::-1], [count for _, count in per_class][::-1])
+    classes.set(title=f"boxes per class ({len(names)} classes)")
+    counts.hist(list(per_image.values()), bins=_whole_bins(max(per_image.values(), default=0)))
+    counts.set(title="boxes per image", xlabel="boxes", ylabel="images")
+    sizes.hist(np.sqrt(extent_N2.prod(axis=1)), bins=40)
+    for side, name in ((32, "small"), (96, "medium")):
+        sizes.axvline(side, color="black", linestyle=":", linewidth=1)
+        sizes.annotate(f"{name} up to {side}", (side, 0.97), xycoords=("data", "axes fraction"),
+                       rotation=90, va="top", ha="right", fontsize="x-small")  # fmt: skip
+    sizes.set(title="size of boxes (square root of area)", xlabel="pixels", ylabel="boxes")
+    shapes.scatter(*extent_N2.T, s=4, alpha=0.3)
+    shapes.set(title="shape of boxes", xlabel="width in pixels", ylabel="height in pixels")
+    figure.savefig(path, dpi=110)
+
+
+def _whole_bins(most: int) -> NDArray[np.float64]:
+    """Edges of at most about 40 bins around whole numbers from 0 to ``most``."""
+    return np.arange(0, most + 2, 1 + most // 40) - 0.5
+
+
+def draw_samples(
+    json_file: str, image_root: str, folder: Path, *, number: int = 12
+) -> Sequence[Path]:
+    """Draw images with their labels, chosen at random but the same ones every time.
+
+    Args:
+        json_file: annotations in COCO's format.
+        image_root: folder of the images.
+        folder: to write to.
+        number: of images.
+
+    Returns:
+        The files.
+    """
+    data = read_coco(json_file)
+    ids = sorted(category["id"] for category in data["categories"])
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    metadata = MetadataCatalog.get(f"survey of {os.path.abspath(json_file)}")
+    metadata.thing_classes = [names[number] for number in ids]
+    images = data["images"]
+    chosen = Random(0).sample(images, min(number, len(images)))
+    by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in chosen}
+    for annotation in data["annotations"]:
+        if annotation["image_id"] in by_image:
+            by_image[annotation["image_id"]].append(
+                {
+                    "bbox": annotation["bbox"],
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": ids.index(annotation["category_id"]),
+                }
+            )
+    paths = []
+    for count, image in enumerate(chosen):
+        picture = utils.read_image(os.path.join(image_root, image["file_name"]), format="RGB")
+        drawn = Visualizer(picture, metadata).draw_dataset_dict(
+            {"annotations": by_image[image["id"]]}
+        )
+        paths.append(folder / f"sample_{count:02d}_{Path(image['file_name']).stem}.jpg")
+        Image.fromarray(drawn.get_image()).save(paths[-1], quality=90)
+    return paths
