@@ -126,14 +126,14 @@ class Study:
             self.entry["dense"] = self.ap(predictor.model)
             self.count(predictor.model, student)
         images = UnlabelledImages.from_folders(self.images, predictor, seed=seed)
-        for number, wanted in enumerate((options, distilled)):
+        if all(step in own for step in STEPS):
+            return
+        for number, wanted in enumerate((options, distilled)):  # the second goes on from the first
             steps = [step for step in STEPS if (step == "distilled") == bool(number)]
-            if all(step in own for step in steps):
-                if not number:
-                    continue
-                return
             started, busy = time.perf_counter(), time.process_time()
             result = fit(predictor.model, student, images, wanted)
+            if all(step in own for step in steps):
+                continue
             own[f"seconds {number}"] = round(time.perf_counter() - started, 1)
             own[f"processor seconds {number}"] = round(time.process_time() - busy, 1)
             own[f"curve {number}"] = result.curve

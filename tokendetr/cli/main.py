@@ -59,6 +59,7 @@ COMMANDS = {
     ),
     "sweep-tokens": Command("tokendetr.cli.sweep_tokens:main", "metrics over keep ratios"),
     "compare-shapes": Command("tokendetr.cli.compare_shapes:main", "the small detectors' table"),
+    "study": Command("tokendetr.cli.study:main", "compare detectors as evidence, with intervals"),
     "ablate": Command("tokendetr.cli.ablate:main", "fine-tune the variants of a study"),
     "table": Command("tokendetr.cli.table:main", "a project's tables of results"),
     "make-shapes": Command("tokendetr.cli.make_shapes:main", "draw the shapes data set"),

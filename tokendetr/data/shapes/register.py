@@ -1,4 +1,4 @@
-"""Registration of ``shapes_train`` and ``shapes_val`` in detectron2's catalogs."""
+"""Registration of ``shapes_train``, ``shapes_val`` and ``shapes_test`` in detectron2's catalogs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from tokendetr.data.shapes.build import (
     SPLITS,
+    ShapesSpec,
     annotation_file,
     ensure_shapes,
     image_folder,
@@ -15,41 +16,50 @@ from tokendetr.data.shapes.build import (
 )
 from tokendetr.data.shapes.scene import CATEGORIES
 
+TEST_SPEC = ShapesSpec(num_train=0, num_val=2000, seed=1)
+"""``shapes_test``: images of another seed, for figures that are reported. Options are chosen on
+``shapes_val``."""
+
 
 def register_shapes(root: Path | None = None) -> None:
-    """Make ``shapes_train`` and ``shapes_val`` known; their files are made when first needed.
+    """Make ``shapes_train``, ``shapes_val`` and ``shapes_test`` known.
 
-    Calling it again is harmless; with another root (argument or ``DETECTRON2_DATASETS``) the names
-    follow.
+    Their files are made when first needed, the test set's in a folder beside the root. Calling it
+    again is harmless; with another root (argument or ``DETECTRON2_DATASETS``) the names follow.
 
     Args:
         root: folder of the data set; default :func:`~tokendetr.data.shapes.build.shapes_root`.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
     root = (shapes_root() if root is None else Path(root)).resolve()
     for split in SPLITS:
-        name, json_file = f"shapes_{split}", str(annotation_file(root, split))
-        if name in DatasetCatalog.list():
-            if MetadataCatalog.get(name).get("json_file") == json_file:
-                continue
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-        DatasetCatalog.register(name, partial(_load, root, split, name))
-        MetadataCatalog.get(name).set(
-            json_file=json_file,
-            image_root=str(image_folder(root, split)),
-            evaluator_type="coco",
-            thing_classes=list(CATEGORIES),
-            thing_dataset_id_to_contiguous_id={n + 1: n for n in range(len(CATEGORIES))},
-            prepare=partial(ensure_shapes, root),
-        )
+        _register(f"shapes_{split}", root, split, None)
+    _register("shapes_test", root.with_name(f"{root.name}_test"), "val", TEST_SPEC)
 
 
-def _load(root: Path, split: str, name: str) -> list[dict[str, Any]]:
+def _register(name: str, root: Path, split: str, spec: ShapesSpec | None) -> None:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    json_file = str(annotation_file(root, split))
+    if name in DatasetCatalog.list():
+        if MetadataCatalog.get(name).get("json_file") == json_file:
+            return
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, partial(_load, root, split, name, spec))
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        image_root=str(image_folder(root, split)),
+        evaluator_type="coco",
+        thing_classes=list(CATEGORIES),
+        thing_dataset_id_to_contiguous_id={n + 1: n for n in range(len(CATEGORIES))},
+        prepare=partial(ensure_shapes, root, spec),
+    )
+
+
+def _load(root: Path, split: str, name: str, spec: ShapesSpec | None) -> list[dict[str, Any]]:
     from detectron2.data.datasets import load_coco_json
 
-    ensure_shapes(root)
+    ensure_shapes(root, spec)
     images = str(image_folder(root, split))
     records: list[dict[str, Any]] = load_coco_json(str(annotation_file(root, split)), images, name)
     return records

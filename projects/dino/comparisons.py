@@ -1,0 +1,92 @@
+"""What the methods do to DINO, as evidence: on the shapes data set and on real photographs.
+
+Every row starts from the same dense weights and gets the same training, the dense detector too.
+Options were chosen on the validation sets, figures are of test sets that nothing was chosen on.
+"""
+
+from collections.abc import Iterable
+
+from tokendetr.analysis.comparison import Comparison, Contestant
+from tokendetr.config import checkpoint_file
+
+_SPARSIFIER = "model.transformer.encoder.sparsifier"
+_SIZES = {"256": 256, "1.2x": 307, "1.4x": 358}
+TRAINING = (
+    "train.max_iter=600",
+    "train.eval_period=1000",
+    "train.amp.enabled=True",
+    "train.amp.dtype=bfloat16",
+    "train.checkpointer.period=200",
+    "train.clip_grad.params.max_norm=0.1",
+    "optimizer.lr=2e-4",
+    "train.init_checkpoint_strict=False",
+)
+
+
+def _options(**values: object) -> list[str]:
+    return [f"{_SPARSIFIER}.{name}={value}" for name, value in values.items()]
+
+
+def _dynamic(keep: float) -> list[str]:
+    """Ratios that fall from stage to stage as the paper's do and keep ``keep`` on average."""
+    ratios = ",".join(f"{keep + shift:.2f}" for shift in (0.15, 0.05, -0.05, -0.15))
+    return _options(keep_ratios=f"[{ratios}]")
+
+
+def _methods(keep: float, data: str) -> Iterable[Contestant]:
+    share, ratio = f"{keep:.0%}", _options(keep_ratio=keep)
+    one_choice = _options(keep_ratios=f"[{keep},{keep},{keep},{keep}]", stages=1, merge="retain")
+    sparse, dynamic = f"sparse_dino_{data}", f"dynamic_dino_{data}"
+    yield Contestant(f"random tokens {share}", sparse, [*ratio, *_options(selection="random")])
+    yield Contestant(f"Sparse DETR {share}", sparse, ratio)
+    yield Contestant(
+        f"Sparse DETR {share} with bypass", f"{sparse}_bypass", ratio, ("--max-images", "128")
+    )
+    yield Contestant(f"Focus-DETR {share}", f"focus_dino_{data}", ratio)
+    yield Contestant(f"Dynamic DETR {share}", dynamic, _dynamic(keep))
+    yield Contestant(f"Dynamic DETR {share}, one choice, retained", dynamic, one_choice)
+
+
+def _resolution() -> Iterable[Contestant]:
+    for size, pixels in _SIZES.items():
+        resize = [
+            f"dataloader.test.mapper.augmentation.0.{side}={pixels}"
+            for side in ("short_edge_length", "max_size")
+        ]
+        yield Contestant(f"dense at {size}", "dino_shapes", resize, trained=False)
+        for keep in (0.3, 0.2):
+            yield Contestant(
+                f"sparse {keep:.0%} at {size}",
+                "sparse_dino_shapes_bypass",
+                [*_options(keep_ratio=keep), *resize],
+                sparsified=("--max-images", "128", "--distill", "400"),
+                trained=False,
+            )
+
+
+def comparisons() -> Iterable[Comparison]:
+    """Return the methods on two data sets, and tokens spent on resolution instead."""
+    for data, what in (
+        ("shapes", "2,000 test images of shapes"),
+        ("bccd", "BCCD's 72 test images, which cannot decide one AP"),
+    ):
+        dense = f"dino_{data}"
+        yield Comparison(
+            name=f"{data}_methods",
+            title=f"DINO and each method after the same training, on {what}",
+            dense=dense,
+            weights=checkpoint_file(dense),
+            images="datasets/shapes/train" if data == "shapes" else "datasets/bccd/images",
+            test=f"{data}_test",
+            contestants=(Contestant("dense", dense), *_methods(0.3, data), *_methods(0.5, data)),
+            overrides=TRAINING,
+        )
+    yield Comparison(
+        name="shapes_resolution",
+        title="Tokens spent on resolution: label-free sparse detectors on larger images of shapes",
+        dense="dino_shapes",
+        weights=checkpoint_file("dino_shapes"),
+        images="datasets/shapes/train",
+        test="shapes_test",
+        contestants=tuple(_resolution()),
+    )

@@ -1,0 +1,107 @@
+"""Comparisons as evidence: every row can be built, and the tool runs what is missing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.config import instantiate
+
+from projects.dino.comparisons import comparisons
+from tokendetr.analysis.comparison import METRICS, Comparison, Contestant
+from tokendetr.cli import study
+from tokendetr.config import zoo
+from tokendetr.config.load import load_config
+
+TRIED = Comparison(
+    name="tried",
+    title="A comparison",
+    dense="dino_shapes",
+    weights="dense.pth",
+    images="images",
+    test="shapes_test",
+    contestants=(
+        Contestant("dense", "dino_shapes"),
+        Contestant("Sparse", "sparse_dino_shapes", ["a=1"]),
+        Contestant(
+            "label-free", "sparse_dino_shapes_bypass", (), ("--distill", "4"), trained=False
+        ),
+    ),
+    overrides=("train.max_iter=7",),
+    seeds=(0, 1),
+)
+
+
+def measured(ap: float, spread: float = 0.5) -> dict[str, Any]:
+    noise = np.random.default_rng(0).normal(0, spread, 200)
+    return {
+        **dict.fromkeys(METRICS, 10.0),
+        "AP": ap,
+        "gflops": 1.25,
+        "replicates": {"all": list(ap + noise), "small": [10.0] * 200},
+    }
+
+
+def test_differences_are_paired() -> None:
+    accuracy, pairs = TRIED.tables({"dense": {"0": measured(50)}, "sparse": {"0": measured(48)}})
+    # Both rows vary with the images alike, so that their difference does not vary at all.
+    assert accuracy.rows[1][7] == "-2.0 (-2.0 to -2.0)"
+    assert accuracy.rows[2][1:] == [None] * 8, "not measured yet"
+    assert pairs.rows[0][:5] == ["Sparse - dense", "-2.0", "-2.0 to -2.0", "0.010", "yes"]
+
+
+def test_only_seeds_in_common_are_compared() -> None:
+    rows = {"dense": {"0": measured(50)}, "sparse": {"1": measured(48)}}
+    accuracy, pairs = TRIED.tables(rows)
+    assert accuracy.rows[1][7] is None
+    assert not pairs.rows
+
+
+def test_rows_must_differ() -> None:
+    with pytest.raises(ValueError, match="distinct rows"):
+        Comparison("a", "", "x", "w", "i", "t", (Contestant("A", "x"), Contestant("a", "x")))
+
+
+def test_a_run_is_three_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(study.Run, "command", lambda self, module, a: ran.append((module, [*a])))
+    monkeypatch.setattr(study.Run, "accuracy", lambda self, test: {"AP": 1.0})
+    monkeypatch.setattr(study.Run, "gflops", lambda self, overrides: 2.0)
+    study.Run(TRIED, TRIED.contestants[1], 1, tmp_path).measure()
+    (train, training), (test, testing) = ran
+    assert (train, test) == ("train_net", "train_net")
+    weights = f"train.init_checkpoint={tmp_path}/tried/sparse/seed1/model_final.pth"
+    assert {"train.max_iter=7", "a=1", "train.init_checkpoint=dense.pth"} < set(training)
+    assert {"--eval-only", "a=1", weights, "dataloader.test.dataset.names=shapes_test"} < set(
+        testing
+    )
+    ran.clear()
+    study.Run(TRIED, TRIED.contestants[2], 0, tmp_path).measure()
+    (fit, fitting), (_, testing) = ran
+    assert (fit, fitting[:2]) == ("main", ["sparsify", "dino_shapes"])
+    assert {"--distill", "4", "--seed"} < set(fitting)
+    assert any(given.endswith("seed0/model.pth") for given in testing)
+
+
+def test_what_is_recorded_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study, "chosen", lambda project, only: [TRIED])
+    monkeypatch.setattr(study.Run, "measure", lambda self: measured(40.0))
+    command = ["dino", "--records", str(tmp_path), "--rows", "dense", "sparse"]
+    study.main([*command, "--seeds", "0"])
+    assert "[2/2]" in capsys.readouterr().out
+    study.main(command)
+    assert "[2/2]" in capsys.readouterr().out, "seed 1 alone is missing"
+    study.main(command)
+    assert "/2]" not in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "tried.json").read_text())["rows"]) == {"dense", "sparse"}
+
+
+@pytest.mark.parametrize("comparison", list(comparisons()), ids=lambda comparison: comparison.name)
+def test_every_row_can_be_built(comparison: Comparison) -> None:
+    for row in comparison.contestants:
+        training = comparison.overrides if row.trained else ()
+        config = str(zoo.get_config_file(row.config))
+        instantiate(load_config(config, [*training, *row.overrides]).model)

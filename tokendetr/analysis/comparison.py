@@ -1,0 +1,169 @@
+"""Comparisons that a reviewer accepts: equal budgets, several seeds, a test set of its own, paired
+intervals.
+
+A project offers them as ``projects.<name>.comparisons.comparisons()``; ``tools/study.py`` runs
+them. What has been measured lies in one JSON file per comparison, replicates included, so that
+every interval can be computed again from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokendetr.analysis.significance import Difference, compare, holm
+from tokendetr.analysis.tables import Table
+
+REPLICATES = 500
+AREAS = ("all", "small")
+METRICS = ("AP", "APs", "APm", "APl")
+
+Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Row slug -> seed -> what was measured."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A row: a detector, and how it comes to its weights.
+
+    Attributes:
+        name: what the table calls it.
+        config: name of its config.
+        overrides: of the config.
+        sparsified: arguments of ``tokendetr sparsify``, which makes the weights it starts from out
+            of the comparison's dense weights, without labels; empty for those weights themselves.
+        trained: whether it is fine-tuned with labels; else its weights are measured as they are.
+    """
+
+    name: str
+    config: str
+    overrides: Sequence[str] = ()
+    sparsified: Sequence[str] = ()
+    trained: bool = True
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder's name."""
+        return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name.lower())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Contestants that start from one dense checkpoint.
+
+    Attributes:
+        name: of the table and of the file of results.
+        title: heading of the table.
+        dense: name of the dense detector's config; its weights are every row's start.
+        weights: file of these weights.
+        images: folder of unlabelled images, for rows that are sparsified.
+        test: registered name of the test set.
+        contestants: the rows; the first is what the others are compared with.
+        overrides: what all trainings have in common: iterations, learning rate.
+        seeds: every row is made once with each.
+    """
+
+    name: str
+    title: str
+    dense: str
+    weights: str
+    images: str
+    test: str
+    contestants: Sequence[Contestant]
+    overrides: Sequence[str] = ()
+    seeds: Sequence[int] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        slugs = [contestant.slug for contestant in self.contestants]
+        if len(set(slugs)) < len(slugs) or not slugs:
+            raise ValueError(f"comparison {self.name!r} needs distinct rows, has {slugs}")
+
+    def tables(self, measured: Measured, notes: Sequence[str] = ()) -> list[Table]:
+        """Return accuracy with intervals, and the differences of all pairs of rows."""
+        rows = [self._row(contestant, measured) for contestant in self.contestants]
+        accuracy = Table(
+            name=self.name,
+            title=self.title,
+            columns=("", *METRICS, "95 % interval", "seeds", "against the first row", "GFLOPs"),
+            rows=rows,
+            notes=(
+                "Means over seeds. Intervals are over images (bootstrap, "
+                f"{REPLICATES} replicates, the same images for all rows); "
+                "with the smallest and largest seed behind the semicolon.",
+                *notes,
+            ),
+        )
+        return [accuracy, self._pairs(measured)]
+
+    def _row(self, contestant: Contestant, measured: Measured) -> list[str | None]:
+        own = measured.get(contestant.slug, {})
+        if not own:
+            return [contestant.name, *[None] * (len(METRICS) + 4)]
+        means = [statistics.mean(run[metric] for run in own.values()) for metric in METRICS]
+        low, high = np.percentile(_replicates(own, sorted(own)), (2.5, 97.5))
+        scores = [run["AP"] for run in own.values()]
+        interval = f"{low:.1f} to {high:.1f}"
+        if len(scores) > 1:
+            interval += f"; {min(scores):.1f}, {max(scores):.1f}"
+        first = self.contestants[0]
+        difference = "" if contestant is first else None
+        if contestant is not first and (found := _difference(measured, contestant, first)):
+            difference = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+        gflops = next(iter(own.values()))["gflops"]
+        cells = [f"{mean:.1f}" for mean in means]
+        return [contestant.name, *cells, interval, str(len(own)), difference, f"{gflops:.3f}"]
+
+    def _pairs(self, measured: Measured) -> Table:
+        found: list[tuple[str, str, Difference]] = []
+        for one, other in itertools.combinations(self.contestants, 2):
+            difference = _difference(measured, other, one)
+            if difference is not None:
+                found.append((other.name, one.name, difference))
+        corrected = holm([difference.p_value for _, _, difference in found])
+        rows = [
+            [
+                f"{better} - {worse}",
+                f"{difference.mean:+.1f}",
+                f"{difference.low:+.1f} to {difference.high:+.1f}",
+                f"{p_value:.3f}",
+                "yes" if p_value < 0.05 else "open",
+                f"{difference.smallest_visible:.1f}",
+            ]
+            for (better, worse, difference), p_value in zip(found, corrected, strict=True)
+        ]
+        return Table(
+            name=f"{self.name}_pairs",
+            title="Differences of all pairs of rows",
+            columns=(
+                "rows",
+                "AP",
+                "95 % interval",
+                "p (Holm)",
+                "p < .05",
+                "smallest visible difference",
+            ),
+            rows=rows,
+            notes=(
+                "Paired bootstrap over images, mean over the seeds that both rows have; p is "
+                "corrected for the number of pairs. The smallest visible difference is found in "
+                "80 of 100 such experiments.",
+            ),
+        )
+
+
+def _replicates(own: Mapping[str, Mapping[str, Any]], seeds: Sequence[str]) -> Any:
+    return np.mean([own[seed]["replicates"]["all"] for seed in seeds], axis=0)
+
+
+def _difference(measured: Measured, one: Contestant, other: Contestant) -> Difference | None:
+    own, others = measured.get(one.slug, {}), measured.get(other.slug, {})
+    seeds = sorted(set(own) & set(others))
+    if not seeds:
+        return None
+    mean = statistics.mean(own[seed]["AP"] - others[seed]["AP"] for seed in seeds)
+    return compare(mean, _replicates(own, seeds) - _replicates(others, seeds))

@@ -1,0 +1,251 @@
+"""Train, test and compare detectors as evidence: equal budgets, several seeds, intervals.
+
+Examples:
+    python tools/study.py dino --list
+    python tools/study.py dino --only shapes_methods
+    python tools/study.py dino --only shapes_methods --rows dense sparse_detr --seeds 0
+    python tools/study.py dino --table --write       # what has been measured so far, into the docs
+
+What has been measured is kept in docs/evidence/NAME.json and not repeated; a training that was
+interrupted goes on. Every step is a command of the project; its output lies in the row's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokendetr.analysis.comparison import AREAS, METRICS, REPLICATES, Comparison, Contestant
+from tokendetr.analysis.flops import count_flops, mean_report
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.analysis.tables import splice
+from tokendetr.config import zoo
+from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.errors import ConfigError
+from tokendetr.evaluation.bootstrap import draw_images, match_images
+from tokendetr.io.atomic import write_atomically
+
+RECORDS = PROJECTS_DIR.parent / "docs" / "evidence"
+COUNTED_IMAGES = 20
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("project", help="folder under projects/ that has a comparisons.py")
+    parser.add_argument("--list", action="store_true", help="comparisons and their rows")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these comparisons (default all)")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="these rows (default all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="these seeds (default all)")
+    parser.add_argument("--output", type=Path, default=Path("output/study"), metavar="DIR")
+    parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--write", action="store_true", help="tables into docs/comparison.md")
+    return parser.parse_args(arguments)
+
+
+def chosen(project: str, only: Sequence[str] | None) -> list[Comparison]:
+    """Return a project's comparisons.
+
+    Raises:
+        ConfigError: where the project has none, or none of a name that was asked for.
+    """
+    try:
+        module = importlib.import_module(f"projects.{project}.comparisons")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"projects/{project} has no comparisons.py ({error})") from error
+    found = {comparison.name: comparison for comparison in module.comparisons()}
+    unknown = sorted(set(only or ()) - set(found))
+    if unknown:
+        raise ConfigError(f"there is no comparison {unknown}; there are {sorted(found)}")
+    return [comparison for name, comparison in found.items() if not only or name in only]
+
+
+class Record:
+    """The file that holds what a comparison has measured."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.data: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": {}}
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Row slug -> seed -> what was measured."""
+        rows: dict[str, dict[str, Any]] = self.data["rows"]
+        return rows
+
+    def add(self, slug: str, seed: int, measured: dict[str, Any], command: str) -> None:
+        """Keep a result, on disk too."""
+        self.data.update(
+            command=command,
+            machine=f"{platform.machine()}, {platform.system()}",
+            torch=torch.__version__,
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        )
+        self.rows.setdefault(slug, {})[str(seed)] = measured
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(str(self.file), (json.dumps(self.data) + "\n").encode())
+
+    def notes(self) -> list[str]:
+        """Where the figures come from."""
+        if "command" not in self.data:
+            return []
+        return ["{date}, {machine}, torch {torch}: `{command}`".format(**self.data)]
+
+
+class Run:
+    """A row with one seed.
+
+    Args:
+        comparison: with the row's budget and test set.
+        contestant: the row.
+        seed: of the fit and of the training.
+        root: folder of all runs.
+    """
+
+    def __init__(
+        self, comparison: Comparison, contestant: Contestant, seed: int, root: Path
+    ) -> None:
+        self.comparison, self.contestant, self.seed = comparison, contestant, seed
+        self.folder = root / comparison.name / contestant.slug / f"seed{seed}"
+        start = "_".join(contestant.sparsified).replace("/", "-").replace("--", "")
+        self.start = root / comparison.name / f"start_{start}" / f"seed{seed}"
+
+    def measure(self) -> dict[str, Any]:
+        """Make the weights and test them."""
+        weights = self.weights()
+        overrides = [
+            *self.contestant.overrides,
+            f"train.init_checkpoint={weights}",
+            f"dataloader.test.dataset.names={self.comparison.test}",
+            f"dataloader.evaluator.dataset_name={self.comparison.test}",
+        ]
+        test = self.folder / "test"
+        self.command(
+            "train_net",
+            ["--config-file", self.config_file, "--eval-only", *overrides]
+            + [f"train.output_dir={test}", f"dataloader.evaluator.output_dir={test}"],
+        )
+        gflops = self.gflops(overrides)  # its config registers the test set
+        return {**self.accuracy(test), "gflops": gflops}
+
+    @property
+    def config_file(self) -> str:
+        """The row's config."""
+        return str(zoo.get_config_file(self.contestant.config))
+
+    def weights(self) -> str:
+        """Return the file of the row's weights, made where it is missing."""
+        start = self.comparison.weights
+        if self.contestant.sparsified:
+            self.command(
+                "main",
+                ["sparsify", self.comparison.dense, f"train.init_checkpoint={start}"]
+                + ["train.device=cpu", "--images", self.comparison.images]
+                + [*self.contestant.sparsified, "--seed", str(self.seed)]
+                + ["--output", str(self.start)],
+            )
+            start = str(self.start / "model.pth")
+        if not self.contestant.trained:
+            return start
+        self.command(
+            "train_net",
+            ["--config-file", self.config_file, "--resume", *self.comparison.overrides]
+            + [*self.contestant.overrides, f"train.init_checkpoint={start}"]
+            + [f"train.seed={self.seed}", f"train.output_dir={self.folder}"],
+        )
+        return str(self.folder / "model_final.pth")
+
+    def command(self, module: str, arguments: Sequence[str]) -> None:
+        """Run a command of the project; its output is added to the row's log.
+
+        Raises:
+            RuntimeError: it failed; the message names the log.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / "commands.txt"
+        with log.open("a") as output:
+            code = subprocess.run(
+                [sys.executable, "-m", f"tokendetr.cli.{module}", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            ).returncode
+        if code:
+            name = f"{self.contestant.name} (seed {self.seed})"
+            raise RuntimeError(f"{name}: {module} ended with status {code}: see {log}")
+
+    def accuracy(self, test: Path) -> dict[str, Any]:
+        """Return the evaluation's figures, and replicates of AP for all and for small objects."""
+        from detectron2.data import MetadataCatalog
+
+        detections = json.loads((test / "coco_instances_results.json").read_text())
+        truth = json.loads(Path(MetadataCatalog.get(self.comparison.test).json_file).read_text())
+        times_RI = draw_images(len(truth["images"]), REPLICATES)
+        replicates = {}
+        figures: dict[str, Any] = {}
+        for area, metric in zip(("all", "small", "medium", "large"), METRICS, strict=True):
+            matches = match_images(truth, detections, area)
+            figures[metric] = round(matches.average_precision(), 3)
+            if area in AREAS:
+                replicates[area] = [round(value, 3) for value in matches.replicates(times_RI)]
+        return {**figures, "replicates": replicates}
+
+    def gflops(self, overrides: Sequence[str]) -> float:
+        """Return the mean operations of some test images, in 10^9."""
+        cfg = load_measured_config(self.config_file, list(overrides))
+        model = build_measured_model(cfg, list(overrides))
+        batches = loaded_inputs(cfg, COUNTED_IMAGES)
+        report = mean_report([count_flops(model, batch, arithmetic=False) for batch in batches])
+        return round(report.total / 1e9, 4)
+
+
+def run_missing(comparison: Comparison, record: Record, args: argparse.Namespace) -> None:
+    """Measure the rows and seeds that were asked for and are not recorded, seed by seed."""
+    seeds = args.seeds or comparison.seeds
+    rows = [c for c in comparison.contestants if not args.rows or c.slug in args.rows]
+    missing = [(s, c) for s in seeds for c in rows if str(s) not in record.rows.get(c.slug, {})]
+    command = f"python tools/study.py {args.project} --only {comparison.name}"
+    for number, (seed, contestant) in enumerate(missing, 1):
+        started = time.monotonic()
+        measured = Run(comparison, contestant, seed, args.output.resolve()).measure()
+        record.add(contestant.slug, seed, measured, command)
+        took = time.monotonic() - started
+        text = f"{comparison.name}: {contestant.slug}, seed {seed}: {measured['AP']:.1f} AP"
+        print(f"[{number}/{len(missing)}] {text}, {took:.0f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing and print the tables."""
+    args = parse_arguments(arguments)
+    try:
+        for comparison in chosen(args.project, args.only):
+            if args.list:
+                print(comparison.name, *(c.slug for c in comparison.contestants), sep="\n  ")
+                continue
+            record = Record(args.records / f"{comparison.name}.json")
+            if not args.table:
+                run_missing(comparison, record, args)
+            for table in comparison.tables(record.rows, record.notes()):
+                print(f"\n{table.markdown()}")
+                if args.write:
+                    splice(args.records.parent / "comparison.md", table)
+    except (ConfigError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
