@@ -62,6 +62,7 @@ LADDER = (
     ("visualization",),
     ("predict",),
     ("sparsification",),
+    ("integrations",),
     ("cli",),
 )
 """Rooms of the library, top rung first; a room imports only rooms of rungs above its own."""

@@ -38,6 +38,7 @@ _HOMES = {
         "SampleError",
         "UnsafeCheckpointError",
     ),
+    "tokendetr.integrations": ("Accelerated", "accelerate"),
     "tokendetr.layers": ("EncoderLayer", "MultiScaleDeformableAttention", "ScoreHead"),
     "tokendetr.ops": ("ms_deform_attn", "packed_attention", "use_reference"),
     "tokendetr.predict": ("Detection", "Detections", "Detector", "Predictor", "load"),

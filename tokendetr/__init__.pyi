@@ -22,6 +22,8 @@ from tokendetr.errors import HostError as HostError
 from tokendetr.errors import NonFiniteLossError as NonFiniteLossError
 from tokendetr.errors import SampleError as SampleError
 from tokendetr.errors import UnsafeCheckpointError as UnsafeCheckpointError
+from tokendetr.integrations import Accelerated as Accelerated
+from tokendetr.integrations import accelerate as accelerate
 from tokendetr.layers import EncoderLayer as EncoderLayer
 from tokendetr.layers import MultiScaleDeformableAttention as MultiScaleDeformableAttention
 from tokendetr.layers import ScoreHead as ScoreHead
