@@ -16,7 +16,7 @@ from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
 from tokendetr.encoder.forward_context import record_tokens, run_pass
 from tokendetr.errors import HostError
 from tokendetr.tokens import LevelLayout, box_labels
-from tokendetr.visualization.token_pictures import draw_tokens
+from tokendetr.visualization.token_pictures import draw_tokens, legend_height
 
 RECORDS = [
     record(128, 168, [[8.5, 8.5, 60.5, 70.5], [30.5, 40.5, 121, 127]]),
@@ -128,7 +128,8 @@ def test_traces_and_pictures_show_scores_of_foreground_and_objects():
     kept.scatter_(1, forward.layers[1].token_map.anchor_BK, True)
     assert torch.equal(second["object"].isfinite(), kept)
     picture = np.zeros((128, 168, 3), dtype=np.uint8)
-    rows = (draw_tokens(picture, forward, width=84).size[1] - 6) / (64 + 6 + 16)
+    width, height = draw_tokens(picture, forward, width=84).size
+    rows = (height - legend_height(width) - 6) / (64 + 6 + 16)
     # Foreground, objects and tokens of both layers, in how many of them a token is, and later maps.
     assert rows == 1 + 2 + 2 + 1 + len(forward.maps)
 

@@ -78,8 +78,10 @@ def test_results_as_records_and_as_a_drawing(detector, paths, tmp_path):
     assert record["category_id"] == detector.category_ids[first.class_index]
     drawing = results.plot(str(tmp_path / "drawn.png"))
     with Image.open(tmp_path / "drawn.png") as saved:
-        assert saved.size == drawing.size == Image.open(paths[0]).size
-    assert (np.asarray(drawing) != results.image_HWC).any()
+        assert saved.size == drawing.size and max(drawing.size) == 640  # legible
+    plain = results.plot(scale=1.0)
+    assert plain.size == Image.open(paths[0]).size
+    assert (np.asarray(plain) != results.image_HWC).any()
 
 
 def test_thresholds_and_precision(detector, paths):

@@ -1,6 +1,8 @@
 """``tokendetr doctor``: what it finds, and that a broken part fails alone."""
 
+import importlib.util
 import json
+import sys
 
 import pytest
 
@@ -26,7 +28,7 @@ def test_a_check_that_raises_is_a_finding_and_the_exit_code(monkeypatch, capsys)
         doctor.main([])
     shown = capsys.readouterr().out
     assert ended.value.code == 1
-    assert "FAILED gone" in shown and "setuptools<80" in shown and "tokendetr" in shown
+    assert "FAILED gone" in shown and "setuptools<82" in shown and "tokendetr" in shown
 
 
 def test_missing_kernels_are_a_note(monkeypatch):
@@ -36,3 +38,36 @@ def test_missing_kernels_are_a_note(monkeypatch):
     monkeypatch.setattr(library, "library_facts", lambda: facts)
     (finding,) = doctor.check_kernels()
     assert finding.state == doctor.NOTE and "there is no library" in finding.text
+
+
+def test_trouble_that_is_known_comes_with_its_remedy(monkeypatch, tmp_path):
+    """Real packages without pkg_resources, a torchvision of another torch, a headless OpenCV."""
+    for name, text in (
+        ("detectron2/__init__.py", ""),
+        ("detrex/__init__.py", ""),
+        ("torchvision/__init__.py", "raise RuntimeError('operator torchvision::nms is missing')"),
+        ("cv2.py", "__version__ = '5'\ndef getBuildInformation(): return '  GUI:   NONE\\n'"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for name in ("detectron2", "detrex", "torchvision", "cv2"):
+        for loaded in [n for n in sys.modules if n == name or n.startswith(f"{name}.")]:
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "pkg_resources" else find_spec(name),
+    )
+    found = {
+        each.name: each
+        for check in (doctor.check_upstream, doctor.check_torch, doctor.check_tools)
+        for each in check()
+    }
+    assert found["detectron2"].text.startswith("real")
+    assert found["pkg_resources"].state == doctor.FAILED
+    assert "setuptools<82" in found["pkg_resources"].remedy
+    assert found["detrex._C"].state == doctor.NOTE
+    assert "torchvision::nms" in found["torchvision"].text and "pip" in found["torchvision"].remedy
+    assert "without windows" in found["cv2"].text and found["cv2"].remedy

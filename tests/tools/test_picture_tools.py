@@ -19,7 +19,7 @@ from tokendetr.encoder.layer_tokens import KEPT, MERGED, SKIPPED, describe, laye
 from tokendetr.encoder.trace import ForwardTrace, LayerTrace
 from tokendetr.predict import Predictor, coco_results, find_images, read_rgb
 from tokendetr.tokens import Identity, Keep, LevelLayout, Merge, WindowGroup
-from tokendetr.visualization.token_pictures import draw_tokens
+from tokendetr.visualization.token_pictures import draw_tokens, legend_height
 
 DENSE = "projects/dino/configs/dino_shapes.py"
 DYNAMIC = "projects/dynamic_detr/configs/dynamic_dino_shapes.py"
@@ -250,7 +250,8 @@ def test_the_drawing_shows_kept_merged_and_skipped_tokens():
     assert merged.mean() == pytest.approx(100, abs=2)
     assert np.ptp(kept) == 200
     assert np.ptp(skipped) == 50
-    assert sheet.shape == (16 + 64 + 6 + 6, 3 * (64 + 6) + 6, 3)
+    width = 3 * (64 + 6) + 6
+    assert sheet.shape == (16 + 64 + 6 + 6 + legend_height(width), width, 3)
 
 
 def test_scores_and_what_became_known_later_are_heat_maps_above_and_below_the_layers():
@@ -263,7 +264,7 @@ def test_scores_and_what_became_known_later_are_heat_maps_above_and_below_the_la
     image = np.zeros((64, 64, 3), dtype=np.uint8)
     sheet = np.asarray(draw_tokens(image, forward, width=64)).astype(int)
     rows, step = 3, 64 + 6 + 16
-    assert sheet.shape[0] == rows * step + 6
+    assert sheet.shape[0] == rows * step + 6 + legend_height(sheet.shape[1])
     first, last = (sheet[6 + 16 + row * step :, 6:][:64, :64].sum(axis=2) for row in (0, 2))
     bright = first[:16, :16].min()
     assert bright > 4 * first[20:, 20:].max() and last[17:31, 17:31].min() == bright
@@ -281,14 +282,16 @@ def test_how_many_layers_a_token_takes_part_in_is_the_last_row_where_layers_diff
     step = 64 + 6 + 16
     sheet = np.asarray(draw_tokens(image, ForwardTrace(layout, layers), width=64)).astype(int)
     # One level: neither a column for all levels nor one for queries per area.
-    assert sheet.shape == ((3 + 3 + 1) * step + 6, 64 + 6 + 6, 3)
-    last = sheet[6 * step + 6 + 16 :, 6:][:64, :64].sum(axis=2)
+    # The scores are the same in all layers: one row.
+    assert sheet.shape == ((1 + 3 + 1) * step + 6 + legend_height(76), 64 + 6 + 6, 3)
+    last = sheet[4 * step + 6 + 16 :, 6:][:64, :64].sum(axis=2)
     cells = [last[:32, :32], last[:32, 32:], last[32:, :32], last[32:, 32:]]
     assert all(np.ptp(cell) == 0 for cell in cells)
     brightness = [cell[0, 0] for cell in cells]
     assert brightness == sorted(brightness, reverse=True) and len(set(brightness)) == 4
     alike = ForwardTrace(layout, layers[:1] * 3)
-    assert draw_tokens(image, alike, width=64).size == (64 + 6 + 6, 6 * step + 6)
+    # So are the layers here.
+    assert draw_tokens(image, alike, width=64).size == (76, 2 * step + 6 + legend_height(76))
 
 
 def test_visualize_tokens_reports_the_maps_of_the_model(shapes, tmp_path):

@@ -1,9 +1,9 @@
 """Train and evaluate the variants of a study, and print them as a table.
 
 Examples:
-    python tools/ablate.py dynamic_detr                # every study of projects/dynamic_detr
-    python tools/ablate.py dynamic_detr --only ablations --write
-    python tools/ablate.py dynamic_detr --table        # what has been run so far, nothing new
+    tokendetr ablate dynamic_detr                # every study of projects/dynamic_detr
+    tokendetr ablate dynamic_detr --only ablations --write
+    tokendetr ablate dynamic_detr --table        # what has been run so far, nothing new
 
 Runs that are finished are kept and not repeated, so an interrupted study goes on where it stopped.
 Every run is one call of tools/train_net.py; its log lies in its folder.

@@ -1,10 +1,9 @@
 """Count a model's operations, activations and parameters, or print its structure.
 
 Examples:
-    P=projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py
-    python tools/analyze_model.py --config-file $P --tasks flop --input-size 800 1066 --json
-    python tools/analyze_model.py --config-file $P --tasks flop parameter --blended
-    python tools/analyze_model.py --config-file $P --tasks flop -n 100    # the config's test data
+    tokendetr analyze --config-file dino_r50_4scale_12ep --tasks flop --input-size 800 1066 --json
+    tokendetr analyze --config-file dino_r50_4scale_12ep --tasks flop parameter --blended
+    tokendetr analyze --config-file dino_shapes --tasks flop -n 100    # the config's test data
 
 A multiply-add counts as one operation (fvcore's convention, as in the papers); the sampling of
 deformable attention counts. Weights are random unless train.init_checkpoint=FILE is given.
@@ -38,6 +37,7 @@ from tokendetr.analysis.inputs import (
     loaded_inputs,
     write_json,
 )
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 
 TASKS = ("flop", "activation", "parameter", "structure")
@@ -91,10 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end"
     )
-    args = parser.parse_args(arguments)
-    if args.json and "=" in args.json:  # an override right after --json
-        args.opts.insert(0, args.json)
-        args.json = "-"
+    args = parse_with_overrides(parser, arguments)
     if args.num_inputs < 1:
         parser.error(f"--num-inputs must be at least 1, got {args.num_inputs}")
     return args

@@ -1,11 +1,9 @@
 """Measure how fast detectors of one or several configs run, train, or get their data.
 
 Examples:
-    D=projects/dino/configs/dino_shapes.py
-    S=projects/dynamic_detr/configs/dynamic_dino_shapes.py
-    python tools/benchmark.py --task eval --config-file $D --config-file $S --input-size 256 256
-    python tools/benchmark.py --task train --config-file $D --input-size 256 256 --repeats 10
-    python tools/benchmark.py --task data --config-file $D dataloader.train.num_workers=2
+    tokendetr benchmark --task eval --config-file dino_shapes --config-file dynamic_dino_shapes
+    tokendetr benchmark --task train --config-file dino_shapes --input-size 256 256 --repeats 10
+    tokendetr benchmark --task data --config-file dino_shapes dataloader.train.num_workers=2
 
 Several configs take turns in one run, so that what else the machine does hits all alike. Overrides
 at the end go to every config. Weights are random unless train.init_checkpoint=FILE is given.
@@ -41,6 +39,7 @@ from tokendetr.analysis.inputs import (
 )
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -111,10 +110,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--dist-url", default=DIST_URL, help="where the processes meet: tcp://host:port")
     add("--json", nargs="?", const="-", metavar="FILE", help="JSON to FILE, or to stdout")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the configs, at the end")
-    args = parser.parse_args(arguments)
-    if args.json and "=" in args.json:  # an override right after --json
-        args.opts.insert(0, args.json)
-        args.json = "-"
+    args = parse_with_overrides(parser, arguments)
     for name in ("batch_size", "repeats", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from spt_backbone.calibration import calibrate_threshold, find_spt
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.errors import ConfigError
 
 EXPECTED_ERRORS = (ConfigError, OSError, ValueError)
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--images", type=int, default=32, help="images to look at (default 32)")
     add("--tolerance", type=float, default=0.005, help="of the ratio (default 0.005)")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
-    args = parser.parse_args(arguments)
+    args = parse_with_overrides(parser, arguments)
     if args.images < 1:
         parser.error("--images must be at least 1")
     try:

@@ -1,9 +1,9 @@
 """Check COCO-format data sets before training, and say what to fix.
 
 Examples:
-    python tools/check_dataset.py --config-file projects/dino/configs/dino_shapes.py
-    python tools/check_dataset.py --json fruit/train.json --images fruit/images --num-classes 5
-    python tools/check_dataset.py --config-file my_config.py --open-images
+    tokendetr check-data --config-file dino_shapes
+    tokendetr check-data --json fruit/train.json --images fruit/images --num-classes 5
+    tokendetr check-data --config-file my_config.py --open-images
     tokendetr check-data --config-file dino_shapes --pictures out/ train.data_folder=my_cells
 
 Checked: ids, sizes, file names and files, categories, boxes, the number of classes, and that
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.data.coco_check import validate_coco
 from tokendetr.data.hints import data_hints
@@ -53,7 +54,9 @@ class Task:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", metavar="FILE", help="check the data sets of a config")
     source.add_argument("--json", metavar="FILE", help="check these annotations")
@@ -73,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="also draw charts of the boxes, and samples with labels",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")
-    args = parser.parse_args(arguments)
+    args = parse_with_overrides(parser, arguments)
     if args.json and not args.images:
         parser.error("--json needs --images FOLDER")
     return args

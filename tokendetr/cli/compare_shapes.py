@@ -1,11 +1,11 @@
 """Compare the small detectors of the shapes data set that come with the project, in one table.
 
 Examples:
-    python tools/compare_shapes.py
-    python tools/compare_shapes.py --write    # into docs/comparison.md
-    python tools/compare_shapes.py --row mine=my_config.py:output/mine/model_best.pth
-    python tools/compare_shapes.py --corr --write
-    python tools/compare_shapes.py --json output/comparison.json
+    tokendetr compare-shapes
+    tokendetr compare-shapes --write    # into docs/comparison.md
+    tokendetr compare-shapes --row mine=my_config.py:output/mine/model_best.pth
+    tokendetr compare-shapes --corr --write
+    tokendetr compare-shapes --json output/comparison.json
 
 Rows whose checkpoint file is not there are left out, with a note. Accuracy and recall of the
 queries are those of the whole validation set; GFLOPs are the mean of 20 of its images, a
@@ -40,6 +40,7 @@ from tokendetr.analysis.inputs import (
 )
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.decoder_correlation import CorrEvaluator
@@ -112,7 +113,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of all configs, at the end"
     )
-    return parser.parse_args(arguments)
+    return parse_with_overrides(parser, arguments)
 
 
 def evaluate(cfg: DictConfig, model: nn.Module, images: int | None) -> dict[str, float]:

@@ -1,10 +1,9 @@
 """Detect objects in pictures, folders of pictures, videos or a camera's stream.
 
 Examples:
-    python tools/demo.py --config-file projects/dino/configs/dino_shapes.py \\
-        --input datasets/shapes/val --output output/pictures \\
-        --opts train.init_checkpoint=projects/dino/checkpoints/dino_shapes.safetensors
-    python tools/demo.py --config-file ... --video-input film.mp4 --output film_out.mp4 --opts ...
+    tokendetr predict --config-file dino_shapes --input datasets/shapes/val --output output/pictures
+    tokendetr predict --config-file dino_r50_4scale_12ep --video-input film.mp4 \\
+        --output film_out.mp4 train.init_checkpoint=dino_r50_4scale_12ep.pth
 
 Pictures go to --output under their own names, all detections to ``detections.json`` beside them.
 """
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +21,11 @@ from typing import Any
 import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 from tqdm import tqdm
 
+from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
 from tokendetr.errors import CheckpointError, ConfigError, OutputError
 from tokendetr.io.outputs import check_output_file, drawing_names
@@ -37,6 +36,7 @@ from tokendetr.predict import (
     find_images,
     read_rgb,
 )
+from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 
 EXPECTED_ERRORS = (CheckpointError, ConfigError, OSError, ImportError, KeyError)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
@@ -45,7 +45,9 @@ logger = logging.getLogger("tokendetr.demo")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; sizes, channel order and names default to the config's test data."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--input", nargs="+", help="pictures, folders, or glob patterns in quotes")
     parser.add_argument("--video-input", help="video file (needs opencv)")
@@ -59,9 +61,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--img_format", choices=("RGB", "BGR"), help="channel order of the model")
     parser.add_argument("--metadata_dataset", help="data set whose class names are shown")
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="key=value overrides of the config"
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="key=value overrides of the config; without this flag too, at the end",
     )
-    args = parser.parse_args(arguments)
+    args = parse_with_overrides(parser, arguments)
     if sum(map(bool, (args.input, args.video_input, args.webcam))) != 1:
         parser.error("give exactly one of --input, --video-input and --webcam")
     if not args.output and not args.webcam:
@@ -71,10 +76,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def draw(image_HWC: np.ndarray, instances: Instances, metadata: Any) -> np.ndarray:
     """The picture with boxes, names and scores; small pictures are enlarged to stay legible."""
-    scale = max(1.0, 640 / max(image_HWC.shape[:2]))
-    canvas = Visualizer(image_HWC, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
-    picture: np.ndarray = canvas.draw_instance_predictions(instances).get_image()
-    return picture
+    boxes = found_boxes(instances, metadata.get("thing_classes", None))
+    return np.asarray(draw_boxes(image_HWC, boxes, scale=legible_scale(image_HWC)))
 
 
 def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> int:
@@ -163,8 +166,7 @@ def _check_windows(cv2: Any) -> None:
     Raises:
         ImportError: saying how to do without.
     """
-    gui = re.search(r"GUI:\s*(\S+)", cv2.getBuildInformation())
-    if gui is not None and gui[1].upper() == "NONE":
+    if not has_windows(cv2):
         raise ImportError(
             "this OpenCV has no windows (the headless package): write the stream to a file with "
             "--output FILE.mp4, or pip install opencv-python in its place"

@@ -1,5 +1,6 @@
 """Check an installation: versions, kernels, data sets, one timed forward pass and training step.
 
+Examples:
     tokendetr doctor
     tokendetr doctor --json doctor.json
 
@@ -21,19 +22,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tokendetr.compat.opencv import has_windows
+
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 OLDEST_TORCH = (2, 10)
+UNKNOWN = "no version known"
 OPTIONAL = {
     "hotcoco": "fast COCO evaluation",
     "faster_coco_eval": "fast COCO evaluation",
     "lvis": "LVIS evaluation",
-    "cv2": "videos (pip install opencv-python-headless)",
     "transformers": "Token Transforming of Hugging Face's models",
     "timm": "Token Transforming of timm's models",
     "supervision": "Detections.to_supervision()",
     "wandb": "train.wandb.enabled=True",
 }
-DATA_SETS = {"coco": "COCO", "lvis": "LVIS", "VOC2007": "VOC 2007", "shapes": "shapes"}
+DATA_SETS = {
+    "coco": "COCO",
+    "lvis": "LVIS",
+    "VOC2007": "VOC 2007",
+    "VOC2012": "VOC 2012",
+    "bdd100k": "BDD100K",
+    "shapes": "shapes",
+}
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "pillow",
+    "omegaconf",
+    "hydra-core",
+    "fvcore",
+    "iopath",
+    "pycocotools",
+)
+KEEP_PKG_RESOURCES = "pip install 'setuptools<82': version 82 no longer has pkg_resources"
 
 
 @dataclass(frozen=True)
@@ -57,7 +78,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "no version known"
+        return UNKNOWN
 
 
 def check_python() -> list[Finding]:
@@ -69,6 +90,15 @@ def check_python() -> list[Finding]:
         Finding("python", OK, f"{platform.python_version()} on {platform.platform()}"),
         Finding("tokendetr", OK, f"{tokendetr.__version__} in {where}"),
     ]
+
+
+def check_packages() -> list[Finding]:
+    """Versions of what the library is built on."""
+    versions = {name: _version(name) for name in PACKAGES}
+    missing = [name for name, version in versions.items() if version == UNKNOWN]
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    remedy = f"pip install {' '.join(missing)}" if missing else ""
+    return [Finding("packages", FAILED if missing else OK, text, remedy)]
 
 
 def check_torch() -> list[Finding]:
@@ -90,7 +120,24 @@ def check_torch() -> list[Finding]:
             "" if new_enough else f"pip install 'torch>={wanted}'",
         ),
         Finding("cuda", OK, f"torch built for CUDA {torch.version.cuda}; {gpu}; {toolkit}"),
+        *_check_torchvision(),
     ]
+
+
+def _check_torchvision() -> list[Finding]:
+    """A torchvision that was built for another PyTorch fails when it is imported."""
+    if importlib.util.find_spec("torchvision") is None:
+        return []
+    try:
+        import torchvision
+    except (ImportError, OSError, RuntimeError) as error:
+        remedy = "pip install the torchvision of this torch's release, or pip uninstall torchvision"
+        return [Finding("torchvision", NOTE, f"does not import: {_line(error)}", remedy)]
+    return [Finding("torchvision", OK, str(torchvision.__version__))]
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def check_upstream() -> list[Finding]:
@@ -106,8 +153,22 @@ def check_upstream() -> list[Finding]:
         stand_in = stand_in or "tokendetr_standalone" in spec.origin
         kind = "stand-in" if stand_in else f"real, {_version(name)}"
         found.append(Finding(name, OK, f"{kind}: {Path(spec.origin).parent}"))
+    real = [finding for finding in found if finding.text.startswith("real")]
+    if real and importlib.util.find_spec("pkg_resources") is None:
+        text = "missing: detectron2's model zoo and detrex's config loader import it"
+        found.append(Finding("pkg_resources", FAILED, text, KEEP_PKG_RESOURCES))
+    if any(finding.name == "detrex" for finding in real) and not _is_there("detrex._C"):
+        text = "detrex was built without its kernels: its own detectors do not build on a CPU"
+        found.append(Finding("detrex._C", NOTE, text, "tokendetr's detectors do not need it"))
     found.append(_check_projects())
     return found
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except Exception:  # the package around it may fail in any way
+        return False
 
 
 def _check_projects() -> Finding:
@@ -163,7 +224,24 @@ def check_tools() -> list[Finding]:
     for module, purpose in OPTIONAL.items():
         if importlib.util.find_spec(module) is None:
             found.append(Finding(module, NOTE, f"not installed; for {purpose}"))
-    return found
+    return [*found, *_check_opencv()]
+
+
+def _check_opencv() -> list[Finding]:
+    """OpenCV reads and writes videos; its headless package has no windows for a camera."""
+    if importlib.util.find_spec("cv2") is None:
+        text = "not installed; for videos"
+        return [Finding("cv2", NOTE, text, "pip install opencv-python-headless")]
+    try:
+        import cv2
+
+        windows = has_windows(cv2)
+    except (ImportError, OSError) as error:
+        remedy = "pip install opencv-python-headless in place of opencv-python"
+        return [Finding("cv2", NOTE, f"does not import: {_line(error)}", remedy)]
+    text = f"{cv2.__version__}, {'with' if windows else 'without'} windows"
+    remedy = "" if windows else "for predict --webcam without --output: pip install opencv-python"
+    return [Finding("cv2", OK if windows else NOTE, text, remedy)]
 
 
 def check_data() -> list[Finding]:
@@ -210,6 +288,7 @@ def check_model() -> list[Finding]:
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     check_python,
+    check_packages,
     check_torch,
     check_upstream,
     check_kernels,
@@ -229,15 +308,16 @@ def examine(checks: Sequence[Callable[[], list[Finding]]] = CHECKS) -> list[Find
             name = check.__name__.removeprefix("check_")
             remedy = ""
             if isinstance(error, ModuleNotFoundError) and error.name == "pkg_resources":
-                remedy = "pip install 'setuptools<80': a package still imports pkg_resources"
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            found.append(Finding(name, FAILED, text, remedy))
+                remedy = KEEP_PKG_RESOURCES
+            found.append(Finding(name, FAILED, _line(error), remedy))
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings here")
     args = parser.parse_args(arguments)
     found = examine()

@@ -1,7 +1,7 @@
 """Write the weights of a training checkpoint as a small safetensors file.
 
 Example:
-    python tools/export_checkpoint.py --input output/dino_shapes/model_final.pth \\
+    tokendetr export --input output/dino_shapes/model_final.pth \\
         --output projects/dino/checkpoints/dino_shapes.safetensors
 
 Matrices are stored in half precision, tensors that a model stores under several names once,
@@ -32,7 +32,9 @@ EXPECTED_ERRORS = (OSError, ValueError)  # those of files and of checkpoints
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--input", required=True, help="checkpoint of a training")
     parser.add_argument("--output", required=True, help="file to write, ending in .safetensors")
     parser.add_argument("--convert", metavar="MODULE.FUNCTION", help="renames the weights")

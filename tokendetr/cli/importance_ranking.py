@@ -2,7 +2,7 @@
 
 Examples:
     tokendetr rank-importance --config-file dino_shapes --stage-lengths 1,1,1
-    python tools/importance_ranking.py --output orders.py --num-images 500 \\
+    tokendetr rank-importance --output orders.py --num-images 500 \\
         --config-file projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py \\
         train.init_checkpoint=dino_r50_4scale_12ep.pth
 
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import shipped_weights
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
@@ -44,7 +45,9 @@ OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="dense detector")
     parser.add_argument("--num-images", type=int, help="first images of the test set (all)")
     parser.add_argument(
@@ -60,7 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides, with train.init_checkpoint"
     )
-    return parser.parse_args(arguments)
+    return parse_with_overrides(parser, arguments)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

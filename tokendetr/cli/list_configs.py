@@ -13,7 +13,9 @@ from tokendetr.config.tree import config_files, shipped_weights
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("word", nargs="?", default="", help="only names with this word in them")
     parser.add_argument("--weights", action="store_true", help="only those with trained weights")
     parser.add_argument("--paths", action="store_true", help="with their files")

@@ -1,10 +1,10 @@
 """List the images of BDD100K whose objects cover less than a quarter of them: BDD-S.
 
 Example:
-    python tools/make_bdd_s.py    # reads and writes datasets/bdd100k/jsons
+    tokendetr make-bdd-s    # reads and writes datasets/bdd100k/jsons
 
 Any COCO-format file can be thinned out so:
-    python tools/make_bdd_s.py --input annotations.json --output small.json --max-ratio 0.1
+    tokendetr make-bdd-s --input annotations.json --output small.json --max-ratio 0.1
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from tokendetr.io.atomic import write_atomically
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", help="folder of BDD100K (default: under DETECTRON2_DATASETS)")
     parser.add_argument("--input", help="one COCO-format file instead of BDD100K's two")
     parser.add_argument("--output", help="where its smaller version goes")

@@ -1,8 +1,8 @@
 """Draw the shapes data set (``shapes_train``, ``shapes_val``) unless it is there already.
 
 Example:
-    python tools/make_shapes.py     # into $DETECTRON2_DATASETS/shapes, else ./datasets/shapes
-    python tools/make_shapes.py --root /tmp/shapes --train-images 500 --val-images 50 --seed 7
+    tokendetr make-shapes     # into $DETECTRON2_DATASETS/shapes, else ./datasets/shapes
+    tokendetr make-shapes --root /tmp/shapes --train-images 500 --val-images 50 --seed 7
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from tokendetr.data.shapes import ShapesSpec, ensure_shapes, shapes_root
 
 def main() -> None:
     """Parse the command line, make the files, print where they are and what they hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, help=f"folder to write (default {shapes_root()})")
     parser.add_argument("--train-images", type=int, default=ShapesSpec.num_train)
     parser.add_argument("--val-images", type=int, default=ShapesSpec.num_val)

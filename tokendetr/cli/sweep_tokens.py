@@ -3,15 +3,15 @@
 Examples:
     S=projects/dino/configs/dino_shapes_swin.py
     W=train.init_checkpoint=projects/dino/checkpoints/dino_shapes_swin.safetensors
-    python tools/sweep_tokens.py --config-file $S --layers 4 8 --output out train.device=cpu $W
-    python tools/sweep_tokens.py --config-file $S --layers 4 8 --output out --features 32 $W
-    python tools/sweep_tokens.py --config-file $S --layers 4 8 \\
+    tokendetr sweep-tokens --config-file $S --layers 4 8 --output out train.device=cpu $W
+    tokendetr sweep-tokens --config-file $S --layers 4 8 --output out --features 32 $W
+    tokendetr sweep-tokens --config-file $S --layers 4 8 \\
         --ways pruning pruning:selection=uniform transforming:threshold=-1 --output out $W
-    python tools/sweep_tokens.py --config-file $S --layers 4 8 --keep-ratios 0.5 \\
+    tokendetr sweep-tokens --config-file $S --layers 4 8 --keep-ratios 0.5 \\
         --ways merging:recovery=residual merging:recovery=residual:layers=8 --output out $W
 
     E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
-    python tools/sweep_tokens.py --config-file $E/configs/sparse_dino_shapes.py --output out $W
+    tokendetr sweep-tokens --config-file $E/configs/sparse_dino_shapes.py --output out $W
 
 Where the config's encoder has a sparsifier (Sparse DETR, Focus-DETR, Dynamic DETR) and no --layers
 are given, its keep ratio is swept (of Dynamic DETR: that of the most important level). --name names
@@ -44,6 +44,7 @@ from token_transforming import Reduction, restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.timing import Summary, timed
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.encoder import TokenSparsifier
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.run import Evaluation
@@ -168,7 +169,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--repeats", type=int, default=10, help="timed images of each point")
     add("--resume", action="store_true", help="keep the points that OUTPUT/sweep.csv has")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
-    args = parser.parse_args(arguments)
+    args = parse_with_overrides(parser, arguments)
     counts = [count for count in (args.features, args.images) if count is not None]
     if min([args.repeats, *counts]) < 1:
         parser.error("--repeats, --features and --images must be at least 1")

@@ -1,9 +1,9 @@
 """Print a project's tables of results, or write them into its README.
 
 Examples:
-    python tools/table.py dynamic_detr
-    python tools/table.py dynamic_detr --write    # between the markers in its README
-    python tools/table.py dynamic_detr --only gflops
+    tokendetr table dynamic_detr
+    tokendetr table dynamic_detr --write    # between the markers in its README
+    tokendetr table dynamic_detr --only gflops
 
 ``projects/<method>/table.py`` makes them: its ``tables()`` yields
 ``tokendetr.analysis.tables.Table``.
@@ -53,7 +53,9 @@ def tables_of(method: str, projects: Path) -> Iterable[Table]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("method", help="name of a folder under projects/ that has a table.py")
     parser.add_argument("--only", metavar="NAME", help="this table alone")
     parser.add_argument("--write", action="store_true", help="put them into the project's README")

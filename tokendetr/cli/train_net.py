@@ -1,11 +1,12 @@
 """Train or evaluate a detector from a lazy config.
 
-    python tools/train_net.py --config-file projects/dino/configs/dino_shapes.py
-    python tools/train_net.py --config-file ... --num-gpus 8
-    python tools/train_net.py --config-file ... --resume
-    python tools/train_net.py --config-file ... --eval-only train.init_checkpoint=model.pth
-    python tools/train_net.py --config-file ... --num-gpus 2 train.device=cpu
-    torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
+Examples:
+    tokendetr train --config-file dino_shapes train.device=cpu
+    tokendetr train --config-file dino_r50_4scale_12ep --num-gpus 8
+    tokendetr train --config-file dino_r50_4scale_12ep --num-gpus 8 --resume
+    tokendetr evaluate --config-file dino_r50_4scale_12ep train.init_checkpoint=model.pth
+    tokendetr train --config-file dino_shapes --num-gpus 2 train.device=cpu
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file dino_r50_4scale_12ep
 
 Options are detectron2's. A key that the config does not have is an error; ``+key=value`` adds one.
 """
@@ -25,7 +26,7 @@ def main() -> None:
     """Parse the command line and start the processes."""
     # Until the run takes care of signals, Ctrl-C ends this process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parser = default_argument_parser()
+    parser = default_argument_parser(epilog=__doc__)
     args = parser.parse_args()
     try:
         args.config_file = resolve_config(args.config_file)  # detectron2 copies the file

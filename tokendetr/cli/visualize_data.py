@@ -2,8 +2,8 @@
 
 Examples:
     C=projects/dino/configs/dino_shapes.py
-    python tools/visualize_data.py --source annotation --config-file $C --num 50
-    python tools/visualize_data.py --source dataloader --config-file $C --output-dir output/loaded
+    tokendetr visualize-data --source annotation --config-file $C --num 50
+    tokendetr visualize-data --source dataloader --config-file $C --output-dir output/loaded
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError
 from tokendetr.io.outputs import DrawingNames
@@ -35,14 +36,16 @@ Drawn = tuple[Path, np.ndarray]
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", choices=("annotation", "dataloader"), required=True)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--output-dir", default="./output/data", help="folder to write")
     parser.add_argument("--num", type=int, help="pictures to draw (default: all, or an epoch)")
     parser.add_argument("--show", action="store_true", help="show windows instead of writing files")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")
-    return parser.parse_args(arguments)
+    return parse_with_overrides(parser, arguments)
 
 
 def dataset_names(cfg: DictConfig) -> list[str]:

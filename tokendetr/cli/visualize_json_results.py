@@ -1,7 +1,7 @@
 """Draw the detections of a COCO results file beside the annotations: prediction left, truth right.
 
 Example:
-    python tools/visualize_json_results.py --dataset shapes_val --output output/compared \\
+    tokendetr visualize-results --dataset shapes_val --output output/compared \\
         --input output/dino_shapes/coco_instances_results.json
 """
 
@@ -18,18 +18,20 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.data.shapes import register_shapes
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import read_rgb
+from tokendetr.visualization.boxes import annotated_boxes, draw_boxes, found_boxes, legible_scale
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--input", required=True, help="JSON file of COCO results")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--dataset", default="coco_2017_val", help="registered data set")
@@ -105,9 +107,14 @@ def compare(args: argparse.Namespace) -> int:
         found = to_instances(
             by_image[record["image_id"]], image_HWC.shape[:2], metadata, args.conf_threshold
         )
-        left = Visualizer(image_HWC, metadata).draw_instance_predictions(found).get_image()
-        right = Visualizer(image_HWC, metadata).draw_dataset_dict(record).get_image()
-        both = np.concatenate([left, right], axis=1)
+        names = metadata.get("thing_classes", None)
+        scale = legible_scale(image_HWC)
+        truth = annotated_boxes(record.get("annotations", ()), names)
+        drawn = [
+            np.asarray(draw_boxes(image_HWC, boxes, scale=scale))
+            for boxes in (found_boxes(found, names), truth)
+        ]
+        both = np.concatenate(drawn, axis=1)
         Image.fromarray(both).save(target, quality=92)
     return len(shown)
 

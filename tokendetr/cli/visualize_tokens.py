@@ -1,15 +1,16 @@
 """Show which tokens each encoder layer kept or merged, per feature level, over pictures.
 
-Example:
-    P=projects/dynamic_detr
-    python tools/visualize_tokens.py --config-file $P/configs/dynamic_dino_shapes.py \\
-        --input datasets/shapes/val/000001.jpg --output output/tokens \\
-        --opts train.init_checkpoint=$P/checkpoints/dynamic_dino_shapes.safetensors
+Examples:
+    tokendetr visualize-tokens --config-file dynamic_dino_shapes \\
+        --input datasets/shapes/val/000001.jpg --output output/tokens
+    tokendetr visualize-tokens --config-file sparse_dino_shapes --input photos/ \\
+        --output output/tokens model.transformer.encoder.sparsifier.keep_ratio=0.2
 
-Writes NAME_tokens.png per picture (a row per layer, a column per level; tokens that are queries of
-their own show the picture, merged ones their mean colour in a frame, the others are dark; scores
-above, the decoder's attention below them as heat maps) and the counts to tokens.json. Stages of a
-backbone that selects tokens get a sheet each, NAME_backbone_stage_N.png.
+Per picture two files: NAME_story.png has the picture, the tokens of each layer and the detections;
+NAME_tokens.png has a row per layer and a column per level: tokens that are queries of their own
+show the picture, merged ones their mean color in a frame, the others are dark; scores are above,
+the decoder's attention below as heat maps. Counts go to tokens.json. Stages of a backbone that
+selects tokens get files of their own, NAME_backbone_stage_N.png.
 """
 
 from __future__ import annotations
@@ -23,30 +24,43 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe
 from tokendetr.encoder.trace import ForwardTrace
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.io.outputs import drawing_names
-from tokendetr.predict import Predictor, find_images, read_rgb
+from tokendetr.predict import Predictor, dataset_metadata, find_images, read_rgb
 from tokendetr.tokens import Identity
+from tokendetr.visualization.boxes import found_boxes
 from tokendetr.visualization.token_pictures import draw_tokens
+from tokendetr.visualization.token_story import draw_story
 
 EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--input", nargs="+", required=True, help="pictures, folders or patterns")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
     parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
     parser.add_argument("--tile-width", type=int, default=256, help="pixels per tile")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="key=value overrides")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--confidence-threshold", type=float, default=0.3, help="lowest score drawn (default 0.3)"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="key=value overrides of the config; without this flag too, at the end",
+    )
+    return parse_with_overrides(parser, arguments)
 
 
 def worth_drawing(forwards: Sequence[ForwardTrace]) -> list[ForwardTrace]:
@@ -60,8 +74,20 @@ def worth_drawing(forwards: Sequence[ForwardTrace]) -> list[ForwardTrace]:
     return chosen or latest
 
 
-def visualize(predictor: Predictor, pictures: list[Path], folder: Path, tile_width: int) -> None:
-    """Write a sheet per picture, and the counts of all.
+def visualize(
+    predictor: Predictor,
+    pictures: list[Path],
+    folder: Path,
+    tile_width: int,
+    *,
+    names: Sequence[str] | None = None,
+    threshold: float = 0.3,
+) -> None:
+    """Write a story and a sheet per picture, and the counts of all.
+
+    Args:
+        names: of the classes; numbers where None.
+        threshold: lowest score of a detection that is drawn.
 
     Raises:
         ValueError: the model has no encoder of this project, so that nothing was recorded.
@@ -72,14 +98,16 @@ def visualize(predictor: Predictor, pictures: list[Path], folder: Path, tile_wid
     for path, stem in tqdm(list(zip(pictures, stems, strict=True)), unit="picture"):
         image_HWC = read_rgb(path)
         with record_tokens() as trace:
-            predictor(image_HWC)
+            instances = predictor(image_HWC)
         if not trace.forwards:
             raise ValueError("the model's encoder is none of tokendetr's: no tokens were recorded")
+        boxes = found_boxes(instances[instances.scores >= threshold], names)
         for forward in worth_drawing(trace.forwards):
             is_encoder = forward.name == "encoder"
-            sheet = draw_tokens(image_HWC, forward, width=tile_width)
-            suffix = "tokens" if is_encoder else forward.name.replace(" ", "_")
-            sheet.save(folder / f"{stem}_{suffix}.png")
+            part = "" if is_encoder else "_" + forward.name.replace(" ", "_")
+            sheet = draw_tokens(image_HWC, forward, width=tile_width, boxes=boxes)
+            sheet.save(folder / f"{stem}{part or '_tokens'}.png")
+            draw_story(image_HWC, forward, boxes).save(folder / f"{stem}{part}_story.png")
             counts[str(path) if is_encoder else f"{path}, {forward.name}"] = describe(forward)
     (folder / "tokens.json").write_text(json.dumps(counts, indent=1))
 
@@ -94,10 +122,17 @@ def main(arguments: list[str] | None = None) -> None:
         predictor = Predictor.from_config(
             cfg, min_size=args.min_size_test, max_size=args.max_size_test
         )
-        visualize(predictor, pictures, Path(args.output), args.tile_width)
+        visualize(
+            predictor,
+            pictures,
+            Path(args.output),
+            args.tile_width,
+            names=dataset_metadata(cfg).get("thing_classes", None),
+            threshold=args.confidence_threshold,
+        )
     except (*EXPECTED_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"{args.output}: a sheet NAME_tokens.png per picture, and the counts in tokens.json")
+    print(f"{args.output}: NAME_story.png and NAME_tokens.png per picture, counts in tokens.json")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from numpy.typing import NDArray
 from PIL import Image
+
+from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 
 __all__ = ["Detection", "Detections"]
 
@@ -117,29 +118,17 @@ class Detections:
             data={"class_name": np.array([self.names[index] for index in classes])},
         )
 
-    def plot(self, path: str | None = None) -> Image.Image:
-        """Draw the detections over the image.
+    def plot(self, path: str | None = None, *, scale: float | None = None) -> Image.Image:
+        """Draw the detections over the image: one color per class, labels apart from each other.
 
         Args:
             path: file to save the drawing as; None saves nothing.
-
-        Returns:
-            The drawing, of the image's size.
+            scale: the drawing's size divided by the image's; None enlarges small images so that
+                labels can be read.
         """
-        metadata = _Names(list(self.names))
-        canvas = Visualizer(self.image_HWC, metadata, instance_mode=ColorMode.IMAGE)
-        drawing = Image.fromarray(canvas.draw_instance_predictions(self.instances).get_image())
+        boxes = found_boxes(self.instances, self.names)
+        enlarged = legible_scale(self.image_HWC) if scale is None else scale
+        drawing = draw_boxes(self.image_HWC, boxes, scale=enlarged)
         if path is not None:
             drawing.save(path)
         return drawing
-
-
-@dataclass
-class _Names:
-    """What detectron2's visualizer reads of a data set's metadata."""
-
-    thing_classes: list[str]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute, or the default."""
-        return getattr(self, name, default)
