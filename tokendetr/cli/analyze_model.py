@@ -1,9 +1,9 @@
 """Count a model's operations, activations and parameters, or print its structure.
 
 Examples:
-    tokendetr analyze --config-file dino_r50_4scale_12ep --tasks flop --input-size 800 1066 --json
-    tokendetr analyze --config-file dino_r50_4scale_12ep --tasks flop parameter --blended
-    tokendetr analyze --config-file dino_shapes --tasks flop -n 100    # the config's test data
+    tokendetr analyze-model --config-file dino_r50_4scale_12ep --tasks flop --input-size 800 1066
+    tokendetr analyze-model --config-file dino_r50_4scale_12ep --tasks flop parameter --blended
+    tokendetr analyze-model --config-file dino_shapes --tasks flop -n 100    # its own test data
 
 A multiply-add counts as one operation (fvcore's convention, as in the papers); the sampling of
 deformable attention counts. Weights are random unless train.init_checkpoint=FILE is given.

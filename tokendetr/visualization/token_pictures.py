@@ -47,6 +47,8 @@ _LEGEND = (
 
 Row = tuple[list[str], list[Tile]]
 """Labels and tiles of a row of a sheet."""
+Scored = tuple[list[int], str, Tensor]
+"""Numbers of the layers that have a score, none for what became known later; name; [B, N]."""
 LayerGroup = tuple[list[int], LayerTokens]
 """Numbers of consecutive layers, from 1, and the tokens that all of them work on."""
 
@@ -183,9 +185,8 @@ def _map_rows(base_HWC: Tile, forward: ForwardTrace, image: int, *, before: bool
     with the same numbers share a row.
     """
     layout = forward.layout
-    named = [([], name, value) for name, value in forward.maps.items()]
-    if before:
-        named = _scores(forward)
+    later: list[Scored] = [([], name, value_BN) for name, value_BN in forward.maps.items()]
+    named = _scores(forward) if before else later
     rows = []
     for numbers, name, value_BN in named:
         if value_BN.shape != layout.valid_BN.shape:
@@ -201,9 +202,9 @@ def _map_rows(base_HWC: Tile, forward: ForwardTrace, image: int, *, before: bool
     return rows
 
 
-def _scores(forward: ForwardTrace) -> list[tuple[list[int], str, Tensor]]:
+def _scores(forward: ForwardTrace) -> list[Scored]:
     """Every score with the layers that it is the same in."""
-    found: list[tuple[list[int], str, Tensor]] = []
+    found: list[Scored] = []
     for number, layer in enumerate(forward.layers, start=1):
         for name, score_BN in layer.scores.items():
             for numbers, other, known_BN in found:

@@ -63,7 +63,8 @@ def draw_story(
 
 def _layer_tile(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout) -> Tile:
     share_HW = density(base_HWC, tokens, layout)
-    tile: Tile = base_HWC * (0.12 + 0.88 * np.sqrt(share_HW))[..., None]
+    bright_HW = (0.12 + 0.88 * np.sqrt(share_HW)).astype(np.float32)
+    tile: Tile = base_HWC * bright_HW[..., None]
     for level in range(layout.num_levels):
         framed = frames(base_HWC, tokens, layout, level)
         if framed.any():

@@ -119,4 +119,5 @@ def density(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout) -> Tile:
         used, inverse, cells = np.unique(query_N, return_inverse=True, return_counts=True)
         per_cell = np.where(used < 0, 0.0, 1.0 / cells)[inverse]
         density_HW += enlarge(per_cell.reshape(grid), height, width) * size
-    return density_HW / layout.num_tokens
+    share_HW: Tile = density_HW / np.float32(layout.num_tokens)
+    return share_HW

@@ -1,0 +1,96 @@
+"""The pages of the project, their Python blocks and the commands that they show."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sybil.document import Document
+from sybil.example import Example
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+ROOT = Path(__file__).resolve().parents[2]
+# Lists of what there is, made by commands or by hand, where commands stand in tables.
+NOT_READ = ("docs/reproduction/", "CHANGELOG.md")
+REASONS = ("COCO", "a GPU")
+"""The only reasons for which a block may be left out: ``<!-- skip: needs COCO -->`` before it."""
+
+_PROGRAMS = (
+    *("tokendetr", "python", "make", "pip", "pytest", "torchrun", "srun"),
+    *("git", "cp", "cd", "unzip"),
+)
+_SKIP = re.compile(r"<!-- skip: needs (.+?) -->\s*$")
+_ASSIGNED = re.compile(r"(?:^|[\s`;])([A-Z]+)=(\"[^\"]*\"|[^\s`;]+)")
+_OVERRIDE = re.compile(r"(?:\+{0,2}|~)(?:model|train|dataloader|optimizer|lr_multiplier)\.[^\s=]+=")
+
+
+@dataclass(frozen=True)
+class ShownCommand:
+    """A command as a page shows it.
+
+    Attributes:
+        page: file of the page.
+        text: the command, variables filled in, without comments.
+        words: of it.
+        is_mentioned: in a sentence, where arguments that a program needs may be missing.
+    """
+
+    page: str
+    text: str
+    words: tuple[str, ...]
+    is_mentioned: bool = False
+
+
+def pages() -> list[str]:
+    """Markdown files that git knows or would take in."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    names = sorted(set(listed.splitlines()))
+    return [name for name in names if not name.startswith(NOT_READ) and (ROOT / name).exists()]
+
+
+def python_blocks(page: str) -> list[Example]:
+    """The page's Python blocks, which share a namespace."""
+    return list(Document.parse(str(ROOT / page), PythonCodeBlockParser()).examples())
+
+
+def skipped(page: str) -> list[str]:
+    """Why blocks of a page are left out, a reason per block."""
+    lines = (ROOT / page).read_text().splitlines()
+    return [found[1] for line in lines if (found := _SKIP.match(line))]
+
+
+def is_skipped(example: Example) -> bool:
+    """Whether a comment before a block says that it is left out."""
+    before = example.document.text[: example.region.start].rstrip()
+    return _SKIP.search(before) is not None
+
+
+def shown_commands(page: str) -> Iterator[ShownCommand]:
+    """Every command of a page: in blocks of the shell, in indented blocks, and in backticks."""
+    text = (ROOT / page).read_text()
+    variables = {name: value.strip('"') for name, value in _ASSIGNED.findall(text)}
+    for line, is_mentioned in _lines(text):
+        filled = re.sub(r"\$\{?([A-Z]+)\}?", lambda found: variables.get(found[1], found[0]), line)
+        filled = re.sub(r"^([A-Z_]+=\S+ )+(?=\S)", "", filled)
+        try:
+            words = tuple(shlex.split(filled, comments=True))
+        except ValueError:  # prose with an apostrophe
+            continue
+        if words and (words[0] in _PROGRAMS or _OVERRIDE.match(words[0])):
+            yield ShownCommand(page, filled, words, is_mentioned)
+
+
+def _lines(text: str) -> Iterator[tuple[str, bool]]:
+    """Lines that may be commands, and whether they are only mentioned in a sentence."""
+    fence = re.compile(r"(<!-- skip: needs .+? -->\s*)?^```([\w{}-]*)\n(.*?)^```", re.M | re.S)
+    shells = ("bash", "console", "sh", "shell")
+    blocks = [body for skip, kind, body in fence.findall(text) if kind in shells and not skip]
+    prose = fence.sub("", text)
+    for block in [*blocks, *re.findall(r"(?:^    .*\n?)+", prose, flags=re.M)]:
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            yield line.strip().removeprefix("$ "), False
+    for quoted in re.findall(r"`((?:tokendetr|python|make) [^`\n]+)`", prose):
+        yield quoted, True

@@ -1,0 +1,96 @@
+"""Every Python block of every page runs, in order, in a folder that has what the pages name."""
+
+import shutil
+
+import pytest
+import torch
+from pages import REASONS, ROOT, is_skipped, pages, python_blocks, skipped
+
+from tokendetr.config import load_config
+from tokendetr.data.shapes import ShapesSpec, ensure_shapes
+
+WITH_BLOCKS = [page for page in pages() if python_blocks(page)]
+# What a page's text takes for granted before its first block.
+BEFORE = {
+    "projects/spt_backbone/README.md": (
+        "from tokendetr import zoo\n"
+        "config = zoo.get_config('dino_swin_tiny_224_4scale_12ep')\n"
+        "model, dataloader = config.model, config.dataloader\n"
+    ),
+    "projects/token_transforming/README.md": (
+        "from transformers import ViTConfig, ViTModel\n"
+        "sizes = dict(hidden_size=64, num_attention_heads=4, intermediate_size=128)\n"
+        "model = ViTModel(ViTConfig(**sizes))\n"
+    ),
+}
+# A training that a test has no time for, made short.
+SHORTER = {
+    "docs/own_data.md": (
+        '"train.output_dir=output/cells"',
+        '"train.output_dir=output/cells", "train.max_iter=2", "train.device=cpu", '
+        '"dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0", '
+        '"dataloader.test.num_workers=0"',
+    ),
+}
+# Pages that train, or build networks of full size.
+SLOW = ("README.md", "docs/own_data.md", "docs/in_your_own_detector.md", "docs/real_detrex.md")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder: the shapes data set, a photo, and a checkpoint's name."""
+    folder = tmp_path_factory.mktemp("reader")
+    ensure_shapes(folder / "datasets" / "shapes", ShapesSpec(num_train=8, num_val=2), workers=1)
+    (folder / "my_cells").symlink_to(folder / "datasets" / "shapes")
+    shutil.copy(folder / "datasets" / "shapes" / "val" / "000001.jpg", folder / "photo.jpg")
+    return folder
+
+
+@pytest.fixture()
+def published(folder):
+    """A checkpoint of random weights under the name of a published one."""
+    from detectron2.config import instantiate
+
+    model = instantiate(load_config("dino_r50_4scale_12ep").model)
+    torch.save({"model": model.state_dict()}, folder / "dino_r50_4scale_12ep.pth")
+    yield
+    (folder / "dino_r50_4scale_12ep.pth").unlink()
+
+
+def run_config(source: str, tmp_path) -> None:
+    """Load a block that is a config file, beside the config that it derives from."""
+    projects = tmp_path / "projects"
+    shutil.copytree(ROOT / "projects", projects, ignore=shutil.ignore_patterns("checkpoints"))
+    beside = next(projects.rglob(source.split("from .", 1)[1].split(" ")[0] + ".py"))
+    (beside.parent / "mine.py").write_text(source)
+    assert load_config(str(beside.parent / "mine.py")).model
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in WITH_BLOCKS],
+)
+def test_the_blocks_of_a_page_run(page, folder, tmp_path, monkeypatch, request):
+    if "dino_r50_4scale_12ep.pth" in "".join(block.parsed for block in python_blocks(page)):
+        request.getfixturevalue("published")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(folder / "datasets"))
+    monkeypatch.syspath_prepend(str(ROOT))
+    blocks = python_blocks(page)
+    if page in BEFORE:
+        exec(compile(BEFORE[page], page, "exec"), blocks[0].namespace)  # noqa: S102
+    for block in blocks:
+        if is_skipped(block):
+            continue
+        if "\nfrom ." in block.parsed:
+            run_config(block.parsed, tmp_path)
+        else:
+            before, after = SHORTER.get(page, ("", ""))
+            assert before in block.parsed
+            block.parsed = block.parsed.replace(before, after) if before else block.parsed
+            block.evaluate()
+
+
+@pytest.mark.parametrize("page", pages())
+def test_only_coco_or_a_gpu_is_a_reason_to_leave_a_block_out(page):
+    assert set(skipped(page)) <= set(REASONS)
