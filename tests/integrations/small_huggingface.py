@@ -24,7 +24,7 @@ from transformers import (
 CLASSES = 5
 BACKBONE = {
     "embedding_size": 8,
-    "hidden_sizes": [8, 8, 16, 16],
+    "hidden_sizes": [8, 12, 16, 24],
     "depths": [1, 1, 1, 1],
     "layer_type": "basic",
     "out_features": ["stage2", "stage3", "stage4"],
@@ -59,7 +59,7 @@ def real_time(model: type, config: type, **options) -> nn.Module:
     made = config(
         backbone_config=RTDetrResNetConfig(**BACKBONE),
         encoder_hidden_dim=32,
-        encoder_in_channels=[8, 16, 16],
+        encoder_in_channels=[12, 16, 24],
         decoder_in_channels=[32, 32, 32],
         encoder_layers=1,
         num_denoising=0,

@@ -3,6 +3,15 @@
 Every library is imported where it is needed; none of them is a requirement.
 """
 
+from tokendetr.integrations.huggingface_encoder import HuggingFaceEncoder, sparsify_huggingface
+from tokendetr.integrations.huggingface_weights import from_huggingface, to_huggingface
 from tokendetr.integrations.kernels import Accelerated, accelerate
 
-__all__ = ["Accelerated", "accelerate"]
+__all__ = [
+    "Accelerated",
+    "HuggingFaceEncoder",
+    "accelerate",
+    "from_huggingface",
+    "sparsify_huggingface",
+    "to_huggingface",
+]

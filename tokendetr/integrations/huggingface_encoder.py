@@ -1,0 +1,134 @@
+"""Our encoder, dense or sparse, in Hugging Face's Deformable DETR.
+
+Shapes: B image, N all tokens, C channel, L level.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokendetr.encoder import TokenEncoder, TokenSparsifier
+from tokendetr.encoder.forward_context import observe
+from tokendetr.errors import HostError
+from tokendetr.integrations.huggingface_weights import from_huggingface
+from tokendetr.tokens import LevelLayout
+
+__all__ = ["HuggingFaceEncoder", "sparsify_huggingface"]
+
+_OURS = "transformer.encoder."
+
+
+class HuggingFaceEncoder(TokenEncoder):
+    """A :class:`tokendetr.encoder.TokenEncoder` that is called as transformers' encoder is.
+
+    Its weights have the names that they have in our detectors below ``transformer.encoder``:
+    ``encoder.load_state_dict(ours.transformer.encoder.state_dict())`` takes a trained encoder over.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        spatial_position_embeddings: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        spatial_shapes_list: Sequence[Sequence[int]] = (),
+        level_start_index: Tensor | None = None,
+        valid_ratios: Tensor | None = None,
+        **kwargs: object,
+    ) -> Any:
+        """Encode as ``DeformableDetrEncoder`` does.
+
+        Args:
+            inputs_embeds: features [B, N, C] of all levels, finest first.
+            attention_mask: bool [B, N], True = real.
+            spatial_position_embeddings: positions [B, N, C].
+            spatial_shapes: unused: the list says the same.
+            spatial_shapes_list: (height, width) of each level.
+            level_start_index: unused: it follows from the shapes.
+            valid_ratios: [B, L, 2], real part of each level's (width, height).
+            **kwargs: unused; hidden states and attention weights of the encoder are not returned.
+
+        Returns:
+            ``BaseModelOutput`` with the memory [B, N, C].
+
+        Raises:
+            HostError: in training with a sparsifier: transformers' losses know nothing of it.
+        """
+        from transformers.modeling_outputs import BaseModelOutput
+
+        if self.training and self.sparsifier is not None:
+            raise HostError(
+                f"{type(self.sparsifier).__name__} cannot be trained by transformers' losses: "
+                "convert the model with tokendetr.integrations.from_huggingface, train it here "
+                "(tokendetr sparsify needs no labels), and load the encoder's weights into this one"
+            )
+        layout = LevelLayout.from_upstream(
+            spatial_shapes=spatial_shapes_list,
+            valid_ratios=valid_ratios,
+            query_key_padding_mask=None if attention_mask is None else ~attention_mask.bool(),
+            like_BNC=inputs_embeds,
+        )
+        memory_BNC = super().forward(
+            query=inputs_embeds, query_pos=spatial_position_embeddings, layout=layout
+        )
+        return BaseModelOutput(last_hidden_state=memory_BNC)
+
+
+def sparsify_huggingface(
+    model: nn.Module, sparsifier: TokenSparsifier | None = None
+) -> HuggingFaceEncoder:
+    """Put our encoder into a ``DeformableDetrForObjectDetection``, with the weights that it has.
+
+    The decoder, its heads and everything else stay. For evaluation: scores that nobody trained
+    choose arbitrary tokens.
+
+    Args:
+        model: the detector, changed in place.
+        sparsifier: the method, such as ``SparseSparsifier`` or ``FocusSparsifier``; None: dense.
+
+    Returns:
+        The new encoder, which is ``model.model.encoder`` now.
+
+    Raises:
+        TypeError: for another model.
+        HostError: a sparsifier needs something that the detector does not have, such as two stages.
+        ValueError: it does not fit the encoder's layers or levels.
+    """
+    from transformers import DeformableDetrForObjectDetection
+
+    if not isinstance(model, DeformableDetrForObjectDetection):
+        raise TypeError(
+            f"only DeformableDetrForObjectDetection takes our encoder, not {type(model).__name__}: "
+            "other encoders of transformers do more in their layers (Grounding DINO fuses text)"
+        )
+    config = model.config
+    replaced = model.model.encoder
+    encoder = HuggingFaceEncoder(
+        embed_dim=config.d_model,
+        num_heads=config.encoder_attention_heads,
+        feedforward_dim=config.encoder_ffn_dim,
+        attn_dropout=config.dropout,
+        ffn_dropout=config.dropout,
+        num_layers=config.encoder_layers,
+        num_feature_levels=config.num_feature_levels,
+        num_points=config.encoder_n_points,
+        sparsifier=sparsifier,
+    )
+    ours = from_huggingface(model.state_dict())
+    layers = {
+        name.removeprefix(_OURS): value for name, value in ours.items() if name.startswith(_OURS)
+    }
+    own = {name: value for name, value in encoder.state_dict().items() if name not in layers}
+    encoder.load_state_dict({**own, **layers})
+    parameter = next(replaced.parameters())
+    encoder.to(device=parameter.device, dtype=parameter.dtype).train(model.training)
+    # The parts of a two-stage head have our names in it; an alias outside of the state dict.
+    vars(model)["transformer"] = model.model
+    model.model.encoder = encoder
+    try:
+        observe(model)
+    except HostError:
+        model.model.encoder = replaced
+        raise
+    return encoder
