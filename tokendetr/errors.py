@@ -37,6 +37,10 @@ class SampleError(RuntimeError):
         super().__init__(message)
 
 
+class LoaderError(RuntimeError):
+    """A loader process ended by itself or was killed; the message says how to go on."""
+
+
 class DatasetError(ValueError):
     """A data set that cannot be used; the message names file and records and what to do."""
 
@@ -77,6 +81,7 @@ EXPECTED_ERRORS = (
     DatasetError,
     FileNotFoundError,
     HostError,
+    LoaderError,
     NonFiniteLossError,
     RendezvousError,
     RunFolderError,

@@ -168,9 +168,8 @@ def odd_locations(case: Case) -> Case:
     return Case(case.shapes, case.value, locations.view(case.locations.shape), case.weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_non_finite_and_huge_locations_contribute_nothing(dtype: torch.dtype) -> None:
-    for seed in range(1, 33):
+def check_odd_locations(dtype: torch.dtype, seeds: range) -> None:
+    for seed in seeds:
         case = odd_locations(random_case(seed, dtype=dtype))
         expected = oracle(case.to(torch.float64))
         assert expected.isfinite().all()
@@ -181,8 +180,13 @@ def test_non_finite_and_huge_locations_contribute_nothing(dtype: torch.dtype) ->
         )
 
 
-def test_non_finite_values_and_weights_reach_exactly_what_samples_them() -> None:
-    for seed in range(1, 33):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_non_finite_and_huge_locations_contribute_nothing(dtype: torch.dtype) -> None:
+    check_odd_locations(dtype, range(1, 33))
+
+
+def check_poisoned(seeds: range) -> None:
+    for seed in seeds:
         case = odd_locations(random_case(seed, dtype=torch.float32))
         g = torch.Generator().manual_seed(seed)
         value = torch.where(
@@ -195,6 +199,10 @@ def test_non_finite_values_and_weights_reach_exactly_what_samples_them() -> None
         with use_reference():
             expected = run(poisoned)
         assert torch.equal(run(poisoned).isnan(), expected.isnan())
+
+
+def test_non_finite_values_and_weights_reach_exactly_what_samples_them() -> None:
+    check_poisoned(range(1, 33))
 
 
 def test_few_queries_read_in_place_agree_with_the_copied_map() -> None:

@@ -8,6 +8,7 @@ from tests.reliability.campaign import (
     load_rows,
     open_failures,
     record,
+    recorded_cases,
     run_case,
     run_row,
     splice_page,
@@ -22,6 +23,9 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run this one case and show its error")
     parser.add_argument("--cases", type=int, help="cases per row, instead of the row's own number")
     parser.add_argument("--minutes", type=float, default=ROW_SECONDS / 60, help="limit per row")
+    parser.add_argument(
+        "--more", action="store_true", help="the cases after those recorded for this commit"
+    )
     parser.add_argument("--no-record", action="store_true", help="leave results.json alone")
     parser.add_argument("--list", action="store_true", help="show the rows")
     parser.add_argument("--splice", action="store_true", help="only write docs/reliability.md")
@@ -44,8 +48,9 @@ def main() -> int:
     for name in names:
         chosen = rows[name]
         count = chosen.nightly if args.cases is None else args.cases
+        start = recorded_cases(name) if args.more else 0
         # What failed the last time comes first: a short run must not turn a red row green.
-        seeds = dict.fromkeys([*open_failures(name), *range(count)])
+        seeds = dict.fromkeys([*([] if start else open_failures(name)), *range(start, count)])
         outcome = run_row(chosen, seeds, 60 * args.minutes)
         failed += len(outcome.failures)
         print(
@@ -54,7 +59,7 @@ def main() -> int:
             flush=True,
         )
         if not args.no_record:
-            record(outcome)
+            record(outcome, more=args.more)
             splice_page()
     return int(failed > 0)
 

@@ -22,7 +22,17 @@ from typing import Any
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.io.atomic import write_atomically
 
-__all__ = ["ROWS", "Outcome", "Row", "load_rows", "record", "replay_command", "row", "run_row"]
+__all__ = [
+    "ROWS",
+    "Outcome",
+    "Row",
+    "Unavailable",
+    "load_rows",
+    "record",
+    "replay_command",
+    "row",
+    "run_row",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "reliability" / "results.json"
@@ -30,6 +40,10 @@ PAGE = ROOT / "docs" / "reliability.md"
 ROW_SECONDS = 20 * 60.0
 
 Case = Callable[[int, Path], Any]
+
+
+class Unavailable(Exception):
+    """A row cannot run on this machine; the message says what it needs."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class Outcome:
         cases: run; events: tried in them; failures: seed -> the error's first line.
         seconds: of all cases.
         is_complete: whether all nightly cases fitted into the time.
+        unavailable: what the row needs and this machine lacks.
     """
 
     row: Row
@@ -71,6 +86,7 @@ class Outcome:
     failures: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
     is_complete: bool = True
+    unavailable: str = ""
 
 
 ROWS: dict[str, Row] = {}
@@ -132,6 +148,11 @@ def run_row(chosen: Row, seeds: Iterable[int], seconds: float = ROW_SECONDS) -> 
             outcome.events += run_case(chosen, seed)
         except KeyboardInterrupt:
             raise
+        except Unavailable as error:
+            outcome.cases -= 1
+            outcome.unavailable = str(error)
+            outcome.is_complete = False
+            break
         except BaseException as error:
             traceback.print_exc()
             outcome.failures[seed] = _first_line(error)
@@ -157,10 +178,22 @@ def read_results() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
-def record(outcome: Outcome) -> None:
-    """Add a row's figures to the results; seeds that failed before and were not run stay red."""
+def recorded_cases(name: str) -> int:
+    """How many cases of a row are recorded for the present commit."""
+    entry = read_results().get(name, {})
+    return int(entry["cases"]) if entry.get("commit") == commit() else 0
+
+
+def record(outcome: Outcome, *, more: bool = False) -> None:
+    """Put a row's figures into the results, in place of older ones or (``more``) added to them."""
     results = read_results()
     chosen = outcome.row
+    if more and recorded_cases(chosen.name):
+        before = results[chosen.name]
+        outcome.cases += before["cases"]
+        outcome.events += before["events"]
+        outcome.seconds += before["seconds"]
+        outcome.failures |= {int(seed): text for seed, text in before["failures"].items()}
     results[chosen.name] = {
         "what": chosen.what,
         "target": chosen.target,
@@ -169,6 +202,7 @@ def record(outcome: Outcome) -> None:
         "events": outcome.events,
         "planned": chosen.nightly,
         "is_complete": outcome.is_complete,
+        "unavailable": outcome.unavailable,
         "failures": {str(seed): text for seed, text in sorted(outcome.failures.items())},
         "seconds": round(outcome.seconds, 1),
         "first_seed": 0,
@@ -186,7 +220,10 @@ def commit() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+        recorded = [f":!{path.relative_to(ROOT)}" for path in (RESULTS.parent, PAGE)]
+        changed = subprocess.check_output(
+            [*git, "status", "--porcelain", "-uno", "--", ".", *recorded], text=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name + ("+" if changed.strip() else "")
@@ -203,7 +240,9 @@ def results_table() -> Table:
             continue
         failures = len(entry["failures"])
         state = f"**{failures} failed**" if failures else "all right"
-        if not entry["is_complete"]:
+        if lacks := entry.get("unavailable"):
+            state = f"not run: {lacks}"
+        elif not entry["is_complete"]:
             state += f", {entry['cases']} of {entry['planned']} in the time"
         count = f"{entry['cases']}"
         if entry["events"] != entry["cases"]:

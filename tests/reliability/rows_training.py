@@ -1,16 +1,23 @@
 """Rows of training: kills, full disks, non-finite losses, several processes, signals, a soak."""
 
+import atexit
 import copy
 import errno
+import functools
+import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,35 +85,63 @@ PLACES = {
     "removal": ("tokendetr.train.hooks._remove", 6),
 }
 
-KILLED_RUN = """
-import importlib, os, signal, sys
-from pathlib import Path
-import tokendetr
-from tests.reliability import rows_training as rows
-root, output, place, count = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-module, _, name = place.rpartition(".")
-try:
-    owner = importlib.import_module(module)
-except ModuleNotFoundError:
-    module, _, cls = module.rpartition(".")
-    owner = getattr(importlib.import_module(module), cls)
-original, calls = getattr(owner, name), [0]
-def counted(*args, **options):
-    calls[0] += 1
-    if calls[0] == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **options)
-setattr(owner, name, counted)
-rows.train_here(root, output, resume=True)
-"""
+
+def die_in(place: str, count: int) -> None:
+    """Let this process be killed at the ``count``-th call of a function."""
+    module, _, name = place.rpartition(".")
+    try:
+        owner: Any = importlib.import_module(module)
+    except ModuleNotFoundError:
+        module, _, cls = module.rpartition(".")
+        owner = getattr(importlib.import_module(module), cls)
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def counted(*args, **options):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **options)
+
+    setattr(owner, name, counted)
+
+
+def killed_run(root: Path, output: Path, place: str, count: int) -> None:
+    """What the process runs that is killed."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    torch.set_num_threads(1)
+    die_in(place, count)
+    train_here(root, output, resume=True)
+
+
+def in_a_process(target: Callable[..., None], *arguments: Any) -> int:
+    """The exit code of a process of its own; it starts at once, with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    process.join(patience(120))
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the run hangs")
+    return process.exitcode
+
+
+@functools.cache
+def uninterrupted(*options: str) -> Path:
+    """The folder of a run that nothing happened to."""
+    folder = Path(tempfile.mkdtemp(prefix="uninterrupted-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    train_here(data(folder), folder / "run", *options)
+    return folder / "run"
 
 
 @row(
     "TR1",
     "kill -9 in a write, fsync, rename, step, evaluation, data loading, then --resume",
     target="0 lost runs; final weights, evaluations and metrics as uninterrupted, bit for bit",
-    default=0,
-    nightly=70,
+    default=2,
+    nightly=150,
     unit="kills",
 )
 def kills(seed: int, folder: Path) -> int:
@@ -116,24 +151,16 @@ def kills(seed: int, folder: Path) -> int:
     done = 0
     for _ in range(draw.randint(1, 3)):
         place, most = PLACES[draw.choice(list(PLACES))]
-        command = [sys.executable, "-c", KILLED_RUN, str(root), str(folder / "run"), place]
-        code = subprocess.run(
-            [*command, str(draw.randint(1, most))],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-            capture_output=True,
-            timeout=patience(120),
-            check=False,
-        ).returncode
+        code = in_a_process(killed_run, root, folder / "run", place, draw.randint(1, most))
         assert code in (0, -signal.SIGKILL), code
         done += code == -signal.SIGKILL
         for path in (folder / "run").glob("model_*.pth"):
             read_checkpoint(str(path))
     train_here(root, folder / "run", resume=True)
-    train_here(root, folder / "whole")
-    assert_same_weights(folder / "whole", folder / "run")
+    whole = uninterrupted()
+    assert_same_weights(whole, folder / "run")
     assert_metrics_are_whole(folder / "run", 24)
-    best = [read_checkpoint(str(folder / f / "model_best.pth")) for f in ("whole", "run")]
+    best = [read_checkpoint(str(f / "model_best.pth")) for f in (whole, folder / "run")]
     assert best[0]["best_metric"] == best[1]["best_metric"]
     assert len(list((folder / "run").glob("model_0*.pth"))) <= 2
     return done
@@ -179,8 +206,7 @@ def full_disk(seed: int, folder: Path) -> None:
     for path in run.glob("model_*.pth"):
         read_checkpoint(str(path))
     train_here(root, run, resume=True)
-    train_here(root, folder / "whole")
-    assert_same_weights(folder / "whole", run)
+    assert_same_weights(uninterrupted(), run)
 
 
 @row(

@@ -51,6 +51,17 @@ def test_a_row_that_never_ran_says_so(own_results):
     assert "not run" in results_table().markdown()
 
 
+def test_a_row_that_this_machine_cannot_run_says_what_it_needs(own_results):
+    def case(seed, folder):
+        raise campaign.Unavailable("needs a GPU")
+
+    campaign.ROWS["XX5"] = Row("XX5", "a kernel", "0 failures", 0, 3, case)
+    outcome = run_row(campaign.ROWS["XX5"], range(3))
+    assert not outcome.failures and outcome.cases == 0
+    record(outcome)
+    assert "not run: needs a GPU" in results_table().markdown()
+
+
 def test_two_rows_of_one_name_are_refused(own_results):
     campaign.row("XX4", "a", target="", default=0, nightly=0)(odd_fails)
     with pytest.raises(ValueError, match="two rows XX4"):

@@ -1,5 +1,6 @@
 """No tool writes over an input, two outputs to one file, or a file that it did not check."""
 
+import argparse
 import types
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.cli import demo, export_checkpoint
+from tokendetr.cli.argument_types import output_file, output_folder, share
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file, drawing_names
 
@@ -36,6 +38,27 @@ def test_an_output_file_is_checked_before_the_work(tmp_path):
         check_output_file(str(tmp_path))
     with pytest.raises(OutputError, match="cannot be written"):
         check_output_file(str(source / "out.mp4"))
+
+
+def test_arguments_are_checked_when_they_are_read(tmp_path):
+    (tmp_path / "a").write_text("")
+    assert output_file(str(tmp_path / "new" / "x.json")) == str(tmp_path / "new" / "x.json")
+    assert output_file("-") == "-" and output_file("model.x=3") == "model.x=3"
+    assert output_folder(str(tmp_path / "folder")).is_dir()
+    assert (share("0"), share("1"), share("0.25")) == (0.0, 1.0, 0.25)
+    refused = [(output_file, tmp_path), (output_file, tmp_path / "a" / "x.json")]
+    refused += [(output_folder, tmp_path / "a"), (share, "50"), (share, "-0.1"), (share, "nan")]
+    for read, text in refused:
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is a folder|cannot be|no number"):
+            read(str(text))
+
+
+def test_a_video_without_frames_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_opencv", lambda: None)
+    monkeypatch.setattr(demo, "frames_of", lambda source: iter(()))
+    args = types.SimpleNamespace(output="out.mp4", video_input="in.mp4", webcam=False)
+    with pytest.raises(FileNotFoundError, match="no frames in in.mp4"):
+        demo.run_on_video(None, args, None)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ from detrex.config import get_config
 from omegaconf import OmegaConf
 
 from tests.train.toy import make_config
+from tokendetr.cli import train_net
 from tokendetr.config.load import (
     ADDED_TRAIN_DEFAULTS,
     apply_overrides,
     fill_defaults,
+    follow_output_dir,
     load_config,
+    result_writers,
 )
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import check_device, default_best_metric
@@ -126,6 +129,29 @@ def test_result_files_follow_the_output_folder(toy_root, tmp_path, monkeypatch):
     assert load_config(str(path)).dataloader.evaluator.output_dir == str(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("base", "mine"),
+        ("./base/", "mine"),
+        ("base/inference", "mine/inference"),
+        ("elsewhere", "elsewhere"),
+        ("baseline", "baseline"),
+        ("${train.output_dir}", "mine"),
+        ("${train.output_dir}/a", "mine/a"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_result_files_below_the_output_folder_follow_it(written, expected, nested):
+    node = {"output_dir": written}
+    evaluator = {"evaluators": [node, {"other": 1}]} if nested else node
+    cfg = OmegaConf.create({"train": {"output_dir": "base"}, "dataloader": {}})
+    cfg.dataloader.evaluator = evaluator
+    cfg.train.output_dir = "mine"
+    follow_output_dir(cfg, "base")
+    assert [str(n.output_dir) for n in result_writers(cfg)] == [expected]
+
+
 def test_keys_of_train_are_detrex_s_and_those_that_are_added():
     cfg = OmegaConf.create({"train": {"amp": {"enabled": True}}})
     fill_defaults(cfg)
@@ -166,3 +192,55 @@ def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
     )
     assert result.returncode == 1 and not out.exists()
     assert "did you mean train.max_iter" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["train.amp.enabled=True", "train.amp.dtype=half"], "train.amp.dtype='half'"),
+        (["train.grad_accum_weighting=areas"], "use 'boxes' or 'images'"),
+        (["train.device=gpu"], "train.device is 'gpu'"),
+        (["train.output_dir="], "train.output_dir is empty"),
+        (["dataloader.train.num_workers=-1"], "num_workers=-1 must be"),
+        (["+optimizer.betas=[0.9,1.0]"], "optimizer.betas.1=1.0 must be"),
+        (["+dataloader.evaluator.max_dets_per_image=[1,2]"], "max_dets_per_image"),
+        (["+dataloader.evaluator.tasks=[box]"], "tasks=box"),
+        (["+optimizer.betas=[0.9]"], "optimizer cannot be built"),
+        (["--num-gpus", "-1"], "--num-gpus -1"),
+        (["--num-machines", "0"], "--num-machines 0"),
+        (["--num-machines", "2", "--machine-rank", "2"], "--machine-rank 2"),
+        (["--num-machines", "2", "--dist-url", "garbage"], "garbage"),
+        (["--eval-only", "train.init_checkpoint=absent.pth"], "absent.pth"),
+    ],
+)
+def test_slips_end_in_one_line(toy_root, tmp_path, monkeypatch, capfd, options, text):
+    """Whatever the command line asks for in vain is said by name, before there is a run."""
+    monkeypatch.setenv("TOY_ROOT", str(toy_root))
+    monkeypatch.setenv("TOY_OUTPUT", str(tmp_path / "out"))
+    monkeypatch.chdir(ROOT)
+    flags = [o for o in options if o.startswith("-") or "=" not in o]
+    overrides = ["train.max_iter=2", *[o for o in options if o not in flags]]
+    monkeypatch.setattr("sys.argv", ["train_net", "--config-file", CONFIG, *flags, *overrides])
+    with pytest.raises(SystemExit) as caught:
+        train_net.main()
+    output = str(caught.value.code) + capfd.readouterr().err
+    assert text in output and "Traceback" not in output, output
+    assert not list((tmp_path / "out").glob("model_*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.txt", "", "neither .py nor .yaml"),
+        ("a.py", "x = (\n", "is no Python"),
+        ("a.py", "import no_such_module\n", "no_such_module"),
+        ("a.py", "train = dict(device='cpu', output_dir='out')\n", "has no model, dataloader"),
+    ],
+)
+def test_what_is_no_config_is_named(tmp_path, monkeypatch, name, content, text):
+    path = tmp_path / name
+    path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["train_net", "--config-file", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        train_net.main()
+    assert text in str(caught.value.code)

@@ -179,3 +179,30 @@ def test_bad_settings(options):
 def test_unknown_precision():
     with pytest.raises(ValueError, match=r"train\.amp\.dtype='int8'"):
         parse_dtype("int8")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("matrix contains invalid numeric entries"), AssertionError()]
+)
+def test_outputs_that_are_not_finite_are_said_with_their_images(error):
+    """Matchers refuse them before there is a loss; upstream's by an assertion without words."""
+    model = ToyDetector()
+
+    def losses(*args):
+        with torch.no_grad():
+            model.stem.weight.fill_(float("nan"))
+        raise error
+
+    model.losses = losses
+    trainer = Trainer(model, [batch(2, 0)], torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0.*image id"):
+        trainer.train(0, 1)
+
+
+def test_other_errors_of_a_model_stay():
+    model = ToyDetector()
+    model.losses = lambda *args: (_ for _ in ()).throw(ValueError("3 boxes, 4 classes"))
+    trainer = Trainer(model, [batch(2, 0)], torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="3 boxes") as caught:
+        trainer.train(0, 1)
+    assert not isinstance(caught.value, NonFiniteLossError)

@@ -25,6 +25,7 @@ from detectron2.config import instantiate
 from tokendetr.analysis.ablations import METRICS, Study, Variant
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.tables import splice
+from tokendetr.cli.argument_types import output_folder
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import PROJECTS_DIR
@@ -39,7 +40,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("project", help="folder under projects/ that has a studies.py")
     parser.add_argument("--only", nargs="+", metavar="STUDY", help="these studies (default all)")
-    parser.add_argument("--output", type=Path, default=Path("output/ablations"), metavar="DIR")
+    parser.add_argument(
+        "--output", type=output_folder, default=Path("output/ablations"), metavar="DIR"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="put the tables into the README")
     parser.add_argument("opts", nargs="*", help="overrides for every run, key=value")

@@ -37,6 +37,7 @@ from tokendetr.analysis.inputs import (
     loaded_inputs,
     write_json,
 )
+from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 
@@ -83,6 +84,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--depth", type=int, default=3, help="module levels in the tables")
     parser.add_argument(
         "--json",
+        type=output_file,
         nargs="?",
         const="-",
         metavar="FILE",

@@ -39,6 +39,7 @@ from tokendetr.analysis.inputs import (
 )
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
+from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.errors import (
     CheckpointError,
@@ -108,7 +109,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--num-machines", type=int, default=1)
     add("--machine-rank", type=int, default=0)
     add("--dist-url", default=DIST_URL, help="where the processes meet: tcp://host:port")
-    add("--json", nargs="?", const="-", metavar="FILE", help="JSON to FILE, or to stdout")
+    add(
+        "--json",
+        type=output_file,
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="JSON to FILE, or to stdout",
+    )
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the configs, at the end")
     args = parse_with_overrides(parser, arguments)
     for name in ("batch_size", "repeats", "threads"):

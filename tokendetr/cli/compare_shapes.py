@@ -40,6 +40,7 @@ from tokendetr.analysis.inputs import (
 )
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
+from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
@@ -109,7 +110,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--corr", action="store_true", help="measure what of the decoder's attention is updated"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE as well")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write the numbers to FILE as well"
+    )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of all configs, at the end"
     )

@@ -24,11 +24,13 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
+from tokendetr.cli.argument_types import share
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
 from tokendetr.errors import CheckpointError, ConfigError, OutputError
-from tokendetr.io.outputs import check_output_file, drawing_names
+from tokendetr.io.atomic import write_atomically
+from tokendetr.io.outputs import check_output_file, check_output_folder, drawing_names
 from tokendetr.predict import (
     Predictor,
     coco_results,
@@ -54,7 +56,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--webcam", action="store_true", help="camera 0 (needs opencv)")
     parser.add_argument("--output", help="folder for pictures and JSON, or video file to write")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="lowest score drawn"
+        "--confidence-threshold", type=share, default=0.5, help="lowest score drawn"
     )
     parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
     parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
@@ -83,7 +85,6 @@ def draw(image_HWC: np.ndarray, instances: Instances, metadata: Any) -> np.ndarr
 def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> int:
     """Write a picture per input and ``detections.json``; returns how many could not be read."""
     folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     unreadable = 0
     paths = find_images(args.input)
@@ -100,7 +101,7 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
         records += coco_results(instances, image_id=number, metadata=metadata, file_name=str(path))
         shown = instances[instances.scores >= args.confidence_threshold]
         Image.fromarray(draw(image_HWC, shown, metadata)).save(target, quality=92)
-    (folder / "detections.json").write_text(json.dumps(records, indent=0))
+    write_atomically(str(folder / "detections.json"), json.dumps(records, indent=0).encode())
     print(f"{folder}: pictures with detections, and all detections in detections.json")
     return unreadable
 
@@ -142,7 +143,9 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
             cv2.imshow("detections", drawn_bgr)
             if cv2.waitKey(1) == 27:
                 break
-    if writer is not None:
+    if args.output:
+        if writer is None:
+            raise FileNotFoundError(f"there are no frames in {args.video_input or 'the camera'}")
         writer.release()
         if not Path(args.output).is_file() or not Path(args.output).stat().st_size:
             raise OutputError(f"OpenCV wrote no {args.output}: is its codec installed?")
@@ -190,6 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
         metadata = dataset_metadata(cfg, args.metadata_dataset)
         if args.input:
             find_images(args.input)  # before the model is built
+            check_output_folder(args.output)
         if not args.input:
             cv2 = _opencv()
             if not args.output:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tokendetr.cli.argument_types import output_file
 from tokendetr.compat.opencv import has_windows
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
@@ -318,7 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings here")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="also write the findings here"
+    )
     args = parser.parse_args(arguments)
     found = examine()
     for finding in found:
@@ -326,6 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if finding.remedy:
             print(f"{'':27}-> {finding.remedy}")
     if args.json:
-        args.json.write_text(json.dumps([asdict(finding) for finding in found], indent=2) + "\n")
+        text = json.dumps([asdict(finding) for finding in found], indent=2)
+        Path(args.json).write_text(text + "\n")
     if any(finding.state == FAILED for finding in found):
         sys.exit(1)

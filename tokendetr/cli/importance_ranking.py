@@ -19,7 +19,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
+from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import shipped_weights
@@ -59,7 +59,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--mass", type=float, default=0.75, help="share of the attention (0.75)")
     parser.add_argument("--statistic", choices=STATISTICS, default=STATISTICS[0])
-    parser.add_argument("--output", type=Path, metavar="FILE", help="config fragment to write")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="config fragment to write"
+    )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides, with train.init_checkpoint"
     )
@@ -151,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         orders = importance.level_orders(args.stage_lengths)
         print(f"{OVERRIDE}={orders}".replace(" ", ""))
         if args.output is not None:
-            write_atomically(str(args.output), fragment(args, importance, orders).encode())
+            write_atomically(args.output, fragment(args, importance, orders).encode())
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
 

@@ -14,10 +14,10 @@ where it was. The dense detector's files stay as they are.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
+from tokendetr.cli.argument_types import output_folder
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.sparsification import (
     METHODS,
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", help="of the config, such as train.init_checkpoint=FILE"
     )
     parser.add_argument("--images", nargs="+", required=True, metavar="FOLDER", help="any images")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--output", required=True, type=output_folder, metavar="DIR")
     parser.add_argument("--keep", type=float, default=0.3, help="share of tokens (default 0.3)")
     parser.add_argument("--method", choices=METHODS, default="sparse", help="(default sparse)")
     parser.add_argument(

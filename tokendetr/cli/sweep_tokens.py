@@ -44,6 +44,7 @@ from token_transforming import Reduction, restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.timing import Summary, timed
+from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.encoder import TokenSparsifier
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
@@ -162,7 +163,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=[Way.parse(method) for method in ("pruning", "merging", "transforming")],
         help="options: " + ", ".join(_READERS),
     )
-    add("--output", required=True, metavar="FOLDER", help="where sweep.csv and sweep.png go")
+    add(
+        "--output",
+        type=output_folder,
+        required=True,
+        metavar="FOLDER",
+        help="where sweep.csv and sweep.png go",
+    )
     add("--features", type=int, metavar="IMAGES", help="features' error on so many images, not AP")
     add("--images", type=int, metavar="IMAGES", help="AP on so many test images, not all")
     add("--input-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))

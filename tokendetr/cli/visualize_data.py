@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
+from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError
@@ -41,7 +42,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--source", choices=("annotation", "dataloader"), required=True)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
-    parser.add_argument("--output-dir", default="./output/data", help="folder to write")
+    parser.add_argument(
+        "--output-dir", type=output_folder, default="./output/data", help="folder to write"
+    )
     parser.add_argument("--num", type=int, help="pictures to draw (default: all, or an epoch)")
     parser.add_argument("--show", action="store_true", help="show windows instead of writing files")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")

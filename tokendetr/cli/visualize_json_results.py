@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from tqdm import tqdm
 
+from tokendetr.cli.argument_types import output_folder, share
 from tokendetr.data.shapes import register_shapes
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import read_rgb
@@ -33,9 +34,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", required=True, help="JSON file of COCO results")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     parser.add_argument("--dataset", default="coco_2017_val", help="registered data set")
-    parser.add_argument("--conf-threshold", type=float, default=0.5, help="lowest score drawn")
+    parser.add_argument("--conf-threshold", type=share, default=0.5, help="lowest score drawn")
     parser.add_argument("--num", type=int, help="pictures to draw (default: all)")
     return parser.parse_args(arguments)
 

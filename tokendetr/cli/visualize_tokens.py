@@ -24,6 +24,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
@@ -47,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--input", nargs="+", required=True, help="pictures, folders or patterns")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
     parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
     parser.add_argument("--tile-width", type=int, default=256, help="pixels per tile")

@@ -23,7 +23,7 @@ from tokendetr.config.tree import RENAMED, config_files, shipped_weights
 from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["apply_overrides", "fill_defaults", "load_config", "resolve_config"]
+__all__ = ["apply_overrides", "fill_defaults", "load_config", "resolve_config", "result_writers"]
 
 ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     # False: weights that are missing, left over or of another shape are reported and skipped.
@@ -92,7 +92,7 @@ def load_config(
     use_data_folder(cfg, shipped_weights(path))
     apply_overrides(cfg, [*_for_device(cfg, overrides), *overrides])
     count_classes(cfg)
-    if not any(o.lstrip("+").startswith("dataloader.evaluator.output_dir=") for o in overrides):
+    if not any(re.match(r"\+*dataloader\.evaluator\.(.*\.)?output_dir=", o) for o in overrides):
         follow_output_dir(cfg, folder)
     check_settings(cfg)
     check_targets(cfg)
@@ -105,12 +105,14 @@ def resolve_config(config_file: str) -> str:
 
     Raises:
         FileNotFoundError: it is none of them; the message names similar ones.
-        ConfigError: it is empty.
+        ConfigError: it is empty, or a folder.
     """
     if not config_file:
         raise ConfigError("no config given: use --config-file FILE")
     if "://" in config_file or os.path.isfile(config_file):
         return config_file
+    if os.path.isdir(config_file):
+        raise ConfigError(f"config {config_file!r} is a folder, not a file")
     named = config_files()
     if (name := RENAMED.get(config_file, config_file)) in named:
         return str(named[name])
@@ -132,7 +134,14 @@ def _load_file(config_file: str) -> DictConfig:
         if not isinstance(content, dict):
             raise ConfigError(f"{config_file} holds a {type(content).__name__}, not a config")
         return OmegaConf.create(content, flags={"allow_objects": True})
-    return load_repeatably(config_file)
+    if not config_file.endswith(".py"):
+        raise ConfigError(f"{config_file} is no config: its name ends in neither .py nor .yaml")
+    try:
+        return load_repeatably(config_file)
+    except SyntaxError as error:
+        raise ConfigError(f"{config_file} is no Python: {error.__cause__ or error}") from error
+    except ImportError as error:
+        raise ConfigError(f"{config_file} imports what is not there: {error}") from error
 
 
 def fill_defaults(cfg: DictConfig) -> None:
@@ -144,12 +153,29 @@ def fill_defaults(cfg: DictConfig) -> None:
 
 
 def follow_output_dir(cfg: DictConfig, before: str) -> None:
-    """Let evaluators that wrote to the output folder ``before`` write to the present one."""
-    nodes = cfg.get("dataloader", {}).get("evaluator", None)
-    for node in nodes if isinstance(nodes, ListConfig) else [nodes]:
-        folder = node.get("output_dir", None) if isinstance(node, DictConfig) else None
-        if folder and os.path.normpath(str(folder)) == os.path.normpath(str(before)):
-            node.output_dir = cfg.train.output_dir
+    """Let evaluators that wrote to the output folder ``before``, or below it, write to the present
+    one, or below that."""
+    if not before or not cfg.train.output_dir:
+        return
+    for node in result_writers(cfg):
+        if OmegaConf.is_interpolation(node, "output_dir"):
+            continue  # follows by itself
+        inside = os.path.relpath(str(node.output_dir), str(before))
+        if inside.split(os.sep)[0] != os.pardir:
+            node.output_dir = os.path.normpath(os.path.join(str(cfg.train.output_dir), inside))
+
+
+def result_writers(cfg: DictConfig) -> Iterator[DictConfig]:
+    """The nodes of ``dataloader.evaluator``, at any depth, that name a folder for results."""
+    found = [OmegaConf.select(cfg, "dataloader.evaluator", default=None)]
+    while found:
+        node = found.pop()
+        if isinstance(node, DictConfig):
+            if node.get("output_dir", None):
+                yield node
+            found += [node[key] for key in node if OmegaConf.is_config(node._get_node(key))]
+        elif isinstance(node, ListConfig):
+            found += list(node)
 
 
 def _add_missing(node: DictConfig, defaults: Any) -> None:

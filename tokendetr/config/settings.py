@@ -20,16 +20,19 @@ class _Range:
 
     Attributes:
         what: for the message.
-        holds: whether a finite number is in the range.
+        holds: whether a number is in the range.
         is_count: it must be whole as well.
+        may_be_infinite: infinity means that there is no limit.
     """
 
     what: str
     holds: Callable[[float], bool]
     is_count: bool = False
+    may_be_infinite: bool = False
 
 
 _POSITIVE = _Range("above 0", lambda x: x > 0)
+_LIMIT = _Range("above 0", lambda x: x > 0, may_be_infinite=True)
 _NOT_NEGATIVE = _Range("0 or above", lambda x: x >= 0)
 _SHARE = _Range("between 0 and 1", lambda x: 0 <= x <= 1)
 _BELOW_ONE = _Range("at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -45,43 +48,63 @@ RANGES: dict[str, _Range] = {
     "train.grad_accum_steps": _COUNT,
     "train.reference_batch_size": _COUNT,
     # 0 would stop all learning, and a negative norm turn every gradient round.
-    "train.clip_grad.params.max_norm": _POSITIVE,
-    "train.clip_grad.params.norm_type": _POSITIVE,
-    "train.model_ema.decay": _SHARE,
+    "train.clip_grad.params.max_norm": _LIMIT,
+    "train.clip_grad.params.norm_type": _LIMIT,
+    "train.model_ema.decay": _BELOW_ONE,  # at 1 the average stays the untrained weights
     "train.distributed.rendezvous_timeout": _POSITIVE,
     "train.distributed.collective_timeout": _POSITIVE,
-    "optimizer.lr": _NOT_NEGATIVE,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.eps": _NOT_NEGATIVE,
-    "optimizer.momentum": _NOT_NEGATIVE,
-    "optimizer.params.weight_decay_norm": _NOT_NEGATIVE,
     "lr_multiplier.warmup_length": _BELOW_ONE,
-    "lr_multiplier.warmup_factor": _NOT_NEGATIVE,
     "dataloader.train.total_batch_size": _COUNT,
     "dataloader.train.num_workers": _PERIOD,
     "dataloader.test.num_workers": _PERIOD,
+    "dataloader.test.batch_size": _COUNT,
+    "dataloader.evaluator.max_dets_per_image": _COUNT,
     "model.num_classes": _COUNT,
     "model.num_queries": _COUNT,
     "model.select_box_nums_for_evaluation": _COUNT,
     "model.dn_number": _PERIOD,
-    "model.label_noise_ratio": _SHARE,
-    "model.box_noise_scale": _NOT_NEGATIVE,
-    "model.criterion.eos_coef": _NOT_NEGATIVE,
-    "model.criterion.alpha": _SHARE,
-    "model.criterion.gamma": _NOT_NEGATIVE,
+    "model.transformer.decoder.num_layers": _COUNT,
 }
 """Ranges by key; keys that a config lacks, or where it holds no number, are left alone."""
 
-_ANYWHERE: dict[str, _Range] = {
-    "attn_dropout": _BELOW_ONE,
-    "ffn_dropout": _BELOW_ONE,
-    "dropout": _BELOW_ONE,
-    "drop_path_rate": _BELOW_ONE,
-    "cost_class": _NOT_NEGATIVE,
-    "cost_bbox": _NOT_NEGATIVE,
-    "cost_giou": _NOT_NEGATIVE,
+_BY_NAME: dict[str, dict[str, _Range]] = {
+    "model": {
+        "alpha": _SHARE,
+        "attn_dropout": _BELOW_ONE,
+        "box_noise_scale": _NOT_NEGATIVE,
+        "cost_bbox": _NOT_NEGATIVE,
+        "cost_class": _NOT_NEGATIVE,
+        "cost_giou": _NOT_NEGATIVE,
+        "drop_path_rate": _BELOW_ONE,
+        "dropout": _BELOW_ONE,
+        "eos_coef": _NOT_NEGATIVE,
+        "ffn_dropout": _BELOW_ONE,
+        "gamma": _NOT_NEGATIVE,
+        "label_noise_prob": _SHARE,
+        "label_noise_ratio": _SHARE,
+        "lambda_one2many": _NOT_NEGATIVE,
+        "pixel_std": _POSITIVE,
+        "temperature": _POSITIVE,
+    },
+    "dataloader": {
+        "crop_size": _POSITIVE,
+        "max_dets_per_image": _COUNT,
+        "max_scale": _POSITIVE,
+        "max_size": _POSITIVE,
+        "min_scale": _POSITIVE,
+        "prefetch_factor": _COUNT,
+        "prob": _SHARE,
+        "repeat_threshold": _NOT_NEGATIVE,
+        "short_edge_length": _POSITIVE,
+        "timeout": _NOT_NEGATIVE,
+    },
+    # A negative rate, or factor of one, climbs up the loss.
+    "optimizer": {"betas": _BELOW_ONE, "": _NOT_NEGATIVE},
+    "lr_multiplier": {"": _NOT_NEGATIVE},
 }
-"""Ranges of arguments by their names, wherever in ``model`` they are."""
+"""Ranges of numbers by the part of the config and their names, or those of the list that they are
+in, wherever in that part they are; "" for all others."""
+_TASKS = ("bbox", "segm", "keypoints")
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -95,23 +118,30 @@ def check_settings(cfg: DictConfig) -> None:
         for key, wanted in RANGES.items()
         if (fault := _fault(cfg, key, wanted, OmegaConf.select(cfg, key, default=None)))
     ]
-    for key, value in _leaves(cfg.get("model", None), "model"):
-        name = key.rpartition(".")[2]
-        wanted = _ANYWHERE.get(name)
-        if ".weight_dict." in key:
-            wanted = _NOT_NEGATIVE  # a negative weight makes a loss grow
-        if wanted is not None and (fault := _fault(cfg, key, wanted, value)):
-            faults.append(fault)
+    for part in _BY_NAME:
+        for key, value in _leaves(cfg.get(part, None), part):
+            wanted = _range_of(part, key)
+            if key not in RANGES and wanted is not None:
+                faults += filter(None, [_fault(cfg, key, wanted, value)])
     faults += _contradictions(cfg)
     if faults:
         raise ConfigError("; ".join(faults))
+
+
+def _range_of(part: str, key: str) -> _Range | None:
+    names = [name for name in key.split(".") if not name.isdigit()]
+    # A negative weight makes a loss grow.
+    if part == "model" and ("weight_dict" in names or names[-1].endswith("_weight")):
+        return _NOT_NEGATIVE
+    return _BY_NAME[part].get(names[-1], _BY_NAME[part].get(""))
 
 
 def _fault(cfg: DictConfig, key: str, wanted: _Range, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     is_whole = not wanted.is_count or float(value).is_integer()
-    if math.isnan(value) or not is_whole or not wanted.holds(value):
+    is_number = math.isfinite(value) or (wanted.may_be_infinite and not math.isnan(value))
+    if not is_number or not is_whole or not wanted.holds(value):
         return f"{key}={value} must be {wanted.what}"
     if wanted.is_count and isinstance(value, float):
         OmegaConf.update(cfg, key, int(value))
@@ -149,8 +179,22 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
             f"dataloader.train.total_batch_size={batch} cannot be shared out over "
             f"train.grad_accum_steps={steps} micro-batches: make it a multiple"
         )
+    clip = OmegaConf.select(cfg, "train.clip_grad", default=None)
+    if clip is not None and clip.get("enabled", False) and clip.params.get("max_norm", 0) is None:
+        yield "train.clip_grad.params.max_norm has no value: give a number, or inf to measure alone"
+    evaluator = OmegaConf.select(cfg, "dataloader.evaluator", default=None)
+    if isinstance(evaluator, DictConfig) and _name(evaluator).endswith("COCOEvaluator"):
+        tasks = evaluator.get("tasks", None) or ()
+        for task in [tasks] if isinstance(tasks, str) else tasks:
+            if task not in _TASKS:
+                yield f"dataloader.evaluator.tasks={task}: use {', '.join(_TASKS)}"
     if OmegaConf.select(cfg, "train.wandb.enabled", default=False) and not _is_installed("wandb"):
         yield "train.wandb.enabled=True needs wandb: pip install wandb"
+
+
+def _name(node: DictConfig) -> str:
+    target = node.get("_target_", None)
+    return str(getattr(target, "__name__", target))
 
 
 def _is_installed(name: str) -> bool:

@@ -260,8 +260,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             logger.info("Saving results to %s", path)
-            with PathManager.open(path, "w") as file:
-                json.dump(rows, file)
+            write_atomically(path, json.dumps(rows).encode())
 
     def _evaluate_task(
         self, task: str, rows: list[dict[str, Any]], img_ids: Sequence[int] | None

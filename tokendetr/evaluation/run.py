@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """``dataloader.test`` and ``dataloader.evaluator`` applied to a model.
 
-    Loader and evaluators are built on first use and kept. Random number generators are left as they
-    were, so that a training run does not depend on when it is evaluated.
+    Loader and evaluators are built by :meth:`prepare`, or on first use, and kept. Random number
+    generators are left as they were, so that a training does not depend on when it is evaluated.
 
     Args:
         cfg: the whole config.
@@ -71,7 +71,17 @@ class Evaluation:
         self.latest = results
         return results
 
-    def _run(self, suffix: str) -> Any:
+    def prepare(self) -> None:
+        """Build loader and evaluators, so that what is wrong with them shows before any work."""
+        if self._cfg.dataloader.get("evaluator", None) is None:
+            return
+        ema = self._cfg.train.model_ema
+        is_averaged_alone = ema.enabled and ema.use_ema_weights_for_eval_only
+        with preserved_rng():
+            self._parts("_ema" if is_averaged_alone else "")
+
+    def _parts(self, suffix: str) -> tuple[Any, Any]:
+        """The loader, and the evaluator of these weights."""
         if self._loader is None:
             node = copy.deepcopy(self._cfg.dataloader.test)
             if node.get("mapper", None) is not None:
@@ -79,8 +89,12 @@ class Evaluation:
             self._loader = protect_workers(instantiate(node))
         if suffix not in self._evaluators:
             self._evaluators[suffix] = self._build_evaluator(suffix)
+        return self._loader, self._evaluators[suffix]
+
+    def _run(self, suffix: str) -> Any:
+        loader, evaluator = self._parts(suffix)
         with optimize(self._model):
-            return inference_on_dataset(self._model, self._loader, self._evaluators[suffix])
+            return inference_on_dataset(self._model, loader, evaluator)
 
     def _build_evaluator(self, suffix: str) -> Any:
         node = copy.deepcopy(self._cfg.dataloader.evaluator)
@@ -105,8 +119,20 @@ def check_device(device: str) -> None:
     Raises:
         ConfigError: saying how to run on the CPU.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"train.device is {device!r}, which is no device: use cuda or cpu"
+        ) from error
+    if wanted.type != "cuda":
+        return
+    if not torch.cuda.is_available():
         raise ConfigError(
             f"train.device is {device!r}, but no CUDA device is available. To run on the CPU add "
             "train.device=cpu (model.device follows it)."
+        )
+    if (wanted.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"train.device is {device!r}, but this machine has {torch.cuda.device_count()} GPUs"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokendetr.errors import OutputError
 
-__all__ = ["DrawingNames", "check_output_file", "drawing_names"]
+__all__ = ["DrawingNames", "check_output_file", "check_output_folder", "drawing_names"]
 
 
 class DrawingNames:
@@ -75,11 +75,23 @@ def check_output_file(path: str, inputs: Iterable[str | os.PathLike[str]] = ()) 
     if _real(target) in {_real(Path(each)) for each in inputs}:
         raise OutputError(f"{path} is an input and would be replaced: give another name")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        check_output_folder(str(target.parent))
+    except OutputError as error:
         raise OutputError(f"{path} cannot be written: {error}") from error
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
+
+
+def check_output_folder(path: str) -> None:
+    """Check, before any work, that files can be written to a folder; it is made if it is missing.
+
+    Raises:
+        OutputError: it is a file, cannot be made, or cannot be written to.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be a folder: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path} is a folder without permission to write")
 
 
 def _real(path: Path) -> str:

@@ -1,4 +1,8 @@
-"""Read YAML as plain data: no tags that run code, and nothing that grows when it is expanded."""
+"""Read YAML as plain data: no tags that run code, and nothing that grows when it is expanded.
+
+The module needs only PyYAML: it is the reader of ``tokendetr`` and, through a symbolic link, of the
+stand-in for detectron2, which must not import ``tokendetr``.
+"""
 
 from typing import Any
 

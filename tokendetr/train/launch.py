@@ -184,6 +184,11 @@ def launch(
         args = copy.copy(args)
         args.num_machines, args.machine_rank = environment.world_size, environment.rank
         args.dist_url = environment.init_method
+    if args.num_gpus < 0 or not 0 <= args.machine_rank < args.num_machines:
+        raise RendezvousError(
+            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank "
+            f"{args.machine_rank}: machines are numbered from 0 to one less than there are"
+        )
     if args.num_gpus * args.num_machines <= 1:
         main(args)
         return
@@ -399,7 +404,7 @@ def _meet(environment: Environment, timeouts: Timeouts) -> dist.Store:
     """Wait for all processes of the run; the store over which they talk at first.
 
     Raises:
-        RendezvousError: they did not meet; the message names the time-out.
+        RendezvousError: they did not meet; the message names the address and the time-out.
     """
     url = environment.init_method
     limit = timedelta(seconds=timeouts.rendezvous)
@@ -410,7 +415,7 @@ def _meet(environment: Environment, timeouts: Timeouts) -> dist.Store:
             store: dist.Store = next(meeting)[0]
         else:
             store = _tcp_store(environment, limit)
-    except (dist.DistError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # dist's errors are RuntimeErrors
         raise RendezvousError(
             f"rank {environment.rank} did not meet the {environment.world_size} processes of the "
             f"run at {url} within {timeouts.rendezvous:g} s "

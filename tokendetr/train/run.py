@@ -13,17 +13,18 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
 from detrex.modeling import ema
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import compare_weights, load_weights
-from tokendetr.config.load import follow_output_dir, load_config
+from tokendetr.config.load import follow_output_dir, load_config, result_writers
 from tokendetr.data.hints import data_hints
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
-from tokendetr.errors import CheckpointMismatchError, RunFolderError
+from tokendetr.data.workers import named_loader_failures
+from tokendetr.errors import CheckpointMismatchError, ConfigError, RunFolderError
 from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
 from tokendetr.train.hooks import (
     BestCheckpoint,
@@ -34,7 +35,13 @@ from tokendetr.train.hooks import (
 )
 from tokendetr.train.results_table import ResultsTable
 from tokendetr.train.run_folder import RunFolder
-from tokendetr.train.setup import log_environment, run_logging, save_config, seed_run
+from tokendetr.train.setup import (
+    built_from,
+    log_environment,
+    run_logging,
+    save_config,
+    seed_run,
+)
 from tokendetr.train.stop import StopSignals
 from tokendetr.train.trainer import Trainer, parse_dtype
 from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorboard_writer
@@ -91,9 +98,15 @@ def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
 
 
 def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) -> Any:
+    wanted = ["model", "dataloader"]
+    wanted += [] if args.eval_only else ["dataloader.train", "optimizer", "lr_multiplier"]
+    if missing := [key for key in wanted if OmegaConf.select(cfg, key, default=None) is None]:
+        raise ConfigError(f"the config has no {', '.join(missing)}")
     check_device(cfg.train.device)
     _apply_fast_dev_run(cfg)
-    folder = str(cfg.train.output_dir)
+    folder = str(cfg.train.output_dir or "")
+    if not folder and not args.eval_only:
+        raise ConfigError("train.output_dir is empty: name a folder for the run")
     with contextlib.ExitStack() as stack:
         claimed: RunFolder | None = None
         if args.eval_only:
@@ -108,7 +121,8 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
         if not args.eval_only and comm.is_main_process():
             for hint in data_hints(cfg):
                 logger.info("%s", hint)
-        model = instantiate(cfg.model)
+        with built_from("model"):
+            model = instantiate(cfg.model)
         model.to(cfg.train.device)
         if args.eval_only:
             return evaluate(cfg, model)
@@ -117,15 +131,17 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
 
 def _keep_results_of_training(cfg: DictConfig) -> None:
     """Let the result files of ``--eval-only`` in a training's folder go to a folder below it."""
-    nodes = cfg.dataloader.get("evaluator", None)
-    for node in nodes if isinstance(nodes, ListConfig) else [nodes]:
-        folder = node.get("output_dir", None) if isinstance(node, DictConfig) else None
-        if folder and os.path.exists(os.path.join(str(folder), "run.json")):
-            node.output_dir = os.path.join(str(folder), "evaluation")
+    for node in result_writers(cfg):
+        if os.path.exists(os.path.join(str(node.output_dir), "run.json")):
+            node.output_dir = os.path.join(str(node.output_dir), "evaluation")
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
-    """Load ``train.init_checkpoint`` and evaluate it (``--eval-only``)."""
+    """Load ``train.init_checkpoint`` and evaluate it (``--eval-only``).
+
+    Raises:
+        LoaderError: a loader process was lost.
+    """
     ema.may_build_model_ema(cfg, model)
     checkpointer = AtomicCheckpointer(model)
     if cfg.train.init_checkpoint:
@@ -136,7 +152,11 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
         logger.warning("train.init_checkpoint is empty: evaluating a model without trained weights")
     if cfg.train.model_ema.enabled:
         _load_ema_state(cfg, model)
-    return Evaluation(cfg, model)()
+    evaluation = Evaluation(cfg, model)
+    with built_from("dataloader"):
+        evaluation.prepare()
+    with named_loader_failures():
+        return evaluation()
 
 
 def _load_ema_state(cfg: DictConfig, model: nn.Module) -> None:
@@ -170,10 +190,12 @@ def train(
         stop: signals, where the caller takes note of them already.
 
     Raises:
+        LoaderError: a loader process was lost.
         RunFolderError: the folder is another run's.
         TrainingInterrupted: SIGTERM or SIGINT came; there is a checkpoint.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(named_loader_failures())
         if folder is None:
             folder = stack.enter_context(RunFolder(str(cfg.train.output_dir), resume=resume))
         if stop is None:
@@ -187,31 +209,37 @@ def _train(
     settings = cfg.train
     ema.may_build_model_ema(cfg, model)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    loader = build_train_loader(
-        cfg.dataloader.train, seed=settings.seed, micro_batches=settings.grad_accum_steps
-    )
+    with built_from("optimizer"):
+        optimizer = instantiate(cfg.optimizer)
+    with built_from("dataloader.train"):
+        loader = build_train_loader(
+            cfg.dataloader.train, seed=settings.seed, micro_batches=settings.grad_accum_steps
+        )
     rng_state = RngState()
     parts: dict[str, Any] = {**ema.may_get_ema_checkpointer(cfg, model), "rng_state": rng_state}
     if isinstance(loader, StreamLoader):
         parts["data_state"] = loader
-    wrapped = create_ddp_model(model, **settings.ddp)
-    trainer = Trainer(
-        wrapped,
-        loader,
-        optimizer,
-        amp_dtype=parse_dtype(settings.amp.dtype) if settings.amp.enabled else None,
-        clip_grad=settings.clip_grad.params if settings.clip_grad.enabled else None,
-        grad_accum_steps=settings.grad_accum_steps,
-        grad_accum_weighting=settings.grad_accum_weighting,
-        stop=stop,
-    )
+    with built_from("train"):
+        wrapped = create_ddp_model(model, **settings.ddp)
+        trainer = Trainer(
+            wrapped,
+            loader,
+            optimizer,
+            amp_dtype=parse_dtype(settings.amp.dtype) if settings.amp.enabled else None,
+            clip_grad=settings.clip_grad.params if settings.clip_grad.enabled else None,
+            grad_accum_steps=settings.grad_accum_steps,
+            grad_accum_weighting=settings.grad_accum_weighting,
+            stop=stop,
+        )
     checkpointer = AtomicCheckpointer(wrapped, settings.output_dir, trainer=trainer, **parts)
     checkpointer.identity = folder.identity
     checkpointer.remove_leftovers()
     evaluation = Evaluation(cfg, model)
+    with built_from("dataloader"):
+        evaluation.prepare()
     is_resumed = resume and checkpointer.has_checkpoint()
-    trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer, evaluation, folder))
+    with built_from("train or lr_multiplier"):
+        trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer, evaluation, folder))
     # Last: nothing that other hooks do may move the generators.
     trainer.register_hooks([RestoreRng(rng_state, is_resumed)])
     start_iter = _load(cfg, checkpointer, trainer, folder, resume)
@@ -373,10 +401,13 @@ def _apply_fast_dev_run(cfg: DictConfig) -> None:
 
 
 def _hint_learning_rate(cfg: DictConfig) -> None:
-    """Say what a total batch size other than the schedule's would ask for."""
+    """Say what a total batch size other than the schedule's would ask for, or that nothing can be
+    learned."""
     batch = cfg.dataloader.train.get("total_batch_size", None)
     reference = cfg.train.reference_batch_size
     lr = cfg.optimizer.get("lr", None)
+    if lr == 0:
+        logger.warning("optimizer.lr=0: this training changes no weights")
     if not batch or not lr or batch == reference:
         return
     factor = batch / reference

@@ -13,12 +13,33 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["run_logging", "save_config", "seed_run"]
+from tokendetr.errors import EXPECTED_ERRORS, ConfigError
+
+__all__ = ["built_from", "run_logging", "save_config", "seed_run"]
 
 logger = logging.getLogger("tokendetr.train")
 
 _LOGGERS = ("detectron2", "detrex", "fvcore", "tokendetr")
+
+
+@contextlib.contextmanager
+def built_from(key: str) -> Iterator[None]:
+    """A block that builds what a part of the config describes.
+
+    Raises:
+        ConfigError: something refused a value; the message names the part.
+    """
+    try:
+        yield
+    except EXPECTED_ERRORS:
+        raise
+    except (ValueError, TypeError, AssertionError, OmegaConfBaseException) as error:
+        if not str(error):  # an assertion without words says nothing outside its traceback
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key} cannot be built as the config has it: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tokendetr.data.stream import StreamLoader, describe_record
 from tokendetr.errors import NonFiniteLossError
+from tokendetr.train.divergence import bad_gradients, is_divergence, loss_report
 from tokendetr.train.stop import StopSignals, TrainingInterrupted
 from tokendetr.train.writers import metrics_state, restore_metrics
 
@@ -202,12 +203,26 @@ class Trainer(SimpleTrainer):
         return nullcontext()
 
     def _backward(self, batch: Sequence[Any], weight: float) -> dict[str, Tensor]:
-        """Forward and backward pass of one batch; returns its weighted losses, detached."""
+        """Forward and backward pass of one batch; returns its weighted losses, detached.
+
+        Raises:
+            NonFiniteLossError: a loss, or what a loss is computed of, is not finite.
+        """
         autocast: AbstractContextManager[Any] = nullcontext()
         if self.amp_dtype is not None:
             autocast = torch.autocast(self._device.type, dtype=self.amp_dtype)
-        with autocast:
-            losses = self.model(batch)
+        try:
+            with autocast:
+                losses = self.model(batch)
+        except (ValueError, AssertionError) as error:
+            if not is_divergence(error, self.model):
+                raise
+            images = ", ".join(describe_record(record) for record in batch)
+            raise NonFiniteLossError(
+                f"the model's outputs are not finite at iteration {self.iter}: {error}. The "
+                f"weights were not updated. Images of this rank: {images}. Look at them, at the "
+                "learning rate and at what else the config changes"
+            ) from error
         if isinstance(losses, Tensor):
             losses = {"total_loss": losses}
         self._stop_unless_finite(losses, batch)
@@ -252,7 +267,7 @@ class Trainer(SimpleTrainer):
             if not good
         }
         reports = comm.all_gather((found, [describe_record(r) for r in batch] if found else []))
-        raise NonFiniteLossError(_non_finite_message(self.iter, reports))
+        raise NonFiniteLossError(loss_report(self.iter, reports))
 
     def _clip_and_check(self, batches: Sequence[Any]) -> float:
         """Clip gradients; their norm before that.
@@ -276,8 +291,8 @@ class Trainer(SimpleTrainer):
             images = [describe_record(record) for batch in batches for record in batch]
             raise NonFiniteLossError(
                 f"the gradient is not finite at iteration {self.iter} (norm {norm}), although all "
-                f"losses are; the weights were not updated. Parameters: {self._bad_gradients()}. "
-                f"Images of this rank: {', '.join(images)}"
+                "losses are; the weights were not updated. Parameters: "
+                f"{bad_gradients(self.model)}. Images of this rank: {', '.join(images)}"
             )
         return norm
 
@@ -300,17 +315,8 @@ class Trainer(SimpleTrainer):
                 f"the gradient was not finite in {self._skipped} updates in a row, up to iteration "
                 f"{self.iter}, although the scale of float16 went down to "
                 f"{self.grad_scaler.get_scale():.3g}; these updates were skipped. Parameters: "
-                f"{self._bad_gradients()}. Use train.amp.dtype=bfloat16 or no mixed precision"
+                f"{bad_gradients(self.model)}. Use train.amp.dtype=bfloat16 or no mixed precision"
             )
-
-    def _bad_gradients(self) -> str:
-        names = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-        ]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        return f"{', '.join(names[:5]) or 'none alone, their sum overflows'}{more}"
 
     def state_dict(self) -> dict[str, Any]:
         """The state of trainer, hooks, optimizer, gradient scaler and recent metrics."""
@@ -367,18 +373,3 @@ def _clip(parameters: list[nn.Parameter], max_norm: float, **options: Any) -> Te
 
 def _count_boxes(batch: Iterable[Any]) -> int:
     return sum(len(r["instances"]) for r in batch if isinstance(r, Mapping) and "instances" in r)
-
-
-def _non_finite_message(
-    iteration: int, reports: Sequence[tuple[dict[str, float], list[str]]]
-) -> str:
-    lines = [f"a loss is not finite at iteration {iteration}; the weights were not updated."]
-    for rank, (found, images) in enumerate(reports):
-        if found:
-            losses = ", ".join(f"{name} = {value}" for name, value in found.items())
-            lines.append(f"Rank {rank}: {losses}; images: {', '.join(images)}")
-    lines.append(
-        "Look at these images and their boxes; otherwise lower the learning rate, clip gradients "
-        "(train.clip_grad.enabled=True) or use train.amp.dtype=bfloat16."
-    )
-    return "\n".join(lines)

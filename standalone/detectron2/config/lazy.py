@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import cloudpickle
 import yaml
+from detectron2.config._plain_yaml import load_plain_yaml
 from detectron2.config.instantiate import dump_dataclass
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import _convert_target_to_string
@@ -188,20 +189,11 @@ def _load_yaml(filename: str) -> DictConfig:
     names.)
 
     Raises:
-        ValueError: the file has a tag, or is no YAML.
+        ValueError: the file has a tag, is no YAML, or grows too large when its aliases are
+            expanded.
     """
-    with PathManager.open(filename, "rb") as file:
-        raw = file.read()
-    try:
-        content = yaml.safe_load(raw.decode("utf-8-sig"))
-    except yaml.constructor.ConstructorError as error:
-        raise ValueError(
-            f"{filename}: {error.problem}. A YAML config is plain data; tags (!!python/...) run "
-            "code and are refused. Nothing was executed. Write the value as a number or text, or "
-            "use a Python config."
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{filename} is no readable YAML: {error}") from error
+    with PathManager.open(filename, "r", encoding="utf-8-sig") as file:
+        content = load_plain_yaml(file.read(), filename)
     return OmegaConf.create(content if content is not None else {}, flags=_OBJECTS_ALLOWED)
 
 

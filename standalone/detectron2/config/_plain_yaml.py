@@ -1,0 +1,1 @@
+../../../tokendetr/io/plain_yaml.py

@@ -1,0 +1,65 @@
+"""A loader process that dies is said in one line, in training and in evaluation."""
+
+import os
+import signal
+
+import pytest
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, instantiate
+from torch.utils.data import get_worker_info
+
+from tests.train import toy
+from tokendetr.config.load import fill_defaults
+from tokendetr.data.workers import named_loader_failures
+from tokendetr.errors import EXPECTED_ERRORS, LoaderError
+from tokendetr.train.run import evaluate, train
+
+
+class DyingMapper:
+    """A mapper whose loader process ends while it loads image ``image_id``."""
+
+    def __init__(self, mapper, image_id, how):
+        self.mapper = mapper
+        self.image_id = image_id
+        self.how = how
+
+    def __call__(self, record):
+        if record["image_id"] == self.image_id and get_worker_info() is not None:
+            if self.how == "exit":
+                os._exit(3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.mapper(record)
+
+
+def config(root, output, part, how):
+    cfg = toy.make_config(root, output)
+    fill_defaults(cfg)
+    LazyConfig.apply_overrides(cfg, [f"dataloader.{part}.num_workers=1", "train.max_iter=6"])
+    node = cfg.dataloader[part]
+    node.mapper = L(DyingMapper)(mapper=node.mapper, image_id=5, how=how)
+    return cfg
+
+
+@pytest.mark.parametrize("how", ["kill", "exit"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_dead_loader_process_ends_the_run_in_one_line(toy_root, tmp_path, part, how):
+    cfg = config(toy_root, tmp_path / "out", part, how)
+    model = instantiate(cfg.model)
+    with pytest.raises(LoaderError, match="dataloader.train.num_workers") as caught:
+        if part == "train":
+            train(cfg, model, resume=False)
+        else:
+            evaluate(cfg, model)
+    assert isinstance(caught.value, EXPECTED_ERRORS)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_other_errors_of_the_same_type_stay():
+    with pytest.raises(RuntimeError, match="shapes") as caught, named_loader_failures():
+        raise RuntimeError("shapes do not match")
+    assert not isinstance(caught.value, LoaderError)
+
+
+def test_used_up_shared_memory_is_said():
+    with pytest.raises(LoaderError, match="/dev/shm"), named_loader_failures():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ...")

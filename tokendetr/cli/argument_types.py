@@ -1,0 +1,53 @@
+"""Types of command-line arguments that are checked before any work."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from tokendetr.errors import OutputError
+from tokendetr.io.outputs import check_output_file, check_output_folder
+
+__all__ = ["output_file", "output_folder", "share"]
+
+
+def output_file(text: str) -> str:
+    """The name of a file to write; ``-`` is stdout, and ``a=b`` an override that follows.
+
+    Raises:
+        ArgumentTypeError: it cannot be written.
+    """
+    if text != "-" and "=" not in text:
+        _checked(check_output_file, text)
+    return text
+
+
+def output_folder(text: str) -> Path:
+    """The name of a folder to write to.
+
+    Raises:
+        ArgumentTypeError: it cannot be one, or cannot be written to.
+    """
+    _checked(check_output_folder, text)
+    return Path(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1, such as a threshold of scores.
+
+    Raises:
+        ArgumentTypeError: it is no such number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
+
+
+def _checked(check: Callable[[str], None], text: str) -> None:
+    try:
+        check(text)
+    except OutputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
