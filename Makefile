@@ -5,7 +5,10 @@
 #   make test PYTEST_ARGS="-k deform -x"              a part of the tests
 
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+TORCH_RELEASE := torch==2.13.0
+# The wheels of that release whose hashes are locked: the package index's, and the one for CPUs of PyTorch's own index.
+TORCH ?= $(TORCH_RELEASE) --constraint requirements-torch.txt
+TORCH_CPU_SHA256 := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST_ARGS ?=
@@ -20,16 +23,28 @@ BUILT := $(VENV)/.stamp-built
 BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo docs test test-slow nightly lint format bench cuda-check gpu-wheels gpu-check sanitize clean
+.PHONY: help build demo docs test test-slow nightly lint format bench cuda-check gpu-wheels gpu-check sanitize lock clean
 
 help:
-	@echo "make demo | docs | test | test-slow | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | clean"
+	@echo "make demo | docs | test | test-slow | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | lock | clean"
 
-$(INSTALLED): requirements.txt requirements-dev.txt
+# Everything that torch needs on every platform is locked too, and installed by then.
+$(INSTALLED): requirements.txt requirements-dev.txt requirements-torch.txt
 	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt -r requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	touch $@
+
+# Writes requirements*.txt anew: all packages with their hashes, from requirements*.in and the package index.
+LOCK := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --system-certs
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(LOCK) requirements.in --output-file requirements.txt
+	$(LOCK) requirements-dev.in --constraint requirements.txt --output-file requirements-dev.txt
+	echo $(TORCH_RELEASE) | $(LOCK) - --no-deps --no-annotate --output-file requirements-torch.txt
+	printf '%s \\\n    --hash=sha256:%s\n' "$$(cat requirements-torch.txt)" $(TORCH_CPU_SHA256) > build/lock/torch
+	mv build/lock/torch requirements-torch.txt
 
 $(BUILT): $(INSTALLED) $(BUILD_SOURCES)
 	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
