@@ -6,8 +6,8 @@
 
 PYTHON ?= python3
 TORCH_RELEASE := torch==2.13.0
-# The wheels of that release whose hashes are locked: the package index's, and the one for CPUs of PyTorch's own index.
-TORCH ?= $(TORCH_RELEASE) --constraint requirements-torch.txt
+TORCH ?= $(TORCH_RELEASE)
+# Of that release's wheel for CPUs (Linux, Python 3.11) on PyTorch's own index; the package index says its own.
 TORCH_CPU_SHA256 := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -28,11 +28,17 @@ BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(ad
 help:
 	@echo "make demo | docs | test | test-slow | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | lock | clean"
 
-# Everything that torch needs on every platform is locked too, and installed by then.
+# What torch needs on every platform is locked with the rest. Its own wheel is looked up in requirements-torch.txt before
+# anything of it runs; another one than the default (TORCH=...) is not.
+CHECK_TORCH := import json, sys; known = open("requirements-torch.txt").read(); \
+	found = [i["download_info"] for i in json.load(open(sys.argv[1]))["install"] if i["metadata"]["name"] == "torch"]; \
+	bad = [i["url"] for i in found if i["archive_info"]["hashes"]["sha256"] not in known]; \
+	sys.exit(f"{bad[0]} has none of the hashes in requirements-torch.txt" if bad else 0)
 $(INSTALLED): requirements.txt requirements-dev.txt requirements-torch.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt -r requirements-dev.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PY) -m pip install --quiet --disable-pip-version-check --report $(VENV)/torch.json $(TORCH)
+	$(if $(filter $(TORCH_RELEASE),$(TORCH)),$(PY) -c '$(CHECK_TORCH)' $(VENV)/torch.json)
 	touch $@
 
 # Writes requirements*.txt anew: all packages with their hashes, from requirements*.in and the package index.

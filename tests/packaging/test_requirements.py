@@ -46,7 +46,7 @@ def test_the_lock_is_of_the_present_requirements(name):
 
 
 def test_torch_stays_outside():
-    """Its build is a choice (``make TORCH=...``); the default's wheels are in a file of their own."""
+    """Its build is a choice (``make TORCH=...``); the default's wheels are in their own file."""
     for name in ("requirements.txt", "requirements-dev.txt"):
         assert not [key for key in entries(name) if re.match(r"(torch|nvidia|triton)\b", key)]
     (entry,) = entries("requirements-torch.txt").values()
