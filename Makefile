@@ -48,6 +48,7 @@ lock:
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(LOCK) requirements.in --output-file requirements.txt
 	$(LOCK) requirements-dev.in --constraint requirements.txt --output-file requirements-dev.txt
+	$(LOCK) requirements-docs.in --constraint requirements.txt --constraint requirements-dev.txt --output-file requirements-docs.txt
 	echo $(TORCH_RELEASE) | $(LOCK) - --no-deps --no-annotate --output-file requirements-torch.txt
 	printf '%s \\\n    --hash=sha256:%s\n' "$$(cat requirements-torch.txt)" $(TORCH_CPU_SHA256) > build/lock/torch
 	mv build/lock/torch requirements-torch.txt
@@ -63,7 +64,7 @@ demo: $(BUILT)
 	$(PY) tools/run_demo.py
 
 $(DOCS_INSTALLED): $(BUILT) requirements-docs.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	touch $@
 
 # Warnings are errors; the notebook is run. No network once installed.

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKED = ("requirements.txt", "requirements-dev.txt", "requirements-torch.txt")
+RUNTIME, DEV, DOCS, TORCH = (f"requirements{kind}.txt" for kind in ("", "-dev", "-docs", "-torch"))
+LOCKED = (RUNTIME, DEV, DOCS, TORCH)
 # A requirement with the lines of its hashes.
 ENTRY = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<release>\S+).*(?:\n +--hash.*)*", re.M)
 
@@ -34,12 +35,12 @@ def test_nothing_is_local_or_from_another_index(name):
         assert word not in text, word
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+@pytest.mark.parametrize("name", [RUNTIME, DEV, DOCS])
 def test_the_lock_is_of_the_present_requirements(name):
     """`make lock` after a change of a ``.in`` file."""
-    locked = entries(f"{name}.txt")
+    locked = entries(name)
     names = {entry["name"] for entry in locked.values()}
-    for line in (ROOT / f"{name}.in").read_text().splitlines():
+    for line in (ROOT / name).with_suffix(".in").read_text().splitlines():
         wanted = line.partition("#")[0].strip()
         if wanted:
             assert wanted in (locked if "==" in wanted else names), wanted
@@ -47,15 +48,15 @@ def test_the_lock_is_of_the_present_requirements(name):
 
 def test_torch_stays_outside():
     """Its build is a choice (``make TORCH=...``); the default's wheels are in their own file."""
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in (RUNTIME, DEV, DOCS):
         assert not [key for key in entries(name) if re.match(r"(torch|nvidia|triton)\b", key)]
-    (entry,) = entries("requirements-torch.txt").values()
+    (entry,) = entries(TORCH).values()
     release = re.search(r"^TORCH_RELEASE := (\S+)$", (ROOT / "Makefile").read_text(), re.M)
     assert release is not None and release[1] == f"torch=={entry['release']}"
 
 
 def test_no_package_has_two_releases_for_one_python():
-    both = {**entries("requirements.txt")}
-    for key, entry in entries("requirements-dev.txt").items():
-        same = [k for k, other in both.items() if other["name"] == entry["name"]]
+    runtime = entries(RUNTIME)
+    for key, entry in {**entries(DEV), **entries(DOCS)}.items():
+        same = [k for k, other in runtime.items() if other["name"] == entry["name"]]
         assert not same or key in same, (key, same)

@@ -73,6 +73,11 @@ SUITE = {
         ["tests/ops/test_cuda.py -k failed_launch"],
         needs_gpu=True,
     ),
+    "SE3": Suite(
+        "banned calls, hashes of all requirements, licenses, wheels; no network while testing",
+        "0 findings",
+        ["tests/packaging/test_requirements.py", "tests/packaging/test_wheel.py"],
+    ),
     "TK1": Suite(
         "laws of token maps: restore, conserved sums, rows that sum to 1, padding",
         "exact, or 1e-6",
