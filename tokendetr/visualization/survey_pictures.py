@@ -57,7 +57,7 @@ def draw_survey(json_file: str, path: Path) -> None:
 
 def _whole_bins(most: int) -> NDArray[np.float64]:
     """Edges of at most about 40 bins around whole numbers from 0 to ``most``."""
-    return np.arange(0, most + 2, 1 + most // 40) - 0.5
+    return np.arange(0, most + 2, 1 + most // 40, dtype=np.float64) - 0.5
 
 
 def draw_samples(
