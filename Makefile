@@ -49,9 +49,8 @@ lock:
 	$(LOCK) requirements.in --output-file requirements.txt
 	$(LOCK) requirements-dev.in --constraint requirements.txt --output-file requirements-dev.txt
 	$(LOCK) requirements-docs.in --constraint requirements.txt --constraint requirements-dev.txt --output-file requirements-docs.txt
-	echo $(TORCH_RELEASE) | $(LOCK) - --no-deps --no-annotate --output-file requirements-torch.txt
-	printf '%s \\\n    --hash=sha256:%s\n' "$$(cat requirements-torch.txt)" $(TORCH_CPU_SHA256) > build/lock/torch
-	mv build/lock/torch requirements-torch.txt
+	echo $(TORCH_RELEASE) | $(LOCK) - --no-deps --no-annotate > build/lock/torch
+	printf '%s \\\n    --hash=sha256:%s\n' "$$(cat build/lock/torch)" $(TORCH_CPU_SHA256) > requirements-torch.txt
 
 $(BUILT): $(INSTALLED) $(BUILD_SOURCES)
 	MAX_JOBS=$(JOBS) $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \

@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from tokendetr.cli.argument_types import output_folder
 from tokendetr.data.convert import convert_folder
 from tokendetr.errors import ConfigError, DatasetError
 
@@ -24,7 +25,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", required=True, metavar="FOLDER", help="labels and images")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="gets <split>.json")
+    parser.add_argument(
+        "--output", type=output_folder, required=True, metavar="FOLDER", help="gets <split>.json"
+    )
     parser.add_argument("--format", choices=("auto", "voc", "yolo"), default="auto")
     parser.add_argument(
         "--names", nargs="+", default=[], metavar="CLASS", help="order of VOC's classes"

@@ -30,6 +30,7 @@ from tokendetr.analysis.comparison import AREAS, METRICS, REPLICATES, Comparison
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import splice
+from tokendetr.cli.argument_types import output_folder
 from tokendetr.config import zoo
 from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.errors import ConfigError
@@ -50,7 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these comparisons (default all)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="these rows (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds (default all)")
-    parser.add_argument("--output", type=Path, default=Path("output/study"), metavar="DIR")
+    parser.add_argument("--output", type=output_folder, default=Path("output/study"), metavar="DIR")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR")
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="tables into docs/comparison.md")
