@@ -61,6 +61,7 @@ LADDER = (
     ("analysis",),
     ("visualization",),
     ("predict",),
+    ("report",),
     ("sparsification",),
     ("integrations",),
     ("cli",),
@@ -123,7 +124,7 @@ def test_the_compiled_extension_is_reached_through_ops_alone():
 
 def test_optional_packages_are_never_imported_at_module_level():
     optional = {"torchvision", "timm", "transformers", "cv2", "wandb", "lvis", "hotcoco"}
-    optional |= {"faster_coco_eval"}
+    optional |= {"faster_coco_eval", "plotly", "playwright"}
     found = []
     for path in python_files("standalone", *OURS):
         for node in ast.parse(path.read_text()).body:

@@ -34,9 +34,11 @@ COMMANDS = {
     "evaluate": Command(
         "tokendetr.cli.train_net:main", "evaluate a detector's weights", ("--eval-only",)
     ),
+    "report": Command("tokendetr.cli.report:main", "one page about runs"),
     "predict": Command("tokendetr.cli.demo:main", "detect objects in pictures and videos"),
     "doctor": Command("tokendetr.cli.doctor:main", "check this installation"),
     "list": Command("tokendetr.cli.list_configs:main", "list configs, and which have weights"),
+    "analyze": Command("tokendetr.cli.analyze:main", "why results are as good as they are"),
     "analyze-model": Command(
         "tokendetr.cli.analyze_model:main", "operations, parameters, activations"
     ),

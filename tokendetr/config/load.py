@@ -15,7 +15,12 @@ from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.origin import warn_of_foreign_projects
-from tokendetr.config.own_data import AUTO, count_classes, use_data_folder
+from tokendetr.config.own_data import (
+    AUTO,
+    count_classes,
+    register_recorded_files,
+    use_data_folder,
+)
 from tokendetr.config.registration import load_repeatably
 from tokendetr.config.settings import check_settings
 from tokendetr.config.targets import check_targets
@@ -45,6 +50,8 @@ ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     "validate_data": "strict",
     # Folder of COCO, Pascal VOC or YOLO labels that takes the place of the config's data sets.
     "data_folder": "",
+    # Annotations and image folder by data set, as a run's config.yaml has them.
+    "data_files": {},
     # Folders beside a data set's image folder that symbolic links may lead to.
     "image_roots": [],
 }
@@ -90,6 +97,7 @@ def load_config(
     # First what says where the data is: other overrides may change what follows from it.
     apply_overrides(cfg, [o for o in overrides if o.startswith(_DATA_KEYS)])
     use_data_folder(cfg, shipped_weights(path))
+    register_recorded_files(cfg)
     apply_overrides(cfg, [*_for_device(cfg, overrides), *overrides])
     count_classes(cfg)
     if not any(re.match(r"\+*dataloader\.evaluator\.(.*\.)?output_dir=", o) for o in overrides):

@@ -22,7 +22,13 @@ from tokendetr.io.annotations import AnnotationError, read_annotations
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.label_folders import LabelFolder, recognize, split_at_random, to_coco
 
-__all__ = ["AUTO", "count_classes", "use_data_folder"]
+__all__ = [
+    "AUTO",
+    "count_classes",
+    "record_data_files",
+    "register_recorded_files",
+    "use_data_folder",
+]
 
 AUTO = "auto"
 """As a number of classes: that of the training data."""
@@ -110,6 +116,33 @@ def count_classes(cfg: DictConfig) -> None:
         raise DatasetError(str(error)) from error
     for key in keys:
         OmegaConf.update(cfg, key, count)
+
+
+def record_data_files(cfg: DictConfig) -> None:
+    """Write down in ``train.data_files`` where a config's data sets lie, in place.
+
+    A run's ``config.yaml`` is plain data: unlike the Python config that it came from it registers
+    nothing, so that it would not find its own data sets again.
+    """
+    found = {}
+    for part in ("train", "test"):
+        names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=None) or []
+        for name in [names] if isinstance(names, str) else names:
+            if name not in DatasetCatalog:
+                continue
+            metadata = MetadataCatalog.get(name)
+            json_file = metadata.get("json_file", None)
+            if json_file is not None and metadata.get("evaluator_type", "coco") == "coco":
+                paths = (str(json_file), str(metadata.image_root))
+                found[str(name)] = [os.path.abspath(path) for path in paths]
+    cfg.train.data_files = found
+
+
+def register_recorded_files(cfg: DictConfig) -> None:
+    """Register the data sets of ``train.data_files`` whose names nobody has registered."""
+    for name, (json_file, image_root) in (cfg.train.data_files or {}).items():
+        if name not in DatasetCatalog:
+            register_coco_format(str(name), str(json_file), str(image_root))
 
 
 def _is_prepared(cfg: DictConfig) -> bool:

@@ -19,6 +19,7 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import compare_weights, load_weights
 from tokendetr.config.load import follow_output_dir, load_config, result_writers
+from tokendetr.config.own_data import record_data_files
 from tokendetr.data.hints import data_hints
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
@@ -115,6 +116,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
             claimed = stack.enter_context(RunFolder(folder, resume=args.resume))
         stack.enter_context(run_logging(folder))
         log_environment(args)
+        record_data_files(cfg)
         save_config(cfg, folder, evaluation_only=args.eval_only, is_resumed=args.resume)
         seed_run(cfg, evaluation_only=args.eval_only)
         validate_config_data(cfg, evaluation_only=args.eval_only)

@@ -1,0 +1,117 @@
+"""Analyze COCO results of boxes: why they are as good as they are.
+
+Examples:
+    tokendetr analyze --results output/dino_bccd/coco_instances_results.json \\
+        --annotations datasets/bccd/val.json --images datasets/bccd/images --output analysis
+    tokendetr analyze --results sparse.json --compare dense.json --annotations val.json --output out
+
+Written are index.html (precision and recall, F1, confusions, calibration, kinds of errors, the
+images with most errors beside their labels), analysis.json and classes.csv (AP by class and size,
+the best score threshold of each class). With --compare the difference to other results has an
+interval by a paired bootstrap over images.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tokendetr.errors import EXPECTED_ERRORS, OutputError
+from tokendetr.evaluation.error_analysis import (
+    Analysis,
+    Comparison,
+    analyze_results,
+    compare_results,
+)
+from tokendetr.io.atomic import write_atomically
+from tokendetr.io.outputs import check_output_file
+from tokendetr.report import Run, write_page
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", required=True, metavar="JSON", help="COCO results")
+    parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO annotations")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="to write")
+    parser.add_argument("--images", metavar="FOLDER", help="images, to show the worst ones")
+    parser.add_argument("--compare", metavar="JSON", help="results to compare with")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument("--worst", type=int, default=12, help="images with most errors to show")
+    return parser.parse_args(arguments)
+
+
+def classes_csv(analysis: Analysis) -> str:
+    """Return the classes' rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(analysis.classes[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(analysis.classes)
+    return text.getvalue()
+
+
+def run_of(path: str, name: str, args: argparse.Namespace) -> Run:
+    """Analyze a file of results."""
+    images = Path(args.images) if args.images else Path(args.annotations).parent
+    analysis = analyze_results(args.annotations, path)
+    return Run(name, {}, "", [], analysis, f"all images of {args.annotations}", images)
+
+
+def names_of(results: str, other: str) -> tuple[str, str]:
+    """Return two names for two files: their own, or with those of their folders."""
+    first, second = Path(results), Path(other)
+    if first.stem != second.stem:
+        return first.stem, second.stem
+    return f"{first.parent.name}/{first.stem}", f"{second.parent.name}/{second.stem}"
+
+
+def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
+    """Write everything; returns the analysis, and the comparison where there is one."""
+    folder = Path(args.output)
+    for name in ("index.html", "analysis.json", "classes.csv"):
+        check_output_file(str(folder / name), [args.results, args.annotations])
+    comparison = None
+    runs = [run_of(args.results, Path(args.results).stem, args)]
+    if args.compare:
+        name, other = names_of(args.results, args.compare)
+        runs = [run_of(args.compare, other, args), run_of(args.results, name, args)]
+        comparison = compare_results(
+            args.annotations, args.compare, args.results, resamples=args.resamples
+        )
+    analysis = runs[-1].analysis
+    content = analysis.as_dict() | ({"comparison": asdict(comparison)} if comparison else {})
+    write_atomically(str(folder / "analysis.json"), json.dumps(content, indent=1).encode())
+    write_atomically(str(folder / "classes.csv"), classes_csv(analysis).encode())
+    write_page(runs, folder / "index.html", worst=args.worst, comparison=comparison)
+    return analysis, comparison
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    try:
+        analysis, comparison = analyze(args)
+    except (*EXPECTED_ERRORS, OutputError) as error:
+        sys.exit(f"error: {error}")
+    for row in analysis.classes:
+        print(
+            f"{row['name']}: AP {row['AP']:.1f}, best threshold {row['threshold']:.2f} "
+            f"(precision {row['precision']:.2f}, recall {row['recall']:.2f})"
+        )
+    if comparison is not None:
+        gain = comparison.metrics["AP"]
+        print(
+            f"AP {gain['second']:.1f} against {gain['first']:.1f}: {gain['difference']:+.1f} "
+            f"({gain['lower']:+.1f} to {gain['upper']:+.1f})"
+        )
+    print(f"AP {analysis.metrics['AP']:.1f}; see {args.output}/index.html")
+
+
+if __name__ == "__main__":
+    main()

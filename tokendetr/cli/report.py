@@ -1,0 +1,59 @@
+"""Write one page about one or more runs: settings, curves, errors, images and kept tokens.
+
+Examples:
+    tokendetr report output/dino_bccd output/sparse_dino_bccd --output report.html
+    tokendetr report dino_shapes dynamic_dino_shapes --images 100 --output report.html
+
+A run is the folder of a training, or the name of a config whose weights are there. The page is one
+file that needs no network. Where a run has no results yet, its detector is run on the first images
+of the test set.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from detectron2.utils.logger import setup_logger
+
+from tokendetr.errors import EXPECTED_ERRORS, OutputError
+from tokendetr.report import write_report
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder or config's name")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the HTML file")
+    parser.add_argument("--device", default="cpu", help="that detectors run on (default: cpu)")
+    parser.add_argument(
+        "--images", type=int, default=200, help="to evaluate where there are no results yet"
+    )
+    parser.add_argument("--worst", type=int, default=4, help="images with most errors, per run")
+    parser.add_argument("--random", type=int, default=4, help="images at random")
+    parser.add_argument("--token-images", type=int, default=2, help="of these, with their tokens")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_arguments(arguments)
+    setup_logger(name="tokendetr")
+    try:
+        file = write_report(
+            args.runs,
+            args.output,
+            device=args.device,
+            limit=args.images,
+            worst=args.worst,
+            random=args.random,
+            token_images=args.token_images,
+        )
+    except (*EXPECTED_ERRORS, OutputError, KeyError) as error:
+        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

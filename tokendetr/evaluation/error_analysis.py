@@ -1,0 +1,414 @@
+"""Why a detector's results are as they are: curves, thresholds, confusions, kinds of errors.
+
+This is the one place that knows hotcoco's analyses; everything above reads :class:`Analysis`.
+Shapes: V class.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendetr.data.coco_check import read_coco
+from tokendetr.errors import DatasetError
+from tokendetr.io.annotations import check_results
+from tokendetr.io.optional_hotcoco import load_hotcoco
+
+__all__ = ["Analysis", "Comparison", "analyze_results", "compare_results", "read_results"]
+
+PURPOSE = "the analysis of results"
+SIZES = ("all", "small", "medium", "large")
+ERRORS = {
+    "Cls": "classification",
+    "Loc": "localization",
+    "Both": "classification and localization",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+}
+"""Kinds of errors of TIDE (arXiv 2008.08115) under hotcoco's names."""
+
+BACKGROUND = "background"
+_CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the results of a detector on a data set show; plain values, in percent where AP.
+
+    Attributes:
+        num_images: of the data set.
+        num_boxes: of it, crowds left out.
+        num_detections: of the results.
+        metrics: COCO's twelve, ``AP`` to ``ARl``, and ``F1`` at IoU 0.5.
+        classes: a row per class: name, boxes, AP, AP50, AP75, APs, APm, APl, AR100, the score
+            ``threshold`` at which F1 is highest, and there ``precision``, ``recall`` and ``f1`` as
+            shares; ``calibration_error``.
+        curves: per class name, ``score``, ``precision``, ``recall`` and ``f1``, at IoU 0.5, by
+            falling score, at most 200 points.
+        confusion: counts [V + 1, V + 1] at the classes' thresholds, rows are truth, columns are
+            detections; the last of each is the background.
+        errors: per kind, ``count`` at the classes' thresholds and ``ap50``: AP50 that would be
+            gained without such errors.
+        calibration: ``error`` (expected calibration error, a share) and ``bins`` of scores:
+            ``lower``, ``upper``, ``confidence``, ``precision``, ``count``.
+        images: a row per image: ``id``, ``file_name``, ``found``, ``wrong``, ``missed``, ``f1``; at
+            the classes' thresholds, the worst first.
+        boxes: by image id, ``truth`` and ``detections`` at the classes' thresholds: ``bbox``,
+            ``name``, ``right`` (found, or a true positive) and of detections ``score``.
+    """
+
+    num_images: int
+    num_boxes: int
+    num_detections: int
+    metrics: dict[str, float]
+    classes: list[dict[str, Any]]
+    curves: dict[str, dict[str, list[float]]]
+    confusion: list[list[int]]
+    errors: dict[str, dict[str, float]]
+    calibration: dict[str, Any]
+    images: list[dict[str, Any]] = field(repr=False)
+    boxes: dict[Any, dict[str, list[dict[str, Any]]]] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the boxes as JSON's types."""
+        return {name: value for name, value in asdict(self).items() if name != "boxes"}
+
+    def thresholds(self) -> dict[int, float]:
+        """Return the score threshold of each category id."""
+        return {row["id"]: row["threshold"] for row in self.classes}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two results on one data set, with a paired bootstrap over images.
+
+    Attributes:
+        metrics: per metric ``first``, ``second``, ``difference`` and the bounds ``lower`` and
+            ``upper`` of its interval, in percent, and ``better``: the share of resamples in which
+            the second is above the first.
+        classes: per class name AP: ``first``, ``second``, ``difference``.
+        resamples: of the bootstrap.
+        confidence: of the intervals.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    classes: dict[str, dict[str, float]]
+    resamples: int
+    confidence: float
+
+
+def read_results(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read a file of COCO results and check it against the annotations.
+
+    Args:
+        path: the JSON file.
+        annotations: of :func:`tokendetr.data.coco_check.read_coco`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DatasetError: it is no list of results, or one is of an image or category that the
+            annotations lack; names file and record.
+    """
+    try:
+        rows = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the results {path} do not exist") from None
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is no readable JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise DatasetError(f"{path} holds a {type(rows).__name__}, not a list of COCO results")
+    categories = {category["id"] for category in annotations["categories"]}
+    for number, row in enumerate(rows):
+        lacking = {"image_id", "category_id", "bbox", "score"} - set(
+            row if isinstance(row, dict) else ()
+        )
+        if lacking:
+            raise DatasetError(f"{path}: record {number} has no {', '.join(sorted(lacking))}")
+        if row["category_id"] not in categories:
+            raise DatasetError(
+                f"{path}: record {number} is of category {row['category_id']!r}, which the "
+                "annotations do not have"
+            )
+    try:
+        check_results(rows, {image["id"] for image in annotations["images"]})
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{path}: {error}") from error
+    return rows
+
+
+def analyze_results(annotations: str | Path, results: str | Path) -> Analysis:
+    """Analyze COCO results of boxes.
+
+    Args:
+        annotations: a COCO JSON with boxes.
+        results: a JSON list of ``image_id``, ``category_id``, ``bbox`` and ``score``.
+
+    Raises:
+        FileNotFoundError, DatasetError: a file that cannot be used; names it.
+        ConfigError: hotcoco is not installed.
+    """
+    data = read_coco(str(annotations))
+    return _Evaluated(data, read_results(results, data)).analysis()
+
+
+def compare_results(
+    annotations: str | Path,
+    first: str | Path,
+    second: str | Path,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Compare two results on one data set by a paired bootstrap over its images.
+
+    Args:
+        annotations: a COCO JSON.
+        first: results to compare with.
+        second: results whose gain is measured.
+        resamples: of the bootstrap.
+        confidence: of the intervals, above 0 and below 1.
+
+    Raises:
+        FileNotFoundError, DatasetError, ConfigError: as of :func:`analyze_results`.
+    """
+    data = read_coco(str(annotations))
+    one, two = (_Evaluated(data, read_results(path, data)) for path in (first, second))
+    found = load_hotcoco(PURPOSE).compare(
+        one.coco_eval, two.coco_eval, n_bootstrap=resamples, confidence=confidence
+    )
+    metrics = {
+        name: {
+            "first": 100 * found["metrics_a"][name],
+            "second": 100 * found["metrics_b"][name],
+            "difference": 100 * found["deltas"][name],
+            "lower": 100 * found["ci"][name]["lower"],
+            "upper": 100 * found["ci"][name]["upper"],
+            "better": found["ci"][name]["prob_positive"],
+        }
+        for name in found["metric_keys"]
+    }
+    classes = {
+        row["cat_name"]: {
+            "first": 100 * row["ap_a"],
+            "second": 100 * row["ap_b"],
+            "difference": 100 * row["delta"],
+        }
+        for row in found["per_category"]
+    }
+    return Comparison(metrics, classes, resamples, confidence)
+
+
+class _Evaluated:
+    """Results that hotcoco has matched with the truth.
+
+    Args:
+        data: the annotations.
+        rows: the results.
+    """
+
+    def __init__(self, data: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+        hotcoco = load_hotcoco(PURPOSE)
+        self.data = data
+        self.categories = sorted(data["categories"], key=lambda category: category["id"])
+        truth = hotcoco.COCO(data)
+        self.coco_eval = hotcoco.COCOeval(truth, truth.load_res(list(rows)), "bbox")
+        self.coco_eval.evaluate()
+        self.coco_eval.accumulate()
+        self.rows = self.coco_eval.coco_dt.dataset["annotations"]
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Any]:
+        return dict(self.coco_eval.image_diagnostics(iou_thr=0.5))
+
+    def analysis(self) -> Analysis:
+        """Put everything together; what needs a threshold is done with those of the best F1."""
+        curves = {category["id"]: self._curve(category["id"]) for category in self.categories}
+        best = {number: _best(curve) for number, curve in curves.items()}
+        thresholds = {number: values["threshold"] for number, values in best.items()}
+        kept = [row for row in self.rows if row["score"] >= thresholds[row["category_id"]]]
+        shown = _Evaluated(self.data, [_plain(row) for row in kept])
+        calibration = self.coco_eval.calibration(n_bins=10, iou_threshold=0.5)
+        names = {category["id"]: category["name"] for category in self.categories}
+        return Analysis(
+            num_images=len(self.data["images"]),
+            num_boxes=sum(not a.get("iscrowd") for a in self.data["annotations"]),
+            num_detections=len(self.rows),
+            metrics=self._metrics(),
+            classes=[
+                {
+                    **row,
+                    **best[row["id"]],
+                    "calibration_error": float(calibration["per_category"].get(row["name"], 0.0)),
+                }
+                for row in self._classes()
+            ],
+            curves={names[number]: _thinned(curve) for number, curve in curves.items()},
+            confusion=shown.coco_eval.confusion_matrix(iou_thr=0.5)["matrix"].astype(int).tolist(),
+            errors=_errors(self.coco_eval.tide_errors(), shown.coco_eval.tide_errors()),
+            calibration=_calibration(calibration),
+            images=list(shown.worst_images()),
+            boxes=shown.boxes(names),
+        )
+
+    def _curve(self, category_id: int) -> dict[str, NDArray[np.float64]]:
+        """Precision, recall and F1 of a class at IoU 0.5 for every score threshold."""
+        status = self.diagnostics["dt_status"]
+        found = sorted(
+            (
+                (row["score"], status[row["id"]] == "tp")
+                for row in self.rows
+                if row["category_id"] == category_id and status.get(row["id"]) in ("tp", "fp")
+            ),
+            reverse=True,
+        )
+        boxes = sum(
+            a["category_id"] == category_id and not a.get("iscrowd")
+            for a in self.data["annotations"]
+        )
+        score, right = (
+            (np.array(column, dtype=float) for column in zip(*found, strict=True))
+            if (found)
+            else (np.zeros(0), np.zeros(0))
+        )
+        hits = right.cumsum()
+        precision = hits / np.arange(1, len(hits) + 1)
+        recall = hits / max(boxes, 1)
+        f1 = 2 * hits / np.maximum(np.arange(1, len(hits) + 1) + boxes, 1)
+        # A threshold takes all detections of its score: only the last of equal ones is a point.
+        last = np.append(score[1:] != score[:-1], True)[: len(score)]
+        return {
+            "score": score[last],
+            "precision": precision[last],
+            "recall": recall[last],
+            "f1": f1[last],
+        }
+
+    def _metrics(self) -> dict[str, float]:
+        names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        cells: list[tuple[int | None, int]] = [(None, 0), (0, 0), (5, 0)]
+        cells += [(None, size) for size in (1, 2, 3)]
+        values = {
+            name: self._mean("precision", *cell) for name, cell in zip(names, cells, strict=True)
+        }
+        values["AR100"] = self._mean("recall", None, 0)
+        values["F1"] = 100 * float(self.coco_eval.f_scores()["F1_50"])
+        return values
+
+    def _mean(
+        self, quantity: str, iou: int | None, size: int, category: int | None = None
+    ) -> float:
+        """Mean of ``precision`` or ``recall`` in percent, -1 where there are no boxes (as COCO)."""
+        values = self.coco_eval.eval[quantity][..., size, -1]
+        values = values if iou is None else values[iou : iou + 1]
+        values = values if category is None else values[..., category]
+        values = values[values > -1]
+        return 100 * float(values.mean()) if values.size else -1.0
+
+    def _classes(self) -> Iterator[dict[str, Any]]:
+        for index, category in enumerate(self.categories):
+            yield {
+                "id": category["id"],
+                "name": category["name"],
+                "boxes": sum(
+                    a["category_id"] == category["id"] and not a.get("iscrowd")
+                    for a in self.data["annotations"]
+                ),
+                "AP": self._mean("precision", None, 0, index),
+                "AP50": self._mean("precision", 0, 0, index),
+                "AP75": self._mean("precision", 5, 0, index),
+                **{
+                    f"AP{name[0]}": self._mean("precision", None, size, index)
+                    for size, name in enumerate(SIZES)
+                    if size
+                },
+                "AR100": self._mean("recall", None, 0, index),
+            }
+
+    def worst_images(self) -> Iterator[dict[str, Any]]:
+        """Rows of images, those with the most errors for their boxes first."""
+        summaries = self.diagnostics["img_summary"]
+        files = {image["id"]: image["file_name"] for image in self.data["images"]}
+        nothing = {"tp": 0, "fp": 0, "fn": 0}
+        rows = []
+        for number, name in files.items():
+            found = summaries.get(number, nothing)
+            hits, wrong, missed = found["tp"], found["fp"], found["fn"]
+            f1 = 2 * hits / (2 * hits + wrong + missed) if hits + wrong + missed else 1.0
+            rows.append({"id": number, "file_name": name, "found": hits, "wrong": wrong,
+                         "missed": missed, "f1": f1})  # fmt: skip
+        yield from sorted(rows, key=lambda row: (row["f1"], -row["wrong"] - row["missed"]))
+
+    def boxes(self, names: Mapping[int, str]) -> dict[Any, dict[str, list[dict[str, Any]]]]:
+        """Truth and detections of every image, and which of them are right."""
+        found: dict[Any, dict[str, list[dict[str, Any]]]] = {
+            image["id"]: {"truth": [], "detections": []} for image in self.data["images"]
+        }
+        truth, detected = self.diagnostics["gt_status"], self.diagnostics["dt_status"]
+        for annotation in self.data["annotations"]:
+            if not annotation.get("iscrowd"):
+                found[annotation["image_id"]]["truth"].append(
+                    {
+                        "bbox": annotation["bbox"],
+                        "name": names[annotation["category_id"]],
+                        "right": truth.get(annotation["id"]) == "matched",
+                    }
+                )
+        for row in self.rows:
+            found[row["image_id"]]["detections"].append(
+                {
+                    "bbox": row["bbox"],
+                    "name": names[row["category_id"]],
+                    "right": detected.get(row["id"]) == "tp",
+                    "score": row["score"],
+                }
+            )
+        return found
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("image_id", "category_id", "bbox", "score")}
+
+
+def _best(curve: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """The threshold of the highest F1, and the values there; 1 where nothing is found."""
+    if not len(curve["f1"]) or not curve["f1"].max():
+        return {"threshold": 1.0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+    index = int(curve["f1"].argmax())
+    values = {name: float(curve[name][index]) for name in ("precision", "recall", "f1")}
+    return {"threshold": float(curve["score"][index]), **values}
+
+
+def _thinned(curve: Mapping[str, NDArray[np.float64]]) -> dict[str, list[float]]:
+    count = len(curve["score"])
+    index = np.unique(np.linspace(0, count - 1, min(count, _CURVE_POINTS)).round().astype(int))
+    return {name: [round(float(v), 5) for v in values[index]] for name, values in curve.items()}
+
+
+def _errors(everything: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            "count": int(shown["counts"].get(key, 0)),
+            "ap50": 100 * float(everything["delta_ap"][key]),
+        }
+        for key, name in ERRORS.items()
+    }
+
+
+def _calibration(found: Mapping[str, Any]) -> dict[str, Any]:
+    bins = [
+        {
+            "lower": each["bin_lower"],
+            "upper": each["bin_upper"],
+            "confidence": each["avg_confidence"],
+            "precision": each["avg_accuracy"],
+            "count": each["count"],
+        }
+        for each in found["bins"]
+    ]
+    return {"error": float(found["ece"]), "bins": bins}

@@ -1,0 +1,232 @@
+"""Put runs on one HTML page that needs nothing else: no network, no other files."""
+
+import base64
+import json
+import logging
+import platform
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from jinja2 import Environment
+from PIL import Image
+
+from tokendetr import __version__
+from tokendetr.errors import OutputError
+from tokendetr.evaluation.error_analysis import Comparison
+from tokendetr.io.atomic import write_atomically
+from tokendetr.io.outputs import check_output_file
+from tokendetr.predict import read_rgb
+from tokendetr.report.figures import (
+    COLORS,
+    analysis_figures,
+    cost_figures,
+    load_plotly,
+    training_figures,
+)
+from tokendetr.report.run import Run, read_run
+from tokendetr.report.tokens import record_image
+
+__all__ = ["write_page", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 8_000_000
+"""A page that is larger is made again with smaller images."""
+
+RANDOM = "random"
+
+_SIDES = (640, 420, 280)
+"""Longest sides of images, in pixels, tried until the page is small enough."""
+
+
+def write_report(
+    sources: Sequence[str],
+    output: str | Path,
+    *,
+    device: str = "cpu",
+    limit: int = 200,
+    worst: int = 4,
+    random: int = 4,
+    token_images: int = 2,
+) -> Path:
+    """Write a page about one or more runs.
+
+    Args:
+        sources: folders of trainings, or names of configs whose weights are there.
+        output: the HTML file; one that exists is replaced.
+        device: that detectors run on.
+        limit: most images to run a detector on where it has no results yet.
+        worst: images with the most errors that are shown of each run.
+        random: images chosen at random, the same ones for all runs.
+        token_images: of these, those with what happened to their tokens.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError, DatasetError, KeyError, FileNotFoundError: a run that cannot be read.
+        OutputError: the file cannot be written.
+    """
+    load_plotly()
+    check_output_file(str(output))
+    names = [Path(source).expanduser().resolve().name for source in sources]
+    if len(set(names)) < len(names):
+        raise OutputError(f"two runs are called alike ({', '.join(names)}): rename a folder")
+    with tempfile.TemporaryDirectory() as cache:
+        runs = [read_run(each, Path(cache), device=device, limit=limit) for each in sources]
+    return write_page(runs, output, worst=worst, random=random, token_images=token_images)
+
+
+def write_page(
+    runs: Sequence[Run],
+    output: str | Path,
+    *,
+    worst: int = 4,
+    random: int = 4,
+    token_images: int = 2,
+    comparison: Comparison | None = None,
+) -> Path:
+    """Write a page about runs that have been read.
+
+    Args:
+        runs: at least one.
+        output: the HTML file; one that exists is replaced.
+        worst: images with the most errors that are shown of each run.
+        random: images chosen at random, the same ones for runs on the same images.
+        token_images: of these, those with what happened to their tokens.
+        comparison: of the first two runs.
+
+    Returns:
+        The file.
+    """
+    shown = _chosen_images(runs, worst, random)
+    chosen = [path for path, why in shown.items() if why == RANDOM]
+    tokens = _tokens(runs, chosen, token_images)
+    for side in _SIDES:
+        page = _render(runs, shown, tokens, comparison, side=side, worst=worst).encode()
+        if len(page) <= MOST_BYTES:
+            break
+        logger.info("the page has %.1f MB: trying smaller images", len(page) / 1e6)
+    write_atomically(str(output), page)
+    return Path(output)
+
+
+def _chosen_images(runs: Sequence[Run], worst: int, random: int) -> dict[str, str]:
+    """Files to show, and why: ``random``, or the run of which they are among the worst.
+
+    Runs on the same images share those at random. Without the image files nothing is shown.
+    """
+    shown: dict[str, str] = {}
+    runs = [run for run in runs if run.image_path(run.analysis.images[0]).is_file()]
+    for run in runs:
+        files = sorted(str(run.image_path(row)) for row in run.analysis.images)
+        if not set(files) & set(shown):
+            shown |= dict.fromkeys(Random(0).sample(files, min(random, len(files))), RANDOM)
+    for run in runs:
+        for row in run.analysis.images[:worst]:
+            shown.setdefault(str(run.image_path(row)), run.name)
+    return shown
+
+
+def _tokens(runs: Sequence[Run], paths: Sequence[str], most: int) -> dict[str, dict[str, Any]]:
+    """By run and image file, what its encoder did with the tokens; at most so many images each."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.detector is None:
+            continue
+        own = {str(run.image_path(row)) for row in run.analysis.images}
+        for path in [path for path in paths if path in own][:most]:
+            record = record_image(run.detector.predictor, read_rgb(Path(path)))
+            if record is not None:
+                found.setdefault(run.name, {})[path] = record
+    return found
+
+
+def _render(
+    runs: Sequence[Run],
+    shown: dict[str, str],
+    tokens: dict[str, dict[str, Any]],
+    comparison: Comparison | None,
+    *,
+    side: int,
+    worst: int,
+) -> str:
+    keys = {path: f"image{number}" for number, path in enumerate(shown)}
+    classes = sorted({row["name"] for run in runs for row in run.analysis.classes})
+    data = {
+        "colors": {name: COLORS[n % len(COLORS)] for n, name in enumerate(classes)},
+        "images": {keys[path]: _embedded(path, side) for path in shown},
+        "figures": {
+            "cost": cost_figures(runs) if len(runs) > 1 and runs[0].cost else [],
+            "training": training_figures(runs),
+            **{f"run{n}": analysis_figures(run.analysis) for n, run in enumerate(runs)},
+        },
+        "runs": [_run_data(run, shown, keys, worst) for run in runs],
+        "tokens": [
+            {keys[path]: record for path, record in tokens.get(run.name, {}).items()}
+            for run in runs
+        ],
+    }
+    plotly = load_plotly()
+    encoder = plotly.utils.PlotlyJSONEncoder
+    room = files("tokendetr.report")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((room / "page.html").read_text())
+    return template.render(
+        runs=runs,
+        trained=any(run.rows for run in runs),
+        has_tokens=bool(tokens),
+        has_images=bool(shown),
+        has_cost=all(run.cost for run in runs),
+        comparison=comparison,
+        data=json.dumps(data, cls=encoder).replace("<", "\\u003c"),
+        plotly=plotly.offline.get_plotlyjs(),
+        script=(room / "page.js").read_text(),
+        style=(room / "page.css").read_text(),
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+        machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch "
+        f"{torch.__version__}",
+    )
+
+
+def _embedded(path: str, side: int) -> dict[str, Any]:
+    """An image as a data address, with the size that boxes refer to."""
+    image = Image.fromarray(read_rgb(Path(path)))
+    width, height = image.size
+    image.thumbnail((side, side))
+    content = BytesIO()
+    image.save(content, format="JPEG", quality=82, optimize=True)
+    address = base64.b64encode(content.getvalue()).decode()
+    return {
+        "name": Path(path).name,
+        "width": width,
+        "height": height,
+        "src": f"data:image/jpeg;base64,{address}",
+    }
+
+
+def _run_data(run: Run, shown: dict[str, str], keys: dict[str, str], worst: int) -> dict[str, Any]:
+    rows = {str(run.image_path(row)): row for row in run.analysis.images}
+    chosen = {
+        "worst": [path for path in list(rows)[:worst] if path in shown],
+        RANDOM: [path for path, why in shown.items() if why == RANDOM and path in rows],
+    }
+    used = {path for paths in chosen.values() for path in paths}
+    return {
+        "name": run.name,
+        "classes": [row["name"] for row in run.analysis.classes],
+        "images": {why: [keys[path] for path in paths] for why, paths in chosen.items()},
+        "boxes": {keys[path]: run.analysis.boxes[rows[path]["id"]] for path in used},
+        "counts": {
+            keys[path]: {name: rows[path][name] for name in ("found", "wrong", "missed")}
+            for path in used
+        },
+    }

@@ -1,0 +1,191 @@
+"""Read a run: what it was, how it went, how good and how expensive its detector is."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from tokendetr.analysis.flops import count_flops
+from tokendetr.config.load import load_config
+from tokendetr.data.coco_check import read_coco
+from tokendetr.data.validate import coco_files, dataset_names
+from tokendetr.errors import DatasetError
+from tokendetr.evaluation.error_analysis import Analysis, analyze_results
+from tokendetr.io.atomic import write_atomically
+from tokendetr.predict import Detector, load, read_rgb
+from tokendetr.train.writers import recorded_rows
+
+__all__ = ["Run", "read_run"]
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "coco_instances_results.json"
+SETTINGS = (
+    "train.init_checkpoint",
+    "train.max_iter",
+    "train.seed",
+    "dataloader.train.total_batch_size",
+    "dataloader.train.dataset.names",
+    "dataloader.test.dataset.names",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "train.amp.enabled",
+    "train.model_ema.enabled",
+    "model.num_classes",
+    "model.num_queries",
+)
+"""Keys of a config that a reader looks for first."""
+
+_COUNTED, _TIMED = 3, 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    Attributes:
+        name: its folder's or config's name.
+        settings: the first settings of its config, by key.
+        config: the whole config as YAML.
+        rows: lines of its ``metrics.json``; [] of weights that were not trained here.
+        analysis: of its results on its test set.
+        evaluated: what was evaluated, in words.
+        image_root: folder of the test images.
+        cost: ``gflops`` per image (a multiply-add counts 1), ``ms`` per image and ``parameters``
+            in millions; {} of results without a detector.
+        detector: the detector with its weights, None of results without one.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    config: str
+    rows: Sequence[Mapping[str, Any]]
+    analysis: Analysis
+    evaluated: str
+    image_root: Path
+    cost: dict[str, float] = field(default_factory=dict)
+    detector: Detector | None = field(default=None, repr=False)
+
+    def image_path(self, row: Mapping[str, Any]) -> Path:
+        """Return the file of a row of the analysis' images."""
+        return self.image_root / str(row["file_name"])
+
+
+def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200) -> Run:
+    """Read the folder of a training, or a config with the weights that come with it.
+
+    A folder's own results are analyzed where it has some; otherwise the detector is run on the
+    first images of the test set.
+
+    Args:
+        source: a run's folder (``train.output_dir``) or a config's name.
+        cache: folder for results that are computed here.
+        device: that the detector runs on.
+        limit: most images to run the detector on where there are no results.
+
+    Raises:
+        FileNotFoundError, KeyError, ConfigError: there is no such run, config or weights.
+        DatasetError: the test set cannot be used.
+    """
+    folder = Path(source).expanduser()
+    is_folder = folder.is_dir()
+    final = folder / "model_final.pth"
+    weights = str(final) if is_folder and final.is_file() else None
+    detector = load(source, weights, device=device, threshold=0.0)
+    cfg = load_config(str(folder / "config.yaml") if is_folder else source, trained=not is_folder)
+    name = folder.resolve().name if is_folder else source
+    tested = next((name for name, for_test in dataset_names(cfg, evaluation_only=True)), "")
+    files = coco_files(tested)
+    if files is None:
+        raise DatasetError(f"the test set {tested!r} of {source} is not in COCO's format")
+    annotations = Path(files.json_file)
+    results, evaluated = folder / RESULTS, f"all images of {tested}"
+    if not (is_folder and results.is_file()):
+        part = _run_detector(detector, annotations, Path(files.image_root), cache / name, limit)
+        annotations, results, count = part
+        evaluated = f"the first {count} images of {tested}"
+    analysis = analyze_results(annotations, results)
+    paths = [Path(files.image_root) / row["file_name"] for row in analysis.images[:_TIMED]]
+    return Run(
+        name=name,
+        settings={"weights": detector.weights.removeprefix("weights: "), **_settings(cfg)},
+        config=OmegaConf.to_yaml(_plain(cfg)),
+        rows=recorded_rows(str(folder / "metrics.json")) if is_folder else [],
+        analysis=analysis,
+        evaluated=evaluated,
+        image_root=Path(files.image_root),
+        cost=_cost(detector, paths),
+        detector=detector,
+    )
+
+
+def _run_detector(
+    detector: Detector, annotations: Path, images: Path, cache: Path, limit: int
+) -> tuple[Path, Path, int]:
+    """Detect on the first images; returns their annotations, the results and their number."""
+    data = read_coco(str(annotations))
+    chosen = data["images"][:limit]
+    ids = {image["id"] for image in chosen}
+    logger.info("running %s on %d images", detector.weights, len(chosen))
+    rows: list[dict[str, Any]] = []
+    for image in chosen:
+        found = detector(str(images / image["file_name"]))
+        assert not isinstance(found, list)
+        rows += found.records(image["id"])
+    part = {
+        **data,
+        "images": chosen,
+        "annotations": [a for a in data["annotations"] if a["image_id"] in ids],
+    }
+    for name, content in (("annotations.json", part), (RESULTS, rows)):
+        os.makedirs(cache, exist_ok=True)
+        write_atomically(str(cache / name), json.dumps(content).encode())
+    return cache / "annotations.json", cache / RESULTS, len(chosen)
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    found = {key: OmegaConf.select(cfg, key, default=None) for key in SETTINGS}
+    return {key: value for key, value in found.items() if value not in (None, "")}
+
+
+def _plain(cfg: DictConfig) -> Any:
+    """A config without objects, which YAML cannot hold; they become their names."""
+
+    def convert(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {str(key): convert(value) for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [convert(value) for value in node]
+        if node is None or isinstance(node, str | int | float | bool):
+            return node
+        return getattr(node, "__qualname__", None) or str(node)
+
+    return OmegaConf.create(convert(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def _cost(detector: Detector, paths: Sequence[Path]) -> dict[str, float]:
+    """Operations, parameters, and the median time of single images on this machine."""
+    model, predictor = detector.model, detector.predictor
+    inputs = [[predictor.inputs(read_rgb(path))] for path in paths]
+    with torch.no_grad():
+        totals = [count_flops(model, batch).total for batch in inputs[:_COUNTED]]
+        seconds = []
+        for batch in [inputs[0], *inputs]:  # the first warms up
+            start = time.perf_counter()
+            model(batch)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return {
+        "gflops": sum(totals) / len(totals) / 1e9,
+        "ms": 1e3 * median(seconds[1:]),
+        "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
+    }

@@ -1,0 +1,88 @@
+"""What encoder layers did with the tokens of an image, small enough for a page.
+
+Shapes: N token.
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendetr.encoder.forward_context import record_tokens
+from tokendetr.encoder.layer_tokens import KEPT, MERGED, LayerTokens, layer_tokens
+from tokendetr.encoder.trace import ForwardTrace, LayerTrace
+from tokendetr.predict import Predictor
+
+__all__ = ["record_image"]
+
+
+def record_image(predictor: Predictor, image_HWC: NDArray[np.uint8]) -> dict[str, Any] | None:
+    """Run a detector on an image and return its encoder's layers.
+
+    Args:
+        predictor: runs the detector.
+        image_HWC: RGB uint8.
+
+    Returns:
+        ``levels``: grid heights and widths; ``layers``: per layer ``state`` per token, ``query``
+        (which query stands for it; None where every query stands for one token), ``score`` with
+        ``low`` and ``high`` (None where no score was recorded), ``queries`` and ``tokens``; each
+        array is base64 of unsigned bytes, or of 16-bit numbers for ``query``. None for a model
+        whose encoder is none of this project's.
+    """
+    with record_tokens() as trace:
+        predictor(image_HWC)
+    forward = next((f for f in reversed(trace.forwards) if f.name == "encoder"), None)
+    if forward is None:
+        return None
+    return {
+        "levels": [[int(h), int(w)] for h, w in forward.layout.level_shapes],
+        "layers": [_layer(forward, layer) for layer in forward.layers],
+    }
+
+
+def _layer(forward: ForwardTrace, layer: LayerTrace) -> dict[str, Any]:
+    tokens = layer_tokens(layer.token_map, forward.layout)
+    valid_N = forward.layout.valid_BN[0].cpu().numpy()
+    return {
+        "state": _packed(tokens.state_N, np.uint8),
+        "query": _queries(tokens),
+        **_score(forward, layer),
+        "queries": int(tokens.anchor_N.sum()),
+        "tokens": int(valid_N.sum()),
+        "kept": int((tokens.state_N == KEPT).sum()),
+        "merged": int((tokens.state_N == MERGED).sum()),
+    }
+
+
+def _queries(tokens: LayerTokens) -> str | None:
+    """The query of each token as 16-bit numbers from 1 on, 0 for none."""
+    if not (tokens.state_N == MERGED).any():
+        return None
+    return _packed(tokens.query_N + 1, np.uint16)
+
+
+def _score(forward: ForwardTrace, layer: LayerTrace) -> dict[str, Any]:
+    """The first score with one number per token, as bytes between its lowest and its highest.
+
+    Tokens without a score are 0; the others are 1 to 255.
+    """
+    shape = forward.layout.valid_BN.shape
+    for name, score_BN in layer.scores.items():
+        if score_BN.shape != shape:
+            continue
+        score_N = score_BN[0].float().cpu().numpy()
+        known_N = np.isfinite(score_N) & forward.layout.valid_BN[0].cpu().numpy()
+        if not known_N.any():
+            continue
+        low, high = float(score_N[known_N].min()), float(score_N[known_N].max())
+        share_N = np.where(known_N, (score_N - low) / max(high - low, 1e-12), 0.0)
+        byte_N = np.where(known_N, 1 + np.round(254 * share_N), 0)
+        return {"score": _packed(byte_N, np.uint8), "low": low, "high": high, "score_name": name}
+    return {"score": None, "low": 0.0, "high": 0.0, "score_name": ""}
+
+
+def _packed(values: NDArray, kind: type) -> str:
+    little = np.dtype(kind).newbyteorder("<")
+    return base64.b64encode(values.astype(little).tobytes()).decode()
