@@ -147,7 +147,9 @@ def check_upstream() -> list[Finding]:
     for name in ("detectron2", "detrex"):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            remedy = "pip install tokendetr-standalone, or detectron2 and detrex themselves"
+            remedy = (
+                "in the checkout: pip install ./standalone; or detectron2 and detrex themselves"
+            )
             found.append(Finding(name, FAILED, "cannot be imported", remedy))
             continue
         stand_in = (Path(spec.origin).parent / ".." / "tokendetr_standalone").resolve().is_dir()
@@ -192,7 +194,7 @@ def check_kernels() -> list[Finding]:
     from tokendetr.ops.library import library_facts
 
     facts = library_facts()
-    rebuild = "pip install --no-build-isolation --force-reinstall --no-deps tokendetr"
+    rebuild = "in the checkout: pip install --no-build-isolation --force-reinstall --no-deps ."
     if facts.load_error is not None:
         return [Finding("kernels", NOTE, f"plain PyTorch runs: {facts.load_error}", rebuild)]
     kinds = ", ".join(facts.device_types)

@@ -105,6 +105,6 @@ def _schedule_hints(cfg: DictConfig, data: dict[str, Any]) -> Iterator[str]:
     elif not EPOCHS[0] <= epochs <= EPOCHS[1]:
         wanted = min(max(epochs, EPOCHS[0]), EPOCHS[1])
         yield (
-            f"train.max_iter={iterations} is {epochs:.3g} epochs of {number} images: "
+            f"train.max_iter={iterations} is {epochs:,.1f} epochs of {number} images: "
             f"{wanted} epochs are train.max_iter={round(wanted * number / batch)}"
         )
