@@ -15,7 +15,7 @@ from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValueP
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.layers.score_head import ScoreHead
-from tokendetr.tokens import Keep, TokenMap, topk_valid
+from tokendetr.tokens import Keep, MassBudget, TokenMap, topk_valid
 
 Selection = Literal["dam", "objectness", "random"]
 Projection = Literal["host", "own"]
@@ -48,6 +48,8 @@ class SparseSparsifier(TokenSparsifier):
             in training, or "counted" as in the published code.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
         bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
+        mass_budget: in evaluation, gives easy images fewer tokens and hard ones more, with
+            ``keep_ratio`` as their mean (not in the paper); None: every image keeps the same share.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -72,8 +74,12 @@ class SparseSparsifier(TokenSparsifier):
         padding: PaddingRule = "left_out",
         value_policy: ValuePolicy = "updated",
         bypass: AffineBypass | None = None,
+        mass_budget: MassBudget | None = None,
     ) -> None:
         super().__init__(value_policy=value_policy, bypass=bypass)
+        if mass_budget is not None and selection == "random":
+            raise ValueError("mass_budget needs scores, and selection='random' has none")
+        self.mass_budget = mass_budget
         for name, value, choices in (
             ("selection", selection, ("dam", "objectness", "random")),
             ("projection", projection, ("host", "own")),
@@ -194,8 +200,9 @@ class SparsePlan(TokenPlan):
             self.score_BN = score_BN
         if sparsifier.keep_ratio < 1:
             context.recorder.record_score("score", score_BN)
+            counts = self._counts if training else self._evaluated_counts(score_BN)
             index_BK, valid_BK = topk_valid(
-                score_BN, self._counts, valid_BN=self._valid_BN, valid_counts=self._valid_counts
+                score_BN, counts, valid_BN=self._valid_BN, valid_counts=self._valid_counts
             )
             self._map = Keep(index_BK=index_BK, valid_BK=valid_BK)
         if training and sparsifier.selection == "dam":
@@ -212,6 +219,18 @@ class SparsePlan(TokenPlan):
         if training:
             self._judged.append((-1, token_BNC, self._identity))
         return options.class_embed[-1](token_BNC).amax(dim=-1)
+
+    def _evaluated_counts(self, score_BN: Tensor) -> list[int]:
+        """Return how many tokens each image keeps outside of training."""
+        options = self.options
+        if options.mass_budget is None:
+            return self._counts
+        return options.mass_budget.counts(
+            score_BN,
+            options.keep_ratio,
+            valid_BN=self._valid_BN,
+            valid_counts=self._valid_counts,
+        )
 
     def _project(self) -> Tensor:
         """Return the tokens with their positions as the two-stage projection sees them."""

@@ -20,6 +20,10 @@ class HostError(RuntimeError):
     """The detector around an encoder lacks what the encoder's sparsifier needs."""
 
 
+class NotSparsifiableError(ConfigError):
+    """A detector cannot be made sparse, or is not; the message says what it lacks."""
+
+
 class NonFiniteLossError(FloatingPointError):
     """A loss or a gradient is infinite or NaN; the weights are those before the step."""
 

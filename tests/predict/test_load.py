@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from tokendetr import load
+from tokendetr.analysis.dial import TooSlowError
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
-from tokendetr.errors import ConfigError
+from tokendetr.errors import ConfigError, NotSparsifiableError
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_thresholds_and_precision(detector, paths):
 def test_a_sparse_detector_takes_a_keep_ratio(folder):
     sparse = load("sparse_dino_shapes", device="cpu", keep=0.5)
     assert sparse.model.transformer.encoder.sparsifier.keep_ratio == 0.5
-    with pytest.raises(ConfigError, match="keep="):
+    with pytest.raises(ConfigError, match="tokendetr sparsify"):
         load("dino_shapes", device="cpu", keep=0.5)
 
 
@@ -137,3 +138,26 @@ def test_configs_without_weights_and_unknown_names(tmp_path):
         load("dab_deformable_detr_shapes", device="cpu")
     untrained = load("dab_deformable_detr_shapes", "random", device="cpu")
     assert "random" in repr(untrained)
+
+
+def test_a_time_limit_chooses_the_keep_ratio(folder, paths, monkeypatch):
+    def seconds(run, device):
+        run()
+        return 0.010 + 0.1 * sparse.model.transformer.encoder.sparsifier.keep_ratio
+
+    sparse = load("sparse_dino_shapes", device="cpu", keep=0.9)
+    monkeypatch.setattr("tokendetr.analysis.dial.timed", seconds)
+    assert sparse.keep_within(46) == 0.35
+    assert sparse.model.transformer.encoder.sparsifier.keep_ratio == 0.35
+    assert len(sparse(paths[0])) > 0
+    with pytest.raises(TooSlowError, match="limit is 12 ms"):
+        sparse.keep_within(12)
+    assert sparse.model.transformer.encoder.sparsifier.keep_ratio == 0.35
+
+
+def test_the_machine_is_measured_when_a_detector_is_loaded():
+    assert load("sparse_dino_shapes", device="cpu", max_ms=1e6).model is not None
+    with pytest.raises(ValueError, match="give one of them"):
+        load("sparse_dino_shapes", keep=0.3, max_ms=60)
+    with pytest.raises(NotSparsifiableError, match="tokendetr sparsify"):
+        load("dino_shapes", device="cpu", max_ms=60)

@@ -5,11 +5,11 @@ import torch
 
 from tests.small_detectors import build, record
 from tests.sparse_detr.sparse_detectors import sparse
+from tokendetr.analysis import dial
 from tokendetr.config import zoo
 from tokendetr.sparsification import (
     NotSparsifiableError,
     TooSlowError,
-    dial,
     keep_ratio_within,
     set_keep_ratio,
 )

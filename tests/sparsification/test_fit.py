@@ -32,6 +32,7 @@ from tokendetr.sparsification.least_squares import (
     solve,
     write,
 )
+from tokendetr.tokens import MassBudget
 
 RECORDS = [record(96, 128, seed=1), record(64, 80, seed=2)]
 SHORT = FitOptions(score_iterations=3, distill_iterations=2, max_images=6)
@@ -294,3 +295,36 @@ def test_keep_ratio_of_focus_can_be_changed():
     fixed = FocusSparsifier(embed_dim=8, num_heads=2, layer_ratios=[0.5] * 6)
     with pytest.raises(ValueError, match="layer_ratios"):
         fixed.keep_ratio = 0.2
+
+
+def test_a_budget_by_mass_spends_the_ratio_on_the_mean(images):
+    dense, student = twins()
+    sparsifier = student.transformer.encoder.sparsifier
+    sparsifier.mass_budget = MassBudget()
+    fit(dense, student, images, FitOptions(score_iterations=20, max_images=6))
+    sparsifier.keep_ratio = 0.3
+    kept = tokens = 0
+    for number in range(3):
+        found = DenseTeacher(dense)(images.batch(number))
+        plan = sparsifier.plan(found.context(student))
+        token_map = plan.token_map(0, found.input_BNC)
+        every = torch.ones(2, token_map.num_tokens, dtype=torch.bool)
+        kept += int((every if token_map.valid_BK is None else token_map.valid_BK).sum())
+        tokens += int(found.layout.valid_BN.sum())
+    assert kept / tokens == pytest.approx(0.3, abs=0.03)
+    with torch.no_grad():
+        together = student(RECORDS)
+        for single, expected in zip(RECORDS, together, strict=True):
+            torch.testing.assert_close(
+                student([single])[0]["instances"].scores, expected["instances"].scores
+            )
+    sparsifier.keep_ratio = 1.0
+    with torch.no_grad():
+        assert torch.equal(
+            student(RECORDS[:1])[0]["instances"].scores, dense(RECORDS[:1])[0]["instances"].scores
+        )
+
+
+def test_random_tokens_have_no_mass():
+    with pytest.raises(ValueError, match="selection='random' has none"):
+        SparseSparsifier(selection="random", mass_budget=MassBudget())

@@ -14,6 +14,7 @@ from tokendetr.config.zoo import get_config, get_config_file
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 from tokendetr.predict import build_model
 from tokendetr.sparsification import NotSparsifiableError, sparse_model
+from tokendetr.tokens import MassBudget
 
 SMALL = ["model.transformer.encoder.feedforward_dim=32", "model.num_queries=20"]
 
@@ -49,7 +50,7 @@ def run(weights, folder, output, *options, config="dino_shapes"):
 
 def test_it_writes_a_config_and_weights_that_load(shapes, weights, tmp_path, capsys):
     output, before = tmp_path / "sparse", weights.read_bytes()
-    run(weights, shapes / "train", output, "--keep", "0.2", "--evaluate")
+    run(weights, shapes / "train", output, "--keep", "0.2", "--evaluate", "--budget", "mass")
     assert weights.read_bytes() == before
     assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
         "config.py",
@@ -61,12 +62,13 @@ def test_it_writes_a_config_and_weights_that_load(shapes, weights, tmp_path, cap
     dense, ours = report["rows"]
     assert ours["encoder_gflops"] < dense["encoder_gflops"] and 0 <= ours["agreement"] <= 100
     assert dense["ap"] is not None and ours["ap"] is not None
-    assert "sparse, keep 0.2" in capsys.readouterr().out
+    assert "sparse, keep 0.2 on the mean" in capsys.readouterr().out
 
     cfg = load_config(str(output / "config.py"))
     model = build_model(cfg)
     sparsifier = model.transformer.encoder.sparsifier
     assert sparsifier.keep_ratio == 0.2 and sparsifier.bypass.weight.any()
+    assert not torch.equal(sparsifier.mass_budget.left_S, MassBudget().left_S)
     assert model.num_queries == 20
     saved = torch.load(output / "model.pth", weights_only=True)["model"]
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
@@ -91,6 +93,7 @@ def test_a_moved_folder_and_a_config_file_work(shapes, weights, tmp_path):
         (["sparse_dino_shapes"], "has a sparsifier already"),
         (["dino_shapes", "train.init_checkpoint=nothing.pth"], "nothing.pth"),
         (["dino_shapes", "--keep", "0"], "keep_ratio must lie in"),
+        (["dino_shapes", "--method", "focus", "--budget", "mass"], "method 'sparse', got 'focus'"),
         (["dino_shapes", "--max-images", "0"], "max_images"),
     ],
 )
@@ -126,3 +129,29 @@ def test_configs_of_all_detectors_get_a_sparse_twin(name, method):
     bypass = sparsifier.bypass
     levels = 5 if "5scale" in name else 4
     assert (bypass.num_layers, bypass.num_levels, bypass.embed_dim) == (6, levels, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("deformable_detr_shapes", "sparse"),
+        ("dino_shapes_swin", "focus"),
+        pytest.param("dab_deformable_detr_shapes", "focus", marks=pytest.mark.slow),
+        pytest.param("dn_deformable_detr_shapes", "random", marks=pytest.mark.slow),
+        pytest.param("h_deformable_detr_shapes", "sparse", marks=pytest.mark.slow),
+        pytest.param("dino_shapes_vit", "random", marks=pytest.mark.slow),
+    ],
+)
+def test_the_command_makes_every_detector_and_backbone_sparse(name, method, shapes, tmp_path):
+    torch.manual_seed(0)
+    dense = instantiate(load_config(str(get_config_file(name)), SMALL[:1]).model)
+    save_slim(dense, str(tmp_path / "dense.safetensors"))
+    sparsify.main(
+        [name, SMALL[0], f"train.init_checkpoint={tmp_path / 'dense.safetensors'}"]
+        + ["--images", str(shapes / "train"), "--output", str(tmp_path / "sparse")]
+        + ["--method", method, "--score-iterations", "1", "--distill", "1", "--batch-size", "2"]
+    )
+    model = build_measured_model(load_config(str(tmp_path / "sparse" / "config.py")))
+    assert model.transformer.encoder.sparsifier.bypass.weight.any()
+    rows = json.loads((tmp_path / "sparse" / "report.json").read_text())["rows"]
+    assert rows[1]["encoder_gflops"] < 0.8 * rows[0]["encoder_gflops"]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.sparsification import (
+    BUDGETS,
     METHODS,
     FewImagesError,
     FitOptions,
@@ -57,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=output_folder, metavar="DIR")
     parser.add_argument("--keep", type=float, default=0.3, help="share of tokens (default 0.3)")
     parser.add_argument("--method", choices=METHODS, default="sparse", help="(default sparse)")
+    parser.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default="ratio",
+        help="every image keeps the same share, or easy ones fewer at the same mean (mass)",
+    )
     parser.add_argument(
         "--distill",
         type=int,
@@ -118,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ),
             batch_size=args.batch_size,
             evaluate=args.evaluate,
+            budget=args.budget,
         )
         report = run_job(job, progress=bars)
     except EXPECTED_ERRORS as error:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 
+from tokendetr.analysis.dial import keep_ratio_within, set_keep_ratio
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError
@@ -130,6 +131,27 @@ class Detector:
             for (source, image), instances in zip(batch, found, strict=True)
         ]
 
+    def keep_within(self, max_ms: float) -> float:
+        """Set the greatest keep ratio at which an image of the test size takes at most so long.
+
+        Args:
+            max_ms: milliseconds; measured on this machine as it is now.
+
+        Returns:
+            The keep ratio.
+
+        Raises:
+            NotSparsifiableError, TooSlowError, ValueError: as
+                :func:`tokendetr.analysis.dial.keep_ratio_within`.
+        """
+        resize = self.predictor.resize
+        short = int(resize.short_edge_length[0])
+        long = min(int(resize.max_size), round(4 / 3 * short))
+        record = self.predictor.inputs(np.zeros((short, long, 3), np.uint8))
+        with self._autocast():
+            ratio, _ = keep_ratio_within(self.model, [record], max_ms)
+        return ratio
+
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
             return nullcontext()
@@ -145,6 +167,7 @@ def load(
     precision: Precision = "float32",
     threshold: float = 0.3,
     keep: float | None = None,
+    max_ms: float | None = None,
     overrides: Sequence[str] = (),
 ) -> Detector:
     """Load a trained detector.
@@ -158,6 +181,8 @@ def load(
         precision: "float32", or "bfloat16" by autocast.
         threshold: lowest score of a detection that is returned, in [0, 1].
         keep: keep ratio in (0, 1] of a detector whose encoder has a sparsifier with one.
+        max_ms: milliseconds that one image of the config's test size (4 : 3) may take. The machine
+            is measured once, as it is, and the greatest keep ratio within them is set.
         overrides: ``key=value`` of the config.
 
     Returns:
@@ -168,7 +193,12 @@ def load(
         ConfigError: no trained weights are known, or an override cannot be used.
         FileNotFoundError: a file does not exist.
         CheckpointMismatchError: the checkpoint is of another model.
+        NotSparsifiableError: ``keep`` or ``max_ms`` is given and the detector has no keep ratio.
+        TooSlowError: no keep ratio is fast enough.
+        ValueError: both ``keep`` and ``max_ms`` are given.
     """
+    if keep is not None and max_ms is not None:
+        raise ValueError("keep and max_ms both choose the keep ratio: give one of them")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config_file, known = _find(name)
     cfg = load_config(config_file, [*overrides, f"train.device={device}"])
@@ -181,9 +211,9 @@ def load(
     cfg.train.init_checkpoint = "" if source == RANDOM else str(source)
     predictor = Predictor.from_config(cfg)
     if keep is not None:
-        _set_keep_ratio(predictor.model, keep)
+        set_keep_ratio(predictor.model, keep)
     names, ids = _classes(cfg)
-    return Detector(
+    detector = Detector(
         predictor,
         names=names,
         category_ids=ids,
@@ -191,6 +221,9 @@ def load(
         threshold=threshold,
         precision=precision,
     )
+    if max_ms is not None:
+        detector.keep_within(max_ms)
+    return detector
 
 
 def _find(name: str) -> tuple[str, str | None]:
@@ -205,17 +238,6 @@ def _find(name: str) -> tuple[str, str | None]:
     if name.endswith((".py", ".yaml", ".yml")):
         return name, None
     return str(zoo.get_config_file(name)), zoo.get_checkpoint(name)
-
-
-def _set_keep_ratio(model: torch.nn.Module, keep: float) -> None:
-    encoder = getattr(getattr(model, "transformer", None), "encoder", None)
-    sparsifier: Any = getattr(encoder, "sparsifier", None)
-    if not hasattr(sparsifier, "keep_ratio"):
-        raise ConfigError(
-            "keep= is for detectors whose encoder has a sparsifier with a keep ratio, such as "
-            f"those of Sparse DETR; {type(model).__name__} has none (tokendetr sparsify makes one)"
-        )
-    sparsifier.keep_ratio = keep
 
 
 def _classes(cfg: DictConfig) -> tuple[list[str], list[int]]:

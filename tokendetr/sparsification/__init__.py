@@ -6,16 +6,26 @@ move by an affine bypass (:mod:`tokendetr.encoder.bypass`) fitted by least squar
 learns which tokens the dense decoder looks at; both need images, but no labels.
 """
 
-from tokendetr.sparsification.dial import TooSlowError, keep_ratio_within, set_keep_ratio
+from tokendetr.analysis.dial import TooSlowError, keep_ratio_within, set_keep_ratio
+from tokendetr.errors import NotSparsifiableError
 from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit
 from tokendetr.sparsification.images import FewImagesError, UnlabelledImages
 from tokendetr.sparsification.job import SparsifyJob, run_job
-from tokendetr.sparsification.recipe import METHODS, Method, sparse_config, sparse_model
+from tokendetr.sparsification.recipe import (
+    BUDGETS,
+    METHODS,
+    Budget,
+    Method,
+    sparse_config,
+    sparse_model,
+)
 from tokendetr.sparsification.report import Row, SparsificationReport, agreement, compare
-from tokendetr.sparsification.teacher import DensePass, DenseTeacher, NotSparsifiableError
+from tokendetr.sparsification.teacher import DensePass, DenseTeacher
 
 __all__ = [
+    "BUDGETS",
     "METHODS",
+    "Budget",
     "DensePass",
     "DenseTeacher",
     "FewImagesError",

@@ -2,7 +2,6 @@
 the encoder itself. Interrupted fits continue where they were.
 """
 
-import io
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.forward_context import open_pass
-from tokendetr.io.atomic import write_atomically
+from tokendetr.errors import NotSparsifiableError
 from tokendetr.sparsification.images import UnlabelledImages
 from tokendetr.sparsification.learning import (
     RATIOS,
@@ -27,28 +26,24 @@ from tokendetr.sparsification.learning import (
     teach,
 )
 from tokendetr.sparsification.least_squares import NormalEquations, relative_error, solve, write
+from tokendetr.sparsification.state import FitState, StaleFitError
 from tokendetr.sparsification.teacher import (
     DensePass,
     DenseTeacher,
-    NotSparsifiableError,
     find_encoder,
 )
 
 __all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
 
-STAGES = ("maps", "scores", "distillation")
 SCORE_RATIO = 0.3
 """Share of the tokens that scores are taught to find; their order serves all ratios."""
 
 _FIRST_BATCHES = 4
 _SAVED_EVERY = 25
 _MEMORY_WEIGHT = 10.0
+_CALIBRATION_IMAGES = 64
 _NOT_SCORES = ("bypass.", "class_embed.", "bbox_embed.")
 _HEADS = tuple(f"sparsifier.{name}" for name in _NOT_SCORES[1:])
-
-
-class StaleFitError(ValueError):
-    """A folder holds an unfinished fit of something else."""
 
 
 @dataclass(frozen=True)
@@ -95,46 +90,6 @@ class FitResult:
     losses: dict[str, float] = field(default_factory=dict)
 
 
-class _State:
-    """What an interrupted fit needs to continue, in one file."""
-
-    def __init__(self, path: Path | None, fingerprint: dict[str, Any]) -> None:
-        self.path = path
-        self.fingerprint = fingerprint
-        self.loaded: dict[str, Any] = {}
-        if path is not None and path.is_file():
-            self.loaded = torch.load(path, map_location="cpu", weights_only=True)
-            if self.loaded["fingerprint"] != fingerprint:
-                raise StaleFitError(
-                    f"{path} belongs to an unfinished fit with other images or options "
-                    f"({_differences(self.loaded['fingerprint'], fingerprint)}): delete it, or "
-                    "choose another output folder"
-                )
-
-    def save(self, stage: str, **payload: Any) -> None:
-        if self.path is None:
-            return
-        content = {"fingerprint": self.fingerprint, "stage": stage, **payload}
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_atomically(str(self.path), buffer.getvalue())
-
-    def of(self, stage: str) -> dict[str, Any] | None:
-        """Return what was saved in a stage; an empty dict where that stage lies behind."""
-        if not self.loaded:
-            return None
-        saved = STAGES.index(self.loaded["stage"])
-        if saved > STAGES.index(stage):
-            return {}
-        return self.loaded if saved == STAGES.index(stage) else None
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key}: {old.get(key)}, now {value}" for key, value in new.items() if old.get(key) != value
-    )
-
-
 class _Fit:
     """One fit: what its stages share."""
 
@@ -144,7 +99,7 @@ class _Fit:
         student: nn.Module,
         images: UnlabelledImages,
         options: FitOptions,
-        state: _State,
+        state: FitState,
         progress: Callable[[str, int, int, float], None],
     ) -> None:
         self.teacher, self.student = teacher, student.eval()
@@ -221,6 +176,24 @@ class _Fit:
             return attention_loss(score_BN, dense.mass_BN, dense, SCORE_RATIO)
 
         self._learn("scores", loss, parameters, lesson)
+
+    def budget(self) -> None:
+        """Calibrate a budget by score mass on images fitted to; too quick to be resumed."""
+        budget = getattr(self.sparsifier, "mass_budget", None)
+        if budget is None:
+            return
+        scores: list[Tensor] = []
+        batches = -(-min(_CALIBRATION_IMAGES, len(self.images.fitted)) // self.images.batch_size)
+        for number in range(batches):
+            dense = self.teacher(self.images.batch(number))
+            with torch.no_grad(), _keeping(self.sparsifier, SCORE_RATIO):
+                score_BN = sparse_scores(self.student, dense)
+            scores += [
+                score_N[valid_N]
+                for score_N, valid_N in zip(score_BN, dense.layout.valid_BN, strict=True)
+            ]
+            self.progress("budget", number + 1, batches, float("nan"))
+        budget.calibrate(scores)
 
     def distillation(self) -> None:
         """Teach encoder, maps and scores the dense encoder's memory, at changing ratios."""
@@ -343,10 +316,11 @@ def fit(
         "images": images.digest(),
         "sparsifier": type(sparsifier).__name__,
     }
-    state = _State(state_file, fingerprint)
+    state = FitState(state_file, fingerprint)
     work = _Fit(DenseTeacher(dense), student, images, options, state, progress)
     work.restore()
     work.maps()
     work.scores()
     work.distillation()
+    work.budget()
     return work.result

@@ -18,15 +18,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tokendetr.analysis.inputs import load_measured_config
-from tokendetr.errors import ConfigError
+from tokendetr.errors import ConfigError, NotSparsifiableError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.atomic import write_atomically
 from tokendetr.predict import Predictor
 from tokendetr.sparsification.fitting import FitOptions, fit
 from tokendetr.sparsification.images import UnlabelledImages
-from tokendetr.sparsification.recipe import Method, config_file, sparse_model
+from tokendetr.sparsification.recipe import Budget, Method, config_file, sparse_model
 from tokendetr.sparsification.report import SparsificationReport, compare
-from tokendetr.sparsification.teacher import NotSparsifiableError, find_encoder
+from tokendetr.sparsification.teacher import find_encoder
 
 __all__ = ["SparsifyJob", "run_job"]
 
@@ -44,6 +44,7 @@ _config = _sparse_config(
     method={method!r},
     keep_ratio={keep_ratio!r},
     overrides={overrides!r},
+    budget={budget!r},
     checkpoint=str(_Path(__file__).resolve().with_name("model.pth")),
 )
 globals().update({{_key: _config[_key] for _key in _config}})
@@ -64,6 +65,7 @@ class SparsifyJob:
         options: how much is fitted.
         batch_size: images per batch of the fit.
         evaluate: also measure AP on the config's test set before and after.
+        budget: of an image, see :data:`tokendetr.sparsification.BUDGETS`.
     """
 
     config: str
@@ -75,6 +77,7 @@ class SparsifyJob:
     options: FitOptions = FitOptions()
     batch_size: int = 8
     evaluate: bool = False
+    budget: Budget = "ratio"
 
 
 def run_job(
@@ -89,7 +92,7 @@ def run_job(
         FewImagesError, StaleFitError, ValueError: as :func:`tokendetr.sparsification.fit`.
     """
     cfg = load_measured_config(config_file(job.config), job.overrides)
-    sparse_cfg = sparse_model(cfg.model, job.method, job.keep_ratio)
+    sparse_cfg = sparse_model(cfg.model, job.method, job.keep_ratio, job.budget)
     if not cfg.train.init_checkpoint:
         raise ConfigError(
             "the config names no weights to start from: add train.init_checkpoint=FILE"
@@ -141,6 +144,7 @@ def write_detector(job: SparsifyJob, student: nn.Module) -> None:
         overrides=[o for o in job.overrides if not o.startswith("train.init_checkpoint=")],
         method=job.method,
         keep_ratio=job.keep_ratio,
+        budget=job.budget,
     )
     torch.save({"model": student.state_dict()}, job.output_dir / "model.pth.part")
     (job.output_dir / "model.pth.part").replace(job.output_dir / "model.pth")
@@ -155,6 +159,7 @@ def _report(
     images: UnlabelledImages,
 ) -> SparsificationReport:
     name = f"{job.method}, keep {job.keep_ratio:g}"
+    name += " on the mean" if job.budget == "mass" else ""
     detectors = {"dense": dense, name: student}
     rows = compare(detectors, images, device=torch.device(cfg.train.device))
     if job.evaluate:

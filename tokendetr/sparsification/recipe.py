@@ -10,30 +10,51 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tokendetr.config import zoo
 from tokendetr.config.edit import add_bypass, sparsify
 from tokendetr.config.load import load_config
-from tokendetr.sparsification.teacher import NotSparsifiableError
+from tokendetr.errors import NotSparsifiableError
 
-__all__ = ["METHODS", "Method", "config_file", "sparse_config", "sparse_model", "sparsifier_node"]
+__all__ = [
+    "BUDGETS",
+    "METHODS",
+    "Budget",
+    "Method",
+    "config_file",
+    "sparse_config",
+    "sparse_model",
+    "sparsifier_node",
+]
 
 Method = Literal["sparse", "focus", "random"]
 METHODS: tuple[Method, ...] = ("sparse", "focus", "random")
 """How tokens are chosen: one learned set for all layers, a learned cascade, or any tokens."""
+Budget = Literal["ratio", "mass"]
+BUDGETS: tuple[Budget, ...] = ("ratio", "mass")
+"""Every image keeps the same share of its tokens, or easy ones fewer at the same mean."""
 
 
-def sparsifier_node(model: DictConfig, method: Method, keep_ratio: float) -> DictConfig:
+def sparsifier_node(
+    model: DictConfig, method: Method, keep_ratio: float, budget: Budget = "ratio"
+) -> DictConfig:
     """Return a sparsifier for a detector's config that can be fitted without labels.
 
     Args:
         model: node of a dense detector.
         method: one of :data:`METHODS`.
         keep_ratio: share of an image's tokens that is updated, in (0, 1].
+        budget: one of :data:`BUDGETS`; "mass" goes with method "sparse".
 
     Raises:
         NotSparsifiableError: where the detector has no encoder in its config, or one with a
             sparsifier already.
-        ValueError: for an unknown method or a ratio out of range.
+        ValueError: for an unknown method or budget, a budget that the method has not, or a ratio
+            out of range.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if budget not in BUDGETS or (budget == "mass" and method != "sparse"):
+        raise ValueError(
+            f"budget must be one of {BUDGETS}, got {budget!r}; 'mass' needs scores that one choice "
+            f"is made by for all layers: method 'sparse', got {method!r}"
+        )
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
     encoder = OmegaConf.select(model, "transformer.encoder", default=None)
@@ -64,6 +85,8 @@ def sparsifier_node(model: DictConfig, method: Method, keep_ratio: float) -> Dic
             "auxiliary_heads": False,
             "num_classes": "${....num_classes}",
         }
+    if budget == "mass":
+        node["mass_budget"] = {"_target_": "tokendetr.tokens.MassBudget"}
     node |= {
         "keep_ratio": keep_ratio,
         "embed_dim": "${..embed_dim}",
@@ -82,14 +105,16 @@ def _has_two_stages(model: DictConfig) -> bool:
     return "two_stage_num_proposals" in transformer
 
 
-def sparse_model(model: DictConfig, method: Method, keep_ratio: float) -> DictConfig:
+def sparse_model(
+    model: DictConfig, method: Method, keep_ratio: float, budget: Budget = "ratio"
+) -> DictConfig:
     """Return a copy of a dense detector's config with a sparsifier that carries a bypass.
 
     Raises:
         NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
     """
     model = copy.deepcopy(model)
-    node = sparsifier_node(model, method, keep_ratio)
+    node = sparsifier_node(model, method, keep_ratio, budget)
     with open_dict(model):
         add_bypass(sparsify(model, node))
     return model
@@ -113,6 +138,7 @@ def sparse_config(
     keep_ratio: float,
     checkpoint: str,
     overrides: Sequence[str] = (),
+    budget: Budget = "ratio",
 ) -> DictConfig:
     """Return the whole config of a sparse detector: what ``tokendetr sparsify`` writes a call of.
 
@@ -122,13 +148,14 @@ def sparse_config(
         keep_ratio: likewise; ``model.transformer.encoder.sparsifier.keep_ratio=R`` changes it.
         checkpoint: weights of the sparse detector.
         overrides: of the dense detector's config.
+        budget: see :func:`sparsifier_node`.
 
     Raises:
         FileNotFoundError, KeyError, ConfigError: of the dense detector's config.
         NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
     """
     cfg = load_config(config_file(config), overrides)
-    cfg.model = sparse_model(cfg.model, method, keep_ratio)
+    cfg.model = sparse_model(cfg.model, method, keep_ratio, budget)
     cfg.train.init_checkpoint = checkpoint
     cfg.train.init_checkpoint_strict = True
     return cfg

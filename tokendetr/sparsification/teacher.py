@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from tokendetr.encoder import EncoderContext
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import DetectorView
+from tokendetr.errors import NotSparsifiableError
 from tokendetr.tokens import LevelLayout
 
-__all__ = ["DensePass", "DenseTeacher", "NotSparsifiableError", "find_encoder"]
-
-
-class NotSparsifiableError(ValueError):
-    """A detector cannot be made sparse; the message says what it lacks."""
+__all__ = ["DensePass", "DenseTeacher", "find_encoder"]
 
 
 @dataclass

@@ -8,6 +8,7 @@ from tokendetr.tokens.assignment import (
     SimilarityAssignment,
     assign_by_similarity,
 )
+from tokendetr.tokens.budget import MassBudget
 from tokendetr.tokens.labels import box_labels, grid_labels, overlapping_size_ranges
 from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.maps.base import Identity, Keep, TokenMap, put_rows, take_rows
@@ -36,6 +37,7 @@ __all__ = [
     "Keep",
     "LevelLayout",
     "LevelWindows",
+    "MassBudget",
     "Merge",
     "Mix",
     "Recovery",

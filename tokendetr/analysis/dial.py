@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tokendetr.analysis.timing import timed
-from tokendetr.sparsification.teacher import NotSparsifiableError, find_encoder
+from tokendetr.errors import NotSparsifiableError
 
 __all__ = ["TooSlowError", "keep_ratio_within", "set_keep_ratio"]
 
@@ -35,7 +35,8 @@ def set_keep_ratio(detector: nn.Module, ratio: float) -> None:
 
 
 def _sparsifier(detector: nn.Module) -> Any:
-    sparsifier = getattr(find_encoder(detector), "sparsifier", None)
+    encoder = getattr(getattr(detector, "transformer", None), "encoder", None)
+    sparsifier = getattr(encoder, "sparsifier", None)
     if not hasattr(sparsifier, "keep_ratio"):
         raise NotSparsifiableError(
             f"the encoder of {type(detector).__name__} has no sparsifier with a keep ratio: make "

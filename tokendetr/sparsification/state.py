@@ -1,0 +1,66 @@
+"""The file that an interrupted fit continues from."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokendetr.io.atomic import write_atomically
+
+__all__ = ["STAGES", "FitState", "StaleFitError"]
+
+STAGES = ("maps", "scores", "distillation")
+
+
+class StaleFitError(ValueError):
+    """A folder holds an unfinished fit of something else."""
+
+
+class FitState:
+    """What an interrupted fit needs to continue, in one file.
+
+    Args:
+        path: of the file; None: nothing is kept.
+        fingerprint: what the fit is about.
+
+    Raises:
+        StaleFitError: where the file belongs to another fit.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: dict[str, Any]) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.loaded: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            self.loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if self.loaded["fingerprint"] != fingerprint:
+                raise StaleFitError(
+                    f"{path} belongs to an unfinished fit with other images or options "
+                    f"({_differences(self.loaded['fingerprint'], fingerprint)}): delete it, or "
+                    "choose another output folder"
+                )
+
+    def save(self, stage: str, **payload: Any) -> None:
+        """Write what a stage has reached; nothing where there is no file."""
+        if self.path is None:
+            return
+        content = {"fingerprint": self.fingerprint, "stage": stage, **payload}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(str(self.path), buffer.getvalue())
+
+    def of(self, stage: str) -> dict[str, Any] | None:
+        """Return what was saved in a stage; an empty dict where that stage lies behind."""
+        if not self.loaded:
+            return None
+        saved = STAGES.index(self.loaded["stage"])
+        if saved > STAGES.index(stage):
+            return {}
+        return self.loaded if saved == STAGES.index(stage) else None
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {old.get(key)}, now {value}" for key, value in new.items() if old.get(key) != value
+    )
