@@ -1,5 +1,6 @@
 """Token Transforming: fewer tokens in existing vision transformers, without training."""
 
+from token_transforming.fitting import NoMapsError, fit_recovery
 from token_transforming.ledger import Ledger, TokenState
 from token_transforming.reduction import Candidates, Reduced, reduce_tokens
 from token_transforming.report import TransformReport, UnsupportedModelError
@@ -11,11 +12,13 @@ __all__ = [
     "SELECTIONS",
     "Candidates",
     "Ledger",
+    "NoMapsError",
     "Reduced",
     "Reduction",
     "TokenState",
     "TransformReport",
     "UnsupportedModelError",
+    "fit_recovery",
     "merging_schedule",
     "reduce_tokens",
     "restore",

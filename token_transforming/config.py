@@ -19,7 +19,8 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
     """Let the backbone of a detector's config go on with fewer tokens.
 
     ``model.backbone`` keeps its arguments and override paths and gets ``token_transform``, whose
-    entries can be overridden as well (``model.backbone.token_transform.keep_ratio=0.6``).
+    entries can be overridden as well (``model.backbone.token_transform.keep_ratio=0.6``); the
+    options given and ``recovery`` are there.
 
     Args:
         model: node of a model with a ``backbone``; changed in place.
@@ -41,7 +42,7 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
         )
     wrap_target(backbone, BUILDER)
     with open_dict(backbone):
-        backbone["token_transform"] = options
+        backbone["token_transform"] = {"recovery": "paper", **options}
     return model
 
 

@@ -37,13 +37,19 @@ class TokenState:
     grid: tuple[int, int] | None = None
     position_BN2: Tensor | None = None
 
-    def restore(self, x_BNC: Tensor, prefix: int) -> Tensor:
-        """Return all tokens; the first ``prefix`` ones stay as they are."""
+    def restore(self, x_BNC: Tensor, prefix: int, *, view: bool = False) -> Tensor:
+        """Return all tokens; the first ``prefix`` ones stay as they are.
+
+        Args:
+            x_BNC: the reduced tokens.
+            prefix: number of class and register tokens.
+            view: of a block in between, which fitted maps are not made for.
+        """
         if not self.undo:
             return x_BNC
         patches_BNC = x_BNC[:, prefix:]
         for undo in reversed(self.undo):
-            patches_BNC = undo.restore(patches_BNC)
+            patches_BNC = undo.restore(patches_BNC, view=view)
         return torch.cat([x_BNC[:, :prefix], patches_BNC], dim=1)
 
 

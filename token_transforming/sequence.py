@@ -21,7 +21,7 @@ from token_transforming.ledger import (
     open_ledger,
 )
 from token_transforming.map_positions import grid_positions, map_bias
-from token_transforming.recovery import Undo
+from token_transforming.recovery import Undo, maps_of
 from token_transforming.reduction import Candidates, reduce_tokens
 from token_transforming.settings import Reduction
 from tokendetr.tokens import take_rows
@@ -113,14 +113,14 @@ def run_block(
     x_BNC, observed = _attention(block, x_BNC, plan, state)
     late = how is not None and how.method == "clustering"
     if how is not None and observed is not None and not late:
-        x_BNC, state = _reduce(x_BNC, observed, plan, how, state)
+        x_BNC, state = _reduce(block, x_BNC, observed, plan, how, state)
     x_BNC = x_BNC + _through(block, plan.names.feed, x_BNC)
     if how is not None and observed is not None and late:
-        x_BNC, state = _reduce(x_BNC, observed, plan, how, state)
+        x_BNC, state = _reduce(block, x_BNC, observed, plan, how, state)
     if plan.output == "restored":
         return state.restore(x_BNC, plan.prefix), TokenState()
     if plan.output == "view" and state.undo:
-        return state.restore(x_BNC, plan.prefix), replace(state, x_BNC=x_BNC)
+        return state.restore(x_BNC, plan.prefix, view=True), replace(state, x_BNC=x_BNC)
     return x_BNC, state
 
 
@@ -197,6 +197,7 @@ def _through(block: nn.Module, names: tuple[str, ...], x_BNC: Tensor) -> Tensor:
 
 
 def _reduce(
+    block: nn.Module,
     x_BNC: Tensor,
     observed: Observed,
     plan: BlockPlan,
@@ -228,7 +229,7 @@ def _reduce(
         recover=plan.recover,
     )
     if plan.recover:
-        undo = Undo.of(reduced.token_map, patches_BNC, reduced.x_BKC, how)
+        undo = Undo.of(reduced.token_map, patches_BNC, reduced.x_BKC, how, maps_of(block))
         state = replace(state, undo=(*state.undo, undo))
     if state.grid is not None:
         place_BN2 = _positions(state, x_BNC.device).expand(x_BNC.shape[0], -1, -1)

@@ -4,6 +4,7 @@ from torch import nn
 
 from token_transforming.classes import original_class, transformed_class
 from token_transforming.families import Family
+from token_transforming.recovery import add_maps, remove_maps
 from token_transforming.report import TransformReport, UnsupportedModelError, check_layers
 from token_transforming.sequence import (
     BlockPlan,
@@ -60,6 +61,8 @@ def transform_sequence(
             recover=restores and any(output != "reduced" for output in outputs[index:]),
             output=outputs[index],
         )
+        if block.token_plan.recover:
+            add_maps(block, part(block, family.names.norm), by_layer.get(index))
         block.__class__ = transformed_class(type(block), mixin)
     if family.reader is not None:
         model.__class__ = transformed_class(type(model), family.reader)
@@ -79,6 +82,7 @@ def restore_sequence(model: nn.Module, family: Family) -> None:
     for block in part(model, family.blocks):
         if isinstance(block, TransformedBlock):
             del block.token_plan
+            remove_maps(block)
             block.__class__ = original_class(type(block))
     model.__class__ = original_class(type(model))
 

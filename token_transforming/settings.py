@@ -7,7 +7,7 @@ from typing import Literal, get_args
 Method = Literal["transforming", "pruning", "merging", "fusing", "clustering"]
 Selection = Literal["attention", "class_attention", "uniform", "pooled", "distinct"]
 Sizes = Literal["carried", "literal"]
-RecoveryKind = Literal["paper", "residual"]
+RecoveryKind = Literal["paper", "residual", "affine"]
 Similarity = Literal["cosine", "euclidean"]
 
 METHODS: tuple[str, ...] = get_args(Method)
@@ -41,7 +41,9 @@ class Reduction:
             method's own paper does.
         recovery: how tokens are restored where all are needed: "paper", each becomes its reduced
             token (equation 10); "residual", each keeps its content and gets what its reduced token
-            has changed since the reduction (not in the paper).
+            has changed since the reduction (not in the paper); "affine", that plus an affine map of
+            both, which is fitted to images (:func:`token_transforming.fit_recovery`; not in the
+            paper).
         removed: tokens that go, instead of a keep ratio, as in Token Merging; at most half.
 
     Raises:

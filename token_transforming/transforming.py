@@ -66,7 +66,8 @@ def transform(
         scale_attention: whether later attention adds log sizes; None: as the method's paper does.
         recovery: where tokens are restored, each becomes its reduced token ("paper"), or keeps its
             content and gets what its reduced token has changed since ("residual", not in the
-            paper).
+            paper), or that plus an affine map ("affine", not in the paper): blocks that reduce get
+            a ``token_recovery`` in the state dict, zeros until they are fitted or loaded.
         similarity: what tokens are compared by, "cosine" or "euclidean".
         normalize: whether each token's shares sum to 1.
         removed: tokens that go at each layer, in place of ``keep_ratio``; one number, or one for

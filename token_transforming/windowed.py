@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from token_transforming.attention import Observed, attend_and_sum
 from token_transforming.merging import kept_tokens
-from token_transforming.recovery import Undo
+from token_transforming.recovery import Undo, maps_of
 from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
 from token_transforming.window_attention import WindowLogits
@@ -178,10 +178,10 @@ def _run_block(
     x_BHWC = x_BHWC + block.drop_path(added_BHWC)  # type: ignore[operator]
     late = how is not None and how.method == "clustering"
     if how is not None and not late and observed is not None:
-        x_BHWC, state = _reduce(x_BHWC, how, state, windows, observed)
+        x_BHWC, state = _reduce(block, x_BHWC, how, state, windows, observed)
     x_BHWC = x_BHWC + block.drop_path(_feed(block, x_BHWC, state))  # type: ignore[operator]
     if how is not None and late and observed is not None:
-        x_BHWC, state = _reduce(x_BHWC, how, state, windows, observed)
+        x_BHWC, state = _reduce(block, x_BHWC, how, state, windows, observed)
     return x_BHWC, state
 
 
@@ -290,6 +290,7 @@ def _valid(state: MapState, windows: Windows, count: int, device: torch.device) 
 
 
 def _reduce(
+    block: nn.Module,
     x_BHWC: Tensor,
     how: Reduction,
     state: MapState,
@@ -326,7 +327,7 @@ def _reduce(
         how,
         recover=True,
     )
-    undo = Undo.of(reduced.token_map, x_GTC, reduced.x_BKC, how)
+    undo = Undo.of(reduced.token_map, x_GTC, reduced.x_BKC, how, maps_of(block))
     size = (
         windows.size[0] // window[0] * kept_grid[0],
         windows.size[1] // window[1] * kept_grid[1],

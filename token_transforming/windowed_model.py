@@ -6,6 +6,7 @@ from detectron2.modeling.backbone import SwinTransformer
 from torch import Tensor, nn
 
 from token_transforming.classes import Transformed, original_class, transformed_class
+from token_transforming.recovery import add_maps, remove_maps
 from token_transforming.report import TransformReport, check_layers
 from token_transforming.settings import Reduction, check_one_of
 from token_transforming.windowed import WindowPlan, run_blocks
@@ -121,6 +122,7 @@ def transform_windowed(
                 "none: use 'attention' or 'uniform'"
             )
         plans.setdefault(stage, {})[block] = how
+        add_maps(stage.blocks[block], stage.blocks[block].norm1, how)
     for stage, by_block in plans.items():
         stage.token_plan = WindowPlan(by_block, window_bias)
         stage.__class__ = transformed_class(type(stage), TransformedStage)
@@ -140,4 +142,6 @@ def restore_windowed(backbone: Any) -> None:
     for stage in backbone.layers:
         if isinstance(stage, TransformedStage):
             del stage.token_plan
+            for block in stage.blocks:
+                remove_maps(block)
             stage.__class__ = original_class(type(stage))

@@ -151,7 +151,7 @@ def test_the_command_makes_every_detector_and_backbone_sparse(name, method, shap
         + ["--images", str(shapes / "train"), "--output", str(tmp_path / "sparse")]
         + ["--method", method, "--score-iterations", "1", "--distill", "1", "--batch-size", "2"]
     )
-    model = build_measured_model(load_config(str(tmp_path / "sparse" / "config.py")))
+    model = build_model(load_config(str(tmp_path / "sparse" / "config.py")))
     assert model.transformer.encoder.sparsifier.bypass.weight.any()
     rows = json.loads((tmp_path / "sparse" / "report.json").read_text())["rows"]
     assert rows[1]["encoder_gflops"] < 0.8 * rows[0]["encoder_gflops"]

@@ -59,6 +59,10 @@ COMMANDS = {
     "sparsify": Command(
         "tokendetr.cli.sparsify:main", "make a trained detector sparse with unlabelled images"
     ),
+    "fit-recovery": Command(
+        "tokendetr.cli.fit_recovery:main",
+        "fit a transformed backbone's maps without labels",
+    ),
     "sweep-tokens": Command("tokendetr.cli.sweep_tokens:main", "metrics over keep ratios"),
     "compare-shapes": Command("tokendetr.cli.compare_shapes:main", "the small detectors' table"),
     "study": Command("tokendetr.cli.study:main", "compare detectors as evidence, with intervals"),

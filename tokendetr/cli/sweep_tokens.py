@@ -9,6 +9,8 @@ Examples:
         --ways pruning pruning:selection=uniform transforming:threshold=-1 --output out $W
     tokendetr sweep-tokens --config-file $S --layers 4 8 --keep-ratios 0.5 \\
         --ways merging:recovery=residual merging:recovery=residual:layers=8 --output out $W
+    tokendetr sweep-tokens --config-file $S --layers 4 8 --keep-ratios 0.5 \\
+        --fit datasets/shapes/train --ways transforming:recovery=affine --output out $W
 
     E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
     tokendetr sweep-tokens --config-file $E/configs/sparse_dino_shapes.py --output out $W
@@ -26,16 +28,13 @@ with --resume, points that are in the file already are not measured again.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from detectron2.config import instantiate
 from torch import Tensor, nn
@@ -43,13 +42,16 @@ from torch import Tensor, nn
 from token_transforming import Reduction, restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.analysis.sweep import Point, points_of, write
 from tokendetr.analysis.timing import Summary, timed
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.fit_recovery import fit_on_images
 from tokendetr.encoder import TokenSparsifier
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.run import Evaluation
-from tokendetr.io.atomic import write_atomically
+from tokendetr.predict import Predictor
+from tokendetr.sparsification import UnlabelledImages
 
 DENSE = "dense"
 EXPECTED_ERRORS = (
@@ -126,25 +128,6 @@ class Way:
         return cls(text, options)
 
 
-@dataclass(frozen=True)
-class Point:
-    """One line of the CSV.
-
-    Attributes:
-        method: the way W is built; "dense" for the model as it is.
-        keep_ratio: of every reduction.
-        metric: AP in percent, or the features' relative error.
-        gflops: of the part that is reduced, backbone or encoder, for one image.
-        milliseconds: per image, whole model, median.
-    """
-
-    method: str
-    keep_ratio: float
-    metric: float
-    gflops: float
-    milliseconds: float
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -173,6 +156,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--features", type=int, metavar="IMAGES", help="features' error on so many images, not AP")
     add("--images", type=int, metavar="IMAGES", help="AP on so many test images, not all")
     add("--input-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    add("--fit", nargs="+", metavar="FOLDER", help="images for maps of ways with recovery=affine")
+    add("--fit-images", type=int, default=64, help="how many are fitted to (default 64)")
     add("--repeats", type=int, default=10, help="timed images of each point")
     add("--resume", action="store_true", help="keep the points that OUTPUT/sweep.csv has")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
@@ -180,6 +165,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     counts = [count for count in (args.features, args.images) if count is not None]
     if min([args.repeats, *counts]) < 1:
         parser.error("--repeats, --features and --images must be at least 1")
+    affine = [way.name for way in args.ways if way.options.get("recovery") == "affine"]
+    if affine and not args.fit:
+        parser.error(f"{affine[0]} has maps that are fitted to images: give --fit FOLDER")
     if args.features and not args.layers:
         parser.error("--features compares a backbone's maps: it needs --layers")
     if len(counts) > 1:
@@ -254,43 +242,6 @@ def measure(
     return Point(method, keep, score(), gflops, 1e3 * Summary.of(seconds).median)
 
 
-def write(points: Sequence[Point], folder: Path, metric: str, part: str) -> None:
-    """Write the CSV and the picture, each in one step."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    write_atomically(str(folder / "sweep.csv"), text.getvalue().encode())
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
-    for name in dict.fromkeys(point.method for point in points):
-        line = [point for point in points if point.method == name]
-        for axis, cost in zip(axes, ("gflops", "milliseconds"), strict=True):
-            costs, scores = [getattr(p, cost) for p in line], [p.metric for p in line]
-            axis.plot(costs, scores, "o-", label=name)
-    axes[0].set(xlabel=f"GFLOPs of the {part}", ylabel=metric)
-    axes[1].set(xlabel="milliseconds per image")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    pyplot.close(figure)
-    write_atomically(str(folder / "sweep.png"), picture.getvalue())
-
-
-def points_of(folder: Path) -> list[Point]:
-    """Return the points of an earlier sweep; none where there was none."""
-    path = folder / "sweep.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [
-            Point(row["method"], *(float(row[field.name]) for field in fields(Point)[1:]))
-            for row in csv.DictReader(file)
-        ]
-
-
 def run(args: argparse.Namespace) -> list[Point]:
     """Measure all points."""
     cfg = load_measured_config(args.config_file, args.opts)
@@ -313,6 +264,10 @@ def run(args: argparse.Namespace) -> list[Point]:
                 continue
             backbone = model.get_submodule("backbone")
             transform(backbone, **{"layers": args.layers, "keep_ratio": keep, **way.options})
+            if way.options.get("recovery") == "affine":
+                predictor = Predictor.from_config(cfg, model=model)
+                images = UnlabelledImages.from_folders(args.fit, predictor)
+                fit_on_images(model, images, args.fit_images)
             points.append(measure(model, score, way.name, keep, args))
             restore(model)
             write(points, folder, metric, "backbone")

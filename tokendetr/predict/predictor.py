@@ -95,12 +95,14 @@ class Predictor:
         min_size: int | None = None,
         max_size: int | None = None,
         img_format: str | None = None,
+        model: nn.Module | None = None,
     ) -> Predictor:
-        """Build the model; sizes and channel order not given are those the config tests with."""
+        """Build the model, unless one is given; sizes and channel order not given are those the
+        config tests with."""
         mapper = OmegaConf.select(cfg, "dataloader.test.mapper", default=None) or {}
         short, long = _test_size(mapper)
         return cls(
-            build_model(cfg),
+            build_model(cfg) if model is None else model,
             min_size=min_size or short,
             max_size=max_size or long,
             img_format=img_format or mapper.get("img_format", "RGB"),

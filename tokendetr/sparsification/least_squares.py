@@ -2,9 +2,11 @@
 
 Sums of products are all that is kept of the images, so any number of them takes the same memory,
 and the error of any maps on held-back images follows from their sums alone.
-Shapes: R rows, C channel, E = C + 1 (channels and a constant), L level.
+Shapes: R rows, C channel, E = C + 1 (channels and a constant), L level (or another kind of token),
+D channel of what is predicted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +29,10 @@ class NormalEquations:
     """Sums over tokens, float64.
 
     Attributes:
-        input_LEE: products of the encoder's input, with a 1 appended, with itself.
-        moved: per layer products [L, E, C] of that input with how far the layer's memory is from
-            it.
-        square: per layer the squared distances [L, C].
+        input_LEE: products of the maps' input, with a 1 appended, with itself.
+        moved: per layer products [L, E, D] of that input with what is to be predicted: for an
+            encoder, how far the layer's memory is from its input (D is C).
+        square: per layer the squares of that [L, D].
     """
 
     input_LEE: Tensor
@@ -38,13 +40,16 @@ class NormalEquations:
     square: Tensor
 
     @classmethod
-    def empty(cls, *, num_layers: int, num_levels: int, embed_dim: int) -> "NormalEquations":
-        """Return the sums over no tokens."""
+    def empty(
+        cls, *, num_layers: int, num_levels: int, embed_dim: int, outputs: int | None = None
+    ) -> "NormalEquations":
+        """Return the sums over no tokens; ``outputs`` is D, None: ``embed_dim``."""
         extended = embed_dim + 1
+        outputs = embed_dim if outputs is None else outputs
         return cls(
             torch.zeros(num_levels, extended, extended, dtype=torch.float64),
-            torch.zeros(num_layers, num_levels, extended, embed_dim, dtype=torch.float64),
-            torch.zeros(num_layers, num_levels, embed_dim, dtype=torch.float64),
+            torch.zeros(num_layers, num_levels, extended, outputs, dtype=torch.float64),
+            torch.zeros(num_layers, num_levels, outputs, dtype=torch.float64),
         )
 
     def add(self, dense: DensePass) -> None:
@@ -55,15 +60,19 @@ class NormalEquations:
             valid_R = layout.valid_BN[:, span].flatten()
             input_RC = dense.input_BNC[:, span].flatten(0, 1)[valid_R]
             moved = [memory[:, span].flatten(0, 1)[valid_R] for memory in dense.memories]
-            for first in range(0, len(input_RC), _ROWS_AT_ONCE):
-                rows = slice(first, first + _ROWS_AT_ONCE)
-                x_RC = input_RC[rows].double()
-                x_RE = torch.cat([x_RC, x_RC.new_ones(len(x_RC), 1)], dim=1)
-                self.input_LEE[level] += (x_RE.T @ x_RE).cpu()
-                for layer, memory_RC in enumerate(moved):
-                    step_RC = memory_RC[rows].double() - x_RC
-                    self.moved[layer, level] += (x_RE.T @ step_RC).cpu()
-                    self.square[layer, level] += step_RC.square().sum(dim=0).cpu()
+            self.add_rows(level, input_RC, [memory_RC.double() - input_RC for memory_RC in moved])
+
+    def add_rows(self, level: int, input_RC: Tensor, targets: Sequence[Tensor]) -> None:
+        """Add tokens of one level, given what each layer's map is to predict, [R, D] each."""
+        for first in range(0, len(input_RC), _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            x_RC = input_RC[rows].double()
+            x_RE = torch.cat([x_RC, x_RC.new_ones(len(x_RC), 1)], dim=1)
+            self.input_LEE[level] += (x_RE.T @ x_RE).cpu()
+            for layer, target_RD in enumerate(targets):
+                step_RD = target_RD[rows].double()
+                self.moved[layer, level] += (x_RE.T @ step_RD).cpu()
+                self.square[layer, level] += step_RD.square().sum(dim=0).cpu()
 
     def tokens(self, level: int) -> float:
         """Return how many tokens of a level were seen."""

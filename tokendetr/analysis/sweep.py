@@ -1,0 +1,69 @@
+"""Points of a sweep: one file of numbers, one picture, written anew after every point."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import matplotlib
+
+from tokendetr.io.atomic import write_atomically
+
+__all__ = ["Point", "points_of", "write"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One line of the CSV.
+
+    Attributes:
+        method: the way W is built; "dense" for the model as it is.
+        keep_ratio: of every reduction.
+        metric: AP in percent, or the features' relative error.
+        gflops: of the part that is reduced, backbone or encoder, for one image.
+        milliseconds: per image, whole model, median.
+    """
+
+    method: str
+    keep_ratio: float
+    metric: float
+    gflops: float
+    milliseconds: float
+
+
+def write(points: Sequence[Point], folder: Path, metric: str, part: str) -> None:
+    """Write the CSV and the picture, each in one step."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
+    write_atomically(str(folder / "sweep.csv"), text.getvalue().encode())
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
+    for name in dict.fromkeys(point.method for point in points):
+        line = [point for point in points if point.method == name]
+        for axis, cost in zip(axes, ("gflops", "milliseconds"), strict=True):
+            costs, scores = [getattr(p, cost) for p in line], [p.metric for p in line]
+            axis.plot(costs, scores, "o-", label=name)
+    axes[0].set(xlabel=f"GFLOPs of the {part}", ylabel=metric)
+    axes[1].set(xlabel="milliseconds per image")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    pyplot.close(figure)
+    write_atomically(str(folder / "sweep.png"), picture.getvalue())
+
+
+def points_of(folder: Path) -> list[Point]:
+    """Return the points of an earlier sweep; none where there was none."""
+    path = folder / "sweep.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            Point(row["method"], *(float(row[field.name]) for field in fields(Point)[1:]))
+            for row in csv.DictReader(file)
+        ]

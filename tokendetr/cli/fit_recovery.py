@@ -1,0 +1,153 @@
+"""Fit the maps that a transformed backbone restores tokens with, on unlabelled images.
+
+Example:
+    tokendetr fit-recovery token_transforming_dino_shapes_vit --images datasets/shapes/train \\
+        --output output/affine.pth
+    tokendetr evaluate --config-file token_transforming_dino_shapes_vit \\
+        model.backbone.token_transform.recovery=affine train.init_checkpoint=output/affine.pth
+
+The config's backbone must be transformed (``model.backbone.token_transform``). What is written are
+the detector's own weights and the maps; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from omegaconf import OmegaConf, open_dict
+from tqdm import tqdm
+
+from token_transforming import NoMapsError, fit_recovery, transform
+from tokendetr.analysis.inputs import load_measured_config
+from tokendetr.errors import CheckpointError, ConfigError
+from tokendetr.io.atomic import write_atomically
+from tokendetr.io.outputs import check_output_file
+from tokendetr.predict import Predictor
+from tokendetr.sparsification import FewImagesError, UnlabelledImages
+from tokendetr.sparsification.recipe import config_file
+
+EXPECTED_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    FewImagesError,
+    KeyError,
+    NoMapsError,
+    OSError,
+    ValueError,
+)
+
+
+class ImageBatches(Sequence[list[dict[str, Any]]]):
+    """Batches of images, read when they are needed.
+
+    Args:
+        images: where they are.
+        held_back: whether to take those held back, or up to ``count`` batches of the others.
+        count: batches, at most.
+    """
+
+    def __init__(self, images: UnlabelledImages, *, held_back: bool, count: int = 0) -> None:
+        self.images = images
+        self.files = images.held_back_batches() if held_back else None
+        fitted = -(-len(images.fitted) // images.batch_size)
+        self.count = min(count, fitted) if self.files is None else len(self.files)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, number: int) -> list[dict[str, Any]]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[list[dict[str, Any]]]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        """Return one batch of inputs, or several."""
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(self.count))]
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        if self.files is None:
+            return self.images.batch(number)
+        return [self.images.read(path) for path in self.files[number]]
+
+
+def fit_on_images(
+    model: torch.nn.Module, images: UnlabelledImages, count: int, *, quiet: bool = False
+) -> list[float]:
+    """Fit a detector's maps to so many images; see :func:`token_transforming.fit_recovery`."""
+    batches = ImageBatches(images, held_back=False, count=-(-count // images.batch_size))
+    with tqdm(desc="maps", unit="batch", disable=quiet) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return fit_recovery(model, batches, ImageBatches(images, held_back=True), progress=show)
+
+
+def run(args: argparse.Namespace) -> list[float]:
+    """Load, fit and save.
+
+    Raises:
+        ConfigError: where the config names no weights, or its backbone is not transformed.
+    """
+    cfg = load_measured_config(config_file(args.config), args.opts)
+    check_output_file(str(args.output), [cfg.train.init_checkpoint or args.config])
+    options = OmegaConf.select(cfg, "model.backbone.token_transform", default=None)
+    if options is None:
+        raise ConfigError(
+            f"the backbone of {args.config} is not transformed: give a config that has "
+            "model.backbone.token_transform"
+        )
+    if not cfg.train.init_checkpoint:
+        raise ConfigError("the config names no weights: add train.init_checkpoint=FILE")
+    with open_dict(options):
+        options.recovery = "residual"  # the dense detector's weights have no maps
+    predictor = Predictor.from_config(cfg)
+    images = UnlabelledImages.from_folders(
+        args.images, predictor, seed=args.seed, batch_size=args.batch_size
+    )
+    wanted: Any = OmegaConf.to_container(options, resolve=True)
+    backbone: Any = predictor.model.get_submodule("backbone")
+    transform(backbone, **{**wanted, "recovery": "affine"})
+    left = fit_on_images(predictor.model, images, args.number)
+    content = io.BytesIO()
+    torch.save({"model": predictor.model.state_dict()}, content)
+    write_atomically(str(args.output), content.getbuffer())
+    return left
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="tokendetr fit-recovery",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", help="name or file of a config whose backbone is transformed")
+    add("opts", nargs="*", help="overrides, such as train.init_checkpoint=FILE")
+    add("--images", nargs="+", required=True, metavar="FOLDER", help="any images")
+    add("--output", required=True, type=Path, metavar="FILE", help="checkpoint to write")
+    add("--number", type=int, default=128, help="images to fit to, at most (default 128)")
+    add("--batch-size", type=int, default=8, help="(default 8)")
+    add("--seed", type=int, default=0, help="which images (default 0)")
+    args = parser.parse_intermixed_args(arguments)
+    if args.number < 1:
+        parser.error("--number must be at least 1")
+    try:
+        left = run(args)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error.args[0] if error.args else error}")
+    for number, share in enumerate(left):
+        print(f"reduction {number}: maps leave {share:.0%} of the residual recovery's error")
+    print(f"{args.output}: use it with model.backbone.token_transform.recovery=affine")
+
+
+if __name__ == "__main__":
+    main()
