@@ -24,6 +24,7 @@ from token_transforming.map_positions import grid_positions, map_bias
 from token_transforming.recovery import Undo, maps_of
 from token_transforming.reduction import Candidates, reduce_tokens
 from token_transforming.settings import Reduction
+from tokendetr.encoder.forward_context import current_pass
 from tokendetr.tokens import take_rows
 
 Output = Literal["reduced", "view", "restored"]
@@ -228,6 +229,8 @@ def _reduce(
         how,
         recover=plan.recover,
     )
+    if not torch.compiler.is_compiling():  # the compiler cannot follow the pass
+        current_pass().recorder.record_reduction(plan.index, reduced.token_map, grid)
     if plan.recover:
         undo = Undo.of(reduced.token_map, patches_BNC, reduced.x_BKC, how, maps_of(block))
         state = replace(state, undo=(*state.undo, undo))

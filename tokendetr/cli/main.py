@@ -49,6 +49,9 @@ COMMANDS = {
     "visualize-tokens": Command(
         "tokendetr.cli.visualize_tokens:main", "draw what encoder layers keep and merge"
     ),
+    "visualize-mixing": Command(
+        "tokendetr.cli.visualize_mixing:main", "draw what reduced tokens of a backbone are made of"
+    ),
     "visualize-data": Command("tokendetr.cli.visualize_data:main", "draw annotations"),
     "visualize-results": Command(
         "tokendetr.cli.visualize_json_results:main", "draw a result file's detections"

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from tokendetr.tokens import LevelLayout, TokenMap
 
-__all__ = ["ForwardTrace", "LayerTrace", "Recorder", "TokenTrace", "TraceRecorder"]
+__all__ = [
+    "ForwardTrace",
+    "LayerTrace",
+    "Recorder",
+    "ReductionTrace",
+    "TokenTrace",
+    "TraceRecorder",
+]
 
 
 @dataclass
@@ -46,11 +53,28 @@ class ForwardTrace:
 
 
 @dataclass
+class ReductionTrace:
+    """One block of a transformed backbone that reduces the tokens of whole images.
+
+    Attributes:
+        block: its number, from 0.
+        token_map: from the tokens before to the reduced ones.
+        grid: rows and columns of the tokens before; None where they do not form a grid, such as
+            after an earlier reduction.
+    """
+
+    block: int
+    token_map: TokenMap
+    grid: tuple[int, int] | None
+
+
+@dataclass
 class TokenTrace:
-    """All encoder passes and backbone stages inside one ``with record_tokens()`` block, in
-    order."""
+    """All encoder passes, backbone stages and reductions of backbones' tokens inside one ``with
+    record_tokens()`` block, in order."""
 
     forwards: list[ForwardTrace] = field(default_factory=list)
+    reductions: list[ReductionTrace] = field(default_factory=list)
 
 
 class Recorder:
@@ -72,6 +96,11 @@ class Recorder:
 
     def record_layer_score(self, name: str, score_BK: Tensor) -> None:
         """Record a score of the latest layer's reduced tokens as [B, N], NaN for the others."""
+
+    def record_reduction(
+        self, block: int, token_map: TokenMap, grid: tuple[int, int] | None
+    ) -> None:
+        """Record how a block of a backbone reduces the tokens of whole images."""
 
 
 class TraceRecorder(Recorder):
@@ -99,6 +128,12 @@ class TraceRecorder(Recorder):
         """Record the map of the next layer."""
         self.trace.forwards[-1].layers.append(LayerTrace(token_map, self._scores))
         self._scores = {}
+
+    def record_reduction(
+        self, block: int, token_map: TokenMap, grid: tuple[int, int] | None
+    ) -> None:
+        """Record how a block of a backbone reduces the tokens of whole images."""
+        self.trace.reductions.append(ReductionTrace(block, token_map, grid))
 
     def record_layer_score(self, name: str, score_BK: Tensor) -> None:
         """Record a score of the latest layer's reduced tokens as [B, N], NaN for the others."""

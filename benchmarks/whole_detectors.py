@@ -1,0 +1,232 @@
+"""Whole detectors at COCO's size, every method beside its dense twin: time, memory, operations.
+
+    python -m benchmarks.whole_detectors --group resnet   # and --group swin
+    python -m benchmarks.whole_detectors --group resnet --dtype bfloat16
+    python -m benchmarks.whole_detectors --splice         # only write docs/performance.md
+
+Weights are random: time and operations do not depend on them (SPT selects by its scores, so its
+threshold is set to the ratio named). The detectors of a group take turns in one run. Memory is the
+most bytes of tensors at once beside the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spt_backbone.calibration import calibrate_threshold
+from token_transforming import transform
+from tokendetr.analysis.flops import count_flops, synthetic_inputs
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config
+from tokendetr.analysis.tables import Table, splice
+from tokendetr.analysis.timing import Summary, peak_tensor_bytes, timed
+from tokendetr.config import add_bypass
+from tokendetr.config.zoo import get_config_file
+from tokendetr.io.atomic import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "performance" / "detectors.json"
+PAGE = ROOT / "docs" / "performance.md"
+CPU = torch.device("cpu")
+SPT_RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A detector that takes part.
+
+    Attributes:
+        name: in the table.
+        config: in the zoo.
+        group: with which others it takes turns.
+        change: of the model's config, before it is built.
+        finish: of the model.
+    """
+
+    name: str
+    config: str
+    group: str
+    change: Callable[[Any], Any] = lambda model: model
+    finish: Callable[[nn.Module, list[dict[str, Any]]], Any] = lambda model, inputs: model
+
+
+def _transform(model: nn.Module, inputs: list[dict[str, Any]]) -> None:
+    """Let the Swin keep half of its windows' tokens from the middle of stage 3 on."""
+    transform(model.get_submodule("backbone"), layers=(6,), keep_ratio=25 / 49)
+
+
+def _calibrate(model: nn.Module, inputs: list[dict[str, Any]]) -> None:
+    calibrate_threshold(model, [inputs], SPT_RATIO, tolerance=0.02)
+
+
+CONTENDERS = (
+    Contender("DINO, dense", "dino_r50_4scale_12ep", "resnet"),
+    Contender("Sparse DETR, .3", "sparse_dino_r50_4scale_12ep", "resnet"),
+    Contender("Sparse DETR with a bypass, .3", "sparse_dino_r50_4scale_12ep", "resnet", add_bypass),
+    Contender("Focus-DETR, .3", "focus_detr_r50_4scale_12ep", "resnet"),
+    Contender("Dynamic DETR, .5 .4 .3 .2", "dynamic_dino_r50_4scale_12ep", "resnet"),
+    Contender("Lite DETR", "lite_dino_r50_4scale_12ep", "resnet"),
+    Contender("DINO Swin-T, dense", "dino_swin_tiny_224_4scale_12ep", "swin"),
+    Contender(
+        f"SPT-T, {SPT_RATIO:g} of the tokens",
+        "spt_dino_tiny_4scale_12ep",
+        "swin",
+        finish=_calibrate,
+    ),
+    Contender(
+        "Token Transforming, 25 of 49 from block 6",
+        "dino_swin_tiny_224_4scale_12ep",
+        "swin",
+        finish=_transform,
+    ),
+    Contender("Sparse DETR Swin-T, .3", "sparse_dino_swin_tiny_224_4scale_12ep", "swin"),
+)
+
+
+def build(
+    contender: Contender, inputs: list[dict[str, Any]], overrides: Sequence[str]
+) -> nn.Module:
+    """Build a detector with seeded weights."""
+    torch.manual_seed(0)
+    cfg = load_measured_config(
+        str(get_config_file(contender.config)), ["train.device=cpu", *overrides]
+    )
+    contender.change(cfg.model)
+    model = build_measured_model(cfg)
+    with torch.no_grad():
+        contender.finish(model, inputs)
+    return model
+
+
+def precision(dtype: str) -> AbstractContextManager[Any]:
+    """Return the context that a dtype is run in."""
+    return nullcontext() if dtype == "float32" else torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure a group; its detectors take turns."""
+    inputs = synthetic_inputs(*args.input_size)
+    group = [each for each in CONTENDERS if each.group == args.group]
+    models = {each.name: build(each, inputs, args.opts) for each in group}
+    samples: dict[str, list[float]] = {name: [] for name in models}
+    with precision(args.dtype):
+        for turn in range(1 + args.repeats):
+            for name, model in models.items():
+                seconds = timed(lambda model=model: model(inputs), CPU)
+                if turn:  # the first one warms up
+                    samples[name].append(1e3 * seconds)
+                print(f"{name}: {1e3 * seconds:.0f} ms", file=sys.stderr, flush=True)
+        peaks = {
+            name: peak_tensor_bytes(lambda model=model: model(inputs))
+            for name, model in models.items()
+        }
+    rows = []
+    for name, model in models.items():
+        chosen_by_content = name.startswith("SPT")
+        counted = count_flops(model, inputs, arithmetic=chosen_by_content)
+        summary = Summary.of(samples[name])
+        rows.append(
+            {
+                "name": name,
+                "ms": [round(value, 1) for value in (summary.median, summary.p10, summary.p90)],
+                "MiB": round(peaks[name] / 2**20, 1),
+                "gflops": round(counted.total / 1e9, 2),
+            }
+        )
+    return rows
+
+
+def table(recorded: dict[str, Any]) -> Table:
+    """Return all that is recorded as one table."""
+    rows: list[list[str | None]] = []
+    for contender in CONTENDERS:
+        found = {
+            dtype: {row["name"]: row for row in recorded[f"{contender.group} {dtype}"]["rows"]}
+            for dtype in ("float32", "bfloat16")
+            if f"{contender.group} {dtype}" in recorded
+        }
+        cells: list[str | None] = [contender.name, None]
+        for dtype in ("float32", "bfloat16"):
+            one = found.get(dtype, {}).get(contender.name)
+            if one is None:
+                cells += [None, None, None]
+                continue
+            dense = next(iter(found[dtype].values()))["ms"][0]
+            cells[1] = f"{one['gflops']:.1f}"
+            cells += [f"{one['ms'][0]:.0f}", f"{dense / one['ms'][0]:.2f}", f"{one['MiB']:.0f}"]
+        rows.append(cells)
+    runs = list(recorded.values())
+    return Table(
+        name="whole_detectors",
+        title=f"One image of {' x '.join(map(str, runs[0]['size']))} pixels, random weights, "
+        f"{runs[0]['threads']} threads",
+        columns=("detector", "GFLOPs")
+        + ("ms, float32", "times dense's speed", "MiB of tensors")
+        + ("ms, bfloat16", "times dense's speed", "MiB of tensors"),
+        rows=rows,
+        notes=(
+            f"Medians of {min(run['repeats'] for run in runs)} or more turns; bfloat16 by "
+            f"autocast; {runs[0]['machine']}.",
+            "; ".join(f"{run['date']}, `{run['command']}`" for run in runs),
+        ),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--group", choices=sorted({each.group for each in CONTENDERS}), default="resnet")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--input-size", type=int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
+    add("--threads", type=int, default=2)
+    add("--repeats", type=int, default=5, help="turns (default 5)")
+    add("--results", type=Path, default=RESULTS, metavar="FILE", help="where figures are recorded")
+    add("--splice", action="store_true", help="only write docs/performance.md")
+    add("opts", nargs="*", help="key=value overrides of all configs")
+    args = parser.parse_intermixed_args(arguments)
+    if min(args.threads, args.repeats) < 1:
+        parser.error("--threads and --repeats must be at least 1")
+    recorded = json.loads(args.results.read_text()) if args.results.exists() else {}
+    if not args.splice:
+        torch.set_num_threads(args.threads)
+        command = f"python -m benchmarks.whole_detectors --group {args.group} --dtype {args.dtype}"
+        recorded[f"{args.group} {args.dtype}"] = {
+            "rows": measure(args),
+            "command": command,
+            "size": list(args.input_size),
+            "threads": args.threads,
+            "repeats": args.repeats,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": f"{processor()}, torch {torch.__version__}",
+        }
+        args.results.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(str(args.results), (json.dumps(recorded, indent=1) + "\n").encode())
+    made = table(recorded)
+    sys.stdout.write(made.markdown())
+    if args.results == RESULTS:
+        splice(PAGE, made)
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

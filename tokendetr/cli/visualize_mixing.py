@@ -1,0 +1,91 @@
+"""Draw the matrix W of a transformed backbone: which tokens each reduced token is made of.
+
+Example:
+    tokendetr visualize-mixing --config-file token_transforming_dino_shapes_vit \\
+        --input datasets/shapes/val/000001.jpg --output output/mixing
+
+Writes NAME_mixing.png per picture: the reduced tokens that gather most, numbered, and a heat map of
+each one's row of W (Token Transforming's Figure 5). Tokens may light up in several maps: the part
+that does goes to mixing.json. The backbone must reduce the tokens of whole images (a plain ViT),
+not those of windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokendetr.config.load import load_config
+from tokendetr.config.zoo import get_config_file
+from tokendetr.encoder.forward_context import record_tokens
+from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.io.outputs import drawing_names
+from tokendetr.predict import Predictor, find_images, read_rgb
+from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens
+
+EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, KeyError, OSError, ValueError)
+
+
+def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: int) -> None:
+    """Write a sheet per picture, and the shares of all.
+
+    Raises:
+        ValueError: nothing was reduced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shares = {}
+    for path, target in zip(pictures, drawing_names(pictures, folder, "_mixing.png"), strict=True):
+        image_HWC = read_rgb(path)
+        with record_tokens() as trace:
+            predictor(image_HWC)
+        if not trace.reductions:
+            raise ValueError(
+                "no tokens of whole images were reduced: give a config with "
+                "model.backbone.token_transform and a plain ViT"
+            )
+        reduction = trace.reductions[0]
+        seen_HWC = predictor.resize.get_transform(image_HWC).apply_image(image_HWC)
+        draw_mixing(seen_HWC, reduction, count=count).save(target)
+        weight_BKN = reduction.token_map.weights_BKN()  # type: ignore[attr-defined]
+        shares[str(path)] = {
+            "block": reduction.block,
+            "reduced tokens": reduction.token_map.num_tokens,
+            "part of the tokens that go into several": shared_tokens(weight_BKN[0]),
+        }
+    (folder / "mixing.json").write_text(json.dumps(shares, indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="config, by name or file")
+    add("--input", nargs="+", required=True, help="pictures, folders or patterns")
+    add("--output", required=True, help="folder to write")
+    add("--count", type=int, default=14, help="rows of W to draw (default 14)")
+    add("opts", nargs="*", help="key=value overrides")
+    args = parser.parse_intermixed_args(arguments)
+    if args.count < 1:
+        parser.error("--count must be at least 1")
+    try:
+        pictures = find_images(args.input)
+        is_file = Path(args.config_file).suffix in (".py", ".yaml")
+        file = args.config_file if is_file else str(get_config_file(args.config_file))
+        draw(
+            Predictor.from_config(load_config(file, args.opts, trained=True)),
+            pictures,
+            Path(args.output),
+            args.count,
+        )
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error.args[0] if error.args else error}")
+    print(f"{args.output}: a sheet NAME_mixing.png per picture, and mixing.json")
+
+
+if __name__ == "__main__":
+    main()
