@@ -32,9 +32,8 @@ class RecoveryMaps(nn.Module):
 
     def __init__(self, channels: int, like: Tensor) -> None:
         super().__init__()
-        options = {"dtype": like.dtype, "device": like.device}
-        self.weight = nn.Parameter(torch.zeros(2, channels, 2 * channels, **options))
-        self.bias = nn.Parameter(torch.zeros(2, channels, **options))
+        self.weight = nn.Parameter(like.detach().new_zeros(2, channels, 2 * channels))
+        self.bias = nn.Parameter(like.detach().new_zeros(2, channels))
 
     def forward(self, before_BNC: Tensor, change_BNC: Tensor, kept_BN: Tensor, kept: int) -> Tensor:
         """Return restored tokens [B, N, C].
@@ -65,13 +64,13 @@ def add_maps(block: nn.Module, norm: nn.Module, how: Reduction | None) -> None:
         block.add_module(MAPS, RecoveryMaps(len(like), like).train(block.training))
 
 
-def remove_maps(block: nn.Module) -> None:
+def remove_maps(block: object) -> None:
     """Take a block's maps away again."""
     if maps_of(block) is not None:
         delattr(block, MAPS)
 
 
-def maps_of(block: nn.Module) -> RecoveryMaps | None:
+def maps_of(block: object) -> RecoveryMaps | None:
     """Return the maps of a block; None where it has none."""
     maps = getattr(block, MAPS, None)
     return maps if isinstance(maps, RecoveryMaps) else None

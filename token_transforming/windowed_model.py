@@ -142,6 +142,7 @@ def restore_windowed(backbone: Any) -> None:
     for stage in backbone.layers:
         if isinstance(stage, TransformedStage):
             del stage.token_plan
-            for block in stage.blocks:
+            blocks: Any = stage.blocks  # type: ignore[attr-defined]
+            for block in blocks:
                 remove_maps(block)
             stage.__class__ = original_class(type(stage))

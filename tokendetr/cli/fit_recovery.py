@@ -56,10 +56,10 @@ class ImageBatches(Sequence[list[dict[str, Any]]]):
         self.images = images
         self.files = images.held_back_batches() if held_back else None
         fitted = -(-len(images.fitted) // images.batch_size)
-        self.count = min(count, fitted) if self.files is None else len(self.files)
+        self.number = min(count, fitted) if self.files is None else len(self.files)
 
     def __len__(self) -> int:
-        return self.count
+        return self.number
 
     @overload
     def __getitem__(self, number: int) -> list[dict[str, Any]]: ...
@@ -68,8 +68,8 @@ class ImageBatches(Sequence[list[dict[str, Any]]]):
     def __getitem__(self, number: int | slice) -> Any:
         """Return one batch of inputs, or several."""
         if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(self.count))]
-        if not 0 <= number < self.count:
+            return [self[one] for one in range(*number.indices(self.number))]
+        if not 0 <= number < self.number:
             raise IndexError(number)
         if self.files is None:
             return self.images.batch(number)

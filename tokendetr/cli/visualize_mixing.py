@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 from tokendetr.encoder.forward_context import record_tokens
@@ -68,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--input", nargs="+", required=True, help="pictures, folders or patterns")
     add("--output", required=True, help="folder to write")
     add("--count", type=int, default=14, help="rows of W to draw (default 14)")
-    add("opts", nargs="*", help="key=value overrides")
-    args = parser.parse_intermixed_args(arguments)
+    args = parse_with_overrides(parser, arguments)
     if args.count < 1:
         parser.error("--count must be at least 1")
     try:
