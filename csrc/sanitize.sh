@@ -11,7 +11,7 @@ mkdir -p "$work/tests"
 rm -rf "$work/tokendetr" "$work/standalone" "$work/tests/ops"
 cp -r tokendetr standalone setup.py pyproject.toml README.md LICENSE "$work"/
 mkdir -p "$work/csrc" && cp -rp csrc/. "$work/csrc"
-cp -r tests/ops tests/conftest.py "$work/tests"/
+cp -r tests/ops tests/conftest.py tests/patience.py "$work/tests"/
 rm -f "$work"/tokendetr/libtokendetr_ops.* "$work"/tests/ops/test_cuda* "$work"/tests/ops/test_build.py
 cd "$work"
 TOKENDETR_SANITIZE=1 TOKENDETR_NO_CUDA=1 "$python" setup.py -q build_ext --inplace

@@ -1,9 +1,10 @@
-"""Shared settings of the test suite: CPU threads, skipping CUDA tests with a reason, a check that
-this checkout's stand-ins are tested."""
+"""Shared settings of the test suite: CPU threads, time limits that grow with the load, skipping
+CUDA tests with a reason, a check that this checkout's stand-ins are tested."""
 
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,3 +42,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:
+    """Give a test twice its limit, and as many times that as processes share a CPU."""
+    import pytest_timeout
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    share = max(1.0, load / (os.cpu_count() or 1))
+    scaled = settings._replace(timeout=settings.timeout * 2 * share)
+    return pytest_timeout.pytest_timeout_set_timer(item, scaled)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
 MACHINE = {"card": "a card"}
@@ -51,7 +53,7 @@ def test_a_part_is_ended_in_time_and_keeps_its_output(script, tmp_path: Path) ->
     part = script["Part"]("slow", [sys.executable, "-c", code], 60)
     started = time.monotonic()
     record = script["run"](part, 3)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < patience(15)
     assert record["status"] == "out of time"
     results = tmp_path / "x.json"
     code = f"open({str(results)!r}, 'w').write('[1]'); raise SystemExit(3)"

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path("tokendetr") / "libtokendetr_ops.so"
 TOOLCHAIN = runpy.run_path(str(ROOT / "csrc" / "setup" / "toolchain.py"))
@@ -50,7 +52,7 @@ def build(tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=240,
+        timeout=patience(60),
     )
 
 
@@ -85,7 +87,7 @@ def test_without_a_compiler_the_install_succeeds_and_both_ends_say_why(tree: Pat
         env=dict(os.environ) | {"PYTHONPATH": str(tree)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(30),
     )
     assert used.stdout.count("torch.Size([1, 1, 2])") == 2, used.stderr
     assert used.stderr.count("/absent/c++") == 1

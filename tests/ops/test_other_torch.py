@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.patience import patience
 from tokendetr.ops import library_facts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ def test_a_build_of_this_torch_serves_another(interpreter: str) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=patience(60),
     )
     assert result.returncode == 0, result.stderr
     loaded_by = result.stdout.rpartition("loaded by ")[2].strip()

@@ -8,6 +8,7 @@ import torch
 
 import tokendetr.ops
 from tests.ops.cases import random_case
+from tests.patience import patience
 from tokendetr.ops import extension_available, fallback, library, ms_deform_attn, use_reference
 from tokendetr.ops.fallback import use_extension
 
@@ -22,19 +23,19 @@ def test_a_thread_keeps_the_kernels_while_another_uses_plain_pytorch() -> None:
         with use_reference():
             inside.append(use_extension(tensor))
             entered.set()
-            finish.wait(10)
+            finish.wait(patience(5))
             inside.append(use_extension(tensor))
         inside.append(use_extension(tensor))
 
     thread = threading.Thread(target=other)
     thread.start()
-    assert entered.wait(10)
+    assert entered.wait(patience(5))
     here = use_extension(tensor)
     with use_reference(), use_reference():
         nested = use_extension(tensor)
     after = use_extension(tensor)
     finish.set()
-    thread.join(10)
+    thread.join(patience(5))
     assert inside == [False, False, True]
     assert (here, nested, after) == (True, False, True)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.patience import patience
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes
 
@@ -56,7 +57,7 @@ class Run:
         )
 
     def wait(self) -> int:
-        code = self.process.wait(timeout=900)
+        code = self.process.wait(timeout=patience(300))
         self.log.close()
         return code
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.patience import patience
 from tokendetr.checkpoint.weights import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ class Program:
         )
 
     def wait(self) -> int:
-        code = self.process.wait(timeout=240)
+        code = self.process.wait(patience(90))
         self.log.close()
         return code
 

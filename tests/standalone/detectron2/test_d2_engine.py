@@ -36,6 +36,7 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import OmegaConf
 from torch import nn
 
+from tests.patience import patience
 from tests.processes import report_threads_at_exit
 
 
@@ -430,7 +431,13 @@ def work_in_parallel(folder: str, json_file: str, fail: bool) -> None:
 def test_two_gloo_processes_equal_one(tmp_path):
     json_file, _ = random_coco(tmp_path, num_images=7, with_images=False)
     arguments = (str(tmp_path), json_file, False)
-    launch(work_in_parallel, 2, dist_url="auto", args=arguments, timeout=timedelta(seconds=200))
+    launch(
+        work_in_parallel,
+        2,
+        dist_url="auto",
+        args=arguments,
+        timeout=timedelta(seconds=patience(60)),
+    )
     result = torch.load(tmp_path / "out.pth")
     torch.manual_seed(0)
     model = Regression().double()
