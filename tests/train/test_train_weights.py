@@ -141,6 +141,39 @@ def test_bare_state_dict_and_module_prefix(tmp_path):
     assert torch.equal(target.stem.weight, source.stem.weight)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"state_dict": w, "meta": {"epoch": 3}},
+        lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()}, "epoch": 3},
+        lambda w: {"state_dict": {f"detector.module.{k}": v for k, v in w.items()}},
+        lambda w: {"ema": {"module": w, "updates": 5}, "optimizer": {"state": {}}},
+        lambda w: {"module": {f"_orig_mod.module.{k}": v for k, v in w.items()}},
+        lambda w: {"model": {"state_dict": w}},
+        lambda w: {"net": w, "acc": 0.5},
+        lambda w: {"model_ema": {f"module.{k}": v for k, v in w.items()}},
+    ],
+)
+def test_other_programs_checkpoints(tmp_path, wrap):
+    source = toy_detector_of(0.25)
+    path = str(tmp_path / "other.pth")
+    torch.save(wrap(source.state_dict()), path)
+    target = ToyDetector()
+    assert load_weights(AtomicCheckpointer(target), path).is_complete
+    assert torch.equal(target.stem.weight, source.stem.weight)
+
+
+def test_a_wrapped_moving_average_is_found_or_refused(tmp_path):
+    average = {f"module.{n}": torch.full_like(p, 3.0) for n, p in ToyDetector().named_parameters()}
+    path = save(tmp_path, toy_detector_of(1.0).state_dict(), ema_state=average)
+    model = ToyDetector()
+    load_weights(AtomicCheckpointer(model), path, use_ema=True)
+    assert model.stem.weight.unique().tolist() == [3.0]
+    path = save(tmp_path, toy_detector_of(1.0).state_dict(), ema_state={"other": torch.ones(1)})
+    with pytest.raises(CheckpointMismatchError, match="ema_state"):
+        load_weights(AtomicCheckpointer(model), path, use_ema=True)
+
+
 def test_matching_heuristics_query(tmp_path):
     path = str(tmp_path / "part.pth")
     torch.save({"weight": torch.zeros(1), "stem.weight": torch.ones(8, 3, 3, 3)}, path)

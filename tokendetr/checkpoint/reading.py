@@ -25,7 +25,18 @@ __all__ = ["read_checkpoint"]
 
 _PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
 # Where codes keep a model's weights inside their checkpoints, in the order of preference.
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "ema_state")
+_WRAPPERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "net",
+    "weights",
+    "params",
+    "ema_state",
+    "model_ema",
+    "ema",
+)
 
 
 def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
@@ -34,8 +45,9 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
     Args:
         path: a local ``.safetensors`` file, a ``.pkl`` of numpy arrays (detectron2's model zoo),
             or a file of ``torch.save``: with ``model``, ``state_dict``, ``model_state_dict``,
-            ``ema_state`` or ``model_state`` (``.pyth``), or a bare state dict. The prefixes
-            ``module.`` and ``_orig_mod.`` of wrapped models are removed from the keys.
+            ``ema_state`` and the like, also one in the other (``ema.module``), ``model_state``
+            (``.pyth``), or a bare state dict. The prefixes ``module.`` and ``_orig_mod.`` of
+            wrapped models are removed from the keys.
         query: ``matching_heuristics=True`` to match keys by their endings.
 
     Returns:
@@ -91,14 +103,22 @@ def _read_torch(path: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or is no checkpoint: {reason}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
-    for name in _WRAPPERS:
-        if isinstance(loaded.get(name), Mapping):
-            return {**loaded, "model": loaded[name]}
+    if isinstance(loaded.get("ema_state"), Mapping):
+        loaded["ema_state"] = _without_wrappers(path, _unwrapped(loaded["ema_state"]))
+    weights = _unwrapped(loaded)
+    if weights is not loaded:
+        return {**loaded, "model": weights}
     if "model_state" in loaded:
         weights = _checked_weights(path, loaded["model_state"])
         kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
         return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
     return {"model": loaded}
+
+
+def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights inside a checkpoint, however deep; the content itself where it wraps nothing."""
+    inner = next((content[n] for n in _WRAPPERS if isinstance(content.get(n), Mapping)), None)
+    return content if inner is None else _unwrapped(inner)
 
 
 def _refuse_zip_bomb(path: str) -> None:
@@ -146,7 +166,7 @@ def _checked_weights(path: str, weights: Any) -> dict[str, Any]:
 
 def _without_wrappers(path: str, weights: Mapping[str, Any]) -> dict[str, Any]:
     """Remove what DistributedDataParallel and torch.compile put into the names of weights."""
-    names = [name.replace("_orig_mod.", "") for name in weights]
+    names = [str(name).replace("_orig_mod.", "") for name in weights]
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
     if len(set(names)) != len(names):

@@ -233,19 +233,36 @@ def _report(model: nn.Module, incompatible: Any, file_keys: set[str]) -> LoadRep
 @torch.no_grad()
 def _load_ema(model: nn.Module, ema_state: Mapping[str, Tensor]) -> None:
     targets = dict([*model.named_parameters(), *model.named_buffers()])
+    if not targets.keys() & ema_state.keys():
+        raise CheckpointMismatchError("no key of the checkpoint's ema_state fits the model")
     for name, value in ema_state.items():
         if name in targets:
             targets[name].copy_(value)
 
 
 def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Let parts of the model rename the weights of published checkpoints."""
-    converted = dict(weights)
+    """Undo what wraps the model in the file, and let parts of the model rename the weights of
+    published checkpoints."""
+    converted = _without_prefix(dict(weights), model)
     for module in model.modules():
         convert = getattr(module, "convert_weights", None)
         if convert is not None:
             converted = convert(converted)
     return converted
+
+
+def _without_prefix(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Remove first names that all keys share and no key of the model has, where the rest fits: of
+    a training program's own module around the model (``model.``, ``detector.module.``)."""
+    own = model.state_dict().keys()
+    prefix = os.path.commonprefix([f"{key.rpartition('.')[0]}." for key in weights])
+    prefix = prefix[: prefix.rfind(".") + 1]
+    stripped = {key.removeprefix(prefix): value for key, value in weights.items()}
+    is_new = not any(key.startswith(prefix) for key in own)
+    if not prefix or not is_new or len(own & stripped.keys()) * 2 < len(stripped):
+        return weights
+    logger.info("All weights of the file are below '%s', which is left out", prefix)
+    return stripped
 
 
 def _with_aliases(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, Any]:
