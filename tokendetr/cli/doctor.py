@@ -29,7 +29,8 @@ OK, NOTE, FAILED = "ok", "note", "FAILED"
 OLDEST_TORCH = (2, 10)
 UNKNOWN = "no version known"
 OPTIONAL = {
-    "hotcoco": "fast COCO evaluation",
+    "hotcoco": "fast COCO evaluation, VOC and YOLO labels, analysis of results",
+    "plotly": "reports",
     "faster_coco_eval": "fast COCO evaluation",
     "lvis": "LVIS evaluation",
     "transformers": "Token Transforming of Hugging Face's models",

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tokendetr.cli.argument_types import output_folder, share
-from tokendetr.data.shapes import register_shapes
+from tokendetr.data.known import register_if_known
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import read_rgb
 from tokendetr.visualization.boxes import annotated_boxes, draw_boxes, found_boxes, legible_scale
@@ -91,7 +91,7 @@ def to_instances(
 def compare(args: argparse.Namespace) -> int:
     """Write a picture per image of the data set that has results; returns how many."""
     by_image = read_results(args.input)
-    register_shapes()
+    register_if_known(args.dataset)
     if args.dataset not in DatasetCatalog.list():
         raise KeyError(f"no data set is registered as {args.dataset!r}: {DatasetCatalog.list()}")
     records = [r for r in DatasetCatalog.get(args.dataset) if r["image_id"] in by_image]

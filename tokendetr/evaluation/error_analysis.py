@@ -5,6 +5,7 @@ Shapes: V class.
 """
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -256,26 +257,28 @@ class _Evaluated:
             boxes=shown.boxes(names),
         )
 
+    @cached_property
+    def boxes_by_class(self) -> Counter[Any]:
+        return Counter(a["category_id"] for a in self.data["annotations"] if not a.get("iscrowd"))
+
+    @cached_property
+    def outcomes(self) -> dict[Any, list[tuple[float, bool]]]:
+        """By class, score and whether it is right of every detection that counts; best first."""
+        status = self.diagnostics["dt_status"]
+        found: dict[Any, list[tuple[float, bool]]] = defaultdict(list)
+        for row in self.rows:
+            if status.get(row["id"]) in ("tp", "fp"):
+                found[row["category_id"]].append((row["score"], status[row["id"]] == "tp"))
+        for each in found.values():
+            each.sort(reverse=True)
+        return found
+
     def _curve(self, category_id: int) -> dict[str, NDArray[np.float64]]:
         """Precision, recall and F1 of a class at IoU 0.5 for every score threshold."""
-        status = self.diagnostics["dt_status"]
-        found = sorted(
-            (
-                (row["score"], status[row["id"]] == "tp")
-                for row in self.rows
-                if row["category_id"] == category_id and status.get(row["id"]) in ("tp", "fp")
-            ),
-            reverse=True,
-        )
-        boxes = sum(
-            a["category_id"] == category_id and not a.get("iscrowd")
-            for a in self.data["annotations"]
-        )
-        score, right = (
-            (np.array(column, dtype=float) for column in zip(*found, strict=True))
-            if (found)
-            else (np.zeros(0), np.zeros(0))
-        )
+        found = self.outcomes.get(category_id, [])
+        boxes = self.boxes_by_class[category_id]
+        score = np.array([each for each, _ in found])
+        right = np.array([each for _, each in found], dtype=float)
         hits = right.cumsum()
         precision = hits / np.arange(1, len(hits) + 1)
         recall = hits / max(boxes, 1)
@@ -315,10 +318,7 @@ class _Evaluated:
             yield {
                 "id": category["id"],
                 "name": category["name"],
-                "boxes": sum(
-                    a["category_id"] == category["id"] and not a.get("iscrowd")
-                    for a in self.data["annotations"]
-                ),
+                "boxes": self.boxes_by_class[category["id"]],
                 "AP": self._mean("precision", None, 0, index),
                 "AP50": self._mean("precision", 0, 0, index),
                 "AP75": self._mean("precision", 5, 0, index),

@@ -24,6 +24,7 @@ from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.reading import read_checkpoint
 from tokendetr.checkpoint.weights import load_weights
+from tokendetr.data.known import register_if_known
 from tokendetr.layers.cpu import optimize
 
 __all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
@@ -190,6 +191,7 @@ def dataset_metadata(cfg: DictConfig, name: str | None = None) -> Any:
     if name is None:
         names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default="coco_2017_val")
         name = names if isinstance(names, str) else names[0]
+    register_if_known(name)
     if name not in DatasetCatalog.list():
         raise KeyError(f"no data set is registered as {name!r}: {DatasetCatalog.list()}")
     metadata = MetadataCatalog.get(name)

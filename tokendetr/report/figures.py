@@ -109,11 +109,16 @@ def cost_figures(runs: Sequence[Run]) -> list[Figure]:
     return figures
 
 
-def analysis_figures(analysis: Analysis) -> list[Figure]:
-    """Precision and recall, F1, confusions, calibration and kinds of errors of one run."""
+def analysis_figures(analysis: Analysis, colors: Mapping[str, str]) -> list[Figure]:
+    """Precision and recall, F1, confusions, calibration and kinds of errors of one run.
+
+    Args:
+        analysis: of the run.
+        colors: of each class, as on the images.
+    """
     return [
-        _curves(analysis, "recall", "precision", "Precision and recall at IoU 0.5"),
-        _curves(analysis, "score", "f1", "F1 by score threshold"),
+        _curves(analysis, colors, "recall", "precision", "Precision and recall at IoU 0.5"),
+        _curves(analysis, colors, "score", "f1", "F1 by score threshold"),
         _confusion(analysis),
         _calibration(analysis),
         _errors(analysis),
@@ -124,7 +129,7 @@ def _shown_classes(analysis: Analysis) -> Sequence[Mapping[str, Any]]:
     return sorted(analysis.classes, key=lambda row: -row["boxes"])[:_MOST_CLASSES]
 
 
-def _curves(analysis: Analysis, x: str, y: str, title: str) -> Figure:
+def _curves(analysis: Analysis, colors: Mapping[str, str], x: str, y: str, title: str) -> Figure:
     go = load_plotly().graph_objects
     traces = [
         go.Scatter(
@@ -133,6 +138,7 @@ def _curves(analysis: Analysis, x: str, y: str, title: str) -> Figure:
             customdata=analysis.curves[row["name"]]["score"],
             name=row["name"],
             mode="lines",
+            line={"color": colors[row["name"]]},
             hovertemplate=f"{row['name']}<br>{x} %{{x:.3f}}, {y} %{{y:.3f}}"
             "<br>score %{customdata:.3f}<extra></extra>",
         )

@@ -160,13 +160,14 @@ def _render(
 ) -> str:
     keys = {path: f"image{number}" for number, path in enumerate(shown)}
     classes = sorted({row["name"] for run in runs for row in run.analysis.classes})
+    colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(classes)}
     data = {
-        "colors": {name: COLORS[n % len(COLORS)] for n, name in enumerate(classes)},
+        "colors": colors,
         "images": {keys[path]: _embedded(path, side) for path in shown},
         "figures": {
             "cost": cost_figures(runs) if len(runs) > 1 and runs[0].cost else [],
             "training": training_figures(runs),
-            **{f"run{n}": analysis_figures(run.analysis) for n, run in enumerate(runs)},
+            **{f"run{n}": analysis_figures(run.analysis, colors) for n, run in enumerate(runs)},
         },
         "runs": [_run_data(run, shown, keys, worst) for run in runs],
         "tokens": [

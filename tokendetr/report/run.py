@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tokendetr.analysis.flops import count_flops
 from tokendetr.config.load import load_config
 from tokendetr.data.coco_check import read_coco
+from tokendetr.data.known import register_if_known
 from tokendetr.data.validate import coco_files, dataset_names
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.error_analysis import Analysis, analyze_results
@@ -103,6 +104,7 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
     cfg = load_config(str(folder / "config.yaml") if is_folder else source, trained=not is_folder)
     name = folder.resolve().name if is_folder else source
     tested = next((name for name, for_test in dataset_names(cfg, evaluation_only=True)), "")
+    register_if_known(tested)
     files = coco_files(tested)
     if files is None:
         raise DatasetError(f"the test set {tested!r} of {source} is not in COCO's format")

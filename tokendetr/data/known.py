@@ -1,0 +1,22 @@
+"""The project's own data sets by name."""
+
+from detectron2.data import DatasetCatalog
+
+from tokendetr.data.bccd import register_bccd
+from tokendetr.data.bdd100k import register_bdd100k
+from tokendetr.data.shapes import register_shapes
+
+__all__ = ["register_if_known"]
+
+_REGISTER = {"shapes": register_shapes, "bccd": register_bccd, "bdd100k": register_bdd100k}
+
+
+def register_if_known(name: str) -> None:
+    """Register a data set of the project that nobody has registered; other names are left alone.
+
+    Args:
+        name: such as ``shapes_val``.
+    """
+    register = _REGISTER.get(name.rpartition("_")[0])
+    if register is not None and name not in DatasetCatalog:
+        register()
