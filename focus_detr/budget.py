@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from tokendetr.errors import ExportError
+from tokendetr.tokens import Counts, TracedCounts, longest_count, map_counts
+
 COUNT_RULES = ("per_image", "batch")
 LOWEST_RATIO = 0.1
 _SLACK = 1e-9
@@ -81,7 +84,7 @@ class FocusBudget:
             return tuple(self.layer_ratios)
         return cascade_ratios(self.keep_ratio, self.num_layers)
 
-    def layer_counts(self, layer: int, valid_counts: Sequence[int]) -> tuple[int, list[int]]:
+    def layer_counts(self, layer: int, valid_counts: Counts) -> tuple[int, Counts]:
         """Return the length of a layer's token list, and how many of them each image updates.
 
         With "per_image", image i updates ``ceil(ratio * valid_i)`` tokens and the list is as long
@@ -92,11 +95,20 @@ class FocusBudget:
         Args:
             layer: from 0.
             valid_counts: real tokens of each image.
+
+        Raises:
+            ExportError: with "batch", in a program that is being exported for images of any size.
         """
         ratio, first = self.ratios[layer], self.ratios[0]
         if self.counts == "batch":
+            if isinstance(valid_counts, TracedCounts):
+                raise ExportError(
+                    "counts='batch' keeps as many tokens as the largest image of a batch says: "
+                    "export the model for images that fill the canvas (padding=False, "
+                    "--no-padding), or set counts='per_image'"
+                )
             own = [int(first * valid + _SLACK) + 1 for valid in valid_counts]
             length = int(max(own) * (ratio / first) + _SLACK)
             return length, [min(length, count) for count in own]
-        counts = [math.ceil(ratio * valid - _SLACK) for valid in valid_counts]
-        return max(counts), counts
+        counts = map_counts(valid_counts, lambda valid: math.ceil(ratio * valid - _SLACK))
+        return longest_count(counts), counts

@@ -23,6 +23,7 @@ from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.tokens import (
     Keep,
     TokenMap,
+    map_counts,
     overlapping_size_ranges,
     put_rows,
     take_rows,
@@ -217,14 +218,14 @@ class FocusPlan(TokenPlan):
         if sparsifier.selection != "random":
             self.score_BN = self._logits_BN
         context.recorder.record_score("foreground", self._logits_BN)
-        self._tokens = [sum(levels) for levels in layout.valid_counts]
+        self._tokens = layout.token_counts
         score_BN = self._logits_BN.detach()
         if sparsifier.selection == "random":
             score_BN = torch.rand_like(score_BN)
         longest, _ = budget.layer_counts(0, self._tokens)
         self._order_BK, _ = topk_valid(
             score_BN,
-            [longest] * layout.batch_size,
+            map_counts(self._tokens, lambda _: longest),
             valid_BN=layout.valid_BN if layout.may_have_padding else None,
             valid_counts=self._tokens,
         )
@@ -284,10 +285,10 @@ class FocusPlan(TokenPlan):
         length, counts = self.focus.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
         if self.focus.budget.counts == "batch":  # entries that are thrown away take part
-            counts, valid_BK = [length] * len(counts), None
+            counts, valid_BK = map_counts(counts, lambda _: length), None
         return topk_valid(
             score_BK,
-            [min(self.focus.num_objects, count) for count in counts],
+            map_counts(counts, lambda count: min(self.focus.num_objects, count)),
             valid_BN=valid_BK,
             valid_counts=counts,
         )

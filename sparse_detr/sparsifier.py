@@ -15,7 +15,15 @@ from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValueP
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.layers.score_head import ScoreHead
-from tokendetr.tokens import Keep, MassBudget, TokenMap, topk_valid
+from tokendetr.tokens import (
+    Counts,
+    Keep,
+    MassBudget,
+    TokenMap,
+    TracedCounts,
+    map_counts,
+    topk_valid,
+)
 
 Selection = Literal["dam", "objectness", "random"]
 Projection = Literal["host", "own"]
@@ -183,8 +191,8 @@ class SparsePlan(TokenPlan):
         super().__init__(context)
         self.options = sparsifier
         layout = context.layout
-        self._valid_counts = [sum(levels) for levels in layout.valid_counts]
-        self._counts = [sparsifier.kept_tokens(count) for count in self._valid_counts]
+        self._valid_counts = layout.token_counts
+        self._counts = map_counts(self._valid_counts, sparsifier.kept_tokens)
         self._valid_BN = layout.valid_BN if layout.may_have_padding else None
         self._judged: list[tuple[int, Tensor, TokenMap]] = []
         self._map: TokenMap = self._identity
@@ -220,10 +228,10 @@ class SparsePlan(TokenPlan):
             self._judged.append((-1, token_BNC, self._identity))
         return options.class_embed[-1](token_BNC).amax(dim=-1)
 
-    def _evaluated_counts(self, score_BN: Tensor) -> list[int]:
+    def _evaluated_counts(self, score_BN: Tensor) -> Counts:
         """Return how many tokens each image keeps outside of training."""
         options = self.options
-        if options.mass_budget is None:
+        if options.mass_budget is None or isinstance(self._valid_counts, TracedCounts):
             return self._counts
         return options.mass_budget.counts(
             score_BN,

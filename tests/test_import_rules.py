@@ -62,6 +62,7 @@ LADDER = (
     ("visualization",),
     ("predict",),
     ("report",),
+    ("deploy",),
     ("sparsification",),
     ("integrations",),
     ("cli",),

@@ -69,6 +69,14 @@ class CheckpointMismatchError(CheckpointError):
     """A checkpoint does not fit the model; the message lists the keys."""
 
 
+class ExportError(ValueError):
+    """A model cannot be exported as asked; the message says why and what to do."""
+
+
+class ExportCheckError(RuntimeError):
+    """An exported model does not compute what the model computes; the message says how far off."""
+
+
 class RunFolderError(ValueError):
     """An output folder that this run must not use; the message says what to do."""
 
@@ -83,6 +91,8 @@ EXPECTED_ERRORS = (
     CheckpointWriteError,
     ConfigError,
     DatasetError,
+    ExportCheckError,
+    ExportError,
     FileNotFoundError,
     HostError,
     LoaderError,

@@ -43,8 +43,13 @@ COMMANDS = {
         "tokendetr.cli.analyze_model:main", "operations, parameters, activations"
     ),
     "benchmark": Command("tokendetr.cli.benchmark:main", "time of detectors side by side"),
-    "export": Command("tokendetr.cli.export_checkpoint:main", "small weight files, conversions"),
     "convert": Command("tokendetr.cli.convert_dataset:main", "Pascal VOC or YOLO labels to COCO"),
+    "export": Command(
+        "tokendetr.cli.export_model:main", "a detector for use outside of Python, with proof"
+    ),
+    "export-weights": Command(
+        "tokendetr.cli.export_checkpoint:main", "small weight files, conversions"
+    ),
     "check-data": Command("tokendetr.cli.check_dataset:main", "check annotations and images"),
     "visualize-tokens": Command(
         "tokendetr.cli.visualize_tokens:main", "draw what encoder layers keep and merge"

@@ -169,7 +169,7 @@ class AnchorDetector(DeformableDetector):
 
     def decode(self, pyramid: Pyramid, denoising: DenoisingQueries | None) -> Detections:
         """Predictions of every query, denoising ones first, and of the selected proposals."""
-        learned = None if self.as_two_stage else self.learned_anchors(len(pyramid.features[0]))
+        learned = None if self.as_two_stage else self.learned_anchors(pyramid.features[0].shape[0])
         output = self.transformer(pyramid, learned, denoising)
         layers = predict(
             output.decoded, self.class_embed, self.bbox_embed, self.transformer.decoder.num_layers

@@ -109,7 +109,7 @@ class PositionedTransformer(TwoStageTransformer):
         if self.as_two_stage:
             return self._propose_queries(encoded, learned_QD, limit)
         assert learned_QD is not None
-        return None, self._learned_queries(learned_QD, len(encoded.memory_BNC))
+        return None, self._learned_queries(learned_QD, encoded.memory_BNC.shape[0])
 
     def _learned_queries(self, learned_QD: Tensor, batch_size: int) -> ObjectQueries:
         position_QC, content_QC = learned_QD.split(self.embed_dim, dim=1)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from tokendetr.tokens import LevelLayout
+from tokendetr.tokens import LevelLayout, longest_count, map_counts, valid_from_counts
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,10 @@ def select_top(
     scores_BN = scores_BN.detach()
     if not skip_padding:
         return scores_BN.topk(min(limit, layout.num_tokens), dim=1).indices, None
-    token_counts = [sum(levels) for levels in layout.valid_counts]
-    k = min(limit, max(token_counts))
+    counts = map_counts(layout.token_counts, lambda count: min(limit, count))
+    k = longest_count(counts)
     indices_BQ = scores_BN.masked_fill(~layout.valid_BN, float("-inf")).topk(k, dim=1).indices
-    if min(token_counts) >= k:
-        return indices_BQ, None
-    counts_B = torch.tensor(token_counts, device=scores_BN.device)
-    return indices_BQ, torch.arange(k, device=scores_BN.device)[None] < counts_B[:, None]
+    return indices_BQ, valid_from_counts(counts, k, scores_BN.device)
 
 
 def propose(

@@ -145,7 +145,7 @@ def level_positions(position_embedding: nn.Module, mask_BHW: Tensor, *, same: bo
     """Position embedding of one level; images with the same mask share one computation."""
     if not same:
         return position_embedding(mask_BHW)
-    return position_embedding(mask_BHW[:1]).expand(len(mask_BHW), -1, -1, -1)
+    return position_embedding(mask_BHW[:1]).expand(mask_BHW.shape[0], -1, -1, -1)
 
 
 def flatten_levels(levels_BCHW: Sequence[Tensor]) -> Tensor:

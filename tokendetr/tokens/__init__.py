@@ -9,6 +9,7 @@ from tokendetr.tokens.assignment import (
     assign_by_similarity,
 )
 from tokendetr.tokens.budget import MassBudget
+from tokendetr.tokens.counts import Counts, TracedCounts, longest_count, map_counts
 from tokendetr.tokens.labels import box_labels, grid_labels, overlapping_size_ranges
 from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.maps.base import Identity, Keep, TokenMap, put_rows, take_rows
@@ -32,6 +33,7 @@ __all__ = [
     "AffinityMatch",
     "Assignment",
     "ClusterAssignment",
+    "Counts",
     "DenseAssignment",
     "Identity",
     "Keep",
@@ -44,12 +46,15 @@ __all__ = [
     "Pack",
     "SimilarityAssignment",
     "TokenMap",
+    "TracedCounts",
     "WindowGroup",
     "box_labels",
     "grid_labels",
     "overlapping_size_ranges",
     "assign_by_similarity",
     "inverse_norms",
+    "longest_count",
+    "map_counts",
     "match_by_affinity",
     "nearest_recovery",
     "partition",

@@ -11,6 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tokendetr.errors import ExportError
+from tokendetr.tokens.counts import Counts, TracedCounts
+
 LevelShapes = tuple[tuple[int, int], ...]
 
 
@@ -26,12 +29,15 @@ class LevelLayout:
         valid_BN: bool, True where a token is real and False where it is padding.
         valid_ratios_BL2: float, real width / width and real height / height of each level.
         known_sizes: real ``(height, width)`` per image and level, where the maker knew them.
+        traced_sizes_BL2: the same as a long tensor in a program that is being exported: sizes are
+            an input of the program then, and nothing may ask for them as Python integers.
     """
 
     level_shapes: LevelShapes
     valid_BN: Tensor
     valid_ratios_BL2: Tensor
     known_sizes: tuple[LevelShapes, ...] | None = None
+    traced_sizes_BL2: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.level_shapes or any(h < 1 or w < 1 for h, w in self.level_shapes):
@@ -117,6 +123,30 @@ class LevelLayout:
         )
 
     @classmethod
+    def from_traced_sizes(
+        cls, level_shapes: Sequence[Sequence[int]], sizes_BL2: Tensor
+    ) -> "LevelLayout":
+        """Describe levels whose real part is an input of a program that is being exported.
+
+        Args:
+            level_shapes: ``(height, width)`` of each level, finest first.
+            sizes_BL2: long, per image and level the real ``(height, width)``, at the upper left.
+        """
+        shapes = tuple((int(height), int(width)) for height, width in level_shapes)
+        device, masks = sizes_BL2.device, []
+        for level, (height, width) in enumerate(shapes):
+            valid_BH = torch.arange(height, device=device) < sizes_BL2[:, level, 0, None]
+            valid_BW = torch.arange(width, device=device) < sizes_BL2[:, level, 1, None]
+            masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
+        shape_L2 = torch.tensor(shapes, dtype=torch.float32, device=device)
+        return cls(
+            level_shapes=shapes,
+            valid_BN=torch.cat(masks, dim=1),
+            valid_ratios_BL2=(sizes_BL2.to(torch.float32) / shape_L2).flip(-1),
+            traced_sizes_BL2=sizes_BL2,
+        )
+
+    @classmethod
     def from_upstream(
         cls,
         *,
@@ -160,7 +190,7 @@ class LevelLayout:
     @property
     def batch_size(self) -> int:
         """Number of images B."""
-        return int(self.valid_BN.shape[0])
+        return self.valid_BN.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -191,8 +221,16 @@ class LevelLayout:
         return ~self.valid_BN
 
     @cached_property
+    def token_counts(self) -> Counts:
+        """Real tokens of each image, also in a program that is being exported."""
+        if self.traced_sizes_BL2 is None:
+            return [sum(levels) for levels in self.valid_counts]
+        return TracedCounts(self.traced_sizes_BL2.prod(dim=2).sum(dim=1), self.num_tokens)
+
+    @cached_property
     def valid_counts(self) -> tuple[tuple[int, ...], ...]:
         """Real tokens of each image and level, as Python integers."""
+        self._check_known()
         if self.known_sizes is not None:
             return tuple(tuple(h * w for h, w in sizes) for sizes in self.known_sizes)
         counts_BL = torch.stack([valid.sum(dim=1) for valid in self.split(self.valid_BN)], dim=1)
@@ -205,6 +243,7 @@ class LevelLayout:
         Raises:
             ValueError: where padding lies elsewhere than at the right and the bottom.
         """
+        self._check_known()
         if self.known_sizes is not None:
             return self.known_sizes
         sizes = []
@@ -219,6 +258,13 @@ class LevelLayout:
                     f"columns: levels of {image} have {list(counts)} real tokens"
                 )
         return tuple(tuple((h, w) for h, w in image) for image in sizes_BL2)
+
+    def _check_known(self) -> None:
+        if self.traced_sizes_BL2 is not None:
+            raise ExportError(
+                "a part of the model needs the sizes of images as numbers while it is exported: "
+                "export it for images that fill the canvas (padding=False, --no-padding)"
+            )
 
     def spatial_shapes(self, device: torch.device | str | None = None) -> Tensor:
         """Return the shapes as upstream's LongTensor [L, 2] of (height, width)."""

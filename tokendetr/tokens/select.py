@@ -10,10 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokendetr.tokens.counts import Counts, TracedCounts, longest_count
 
-def valid_from_counts(counts: Sequence[int], length: int, device: torch.device) -> Tensor | None:
+
+def valid_from_counts(counts: Counts, length: int, device: torch.device) -> Tensor | None:
     """Return bool [B, length], True for the first ``counts[b]`` entries; None where that is all of
     them."""
+    if isinstance(counts, TracedCounts):
+        return torch.arange(length, device=device) < counts.count_B[:, None]
     if all(count == length for count in counts):
         return None
     counts_B1 = torch.tensor(counts, device=device)[:, None]
@@ -29,10 +33,10 @@ def ragged_index(counts: Sequence[int], stride: int, device: torch.device) -> Te
 
 def topk_valid(
     score_BN: Tensor,
-    counts: Sequence[int],
+    counts: Counts,
     *,
     valid_BN: Tensor | None = None,
-    valid_counts: Sequence[int] | None = None,
+    valid_counts: Counts | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return each image's best candidates, best first; equal scores keep their order of position.
 
@@ -51,21 +55,34 @@ def topk_valid(
     Raises:
         ValueError: for a count below 0 or a wrong number of counts.
     """
-    batch, candidates = score_BN.shape
-    if len(counts) != batch or any(count < 0 for count in counts):
-        raise ValueError(f"need {batch} counts of at least 0, got {list(counts)}")
     score_BN = score_BN.detach()
     lowest = torch.finfo(score_BN.dtype).min
     score_BN = score_BN.nan_to_num(nan=lowest, neginf=lowest)
-    if valid_BN is None:
-        existing: Sequence[int] = [candidates] * batch
-    else:
+    if valid_BN is not None:
         score_BN = score_BN.masked_fill(~valid_BN, float("-inf"))
-        existing = valid_BN.sum(dim=1).tolist() if valid_counts is None else valid_counts
-    counts = [min(count, exists) for count, exists in zip(counts, existing, strict=True)]
-    length = max(counts, default=0)
+    counts = _existing(counts, score_BN, valid_BN, valid_counts)
+    length = longest_count(counts)
     order_BN = score_BN.sort(dim=1, descending=True, stable=True).indices
     return order_BN[:, :length], valid_from_counts(counts, length, score_BN.device)
+
+
+def _existing(
+    counts: Counts, score_BN: Tensor, valid_BN: Tensor | None, valid_counts: Counts | None
+) -> Counts:
+    """Return the counts, none larger than what there is of an image."""
+    batch, candidates = score_BN.shape
+    if isinstance(counts, TracedCounts):
+        count_B = counts.count_B.clamp_max(candidates)
+        if valid_BN is not None:
+            count_B = count_B.minimum(valid_BN.sum(dim=1))
+        return TracedCounts(count_B, min(counts.longest, candidates))
+    if len(counts) != batch or any(count < 0 for count in counts):
+        raise ValueError(f"need {batch} counts of at least 0, got {list(counts)}")
+    existing: Sequence[int] = [candidates] * batch
+    if valid_BN is not None:
+        known = valid_counts is not None and not isinstance(valid_counts, TracedCounts)
+        existing = valid_counts if known else valid_BN.sum(dim=1).tolist()
+    return [min(count, exists) for count, exists in zip(counts, existing, strict=True)]
 
 
 def partition(keep_BN: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,9 @@ def sampling_locations(
     """
     reference = reference_points_BQLX[:, :, None, :, None, :]
     if reference_points_BQLX.shape[-1] == 2:
-        size_L12 = sampling_offsets_BQMLP2.new_tensor([(w, h) for h, w in level_shapes])[:, None, :]
+        # Made without new_tensor, which cannot be traced inside a decomposition.
+        sizes = [sampling_offsets_BQMLP2.new_full((1,), n) for h, w in level_shapes for n in (w, h)]
+        size_L12 = torch.cat(sizes).view(-1, 1, 2)
         return reference + sampling_offsets_BQMLP2 / size_L12
     points = sampling_offsets_BQMLP2.shape[4]
     return reference[..., :2] + sampling_offsets_BQMLP2 / points * reference[..., 2:] * 0.5

@@ -1,0 +1,118 @@
+"""Exported files compute what the model computes, and none is kept that does not."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from tests.deploy.models import CANVAS, build, images
+from tests.tools.configs import write_config
+from tokendetr.cli import export_model
+from tokendetr.deploy import DeployedDetector, ExportOptions, check, export
+from tokendetr.deploy.operators import gathered_attention
+from tokendetr.deploy.programs import trace
+from tokendetr.deploy.proof import padded_inputs, proof_images
+from tokendetr.errors import ExportCheckError, ExportError
+from tokendetr.ops import extension_available, ms_deform_attn_reference
+
+pytestmark = pytest.mark.skipif(
+    not extension_available(), reason="models are exported with the compiled kernels"
+)
+NO_ONNX = [name for name in ("onnxscript", "onnxruntime") if find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(NO_ONNX), reason=f"not installed: {', '.join(NO_ONNX)}")
+
+
+def test_one_program_takes_any_number_of_images_of_any_size():
+    entry = DeployedDetector(build("dino", "sparse"))
+    program = trace(entry, CANVAS, batch=None).module()
+    for pictures in (images()[:1], images()[:5]):
+        inputs = padded_inputs(pictures, CANVAS)
+        with torch.no_grad():
+            for found, expected in zip(program(*inputs), entry(*inputs), strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_a_file_is_kept_only_if_it_computes_the_same(tmp_path):
+    model, path = build("deformable"), tmp_path / "model.pt2"
+    record = export(model, path, ExportOptions("pt2", CANVAS), source="deformable")
+    assert record["good"] and record["checks"]["torch.export"]["images"] >= 8
+    assert json.loads((tmp_path / "model.pt2.json").read_text()) == json.loads(json.dumps(record))
+    assert check(model, path)["good"]
+    with torch.no_grad():
+        model.bbox_embed[-1].layers[-1].bias.add_(0.3)
+    with pytest.raises(ExportCheckError, match="have no partner"):
+        check(model, path)
+    assert not json.loads((tmp_path / "model.pt2.json").read_text())["good"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"format": "tflite"}, "format must be one of"),
+        ({"format": "onnx", "sampling": "nearest"}, "sampling must be"),
+        ({"format": "pt2", "size": (0, 5)}, "size must be"),
+    ],
+)
+def test_unknown_options_are_named(options, message):
+    with pytest.raises(ExportError, match=message):
+        ExportOptions(**{"size": CANVAS, **options})
+
+
+def test_the_ending_of_a_file_is_its_formats(tmp_path):
+    with pytest.raises(ExportError, match=r"named \*\.pt2"):
+        export(build("dino"), tmp_path / "model.onnx", ExportOptions("pt2", CANVAS))
+    assert not list(tmp_path.iterdir())
+
+
+def test_proofs_see_images_smaller_than_the_canvas():
+    sizes = {tuple(image.shape[1:]) for image in proof_images(CANVAS, padding=True)}
+    assert len(sizes) >= 6 and CANVAS in sizes
+    assert {tuple(i.shape[1:]) for i in proof_images(CANVAS, padding=False)} == {CANVAS}
+
+
+def test_gathering_is_sampling():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((5, 7), (3, 2))
+    value = torch.randn(2, 41, 3, 4, generator=generator, dtype=torch.float64)
+    locations = torch.rand(2, 6, 3, 2, 5, 2, generator=generator, dtype=torch.float64) * 1.6 - 0.3
+    locations[0, 0, 0, 0, 0] = float("nan")
+    locations[1, 2, 1, 1, 3, 0] = 1e30
+    weights = torch.rand(2, 6, 3, 2, 5, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        gathered_attention(value, shapes, locations, weights),
+        ms_deform_attn_reference(value, shapes, locations, weights),
+    )
+
+
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.parametrize("sampling", ["grid_sample", "gather"])
+@pytest.mark.parametrize(
+    "detector, method, padding",
+    [
+        ("dino", "dense", True),
+        ("dino", "sparse", True),
+        ("dab_two_stage", "focus", True),
+        ("h_two_stage", "dynamic", False),
+        ("dn", "dense", True),
+        ("deformable_refine", "dense", True),
+    ],
+)
+def test_onnx_files_in_every_runtime(detector, method, padding, sampling, tmp_path):
+    options = ExportOptions("onnx", CANVAS, padding=padding, sampling=sampling)
+    record = export(build(detector, method), tmp_path / "model.onnx", options)
+    assert record["checks"]["onnxruntime"]["good"]
+
+
+@pytest.mark.slow
+@needs_onnx
+def test_the_program_exports_and_checks_a_config(tmp_path, capsys):
+    config, path = write_config(tmp_path), str(tmp_path / "small.onnx")
+    common = ["--config-file", config, "--output", path]
+    torch.manual_seed(0)
+    export_model.main([*common, "--size", "64", "96"])
+    assert "good in onnxruntime" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="does not compute what the model computes"):
+        export_model.main([*common, "--check"])  # other random weights

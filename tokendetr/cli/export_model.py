@@ -1,0 +1,119 @@
+"""Export a detector for use outside of Python, with the proof that the file computes the same.
+
+Examples:
+    python tools/export_model.py --config-file dino_shapes --format onnx --size 256 256 \\
+        --output dino_shapes.onnx train.device=cpu
+    python tools/export_model.py --config-file dino_shapes --format onnx --size 256 256 \\
+        --output dino_shapes.onnx --check train.device=cpu        # only repeat the proof
+
+The file is run on eight drawn images or more (of unequal sizes, unless --no-padding), and its
+detections must be the model's: boxes within 0.5 pixels, scores within 1e-4. <output>.json says what
+was found; a file that differs is not kept. --evaluate compares the AP on the config's test set too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from tokendetr.config.load import load_config
+from tokendetr.deploy import ExportOptions, check, export
+from tokendetr.deploy.programs import SUFFIXES
+from tokendetr.errors import EXPECTED_ERRORS, OutputError
+from tokendetr.evaluation.run import Evaluation
+from tokendetr.predict.predictor import build_model
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="what to write")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="canvas in pixels; needed unless --check",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the exported file")
+    parser.add_argument("--batch", type=int, default=1, help="images at once")
+    parser.add_argument(
+        "--no-padding",
+        dest="padding",
+        action="store_false",
+        help="every image fills the canvas: faster, and possible for every backbone",
+    )
+    parser.add_argument(
+        "--sampling",
+        choices=("grid_sample", "gather"),
+        default="grid_sample",
+        help="deformable attention in onnx and openvino; gather for runtimes whose GridSample is "
+        "wrong",
+    )
+    parser.add_argument("--library", metavar="FILE", help="computes the node of onnx-custom")
+    parser.add_argument("--check", action="store_true", help="only repeat the proof of --output")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="compare the AP on the config's test set as well"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides, at the end")
+    args = parser.parse_args(arguments)
+    if not args.check and args.size is None:
+        parser.error("--size HEIGHT WIDTH is needed")
+    return args
+
+
+def average_precision(cfg: DictConfig, model: nn.Module) -> float:
+    """Return a model's box AP (0..100) on the config's test set.
+
+    Raises:
+        ValueError: the config has no evaluator.
+    """
+    results = Evaluation(cfg, model)()
+    if "bbox" not in results:
+        raise ValueError("--evaluate needs a config with dataloader.test and dataloader.evaluator")
+    return float(results["bbox"]["AP"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    args = parse_arguments(arguments)
+    try:
+        cfg = load_config(args.config_file, args.opts, trained=True)
+        model = build_model(cfg)
+        common: dict[str, Any] = {
+            "library": args.library,
+            "evaluate": (lambda each: average_precision(cfg, each)) if args.evaluate else None,
+        }
+        if args.check:
+            record = check(model, args.output, **common)
+        else:
+            options = ExportOptions(
+                format=args.format,
+                size=tuple(args.size),
+                batch=args.batch,
+                padding=args.padding,
+                sampling=args.sampling,
+            )
+            record = export(model, args.output, options, source=args.config_file, **common)
+    except (*EXPECTED_ERRORS, OutputError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    for runtime, found in record["checks"].items():
+        print(
+            f"{args.output}: good in {runtime}: {found['detections']} detections in "
+            f"{found['images']} images, boxes within {found['box_px']:.2g} px, scores within "
+            f"{found['score']:.2g}"
+        )
+
+
+if __name__ == "__main__":
+    main()

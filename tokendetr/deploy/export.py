@@ -1,0 +1,251 @@
+"""Export a detector to a file, and prove that the file computes the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokendetr.deploy.entry import DeployedDetector
+from tokendetr.deploy.operators import SAMPLINGS, Sampling
+from tokendetr.deploy.programs import SUFFIXES, Format, trace, write_program
+from tokendetr.deploy.proof import ExportedModel, compare, proof_images
+from tokendetr.deploy.runtimes import RUNTIMES, installed_runtimes, open_exported
+from tokendetr.errors import ExportCheckError, ExportError
+from tokendetr.io.atomic import write_atomically
+from tokendetr.io.outputs import check_output_file
+
+MINIMUM_IMAGES = 8
+AP_TOLERANCE = 0.1
+"""Points of AP (0..100) by which a file may differ from the model on a data set."""
+
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported.
+
+    Attributes:
+        format: "pt2" (torch.export), "aoti" (a package of AOTInductor), "onnx" (standard
+            operators), "onnx-custom" (deformable attention as one node of domain ``tokendetr``),
+            "openvino".
+        size: height and width of the canvas in pixels.
+        batch: images that the program takes at once.
+        padding: images may be smaller than the canvas; False: all fill it, which is faster.
+        sampling: deformable attention in the ONNX formats and OpenVINO by "grid_sample" or
+            "gather".
+
+    Raises:
+        ExportError: for values that there are not; the message names the option.
+    """
+
+    format: Format
+    size: tuple[int, int]
+    batch: int = 1
+    padding: bool = True
+    sampling: Sampling = "grid_sample"
+
+    def __post_init__(self) -> None:
+        if self.format not in SUFFIXES:
+            raise ExportError(f"format must be one of {tuple(SUFFIXES)}, got {self.format!r}")
+        if self.sampling not in SAMPLINGS or self.sampling == "custom":
+            raise ExportError(f"sampling must be grid_sample or gather, got {self.sampling!r}")
+        if len(self.size) != 2 or min(self.size) < 1 or self.batch < 1:
+            raise ExportError(
+                f"size must be a height and a width and batch at least 1, got {self.size} and "
+                f"{self.batch}"
+            )
+
+
+def export(
+    model: nn.Module,
+    output: str | os.PathLike[str],
+    options: ExportOptions,
+    *,
+    library: str | None = None,
+    images: Sequence[Tensor] | None = None,
+    evaluate: Evaluate | None = None,
+    source: str | None = None,
+) -> dict[str, Any]:
+    """Export a detector, and keep the file only if it computes what the detector computes.
+
+    The file is run in every runtime of its format that is installed, on eight images or more, and
+    its detections are matched with the model's: boxes within 0.5 pixels, scores within 1e-4. The
+    result is written to ``<output>.json``, also where it is bad; the file itself only where it is
+    good.
+
+    Args:
+        model: one of this project's detectors.
+        output: the file to write; its ending is the format's.
+        options: what to export.
+        library: for "onnx-custom", the shared library that computes the node.
+        images: float [3, H, W] of values 0..255 to compare on; drawn where None.
+        evaluate: returns the AP (0..100) of a detectron2-style model on a data set, to be compared
+            as well.
+        source: name of the config, for the record.
+
+    Returns:
+        The record.
+
+    Raises:
+        ExportError: the model cannot be exported so, or nothing here can run the format.
+        ExportCheckError: the file computes something else.
+        OutputError: the file cannot be written.
+    """
+    path = Path(output)
+    suffix = SUFFIXES[options.format]
+    if path.suffix != suffix:
+        raise ExportError(f"{path}: a file of format {options.format} is named *{suffix}")
+    check_output_file(str(path))
+    _check_runtimes(options.format, library)
+    entry = DeployedDetector(model, padding=options.padding)
+    began = time.perf_counter()
+    program = trace(entry, options.size, batch=options.batch)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+        draft = Path(folder) / path.name
+        write_program(program, draft, options.format, sampling=options.sampling)
+        record = {"source": source, **asdict(options), "seconds": time.perf_counter() - began}
+        record |= _prove(model, draft, options, library, images, evaluate)
+        _write_record(path, record)
+        _refuse_bad(path, record, "was not kept")
+        for part in sorted(Path(folder).iterdir(), key=lambda each: each.suffix == suffix):
+            os.replace(part, path.with_suffix(part.suffix))  # the file itself comes last
+    return record
+
+
+def check(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    library: str | None = None,
+    images: Sequence[Tensor] | None = None,
+    evaluate: Evaluate | None = None,
+) -> dict[str, Any]:
+    """Repeat the proof of an exported file on this machine, and write its record anew.
+
+    Args: as of :func:`export`; ``path`` is an exported file with its record beside it.
+
+    Returns:
+        The record.
+
+    Raises:
+        ExportError: the record is missing, damaged, or of another file.
+        ExportCheckError: the file computes something else here.
+    """
+    path = Path(path)
+    record_path = _record_path(path)
+    try:
+        record = json.loads(record_path.read_text())
+        options = ExportOptions(
+            format=record["format"],
+            size=(int(record["size"][0]), int(record["size"][1])),
+            batch=int(record["batch"]),
+            padding=bool(record["padding"]),
+            sampling=record["sampling"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ExportError(
+            f"{record_path} is no record of an export ({error}): export the model again"
+        ) from error
+    _check_runtimes(options.format, library)
+    record |= _prove(model, path, options, library, images, evaluate)
+    _write_record(path, record)
+    _refuse_bad(path, record, "must not be used here")
+    return record
+
+
+def _check_runtimes(format: Format, library: str | None) -> None:
+    if installed_runtimes(format, library=library):
+        return
+    if format == "onnx-custom" and library is None:
+        raise ExportError(
+            "a file with our own node is proven with the library that computes it: build it with "
+            "`python csrc/openvino` and give its path (library=..., --library FILE)"
+        )
+    raise ExportError(
+        f"nothing here can run a file of format {format}, so it could not be proven: install "
+        f"one of {', '.join(RUNTIMES[format])} (pip install 'tokendetr[deploy]')"
+    )
+
+
+def _prove(
+    model: nn.Module,
+    path: Path,
+    options: ExportOptions,
+    library: str | None,
+    images: Sequence[Tensor] | None,
+    evaluate: Evaluate | None,
+) -> dict[str, Any]:
+    """Return what was found in each runtime, and whether all of it is good."""
+    if images is None:
+        images = proof_images(options.size, padding=options.padding, count=MINIMUM_IMAGES)
+    if len(images) < MINIMUM_IMAGES:
+        raise ExportError(f"a proof needs at least {MINIMUM_IMAGES} images, got {len(images)}")
+    checks: dict[str, Any] = {}
+    ap_of_model = None if evaluate is None else evaluate(model.eval())
+    for runtime in installed_runtimes(options.format, library=library):
+        runner = open_exported(path, runtime, library=library)
+        exported = ExportedModel(
+            runner, options.size, padding=options.padding, batch=options.batch
+        ).eval()
+        found = compare(model.eval(), exported, images).record()
+        if evaluate is not None and ap_of_model is not None:
+            found |= {"ap_of_model": ap_of_model, "ap": evaluate(exported)}
+            found["good"] = found["good"] and abs(found["ap"] - ap_of_model) <= AP_TOLERANCE
+        checks[runtime] = found
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "checks": checks,
+        "good": bool(checks) and all(each["good"] for each in checks.values()),
+        "versions": _versions(),
+        "machine": platform.platform(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(str(_record_path(path)), text.encode())
+
+
+def _refuse_bad(path: Path, record: dict[str, Any], verdict: str) -> None:
+    if record["good"]:
+        return
+    bad = {name: each for name, each in record["checks"].items() if not each["good"]}
+    facts = "; ".join(
+        f"{name}: boxes differ by {each['box_px']:.3g} px, scores by {each['score']:.3g}, "
+        f"{each['unmatched']} of {each['detections']} detections have no partner"
+        for name, each in bad.items()
+    )
+    raise ExportCheckError(
+        f"{path} does not compute what the model computes and {verdict} ({facts}); "
+        f"{_record_path(path)} has the details"
+    )

@@ -1,0 +1,156 @@
+"""Our operators in other words, for runtimes that do not have them.
+
+Shapes: B image, N all tokens, Q query, M head, D head width, L level, P point, S sample of a level
+(all its heads' and points'), X = 2 (points) or 4 (boxes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tokendetr.errors import ExportError
+from tokendetr.ops import (
+    ms_deform_attn_fused_reference,
+    ms_deform_attn_reference,
+    packed_attention_reference,
+    sampling_locations,
+)
+from tokendetr.ops.library import library_facts
+
+Sampling = Literal["grid_sample", "gather", "custom"]
+SAMPLINGS = ("grid_sample", "gather", "custom")
+CUSTOM_DOMAIN, CUSTOM_NAME, CUSTOM_VERSION = "tokendetr", "MSDeformAttn", 1
+"""The node of ``sampling="custom"``, which ``csrc/openvino`` implements."""
+
+LevelShapes = tuple[tuple[int, int], ...]
+
+
+def gathered_attention(
+    value_BNMD: Tensor,
+    level_shapes: LevelShapes,
+    sampling_locations_BQMLP2: Tensor,
+    attention_weights_BQMLP: Tensor,
+) -> Tensor:
+    """Compute ``ms_deform_attn`` by gathering rows: no runtime's GridSample is involved.
+
+    Args:
+        value_BNMD: values of all levels' pixels, finest level first, row by row.
+        level_shapes: ``(height, width)`` of each level.
+        sampling_locations_BQMLP2: normalized ``(x, y)``; one that is not finite contributes 0.
+        attention_weights_BQMLP: weight of each sample.
+
+    Returns:
+        Tensor of shape [B, Q, M * D].
+    """
+    batch, tokens, heads, width = value_BNMD.shape
+    queries = sampling_locations_BQMLP2.shape[1]
+    rows_RD = value_BNMD.reshape(batch * tokens * heads, width)
+    finite = sampling_locations_BQMLP2.isfinite().all(dim=-1, keepdim=True)
+    locations = torch.where(finite, sampling_locations_BQMLP2, -2.0).clamp(-2.0, 3.0)
+    image_B111 = torch.arange(batch, device=value_BNMD.device).view(-1, 1, 1, 1) * tokens
+    head_M1 = torch.arange(heads, device=value_BNMD.device)[:, None]
+    total_BQMD: Tensor | None = None
+    start = 0
+    for level, (height, level_width) in enumerate(level_shapes):
+        place_x = locations[:, :, :, level, :, 0] * level_width - 0.5
+        place_y = locations[:, :, :, level, :, 1] * height - 0.5
+        low_x, low_y = place_x.floor(), place_y.floor()
+        part_x, part_y = place_x - low_x, place_y - low_y
+        for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            x, y = low_x + step_x, low_y + step_y
+            inside = (x >= 0) & (x < level_width) & (y >= 0) & (y < height)
+            weight_BQMP = (
+                (part_x if step_x else 1 - part_x)
+                * (part_y if step_y else 1 - part_y)
+                * inside.to(part_x.dtype)
+                * attention_weights_BQMLP[:, :, :, level]
+            )
+            cell_BQMP = y.clamp(0, height - 1) * level_width + x.clamp(0, level_width - 1)
+            row_BQMP = (cell_BQMP.long() + (image_B111 + start)) * heads + head_M1
+            sample_BQMPD = rows_RD.index_select(0, row_BQMP.flatten()).view(*row_BQMP.shape, width)
+            part_BQMD = (weight_BQMP[..., None] * sample_BQMPD).sum(dim=3)
+            total_BQMD = part_BQMD if total_BQMD is None else total_BQMD + part_BQMD
+        start += height * level_width
+    assert total_BQMD is not None
+    return total_BQMD.reshape(batch, queries, heads * width)
+
+
+def _pairs(flat: Sequence[int]) -> LevelShapes:
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _gathered_fused(
+    value: Tensor, level_shapes: LevelShapes, reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    locations = sampling_locations(level_shapes, reference, offsets)
+    weights = logits.flatten(-2).softmax(dim=-1).view(logits.shape)
+    return gathered_attention(value, level_shapes, locations, weights)
+
+
+def _standard(
+    operator: Callable[..., Tensor], value: Tensor, level_shapes: Sequence[int], *rest: Tensor
+) -> Tensor:
+    return operator(value, _pairs(level_shapes), *rest)
+
+
+def _custom(value: Tensor, level_shapes: Sequence[int], *rest: Tensor) -> Tensor:
+    reference, offsets, logits = rest
+    batch, _, heads, width = value.shape
+    return torch.onnx.ops.symbolic(
+        f"{CUSTOM_DOMAIN}::{CUSTOM_NAME}",
+        (value, reference, offsets, logits),
+        {"level_shapes": [int(size) for size in level_shapes]},
+        dtype=value.dtype,
+        shape=(batch, offsets.shape[1], heads * width),
+        version=CUSTOM_VERSION,
+    )
+
+
+def _stable_sort(
+    values: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Sort by TopK, of which ONNX says that equal values keep their order."""
+    return torch.topk(values, values.shape[dim], dim, largest=descending, sorted=True)
+
+
+def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:
+    """Return what each of our operators becomes, for ``ExportedProgram.run_decompositions``.
+
+    Args:
+        sampling: deformable attention by "grid_sample" (the most widely optimized form), by
+            "gather" (for runtimes that compute GridSample wrongly), or as one "custom" node.
+
+    Raises:
+        ExportError: there are no compiled kernels, so programs do not contain our operators.
+    """
+    check_kernels()
+    operators = torch.ops.tokendetr
+    plain, fused = operators.ms_deform_attn.default, operators.ms_deform_attn_fused.default
+    table: dict[Any, Callable[..., Any]] = {
+        operators.packed_attention.default: packed_attention_reference,
+        torch.ops.aten.sort.stable: _stable_sort,
+    }
+    if sampling == "gather":
+        table[plain] = partial(_standard, gathered_attention)
+        table[fused] = partial(_standard, _gathered_fused)
+        return table
+    table[plain] = partial(_standard, ms_deform_attn_reference)
+    table[fused] = partial(_standard, ms_deform_attn_fused_reference)
+    if sampling == "custom":
+        table[fused] = _custom
+    return table
+
+
+def check_kernels() -> None:
+    """Raise ExportError where the compiled kernels are missing: programs are made with them."""
+    reason = library_facts().load_error
+    if reason is not None:
+        raise ExportError(
+            f"models are exported with the compiled kernels, and there are none ({reason}): see "
+            "docs/install.md"
+        )

@@ -1,0 +1,214 @@
+"""The proof that an exported file computes what the model computes.
+
+Shapes: T detections per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from tokendetr.data.shapes.random import IntegerRandom
+from tokendetr.data.shapes.scene import make_scene
+from tokendetr.deploy.entry import FixedDetections
+from tokendetr.deploy.runtimes import Runner
+
+BOX_TOLERANCE_PX = 0.5
+SCORE_TOLERANCE = 1e-4
+Size = tuple[int, int]
+
+_SHARES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.6), (0.5, 0.8), (0.9, 0.45), (0.62, 0.62), (0.4, 1.0))
+
+
+def proof_images(canvas: Size, *, padding: bool, count: int = 8) -> list[Tensor]:
+    """Return images drawn from a seed, float [3, H, W] of whole pixel values.
+
+    Args:
+        canvas: height and width that none exceeds.
+        padding: of unequal sizes, some smaller than the canvas; otherwise all fill it.
+        count: how many.
+    """
+    images = []
+    for index in range(count):
+        rows, columns = _SHARES[index % len(_SHARES)] if padding else (1.0, 1.0)
+        size = (max(1, round(canvas[0] * rows)), max(1, round(canvas[1] * columns)))
+        scene = torch.from_numpy(make_scene(IntegerRandom(index)).image_HWC.copy())
+        pixels = scene.permute(2, 0, 1)[None].float()
+        resized = torch.nn.functional.interpolate(pixels, size=size, mode="bilinear")
+        images.append(resized[0].round())
+    return images
+
+
+def padded_inputs(images: Sequence[Tensor], canvas: Size) -> tuple[Tensor, Tensor]:
+    """Return a program's inputs: images at the upper left of gray canvases, and their sizes."""
+    canvases = torch.full((len(images), 3, *canvas), 127.0)
+    for row, image in zip(canvases, images, strict=True):
+        row[:, : image.shape[-2], : image.shape[-1]] = image
+    sizes = [[image.shape[-2], image.shape[-1]] for image in images]
+    return canvases, torch.tensor(sizes, dtype=torch.long)
+
+
+@dataclass
+class Comparison:
+    """How far detections are from those of the model, over all images.
+
+    Attributes:
+        images: number of images.
+        detections: of the model.
+        box_px: largest difference of a coordinate between matched detections.
+        score: largest difference of a score.
+        unmatched: detections without a partner of the same class within the tolerances, those
+            left out whose score is within the tolerance of the last one's.
+        tensors: where something failed, the largest difference of each output in its own order.
+    """
+
+    images: int = 0
+    detections: int = 0
+    box_px: float = 0.0
+    score: float = 0.0
+    unmatched: int = 0
+    tensors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        """Whether every detection has its partner, within the tolerances."""
+        close = self.box_px <= BOX_TOLERANCE_PX and self.score <= SCORE_TOLERANCE
+        return self.images > 0 and self.unmatched == 0 and close
+
+    def record(self) -> dict[str, Any]:
+        """Return the numbers and the verdict, for a file."""
+        return {**asdict(self), "good": self.good}
+
+    def add(self, expected: Instances, found: Instances) -> None:
+        """Match an image's detections class by class, and keep the largest differences."""
+        self.images += 1
+        self.detections += len(expected)
+        cost = _distance(expected, found)
+        rows, columns = linear_sum_assignment(np.minimum(cost, 1e6))
+        partners = cost[rows, columns] <= 1.0
+        rows, columns = rows[partners], columns[partners]
+        if len(rows):
+            boxes = expected.pred_boxes.tensor[rows] - found.pred_boxes.tensor[columns]
+            self.box_px = max(self.box_px, float(boxes.abs().max()))
+            scores = expected.scores[rows] - found.scores[columns]
+            self.score = max(self.score, float(scores.abs().max()))
+        alone = _without(expected.scores, rows), _without(found.scores, columns)
+        last = float(expected.scores.min()) if len(expected) else 0.0
+        # At the end of the list, detections of equal scores may take each other's place.
+        missing = sum(int((scores > last + SCORE_TOLERANCE).sum()) for scores in alone)
+        missing += int(len(expected) != len(found))
+        self.unmatched += missing
+        if missing:
+            self._compare_tensors(expected, found)
+
+    def _compare_tensors(self, expected: Instances, found: Instances) -> None:
+        length = min(len(expected), len(found))
+        pairs = {
+            "boxes": (expected.pred_boxes.tensor, found.pred_boxes.tensor),
+            "scores": (expected.scores, found.scores),
+            "labels": (expected.pred_classes, found.pred_classes),
+        }
+        for name, (one, other) in pairs.items():
+            difference = (one[:length].double() - other[:length].double()).abs()
+            largest = float(difference.max()) if length else 0.0
+            self.tensors[name] = max(self.tensors.get(name, 0.0), largest)
+
+
+def _without(scores: Tensor, indices: np.ndarray) -> Tensor:
+    left = torch.ones(len(scores), dtype=torch.bool)
+    left[torch.from_numpy(indices)] = False
+    return scores[left]
+
+
+def _distance(expected: Instances, found: Instances) -> np.ndarray:
+    """Return the differences of all pairs in tolerances; infinite between classes."""
+    boxes = torch.cdist(
+        expected.pred_boxes.tensor.double(), found.pred_boxes.tensor.double(), p=float("inf")
+    )
+    scores = (expected.scores[:, None].double() - found.scores[None].double()).abs()
+    distance = torch.maximum(boxes / BOX_TOLERANCE_PX, scores / SCORE_TOLERANCE)
+    other_class = expected.pred_classes[:, None] != found.pred_classes[None]
+    return distance.masked_fill(other_class, float("inf")).numpy()
+
+
+class ExportedModel(nn.Module):
+    """An exported file with the interface of a detectron2 model in evaluation.
+
+    Args:
+        runner: of :func:`tokendetr.deploy.runtimes.open_exported`.
+        canvas: height and width of the program's images.
+        padding: whether smaller images are padded to the canvas; otherwise all are resized to it.
+        batch: images that the program takes at once; more are given one batch after the other.
+    """
+
+    def __init__(self, runner: Runner, canvas: Size, *, padding: bool, batch: int = 1) -> None:
+        super().__init__()
+        self._run = runner
+        self.canvas = canvas
+        self.padding = padding
+        self.batch = batch
+
+    def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Return detectron2's ``{"instances": ...}`` of each record."""
+        results: list[dict[str, Instances]] = []
+        for start in range(0, len(batched_inputs), self.batch):
+            records = batched_inputs[start : start + self.batch]
+            images = [self._fitted(record["image"].float()) for record in records]
+            images += images[-1:] * (self.batch - len(images))
+            inputs = padded_inputs(images, self.canvas)
+            found = FixedDetections(*self._run(*inputs))
+            for index, record in enumerate(records):
+                size = (int(inputs[1][index, 0]), int(inputs[1][index, 1]))
+                results.append({"instances": _instances(found, index, size, record)})
+        return results
+
+    def _fitted(self, image_3HW: Tensor) -> Tensor:
+        """Return an image as the program takes it: no larger than the canvas, or just as large."""
+        height, width = image_3HW.shape[-2:]
+        shrink = min(1.0, self.canvas[0] / height, self.canvas[1] / width)
+        size = (max(1, int(height * shrink)), max(1, int(width * shrink)))
+        if not self.padding:
+            size = self.canvas
+        if size == (height, width):
+            return image_3HW
+        resized = torch.nn.functional.interpolate(
+            image_3HW[None], size=size, mode="bilinear", antialias=True
+        )
+        return resized[0]
+
+
+def _instances(found: FixedDetections, index: int, size: Size, record: dict[str, Any]) -> Instances:
+    """Return one image's detections in the pixels of its record."""
+    height, width = record.get("height", size[0]), record.get("width", size[1])
+    count = int(found.counts_B[index])
+    result = Instances((height, width))
+    boxes = Boxes(found.boxes_BT4[index, :count].clone())
+    boxes.scale(scale_x=width / size[1], scale_y=height / size[0])
+    result.pred_boxes = boxes
+    result.scores = found.scores_BT[index, :count]
+    result.pred_classes = found.labels_BT[index, :count]
+    return result
+
+
+def compare(model: nn.Module, exported: ExportedModel, images: Sequence[Tensor]) -> Comparison:
+    """Compare an exported file with the model, image by image.
+
+    Args:
+        model: the detector in evaluation mode; each image is given to it alone.
+        exported: the file.
+        images: float [3, H, W], none larger than the canvas.
+    """
+    comparison = Comparison()
+    with torch.no_grad():
+        for start in range(0, len(images), exported.batch):
+            records = [{"image": image} for image in images[start : start + exported.batch]]
+            for record, found in zip(records, exported(records), strict=True):
+                comparison.add(model([record])[0]["instances"], found["instances"])
+    return comparison

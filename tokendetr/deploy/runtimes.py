@@ -1,0 +1,131 @@
+"""Run exported files: each runtime as a function of images and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokendetr.deploy.programs import Format
+from tokendetr.errors import ExportError
+
+Outputs = tuple[Tensor, ...]
+Runner = Callable[[Tensor, Tensor], Outputs]
+
+RUNTIMES: dict[str, tuple[str, ...]] = {
+    "pt2": ("torch.export",),
+    "aoti": ("aotinductor",),
+    "onnx": ("onnxruntime", "openvino"),
+    "onnx-custom": ("openvino", "onnxruntime"),
+    "openvino": ("openvino",),
+}
+"""What can run each format."""
+
+
+def installed_runtimes(format: Format, *, library: str | None = None) -> tuple[str, ...]:
+    """Return which runtimes of a format can run here.
+
+    Args:
+        format: of the file.
+        library: of the custom node, without which no runtime has it.
+    """
+    if format == "onnx-custom" and library is None:
+        return ()
+    return tuple(
+        name
+        for name in RUNTIMES[format]
+        if name in ("torch.export", "aotinductor") or find_spec(name) is not None
+    )
+
+
+def open_exported(
+    path: str | Path, runtime: str, *, library: str | None = None, threads: int | None = None
+) -> Runner:
+    """Return a function ``(images, sizes) -> outputs`` that runs an exported file on the CPU.
+
+    Args:
+        path: of the file.
+        runtime: one of those in :data:`RUNTIMES`.
+        library: of the custom node, for files that have one.
+        threads: for onnxruntime and openvino; their own choice where None.
+
+    Raises:
+        ExportError: for another runtime, or one that is not installed.
+    """
+    openers = {
+        "torch.export": _open_program,
+        "aotinductor": _open_aoti,
+        "onnxruntime": _open_onnxruntime,
+        "openvino": _open_openvino,
+    }
+    if runtime not in openers:
+        raise ExportError(f"runtime must be one of {tuple(openers)}, got {runtime!r}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no exported file {path}")
+    try:
+        return openers[runtime](str(path), library, threads)
+    except ModuleNotFoundError as error:
+        raise ExportError(f"{runtime} is not installed: pip install 'tokendetr[deploy]'") from error
+
+
+def _open_program(path: str, library: str | None, threads: int | None) -> Runner:
+    model = torch.export.load(path).module()
+
+    def run(images: Tensor, sizes: Tensor) -> Outputs:
+        with torch.no_grad():
+            return tuple(model(images, sizes))
+
+    return run
+
+
+def _open_aoti(path: str, library: str | None, threads: int | None) -> Runner:
+    from torch._inductor import aoti_load_package
+
+    model = aoti_load_package(path)
+
+    def run(images: Tensor, sizes: Tensor) -> Outputs:
+        with torch.no_grad():
+            return tuple(model(images, sizes))
+
+    return run
+
+
+def _open_onnxruntime(path: str, library: str | None, threads: int | None) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor, sizes: Tensor) -> Outputs:
+        found = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+        return tuple(torch.from_numpy(np.asarray(each)) for each in found)
+
+    return run
+
+
+def _open_openvino(path: str, library: str | None, threads: int | None) -> Runner:
+    import openvino
+
+    core = openvino.Core()
+    if library is not None:
+        core.add_extension(library)
+    # Processors with bfloat16 would use it unasked.
+    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    model = core.compile_model(path, "CPU", config)
+
+    def run(images: Tensor, sizes: Tensor) -> Outputs:
+        found = model([images.numpy(), sizes.numpy()])
+        return tuple(torch.from_numpy(np.array(found[port])) for port in model.outputs)
+
+    return run
