@@ -82,8 +82,8 @@ class DeployedDetector(nn.Module):
         for part in ("bypass", "mass_budget"):
             if getattr(sparsifier, part, None) is not None:
                 raise ExportError(
-                    f"with a {part} the number of tokens depends on what an image shows, which a "
-                    f"program of fixed shapes cannot have: export the model without it ({part}=None)"
+                    f"with a {part} the number of tokens depends on what an image shows, and a "
+                    f"program has fixed shapes: export the model without it ({part}=None)"
                 )
         self.detector = detector.eval()
         self.padding = padding

@@ -20,6 +20,7 @@ from tokendetr.ops import (
     packed_attention_reference,
     sampling_locations,
 )
+from tokendetr.ops.kernels import compiled_operator
 from tokendetr.ops.library import library_facts
 
 Sampling = Literal["grid_sample", "gather", "custom"]
@@ -129,10 +130,9 @@ def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:
         ExportError: there are no compiled kernels, so programs do not contain our operators.
     """
     check_kernels()
-    operators = torch.ops.tokendetr
-    plain, fused = operators.ms_deform_attn.default, operators.ms_deform_attn_fused.default
+    plain, fused = compiled_operator("ms_deform_attn"), compiled_operator("ms_deform_attn_fused")
     table: dict[Any, Callable[..., Any]] = {
-        operators.packed_attention.default: packed_attention_reference,
+        compiled_operator("packed_attention"): packed_attention_reference,
         torch.ops.aten.sort.stable: _stable_sort,
     }
     if sampling == "gather":

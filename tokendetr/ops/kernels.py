@@ -6,6 +6,11 @@ from typing import Any
 import torch
 
 
+def compiled_operator(name: str) -> Any:
+    """Return the overload of a compiled operator, as it stands in traced programs."""
+    return getattr(torch.ops.tokendetr, name).default
+
+
 def call_kernel(operator: Callable[..., Any], *arguments: Any) -> Any:
     """Call a compiled operator.
 
