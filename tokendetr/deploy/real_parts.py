@@ -109,16 +109,10 @@ class RealParts(TorchFunctionMode):
     ) -> Tensor:
         kernel = tuple(int(size) for size in weight.shape[2:])
         source = input if kernel == (1, 1) else self.real(input)
-        result = F.conv2d(source, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
-        if isinstance(padding, str):
-            length = "0" if padding == "valid" else "same"
-            padding = (
-                0
-                if length == "0"
-                else [d * (k - 1) // 2 for d, k in zip(_pair(dilation), kernel, strict=True)]
-            )
+        result = F.conv2d(source, weight, bias, stride, padding, dilation, groups)
         if result.shape[-2:] != input.shape[-2:]:
-            self._record(input, result, (kernel, _pair(stride), _pair(padding), _pair(dilation)))
+            border = (0, 0) if isinstance(padding, str) else _pair(padding)  # "valid": "same" keeps
+            self._record(input, result, (kernel, _pair(stride), border, _pair(dilation)))
         return result
 
     def _max_pool(

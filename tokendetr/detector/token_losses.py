@@ -4,15 +4,13 @@ looks.
 Shapes: B image, N all tokens, K tokens that are judged or kept, C class.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tokendetr.detector.criterion import Matches
 from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
-from tokendetr.tokens import topk_valid
+from tokendetr.tokens import Counts, topk_valid
 
 
 def add_detection_losses(
@@ -98,10 +96,10 @@ def _without_padding(
 def decoder_attention_loss(
     score_BN: Tensor,
     mass_BN: Tensor,
-    counts: Sequence[int],
+    counts: Counts,
     *,
     valid_BN: Tensor | None,
-    valid_counts: Sequence[int] | None = None,
+    valid_counts: Counts | None = None,
     counts_padding: bool = False,
 ) -> Tensor:
     """Return how badly scores predict which tokens the decoder looks at most.

@@ -6,6 +6,7 @@ candidates: an image's entries are distinct, also the padding entries behind its
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -80,8 +81,8 @@ def _existing(
         raise ValueError(f"need {batch} counts of at least 0, got {list(counts)}")
     existing: Sequence[int] = [candidates] * batch
     if valid_BN is not None:
-        known = valid_counts is not None and not isinstance(valid_counts, TracedCounts)
-        existing = valid_counts if known else valid_BN.sum(dim=1).tolist()
+        unknown = valid_counts is None or isinstance(valid_counts, TracedCounts)
+        existing = valid_BN.sum(dim=1).tolist() if unknown else cast(Sequence[int], valid_counts)
     return [min(count, exists) for count, exists in zip(counts, existing, strict=True)]
 
 
