@@ -70,8 +70,10 @@ def check_runs(page: Page) -> None:
 def check_widths(page: Page) -> None:
     for width in (1400, 400):
         page.set_viewport_size({"width": width, "height": 900})
-        page.wait_for_timeout(300)
+        page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        chart = page.locator("#training .js-plotly-plot .cartesianlayer").first.bounding_box()
+        assert chart is not None and chart["height"] > 150, chart
 
 
 def main() -> None:

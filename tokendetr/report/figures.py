@@ -11,8 +11,13 @@ __all__ = ["analysis_figures", "cost_figures", "load_plotly", "training_figures"
 
 _MOST_POINTS = 400
 _MOST_CLASSES = 20
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#44AA99")
-"""Okabe and Ito's colors and two more, told apart by color-blind readers."""
+_MOST_IN_LEGEND = 8
+_SIDES = ("top center", "bottom center")  # names of near points do not lie over each other
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#882255", "#44AA99", "#332288", "#999933", "#661100", "#6699CC"),
+)
+"""Colors of Okabe and Ito, and of Tol, told apart by color-blind readers."""
 
 Figure = dict[str, Any]
 
@@ -41,8 +46,7 @@ def _figure(traces: Sequence[Any], title: str, x: str, y: str, **layout: Any) ->
         template="plotly_white",
         colorway=COLORS,
         margin={"l": 56, "r": 16, "t": 44, "b": 48},
-        legend={"orientation": "h", "y": -0.22, "font": {"size": 11}},
-        height=360,
+        legend={"orientation": "h", "y": -0.26, "font": {"size": 11}},
         **layout,
     )
     found: Figure = figure.to_plotly_json()
@@ -88,12 +92,12 @@ def cost_figures(runs: Sequence[Run]) -> list[Figure]:
                 name=run.name,
                 mode="markers+text",
                 text=[run.name],
-                textposition="top center",
+                textposition=_SIDES[number % len(_SIDES)],
                 marker={"size": 12},
                 cliponaxis=False,
                 hovertemplate=f"{run.name}<br>%{{x:.3g}} {unit}<br>AP %{{y:.1f}}<extra></extra>",
             )
-            for run in runs
+            for number, run in enumerate(runs)
         ]
         highest = max(run.cost[key] for run in runs)
         figures.append(
@@ -145,7 +149,9 @@ def _curves(analysis: Analysis, colors: Mapping[str, str], x: str, y: str, title
         for row in _shown_classes(analysis)
     ]
     axes = {"range": [0, 1.02]}
-    return _figure(traces, title, x, y.replace("f1", "F1"), showlegend=True, xaxis=axes, yaxis=axes)
+    y = y.replace("f1", "F1")
+    legend = len(traces) <= _MOST_IN_LEGEND  # more are told apart by pointing at them
+    return _figure(traces, title, x, y, showlegend=legend, xaxis=axes, yaxis=axes)
 
 
 def _confusion(analysis: Analysis) -> Figure:

@@ -82,9 +82,9 @@
     }
   }
   function drawLegend() {
-    const classes = data.runs[checked("run")].classes;
-    document.getElementById("class-legend").replaceChildren(...classes.slice(0, 20).map((name) =>
-      element("li", {}, element("span", { class: "swatch", style: `background:${data.colors[name]}` }), name)));
+    const classes = data.runs[checked("run")].classes.slice(0, 20);
+    document.querySelectorAll(".class-legend").forEach((place) => place.replaceChildren(...classes.map((name) =>
+      element("li", {}, element("span", { class: "swatch", style: `background:${data.colors[name]}` }), name))));
   }
 
   // ----------------------------------------------------------------------------------- tokens
@@ -261,10 +261,8 @@
   function showRun() {
     document.querySelectorAll(".of-run").forEach((place) => place.classList.toggle("shown", place.dataset.run === checked("run")));
     drawVisible();
-    if (document.getElementById("pairs")) {
-      drawLegend();
-      drawImages();
-    }
+    drawLegend();
+    if (document.getElementById("pairs")) drawImages();
     if (canvas) setUpTokens();
   }
   document.addEventListener("change", (event) => {
@@ -281,10 +279,10 @@
   }
   window.addEventListener("beforeprint", () => {
     document.querySelectorAll(".charts").forEach(drawCharts);
-    document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.relayout(chart, { width: 330, height: 280 }));
+    document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.relayout(chart, { width: 330, height: 280, autosize: false }));
   });
   window.addEventListener("afterprint", () => {
-    document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.relayout(chart, { width: null, height: 360, autosize: true }));
+    document.querySelectorAll(".js-plotly-plot").forEach((chart) => Plotly.relayout(chart, { width: null, height: null, autosize: true }));
   });
   showRun();
 })();

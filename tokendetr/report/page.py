@@ -159,7 +159,7 @@ def _render(
     worst: int,
 ) -> str:
     keys = {path: f"image{number}" for number, path in enumerate(shown)}
-    classes = sorted({row["name"] for run in runs for row in run.analysis.classes})
+    classes = dict.fromkeys(row["name"] for run in runs for row in run.analysis.classes)
     colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(classes)}
     data = {
         "colors": colors,
@@ -187,6 +187,7 @@ def _render(
         has_images=bool(shown),
         has_cost=all(run.cost for run in runs),
         comparison=comparison,
+        evaluated=_evaluated(runs),
         data=json.dumps(data, cls=encoder).replace("<", "\\u003c"),
         plotly=plotly.offline.get_plotlyjs(),
         script=(room / "page.js").read_text(),
@@ -196,6 +197,18 @@ def _render(
         machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch "
         f"{torch.__version__}",
     )
+
+
+def _evaluated(runs: Sequence[Run]) -> list[str]:
+    """What the figures are of: a sentence for all runs, or one each."""
+    found = {
+        run.name: f"{run.evaluated}: {run.analysis.num_images:,} images with "
+        f"{run.analysis.num_boxes:,} boxes."
+        for run in runs
+    }
+    if len(set(found.values())) == 1:
+        return [next(iter(found.values())).capitalize()]
+    return [f"{name}: {text}" for name, text in found.items()]
 
 
 def _embedded(path: str, side: int) -> dict[str, Any]:
