@@ -8,8 +8,6 @@ from collections.abc import Iterable
 
 from tokendetr.analysis.comparison import Comparison, Contestant
 from tokendetr.config import checkpoint_file
-from tokendetr.data.bccd import bccd_root
-from tokendetr.data.shapes import shapes_root
 
 _SPARSIFIER = "model.transformer.encoder.sparsifier"
 _SIZES = {"256": 256, "1.2x": 307, "1.4x": 358}
@@ -68,9 +66,9 @@ def _resolution() -> Iterable[Contestant]:
 
 def comparisons() -> Iterable[Comparison]:
     """Return the methods on two data sets, and tokens spent on resolution instead."""
-    for data, what, images in (
-        ("shapes", "2,000 test images of shapes", str(shapes_root() / "train")),
-        ("bccd", "BCCD's 72 test images, which cannot decide one AP", f"{bccd_root()}/images"),
+    for data, what in (
+        ("shapes", "2,000 test images of shapes"),
+        ("bccd", "BCCD's 72 test images, which cannot decide one AP"),
     ):
         dense = f"dino_{data}"
         yield Comparison(
@@ -78,7 +76,7 @@ def comparisons() -> Iterable[Comparison]:
             title=f"DINO and each method after the same training, on {what}",
             dense=dense,
             weights=checkpoint_file(dense),
-            images=images,
+            images=f"{data}_train",
             test=f"{data}_test",
             contestants=(Contestant("dense", dense), *_methods(0.3, data), *_methods(0.5, data)),
             overrides=TRAINING,
@@ -88,7 +86,7 @@ def comparisons() -> Iterable[Comparison]:
         title="Tokens spent on resolution: label-free sparse detectors on larger images of shapes",
         dense="dino_shapes",
         weights=checkpoint_file("dino_shapes"),
-        images=str(shapes_root() / "train"),
+        images="shapes_train",
         test="shapes_test",
         contestants=tuple(_resolution()),
     )

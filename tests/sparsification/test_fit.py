@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -328,3 +329,20 @@ def test_a_budget_by_mass_spends_the_ratio_on_the_mean(images):
 def test_random_tokens_have_no_mass():
     with pytest.raises(ValueError, match="selection='random' has none"):
         SparseSparsifier(selection="random", mass_budget=MassBudget())
+
+
+def test_a_data_sets_name_means_its_pictures(tmp_path):
+    for name in "abcdef":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    records = [{"file_name": str(tmp_path / f"{name}.png")} for name in "abcd"]
+    DatasetCatalog.register("some_of_them", lambda: records)
+    try:
+        images = UnlabelledImages.from_folders(["some_of_them"], Predictor(torch.nn.Identity()))
+    finally:
+        DatasetCatalog.remove("some_of_them")
+    assert {path.name for path in (*images.held_back, *images.fitted)} == {
+        "a.png",
+        "b.png",
+        "c.png",
+        "d.png",
+    }

@@ -61,7 +61,7 @@ class Comparison:
         title: heading of the table.
         dense: name of the dense detector's config; its weights are every row's start.
         weights: file of these weights.
-        images: folder of unlabelled images, for rows that are sparsified.
+        images: what rows are sparsified with: a folder, or a data set's name (its labels unread).
         test: registered name of the test set.
         contestants: the rows; the first is what the others are compared with.
         overrides: what all trainings have in common: iterations, learning rate.

@@ -54,7 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides", nargs="*", help="of the config, such as train.init_checkpoint=FILE"
     )
-    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDER", help="any images")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="any images; a data set's name means its images",
+    )
     parser.add_argument("--output", required=True, type=output_folder, metavar="DIR")
     parser.add_argument("--keep", type=float, default=0.3, help="share of tokens (default 0.3)")
     parser.add_argument("--method", choices=METHODS, default="sparse", help="(default sparse)")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from tokendetr.predict import Predictor, find_images, read_rgb
@@ -61,13 +62,26 @@ class UnlabelledImages:
     def from_folders(
         cls, folders: Sequence[str], inputs: Predictor, *, seed: int = 0, batch_size: int = 8
     ) -> "UnlabelledImages":
-        """Take all pictures of folders, files or glob patterns.
+        """Take all pictures of folders, files, glob patterns, or registered data sets.
+
+        A data set's name stands for its pictures where there is no folder of that name; where one
+        folder holds the pictures of training and of test, the name keeps them apart.
 
         Raises:
             FileNotFoundError: one of them yields none.
             FewImagesError: all together yield too few.
         """
-        return cls(find_images(folders), inputs, seed=seed, batch_size=batch_size)
+        names = [name for name in folders if not Path(name).exists()]
+        registered = set(names) & set(DatasetCatalog.list())
+        files = [
+            Path(record["file_name"])
+            for name in sorted(registered)
+            for record in DatasetCatalog.get(name)
+        ]
+        others = [name for name in folders if name not in registered]
+        if others:
+            files += find_images(others)
+        return cls(files, inputs, seed=seed, batch_size=batch_size)
 
     def read(self, path: Path) -> dict[str, Any]:
         """Return a detector's input."""
