@@ -1,5 +1,7 @@
 """The project's own data sets by name."""
 
+from collections.abc import Callable
+
 from detectron2.data import DatasetCatalog
 
 from tokendetr.data.bccd import register_bccd
@@ -8,7 +10,11 @@ from tokendetr.data.shapes import register_shapes
 
 __all__ = ["register_if_known"]
 
-_REGISTER = {"shapes": register_shapes, "bccd": register_bccd, "bdd100k": register_bdd100k}
+_REGISTER: dict[str, Callable[[], None]] = {
+    "shapes": register_shapes,
+    "bccd": register_bccd,
+    "bdd100k": register_bdd100k,
+}
 
 
 def register_if_known(name: str) -> None:
