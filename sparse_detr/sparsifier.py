@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
-from tokendetr.detector.token_losses import add_detection_losses, decoder_attention_loss
+from tokendetr.detector.token_losses import (
+    OBJECTIVES,
+    Objective,
+    add_detection_losses,
+    attention_ranking_loss,
+    attention_value_loss,
+    decoder_attention_loss,
+)
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
@@ -51,6 +58,9 @@ class SparseSparsifier(TokenSparsifier):
         auxiliary_heads: train class and box heads on the tokens after every layer but the last;
             they are never run in evaluation.
         dam_weight: weight of the score's loss, at least 0.
+        objective: what scores are trained for with selection "dam": "bce", to be in the set of
+            the most attended tokens; "smooth_l1", to be their attention; "ranking", to be in its
+            order.
         half_cell: see :func:`tokendetr.tokens.splat_attention`; the published code has False.
         padding: whether padding is "left_out" of the scores' mean, of their loss and of the heads
             in training, or "counted" as in the published code.
@@ -78,6 +88,7 @@ class SparseSparsifier(TokenSparsifier):
         projection: Projection = "host",
         auxiliary_heads: bool = True,
         dam_weight: float = 1.0,
+        objective: Objective = "bce",
         half_cell: bool = True,
         padding: PaddingRule = "left_out",
         value_policy: ValuePolicy = "updated",
@@ -92,6 +103,7 @@ class SparseSparsifier(TokenSparsifier):
             ("selection", selection, ("dam", "objectness", "random")),
             ("projection", projection, ("host", "own")),
             ("padding", padding, ("left_out", "counted")),
+            ("objective", objective, OBJECTIVES),
         ):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {value!r}")
@@ -102,6 +114,7 @@ class SparseSparsifier(TokenSparsifier):
         self.selection = selection
         self.auxiliary_heads = auxiliary_heads
         self.dam_weight = dam_weight
+        self.objective = objective
         self.half_cell = half_cell
         self.counts_padding = padding == "counted"
         self.has_projection = projection == "own" and selection != "random"
@@ -294,6 +307,11 @@ class SparsePlan(TokenPlan):
             score_BN = score_BN.where(self._valid_BN, score_BN.min())
 
         def add_loss() -> None:
+            if options.objective != "bce":
+                rule = {"smooth_l1": attention_value_loss, "ranking": attention_ranking_loss}
+                loss = rule[options.objective](score_BN, attention.mass_BN, self._valid_BN)
+                losses.add("loss_dam", options.dam_weight * loss)
+                return
             loss = decoder_attention_loss(
                 score_BN,
                 attention.mass_BN,

@@ -36,6 +36,7 @@ def test_pages_are_up_to_date(name):
         ({"commands": ["python tools/table.py none"]}, "projects/none/table.py"),
         ({"commands": ["python tools/ablate.py dino"]}, "projects/dino/studies.py"),
         ({"commands": ["make nothing"]}, "nothing"),
+        ({"commands": ["python -m benchmarks.none"]}, "the module benchmarks.none"),
         ({"commands": ["ls"]}, "python"),
         ({"where": ["nowhere.py"], "decision": "no"}, "nowhere.py"),
         ({"tests": ["tests/test_checklist.py::test_the_papers_are_there"]}, None),

@@ -37,11 +37,25 @@ def test_it_is_the_share_of_attention_on_updated_tokens_of_each_image_and_level(
             assert float(all_BL[image, level]) == pytest.approx(total, abs=1e-9)
 
 
+def share_looked_at(model, loader) -> float:
+    shares = []
+    for batch in loader:
+        with record_tokens() as trace, torch.no_grad():
+            model.eval()(batch)
+        mass, layout = trace.forwards[0].maps[MAP_NAME][0].tolist(), trace.forwards[0].layout
+        real = [value for value, own in zip(mass, layout.valid_BN[0].tolist(), strict=True) if own]
+        shares.append(100 * sum(value > 0 for value in real) / len(real))
+    return sum(shares) / len(shares)
+
+
 @pytest.mark.parametrize("ratio", [0.3, 1.0])
 def test_it_evaluates_a_data_set_beside_others(ratio):
     model, loader = sparse(keep_ratio=ratio), [[record] for record in RECORDS]
     results = inference_on_dataset(model, loader, DatasetEvaluators([CorrEvaluator()]))["tokens"]
-    assert set(results) == {"Corr", "Corr_level1", "Corr_level2", "Corr_level3", "Corr_spread"}
+    names = {"Corr", "Corr_level1", "Corr_level2", "Corr_level3", "Corr_spread", "Looked_at"}
+    assert set(results) == names
+    looked_at = results.pop("Looked_at")
+    assert looked_at == pytest.approx(share_looked_at(model, loader)) and 0 < looked_at < 100
     if ratio == 1.0:
         assert results.pop("Corr_spread") == 0
         assert set(results.values()) == {100.0}
@@ -62,7 +76,7 @@ def test_it_evaluates_a_data_set_beside_others(ratio):
 
 def test_a_dense_detector_updates_all_that_its_decoder_looks_at():
     results = inference_on_dataset(build("dino"), [RECORDS], CorrEvaluator())["tokens"]
-    assert results.pop("Corr_spread") == 0
+    assert results.pop("Corr_spread") == 0 and 0 < results.pop("Looked_at") < 100
     assert set(results.values()) == {100.0}
 
 

@@ -45,6 +45,14 @@ AUXILIARY = (
         for ratio, options in _ratios(auxiliary_heads=heads)
     ),
 )
+OBJECTIVE = (
+    Variant("100 %", _options(keep_ratio=1.0)),
+    *(
+        Variant(f"{ratio:.0%}", options, objective)
+        for objective in ("smooth_l1", "ranking", "bce")
+        for ratio, options in _ratios(objective=objective)[:4]
+    ),
+)
 READINGS = (
     Variant("the defaults"),
     Variant("half a cell off", _options(half_cell=False), "reading: the map's grid"),
@@ -54,8 +62,10 @@ READINGS = (
 
 
 def studies() -> Iterable[Study]:
-    """Return the paper's Table 3 (and Figure 4), Table 4, and the open readings."""
+    """Return the paper's Table 2 (and Figure 8), Table 3 (and Figure 4), Table 4, and the open
+    readings."""
     for name, title, variants in (
+        ("objective", "What scores are trained for, on shapes (the paper's Table 2)", OBJECTIVE),
         ("selection", "What tokens are selected by, on shapes (the paper's Table 3)", SELECTION),
         ("auxiliary", "The encoder's auxiliary loss on shapes (Table 4)", AUXILIARY),
         ("readings", "Readings of Sparse-DINO on shapes", READINGS),

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.small_detectors import build, record
 from tokendetr.detector import any_class_score, first_class_score, propose, select_top
+from tokendetr.detector.proposals import PROPOSALS
+from tokendetr.encoder import record_tokens
 from tokendetr.tokens import LevelLayout
 
 SHAPES = [(4, 6), (2, 3)]
@@ -103,3 +106,13 @@ def test_select_gathers_rows():
     outputs = found.selected_outputs()
     assert outputs["pred_boxes"].shape == (1, 4, 4)
     assert found.dense_outputs()["pred_boxes"].isfinite().all()
+
+
+def test_where_the_first_queries_start_is_recorded():
+    model = build("dino").eval()
+    with record_tokens() as trace, torch.no_grad():
+        model([record(64, 80, seed=1), record(48, 48, seed=2)])
+    started = trace.forwards[0].maps[PROPOSALS]
+    assert started.shape == trace.forwards[0].layout.valid_BN.shape
+    assert set(started.unique().tolist()) == {0.0, 1.0}
+    assert started.sum(dim=1).tolist() == [12.0, 12.0]  # the model has 12 queries

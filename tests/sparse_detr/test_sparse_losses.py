@@ -10,7 +10,11 @@ from torch.nn import functional as F
 from sparse_detr import SparseSparsifier, decoder_attention_loss
 from tests.small_detectors import CLASSES, LAYERS, WIDTH, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, sparse
-from tokendetr.detector.token_losses import add_detection_losses
+from tokendetr.detector.token_losses import (
+    add_detection_losses,
+    attention_ranking_loss,
+    attention_value_loss,
+)
 from tokendetr.encoder import current_pass
 from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.encoder.decoder_attention import MAP_NAME
@@ -297,3 +301,44 @@ def test_padding_counts_nothing_in_the_loss():
     first = bce(score[0, :2], torch.tensor([0.0, 1.0]))
     second = bce(score[1], torch.tensor([1.0, 0.0, 1.0]))
     torch.testing.assert_close(loss, (first + second) / 2)
+
+
+def test_scores_may_be_trained_for_the_attention_s_values():
+    score, mass = torch.randn(2, 6), torch.rand(2, 6)
+    valid = torch.arange(6) < torch.tensor([[6], [4]])
+    expected = []
+    for image, count in enumerate((6, 4)):
+        target = mass[image, :count] / mass[image, :count].max()
+        expected.append(F.smooth_l1_loss(score[image, :count].sigmoid(), target).item())
+    found = attention_value_loss(score, mass, valid).item()
+    assert found == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_scores_may_be_trained_for_the_attention_s_order():
+    mass = torch.tensor([[0.1, 0.4, 0.2, 0.3, 9.0]])
+    valid = torch.tensor([[True] * 4 + [False]])
+    right, wrong = 10 * mass, -10 * mass
+    torch.manual_seed(0)
+    assert attention_ranking_loss(right, mass, valid) < 1e-5
+    assert attention_ranking_loss(wrong, mass, valid) > 1
+    score = torch.zeros(1, 5, requires_grad=True)
+    for _ in range(200):  # it is learned, and padding takes no part
+        loss = attention_ranking_loss(score, mass, valid)
+        (gradient,) = torch.autograd.grad(loss, score)
+        score = (score - 0.1 * gradient).detach().requires_grad_()
+    assert score[0, :4].argsort().tolist() == [0, 2, 3, 1] and score[0, 4] == 0
+
+
+@pytest.mark.parametrize("objective", ["smooth_l1", "ranking"])
+def test_other_objectives_train_a_detector_s_scores(objective):
+    model = sparse()
+    model.transformer.encoder.sparsifier.objective = objective
+    losses = model.train()(RECORDS)
+    assert losses["loss_dam"].isfinite() and losses["loss_dam"] > 0
+    head = model.transformer.encoder.sparsifier.score_head
+    losses["loss_dam"].backward()
+    assert any(
+        parameter.grad is not None and parameter.grad.any() for parameter in head.parameters()
+    )
+    with pytest.raises(ValueError, match="objective must be one of"):
+        SparseSparsifier(objective="mse")

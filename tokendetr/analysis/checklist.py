@@ -165,6 +165,8 @@ def _missing_of_command(root: Path, command: str) -> str:
         return ", ".join(missing)
     if words[0] != "python":
         return "a `python` or `make` command"
+    if words[1] == "-m" and not (root / f"{words[2].replace('.', '/')}.py").exists():
+        return f"the module {words[2]}"
     for word in words[1:]:
         if word.endswith((".py", ".safetensors", ".json")) and "/" in word.partition("=")[2] + word:
             path = word.partition("=")[2] or word

@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from tokendetr.encoder.forward_context import current_pass
 from tokendetr.tokens import LevelLayout, longest_count, map_counts, valid_from_counts
+
+PROPOSALS = "first 300 queries"
+"""Name of the map of tokens that the first queries start from, where passes are recorded."""
+DRAWN_QUERIES = 300
 
 
 @dataclass(frozen=True)
@@ -106,4 +112,15 @@ def propose(
     offsets_BN4 = box_head(tokens_BNC)
     boxes_logit_BN4 = offsets_BN4 + anchors_logit_BN4
     indices_BQ, valid_BQ = select_top(score(logits_BNK), layout, limit, skip_padding=skip_padding)
+    _record(indices_BQ, layout)
     return Proposals(tokens_BNC, logits_BNK, boxes_logit_BN4, indices_BQ, valid_BQ)
+
+
+def _record(indices_BQ: Tensor, layout: LevelLayout) -> None:
+    """Record where the first queries start, if the pass is recorded (Dynamic DETR, Figure 6)."""
+    if torch.compiler.is_compiling():  # the compiler cannot follow the pass
+        return
+    trace = current_pass().recorder.forward
+    if trace is not None and trace.layout.num_tokens == layout.num_tokens:
+        started_BN = torch.zeros(layout.valid_BN.shape, device=indices_BQ.device)
+        trace.maps[PROPOSALS] = started_BN.scatter(1, indices_BQ[:, :DRAWN_QUERIES], 1.0)

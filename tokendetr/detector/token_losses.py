@@ -4,6 +4,8 @@ looks.
 Shapes: B image, N all tokens, K tokens that are judged or kept, C class.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,9 @@ from torch.nn import functional as F
 from tokendetr.detector.criterion import Matches
 from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
 from tokendetr.tokens import Counts, topk_valid
+
+Objective = Literal["bce", "smooth_l1", "ranking"]
+OBJECTIVES: tuple[Objective, ...] = ("bce", "smooth_l1", "ranking")
 
 
 def add_detection_losses(
@@ -125,3 +130,48 @@ def decoder_attention_loss(
         return loss_BN.mean()
     valid_BN = valid_BN.to(loss_BN.dtype)
     return ((loss_BN * valid_BN).sum(dim=1) / valid_BN.sum(dim=1).clamp_min(1)).mean()
+
+
+def attention_value_loss(score_BN: Tensor, mass_BN: Tensor, valid_BN: Tensor | None) -> Tensor:
+    """Return the smooth L1 distance of scores' sigmoids from the decoder's attention.
+
+    Args:
+        score_BN: logits.
+        mass_BN: the decoder's attention to each token, which is divided by its image's greatest.
+        valid_BN: bool, True where a token is real; None where all are.
+
+    Source: Sparse DETR, arXiv 2111.14330, appendix A.3. Differs: the scale is not given there.
+    """
+    valid_BN = torch.ones_like(mass_BN, dtype=torch.bool) if valid_BN is None else valid_BN
+    mass_BN = mass_BN.detach() * valid_BN
+    target_BN = mass_BN / mass_BN.amax(dim=1, keepdim=True).clamp_min(1e-12)
+    loss_BN = F.smooth_l1_loss(score_BN.sigmoid(), target_BN, reduction="none") * valid_BN
+    return (loss_BN.sum(dim=1) / valid_BN.sum(dim=1).clamp_min(1)).mean()
+
+
+def attention_ranking_loss(
+    score_BN: Tensor, mass_BN: Tensor, valid_BN: Tensor | None, *, margin: float = 1.0
+) -> Tensor:
+    """Return how far scores are from ranking tokens as the decoder's attention does.
+
+    Each real token is compared with a random other one of its image: the score of the one that is
+    looked at more should be greater by ``margin``.
+
+    Args:
+        score_BN: logits.
+        mass_BN: the decoder's attention to each token.
+        valid_BN: bool, True where a token is real; None where all are.
+        margin: of the scores.
+
+    Source: Sparse DETR, arXiv 2111.14330, appendix A.3. Differs: pairs and margin are not given
+    there.
+    """
+    losses = []
+    for image, (score_N, mass_N) in enumerate(zip(score_BN, mass_BN.detach(), strict=True)):
+        if valid_BN is not None:
+            score_N, mass_N = score_N[valid_BN[image]], mass_N[valid_BN[image]]
+        other_N = torch.randperm(len(score_N), device=score_N.device)
+        sign_N = (mass_N - mass_N[other_N]).sign()
+        short_N = (margin - sign_N * (score_N - score_N[other_N])).relu() * sign_N.abs()
+        losses.append(short_N.sum() / sign_N.abs().sum().clamp_min(1))
+    return torch.stack(losses).mean()

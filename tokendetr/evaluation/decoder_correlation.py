@@ -99,7 +99,8 @@ class CorrEvaluator(DatasetEvaluator):
         )
 
     Results are under "tokens": ``Corr`` and ``Corr_level1`` and so on, in percent; NaN where the
-    decoder looked nowhere, and ``Corr_spread``, the standard deviation over images.
+    decoder looked nowhere, ``Corr_spread``, the standard deviation over images, and ``Looked_at``,
+    the share of an image's real tokens that get any of the decoder's attention.
 
     Args:
         layers: see :func:`updated_attention`.
@@ -108,7 +109,9 @@ class CorrEvaluator(DatasetEvaluator):
     Raises:
         ValueError: for values out of range.
 
-    Source: Sparse DETR, arXiv 2111.14330, section 4.2; Focus-DETR, arXiv 2307.12612, table 3.
+    Source: Sparse DETR, arXiv 2111.14330, section 4.2 and, for ``Looked_at``, Figure 10, which
+    counts the tokens nearest to where the decoder looks; here all that interpolation reads count.
+    Focus-DETR, arXiv 2307.12612, table 3.
     """
 
     def __init__(self, *, layers: Layers = "mean", top: float | None = None) -> None:
@@ -121,12 +124,14 @@ class CorrEvaluator(DatasetEvaluator):
         self._recording = ExitStack()
         self._trace = TokenTrace()
         self._shares: list[list[float]] = []
+        self._looked_at: list[float] = []
 
     def reset(self) -> None:
         """Begin to record what the model does."""
         self._recording.close()
         self._trace = self._recording.enter_context(record_tokens())
         self._shares = []
+        self._looked_at = []
 
     def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Read what was recorded of the batch, and forget it.
@@ -142,15 +147,22 @@ class CorrEvaluator(DatasetEvaluator):
         for kept_L, mass_L in zip(updated_BL.tolist(), all_BL.tolist(), strict=True):
             parts = [(sum(kept_L), sum(mass_L)), *zip(kept_L, mass_L, strict=True)]
             self._shares.append([kept / mass if mass else float("nan") for kept, mass in parts])
+        valid_BN = forwards[-1].layout.valid_BN
+        seen_B = ((forwards[-1].maps[MAP_NAME] > 0) & valid_BN).sum(dim=1) / valid_BN.sum(dim=1)
+        self._looked_at += seen_B.tolist()
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Return the means over all processes' images, on rank 0; None on others."""
         self._recording.close()
         shares = [row for rows in comm.gather(self._shares) for row in rows]
+        looked_at = [share for rows in comm.gather(self._looked_at) for share in rows]
         if not comm.is_main_process():
             return None
         mean = torch.tensor(shares, dtype=torch.float64).nanmean(dim=0).mul(100).tolist()
         names = ["Corr", *(f"Corr_level{level}" for level in range(1, len(mean)))]
         total = [row[0] for row in shares if not math.isnan(row[0])]
         spread = 100 * statistics.pstdev(total) if total else float("nan")
-        return OrderedDict(tokens=dict(zip(names, mean, strict=True)) | {"Corr_spread": spread})
+        return OrderedDict(
+            tokens=dict(zip(names, mean, strict=True))
+            | {"Corr_spread": spread, "Looked_at": 100 * statistics.mean(looked_at)}
+        )
