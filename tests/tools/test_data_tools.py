@@ -12,6 +12,7 @@ from PIL import Image
 
 from tokendetr.checkpoint.safetensors import load_slim
 from tokendetr.cli import (
+    demo_training,
     export_checkpoint,
     make_shapes,
     run_demo,
@@ -140,17 +141,20 @@ def test_the_demos_table_has_a_row_per_detector():
     candidate = run_demo.Candidate("DINO", "c.py", "w.pth")
     candidate.metrics = dict(zip(run_demo.METRICS, (50.04, 70, 30, 60, 65), strict=True))
     candidate.gflops, candidate.encoder_gflops, candidate.milliseconds = 0.9111, 0.2, 31.26
+    candidate.large_milliseconds = 1571.2
     header, _, row = run_demo.table([candidate]).splitlines()
     titles = [cell.strip() for cell in header.strip("|").split("|")][1:]
     values = [cell.strip() for cell in row.strip("|").split("|")]
-    assert titles == ["AP", "AP50", "APs", "APm", "APl", "GFLOPs", "encoder GFLOPs", "ms/image"]
-    assert values == ["DINO", "50.0", "70.0", "30.0", "60.0", "65.0", "0.911", "0.200", "31.3"]
+    metrics, large = ["AP", "AP50", "APs", "APm", "APl"], "ms, R50 at 800 x 1216"
+    assert titles == [*metrics, "GFLOPs", "encoder GFLOPs", "ms/image", large]
+    assert values[1:6] == ["50.0", "70.0", "30.0", "60.0", "65.0"]
+    assert values[6:] == ["0.911", "0.200", "31.3", "1571"]
 
 
 def test_a_failed_training_names_its_log(tmp_path):
     command = ["python", "-c", "print('the reason'); raise SystemExit(3)"]
     with pytest.raises(RuntimeError, match=r"exit 3\); see .*console\.txt:\nthe reason"):
-        run_demo._run(command, tmp_path / "console.txt", 10)
+        demo_training.run_training(command, tmp_path / "console.txt", 10)
 
 
 @pytest.mark.slow
@@ -158,12 +162,17 @@ def test_a_failed_training_names_its_log(tmp_path):
 def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     """Needs the shipped checkpoints and, unless it is there, draws the full data set."""
     monkeypatch.delenv("DETECTRON2_DATASETS")
-    run_demo.main(["--output", str(tmp_path), "--iterations", "16", "--timed-images", "5"])
+    run_demo.main(
+        ["--output", str(tmp_path), "--iterations", "16", "--timed-images", "5"]
+        + ["--score-iterations", "8"]
+    )
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 3
+    assert len(rows) == 2 + 4
     average_precision = [float(row.split("|")[2]) for row in rows[2:4]]
     assert average_precision[0] >= 40
     assert average_precision[0] - average_precision[1] <= 3
     assert "killed with SIGKILL" in printed
+    assert printed.rstrip().endswith(str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").stat().st_size > 1e5
     assert len(list((tmp_path / "pictures").glob("*_tokens.png"))) == len(run_demo.PICTURES)

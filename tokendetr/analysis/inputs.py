@@ -64,7 +64,8 @@ def build_measured_model(cfg: DictConfig, overrides: Sequence[str] = ()) -> nn.M
         FileNotFoundError, CheckpointMismatchError: of the checkpoint.
     """
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
-    if any(override.lstrip("+").startswith("train.init_checkpoint=") for override in overrides):
+    is_named = any(o.lstrip("+").startswith("train.init_checkpoint=") for o in overrides)
+    if is_named and cfg.train.init_checkpoint:
         load_weights(AtomicCheckpointer(model), cfg.train.init_checkpoint)
     optimize(model)
     return model.eval()

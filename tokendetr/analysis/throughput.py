@@ -10,9 +10,9 @@ from detectron2.data import DatasetFromList, MapDataset, build_batch_data_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from tokendetr.analysis.timing import Summary
+from tokendetr.io.progress import Progress
 
 __all__ = ["TIME_LIMIT_S", "StageSpeed", "loader_speed", "stage_speeds"]
 
@@ -124,7 +124,7 @@ def _speed(
         pass
     samples: list[float] = []
     began = last = time.perf_counter()
-    for _ in tqdm(range(repeats), desc=name, disable=not comm.is_main_process()):
+    for _ in Progress(range(repeats), desc=name, disable=not comm.is_main_process()):
         if next(items, None) is None:
             break
         now = time.perf_counter()

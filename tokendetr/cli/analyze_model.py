@@ -22,7 +22,6 @@ from detectron2.utils.analysis import parameter_count, parameter_count_table
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
 
 from tokendetr.analysis.flops import (
     BLENDED_SIZES,
@@ -40,6 +39,7 @@ from tokendetr.analysis.inputs import (
 from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
+from tokendetr.io.progress import Progress
 
 TASKS = ("flop", "activation", "parameter", "structure")
 EXPECTED_ERRORS = (
@@ -117,7 +117,7 @@ def count(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) -> dict[s
     compute = not is_synthetic if args.compute is None else args.compute
     reports: list[FlopReport] = []
     inputs = []
-    for batch in tqdm(batches, total=total, unit="image", desc="counting"):
+    for batch in Progress(batches, total=total, unit="image", desc="counting"):
         reports.append(count_flops(model, batch, arithmetic=compute))
         height, width = batch[0]["image"].shape[1:]
         inputs.append({"height": height, "width": width, "gflops": reports[-1].total / 1e9})

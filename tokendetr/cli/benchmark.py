@@ -27,7 +27,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from tabulate import tabulate
-from tqdm import tqdm
 
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import (
@@ -47,6 +46,7 @@ from tokendetr.errors import (
     ConfigError,
     SampleError,
 )
+from tokendetr.io.progress import Progress
 from tokendetr.train.launch import launch
 from tokendetr.train.trainer import Trainer, parse_dtype
 
@@ -193,10 +193,10 @@ def time_models(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[di
         make(args, cfg, name, args.warmup + repeats)
         for name, cfg in zip(args.config_file, cfgs, strict=True)
     ]
-    for contender in tqdm(contenders, desc="warming up", disable=not comm.is_main_process()):
+    for contender in Progress(contenders, desc="warming up", disable=not comm.is_main_process()):
         for _ in range(args.warmup):
             contender.step()
-    for _ in tqdm(range(repeats), desc="measuring", disable=not comm.is_main_process()):
+    for _ in Progress(range(repeats), desc="measuring", disable=not comm.is_main_process()):
         for contender in contenders:
             contender.measure()
     results = []

@@ -22,7 +22,6 @@ import numpy as np
 from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
-from tqdm import tqdm
 
 from tokendetr.cli.argument_types import share
 from tokendetr.cli.arguments import parse_with_overrides
@@ -31,6 +30,7 @@ from tokendetr.config.load import load_config
 from tokendetr.errors import CheckpointError, ConfigError, OutputError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file, check_output_folder, drawing_names
+from tokendetr.io.progress import Progress
 from tokendetr.predict import (
     Predictor,
     coco_results,
@@ -89,7 +89,7 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
     unreadable = 0
     paths = find_images(args.input)
     targets = drawing_names(paths, folder, ".jpg")
-    pairs = tqdm(list(zip(paths, targets, strict=True)), unit="picture")
+    pairs = Progress(list(zip(paths, targets, strict=True)), unit="picture")
     for number, (path, target) in enumerate(pairs, start=1):
         try:
             image_HWC = read_rgb(path)
@@ -127,7 +127,9 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
     """Write a video with detections, or show the camera's stream until Esc is pressed."""
     cv2 = _opencv()
     writer = None
-    for image_HWC, rate in tqdm(frames_of(0 if args.webcam else args.video_input), unit="frame"):
+    for image_HWC, rate in Progress(
+        frames_of(0 if args.webcam else args.video_input), unit="frame"
+    ):
         instances = predictor(image_HWC)
         shown = instances[instances.scores >= args.confidence_threshold]
         drawn_bgr = np.ascontiguousarray(draw(image_HWC, shown, metadata)[:, :, ::-1])

@@ -21,7 +21,6 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
@@ -32,6 +31,7 @@ from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import shipped_weights
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.progress import Progress
 
 EXPECTED_ERRORS = (
     CheckpointMismatchError,
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> LevelImportance:
     images = sys.maxsize if args.num_images is None else args.num_images
     watched = record_level_importance(_encoder(model), mass=args.mass, statistic=args.statistic)
     with torch.no_grad(), watched as importance:
-        for batch in tqdm(loaded_inputs(cfg, images), unit="image"):
+        for batch in Progress(loaded_inputs(cfg, images), unit="image"):
             model(batch)
     return importance
 

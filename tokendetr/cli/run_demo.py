@@ -1,23 +1,24 @@
-"""The project in one run (``make demo``): a dense DINO beside its Dynamic-DINO twin, on the CPU.
+"""The project in one run (``make demo``): what a sparse encoder gains and costs, on the CPU.
+
+Example:
+    tokendetr demo --output output/demo
 
 Draws the shapes data set, trains Dynamic-DINO for a short while (killed with SIGKILL halfway, then
-resumed), evaluates the shipped detectors and the one just trained, measures operations and time,
-and writes pictures. Everything lands in output/demo/; about ten minutes on two cores.
+resumed), makes the dense DINO sparse without labels, evaluates these detectors and the shipped
+ones, counts operations, measures time on small images and at COCO's size, and writes pictures and
+a page for a browser.
+Everything lands in output/demo/; four minutes on two idle cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,31 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 from PIL import Image
 from tabulate import tabulate
-from tqdm import tqdm
 
-from tokendetr.analysis.flops import count_flops, mean_report
+from tokendetr.analysis.flops import count_flops, mean_report, synthetic_inputs
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config
+from tokendetr.cli.demo_training import train_with_a_crash
 from tokendetr.config.load import load_config
+from tokendetr.config.tree import checkpoint_file
 from tokendetr.data.shapes import ensure_shapes
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.evaluation.run import Evaluation
+from tokendetr.io.progress import Progress
 from tokendetr.predict import Predictor, dataset_metadata, read_rgb
+from tokendetr.report import write_report
+from tokendetr.sparsification import FitOptions, SparsifyJob, run_job
+from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 from tokendetr.visualization.token_pictures import draw_tokens
+from tokendetr.visualization.token_story import draw_story
 
 DENSE = "dino_shapes"
 DYNAMIC = "dynamic_dino_shapes"
 METRICS = ("AP", "AP50", "APs", "APm", "APl")
 # Pictures of the validation set with objects of several sizes.
 PICTURES = (0, 4, 9, 14)
+LARGE_PX = (800, 1216)
+"""Height and width of an image of COCO's size."""
+REPORT_IMAGES = 50
 
 
 @dataclass
@@ -56,6 +67,8 @@ class Candidate:
         metrics: box AP and its kin, 0 to 100.
         gflops, encoder_gflops: of one image, multiply-add = 1, mean over validation images.
         milliseconds: per image: median over validation images.
+        large: config of the same kind of detector at full size; None where there is none.
+        large_milliseconds: its time for one image of ``LARGE_PX``.
     """
 
     title: str
@@ -65,6 +78,8 @@ class Candidate:
     gflops: float = 0.0
     encoder_gflops: float = 0.0
     milliseconds: float = 0.0
+    large: str | None = None
+    large_milliseconds: float | None = None
     predictor: Predictor | None = None
 
     def load(self) -> tuple[DictConfig, Predictor]:
@@ -84,103 +99,53 @@ class Stages:
         self.total, self.number, self.start = total, 0, time.perf_counter()
 
     def begin(self, title: str) -> None:
-        """Print the next heading."""
+        """Print the next heading, and whether the machine has other work."""
         self.number += 1
         passed = time.perf_counter() - self.start
         print(f"\n[{self.number}/{self.total}] {title}   ({passed:.0f} s so far)", flush=True)
-
-
-# --------------------------------------------------------------------------------- training
-
-
-def training_command(folder: Path, iterations: int, *extra: str) -> list[str]:
-    """Command of a short fine-tuning of Dynamic-DINO from the dense weights."""
-    return [
-        sys.executable,
-        "-m",
-        "tokendetr.cli.train_net",
-        "--config-file",
-        DYNAMIC,
-        *extra,
-        f"train.output_dir={folder}",
-        f"train.max_iter={iterations}",
-        f"train.checkpointer.period={iterations // 4}",
-        f"train.eval_period={iterations}",
-        "train.log_period=5",
-    ]
-
-
-def train_with_a_crash(folder: Path, iterations: int) -> dict[str, float]:
-    """Train, kill the process with SIGKILL after its second checkpoint, resume to the end.
-
-    Returns:
-        The metrics of the evaluation at the end.
-
-    Raises:
-        RuntimeError: a run failed or did not resume; the message names its log.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    console = folder / "console.txt"
-    checkpoint = folder / f"model_{iterations // 4 * 2 - 1:07d}.pth"
-
-    def is_due() -> bool:
-        return checkpoint.exists() and _last_iteration(folder) > iterations // 2
-
-    _run(training_command(folder, iterations), console, iterations, kill_when=is_due)
-    print(f"  killed with SIGKILL after iteration {_last_iteration(folder)}; resuming", flush=True)
-    _run(training_command(folder, iterations, "--resume"), console, iterations)
-    if "Resuming from" not in console.read_text():
-        raise RuntimeError(f"the training did not resume; see {console}")
-    evaluated = [record for record in _records(folder) if "bbox/AP" in record]
-    if not evaluated:
-        raise RuntimeError(f"the training wrote no evaluation; see {console}")
-    return {name: float(evaluated[-1][f"bbox/{name}"]) for name in METRICS}
-
-
-def _run(
-    command: list[str],
-    console: Path,
-    iterations: int,
-    kill_when: Callable[[], bool] | None = None,
-) -> None:
-    """Run a training with a progress bar; ``kill_when`` says when to kill it."""
-    print("  " + " ".join(command).replace(sys.executable, "python"), flush=True)
-    folder = console.parent
-    with console.open("a") as log, tqdm(total=iterations, unit="iteration", leave=False) as bar:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(0.3)
-                if (done := min(_last_iteration(folder) + 1, iterations) - bar.n) > 0:
-                    bar.update(done)
-                if kill_when is not None and kill_when():
-                    break
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    if kill_when is None and process.returncode != 0:
-        tail = "\n".join(console.read_text().splitlines()[-15:])
-        raise RuntimeError(f"training failed (exit {process.returncode}); see {console}:\n{tail}")
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.json"
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _last_iteration(folder: Path) -> int:
-    records = _records(folder)
-    return int(records[-1]["iteration"]) if records else -1
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores + 1:
+            print(f"  the machine is busy: load {load:.1f} on {cores} cores; this takes longer")
 
 
 # --------------------------------------------------------------------------------- measuring
+
+
+def make_sparse(folder: Path, images: Path, iterations: int) -> None:
+    """Make the dense detector sparse with unlabelled images, from nothing."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with Progress(unit="batch") as bar:
+
+        def show(stage: str, done: int, total: int, _: float) -> None:
+            bar.set_description(stage)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        job = SparsifyJob(
+            config=DENSE,
+            overrides=[f"train.init_checkpoint={checkpoint_file(DENSE)}"],
+            images=[str(images)],
+            output_dir=folder,
+            keep_ratio=0.3,
+            options=FitOptions(score_iterations=iterations, max_images=64),
+        )
+        run_job(job, progress=show)
+
+
+def measure_large(candidates: list[Candidate]) -> None:
+    """Time of one image at COCO's size: networks of full size, random weights, one run each."""
+    for candidate in candidates:
+        if candidate.large is None:
+            continue
+        cfg = load_measured_config(candidate.large, ["train.device=cpu"])
+        model = build_measured_model(cfg, []).eval()  # random weights
+        with torch.no_grad():
+            model(synthetic_inputs(256, 256))  # memory and prepared weights
+            images = synthetic_inputs(*LARGE_PX)
+            start = time.perf_counter()
+            model(images)
+        candidate.large_milliseconds = 1000 * (time.perf_counter() - start)
+        print(f"  {candidate.large}: {candidate.large_milliseconds:.0f} ms", flush=True)
 
 
 def evaluate(candidate: Candidate, folder: Path, images: int) -> None:
@@ -191,7 +156,7 @@ def evaluate(candidate: Candidate, folder: Path, images: int) -> None:
     with (
         (folder / "printed.txt").open("w") as printed,
         contextlib.redirect_stdout(printed),
-        tqdm(total=images, unit="image", desc=candidate.title) as bar,
+        Progress(total=images, unit="image", desc=candidate.title) as bar,
     ):
 
         def count(*_: Any) -> None:  # a hook that returned something would replace the output
@@ -212,7 +177,7 @@ def measure(candidates: list[Candidate], images: list[np.ndarray], timed: int) -
         candidate.gflops = report.total / 1e9
         candidate.encoder_gflops = report.by_part["encoder"] / 1e9
     seconds: list[list[float]] = [[] for _ in candidates]
-    for repeat in tqdm(range(timed + 3), unit="image", desc="timing"):
+    for repeat in Progress(range(timed + 3), unit="image", desc="timing"):
         for times, predictor in zip(seconds, predictors, strict=True):
             start = time.perf_counter()
             predictor(images[repeat % len(images)])
@@ -227,29 +192,31 @@ def measure(candidates: list[Candidate], images: list[np.ndarray], timed: int) -
 
 def write_pictures(dense: Candidate, dynamic: Candidate, files: list[Path], folder: Path) -> None:
     """Detections of both detectors side by side, and what the dynamic one did with its tokens."""
-    from detectron2.utils.visualizer import Visualizer
-
     folder.mkdir(parents=True, exist_ok=True)
     cfg, dynamic_predictor = dynamic.load()
-    metadata = dataset_metadata(cfg)
+    names = dataset_metadata(cfg).get("thing_classes", None)
     for path in files:
         image_HWC = read_rgb(path)
-        drawn = []
         with record_tokens() as trace:
             found = dynamic_predictor(image_HWC)
-        for instances in (dense.load()[1](image_HWC), found):
-            canvas = Visualizer(image_HWC, metadata, scale=2.5)
-            shown = instances[instances.scores >= 0.3]
-            drawn.append(canvas.draw_instance_predictions(shown).get_image())
+        boxes = [
+            found_boxes(instances[instances.scores >= 0.3], names)
+            for instances in (dense.load()[1](image_HWC), found)
+        ]
+        scale = legible_scale(image_HWC)
+        drawn = [np.asarray(draw_boxes(image_HWC, each, scale=scale)) for each in boxes]
         side_by_side = np.concatenate(drawn, axis=1)
         Image.fromarray(side_by_side).save(folder / f"{path.stem}_dense_dynamic.png")
-        sheet = draw_tokens(image_HWC, trace.forwards[-1])
+        story = draw_story(image_HWC, trace.forwards[-1], boxes[1])
+        story.save(folder / f"{path.stem}_story.png")
+        sheet = draw_tokens(image_HWC, trace.forwards[-1], boxes=boxes[1])
         sheet.save(folder / f"{path.stem}_tokens.png")
 
 
 def table(candidates: list[Candidate]) -> str:
     """The table that the demo ends with."""
-    header = ["", *METRICS, "GFLOPs", "encoder GFLOPs", "ms/image"]
+    size = " x ".join(map(str, LARGE_PX))
+    header = ["", *METRICS, "GFLOPs", "encoder GFLOPs", "ms/image", f"ms, R50 at {size}"]
     rows = [
         [
             candidate.title,
@@ -257,6 +224,7 @@ def table(candidates: list[Candidate]) -> str:
             f"{candidate.gflops:.3f}",
             f"{candidate.encoder_gflops:.3f}",
             f"{candidate.milliseconds:.1f}",
+            "" if candidate.large_milliseconds is None else f"{candidate.large_milliseconds:.0f}",
         ]
         for candidate in candidates
     ]
@@ -270,6 +238,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
     parser.add_argument("--iterations", type=int, default=80, help="of the short training")
+    parser.add_argument(
+        "--score-iterations", type=int, default=60, help="of the fit without labels"
+    )
     parser.add_argument("--timed-images", type=int, default=60, help="images per detector")
     args = parser.parse_args(arguments)
     if args.iterations < 16:
@@ -283,7 +254,7 @@ def run(args: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     setup_logger(str(output / "demo.txt"), name="detectron2", configure_stdout=False)
     logging.getLogger("tokendetr").setLevel(logging.WARNING)
-    stages = Stages(5)
+    stages = Stages(8)
     stages.begin("The shapes data set (drawn once)")
     root = ensure_shapes()
     files = sorted((root / "val").glob("*.jpg"))
@@ -294,27 +265,52 @@ def run(args: argparse.Namespace) -> None:
         DYNAMIC,
         str(output / "train" / "model_final.pth"),
     )
-    trained.metrics = train_with_a_crash(output / "train", args.iterations)
+    record = train_with_a_crash(DYNAMIC, output / "train", args.iterations)
+    trained.metrics = {name: float(record[f"bbox/{name}"]) for name in METRICS}
 
-    stages.begin("Evaluating the shipped detectors on shapes_val")
-    dense = Candidate("DINO (dense)", DENSE)
-    dynamic = Candidate("Dynamic-DINO", DYNAMIC)
-    for candidate, name in ((dense, "dense"), (dynamic, "dynamic")):
+    stages.begin("Making the dense DINO sparse, without labels")
+    make_sparse(output / "sparse", root / "train", args.score_iterations)
+    fitted = Candidate(
+        "DINO made sparse just now, without labels (keep 0.3)",
+        str(output / "sparse" / "config.py"),
+        str(output / "sparse" / "model.pth"),
+        large="sparse_dino_r50_4scale_12ep_bypass",
+    )
+
+    stages.begin("Evaluating the detectors on shapes_val")
+    dense = Candidate("DINO (dense)", DENSE, large="dino_r50_4scale_12ep")
+    dynamic = Candidate("Dynamic-DINO", DYNAMIC, large="dynamic_dino_r50_4scale_12ep")
+    for candidate, name in ((dense, "dense"), (dynamic, "dynamic"), (fitted, "sparse")):
         evaluate(candidate, output / "evaluation" / name, len(files))
 
     stages.begin("Counting operations, measuring time")
-    candidates = [dense, dynamic, trained]
+    candidates = [dense, dynamic, trained, fitted]
     measure(candidates, [read_rgb(path) for path in files[:50]], args.timed_images)
+
+    stages.begin(f"Time of R50 networks at {LARGE_PX[0]} x {LARGE_PX[1]}, one run each")
+    measure_large(candidates)
 
     stages.begin("Pictures")
     write_pictures(dense, dynamic, [files[index] for index in PICTURES], output / "pictures")
+
+    stages.begin("One page for a browser")
+    page = write_report(
+        [DENSE, DYNAMIC, str(output / "train")],
+        output / "report.html",
+        limit=REPORT_IMAGES,
+        worst=2,
+        random=2,
+        token_images=2,
+    )
     text = table(candidates)
     (output / "table.md").write_text(text + "\n")
     print(f"\n{text}\n")
     print(f"shapes_val, {len(files)} images; CPU threads: {torch.get_num_threads()}; GFLOPs count")
-    print("a multiply-add as one. Pictures (detections: dense left, dynamic right; tokens):")
+    print("a multiply-add as one. The last column: the same kinds of detector at full size, random")
+    print("weights, one image. Pictures (detections: dense left, dynamic right; stories; tokens):")
     for path in sorted((output / "pictures").iterdir()):
         print(f"  {path}")
+    print(f"All of it on one page, for a browser: {page}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,10 +15,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.io.progress import Progress
 from tokendetr.sparsification import (
     BUDGETS,
     METHODS,
@@ -93,13 +92,13 @@ class _Bars:
     """A progress bar per stage."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar: Progress | None = None
         self._stage = ""
 
     def __call__(self, stage: str, done: int, total: int, value: float) -> None:
         if self._bar is None or stage != self._stage:
             self.close()
-            self._bar, self._stage = tqdm(total=total, desc=stage, unit="batch"), stage
+            self._bar, self._stage = Progress(total=total, desc=stage, unit="batch"), stage
         self._bar.update(done - self._bar.n)
         if value == value:
             self._bar.set_postfix_str(f"{value:.4f}")

@@ -23,13 +23,13 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig
 from PIL import Image
-from tqdm import tqdm
 
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError
 from tokendetr.io.outputs import DrawingNames
+from tokendetr.io.progress import Progress
 from tokendetr.predict import read_rgb
 
 Drawn = tuple[Path, np.ndarray]
@@ -96,7 +96,7 @@ def present(pictures: Iterator[Drawn], folder: Path, number: int | None, show: b
     count = 0
     folder.mkdir(parents=True, exist_ok=True)
     names = DrawingNames(folder, ".jpg")
-    for path, picture in tqdm(islice(pictures, number), total=number, unit="picture"):
+    for path, picture in Progress(islice(pictures, number), total=number, unit="picture"):
         image = Image.fromarray(picture)
         if show:
             image.show(title=path.name)

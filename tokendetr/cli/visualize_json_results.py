@@ -19,11 +19,11 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from tqdm import tqdm
 
 from tokendetr.cli.argument_types import output_folder, share
 from tokendetr.data.known import register_if_known
 from tokendetr.io.outputs import drawing_names
+from tokendetr.io.progress import Progress
 from tokendetr.predict import read_rgb
 from tokendetr.visualization.boxes import annotated_boxes, draw_boxes, found_boxes, legible_scale
 
@@ -102,7 +102,7 @@ def compare(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     shown = records[: args.num]
     targets = drawing_names([Path(record["file_name"]) for record in shown], folder, ".jpg")
-    for record, target in tqdm(list(zip(shown, targets, strict=True)), unit="picture"):
+    for record, target in Progress(list(zip(shown, targets, strict=True)), unit="picture"):
         path = Path(record["file_name"])
         image_HWC = read_rgb(path)
         found = to_instances(

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
-from tqdm import tqdm
 
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import parse_with_overrides
@@ -32,6 +31,7 @@ from tokendetr.encoder.layer_tokens import describe
 from tokendetr.encoder.trace import ForwardTrace
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.io.outputs import drawing_names
+from tokendetr.io.progress import Progress
 from tokendetr.predict import Predictor, dataset_metadata, find_images, read_rgb
 from tokendetr.tokens import Identity
 from tokendetr.visualization.boxes import found_boxes
@@ -96,7 +96,7 @@ def visualize(
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
     stems = [name.stem for name in drawing_names(pictures, folder, ".png")]
-    for path, stem in tqdm(list(zip(pictures, stems, strict=True)), unit="picture"):
+    for path, stem in Progress(list(zip(pictures, stems, strict=True)), unit="picture"):
         image_HWC = read_rgb(path)
         with record_tokens() as trace:
             instances = predictor(image_HWC)

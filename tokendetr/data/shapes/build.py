@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from tokendetr.data.shapes.random import IntegerRandom
 from tokendetr.data.shapes.scene import CATEGORIES, make_scene
+from tokendetr.io.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +140,9 @@ def _write_images(
     progress: dict[str, Any] = {"total": count, "unit": "image", "mininterval": 2.0}
     progress["desc"] = f"drawing shapes_{split}"
     if min(workers, count) < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        return list(tqdm(map(_write_image, jobs), **progress))
+        return list(Progress(map(_write_image, jobs), **progress))
     with multiprocessing.get_context("fork").Pool(min(workers, count)) as pool:
-        return list(tqdm(pool.imap(_write_image, jobs, chunksize=16), **progress))
+        return list(Progress(pool.imap(_write_image, jobs, chunksize=16), **progress))
 
 
 def _write_image(job: tuple[str, str, int, int]) -> dict[str, Any]:

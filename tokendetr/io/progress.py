@@ -1,0 +1,54 @@
+"""Progress of programs: a bar on a terminal, a line at each tenth elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+_LINE = "{desc} {percentage:.0f}% ({n_fmt} of {total_fmt} {unit}) in {elapsed}{postfix}"
+_SECONDS_WITHOUT_TOTAL = 10.0
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        """Take a text."""
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+
+class Progress(tqdm):
+    """``tqdm``, but where standard error is no terminal it writes lines that a log can hold.
+
+    Args:
+        arguments, options: those of ``tqdm``.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._in_lines = not sys.stderr.isatty()
+        self._shown: float = 0
+        self._began = time.monotonic()
+        if self._in_lines:
+            options |= {"file": _Nowhere(), "bar_format": _LINE}
+        super().__init__(*arguments, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Show the state: the bar, or a line if there is something new to say."""
+        if not self._in_lines:
+            return super().display(msg, pos)
+        if self.total:
+            reached: float = 10 * self.n // self.total
+        else:
+            reached = (time.monotonic() - self._began) // _SECONDS_WITHOUT_TOTAL
+        if reached > self._shown:
+            self._shown = reached
+            print(str(self), file=sys.stderr, flush=True)
+        return True
