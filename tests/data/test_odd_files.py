@@ -233,21 +233,49 @@ def test_links_may_lead_into_named_folders(fruit, tmp_path):
         validate_coco(*files, image_roots=[str(tmp_path / "other")])
 
 
-@pytest.mark.parametrize(("word", "is_right"), [("", True), ("Unspecified", True), ("x", False)])
-def test_the_difficult_mark_of_voc(tmp_path, word, is_right):
-    for folder in ("Annotations", "ImageSets/Main"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "ImageSets/Main/val.txt").write_text("7\n")
-    (tmp_path / "Annotations/7.xml").write_text(
-        "<annotation><size><width>9</width><height>9</height></size><object><name>cat</name>"
-        f"<difficult>{word}</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>"
-        "<ymax>5</ymax></bndbox></object></annotation>"
-    )
-    if is_right:
-        assert len(load_voc_instances(str(tmp_path), "val", ["cat"])[0]["annotations"]) == 1
-    else:
-        with pytest.raises(ValueError, match=r"7\.xml.*<difficult> is 'x'"):
-            load_voc_instances(str(tmp_path), "val", ["cat"])
+VOC = (
+    "<annotation><size><width>9</width><height>9</height></size><object><name>cat</name>"
+    "<difficult>0</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>"
+    "<ymax>5</ymax></bndbox></object></annotation>"
+)
+
+
+def load_voc(folder, text, image_id="7"):
+    for name in ("Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets/Main/val.txt").write_text(f"{image_id}\n")
+    (folder / "Annotations/7.xml").write_text(text)
+    return load_voc_instances(str(folder), "val", ["cat"])
+
+
+@pytest.mark.parametrize("word", ["", "Unspecified", "0", "1"])
+def test_the_difficult_mark_of_voc(tmp_path, word):
+    (record,) = load_voc(tmp_path, VOC.replace(">0</difficult>", f">{word}</difficult>"))
+    assert len(record["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (">0</difficult>", ">x</difficult>", "<difficult> is 'x'"),
+        ("<xmin>1", "<xmin>nan", "xmin nan"),
+        ("<ymax>5", "<ymax>inf", "ymax inf"),
+        ("<xmax>5", "<xmax>0", "the box of an object 'cat' is none"),
+        ("<width>9", "<width>0", "size/width is 0"),
+        ("<width>9</width>", "", "no 'size/width'"),
+        ("cat", "dog", "'dog' is not among"),
+        ("</annotation>", "", "no element|mismatched|no element found|unclosed"),
+    ],
+)
+def test_what_cannot_be_used_of_voc_is_named(tmp_path, old, new, words):
+    with pytest.raises(ValueError, match=rf"7\.xml.*({words})"):
+        load_voc(tmp_path, VOC.replace(old, new))
+
+
+@pytest.mark.parametrize("image_id", ["../7", "/etc/hostname", "a/b", "..", "..\\7"])
+def test_ids_of_voc_stay_in_its_folders(tmp_path, image_id):
+    with pytest.raises(ValueError, match="no name of a file"):
+        load_voc(tmp_path, VOC, image_id)
 
 
 def test_parts_of_a_config_that_do_not_fit(fruit, tmp_path):
@@ -279,6 +307,11 @@ def test_parts_of_a_config_that_do_not_fit(fruit, tmp_path):
         cfg.dataloader.test.dataset.names = names[0]
         with pytest.raises(DatasetError, match="dataloader.evaluator of 'fewer_"):
             validate_config_data(cfg)
+        alone = cfg.dataloader.evaluator
+        cfg.dataloader.evaluator = {"evaluators": [{"dataset_name": names[0]}, alone]}
+        with pytest.raises(DatasetError, match=r"set dataloader.evaluator.evaluators.1.dataset_n"):
+            validate_config_data(cfg)
+        cfg.dataloader.evaluator = alone
         cfg.dataloader.evaluator.dataset_name = names[0]
         cfg.dataloader.test.dataset.names = [names[0], names[0]]
         with pytest.raises(DatasetError, match="evaluate one after the other"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.data.coco_check import read_coco, validate_coco
 from tokendetr.errors import DatasetError
@@ -223,20 +223,33 @@ def class_names(json_file: str, *, has_file_names: bool = True) -> list[str]:
 
 def _compare_evaluator(cfg: Any) -> None:
     tested = [name for name, is_test in dataset_names(cfg, evaluation_only=True) if is_test]
-    evaluated = OmegaConf.select(cfg, "dataloader.evaluator.dataset_name", default=None)
-    if evaluated is None or not tested:
-        return
-    if len(tested) > 1:
-        raise DatasetError(
-            f"dataloader.test has {len(tested)} data sets ({', '.join(tested)}), but "
-            f"dataloader.evaluator is of {evaluated!r} alone: evaluate one after the other"
-        )
-    files = {name: _annotation_file(name) for name in (evaluated, tested[0])}
-    if files[evaluated] != files[tested[0]]:
-        raise DatasetError(
-            f"dataloader.test is of {tested[0]!r}, but dataloader.evaluator of {evaluated!r}: set "
-            f"dataloader.evaluator.dataset_name={tested[0]}"
-        )
+    evaluators = list(_named_nodes(OmegaConf.select(cfg, "dataloader.evaluator", default=None)))
+    for key, evaluated in evaluators if tested else []:
+        if len(tested) > 1:
+            raise DatasetError(
+                f"dataloader.test has {len(tested)} data sets ({', '.join(tested)}), but "
+                f"dataloader.evaluator is of {evaluated!r} alone: evaluate one after the other"
+            )
+        if _annotation_file(evaluated) != _annotation_file(tested[0]):
+            raise DatasetError(
+                f"dataloader.test is of {tested[0]!r}, but dataloader.evaluator of "
+                f"{evaluated!r}: set {key}={tested[0]}"
+            )
+
+
+def _named_nodes(node: Any, key: str = "dataloader.evaluator") -> Iterator[tuple[str, str]]:
+    """The keys and values of ``dataset_name`` of evaluators, also within evaluators."""
+    if isinstance(node, DictConfig):
+        for name in map(str, node):
+            if OmegaConf.is_missing(node, name):
+                continue
+            if name == "dataset_name":
+                yield f"{key}.{name}", str(node[name])
+            else:
+                yield from _named_nodes(node[name], f"{key}.{name}")
+    elif isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from _named_nodes(item, f"{key}.{index}")
 
 
 def _annotation_file(name: str) -> str:

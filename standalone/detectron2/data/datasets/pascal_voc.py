@@ -1,5 +1,6 @@
 """PASCAL VOC: XML annotations and lists of image ids."""
 
+import math
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ def load_voc_instances(
 
     Raises:
         FileNotFoundError: the list or an annotation is not there.
-        ValueError: an annotation is no VOC XML or names an unknown class.
+        ValueError: an annotation is no VOC XML, names an unknown class or has a box that is none;
+            an id of the list is no name of a file.
     """
     list_file = os.path.join(dirname, "ImageSets", "Main", split + ".txt")
     with PathManager.open(list_file) as file:
@@ -51,6 +53,8 @@ def load_voc_instances(
 def _read_record(
     dirname: str, annotation_dir: str, image_id: str, class_names: list[str]
 ) -> dict[str, Any]:
+    if os.path.basename(image_id) != image_id or "\\" in image_id or image_id in ("", ".", ".."):
+        raise ValueError(f"the id {image_id!r} in the list of {dirname} is no name of a file")
     annotation_file = os.path.join(annotation_dir, image_id + ".xml")
     with PathManager.open(annotation_file) as file:
         try:
@@ -58,8 +62,8 @@ def _read_record(
             return {
                 "file_name": os.path.join(dirname, "JPEGImages", image_id + ".jpg"),
                 "image_id": image_id,
-                "height": int(_text(root, "size/height")),
-                "width": int(_text(root, "size/width")),
+                "height": _pixels(root, "size/height"),
+                "width": _pixels(root, "size/width"),
                 "annotations": [_read_object(o, class_names) for o in root.findall("object")],
             }
         except (ElementTree.ParseError, ValueError) as error:
@@ -73,6 +77,13 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return found.strip()
 
 
+def _pixels(element: ElementTree.Element, path: str) -> int:
+    number = int(_text(element, path))
+    if number < 1:
+        raise ValueError(f"{path} is {number}: it must be at least 1")
+    return number
+
+
 def _read_object(element: ElementTree.Element, class_names: list[str]) -> dict[str, Any]:
     name = _text(element, "name")
     if name not in class_names:
@@ -80,6 +91,11 @@ def _read_object(element: ElementTree.Element, class_names: list[str]) -> dict[s
     xmin, ymin, xmax, ymax = (
         float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
     )
+    if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))) or xmax < xmin or ymax < ymin:
+        raise ValueError(
+            f"the box of an object '{name}' is none: xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, "
+            f"ymax {ymax:g}"
+        )
     is_difficult(element)
     # VOC counts pixels from 1 and includes the last one; [xmin - 1, xmax] are the pixels' edges.
     return {
