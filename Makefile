@@ -13,6 +13,9 @@ VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST_ARGS ?=
 ROWS ?=
+DETECTRON2 ?=
+DETREX ?=
+UPSTREAM_VENV ?= build/upstream/venv
 GPU_WHEELS ?= build/gpu-wheels
 GPU_RECORD ?= output/gpu-check.json
 
@@ -23,10 +26,10 @@ BUILT := $(VENV)/.stamp-built
 BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo docs test test-slow nightly lint format bench cuda-check gpu-wheels gpu-check sanitize lock clean
+.PHONY: help build demo docs test test-slow test-upstream nightly lint format bench cuda-check gpu-wheels gpu-check sanitize lock clean
 
 help:
-	@echo "make demo | docs | test | test-slow | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | lock | clean"
+	@echo "make demo | docs | test | test-slow | test-upstream | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | lock | clean"
 
 # What torch needs on every platform is locked with the rest. Its own wheel is looked up in requirements-torch.txt before
 # anything of it runs; another one than the default (TORCH=...) is not.
@@ -85,6 +88,11 @@ test: $(BUILT) lint cuda-check
 
 test-slow: $(BUILT)
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+# Beside the real packages: make test-upstream DETECTRON2=checkout DETREX=checkout [UPSTREAM_VENV=an environment that has both].
+test-upstream:
+	$(PYTHON) -m tests.upstream --detectron2 "$(DETECTRON2)" --detrex "$(DETREX)" --venv $(UPSTREAM_VENV) \
+		-n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 # Figures of docs/reliability.md; ROWS=TR1,DA1 runs some.
 nightly: $(BUILT)

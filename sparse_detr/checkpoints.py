@@ -23,7 +23,7 @@ published                                      here
 ``transformer.<part>.class_embed.<i>``, ...    left out: other names of the same heads
 =============================================  =================================================
 
-Write a file that ``train.init_checkpoint`` reads:
+Detectors with :class:`sparse_detr.SparseSparsifier` rename them as they load them. A small file:
 
     python tools/export_checkpoint.py --input sparse_detr_r50_10.pth --dtype float32 \\
         --output sparse_detr_r50_10.safetensors --convert sparse_detr.from_published
@@ -60,6 +60,11 @@ _RULES = (
     (r"^(transformer\..*)\.linear1\.", r"\1.ffns.0.layers.0.0."),
     (r"^(transformer\..*)\.linear2\.", r"\1.ffns.0.layers.1."),
 )
+
+
+def is_published(weights: Mapping[str, object]) -> bool:
+    """Return whether a state dict is one of the published code's, with a residual network."""
+    return "transformer.level_embed" in weights and any(map(_STAGE.match, weights))
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

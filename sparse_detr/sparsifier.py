@@ -3,11 +3,13 @@
 Shapes: B image, N all tokens, K kept tokens, C channel.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sparse_detr.checkpoints import from_published, is_published
 from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import (
@@ -174,6 +176,11 @@ class SparseSparsifier(TokenSparsifier):
         if self.keep_ratio == 0:
             return 0
         return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
+
+    def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the weights of a published checkpoint under this project's names
+        (:mod:`sparse_detr.checkpoints`), others as they are."""
+        return from_published(weights) if is_published(weights) else dict(weights)
 
     def faults(self, num_layers: int, num_levels: int) -> list[str]:
         """Return whether the number of layers does not fit an encoder; levels always do."""

@@ -59,6 +59,12 @@ def narrow_backbone(backbone: DictConfig) -> None:
             backbone[key] = value
         if "token_transform" in backbone:
             backbone.token_transform.layers = (2,)  # the third stage's first block
+    elif backbone.keys() >= {"embed_dim", "depths", "focal_levels"}:  # FocalNet
+        backbone.embed_dim, backbone.depths = WINDOWED["embed_dim"], list(WINDOWED["depths"])
+    elif backbone.keys() >= {"core_op", "channels", "groups"}:  # InternImage
+        # Its own operator is for CUDA alone, and has 16 channels a group.
+        backbone.core_op, backbone.channels = "DCNv3_pytorch", 16
+        backbone.depths, backbone.groups = [1, 1, 2, 1], [1, 2, 4, 8]
     elif backbone.keys() >= {"dims", "depths"}:  # ConvNeXt
         backbone.dims, backbone.depths = list(RESNET_CHANNELS.values()), [1, 1, 1, 1]
     elif "net" in backbone and backbone.net.keys() >= PLAIN.keys():

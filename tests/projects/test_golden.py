@@ -11,6 +11,7 @@ from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from tests.golden import formula
+from tests.meta import meta_device
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -125,7 +126,7 @@ def assert_same_detections(found, numbers, prefix: str, allowed: int) -> None:
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
 def test_state_dict_has_upstreams_keys_shapes_and_order(name):
-    with torch.device("meta"):
+    with meta_device():
         model = build(name)
     facts = expected(name)
     keys = [(key, list(tensor.shape)) for key, tensor in model.state_dict().items()]

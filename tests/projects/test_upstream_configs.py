@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from tests.meta import meta_device
 from tests.projects.upstream_files import write, write_run
 from tokendetr.config import zoo
 
@@ -95,7 +95,7 @@ def write_config(folder: Path, name: str) -> Path:
 
 def build(model: DictConfig) -> nn.Module:
     model.device = "cpu"
-    with torch.device("meta"):
+    with meta_device():
         return instantiate(model)
 
 

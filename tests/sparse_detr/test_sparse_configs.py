@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import torch
 from detectron2.config import LazyConfig, instantiate
 
 from sparse_detr import SparseSparsifier
+from tests.meta import meta_device
 from tokendetr.config.load import apply_overrides
 from tokendetr.encoder.forward_context import observe
 
@@ -22,7 +22,7 @@ def load(name: str, *overrides: str):
 
 
 def sparsifier_of(config) -> SparseSparsifier:
-    with torch.device("meta"):
+    with meta_device():
         encoder = instantiate(config.model.transformer.encoder)
     assert len(encoder.layers) == encoder.sparsifier.num_layers
     return encoder.sparsifier

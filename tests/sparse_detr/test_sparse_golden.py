@@ -45,7 +45,7 @@ def model(tmp_path_factory):
     sparsifier.padding, sparsifier.half_cell = "counted", False
     detector = instantiate(config.model)
     folder = tmp_path_factory.mktemp("published")
-    torch.save({"model": from_published(published_weights())}, folder / "sparse.pth")
+    torch.save({"model": published_weights()}, folder / "sparse.pth")
     report = load_weights(AtomicCheckpointer(detector), str(folder / "sparse.pth"))
     assert report.is_complete
     return detector

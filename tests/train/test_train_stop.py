@@ -18,7 +18,7 @@ OPTIONS = ["train.eval_period=5", "train.checkpointer.period=4", "train.log_peri
 def metrics(folder):
     """The lines of metrics.json, without what is measured in seconds."""
     rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    timed = ("time", "data_time", "eta_seconds")
+    timed = ("time", "data_time", "rank_data_time", "eta_seconds")
     return [{k: v for k, v in row.items() if k not in timed} for row in rows]
 
 

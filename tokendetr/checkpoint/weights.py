@@ -165,8 +165,8 @@ def load_weights(
         CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
     """
     file = path.partition("?")[0]
-    if (hint := how_it_is_made(file)) and not os.path.isfile(file):
-        raise FileNotFoundError(f"checkpoint {file} does not exist{hint}")
+    if "://" not in file and not os.path.isfile(file):
+        raise FileNotFoundError(f"checkpoint {file} not found{how_it_is_made(file)}")
     reporting = _Reporting()
     reporting.watch(checkpointer)
     try:

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
@@ -48,6 +47,7 @@ from tokendetr.errors import (
 )
 from tokendetr.io.progress import Progress
 from tokendetr.train.launch import launch
+from tokendetr.train.setup import distributed
 from tokendetr.train.trainer import Trainer, parse_dtype
 
 TASKS = ("train", "eval", "data", "data_advanced")
@@ -164,7 +164,7 @@ def train_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: 
         cached = list(islice(instantiate(cfg.dataloader.train), min(runs, CACHED_INPUTS)))
     settings = cfg.train
     trainer = Trainer(
-        create_ddp_model(model, **settings.ddp),
+        distributed(model, settings.ddp),
         cycle(cached),
         optimizer,
         amp_dtype=parse_dtype(settings.amp.dtype) if settings.amp.enabled else None,

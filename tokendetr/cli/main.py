@@ -50,6 +50,9 @@ COMMANDS = {
     "export-weights": Command(
         "tokendetr.cli.export_checkpoint:main", "small weight files, conversions"
     ),
+    "verify-checkpoint": Command(
+        "tokendetr.cli.verify_checkpoint:main", "check whether a checkpoint fits a config"
+    ),
     "check-data": Command("tokendetr.cli.check_dataset:main", "check annotations and images"),
     "visualize-tokens": Command(
         "tokendetr.cli.visualize_tokens:main", "draw what encoder layers keep and merge"

@@ -44,6 +44,15 @@ def layer_weights(
     return {name + suffix: weight for suffix in every for name, weight in weights.items()}
 
 
+def _with_precision_of(boxes: Tensor, targets: list[Target]) -> list[Target]:
+    """Return targets whose boxes are at least as precise as predictions: detrex's matcher takes
+    both alike only."""
+    return [
+        {**t, "boxes": t["boxes"].to(torch.promote_types(t["boxes"].dtype, boxes.dtype))}
+        for t in targets
+    ]
+
+
 class LayerwiseCriterion(SetCriterion):
     """One-to-one losses of every layer.
 
@@ -73,6 +82,7 @@ class LayerwiseCriterion(SetCriterion):
         if outputs["pred_logits"].shape[1] == 0:
             nothing = outputs["pred_logits"].sum() + outputs["pred_boxes"].sum()
             return {name + suffix: nothing.clone() for name in LOSS_NAMES}
+        targets = _with_precision_of(outputs["pred_boxes"], targets)
         if matches is None:
             matches = self.matcher(outputs, targets)
         losses: dict[str, Tensor] = {}

@@ -1,7 +1,8 @@
 """Denoising queries: noised ground truth to restore, which the matching queries cannot see.
 
-Dimensions: B image, G group, P = 2 (positive, negative), M largest number of boxes in an image,
-D = G * P * M denoising queries, Q matching queries, C channel, K class.
+Dimensions: B image, G group, P = 2 (positive, negative), T box of the batch, M largest number of
+boxes in an image, X copy (G, or G * P), D = X * M denoising queries, Q matching queries, C channel,
+K class.
 
 Source: DN-DETR, section 3; DINO, section 3.3 (contrastive pairs).
 """
@@ -16,7 +17,6 @@ from detrex.layers import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from detrex.utils import inverse_sigmoid
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from tokendetr.detector.queries import Predictions
 from tokendetr.detector.targets import Target
@@ -55,36 +55,75 @@ class DenoisingQueries:
         return (group_of[None, :] >= 0) & (group_of[None, :] != group_of[:, None])
 
 
-def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ground truth of a batch as rectangles: labels_BM, boxes_BM4 (cxcywh) and valid_BM."""
-    labels_BM = pad_sequence([t["labels"] for t in targets], batch_first=True)
-    boxes_BM4 = pad_sequence([t["boxes"] for t in targets], batch_first=True)
-    counts_B = torch.tensor([len(t["labels"]) for t in targets], device=labels_BM.device)
-    places_M = torch.arange(labels_BM.shape[1], device=labels_BM.device)
-    return labels_BM, boxes_BM4, places_M[None] < counts_B[:, None]
+@dataclass(frozen=True)
+class _GroundTruth:
+    """All boxes of a batch in a row, image by image, and where each stands among its image's.
+
+    Noise is drawn for these alone, copy by copy, in the order of detrex: with equal seeds, equal
+    noise.
+    """
+
+    labels_T: Tensor
+    boxes_T4: Tensor
+    image_T: Tensor
+    place_T: Tensor
+    num_images: int
+    most: int
+
+    def scattered(self, values_XTC: Tensor, fill: float) -> Tensor:
+        """Values [..., T, C] of copies of the boxes, as [B, (...) * M, C]; ``fill`` elsewhere."""
+        copies = values_XTC.flatten(0, -3)
+        shape = (self.num_images, len(copies), self.most, copies.shape[-1])
+        out_BXMC = copies.new_full(shape, fill)
+        out_BXMC[self.image_T, :, self.place_T] = copies.transpose(0, 1)
+        return out_BXMC.flatten(1, 2)
+
+
+def _ground_truth(targets: list[Target]) -> _GroundTruth:
+    counts = [len(target["labels"]) for target in targets]
+    labels_T = torch.cat([target["labels"] for target in targets])
+    images = [torch.full((count,), image) for image, count in enumerate(counts)]
+    return _GroundTruth(
+        labels_T=labels_T,
+        boxes_T4=torch.cat([target["boxes"] for target in targets]),
+        image_T=torch.cat(images).to(labels_T.device),
+        place_T=torch.cat([torch.arange(count) for count in counts]).to(labels_T.device),
+        num_images=len(targets),
+        most=max(counts),
+    )
 
 
 def flip_labels(labels: Tensor, probability: float, num_classes: int) -> Tensor:
     """Replace each label, with the given probability, by a class drawn uniformly from all
     classes."""
-    chosen = torch.rand(labels.shape, device=labels.device) < probability
-    return torch.where(chosen, torch.randint_like(labels, num_classes), labels)
+    if probability <= 0:
+        return labels
+    # Classes are drawn for the chosen labels alone, as in detrex, although a GPU has to wait.
+    chosen = torch.rand(labels.shape, dtype=torch.float32, device=labels.device) < probability
+    flipped = labels.clone()
+    flipped[chosen] = torch.randint_like(labels[chosen], num_classes)
+    return flipped
 
 
-def shift_corners(boxes_cxcywh: Tensor, distance: Tensor, scale: float) -> Tensor:
-    """Move every corner coordinate by ``distance * scale`` half sizes, with a random sign.
+def shift_corners(boxes_cxcywh: Tensor, least: Tensor, scale: float) -> Tensor:
+    """Move every corner coordinate by ``least`` to ``least + 1`` times ``scale`` half sizes, with a
+    random sign.
 
     Args:
         boxes_cxcywh: [..., 4], fractions of the image.
-        distance: [..., 4], in half widths (x) and half heights (y); 0..1 stays nearer to its own
-            box than 1..2 does.
-        scale: the noise scale lambda.
+        least: broadcast to the boxes, in half widths (x) and half heights (y); from 0 it stays
+            nearer to its own box than from 1.
+        scale: the noise scale lambda; 0 draws nothing.
 
     Returns:
         Boxes cxcywh [..., 4] inside the image. Width or height is negative where corners crossed.
     """
+    if scale <= 0:
+        return boxes_cxcywh
     half_size = boxes_cxcywh[..., [2, 3, 2, 3]] / 2
-    sign = torch.randint(0, 2, distance.shape, device=distance.device).to(distance) * 2 - 1
+    shape, device, dtype = boxes_cxcywh.shape, boxes_cxcywh.device, boxes_cxcywh.dtype
+    sign = torch.randint(0, 2, shape, device=device).to(dtype) * 2 - 1
+    distance = torch.rand(shape, device=device, dtype=dtype) + least
     corners = box_cxcywh_to_xyxy(boxes_cxcywh) + sign * distance * half_size * scale
     return box_xyxy_to_cxcywh(corners.clamp(0.0, 1.0))
 
@@ -95,13 +134,16 @@ def shift_and_scale(boxes_cxcywh: Tensor, scale: float) -> Tensor:
 
     Args:
         boxes_cxcywh: [..., 4], fractions of the image.
-        scale: lambda of the paper, 0..1; below 1 the centre stays inside the box.
+        scale: lambda of the paper, 0..1; below 1 the centre stays inside the box; 0 draws nothing.
 
     Returns:
         Boxes cxcywh [..., 4], every number clamped to 0..1.
     """
+    if scale <= 0:
+        return boxes_cxcywh
     reach = boxes_cxcywh[..., [2, 3, 2, 3]] * boxes_cxcywh.new_tensor([0.5, 0.5, 1.0, 1.0])
-    noise = torch.rand_like(boxes_cxcywh) * 2 - 1
+    shape, device = boxes_cxcywh.shape, boxes_cxcywh.device
+    noise = torch.rand(shape, device=device, dtype=boxes_cxcywh.dtype) * 2 - 1
     return (boxes_cxcywh + noise * reach * scale).clamp(0.0, 1.0)
 
 
@@ -129,19 +171,18 @@ def noised_queries(
     Returns:
         The queries, or None when denoising is off or no image of the batch has a box.
     """
-    largest = max(len(target["labels"]) for target in targets)
-    if denoising_groups <= 0 or largest == 0:
+    truth = _ground_truth(targets)
+    if denoising_groups <= 0 or truth.most == 0:
         return None
-    labels_BM, boxes_BM4, valid_BM = pad_targets(targets)
-    labels_BD = flip_labels(labels_BM.repeat(1, denoising_groups), label_noise_prob, num_classes)
-    noised_BD4 = shift_and_scale(boxes_BM4.repeat(1, denoising_groups, 1), box_noise_scale)
-    valid_BD1 = valid_BM.repeat(1, denoising_groups)[..., None]
-    content_BDC = pad(label_embedding(labels_BD), (0, int(with_indicator)), value=1.0)
+    copies = (denoising_groups, len(truth.labels_T))
+    labels_GT = flip_labels(truth.labels_T.expand(copies), label_noise_prob, num_classes)
+    noised_GT4 = shift_and_scale(truth.boxes_T4.expand(*copies, 4), box_noise_scale)
+    content_GTC = pad(label_embedding(labels_GT), (0, int(with_indicator)), value=1.0)
     return DenoisingQueries(
-        content_BDC=content_BDC.where(valid_BD1, content_BDC.new_zeros(())),
-        reference_BD4=inverse_sigmoid(noised_BD4).sigmoid().masked_fill(~valid_BD1, 0.5),
+        content_BDC=truth.scattered(content_GTC, 0.0),
+        reference_BD4=truth.scattered(inverse_sigmoid(noised_GT4).sigmoid(), 0.5),
         num_groups=denoising_groups,
-        group_size=largest,
+        group_size=truth.most,
     )
 
 
@@ -170,30 +211,21 @@ def contrastive_queries(
     Returns:
         The queries, or None when denoising is off or no image of the batch has a box.
     """
-    largest = max(len(target["labels"]) for target in targets)
-    if dn_number <= 0 or largest == 0:
+    truth = _ground_truth(targets)
+    if dn_number <= 0 or truth.most == 0:
         return None
-    num_groups = max(1, dn_number // largest)
-    labels_BM, boxes_BM4, valid_BM = pad_targets(targets)
-
-    def per_place(values_BMX: Tensor) -> Tensor:
-        return values_BMX[:, None, None].expand(-1, num_groups, 2, *values_BMX.shape[1:])
-
-    labels_BGPM = flip_labels(
-        per_place(labels_BM), label_noise_ratio / 2, label_embedding.num_embeddings
+    num_groups = max(1, dn_number // truth.most)
+    copies = (num_groups, 2, len(truth.labels_T))
+    labels_GPT = flip_labels(
+        truth.labels_T.expand(copies), label_noise_ratio / 2, label_embedding.num_embeddings
     )
-    boxes_BGPM4 = per_place(boxes_BM4)
-    distance = torch.rand_like(boxes_BGPM4) + boxes_BGPM4.new_tensor([0.0, 1.0])[:, None, None]
-    noised = shift_corners(boxes_BGPM4, distance, box_noise_scale)
-    valid_BGPM1 = per_place(valid_BM)[..., None]
-    content = label_embedding(labels_BGPM)
-    content = content.where(valid_BGPM1, content.new_zeros(()))
-    reference = inverse_sigmoid(noised).sigmoid().masked_fill(~valid_BGPM1, 0.5)
+    least_P11 = truth.boxes_T4.new_tensor([0.0, 1.0])[:, None, None]
+    noised_GPT4 = shift_corners(truth.boxes_T4.expand(*copies, 4), least_P11, box_noise_scale)
     return DenoisingQueries(
-        content_BDC=content.flatten(1, 3),
-        reference_BD4=reference.flatten(1, 3),
+        content_BDC=truth.scattered(label_embedding(labels_GPT), 0.0),
+        reference_BD4=truth.scattered(inverse_sigmoid(noised_GPT4).sigmoid(), 0.5),
         num_groups=num_groups,
-        group_size=2 * largest,
+        group_size=2 * truth.most,
     )
 
 

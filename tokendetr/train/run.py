@@ -8,7 +8,7 @@ import shutil
 from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.engine import create_ddp_model, hooks
+from detectron2.engine import hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
@@ -38,6 +38,7 @@ from tokendetr.train.results_table import ResultsTable
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.setup import (
     built_from,
+    distributed,
     log_environment,
     run_logging,
     save_config,
@@ -222,7 +223,7 @@ def _train(
     if isinstance(loader, StreamLoader):
         parts["data_state"] = loader
     with built_from("train"):
-        wrapped = create_ddp_model(model, **settings.ddp)
+        wrapped = distributed(model, settings.ddp)
         trainer = Trainer(
             wrapped,
             loader,

@@ -4,20 +4,23 @@ import argparse
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from detectron2.config import LazyConfig
+from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from tokendetr.errors import EXPECTED_ERRORS, ConfigError
 
-__all__ = ["built_from", "run_logging", "save_config", "seed_run"]
+__all__ = ["built_from", "distributed", "run_logging", "save_config", "seed_run"]
 
 logger = logging.getLogger("tokendetr.train")
 
@@ -126,3 +129,14 @@ def seed_run(cfg: DictConfig, *, evaluation_only: bool) -> None:
         torch.backends.cudnn.benchmark = bool(
             OmegaConf.select(cfg, "train.cudnn_benchmark", default=False)
         )
+
+
+def distributed(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """Return a model for training in many processes; the same model in one.
+
+    Args:
+        model: on its device, which may be the CPU: detectron2 alone would name a GPU for it.
+        options: of ``DistributedDataParallel``, as in ``train.ddp``.
+    """
+    place = {} if next(model.parameters()).is_cuda else {"device_ids": None}
+    return create_ddp_model(model, **{**place, **options})

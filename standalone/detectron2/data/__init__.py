@@ -13,7 +13,6 @@ from detectron2.data.build import (
 )
 from detectron2.data.catalog import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.common import (
-    AspectRatioGroupedDataset,
     DatasetFromList,
     MapDataset,
     ToIterableDataset,
@@ -21,7 +20,6 @@ from detectron2.data.common import (
 from detectron2.data.dataset_mapper import DatasetMapper
 
 __all__ = [
-    "AspectRatioGroupedDataset",
     "DatasetCatalog",
     "DatasetFromList",
     "DatasetMapper",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.engine.diagnostic_hooks import (
+from detectron2.engine._diagnostic_hooks import (
     AutogradProfiler,
     PreciseBN,
     TorchMemoryStats,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data.catalog import MetadataCatalog
-from detectron2.data.datasets.pascal_voc import is_difficult
+from detectron2.data.datasets.pascal_voc import _is_difficult
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["PascalVOCDetectionEvaluator", "average_precision", "voc_average_precision"]
+__all__ = ["PascalVOCDetectionEvaluator"]
 
 _IOU_PERCENT = range(50, 100, 5)
 
@@ -86,7 +86,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         for class_id, name in enumerate(self._class_names):
             detections = _Detections.from_rows(predictions[class_id])
             for percent in _IOU_PERCENT:
-                ap = voc_average_precision(detections, objects[name], percent / 100, self._is_2007)
+                ap = _voc_average_precision(detections, objects[name], percent / 100, self._is_2007)
                 aps[percent].append(ap * 100)
         mean = {percent: float(np.mean(values)) for percent, values in aps.items()}
         results: dict[str, Any] = OrderedDict()
@@ -113,7 +113,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
                     for side in ("xmin", "ymin", "xmax", "ymax")
                 ]
                 try:
-                    difficult = is_difficult(element)
+                    difficult = _is_difficult(element)
                 except ValueError as error:
                     raise ValueError(f"Cannot read the VOC annotation '{path}': {error}") from error
                 found[element.findtext("name", "").strip()].append((box, difficult))
@@ -147,7 +147,7 @@ class _Detections:
         return _Detections([image_id for image_id, _, _ in ordered], boxes)
 
 
-def voc_average_precision(
+def _voc_average_precision(
     detections: _Detections, objects: dict[str, _Objects], iou_threshold: float, use_07_metric: bool
 ) -> float:
     """AP of one class.
@@ -160,7 +160,7 @@ def voc_average_precision(
         detections: all detections of the class.
         objects: image -> its objects of the class.
         iou_threshold: a match needs a larger IoU.
-        use_07_metric: see :func:`average_precision`.
+        use_07_metric: see :func:`_average_precision`.
 
     Returns:
         AP in [0, 1]; 0 for a class without objects.
@@ -189,7 +189,7 @@ def voc_average_precision(
     num_right, num_wrong = right.cumsum(), wrong.cumsum()
     recall = num_right / num_objects
     precision = num_right / np.maximum(num_right + num_wrong, np.finfo(np.float64).eps)
-    return average_precision(recall, precision, use_07_metric)
+    return _average_precision(recall, precision, use_07_metric)
 
 
 def _inclusive_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -202,7 +202,7 @@ def _inclusive_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return overlap / (area + areas - overlap)
 
 
-def average_precision(recall: np.ndarray, precision: np.ndarray, use_07_metric: bool) -> float:
+def _average_precision(recall: np.ndarray, precision: np.ndarray, use_07_metric: bool) -> float:
     """Area under a precision-recall curve whose recall grows.
 
     Precision at a recall is the best one at that recall or any higher one.

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-__all__ = ["TracingAdapter", "flatten", "flatten_to_tuple"]
+__all__ = ["TracingAdapter", "flatten_to_tuple"]
 
 Rebuild = Callable[[Sequence[Any]], Any]
 
@@ -31,7 +31,7 @@ def _children(obj: Any) -> tuple[list[Any], Rebuild] | None:
     return None
 
 
-def flatten(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
+def _flatten(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
     """Flatten nested lists, tuples, dicts, ``Instances``, ``Boxes`` and ``ImageList``.
 
     Returns:
@@ -41,7 +41,7 @@ def flatten(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
     if parts is None:
         return (obj,), lambda leaves: leaves[0]
     values, build = parts
-    flat = [flatten(value) for value in values]
+    flat = [_flatten(value) for value in values]
     counts = [len(leaves) for leaves, _ in flat]
 
     def rebuild(leaves: Sequence[Any]) -> Any:
@@ -56,7 +56,7 @@ def flatten(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
 
 def flatten_to_tuple(obj: Any) -> tuple[Any, ...]:
     """Return the leaves of a nested structure."""
-    return flatten(obj)[0]
+    return _flatten(obj)[0]
 
 
 class TracingAdapter(nn.Module):
@@ -65,7 +65,7 @@ class TracingAdapter(nn.Module):
 
     Args:
         model: the model.
-        inputs: an example: one argument, or a tuple of arguments; nested as :func:`flatten` allows.
+        inputs: an example: one argument, or a tuple of arguments; nested as it likes.
         inference_func: called as ``inference_func(model, *inputs)``; by default calls the model.
         allow_non_tensor: keep other leaves than tensors as constants of the inputs, and drop them
             from the outputs; otherwise they are an error.
@@ -91,7 +91,7 @@ class TracingAdapter(nn.Module):
         self.inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         self.inference_func = inference_func or (lambda model, *args: model(*args))
         self.allow_non_tensor = allow_non_tensor
-        self._leaves, self._rebuild_inputs = flatten(self.inputs)
+        self._leaves, self._rebuild_inputs = _flatten(self.inputs)
         if not allow_non_tensor:
             self._require_tensors(self._leaves, "inputs")
         self.flattened_inputs = tuple(leaf for leaf in self._leaves if isinstance(leaf, Tensor))
@@ -112,7 +112,7 @@ class TracingAdapter(nn.Module):
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         with torch.no_grad():
             outputs = self.inference_func(self.model, *self._rebuild_inputs(leaves))
-        flat, rebuild = flatten(outputs)
+        flat, rebuild = _flatten(outputs)
         if not self.allow_non_tensor:
             self._require_tensors(flat, "outputs")
             self.outputs_schema = rebuild

@@ -2,6 +2,7 @@
 
 from detectron2.layers import ShapeSpec
 
+from ._build import META_ARCH_REGISTRY, build_model
 from .backbone import (
     FPN,
     Backbone,
@@ -15,7 +16,6 @@ from .backbone import (
     get_vit_lr_decay_rate,
     make_stage,
 )
-from .build import META_ARCH_REGISTRY, build_model
 from .postprocessing import detector_postprocess
 
 __all__ = [

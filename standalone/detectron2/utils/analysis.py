@@ -10,7 +10,6 @@ from fvcore.nn import activation_count, flop_count, parameter_count, parameter_c
 from torch import nn
 
 __all__ = [
-    "ActivationCountAnalysis",
     "FlopCountAnalysis",
     "activation_count_operators",
     "find_unused_parameters",
@@ -65,7 +64,7 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
         self.set_op_handle(**dict.fromkeys(_IGNORED_OPS))
 
 
-class ActivationCountAnalysis(fvcore.nn.ActivationCountAnalysis):
+class _ActivationCountAnalysis(fvcore.nn.ActivationCountAnalysis):
     """fvcore's count of activations for models with nested inputs.
 
     Args:

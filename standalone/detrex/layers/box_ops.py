@@ -94,7 +94,7 @@ def generalized_box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Ten
     return _broadcast_giou(boxes1[:, None], boxes2[None], _EPS)
 
 
-def paired_generalized_box_iou(
+def _paired_generalized_box_iou(
     boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = _EPS
 ) -> torch.Tensor:
     """Generalised IoU of the boxes at the same place of two sets.

@@ -8,7 +8,6 @@ from detrex.modeling.backbone import (
     ResNet,
     ResNetBlockBase,
     TimmBackbone,
-    TorchvisionBackbone,
     make_stage,
 )
 from detrex.modeling.criterion import BaseCriterion, SetCriterion
@@ -28,7 +27,6 @@ __all__ = [
     "ResNetBlockBase",
     "SetCriterion",
     "TimmBackbone",
-    "TorchvisionBackbone",
     "dice_loss",
     "make_stage",
     "sigmoid_focal_loss",

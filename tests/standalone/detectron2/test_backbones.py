@@ -8,10 +8,13 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import FPN, ResNet, SwinTransformer, build_model, detector_postprocess
-from detectron2.modeling.backbone import BasicStem, BottleneckBlock, LastLevelMaxPool
+from detectron2.modeling.backbone import BasicStem, BottleneckBlock
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 from torch import nn
+
+from tests.meta import meta_device
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 PREFIX = "backbone."
@@ -40,7 +43,7 @@ def test_resnet50_has_upstreams_keys():
 
 @pytest.mark.parametrize(("depth", "millions"), [(18, 11.69), (50, 25.56), (101, 44.55)])
 def test_resnet_parameter_counts(depth, millions):
-    with torch.device("meta"):
+    with meta_device():
         stages = ResNet.make_default_stages(depth, norm="BN")
         model = ResNet(BasicStem(norm="BN"), stages, num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
@@ -111,7 +114,7 @@ def test_make_stage_distributes_values_per_block():
     ],
 )
 def test_swin_has_upstreams_keys(name, arguments):
-    with torch.device("meta"):
+    with meta_device():
         model = SwinTransformer(out_indices=(1, 2, 3), **arguments)
     golden = golden_backbone(name)
     assert keys_and_shapes(model) == golden

@@ -8,7 +8,6 @@ import pytest
 from coco_files import annotation, box_polygon, random_coco, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import (
-    convert_to_coco_dict,
     convert_to_coco_json,
     get_lvis_instances_meta,
     load_coco_json,
@@ -18,6 +17,7 @@ from detectron2.data.datasets import (
     register_lvis_instances,
     register_pascal_voc,
 )
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
 
 

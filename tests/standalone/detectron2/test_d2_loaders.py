@@ -10,7 +10,6 @@ import torch
 from coco_files import annotation, box_polygon, random_coco, write_coco
 from detectron2.config import LazyCall, instantiate
 from detectron2.data import (
-    AspectRatioGroupedDataset,
     DatasetFromList,
     DatasetMapper,
     MapDataset,
@@ -20,6 +19,7 @@ from detectron2.data import (
 )
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.samplers import (
     InferenceSampler,

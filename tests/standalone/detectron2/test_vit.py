@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.modeling import SimpleFeaturePyramid, ViT, get_vit_lr_decay_rate
-from detectron2.modeling.backbone import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.utils import (
     get_abs_pos,
     get_rel_pos,

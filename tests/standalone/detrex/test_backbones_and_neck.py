@@ -6,7 +6,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from detrex.layers import ShapeSpec
-from detrex.modeling import ChannelMapper, ConvNeXt, TimmBackbone, TorchvisionBackbone
+from detrex.modeling import ChannelMapper, ConvNeXt, TimmBackbone
+from detrex.modeling.backbone import TorchvisionBackbone
 from torch import nn
 
 

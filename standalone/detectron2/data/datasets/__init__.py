@@ -2,7 +2,6 @@
 
 from detectron2.data.datasets import builtin
 from detectron2.data.datasets.coco import (
-    convert_to_coco_dict,
     convert_to_coco_json,
     load_coco_json,
     register_coco_instances,
@@ -16,7 +15,6 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances, register_pas
 
 __all__ = [
     "builtin",
-    "convert_to_coco_dict",
     "convert_to_coco_json",
     "get_lvis_instances_meta",
     "load_coco_json",

@@ -6,7 +6,7 @@ Only names are registered here; nothing is read before a data set is used.
 import os
 
 from detectron2.data.catalog import MetadataCatalog
-from detectron2.data.datasets.builtin_meta import coco_instances_meta, coco_person_keypoints_meta
+from detectron2.data.datasets.builtin_meta import _coco_instances_meta, _coco_person_keypoints_meta
 from detectron2.data.datasets.coco import register_coco_instances
 from detectron2.data.datasets.lvis import register_lvis_instances
 from detectron2.data.datasets.pascal_voc import register_pascal_voc
@@ -48,7 +48,7 @@ _VOC_SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "t
 
 def register_all_coco(root: str) -> None:
     """Register COCO detection and person keypoints; files lie in ``root/coco``."""
-    groups = ((_COCO_SPLITS, coco_instances_meta()), (_COCO_PERSON_SPLITS, coco_person_keypoints_meta()))
+    groups = ((_COCO_SPLITS, _coco_instances_meta()), (_COCO_PERSON_SPLITS, _coco_person_keypoints_meta()))
     for splits, metadata in groups:
         for name, (folder, json_name) in splits.items():
             json_file = os.path.join(root, "coco", "annotations", json_name)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["COCO_CATEGORIES", "coco_instances_meta", "coco_person_keypoints_meta"]
+__all__ = ["COCO_CATEGORIES"]
 
 # The 80 "thing" categories: ids run from 1 to 90 with these left out.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -24,7 +24,7 @@ COCO_CATEGORIES = [{"id": i, "name": name, "isthing": 1} for i, name in zip(_IDS
 _SIDED_KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 
 
-def coco_instances_meta() -> dict[str, Any]:
+def _coco_instances_meta() -> dict[str, Any]:
     """``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of COCO detection."""
     return {
         "thing_classes": list(_NAMES),
@@ -32,7 +32,7 @@ def coco_instances_meta() -> dict[str, Any]:
     }
 
 
-def coco_person_keypoints_meta() -> dict[str, Any]:
+def _coco_person_keypoints_meta() -> dict[str, Any]:
     """The one class of COCO keypoints, the 17 names and which ones swap in a mirrored image."""
     pairs = [(f"left_{part}", f"right_{part}") for part in _SIDED_KEYPOINTS]
     return {

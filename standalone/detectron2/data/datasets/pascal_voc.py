@@ -11,7 +11,7 @@ from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["CLASS_NAMES", "is_difficult", "load_voc_instances", "register_pascal_voc"]
+__all__ = ["CLASS_NAMES", "load_voc_instances", "register_pascal_voc"]
 
 _DIFFICULT = ("1", "true", "yes")
 _NOT_DIFFICULT = ("", "0", "false", "no", "unspecified")
@@ -96,7 +96,7 @@ def _read_object(element: ElementTree.Element, class_names: list[str]) -> dict[s
             f"the box of an object '{name}' is none: xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, "
             f"ymax {ymax:g}"
         )
-    is_difficult(element)
+    _is_difficult(element)
     # VOC counts pixels from 1 and includes the last one; [xmin - 1, xmax] are the pixels' edges.
     return {
         "category_id": class_names.index(name),
@@ -105,7 +105,7 @@ def _read_object(element: ElementTree.Element, class_names: list[str]) -> dict[s
     }
 
 
-def is_difficult(element: ElementTree.Element) -> bool:
+def _is_difficult(element: ElementTree.Element) -> bool:
     """Whether an object is marked as difficult; an empty mark and "Unspecified" mean no.
 
     Raises:

@@ -9,20 +9,18 @@ from detectron2.data.transforms.augmentation import (
     apply_augmentations,
     apply_transform_gens,
 )
-from detectron2.data.transforms.color import (
-    RandomBrightness,
-    RandomContrast,
-    RandomLighting,
-    RandomSaturation,
-)
-from detectron2.data.transforms.geometry import (
+from detectron2.data.transforms.augmentation_impl import (
     FixedSizeCrop,
     RandomApply,
+    RandomBrightness,
+    RandomContrast,
     RandomCrop,
     RandomExtent,
     RandomFlip,
+    RandomLighting,
     RandomResize,
     RandomRotation,
+    RandomSaturation,
     Resize,
     ResizeScale,
     ResizeShortestEdge,

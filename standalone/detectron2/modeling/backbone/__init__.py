@@ -2,9 +2,8 @@
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY, build_backbone
-from .fpn import FPN, LastLevelMaxPool, LastLevelP6P7
+from .fpn import FPN
 from .resnet import (
-    BasicBlock,
     BasicStem,
     BottleneckBlock,
     ResNet,
@@ -19,11 +18,8 @@ __all__ = [
     "BACKBONE_REGISTRY",
     "FPN",
     "Backbone",
-    "BasicBlock",
     "BasicStem",
     "BottleneckBlock",
-    "LastLevelMaxPool",
-    "LastLevelP6P7",
     "ResNet",
     "ResNetBlockBase",
     "SimpleFeaturePyramid",

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from detectron2.layers.drop_path import DropPath
+from detectron2.layers._drop_path import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import checkpoint
 
 from .backbone import Backbone
-from .utils import Mlp, window_partition, window_unpartition
+from .utils import _Mlp, window_partition, window_unpartition
 
 __all__ = ["SwinTransformer"]
 
@@ -153,7 +153,7 @@ class SwinTransformerBlock(nn.Module):
         self.attn = WindowAttention(dim, _pair(window_size), num_heads, proj_drop=drop, **attention)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = _Mlp(dim, int(dim * mlp_ratio), drop)
 
     def forward(self, x_BNC: Tensor, height: int, width: int, mask: Tensor | None) -> Tensor:
         """Transform tokens of a map.

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
-    "Mlp",
     "PatchEmbed",
     "get_abs_pos",
     "get_rel_pos",
@@ -18,7 +17,7 @@ __all__ = [
 Size = tuple[int, int]
 
 
-class Mlp(nn.Module):
+class _Mlp(nn.Module):
     """Two linear layers with an activation between; dropout after both."""
 
     def __init__(

@@ -6,16 +6,16 @@ from typing import Any
 import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
-from detectron2.layers.drop_path import DropPath
+from detectron2.layers._drop_path import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import checkpoint
 
+from ._simple_pyramid import SimpleFeaturePyramid
 from .backbone import Backbone
-from .simple_pyramid import SimpleFeaturePyramid
 from .utils import (
-    Mlp,
     PatchEmbed,
+    _Mlp,
     get_abs_pos,
     get_rel_pos,
     window_partition,
@@ -149,7 +149,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, input_size=seen, **attention)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer)
+        self.mlp = _Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer)
         self.window_size = window_size
         self.use_residual_block = use_residual_block
         if use_residual_block:

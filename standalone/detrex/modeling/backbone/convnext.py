@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.modeling.backbone import Backbone
 from detrex.layers import LayerNorm
-from detrex.layers.drop_path import DropPath
+from detrex.layers._drop_path import DropPath
 from torch import nn
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from detrex.layers.box_ops import box_cxcywh_to_xyxy
-from detrex.modeling.criterion.counting import average_num_boxes
+from detrex.modeling.criterion._counting import average_num_boxes
 from detrex.modeling.criterion.criterion import Indices, Losses, Targets, _batch_and_place
 from detrex.modeling.losses import FocalLoss, GIoULoss, L1Loss
 from detrex.modeling.matcher import ModifedMatcher

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detrex.layers.box_ops import box_cxcywh_to_xyxy, paired_generalized_box_iou
-from detrex.modeling.criterion.counting import average_num_boxes
+from detrex.layers.box_ops import _paired_generalized_box_iou, box_cxcywh_to_xyxy
+from detrex.modeling.criterion._counting import average_num_boxes
 from detrex.modeling.losses.focal_loss import sigmoid_focal_loss as elementwise_focal_loss
 from torch import nn
 
@@ -126,7 +126,7 @@ class SetCriterion(nn.Module):
         truth = torch.cat(
             [target["boxes"][index] for target, (_, index) in zip(targets, indices, strict=True)]
         )
-        overlap = paired_generalized_box_iou(box_cxcywh_to_xyxy(pred), box_cxcywh_to_xyxy(truth))
+        overlap = _paired_generalized_box_iou(box_cxcywh_to_xyxy(pred), box_cxcywh_to_xyxy(truth))
         return {
             "loss_bbox": F.l1_loss(pred, truth, reduction="none").sum() / num_boxes,
             "loss_giou": (1 - overlap).sum() / num_boxes,

@@ -4,7 +4,6 @@ from detrex.modeling.losses.cross_entropy_loss import CrossEntropyLoss, cross_en
 from detrex.modeling.losses.dice_loss import DiceLoss, dice_loss
 from detrex.modeling.losses.focal_loss import (
     FocalLoss,
-    focal_loss_with_prob,
     sigmoid_focal_loss,
 )
 from detrex.modeling.losses.giou_loss import GIoULoss, giou_loss
@@ -19,7 +18,6 @@ __all__ = [
     "L1Loss",
     "cross_entropy",
     "dice_loss",
-    "focal_loss_with_prob",
     "giou_loss",
     "l1_loss",
     "reduce_loss",

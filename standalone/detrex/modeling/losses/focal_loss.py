@@ -57,7 +57,7 @@ def _one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     return F.one_hot(labels, num_classes=num_classes + 1)[:, :num_classes]
 
 
-def focal_loss_with_prob(
+def _focal_loss_with_prob(
     preds: torch.Tensor,
     targets: torch.Tensor,
     weight: torch.Tensor | None = None,
@@ -118,7 +118,7 @@ class FocalLoss(nn.Module):
     ) -> torch.Tensor:
         """Loss of predictions [N, C] against labels [N] in [0, C], C being background."""
         if self.activated:
-            loss_function = focal_loss_with_prob
+            loss_function = _focal_loss_with_prob
         else:
             loss_function = sigmoid_focal_loss
             targets = _one_hot(targets, preds.size(1))

@@ -1,7 +1,7 @@
 """Generalised IoU loss (Rezatofighi et al., 2019)."""
 
 import torch
-from detrex.layers.box_ops import paired_generalized_box_iou
+from detrex.layers.box_ops import _paired_generalized_box_iou
 from detrex.modeling.losses.utils import weight_reduce_loss
 from torch import nn
 
@@ -29,7 +29,7 @@ def giou_loss(
     """
     if targets.numel() == 0:
         return preds.sum() * 0
-    loss = 1 - paired_generalized_box_iou(preds, targets, eps)
+    loss = 1 - _paired_generalized_box_iou(preds, targets, eps)
     return weight_reduce_loss(loss, weight, reduction, avg_factor)
 
 

@@ -7,7 +7,7 @@ from detrex.modeling.matcher.match_cost import (
     L1Cost,
 )
 from detrex.modeling.matcher.matcher import HungarianMatcher
-from detrex.modeling.matcher.modified_matcher import ModifedMatcher
+from detrex.modeling.matcher.modified_matcher import HungarianMatcher as ModifedMatcher
 
 __all__ = [
     "CrossEntropyCost",

@@ -5,7 +5,7 @@ from detrex.layers.box_ops import generalized_box_iou
 from torch import nn
 
 
-def focal_cost(
+def _focal_cost(
     pred_logits: torch.Tensor, gt_labels: torch.Tensor, alpha: float, gamma: float, eps: float
 ) -> torch.Tensor:
     """Focal loss of calling query q class ``gt_labels[g]``, minus that of calling it background.
@@ -47,7 +47,7 @@ class FocalLossCost(nn.Module):
 
     def forward(self, pred_logits: torch.Tensor, gt_labels: torch.Tensor) -> torch.Tensor:
         """Cost [Q, G] of logits [Q, C] for labels [G]."""
-        return self.weight * focal_cost(pred_logits, gt_labels, self.alpha, self.gamma, self.eps)
+        return self.weight * _focal_cost(pred_logits, gt_labels, self.alpha, self.gamma, self.eps)
 
 
 class CrossEntropyCost(nn.Module):

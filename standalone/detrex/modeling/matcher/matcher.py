@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from detrex.layers.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
-from detrex.modeling.matcher.assignment import Indices, assign, matchable
-from detrex.modeling.matcher.match_cost import focal_cost
+from detrex.modeling.matcher._assignment import Indices, assign, matchable
+from detrex.modeling.matcher.match_cost import _focal_cost
 from torch import nn
 
 _EPS = 1e-8
@@ -53,7 +53,7 @@ class HungarianMatcher(nn.Module):
         """Classification cost of logits [Q, C] for labels [G], [Q, G]."""
         if self.cost_class_type == "ce_cost":
             return -logits.softmax(-1)[:, labels]
-        return focal_cost(logits, labels, self.alpha, self.gamma, _EPS)
+        return _focal_cost(logits, labels, self.alpha, self.gamma, _EPS)
 
     @torch.no_grad()
     def forward(

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from detrex.layers.box_ops import box_cxcywh_to_xyxy
-from detrex.modeling.matcher.assignment import Indices, assign, matchable
+from detrex.modeling.matcher._assignment import Indices, assign, matchable
 from detrex.modeling.matcher.match_cost import FocalLossCost, GIoUCost, L1Cost
 from torch import nn
 
 
-class ModifedMatcher(nn.Module):
+class HungarianMatcher(nn.Module):
     """Matches each ground truth box with one prediction at the least sum of three costs.
 
     Args:

@@ -1,0 +1,11 @@
+"""Every augmentation, under the path that detectron2's configs and saved configs name it by."""
+
+from detectron2.data.transforms import _color, _geometry
+from detectron2.data.transforms._color import *  # noqa: F403
+from detectron2.data.transforms._geometry import *  # noqa: F403
+
+__all__ = [*_color.__all__, *_geometry.__all__]
+
+for _module in (_color, _geometry):
+    for _name in _module.__all__:
+        getattr(_module, _name).__module__ = __name__

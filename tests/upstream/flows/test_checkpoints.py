@@ -1,0 +1,103 @@
+"""Checkpoints that detectron2, detrex and this project write for each other."""
+
+import copy
+import importlib
+import sys
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from omegaconf import DictConfig
+
+from tests.upstream.flows.programs import ROOT, checkout, detrexs_projects, start
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config import load_config, target_name, zoo
+
+pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
+
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def detrexs_dino(tmp_path_factory):
+    """detrex's ``projects.dino.modeling``, under a name of its own."""
+    folder = detrexs_projects(tmp_path_factory.mktemp("path"))
+    hidden = {
+        name: sys.modules.pop(name)
+        for name in list(sys.modules)
+        if name.split(".")[0] == "projects"
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        modeling = importlib.import_module("projects.dino.modeling")
+        yield modeling
+    for name in [name for name in sys.modules if name.split(".")[0] == "projects"]:
+        del sys.modules[name]
+    sys.modules.update(hidden)
+
+
+def of_detrex(model: DictConfig, modeling: object) -> DictConfig:
+    """The same config with detrex's classes of DINO."""
+    theirs = copy.deepcopy(model)
+    nodes = [theirs, theirs.transformer, theirs.transformer.encoder, theirs.transformer.decoder]
+    for node in [*nodes, theirs.criterion]:
+        node["_target_"] = getattr(modeling, target_name(node["_target_"]).split(".")[-1])
+    return theirs
+
+
+def evaluate(config: DictConfig, model: torch.nn.Module) -> dict[str, float]:
+    """AP on the first images of the shapes data set."""
+    test = config.dataloader.test
+    records = instantiate(test.dataset)[:IMAGES]
+    loader = build_detection_test_loader(records, mapper=instantiate(test.mapper))
+    evaluator = COCOEvaluator("shapes_val", output_dir=None)
+    return dict(inference_on_dataset(model.eval(), loader, evaluator)["bbox"])
+
+
+def test_both_ways_with_equal_ap(detrexs_dino, tmp_path):
+    config = load_config("dino_shapes", trained=True)
+    config.model.device = "cpu"
+    ours = instantiate(config.model)
+    load_weights(AtomicCheckpointer(ours), config.train.init_checkpoint)
+    theirs = instantiate(of_detrex(config.model, detrexs_dino))
+    assert type(theirs).__module__ == "projects.dino.modeling.dino"
+    AtomicCheckpointer(ours, str(tmp_path)).save("ours")
+    DetectionCheckpointer(theirs).load(str(tmp_path / "ours.pth"))
+    expected = evaluate(config, ours)
+    found = evaluate(config, theirs)
+    assert expected["AP"] > 40
+    assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    DetectionCheckpointer(theirs, str(tmp_path)).save("theirs")
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.zero_()
+    report = load_weights(AtomicCheckpointer(ours), str(tmp_path / "theirs.pth"))
+    assert not report.missing and not report.unexpected
+    assert evaluate(config, ours) == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def test_weights_of_torchvision_through_detectron2s_converter(tmp_path):
+    """The ResNet-50 that every config starts from is a file that this converter wrote."""
+    import torchvision
+
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet50(weights=None).eval()
+    torch.save(resnet.state_dict(), tmp_path / "r50.pth")
+    converter = checkout("detectron2") / "tools" / "convert-torchvision-to-d2.py"
+    start([converter, tmp_path / "r50.pth", tmp_path / "R-50.pkl"], ROOT)
+    config = zoo.get_config("dino_r50_4scale_12ep")
+    config.model.device = "cpu"
+    backbone = torch.nn.Module()
+    backbone.backbone = instantiate(config.model.backbone)
+    report = load_weights(AtomicCheckpointer(backbone), str(tmp_path / "R-50.pkl"), strict=False)
+    assert not report.missing and len(report.matched) == len(backbone.state_dict()) == 265
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        stem = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(images))))
+        expected = resnet.layer4(resnet.layer3(resnet.layer2(resnet.layer1(stem))))
+        found = backbone.backbone.eval()(images)["res5"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,94 @@
+"""Check whether a checkpoint fits a config key by key, before anything is run.
+
+Examples:
+    tokendetr verify-checkpoint dino_r50_4scale_24ep.pth          # a published file, by its name
+    tokendetr verify-checkpoint model_final.pth --config-file my_config.py model.num_classes=5
+    tokendetr verify-checkpoint --list                            # the published files
+
+Prints how the keys matched and ends with 0 where all of them do, with 1 where one is missing,
+unexpected or of another shape. What a file of a published name is expected to reach is printed with
+the command that measures it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import instantiate
+
+from tokendetr.analysis.tables import Table
+from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.published import find_published, published_checkpoints
+from tokendetr.checkpoint.weights import LoadReport, load_weights
+from tokendetr.config import load_config
+
+EXPECTED_ERRORS = (OSError, ValueError)  # of configs, files and checkpoints
+
+
+def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
+    """Build a config's model on the CPU, load a file into it and return how it fitted.
+
+    Args:
+        path: of the checkpoint.
+        config: a config's file or name.
+        overrides: ``key=value`` each.
+
+    Raises:
+        ConfigError: of the config or the overrides.
+        FileNotFoundError, CheckpointMismatchError: no such file, or no key of it fits.
+    """
+    cfg = load_config(config, list(overrides))
+    cfg.train.device = cfg.model.device = "cpu"
+    return load_weights(AtomicCheckpointer(instantiate(cfg.model)), path, strict=False)
+
+
+def published_table() -> Table:
+    """Return the published files as a table of markdown."""
+    rows = [
+        (
+            f"[{row.file}]({row.url})",
+            f"`{row.config}`",
+            f"{row.ap:.1f}",
+            row.note or " ".join(f"`{override}`" for override in row.overrides),
+        )
+        for row in published_checkpoints()
+    ]
+    columns = ("file", "config here", "AP stated by its authors", "overrides, or what it needs")
+    return Table("published", "", columns, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", nargs="?", help="the checkpoint")
+    parser.add_argument("--config-file", help="file or name; of a published file by its name")
+    parser.add_argument("--list", action="store_true", help="list the published files")
+    parser.add_argument("opts", nargs="*", help="overrides of the config, key=value")
+    args = parser.parse_intermixed_args(arguments)
+    if args.list:
+        print(published_table().markdown())
+        return
+    if not args.file:
+        parser.error("name a checkpoint, or --list")
+    known = find_published(args.file)
+    config = args.config_file or (known.config if known else None)
+    if config is None:
+        sys.exit(f"error: {Path(args.file).name} is no published name: say --config-file")
+    overrides = [*(known.overrides if known and not args.config_file else ()), *args.opts]
+    try:
+        report = verify(args.file, config, overrides)
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")
+    print(f"{args.file} in {' '.join([config, *overrides])}:\n{report.table()}")
+    if not report.is_complete:
+        sys.exit("error: the file is of another model")
+    print("every key fits")
+    if known and not args.config_file:
+        print(
+            f"its authors state {known.ap} AP on COCO val2017; measure it with\n{known.command()}"
+        )
+
+
+if __name__ == "__main__":
+    main()
