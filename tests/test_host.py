@@ -5,11 +5,14 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 
-from tests.small_detectors import LAYERS, NAMES, build, record
+from tests.small_detectors import LAYERS, NAMES, WIDTH, build, record
+from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import DetectorView, require_detector
 from tokendetr.encoder.forward_context import current_pass, observe
 from tokendetr.errors import HostError
+from tokendetr.layers import MultiScaleDeformableAttention
 from tokendetr.tokens import LevelLayout
 
 TWO_STAGE = ("dino", "deformable_two_stage", "dab_two_stage", "dn_two_stage", "h_two_stage")
@@ -130,3 +133,46 @@ def test_what_was_entered_is_left_also_after_a_failure(fails):
         model(INPUTS)
     assert events == (["in", "out"] if fails else ["in", "done", "out"])
     assert current_pass().losses is None
+
+
+class Decoder(nn.Module):
+    """One deformable cross-attention over a map of 4 x 6 tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = MultiScaleDeformableAttention(
+            WIDTH, num_heads=2, num_levels=1, num_points=2, batch_first=True
+        )
+
+    def forward(self, query_BQC, memory_BNC):
+        points_BQL2 = torch.full((1, query_BQC.shape[1], 1, 2), 0.5)
+        shapes = torch.tensor([[4, 6]])
+        return self.attention(
+            query=query_BQC,
+            value=memory_BNC,
+            reference_points=points_BQL2,
+            spatial_shapes=shapes,
+            level_start_index=torch.tensor([0]),
+        )
+
+
+def test_further_passes_of_a_decoder_are_not_looked_at():
+    """Mr.DETR decodes three times in training; the first time as in evaluation."""
+    torch.manual_seed(0)
+    detector = nn.Module()
+    detector.transformer = nn.Module()
+    detector.transformer.decoder = Decoder()
+    memory_BNC = torch.randn(1, 24, WIDTH)
+    layout = LevelLayout.from_upstream(
+        spatial_shapes=torch.tensor([[4, 6]]),
+        valid_ratios=None,
+        query_key_padding_mask=None,
+        like_BNC=memory_BNC,
+    )
+    masses = []
+    for passes in (1, 3):
+        with DecoderAttention(DetectorView(detector), layout) as attention:
+            for _ in range(passes):
+                detector.transformer.decoder(torch.randn(1, 5, WIDTH), memory_BNC)
+        masses.append(float(attention.mass_BN.sum()))
+    assert masses == pytest.approx([10.0, 10.0])  # 5 queries, 2 heads, weights that sum to 1

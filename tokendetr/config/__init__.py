@@ -7,6 +7,7 @@ from tokendetr.config.edit import (
     observed,
     resize,
     sparsify,
+    sparsify_pixel_decoder,
 )
 from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import apply_overrides, load_config
@@ -23,6 +24,7 @@ __all__ = [
     "load_config",
     "resize",
     "sparsify",
+    "sparsify_pixel_decoder",
     "observed",
     "target_name",
     "wrap_target",

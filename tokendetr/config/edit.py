@@ -11,7 +11,12 @@ from detectron2.model_zoo import get_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tokendetr.config.all_or_nothing import all_or_nothing
-from tokendetr.config.wrap import build_observed, target_name, wrap_target
+from tokendetr.config.wrap import (
+    build_observed,
+    build_with_pixel_decoder,
+    target_name,
+    wrap_target,
+)
 from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.errors import ConfigError
@@ -43,13 +48,34 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
     if not isinstance(encoder, DictConfig) or "_target_" not in encoder:
         raise KeyError(
             "sparsify() needs a model config with the node transformer.encoder; "
-            f"this one ({target_name(model.get('_target_'))}) has none"
+            f"this one ({target_name(model.get('_target_'))}) has none (a model with a pixel "
+            "decoder: tokendetr.config.sparsify_pixel_decoder())"
         )
     _check_arguments(encoder)
     with open_dict(model):
         encoder["_target_"] = ENCODER
         encoder["sparsifier"] = sparsifier
         observed(model)
+    return model
+
+
+@all_or_nothing
+def sparsify_pixel_decoder(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
+    """Let the encoder of a config's pixel decoder (Mask2Former's, MaskDINO's) work on fewer tokens.
+
+    The model is built as its config says, then its encoder is exchanged
+    (:func:`tokendetr.encoder.sparsify_pixel_decoder`).
+
+    Args:
+        model: node of the whole model; changed in place.
+        sparsifier: node of a :class:`tokendetr.encoder.TokenSparsifier`.
+
+    Returns:
+        ``model``.
+    """
+    wrap_target(model, build_with_pixel_decoder)
+    with open_dict(model):
+        model["sparsifier"] = sparsifier
     return model
 
 

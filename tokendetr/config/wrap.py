@@ -8,8 +8,16 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from tokendetr.encoder.forward_context import observe
+from tokendetr.encoder.pixel_decoder import sparsify_pixel_decoder
+from tokendetr.encoder.sparsifier import TokenSparsifier
 
-__all__ = ["build_observed", "build_wrapped", "target_name", "wrap_target"]
+__all__ = [
+    "build_observed",
+    "build_with_pixel_decoder",
+    "build_wrapped",
+    "target_name",
+    "wrap_target",
+]
 
 Target = str | Callable[..., Any]
 
@@ -66,3 +74,19 @@ def build_observed(*, wrapped_target: Target, **kwargs: Any) -> nn.Module:
         HostError: the detector lacks what its encoder's sparsifier needs.
     """
     return observe(build_wrapped(wrapped_target, **kwargs))
+
+
+def build_with_pixel_decoder(
+    *, wrapped_target: Target, sparsifier: TokenSparsifier, **kwargs: Any
+) -> nn.Module:
+    """Construct a model and let its pixel decoder's encoder work on fewer tokens.
+
+    Args:
+        wrapped_target: the model's class, or its full dotted name.
+        sparsifier: decides which tokens the encoder works on.
+        **kwargs: the model's arguments.
+
+    Raises:
+        HostError: see :func:`tokendetr.encoder.sparsify_pixel_decoder`.
+    """
+    return sparsify_pixel_decoder(build_wrapped(wrapped_target, **kwargs), sparsifier)

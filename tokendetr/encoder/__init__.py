@@ -7,6 +7,7 @@ from tokendetr.encoder.forward_context import (
     observe,
     record_tokens,
 )
+from tokendetr.encoder.pixel_decoder import sparsify_pixel_decoder
 from tokendetr.encoder.sparsifier import (
     EncoderContext,
     TokenPlan,
@@ -26,4 +27,5 @@ __all__ = [
     "image_extents",
     "observe",
     "record_tokens",
+    "sparsify_pixel_decoder",
 ]

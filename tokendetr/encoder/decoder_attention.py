@@ -25,8 +25,9 @@ class DecoderAttention:
     """Adds up, while it is entered, how much the decoder's queries look at each token.
 
     The decoder is watched by forward pre-hooks on its cross-attentions, so detectors stay as they
-    are. Denoising queries, which start from noised ground truth, are left out. Nothing here
-    carries a gradient.
+    are. Denoising queries, which start from noised ground truth, are left out, and so are further
+    passes of a decoder that runs several times in training (Mr.DETR): the first one is that of
+    evaluation. Nothing here carries a gradient.
 
     Args:
         detector: the running detector.
@@ -43,6 +44,7 @@ class DecoderAttention:
         self._layout = layout
         self._half_cell = half_cell
         self._mass_BN: Tensor | None = None
+        self._passes = 0
         self._handles: list[Any] = []
 
     @property
@@ -57,6 +59,9 @@ class DecoderAttention:
         return self._mass_BN
 
     def __enter__(self) -> "DecoderAttention":
+        decoder = self._detector.decoder
+        if decoder is not None:
+            self._handles.append(decoder.register_forward_pre_hook(self._begin_pass))
         for attention in self._detector.cross_attentions:
             self._handles.append(attention.register_forward_pre_hook(self._look, with_kwargs=True))
         return self
@@ -70,8 +75,13 @@ class DecoderAttention:
         while self._handles:
             self._handles.pop().remove()
 
+    def _begin_pass(self, decoder: nn.Module, args: tuple[Any, ...]) -> None:
+        self._passes += 1
+
     @torch.no_grad()
     def _look(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._passes > 1:
+            return
         call = inspect.signature(attention.forward).bind(*args, **kwargs).arguments
         query = (
             call["query"] if call.get("query_pos") is None else call["query"] + call["query_pos"]

@@ -37,13 +37,16 @@ class DetectorView:
         return self._part(self.detector, "transformer")
 
     @property
+    def decoder(self) -> nn.Module | None:
+        """The transformer's decoder; None where the detector is built otherwise (MaskDINO)."""
+        return getattr(getattr(self.detector, "transformer", None), "decoder", None)
+
+    @property
     def has_proposals(self) -> bool:
         """Whether the detector has two stages: a projection and heads that read encoder tokens."""
-        transformer = self.transformer
-        return (
-            getattr(transformer, "enc_output", None) is not None
-            and getattr(transformer.decoder, "class_embed", None) is not None
-        )
+        transformer = getattr(self.detector, "transformer", None)
+        projection = getattr(transformer, "enc_output", None)
+        return projection is not None and getattr(self.decoder, "class_embed", None) is not None
 
     def project(self, memory_BNC: Tensor, layout: LevelLayout) -> Tensor:
         """Return tokens [B, N, C] as the two-stage head sees them: padding and border tokens
@@ -80,15 +83,21 @@ class DetectorView:
     def cross_attentions(self) -> tuple[nn.Module, ...]:
         """The decoder's deformable attentions over the encoder's tokens, layer by layer.
 
+        Where the detector has no ``transformer.decoder`` (MaskDINO), those that no encoder has.
+
         Raises:
             HostError: where the decoder has none.
         """
-        decoder = self._part(self.transformer, "decoder")
+        decoder = self.decoder
+        owner = self.detector if decoder is None else decoder
         found = tuple(
-            module for module in decoder.modules() if isinstance(module, DEFORMABLE_ATTENTIONS)
+            module
+            for name, module in owner.named_modules()
+            if isinstance(module, DEFORMABLE_ATTENTIONS)
+            and (decoder is not None or "encoder" not in name.split("."))
         )
         if not found:
-            raise HostError(f"{type(decoder).__name__} has no deformable attention to look at")
+            raise HostError(f"{type(owner).__name__} has no deformable attention to look at")
         return found
 
     def matching_queries(self, num_queries: int, layout: LevelLayout) -> slice:

@@ -37,7 +37,7 @@ for _loader in (dataloader.train, dataloader.test):
 dataloader.train.total_batch_size = 2
 dataloader.evaluator.dataset_name = "flow"
 dataloader.evaluator.output_dir = os.environ["FLOW_OUTPUT"]
-model.num_classes = NUM_CLASSES
+model.num_classes = model.criterion.num_classes = NUM_CLASSES
 for _key in ("num_queries", "num_queries_one2one", "select_box_nums_for_evaluation"):
     if _key in model:
         model[_key] = QUERIES

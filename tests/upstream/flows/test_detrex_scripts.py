@@ -1,9 +1,14 @@
 """detrex's own configs and its own ``tools/train_net.py`` with this project's encoders."""
 
+import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from tests.train.toy import write_dataset
 from tests.upstream.flows.programs import ROOT, checkout, detrexs_projects, metrics, start
@@ -24,6 +29,7 @@ METHODS = {
     "dn": "sparse",
     "h": "dynamic",
 }
+UNUSED = shutil.ignore_patterns(".git", "build", "docs", "assets", "detectron2")
 TRAIN = ["-m", "tests.upstream.flows.on_a_cpu", "tools/train_net.py"]
 
 
@@ -59,3 +65,41 @@ def test_detrex_trains_resumes_and_evaluates_with_our_encoder(detector, data, tm
     assert saved["iteration"] == 9
     printed = program("--eval-only", f"train.init_checkpoint={weights}").stdout
     assert "Evaluation results for bbox" in printed or "copypaste: AP" in printed
+
+
+def as_coco(folder: Path) -> Path:
+    """A tiny data set where COCO is looked for, with COCO's categories."""
+    content = json.loads(write_dataset(folder / "coco", num_images=4).read_text())
+    content["categories"] = [
+        {"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]
+    ]
+    (folder / "coco" / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (folder / "coco" / split).symlink_to("images")
+        place = folder / "coco" / "annotations" / f"instances_{split}.json"
+        place.write_text(json.dumps(content))
+    return folder
+
+
+def test_the_walk_of_the_docs(tmp_path):
+    """The page's config in a clone, run by detrex's program; small images and few queries."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "real_detrex.md").read_text()
+    place, text = re.search(r"cat > (\S+) <<'END'\n(.*?)END\n", page, re.DOTALL).groups()
+    assert page.count(f"python tools/train_net.py --config-file {place}") == 2
+    clone = shutil.copytree(checkout("detrex"), tmp_path / "clone", ignore=UNUSED)
+    (clone / place).write_text(text)
+    overrides = ["train.max_iter=2", "train.init_checkpoint=", "train.device=cpu"]
+    overrides += ["model.device=cpu", "model.num_queries=60", "dataloader.train.total_batch_size=2"]
+    overrides += ["model.select_box_nums_for_evaluation=60"]
+    for split in ("train", "test"):
+        mapper = f"dataloader.{split}.mapper"
+        step = f"{mapper}.augmentation.{int(split == 'train')}"
+        overrides += [f"{mapper}.augmentation_with_crop=null", f"{step}.short_edge_length=96"]
+        overrides += [f"{step}.max_size=128", f"dataloader.{split}.num_workers=0"]
+    variables = {"DETECTRON2_DATASETS": as_coco(tmp_path), "PYTHONPATH": ROOT}
+    command = [*TRAIN, "--config-file", place]
+    start([*command, *overrides], clone, **variables)
+    weights = clone / "output" / "sparse_dino" / "model_final.pth"
+    assert any(".score_head." in key for key in torch.load(weights, weights_only=False)["model"])
+    evaluate = ["--eval-only", *overrides, f"train.init_checkpoint={weights.relative_to(clone)}"]
+    assert "bbox" in start([*command, *evaluate], clone, **variables).stdout

@@ -1,0 +1,151 @@
+"""Sparse encoders inside pixel decoders of Mask2Former's kind, against a plain one of that form."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dynamic_detr import DynamicSparsifier
+from sparse_detr import SparseSparsifier
+from tokendetr.encoder import sparsify_pixel_decoder
+from tokendetr.errors import HostError
+from tokendetr.layers import MultiScaleDeformableAttention
+
+WIDTH, LEVELS, LAYERS = 16, 3, 2
+SHAPES = ((8, 10), (4, 5), (2, 3))
+
+
+class PlainLayer(nn.Module):
+    """An encoder layer under the names of Deformable DETR's first code."""
+
+    def __init__(self):
+        super().__init__()
+        self.self_attn = MultiScaleDeformableAttention(
+            WIDTH, num_heads=2, num_levels=LEVELS, dropout=0.0, batch_first=True
+        )
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.linear1, self.linear2 = nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+        self.dropout2, self.activation = nn.Dropout(0.0), F.relu
+
+    def forward(self, src, pos, reference_points, spatial_shapes, padding_mask):
+        src = self.norm1(
+            self.self_attn(
+                src,
+                query_pos=pos,
+                reference_points=reference_points,
+                spatial_shapes=spatial_shapes,
+                key_padding_mask=padding_mask,
+            )
+        )
+        return self.norm2(src + self.linear2(self.activation(self.linear1(src))))
+
+
+class PlainEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(PlainLayer() for _ in range(LAYERS))
+
+    def forward(self, src, spatial_shapes, level_start_index, valid_ratios, pos, padding_mask):
+        points = []
+        for level, (h, w) in enumerate(spatial_shapes.tolist()):
+            y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+            ratio_w, ratio_h = valid_ratios[:, level, :1], valid_ratios[:, level, 1:]
+            points.append(
+                torch.stack([x.flatten() / (w * ratio_w), y.flatten() / (h * ratio_h)], -1)
+            )
+        reference = torch.cat(points, 1)[:, :, None] * valid_ratios[:, None]
+        for layer in self.layers:
+            src = layer(src, pos, reference, spatial_shapes, padding_mask)
+        return src
+
+
+class PlainModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pixel_decoder = nn.Module()
+        self.pixel_decoder.encoder = PlainEncoder()
+
+    def forward(self, tokens, valid_ratios, padding_mask):
+        shapes = torch.tensor(SHAPES)
+        starts = torch.tensor([0, 80, 100])
+        encode = self.pixel_decoder.encoder
+        return encode(tokens, shapes, starts, valid_ratios, torch.sin(tokens), padding_mask)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = PlainModel().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def batch():
+    """Two images, the second half as wide."""
+    ratios, masks = torch.ones(2, LEVELS, 2), []
+    for level, (h, w) in enumerate(SHAPES):
+        mask = torch.zeros(2, h, w, dtype=torch.bool)
+        mask[1, :, w // 2 :] = True
+        ratios[1, level, 0] = (w // 2) / w
+        masks.append(mask.flatten(1))
+    tokens = torch.randn(2, sum(h * w for h, w in SHAPES), WIDTH)
+    return tokens, ratios, torch.cat(masks, 1)
+
+
+@pytest.mark.parametrize(
+    "sparsifier",
+    [
+        None,
+        SparseSparsifier(
+            keep_ratio=1.0,
+            embed_dim=WIDTH,
+            num_layers=LAYERS,
+            selection="random",
+            auxiliary_heads=False,
+        ),
+    ],
+)
+def test_all_tokens_give_the_plain_encoders_memory(model, sparsifier):
+    inputs = batch()
+    expected = model(*inputs)
+    keys = set(model.state_dict())
+    assert sparsify_pixel_decoder(model, sparsifier) is model
+    assert set(model.state_dict()) == keys
+    valid = ~inputs[2]
+    torch.testing.assert_close(model(*inputs)[valid], expected[valid], rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_tokens_are_updated_and_weights_go_both_ways(model):
+    inputs, plain = batch(), copy.deepcopy(model)
+    sparsifier = SparseSparsifier(
+        keep_ratio=0.3,
+        embed_dim=WIDTH,
+        num_layers=LAYERS,
+        selection="random",
+        auxiliary_heads=False,
+    )
+    sparsify_pixel_decoder(model, sparsifier)
+    tokens = inputs[0]
+    changed = (model(*inputs) != tokens).any(-1).float().mean(1)
+    assert changed.min() > 0 and changed.max() < 0.5
+    fresh = sparsify_pixel_decoder(PlainModel().eval(), None)
+    fresh.load_state_dict(plain.state_dict())
+    plain.load_state_dict(fresh.state_dict())
+    valid = ~inputs[2]
+    torch.testing.assert_close(fresh(*inputs)[valid], plain(*inputs)[valid], rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_named(model):
+    with pytest.raises(HostError, match="0 encoders of a pixel decoder"):
+        sparsify_pixel_decoder(nn.Linear(2, 2), None)
+    with pytest.raises(ValueError, match="num_layers is 6, the encoder has 2"):
+        sparsify_pixel_decoder(model, SparseSparsifier(embed_dim=WIDTH))
+    with pytest.raises(HostError, match="projection"):
+        sparsify_pixel_decoder(model, SparseSparsifier(embed_dim=WIDTH, num_layers=LAYERS))
+    model.pixel_decoder.encoder.layers[0].activation = F.gelu
+    with pytest.raises(HostError, match="ReLU"):
+        sparsify_pixel_decoder(model, DynamicSparsifier())

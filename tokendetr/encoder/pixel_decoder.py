@@ -1,0 +1,170 @@
+"""The encoder inside the pixel decoders of Mask2Former, MaskDINO and their kin.
+
+Those detectors have no ``transformer.encoder``. Their pixel decoder holds the encoder of Deformable
+DETR under the names and with the call of its first code (``MSDeformAttnTransformerEncoder``).
+
+Shapes: B image, N all tokens, C channel, L level.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokendetr.encoder.forward_context import observe
+from tokendetr.encoder.sparsifier import TokenSparsifier
+from tokendetr.encoder.token_encoder import TokenEncoder
+from tokendetr.errors import HostError
+
+__all__ = ["PixelDecoderEncoder", "sparsify_pixel_decoder"]
+
+_PARTS = ("self_attn", "linear1", "linear2", "norm1", "norm2")
+_NAMES = {
+    "self_attn": "attentions.0",
+    "norm1": "norms.0",
+    "linear1": "ffns.0.layers.0.0",
+    "linear2": "ffns.0.layers.1",
+    "norm2": "norms.1",
+}
+"""A layer's parts as the pixel decoder calls them, and here."""
+
+
+class PixelDecoderEncoder(TokenEncoder):
+    """A :class:`TokenEncoder` with the call and the state-dict keys of a pixel decoder's encoder.
+
+    Args:
+        **options: those of :class:`TokenEncoder`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_state_dict_post_hook(_give_their_names)
+        self.register_load_state_dict_pre_hook(_take_their_names)
+
+    def forward(  # type: ignore[override]  # the call is the pixel decoder's
+        self,
+        src: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor | None = None,
+        valid_ratios: Tensor | None = None,
+        pos: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Encode a batch of flattened feature pyramids.
+
+        Args:
+            src: features [B, N, C], level by level.
+            spatial_shapes: long [L, 2], (height, width) of the levels, in the order of ``src``.
+            level_start_index: unused: it follows from the shapes.
+            valid_ratios: [B, L, 2], real part of each level's (width, height).
+            pos: positions [B, N, C].
+            padding_mask: bool [B, N], True = padding.
+
+        Returns:
+            The memory [B, N, C], every token in its place.
+        """
+        return super().forward(
+            src,
+            query_pos=pos,
+            query_key_padding_mask=padding_mask,
+            spatial_shapes=spatial_shapes,
+            valid_ratios=valid_ratios,
+        )
+
+
+def _give_their_names(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: object
+) -> None:
+    theirs = {ours: name for name, ours in _NAMES.items()}
+    _rename(state_dict, prefix, theirs)
+
+
+def _take_their_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    _rename(state_dict, prefix, _NAMES)
+
+
+def _rename(state_dict: dict[str, Any], prefix: str, names: Mapping[str, str]) -> None:
+    """Rename the layers' keys below a prefix, in place and in the same order."""
+    parts = "|".join(map(re.escape, names))
+    pattern = re.compile(rf"({re.escape(prefix)}layers\.\d+)\.({parts})\.(.*)")
+    for key in list(state_dict):
+        value, match = state_dict.pop(key), pattern.fullmatch(key)
+        name = f"{match[1]}.{names[match[2]]}.{match[3]}" if match else key
+        state_dict[name] = value
+
+
+def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
+    """Let the encoder of a model's pixel decoder work on fewer tokens, in place.
+
+    Weights, their keys and the model's call stay as they are. Levels count in the pixel decoder's
+    own order. The model has no two stages that tokens could be scored with, and its criterion
+    judges masks: Sparse DETR wants ``projection="own"`` and ``auxiliary_heads=False``.
+
+    Args:
+        model: a built model with one ``MSDeformAttnTransformerEncoder``.
+        sparsifier: decides which tokens the layers work on; None works on all.
+
+    Returns:
+        ``model``, observed.
+
+    Raises:
+        HostError: it has none or several, one of another form, or lacks what the sparsifier needs.
+        ValueError: the sparsifier does not fit the number of layers or levels.
+    """
+    found = {name: module for name, module in model.named_modules() if _is_encoder(module)}
+    if len(found) != 1:
+        raise HostError(
+            f"{type(model).__name__} has {len(found)} encoders of a pixel decoder "
+            f"({', '.join(found) or 'layers with ' + ', '.join(_PARTS)}), and needs one"
+        )
+    ((name, theirs),) = found.items()
+    parent, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, attribute, _with_weights_of(theirs, sparsifier))
+    try:
+        return observe(model)
+    except HostError:
+        setattr(owner, attribute, theirs)
+        raise
+
+
+def _is_encoder(module: nn.Module) -> bool:
+    layers = getattr(module, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return False
+    # A decoder's layers have parts of the same names, but plain self-attention.
+    return all(hasattr(layer, part) for layer in layers for part in _PARTS) and hasattr(
+        layers[0].self_attn, "sampling_offsets"
+    )
+
+
+def _with_weights_of(theirs: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
+    """Return our encoder with the sizes, the weights and the place of another."""
+    layers: Any = theirs.layers
+    first = layers[0]
+    if first.activation is not F.relu:
+        raise HostError(
+            f"{type(theirs).__name__} has {first.activation} between its linear layers, and "
+            "the encoder here has ReLU"
+        )
+    attention = first.self_attn  # detrex's module, or Deformable DETR's first one
+    dropout = attention.dropout if hasattr(attention, "dropout") else first.dropout1
+    encoder = PixelDecoderEncoder(
+        embed_dim=attention.output_proj.out_features,
+        num_heads=_either(attention, "num_heads", "n_heads"),
+        feedforward_dim=first.linear1.out_features,
+        attn_dropout=dropout.p,
+        ffn_dropout=first.dropout2.p,
+        num_layers=len(layers),
+        num_feature_levels=_either(attention, "num_levels", "n_levels"),
+        num_points=_either(attention, "num_points", "n_points"),
+        sparsifier=sparsifier,
+    ).to(first.linear1.weight)
+    encoder.load_state_dict(theirs.state_dict(), strict=sparsifier is None)
+    return encoder.train(theirs.training)
+
+
+def _either(module: Any, name: str, other: str) -> int:
+    return int(getattr(module, name if hasattr(module, name) else other))
