@@ -69,8 +69,8 @@ def environment(folder: Path, torch: Sequence[str], checkouts: Sequence[Path]) -
     venv.create(folder, with_pip=True)
     install(python, *BUILD_TOOLS)
     install(python, *torch)
-    install(python, *LIBRARIES, *requirements("requirements.txt"))
-    install(python, *requirements("requirements-dev.txt"))
+    install(python, *LIBRARIES, *requirements("requirements.in"))
+    install(python, *requirements("requirements-dev.in"))
     for checkout in checkouts:
         install(python, "--no-build-isolation", checkout)
     return python
