@@ -17,11 +17,19 @@ def test_onednns_product_is_a_linear_layer():
         torch.testing.assert_close(y, layer(x))
 
 
-def test_a_convolution_takes_other_weights_with_its_own_padding_and_groups():
-    conv = nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular", groups=2, bias=False)
-    x, weight, bias = torch.randn(1, 4, 5, 7), torch.randn_like(conv.weight), torch.randn(6)
-    expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias, groups=2)
-    torch.testing.assert_close(torch_private.convolve(conv, x, weight, bias), expected)
+def test_onednns_convolutions_are_convolutions():
+    if not torch.backends.mkldnn.is_available():
+        return
+    x, other = torch.randn(1, 4, 5, 7), torch.randn(1, 6, 3, 4)
+    weight, bias = torch.randn(6, 2, 3, 3), torch.randn(6)
+    settings = ((1, 1), (2, 2), (1, 1), 2)
+    expected = F.conv2d(x, weight, bias, stride=2, padding=1, groups=2)
+    found = torch_private.onednn_convolution()(x, weight, bias, *settings, "relu", [], "")
+    torch.testing.assert_close(found, expected.relu())
+    sums = torch_private.onednn_convolution_and_sum()
+    found = sums(x, other, weight, bias, *settings, "add", 1.0, "relu", [], "")
+    torch.testing.assert_close(found, (expected + other).relu())
+    assert isinstance(torch_private.onednn_multiplies_bfloat16(), bool)
 
 
 def test_hooks_are_seen():

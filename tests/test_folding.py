@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import nn
 from torch.nn import functional as F
 
+from tokendetr.compat import torch_private
 from tokendetr.layers.cpu import optimize
 
 
@@ -36,9 +38,10 @@ def norm_calls(network: nn.Module, run) -> int:
     return sum(event.count for event in profile.key_averages() if event.key == "aten::batch_norm")
 
 
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 @pytest.mark.parametrize("last", [False, True])
-def test_folded_norms_give_the_same_without_running(last):
-    network, x = make_network(), torch.randn(2, 3, 17, 12)
+def test_folded_norms_give_the_same_without_running(last, norm):
+    network, x = make_network(norm), torch.randn(2, 3, 17, 12)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     with torch.no_grad():
         expected = network(x)
@@ -78,7 +81,7 @@ def test_gradients_other_norms_and_hooks_keep_the_plain_way():
     with optimize(network):
         assert torch.equal(network(x), expected)
         assert network(x).requires_grad
-    trained = make_network(norm="BN")
+    trained = make_network(norm="BN").train()  # its statistics are those of each input
     with torch.no_grad(), optimize(trained):
         assert norm_calls(trained, lambda: trained(x)) == 2
     seen = []
@@ -86,3 +89,85 @@ def test_gradients_other_norms_and_hooks_keep_the_plain_way():
     with torch.no_grad(), optimize(network):
         assert norm_calls(network, lambda: network(x)) == 1
     assert len(seen) == 1
+
+
+BLOCKS = {
+    "basic": lambda: BasicBlock(6, 6, norm="FrozenBN"),
+    "basic with a shortcut": lambda: BasicBlock(6, 10, stride=2, norm="BN"),
+    "bottleneck": lambda: BottleneckBlock(16, 16, bottleneck_channels=4, norm="FrozenBN"),
+    "bottleneck with a shortcut": lambda: BottleneckBlock(
+        6, 16, bottleneck_channels=8, stride=2, num_groups=2, dilation=2, norm="FrozenBN"
+    ),
+}
+
+
+def make_block(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    block = BLOCKS[name]().eval()
+    for module in block.modules():
+        if hasattr(module, "running_var"):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.running_mean)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return block
+
+
+@pytest.mark.parametrize("size", [(2, 9, 14), (1, 1, 1), (1, 2, 1), (1, 40, 33)])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_residual_blocks_give_the_same_and_keep_their_input(name, size):
+    block = make_block(name)
+    x = torch.randn(size[0], block.in_channels, *size[1:])
+    with torch.no_grad():
+        expected, given = block(x), x.clone()
+        with optimize(block):
+            torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
+            last = x.contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(block(last), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(x, given) and torch.equal(last, given)
+        assert norm_calls(block, lambda: block(x)) == len(list(block.children()))
+
+
+@pytest.mark.parametrize("size", [(2, 9, 14), (1, 1, 1), (1, 40, 33)])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_in_bfloat16_the_folded_block_is_as_exact_as_the_plain_one(name, size):
+    block = make_block(name)
+    x = torch.randn(size[0], block.in_channels, *size[1:])
+    with torch.no_grad():
+        exact = block.double()(x.double())
+        block.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = block(x)
+            with optimize(block):
+                folded = block(x)
+                if torch_private.onednn_multiplies_bfloat16():
+                    assert norm_calls(block, lambda: block(x)) == 0
+    assert folded.dtype == plain.dtype == torch.bfloat16
+    scale = float(exact.abs().max())
+    assert float((folded - exact).abs().max()) <= 1.5 * float((plain - exact).abs().max()) + (
+        2**-7 * scale
+    )
+
+
+def test_a_listener_inside_a_block_is_called():
+    block, seen = make_block("bottleneck"), []
+    block.conv2.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad(), optimize(block):
+        block(torch.randn(1, 16, 8, 8))
+    assert len(seen) == 1
+
+
+def test_convolutions_without_a_norm_and_other_paddings():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.Conv2d(8, 8, 3, padding="same", groups=2),
+        nn.Conv2d(8, 4, 3, padding=1, padding_mode="circular"),
+    )
+    x = torch.randn(2, 3, 11, 7)
+    with torch.no_grad():
+        expected = network(x)
+        with optimize(network):
+            torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(network(x[0]), expected[0], rtol=1e-5, atol=1e-5)
+            assert network(x[:0]).shape == (0, 4, 11, 7)

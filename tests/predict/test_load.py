@@ -88,7 +88,7 @@ def test_results_as_records_and_as_a_drawing(detector, paths, tmp_path):
 def test_thresholds_and_precision(detector, paths):
     assert len(detector(paths[0], threshold=0.0)) == 100
     assert len(detector(paths[0], threshold=1.0)) == 0
-    low = load("dino_shapes", device="cpu", precision="bfloat16")(paths[0])
+    low = load("dino_shapes", device="cpu", precision="bf16")(paths[0])
     assert low.instances.scores.float().max() == pytest.approx(
         float(detector(paths[0]).instances.scores.max()), abs=0.05
     )

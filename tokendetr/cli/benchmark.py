@@ -46,6 +46,7 @@ from tokendetr.errors import (
     SampleError,
 )
 from tokendetr.io.progress import Progress
+from tokendetr.layers.precision import PRECISIONS, evaluated_in
 from tokendetr.train.launch import launch
 from tokendetr.train.setup import distributed
 from tokendetr.train.trainer import Trainer, parse_dtype
@@ -105,6 +106,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--repeats", type=int, help=f"measurements (default by task: GPU, CPU: {REPEATS})")
     add("--warmup", type=int, default=5, help="runs before that are not measured")
     add("--threads", type=int, help="CPU threads of PyTorch")
+    add("--precision", choices=PRECISIONS, default="float32", help="of --task eval, by autocast")
     add("--num-gpus", type=int, default=1, help="processes per machine (train and data)")
     add("--num-machines", type=int, default=1)
     add("--machine-rank", type=int, default=0)
@@ -125,6 +127,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if args.warmup < 0:
         parser.error(f"--warmup must not be negative, got {args.warmup}")
+    if args.task != "eval" and args.precision != "float32":
+        parser.error("--precision is for --task eval; training has train.amp")
     if args.task == "eval" and args.num_gpus * args.num_machines > 1:
         parser.error("--task eval measures one process: leave --num-gpus and --num-machines at 1")
     return args
@@ -143,7 +147,8 @@ def eval_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: i
     @torch.no_grad()
     def step() -> dict[str, float]:
         batch = next(batches)
-        return split_time(model, lambda: model(batch), device)
+        with evaluated_in(args.precision, model):
+            return split_time(model, lambda: model(batch), device)
 
     return Contender(name, device, step)
 

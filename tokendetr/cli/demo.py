@@ -31,6 +31,7 @@ from tokendetr.errors import CheckpointError, ConfigError, OutputError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file, check_output_folder, drawing_names
 from tokendetr.io.progress import Progress
+from tokendetr.layers.precision import PRECISIONS
 from tokendetr.predict import (
     Predictor,
     coco_results,
@@ -61,6 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
     parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
     parser.add_argument("--img_format", choices=("RGB", "BGR"), help="channel order of the model")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="by autocast")
     parser.add_argument("--metadata_dataset", help="data set whose class names are shown")
     parser.add_argument(
         "--opts",
@@ -207,6 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
             min_size=args.min_size_test,
             max_size=args.max_size_test,
             img_format=args.img_format,
+            precision=args.precision,
         )
         if not args.input:
             run_on_video(predictor, args, metadata)

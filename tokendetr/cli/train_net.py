@@ -18,6 +18,7 @@ from detectron2.engine import default_argument_parser
 
 from tokendetr.config.load import load_config, resolve_config
 from tokendetr.errors import EXPECTED_ERRORS
+from tokendetr.layers.precision import PRECISIONS
 from tokendetr.train.launch import Timeouts, launch
 from tokendetr.train.run import run
 
@@ -27,7 +28,15 @@ def main() -> None:
     # Until the run takes care of signals, Ctrl-C ends this process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of --eval-only, by autocast; training has train.amp",
+    )
     args = parser.parse_args()
+    if args.precision != "float32" and not args.eval_only:
+        parser.error("--precision is for --eval-only; training has train.amp.enabled and .dtype")
     try:
         args.config_file = resolve_config(args.config_file)  # detectron2 copies the file
         # Read here too, so that a mistake is met before processes are started.

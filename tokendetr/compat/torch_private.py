@@ -6,7 +6,7 @@ A release of PyTorch that moves one of them breaks here, loudly, and nowhere els
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
@@ -18,11 +18,13 @@ from torch.utils._pytree import tree_map_only
 __all__ = [
     "FakeTensor",
     "TorchDispatchMode",
-    "convolve",
     "current_dispatch_mode",
     "disable_current_modes",
     "has_forward_hooks",
+    "onednn_convolution",
+    "onednn_convolution_and_sum",
     "onednn_linear",
+    "onednn_multiplies_bfloat16",
     "tree_map_only",
 ]
 
@@ -40,9 +42,25 @@ def onednn_linear() -> Any:
     return _LINEAR
 
 
-def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve as a module does, padding mode and groups included, with other weights."""
-    return conv._conv_forward(x, weight, bias)
+_CONVOLUTION: Any = getattr(getattr(torch.ops, "mkldnn", None), "_convolution_pointwise", None)
+
+
+def onednn_convolution() -> Any:
+    """Return oneDNN's convolution ``(x, weight, bias, padding, stride, dilation, groups, "none" or
+    "relu", [], "")``; None in builds without it."""
+    return _CONVOLUTION
+
+
+def onednn_convolution_and_sum() -> Any:
+    """Return oneDNN's convolution of ``x`` plus another tensor, then an activation: ``(x, other,
+    weight, bias, padding, stride, dilation, groups, "add", 1.0, "relu", [], "")``."""
+    return _CONVOLUTION.binary
+
+
+def onednn_multiplies_bfloat16() -> bool:
+    """Return whether oneDNN has products in bfloat16 for this processor."""
+    supported = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

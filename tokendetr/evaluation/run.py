@@ -20,6 +20,7 @@ from tokendetr.data.stream import NamedErrors
 from tokendetr.data.workers import protect_workers
 from tokendetr.errors import ConfigError
 from tokendetr.layers.cpu import optimize
+from tokendetr.layers.precision import Precision, check_precision, evaluated_in
 
 __all__ = ["Evaluation", "default_best_metric"]
 
@@ -35,13 +36,21 @@ class Evaluation:
     Args:
         cfg: the whole config.
         model: may be wrapped in DDP; evaluated without the wrapper.
+        precision: "float32", or "bfloat16" (in short "bf16") by autocast.
+
+    Raises:
+        ValueError: for another precision.
 
     Attributes:
         latest: the results of the last evaluation.
     """
 
-    def __init__(self, cfg: DictConfig, model: nn.Module) -> None:
+    def __init__(
+        self, cfg: DictConfig, model: nn.Module, *, precision: Precision = "float32"
+    ) -> None:
+        check_precision(precision)
         self._cfg = cfg
+        self._precision = precision
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
         self._loader: Any = None
         self._evaluators: dict[str, Any] = {}
@@ -93,7 +102,7 @@ class Evaluation:
 
     def _run(self, suffix: str) -> Any:
         loader, evaluator = self._parts(suffix)
-        with optimize(self._model):
+        with optimize(self._model), evaluated_in(self._precision, self._model):
             return inference_on_dataset(self._model, loader, evaluator)
 
     def _build_evaluator(self, suffix: str) -> Any:

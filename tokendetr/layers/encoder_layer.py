@@ -126,10 +126,20 @@ class EncoderLayer(nn.Module):
         if split is not None:
             return self._after_attention_split(attended_BKC, split)
         if self._works_in_blocks(attended_BKC):
-            for rows in attended_BKC.flatten(0, 1)[None].split(ROWS_AT_ONCE, dim=1):
-                rows.copy_(self._after_attention(rows))
-            return attended_BKC
+            return self._after_attention_in_blocks(attended_BKC)
         return self._after_attention(attended_BKC)
+
+    def _after_attention_in_blocks(self, attended_BKC: Tensor) -> Tensor:
+        """Run what follows the attention block by block; overwrites its argument."""
+        result_BKC = attended_BKC
+        start = 0
+        for rows in attended_BKC.flatten(0, 1).split(ROWS_AT_ONCE):
+            done = self._after_attention(rows[None])[0]
+            if done.dtype != result_BKC.dtype:  # autocast; so it is from the first block on
+                result_BKC = torch.empty_like(attended_BKC, dtype=done.dtype)
+            result_BKC.view(-1, done.shape[-1])[start : start + len(rows)] = done
+            start += len(rows)
+        return result_BKC
 
     def _after_attention_split(self, attended_BKC: Tensor, split: SplitFeedForward) -> Tensor:
         """Run what follows the attention, for the first tokens with another network."""
@@ -152,7 +162,6 @@ class EncoderLayer(nn.Module):
             and attended_BKC.is_contiguous()
             and not self.training
             and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")  # may change the type of the tokens
             and not torch.compiler.is_compiling()
         )
 

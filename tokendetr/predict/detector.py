@@ -11,9 +11,8 @@ Shapes: H, W image, C channel.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +25,12 @@ from tokendetr.analysis.dial import keep_ratio_within, set_keep_ratio
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError
+from tokendetr.layers.precision import Precision, evaluated_in
 from tokendetr.predict.detections import Detections
 from tokendetr.predict.predictor import Predictor, dataset_metadata, find_images, read_rgb
 
 __all__ = ["Detector", "load"]
 
-Precision = Literal["float32", "bfloat16"]
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 RANDOM = "random"
 
@@ -45,10 +44,9 @@ class Detector:
         category_ids: the data set's category id of each class.
         weights: where the weights came from, for people.
         threshold: lowest score of a detection that is returned, in [0, 1].
-        precision: "float32", or "bfloat16" by autocast.
 
     Raises:
-        ValueError: for a threshold or precision out of range.
+        ValueError: for a threshold out of range.
     """
 
     def __init__(
@@ -59,16 +57,12 @@ class Detector:
         category_ids: Sequence[int],
         weights: str,
         threshold: float = 0.3,
-        precision: Precision = "float32",
     ) -> None:
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
         self.predictor = predictor
         self.names = list(names)
         self.category_ids = list(category_ids)
         self.weights = weights
         self.threshold = _checked_threshold(threshold)
-        self.precision = precision
 
     @property
     def model(self) -> torch.nn.Module:
@@ -118,8 +112,7 @@ class Detector:
     ) -> list[Detections]:
         if not batch:
             return []
-        with self._autocast():
-            found = self.predictor.batch([image for _, image in batch])
+        found = self.predictor.batch([image for _, image in batch])
         return [
             Detections(
                 instances=_above(instances, threshold),
@@ -148,15 +141,9 @@ class Detector:
         short = int(resize.short_edge_length[0])
         long = min(int(resize.max_size), round(4 / 3 * short))
         record = self.predictor.inputs(np.zeros((short, long, 3), np.uint8))
-        with self._autocast():
+        with evaluated_in(self.predictor.precision, self.model):
             ratio, _ = keep_ratio_within(self.model, [record], max_ms)
         return ratio
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return nullcontext()
-        device = next(self.model.parameters()).device.type
-        return torch.autocast(device, dtype=torch.bfloat16)
 
 
 def load(
@@ -178,7 +165,7 @@ def load(
         weights: a checkpoint; None takes those that come with the config, the run's best or last
             ones, or the config's ``train.init_checkpoint``; "random" leaves them random.
         device: torch device; None takes the GPU if there is one.
-        precision: "float32", or "bfloat16" by autocast.
+        precision: "float32", or "bfloat16" (in short "bf16") by autocast.
         threshold: lowest score of a detection that is returned, in [0, 1].
         keep: keep ratio in (0, 1] of a detector whose encoder has a sparsifier with one.
         max_ms: milliseconds that one image of the config's test size (4 : 3) may take. The machine
@@ -195,7 +182,7 @@ def load(
         CheckpointMismatchError: the checkpoint is of another model.
         NotSparsifiableError: ``keep`` or ``max_ms`` is given and the detector has no keep ratio.
         TooSlowError: no keep ratio is fast enough.
-        ValueError: both ``keep`` and ``max_ms`` are given.
+        ValueError: both ``keep`` and ``max_ms`` are given, or a precision is out of range.
     """
     if keep is not None and max_ms is not None:
         raise ValueError("keep and max_ms both choose the keep ratio: give one of them")
@@ -209,7 +196,7 @@ def load(
             f"weights={RANDOM!r} for an untrained network"
         )
     cfg.train.init_checkpoint = "" if source == RANDOM else str(source)
-    predictor = Predictor.from_config(cfg)
+    predictor = Predictor.from_config(cfg, precision=precision)
     if keep is not None:
         set_keep_ratio(predictor.model, keep)
     names, ids = _classes(cfg)
@@ -219,7 +206,6 @@ def load(
         category_ids=ids,
         weights=f"weights: {source}",
         threshold=threshold,
-        precision=precision,
     )
     if max_ms is not None:
         detector.keep_within(max_ms)

@@ -26,6 +26,7 @@ from tokendetr.checkpoint.reading import read_checkpoint
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.data.known import register_if_known
 from tokendetr.layers.cpu import optimize
+from tokendetr.layers.precision import Precision, check_precision, evaluated_in
 
 __all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
 
@@ -73,6 +74,10 @@ class Predictor:
         min_size: length that a picture's shorter side is resized to, pixels.
         max_size: upper bound of the longer side, pixels.
         img_format: channel order that the model was trained with, "RGB" or "BGR".
+        precision: "float32", or "bfloat16" (in short "bf16") by autocast.
+
+    Raises:
+        ValueError: for another precision.
     """
 
     def __init__(
@@ -82,7 +87,10 @@ class Predictor:
         min_size: int = 800,
         max_size: int = 1333,
         img_format: str = "RGB",
+        precision: Precision = "float32",
     ) -> None:
+        check_precision(precision)
+        self.precision = precision
         self.model = model
         optimize(model)
         self.img_format = img_format
@@ -97,6 +105,7 @@ class Predictor:
         max_size: int | None = None,
         img_format: str | None = None,
         model: nn.Module | None = None,
+        precision: Precision = "float32",
     ) -> Predictor:
         """Build the model, unless one is given; sizes and channel order not given are those the
         config tests with."""
@@ -107,6 +116,7 @@ class Predictor:
             min_size=min_size or short,
             max_size=max_size or long,
             img_format=img_format or mapper.get("img_format", "RGB"),
+            precision=precision,
         )
 
     def inputs(self, image_HWC: NDArray[np.uint8]) -> dict[str, Any]:
@@ -125,7 +135,8 @@ class Predictor:
     @torch.no_grad()
     def batch(self, images_HWC: Sequence[NDArray[np.uint8]]) -> list[Instances]:
         """Detections of several RGB uint8 pictures in one pass of the model, likewise."""
-        outputs = self.model([self.inputs(image) for image in images_HWC])
+        with evaluated_in(self.precision, self.model):
+            outputs = self.model([self.inputs(image) for image in images_HWC])
         found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
         return [each[each.scores.argsort(descending=True)] for each in found]
 

@@ -27,6 +27,7 @@ from tokendetr.data.validate import validate_config_data
 from tokendetr.data.workers import named_loader_failures
 from tokendetr.errors import CheckpointMismatchError, ConfigError, RunFolderError
 from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
+from tokendetr.layers.precision import Precision
 from tokendetr.train.hooks import (
     BestCheckpoint,
     Checkpoints,
@@ -128,7 +129,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
             model = instantiate(cfg.model)
         model.to(cfg.train.device)
         if args.eval_only:
-            return evaluate(cfg, model)
+            return evaluate(cfg, model, precision=getattr(args, "precision", "float32"))
         return train(cfg, model, resume=args.resume, folder=claimed, stop=stop)
 
 
@@ -139,7 +140,7 @@ def _keep_results_of_training(cfg: DictConfig) -> None:
             node.output_dir = os.path.join(str(node.output_dir), "evaluation")
 
 
-def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
+def evaluate(cfg: DictConfig, model: nn.Module, *, precision: Precision = "float32") -> Any:
     """Load ``train.init_checkpoint`` and evaluate it (``--eval-only``).
 
     Raises:
@@ -155,7 +156,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Any:
         logger.warning("train.init_checkpoint is empty: evaluating a model without trained weights")
     if cfg.train.model_ema.enabled:
         _load_ema_state(cfg, model)
-    evaluation = Evaluation(cfg, model)
+    evaluation = Evaluation(cfg, model, precision=precision)
     with built_from("dataloader"):
         evaluation.prepare()
     with named_loader_failures():

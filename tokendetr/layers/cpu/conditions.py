@@ -1,0 +1,39 @@
+"""When the fast forms of layers may run, and in which precision."""
+
+import torch
+from torch import Tensor
+
+from tokendetr.compat.torch_private import current_dispatch_mode, onednn_multiplies_bfloat16
+
+
+def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """Return the precision that a layer works in for an evaluation on a CPU that nobody watches.
+
+    Args:
+        x: the input.
+        weight: of the layer.
+
+    Returns:
+        float32, or bfloat16 under autocast or for weights in bfloat16; None where the layer has to
+        do what it always does: gradients, other devices and precisions, compilers and tracers,
+        counters of operations.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or x.device.type != "cpu"
+        or x.numel() == 0
+        or torch.is_grad_enabled()
+        or torch.jit.is_tracing()
+        or not torch.backends.mkldnn.enabled
+        or current_dispatch_mode() is not None
+    ):
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        if dtype != torch.bfloat16 or x.dtype not in (torch.float32, torch.bfloat16):
+            return None
+    else:
+        dtype = x.dtype
+        if dtype not in (torch.float32, torch.bfloat16) or weight.dtype != dtype:
+            return None
+    return dtype if dtype == torch.float32 or onednn_multiplies_bfloat16() else None
