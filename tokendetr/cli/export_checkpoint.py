@@ -1,7 +1,7 @@
 """Write the weights of a training checkpoint as a small safetensors file.
 
 Example:
-    tokendetr export --input output/dino_shapes/model_final.pth \\
+    tokendetr export-weights --input output/dino_shapes/model_final.pth \\
         --output projects/dino/checkpoints/dino_shapes.safetensors
 
 Matrices are stored in half precision, tensors that a model stores under several names once,
