@@ -17,6 +17,8 @@ DETECTRON2 ?=
 DETREX ?=
 UPSTREAM_VENV ?= build/upstream/venv
 GPU_WHEELS ?= build/gpu-wheels
+GPU_BUNDLE ?= build/gpu-check.tar
+GPU_THERE ?=
 GPU_RECORD ?= output/gpu-check.json
 
 PY := $(VENV)/bin/python
@@ -24,6 +26,8 @@ INSTALLED := $(VENV)/.stamp-installed
 DOCS_INSTALLED := $(VENV)/.stamp-docs
 BUILT := $(VENV)/.stamp-built
 BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
+
+C_SOURCES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo docs test test-slow test-upstream nightly lint format bench cuda-check gpu-wheels gpu-check sanitize lock clean
@@ -77,11 +81,13 @@ docs: $(DOCS_INSTALLED)
 lint: $(BUILT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(C_SOURCES)
 	$(PY) -m mypy
 
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(C_SOURCES)
 
 test: $(BUILT) lint cuda-check
 	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
@@ -101,9 +107,10 @@ nightly: $(BUILT)
 cuda-check: $(BUILT)
 	$(PY) csrc/check_cuda.py
 
-# On a machine with network, for one without: the wheels that gpu-check needs there.
+# On a machine with network, for one without: the wheels that gpu-check needs there, and GPU_BUNDLE, one file of them
+# and the tree. GPU_THERE=FILE names what the other machine has (its `pip freeze`), which is left out.
 gpu-wheels: $(INSTALLED)
-	$(PY) benchmarks/gpu_wheels.py $(GPU_WHEELS)
+	$(PY) benchmarks/gpu_wheels.py $(GPU_WHEELS) --bundle $(GPU_BUNDLE) $(if $(GPU_THERE),--there $(GPU_THERE))
 
 # On a machine with a GPU, PyTorch with CUDA and nvcc, no network, no `make build`: everything in 9 minutes.
 gpu-check:

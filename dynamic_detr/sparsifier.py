@@ -1,8 +1,9 @@
 """Dynamic DETR as a token sparsifier: windows merge on fine levels, tokens on the coarsest.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level (of all
-images), R merged windows, P cells of a window.
+images), R merged windows, P cells of a window, U tokens of the coarsest level.
 """
+# Over 350 lines: plan and sparsifier share a vocabulary, in the order of the method's checklist.
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """The projection and heads that Focus-DETR needs where its detector has one stage and none of them.
 
-Shapes: B image, N all tokens, Q proposal, C channel, S class.
+Shapes: B image, N all tokens, Q proposal, C channel, V class.
 """
 
 from typing import Any
@@ -73,9 +73,9 @@ class OwnHeads(nn.Module):
             layout: the batch.
         """
         tokens_BNC = self.project(memory_BNC, layout)
-        logits_BNS = self.class_head(tokens_BNC)
+        logits_BNV = self.class_head(tokens_BNC)
         index_BQ, valid_BQ = topk_valid(
-            logits_BNS.amax(dim=-1),
+            logits_BNV.amax(dim=-1),
             [NUM_PROPOSALS] * layout.batch_size,
             valid_BN=layout.valid_BN if layout.may_have_padding else None,
             valid_counts=[sum(levels) for levels in layout.valid_counts],
@@ -85,7 +85,7 @@ class OwnHeads(nn.Module):
         targets = [{"labels": target.labels} for target in losses.targets]
         add_detection_losses(
             losses,
-            take_rows(logits_BNS, index_BQ),
+            take_rows(logits_BNV, index_BQ),
             (offset_BQ4 + anchor_BQ4).sigmoid(),
             valid_BK=valid_BQ,
             num_boxes=world_average_boxes(targets, memory_BNC.device),

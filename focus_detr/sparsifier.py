@@ -1,6 +1,6 @@
 """Focus-DETR as a token sparsifier: foreground tokens only, and attention among object tokens.
 
-Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, S class.
+Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, V class.
 """
 
 import dataclasses
@@ -85,6 +85,7 @@ class FocusSparsifier(TokenSparsifier):
     published code's numbers.
     """
 
+    # Over 60 lines: an argument for every key of the configs.
     def __init__(
         self,
         *,

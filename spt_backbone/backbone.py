@@ -1,4 +1,5 @@
 """SPT: a Swin Transformer whose last stages attend with selected tokens."""
+# Over 350 lines: the stages, their options and the trace are one backbone of upstream's shape.
 
 import logging
 from collections.abc import Mapping
@@ -81,6 +82,7 @@ class SPT(SwinTransformer):
     Source: SPT, arXiv 2410.23608.
     """
 
+    # Over 60 lines: an argument for every key of the configs.
     def __init__(
         self,
         *,

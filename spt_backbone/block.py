@@ -1,7 +1,7 @@
 """Select-and-pack attention: Swin's blocks and stages on selected tokens.
 
 Shapes: B image, N tokens of a stage, C channel, G container, T slots of a container, M head, D head
-width.
+width, R side of a table of relative positions.
 """
 
 from dataclasses import dataclass

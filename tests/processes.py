@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from tokendetr.train.launch import Environment, process_group
+from tokendetr.train.process_group import Environment, process_group
 
 
 def run_two_processes(work: Callable[..., None], folder: Path, *args: Any) -> None:

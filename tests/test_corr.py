@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
+from detectron2.structures import BoxMode
 from torch import nn
 
 from tests.small_detectors import build
@@ -13,6 +15,7 @@ from tokendetr.encoder.decoder_attention import MAP_NAME
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.trace import ForwardTrace, LayerTrace
 from tokendetr.evaluation.decoder_correlation import CorrEvaluator, updated_attention
+from tokendetr.evaluation.token_recall import TokenRecall
 from tokendetr.tokens import Identity, Keep, LevelLayout
 
 
@@ -51,7 +54,8 @@ def share_looked_at(model, loader) -> float:
 @pytest.mark.parametrize("ratio", [0.3, 1.0])
 def test_it_evaluates_a_data_set_beside_others(ratio):
     model, loader = sparse(keep_ratio=ratio), [[record] for record in RECORDS]
-    results = inference_on_dataset(model, loader, DatasetEvaluators([CorrEvaluator()]))["tokens"]
+    results = inference_on_dataset(model, loader, DatasetEvaluators([CorrEvaluator()]))
+    results = results["decoder_attention"]
     names = {"Corr", "Corr_level1", "Corr_level2", "Corr_level3", "Corr_spread", "Looked_at"}
     assert set(results) == names
     looked_at = results.pop("Looked_at")
@@ -74,8 +78,28 @@ def test_it_evaluates_a_data_set_beside_others(ratio):
     assert not trace.forwards
 
 
+def test_evaluators_that_record_tokens_stand_side_by_side():
+    model = sparse()
+    loader = [[{**record, "image_id": number}] for number, record in enumerate(RECORDS)]
+    box = {"bbox": [5.0, 5.0, 60.0, 60.0], "bbox_mode": BoxMode.XYXY_ABS}
+    sizes = {"width": 100, "height": 100, "annotations": [box]}
+    DatasetCatalog.register("beside_corr", lambda: [{"image_id": n, **sizes} for n in (0, 1)])
+    both = DatasetEvaluators([CorrEvaluator(), TokenRecall("beside_corr")])
+    together = inference_on_dataset(model, loader, both)
+    with record_tokens() as trace, torch.no_grad():
+        model.eval()(RECORDS)
+    assert len(trace.forwards) == 1, "both evaluators have left nothing behind"
+    alone = inference_on_dataset(model, loader, CorrEvaluator())
+    assert together["decoder_attention"] == alone["decoder_attention"]
+    recall = inference_on_dataset(model, loader, TokenRecall("beside_corr"))
+    assert together["tokens"]["queries"] == recall["tokens"]["queries"] > 0
+    assert together["tokens"]["kept"] == recall["tokens"]["kept"] > 0
+    DatasetCatalog.remove("beside_corr")
+
+
 def test_a_dense_detector_updates_all_that_its_decoder_looks_at():
-    results = inference_on_dataset(build("dino"), [RECORDS], CorrEvaluator())["tokens"]
+    results = inference_on_dataset(build("dino"), [RECORDS], CorrEvaluator())
+    results = results["decoder_attention"]
     assert results.pop("Corr_spread") == 0 and 0 < results.pop("Looked_at") < 100
     assert set(results.values()) == {100.0}
 

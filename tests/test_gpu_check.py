@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -61,11 +62,29 @@ def test_a_part_is_ended_in_time_and_keeps_its_output(script, tmp_path: Path) ->
     assert (record["status"], record["exit code"], record["results"]) == ("failed", 3, [1])
 
 
+def test_the_bundle_has_what_the_check_reads_and_the_wheels_that_are_missing_there(tmp_path: Path):
+    script = runpy.run_path(str(SCRIPT.with_name("gpu_wheels.py")))
+    frozen = "SciPy==1.17.1\npytest_timeout @ file:///x.whl\n# editable\npillow==13.0.0\n"
+    there = script["names_of"](frozen)
+    assert there == {"scipy", "pytest-timeout", "pillow"}
+    missing = {package.partition("==")[0] for package in script["pinned"](there)}
+    assert "fvcore" in missing and not missing & there
+    (tmp_path / "fvcore-1-py3-none-any.whl").write_bytes(b"a wheel")
+    script["write_bundle"](tmp_path / "bundle.tar", tmp_path)
+    with tarfile.open(tmp_path / "bundle.tar") as archive:
+        names = set(archive.getnames())
+    assert "build/gpu-wheels/fvcore-1-py3-none-any.whl" in names
+    assert {"benchmarks/gpu_check.py", "csrc/module.cpp", "tests/ops/test_cuda.py"} <= names
+    assert not any(name.endswith(".safetensors") for name in names)
+    # With 45 MiB of wheels, the most that a bare machine needs, the whole stays below 60.
+    assert (tmp_path / "bundle.tar").stat().st_size < 12 * 2**20
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_dry_run(tmp_path: Path) -> None:
     target = tmp_path / "record.json"
-    command = [sys.executable, str(SCRIPT), "--dry-run", "--minutes", "14", "--json", str(target)]
+    command = [sys.executable, str(SCRIPT), "--dry-run", "--json", str(target)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     parts = json.loads(target.read_text())["parts"]
     assert done.returncode == 0, {n: x.get("output") for n, x in parts.items()}

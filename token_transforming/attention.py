@@ -1,7 +1,7 @@
 """Attention that weighs keys by token sizes, and the attention that tokens receive.
 
 Shapes: B sequence (an image, or a window of one), M head, Q query, N token, n block of queries, D
-head width.
+head width, R side of a table of relative positions.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Each map is a ridge regression: from a token before the reduction and the change of its reduced
 token, to what the token would be had this reduction not been made. The model is not trained.
-Shapes: B sequence, N token, C channel, R row.
+Shapes: B sequence, N token, C channel, R row, E = 2 C.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Restoring all tokens from the reduced ones.
 
-Shapes: B sequence, N token, K reduced token, C channel, R row.
+Shapes: B sequence, N token, K reduced token, C channel, R row, E = 2 C.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Attention within windows: what its logits get beside the products of queries and keys.
 
 Shapes: G windows of the whole batch, W windows of one image, T tokens of a window, M head, D head
-width.
+width, Y and X rows and columns of a table of relative positions, R those of a square one.
 """
 
 from dataclasses import dataclass

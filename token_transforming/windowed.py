@@ -6,7 +6,8 @@ Where windows reach over the map's edge, dense backbones fill them up with zeros
 attention. That padding is never mixed into a token; what it takes of the attention is kept: places
 of a reduced window that no token needs stand for it, as zeros with its number as their size.
 Shapes: B image, H and W of a map, G windows of the whole batch, T tokens of a window, K reduced
-ones, C channel, M head, D head width.
+ones, E all places of a batch of maps, R real ones, C channel, M head, D head width, Y and X rows
+and columns of a table of relative positions.
 """
 
 from collections.abc import Mapping, Sequence

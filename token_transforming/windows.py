@@ -1,7 +1,7 @@
 """Geometry of windowed attention: cutting maps into windows, shifts, relative position biases.
 
 Shapes: B image, H and W of a map, G windows of the whole batch, W windows of one image, T tokens of
-a window, M head, C channel.
+a window, M head, C channel, Y and X rows and columns of a table of relative positions.
 """
 
 from typing import Literal

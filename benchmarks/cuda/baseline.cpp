@@ -21,9 +21,15 @@ Sizes sizes_of(const Tensor& value, at::IntArrayRef level_shapes, const Tensor& 
     TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_contiguous(), "tensors must be dense and float32");
   }
   TORCH_CHECK(level_shapes.size() <= 2 * kMaxLevels && value.size(3) <= 1024, "too many levels or channels");
-  Sizes s{static_cast<int>(value.size(0)),     static_cast<int>(value.size(1)),     static_cast<int>(value.size(2)),
-          static_cast<int>(value.size(3)),     static_cast<int>(locations.size(1)), static_cast<int>(locations.size(3)),
-          static_cast<int>(locations.size(4)), {},                                  {},
+  Sizes s{static_cast<int>(value.size(0)),
+          static_cast<int>(value.size(1)),
+          static_cast<int>(value.size(2)),
+          static_cast<int>(value.size(3)),
+          static_cast<int>(locations.size(1)),
+          static_cast<int>(locations.size(3)),
+          static_cast<int>(locations.size(4)),
+          {},
+          {},
           {}};
   int start = 0;
   for (int l = 0; l < s.levels; ++l) {

@@ -1,5 +1,6 @@
-// The plain way to run multi-scale deformable attention, for comparison only: one thread per channel, scalar loads, every
-// thread computing every location, scalar atomics, and one thread adding up a head's sums in the backward. float32 only.
+// The plain way to run multi-scale deformable attention, for comparison only: one thread per channel, scalar loads,
+// every thread computing every location, scalar atomics, and one thread adding up a head's sums in the backward.
+// float32 only.
 #include "baseline.h"
 
 namespace baseline {

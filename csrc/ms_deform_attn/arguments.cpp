@@ -21,8 +21,8 @@ void check_tensor(const char* name, const Tensor& tensor, std::initializer_list<
 
 void check_value(const Tensor& value) {
   TOKENDETR_CHECK_ARGUMENT(value.dim() == 4, "value must have shape [B, N, M, D], got ", shape_of(value));
-  TOKENDETR_CHECK_ARGUMENT(is_float(value.scalar_type()),
-                           "value must be float64, float32, bfloat16 or float16, got ", name_of(value.scalar_type()));
+  TOKENDETR_CHECK_ARGUMENT(is_float(value.scalar_type()), "value must be float64, float32, bfloat16 or float16, got ",
+                           name_of(value.scalar_type()));
   TOKENDETR_CHECK_ARGUMENT(value.size(2) >= 1 && value.size(3) >= 1,
                            "value needs at least one head and one channel, got ", shape_of(value));
 }
@@ -30,7 +30,8 @@ void check_value(const Tensor& value) {
 void read_levels(Sizes level_shapes, const Tensor& value, Problem& problem) {
   const int64_t numbers = static_cast<int64_t>(level_shapes.size());
   TOKENDETR_CHECK_ARGUMENT(numbers >= 2 && numbers % 2 == 0 && numbers / 2 <= kMaxLevels,
-                           "level_shapes must have 1 to ", kMaxLevels, " (height, width) pairs, got ", Shown{level_shapes});
+                           "level_shapes must have 1 to ", kMaxLevels, " (height, width) pairs, got ",
+                           Shown{level_shapes});
   problem.levels = static_cast<int>(numbers / 2);
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 8;  // token numbers are 32 bits, borders included
   int64_t tokens = 0;

@@ -14,8 +14,7 @@ struct SampleNames {
 };
 constexpr SampleNames kPlainNames{"sampling_locations", "attention_weights",
                                   "value, level_shapes and sampling_locations"};
-constexpr SampleNames kFusedNames{"sampling_offsets", "attention_logits",
-                                  "value, level_shapes and sampling_offsets"};
+constexpr SampleNames kFusedNames{"sampling_offsets", "attention_logits", "value, level_shapes and sampling_offsets"};
 
 // Raises std::invalid_argument naming the argument, else returns the sizes.
 Problem checked_problem(const Tensor& value, Sizes level_shapes, const Tensor& locations, const Tensor& weights,

@@ -48,10 +48,11 @@ struct Operators {
     return kForward(Call(problem, value, sampling_offsets, attention_logits, reference_points));
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
-      const Tensor& grad_output, const Tensor& value, Shapes level_shapes, const Tensor& reference_points,
-      const Tensor& sampling_offsets, const Tensor& attention_logits, bool wants_reference_gradient,
-      bool deterministic) {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(const Tensor& grad_output, const Tensor& value,
+                                                                   Shapes level_shapes, const Tensor& reference_points,
+                                                                   const Tensor& sampling_offsets,
+                                                                   const Tensor& attention_logits,
+                                                                   bool wants_reference_gradient, bool deterministic) {
     const Problem problem = checked_problem(value, level_shapes, sampling_offsets, attention_logits, kFusedNames);
     check_reference(problem, value, reference_points);
     check_output_gradient(problem, value, grad_output);

@@ -25,8 +25,8 @@ void check_type(const char* name, const Tensor& tensor, ScalarType one, ScalarTy
 
 void check_query(const Tensor& query) {
   TOKENDETR_CHECK_ARGUMENT(query.dim() == 4, "query must have shape [G, T, M, D], got ", shape_of(query));
-  TOKENDETR_CHECK_ARGUMENT(is_float(query.scalar_type()),
-                           "query must be float64, float32, bfloat16 or float16, got ", name_of(query.scalar_type()));
+  TOKENDETR_CHECK_ARGUMENT(is_float(query.scalar_type()), "query must be float64, float32, bfloat16 or float16, got ",
+                           name_of(query.scalar_type()));
   TOKENDETR_CHECK_ARGUMENT(query.size(2) >= 1 && query.size(3) >= 1,
                            "query needs at least one head and one channel, got ", shape_of(query));
   constexpr int64_t kMost = int64_t{1} << 30;  // slots are numbered with 32 bits
@@ -37,11 +37,10 @@ void check_query(const Tensor& query) {
 constexpr int64_t kFarthest = 16383;
 
 int64_t checked_reach(const Tensor& table, const Tensor& query) {
-  TOKENDETR_CHECK_ARGUMENT(
-      table.dim() == 3 && table.size(0) == query.size(2) && table.size(1) == table.size(2) && table.size(1) % 2 == 1 &&
-          table.size(1) / 2 <= kFarthest,
-      "bias_table must have shape [", query.size(2), ", 2R + 1, 2R + 1] (heads from query), R at most ", kFarthest,
-      ", got ", shape_of(table));
+  TOKENDETR_CHECK_ARGUMENT(table.dim() == 3 && table.size(0) == query.size(2) && table.size(1) == table.size(2) &&
+                               table.size(1) % 2 == 1 && table.size(1) / 2 <= kFarthest,
+                           "bias_table must have shape [", query.size(2),
+                           ", 2R + 1, 2R + 1] (heads from query), R at most ", kFarthest, ", got ", shape_of(table));
   return table.size(1) / 2;
 }
 

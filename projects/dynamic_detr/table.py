@@ -13,7 +13,7 @@ from dynamic_detr import TokenBudget, encoder_macs
 from tokendetr.analysis.flops import BLENDED_SIZES, FlopReport, blended_flops, pyramid_shapes
 from tokendetr.analysis.tables import Cell, Table
 from tokendetr.config import zoo
-from tokendetr.config.load import apply_overrides
+from tokendetr.config.overrides import apply_overrides
 
 __all__ = ["Cost", "Row", "dynamic_cost", "dense_cost", "tables"]
 

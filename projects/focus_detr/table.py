@@ -3,16 +3,15 @@
 python tools/table.py focus_detr
 """
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from tokendetr.analysis.flops import blended_flops, count_flops, synthetic_inputs
 from tokendetr.analysis.tables import Table
+from tokendetr.encoder import set_keep_ratio
 
 PROJECTS = Path(__file__).resolve().parents[1]
 ON_RESNETS = "focus_detr/configs/focus_detr_resnet"
@@ -58,12 +57,6 @@ def build(config: str) -> nn.Module:
 def million_parameters(model: nn.Module) -> float:
     """Return a model's parameters in millions."""
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
-
-
-def set_keep_ratio(model: Any, keep_ratio: float) -> None:
-    """Change the mean keep ratio of a model's sparsifier; its weights do not depend on it."""
-    sparsifier = model.transformer.encoder.sparsifier
-    sparsifier.budget = dataclasses.replace(sparsifier.budget, keep_ratio=keep_ratio)
 
 
 def ratios() -> Table:

@@ -11,7 +11,7 @@ from torch import nn
 from tokendetr.analysis.flops import blended_flops
 from tokendetr.analysis.tables import Table
 from tokendetr.config import zoo
-from tokendetr.config.load import apply_overrides
+from tokendetr.config.overrides import apply_overrides
 
 _SPARSIFIER = "model.transformer.encoder.sparsifier"
 ROWS = (  # title, config, overrides, the papers' GFLOPs

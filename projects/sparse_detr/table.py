@@ -14,6 +14,7 @@ from sparse_detr import SparseSparsifier
 from tokendetr.analysis.flops import blended_flops, count_flops, synthetic_inputs
 from tokendetr.analysis.tables import Table
 from tokendetr.config import zoo
+from tokendetr.encoder import set_keep_ratio
 
 __all__ = ["KEEP_RATIOS", "Row", "costs", "deployed_parameters", "tables"]
 
@@ -88,10 +89,9 @@ def costs(model: nn.Module, keep_ratios: Iterable[float], *, blended: bool) -> l
         keep_ratios: as :attr:`sparse_detr.SparseSparsifier.keep_ratio`.
         blended: see :class:`Row`.
     """
-    sparsifier = _sparsifier(model)
     found = []
     for ratio in keep_ratios:
-        sparsifier.keep_ratio = ratio
+        set_keep_ratio(model, ratio)
         if blended:
             report = blended_flops(model)
         else:

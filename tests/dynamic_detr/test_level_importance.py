@@ -12,7 +12,7 @@ from tests.pyramids import make_batch
 from tests.tools.configs import write_config
 from tokendetr.cli import importance_ranking
 from tokendetr.config import zoo
-from tokendetr.config.load import apply_overrides
+from tokendetr.config.overrides import apply_overrides
 from tokendetr.encoder import TokenEncoder
 
 CHANNELS = 16

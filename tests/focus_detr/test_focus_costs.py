@@ -9,9 +9,9 @@ from projects.focus_detr.table import (
     build,
     host_gflops,
     million_parameters,
-    set_keep_ratio,
 )
 from tokendetr.analysis.flops import blended_flops, count_flops, synthetic_inputs
+from tokendetr.encoder import set_keep_ratio
 
 
 def test_focus_dino_costs_what_the_published_code_costs():

@@ -1,4 +1,5 @@
 """Rows of training: kills, full disks, non-finite losses, several processes, signals, a soak."""
+# Over 350 lines: one row of the matrix after the other.
 
 import atexit
 import copy

@@ -7,7 +7,7 @@ from detectron2.config import LazyConfig, instantiate
 
 from sparse_detr import SparseSparsifier
 from tests.meta import meta_device
-from tokendetr.config.load import apply_overrides
+from tokendetr.config.overrides import apply_overrides
 from tokendetr.encoder.forward_context import observe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "sparse_detr" / "configs"

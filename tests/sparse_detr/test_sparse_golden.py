@@ -82,7 +82,7 @@ def test_evaluation_gives_the_published_scores_kept_set_memory_and_detections(mo
     squares = float((seen["memory"].double() ** 2).sum())
     np.testing.assert_allclose(squares, NUMBERS[f"{prefix}_memory_sum"][1], rtol=TOLERANCE)
     last = seen["found"].layers
-    score_Q, class_Q = last.logits_SBQK[-1, 0].sigmoid().max(dim=-1)
+    score_Q, class_Q = last.logits_SBQV[-1, 0].sigmoid().max(dim=-1)
     best = score_Q.sort(descending=True, stable=True).indices[: len(NUMBERS[f"{prefix}_scores"])]
     assert_close(score_Q[best], f"{prefix}_scores")
     assert_close(class_Q[best], f"{prefix}_classes")

@@ -7,11 +7,11 @@ from tests.small_detectors import build, record
 from tests.sparse_detr.sparse_detectors import sparse
 from tokendetr.analysis import dial
 from tokendetr.config import zoo
+from tokendetr.encoder import set_keep_ratio
+from tokendetr.errors import ConfigError
 from tokendetr.sparsification import (
-    NotSparsifiableError,
     TooSlowError,
     keep_ratio_within,
-    set_keep_ratio,
 )
 
 RECORDS = [record(64, 80)]
@@ -51,12 +51,12 @@ def test_ratios_are_set_by_hand_where_there_is_something_to_set():
     assert model.transformer.encoder.sparsifier.keep_ratio == 0.7
     with pytest.raises(ValueError, match="keep_ratio"):
         set_keep_ratio(model, 1.5)
-    with pytest.raises(NotSparsifiableError, match="make it sparse first"):
+    with pytest.raises(ConfigError, match="no sparsifier.* make the detector sparse"):
         set_keep_ratio(build("dino"), 0.5)
 
 
 def test_the_zoo_loads_any_ratio():
     model = zoo.load("sparse_dino_shapes_bypass", None, keep=0.15)
     assert model.transformer.encoder.sparsifier.keep_ratio == 0.15
-    with pytest.raises(KeyError, match="no sparsifier with a keep_ratio"):
+    with pytest.raises(ConfigError, match="no sparsifier"):
         zoo.load("dino_shapes", keep=0.5)

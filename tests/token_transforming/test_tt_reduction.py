@@ -1,4 +1,5 @@
 """Building W: selection, merging, fusing, clustering, and what all methods have in common."""
+# Over 350 lines: every method of reduction against the same references.
 
 from dataclasses import replace
 

@@ -9,7 +9,7 @@ from detectron2.data import build_detection_train_loader
 from omegaconf import OmegaConf
 from torch import nn
 
-from tokendetr.config.load import apply_overrides
+from tokendetr.config.overrides import apply_overrides
 from tokendetr.config.settings import RANGES, check_settings
 from tokendetr.errors import ConfigError
 

@@ -14,12 +14,12 @@ from tests.train.toy import make_config
 from tokendetr.cli import train_net
 from tokendetr.config.load import (
     ADDED_TRAIN_DEFAULTS,
-    apply_overrides,
     fill_defaults,
     follow_output_dir,
     load_config,
     result_writers,
 )
+from tokendetr.config.overrides import apply_overrides
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import check_device, default_best_metric
 

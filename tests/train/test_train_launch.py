@@ -20,7 +20,8 @@ from tests.train import toy
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.errors import NonFiniteLossError
-from tokendetr.train.launch import detect_environment, first_host, launch
+from tokendetr.train.launch import launch
+from tokendetr.train.process_group import detect_environment, first_host
 from tokendetr.train.run import train
 from tokendetr.train.trainer import Trainer
 

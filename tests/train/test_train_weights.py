@@ -167,11 +167,11 @@ def test_a_wrapped_moving_average_is_found_or_refused(tmp_path):
     average = {f"module.{n}": torch.full_like(p, 3.0) for n, p in ToyDetector().named_parameters()}
     path = save(tmp_path, toy_detector_of(1.0).state_dict(), ema_state=average)
     model = ToyDetector()
-    load_weights(AtomicCheckpointer(model), path, use_ema=True)
+    load_weights(AtomicCheckpointer(model), path, choice="ema")
     assert model.stem.weight.unique().tolist() == [3.0]
     path = save(tmp_path, toy_detector_of(1.0).state_dict(), ema_state={"other": torch.ones(1)})
     with pytest.raises(CheckpointMismatchError, match="ema_state"):
-        load_weights(AtomicCheckpointer(model), path, use_ema=True)
+        load_weights(AtomicCheckpointer(model), path, choice="ema")
 
 
 def test_matching_heuristics_query(tmp_path):
@@ -188,10 +188,19 @@ def test_moving_average_of_a_checkpoint(tmp_path):
     average = {n: torch.full_like(p, 3.0) for n, p in ToyDetector().named_parameters()}
     path = save(tmp_path, toy_detector_of(1.0).state_dict(), ema_state=average)
     model = ToyDetector()
-    load_weights(AtomicCheckpointer(model), path, use_ema=True)
+    for choice, value in (("ema", 3.0), ("model", 1.0), ("ema_if_kept", 3.0), ("auto", 1.0)):
+        load_weights(AtomicCheckpointer(model), path, choice=choice)
+        assert model.stem.weight.unique().tolist() == [value]
+    chosen_by_it = save(
+        tmp_path,
+        toy_detector_of(1.0).state_dict(),
+        ema_state=average,
+        best_metric_name="bbox_ema/AP",
+    )
+    load_weights(AtomicCheckpointer(model), chosen_by_it, choice="auto")
     assert model.stem.weight.unique().tolist() == [3.0]
-    load_weights(AtomicCheckpointer(model), path)
-    assert model.stem.weight.unique().tolist() == [1.0]
+    with pytest.raises(ValueError, match="no ema_state"):
+        load_weights(AtomicCheckpointer(model), save(tmp_path, model.state_dict()), choice="ema")
 
 
 # ------------------------------------------------------------------------------ slim files

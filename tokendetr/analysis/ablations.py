@@ -6,7 +6,7 @@ them.
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,15 @@ from tokendetr.analysis.tables import Table
 
 METRICS = {"AP": "bbox/AP", "APs": "bbox/APs", "APm": "bbox/APm", "APl": "bbox/APl"}
 """Columns of a study's table, and the names evaluators give them."""
+
+FINE_TUNING = (
+    "train.max_iter=150",
+    "train.eval_period=1000",
+    "train.checkpointer.period=1000",
+    "train.amp.enabled=True",
+    "train.amp.dtype=bfloat16",
+)
+"""Overrides of a study whose variants all start from the dense detector's weights."""
 
 Results = Mapping[int, Mapping[str, float]]
 """What evaluation said, by seed."""
@@ -38,6 +47,11 @@ class Variant:
         """The name as a folder's name."""
         text = f"{self.group}-{self.name}".strip("-").lower()
         return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
+
+
+def sparsifier_options(**values: object) -> list[str]:
+    """Return overrides of the encoder's sparsifier, by argument."""
+    return [f"model.transformer.encoder.sparsifier.{name}={x}" for name, x in values.items()]
 
 
 @dataclass(frozen=True)
@@ -134,3 +148,19 @@ class Study:
             difference,
             "" if gflops is None else f"{gflops:.3f}",
         ]
+
+
+def studies_of(
+    config: str,
+    tables: Sequence[tuple[str, str, Sequence[Variant]]],
+    overrides: Sequence[str] = FINE_TUNING,
+) -> Iterator[Study]:
+    """Make the studies of one config.
+
+    Args:
+        config: its name.
+        tables: of each study the name, the heading and the variants.
+        overrides: what all variants have in common.
+    """
+    for name, title, variants in tables:
+        yield Study(name, title, config, variants, overrides)

@@ -1,4 +1,4 @@
-"""One checkpoint, any budget: the keep ratio of a loaded detector, chosen by hand or by a clock."""
+"""One checkpoint, any budget: the keep ratio of a loaded detector, chosen by a clock."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from tokendetr.analysis.timing import timed
+from tokendetr.encoder.keep_ratio import find_sparsifier, set_keep_ratio
 from tokendetr.errors import NotSparsifiableError
 
-__all__ = ["TooSlowError", "keep_ratio_within", "set_keep_ratio"]
+__all__ = ["TooSlowError", "keep_ratio_within"]
 
 STEPS = 20
 """Keep ratios tried are multiples of one in so many."""
@@ -18,31 +19,6 @@ STEPS = 20
 
 class TooSlowError(RuntimeError):
     """A detector does not reach a time even at the smallest keep ratio."""
-
-
-def set_keep_ratio(detector: nn.Module, ratio: float) -> None:
-    """Let the encoder of a detector update another share of its tokens from now on.
-
-    Args:
-        detector: whose encoder has a sparsifier of the keep kind.
-        ratio: at most 1, which is the dense encoder.
-
-    Raises:
-        NotSparsifiableError: where the detector has no such sparsifier.
-        ValueError: for a ratio out of range.
-    """
-    _sparsifier(detector).keep_ratio = ratio
-
-
-def _sparsifier(detector: nn.Module) -> Any:
-    encoder = getattr(getattr(detector, "transformer", None), "encoder", None)
-    sparsifier = getattr(encoder, "sparsifier", None)
-    if not hasattr(sparsifier, "keep_ratio"):
-        raise NotSparsifiableError(
-            f"the encoder of {type(detector).__name__} has no sparsifier with a keep ratio: make "
-            "it sparse first (tokendetr sparsify)"
-        )
-    return sparsifier
 
 
 @torch.no_grad()
@@ -73,19 +49,23 @@ def keep_ratio_within(
     """
     if max_ms <= 0 or repeats < 1:
         raise ValueError(f"max_ms and repeats must be positive, got {max_ms} and {repeats}")
-    sparsifier = _sparsifier(detector)
+    sparsifier: Any = find_sparsifier(detector)
+    if not hasattr(sparsifier, "keep_ratio"):
+        raise NotSparsifiableError(
+            f"{type(sparsifier).__name__} has no single keep ratio to choose"
+        )
     own = sparsifier.keep_ratio
     device = next(detector.parameters()).device
 
     def milliseconds(step: int) -> float:
-        sparsifier.keep_ratio = step / STEPS
+        set_keep_ratio(detector, step / STEPS)
         detector(list(records))  # warm up: memory, folded matrices
         passes = [timed(lambda: detector(list(records)), device) for _ in range(repeats)]
         return 1e3 * statistics.median(passes)
 
     best, best_ms = 1, milliseconds(1)
     if best_ms > max_ms:
-        sparsifier.keep_ratio = own
+        set_keep_ratio(detector, own)
         raise TooSlowError(
             f"a pass takes {best_ms:.0f} ms at keep ratio {1 / STEPS:g} and the limit is "
             f"{max_ms:g} ms: the rest of the detector is too slow here"
@@ -98,5 +78,5 @@ def keep_ratio_within(
             low, best, best_ms = middle, middle, taken
         else:
             high = middle
-    sparsifier.keep_ratio = best / STEPS
+    set_keep_ratio(detector, best / STEPS)
     return best / STEPS, best_ms

@@ -1,4 +1,7 @@
-"""What paired replicates say of a difference: its interval, p-value and smallest visible size."""
+"""What paired replicates say of a difference: its interval, p-value and smallest visible size.
+
+Shapes: R replicate.
+"""
 
 from __future__ import annotations
 

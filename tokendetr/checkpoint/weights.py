@@ -12,6 +12,7 @@ from fvcore.common.checkpoint import Checkpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from tokendetr.checkpoint.averaged import Choice, chosen_weights
 from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.key_names import grouped_keys
 from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
@@ -103,9 +104,11 @@ def _shortened(names: list[str]) -> str:
 
 
 class _Reporting:
-    """Takes note of what a checkpointer says about keys while it loads."""
+    """Chooses the weights of a file that a checkpointer loads, and notes how their keys fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str, choice: Choice) -> None:
+        self.path = path
+        self.choice = choice
         self.incompatible: Any = None
         self.file_keys: set[str] = set()
         self.is_partial = False
@@ -116,7 +119,10 @@ class _Reporting:
         def watched(checkpoint: Any) -> Any:
             # Weights of a part (a backbone) say so themselves, or the user does in the URL.
             self.is_partial = bool(checkpoint.get("matching_heuristics", False))
-            weights = checkpoint["model"] = _converted(checkpoint["model"], checkpointer.model)
+            chosen, which = chosen_weights(checkpoint, self.choice)
+            if which == "ema":
+                logger.warning("%s: using the moving average of the weights", self.path)
+            weights = checkpoint["model"] = _converted(chosen, checkpointer.model)
             self.file_keys = {key.removeprefix("module.") for key in weights}
             if not self.is_partial:
                 self._take_whole(checkpoint, weights, checkpointer.model.state_dict())
@@ -146,7 +152,7 @@ def load_weights(
     path: str,
     *,
     strict: bool = True,
-    use_ema: bool = False,
+    choice: Choice = "model",
     new_classes: bool = False,
 ) -> LoadReport:
     """Load the weights of a checkpoint into ``checkpointer.model`` and report how they fit.
@@ -156,26 +162,25 @@ def load_weights(
         path: of the checkpoint.
         strict: every key must fit. Files of a part of a model (a bare backbone under its own or
             torchvision's names, or anything with matching heuristics) only need to match somewhere.
-        use_ema: take ``ema_state`` instead of ``model`` where the file has it.
+        choice: the model's weights or their moving average, where a training kept one
+            (:func:`tokendetr.checkpoint.averaged.chosen_weights`).
         new_classes: class heads of another number of classes, where all else fits, start anew with
             a warning instead of being refused; for a training.
 
     Raises:
         FileNotFoundError: no such file; for weights of this project it says how they are made.
         CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
+        ValueError: the average is asked for, and the file has none.
     """
     file = path.partition("?")[0]
     if "://" not in file and not os.path.isfile(file):
         raise FileNotFoundError(f"checkpoint {file} not found{how_it_is_made(file)}")
-    reporting = _Reporting()
+    reporting = _Reporting(path, choice)
     reporting.watch(checkpointer)
     try:
-        rest = checkpointer.load(path, checkpointables=[])
+        checkpointer.load(path, checkpointables=[])
     finally:
         del checkpointer._load_model  # the instance's wrapper; the class's method is back
-    if use_ema and rest.get("ema_state"):
-        logger.info("Using the moving average (ema_state) of %s", path)
-        _load_ema(checkpointer.model, rest["ema_state"])
     report = _report(checkpointer.model, reporting.incompatible, reporting.file_keys)
     if new_classes and (heads := report.take_class_heads()):
         logger.warning(
@@ -231,15 +236,6 @@ def _report(model: nn.Module, incompatible: Any, file_keys: set[str]) -> LoadRep
 
 
 @torch.no_grad()
-def _load_ema(model: nn.Module, ema_state: Mapping[str, Tensor]) -> None:
-    targets = dict([*model.named_parameters(), *model.named_buffers()])
-    if not targets.keys() & ema_state.keys():
-        raise CheckpointMismatchError("no key of the checkpoint's ema_state fits the model")
-    for name, value in ema_state.items():
-        if name in targets:
-            targets[name].copy_(value)
-
-
 def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Undo what wraps the model in the file, and let parts of the model rename the weights of
     published checkpoints."""

@@ -181,7 +181,7 @@ def correlations(cfg: DictConfig, model: nn.Module, images: int) -> dict[str, di
                 evaluator.process(batch, model(batch))
         result = evaluator.evaluate()
         assert result is not None
-        found[name] = result["tokens"]
+        found[name] = result["decoder_attention"]
     return found
 
 

@@ -249,6 +249,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+# Over 60 lines: the steps of the demonstration, in order.
 def run(args: argparse.Namespace) -> None:
     """Run all stages and print the table."""
     output: Path = args.output

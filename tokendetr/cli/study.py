@@ -8,6 +8,8 @@ Examples:
 
 What has been measured is kept in docs/evidence/NAME.json and not repeated; a training that was
 interrupted goes on. Every step is a command of the project; its output lies in the row's folder.
+
+Shapes: R replicate, I image of the test set.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from detectron2.engine import default_argument_parser
 from tokendetr.config.load import load_config, resolve_config
 from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.layers.precision import PRECISIONS
-from tokendetr.train.launch import Timeouts, launch
+from tokendetr.train.launch import launch
+from tokendetr.train.process_group import Timeouts
 from tokendetr.train.run import run
 
 

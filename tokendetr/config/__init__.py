@@ -10,7 +10,8 @@ from tokendetr.config.edit import (
     sparsify_pixel_decoder,
 )
 from tokendetr.config.fragments import get_fragment
-from tokendetr.config.load import apply_overrides, load_config
+from tokendetr.config.load import load_config
+from tokendetr.config.overrides import apply_overrides
 from tokendetr.config.tree import checkpoint_file
 from tokendetr.config.wrap import target_name, wrap_target
 

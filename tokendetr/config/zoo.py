@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
@@ -21,6 +20,7 @@ from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.registration import load_repeatably
 from tokendetr.config.targets import check_targets
 from tokendetr.config.tree import config_file, config_files, shipped_weights
+from tokendetr.encoder.keep_ratio import set_keep_ratio
 
 __all__ = ["SHIPPED", "get_checkpoint", "get_config", "get_config_file", "list", "load"]
 
@@ -85,22 +85,20 @@ def load(
             a warning says so. None asks for random weights.
         device: torch device the model is moved to.
         keep: share of tokens that the encoder updates, for configs whose encoder has a sparsifier
-            with a ``keep_ratio``; None: the config's.
+            with a keep ratio; None: the config's.
 
     Raises:
-        KeyError: there is no such config, or ``keep`` is given and nothing in it is kept.
+        KeyError: there is no such config.
         ConfigError: this installation of detectron2 or detrex lacks a part of the model.
+        NotSparsifiableError: ``keep`` is given and the model's encoder has no keep ratio.
         CheckpointMismatchError: the checkpoint belongs to another model; the message lists keys.
     """
     config = get_config(name)
     config.model.device = device
     check_targets(config.model)
-    if keep is not None:
-        sparsifier = OmegaConf.select(config.model, "transformer.encoder.sparsifier", default={})
-        if "keep_ratio" not in sparsifier:
-            raise KeyError(f"the encoder of '{name}' has no sparsifier with a keep_ratio")
-        sparsifier.keep_ratio = keep
     model: nn.Module = instantiate(config.model).to(device)
+    if keep is not None:
+        set_keep_ratio(model, keep)
     if checkpoint == SHIPPED:
         checkpoint = get_checkpoint(name)
         if checkpoint is None:

@@ -109,7 +109,7 @@ class DeployedDetector(nn.Module):
         if self.postprocess:
             limit = detector.select_box_nums_for_evaluation
             return tuple(fixed_detections(predictions, sizes, limit=limit))
-        logits_BQV, boxes_BQ4 = predictions.logits_SBQK[-1], predictions.boxes_SBQ4[-1]
+        logits_BQV, boxes_BQ4 = predictions.logits_SBQV[-1], predictions.boxes_SBQ4[-1]
         valid_BQ = predictions.valid_BQ
         if valid_BQ is None:
             valid_BQ = torch.ones_like(boxes_BQ4[..., 0], dtype=torch.bool)
@@ -171,7 +171,7 @@ def fixed_detections(predictions: Predictions, sizes_B2: Tensor, *, limit: int) 
         limit: wanted number of detections T.
     """
     scores_BT, labels_BT, boxes_BT4 = best_detections(
-        predictions.logits_SBQK[-1], predictions.boxes_SBQ4[-1], predictions.valid_BQ, limit
+        predictions.logits_SBQV[-1], predictions.boxes_SBQ4[-1], predictions.valid_BQ, limit
     )
     size_B14 = sizes_B2.flip(-1).repeat(1, 2)[:, None].to(boxes_BT4.dtype)
     boxes_BT4 = (box_cxcywh_to_xyxy(boxes_BT4) * size_B14).clamp_min(0.0).minimum(size_B14)

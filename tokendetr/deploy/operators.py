@@ -1,7 +1,8 @@
 """Our operators in other words, for runtimes that do not have them.
 
 Shapes: B image, N all tokens, Q query, M head, D head width, L level, P point, S sample of a level
-(all its heads' and points'), X = 2 (points) or 4 (boxes).
+(all its heads' and points'), X = 2 (points) or 4 (boxes), R row of
+all images, tokens and heads.
 """
 
 from __future__ import annotations

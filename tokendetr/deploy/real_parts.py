@@ -5,7 +5,8 @@ program has one canvas for images of any size, so whatever mixes neighboring pix
 beyond an image's border, as it does where the image ends there: convolutions, pooling, and the
 statistics of group norms.
 
-Shapes: B image, C channel, H and W height and width of a feature map.
+Shapes: B image, C channel, H and W height and width of a feature map, S values of a group of
+channels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Detectors whose queries are anchors: 4-d boxes that each decoder layer refines, with positions
 made from them (DAB and DN-Deformable DETR).
 
-Dimensions: B image, Q query, C channel, E channels of the learned content (C, or fewer with an
+Shapes: B image, Q query, C channel, E channels of the learned content (C, or fewer with an
 indicator).
 
 Source: DAB-DETR, arXiv 2201.12329; DN-DETR, arXiv 2203.01305.

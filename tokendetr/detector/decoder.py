@@ -3,7 +3,7 @@
 What varies between detectors are two hooks: where a query's position embedding comes from, and
 whether and how references are refined between layers.
 
-Dimensions: B image, N all tokens, L level, Q query, C channel, X = 2 (point) or 4 (box).
+Shapes: B image, N all tokens, L level, Q query, C channel, X = 2 (point) or 4 (box).
 """
 
 from __future__ import annotations

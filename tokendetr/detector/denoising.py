@@ -1,8 +1,8 @@
 """Denoising queries: noised ground truth to restore, which the matching queries cannot see.
 
-Dimensions: B image, G group, P = 2 (positive, negative), T box of the batch, M largest number of
+Shapes: B image, G group, P = 2 (positive, negative), T box of the batch, M largest number of
 boxes in an image, X copy (G, or G * P), D = X * M denoising queries, Q matching queries, C channel,
-K class.
+V class.
 
 Source: DN-DETR, section 3; DINO, section 3.3 (contrastive pairs).
 """
@@ -244,7 +244,7 @@ def split_denoising(
     dn_metas = {
         "single_padding": denoising.group_size,
         "dn_num": denoising.num_groups,
-        "output_known_lbs_bboxes": Predictions(known.logits_SBQK, known.boxes_SBQ4).as_outputs(
+        "output_known_lbs_bboxes": Predictions(known.logits_SBQV, known.boxes_SBQ4).as_outputs(
             aux=aux
         ),
     }
@@ -259,5 +259,5 @@ def attach_unused(predictions: Predictions, embedding: nn.Embedding) -> Predicti
     """
     nothing = 0.0 * embedding.weight[0, 0]
     return Predictions(
-        predictions.logits_SBQK + nothing, predictions.boxes_SBQ4, predictions.valid_BQ
+        predictions.logits_SBQV + nothing, predictions.boxes_SBQ4, predictions.valid_BQ
     )

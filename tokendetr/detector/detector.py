@@ -1,6 +1,6 @@
 """The part of a detector that does not depend on which detector it is.
 
-Dimensions: B image, Q query, K class.
+Shapes: B image, Q query, K class.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a detectron2 batch (list of dicts) to normalised images, checked one by one.
 
-Dimensions: H, W height and width in pixels of the network's input.
+Shapes: H, W height and width in pixels of the network's input.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Detectors whose queries have fixed positions: learned ones, or made from proposals (Deformable
 DETR and H-Deformable DETR).
 
-Dimensions: B image, Q query, C channel, D = C or 2 C channels of the learned queries.
+Shapes: B image, Q query, C channel, D = C or 2 C channels of the learned queries.
 
 Source: Deformable DETR, arXiv 2010.04159; mixed selection: DINO, arXiv 2203.03605, section 3.4;
 content from memory: Efficient DETR, arXiv 2104.01318, as Sparse DETR takes it over.

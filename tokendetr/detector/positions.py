@@ -1,7 +1,7 @@
 """Position embeddings of queries: fixed ones of proposals, and sine(anchor) -> MLP of DAB-like
 decoders.
 
-Dimensions: B image, Q query, C channel.
+Shapes: B image, Q query, C channel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From predictions to detectron2 ``Instances`` in the original image's pixels.
 
-Dimensions: B image, Q query, K class, T detections.
+Shapes: B image, Q query, K class, T detections.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tokendetr.detector.queries import Predictions
 
 
 def best_detections(
-    logits_BQK: Tensor, boxes_BQ4: Tensor, valid_BQ: Tensor | None, limit: int
+    logits_BQV: Tensor, boxes_BQ4: Tensor, valid_BQ: Tensor | None, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``limit`` best (query, class) pairs of each image by sigmoid score, or all there are.
 
     Returns:
         scores_BT (descending; -inf at queries that do not exist), classes_BT, boxes_BT4.
     """
-    num_classes = logits_BQK.shape[-1]
-    scores_BQK = logits_BQK.sigmoid()
+    num_classes = logits_BQV.shape[-1]
+    scores_BQK = logits_BQV.sigmoid()
     if valid_BQ is not None:
         scores_BQK = scores_BQK.masked_fill(~valid_BQ[..., None], float("-inf"))
     pairs_BP = scores_BQK.flatten(1)
@@ -40,9 +40,9 @@ def to_instances(
     predictions: Predictions, sizes: Sequence[tuple[int, int]], *, limit: int
 ) -> list[Instances]:
     """Detections of the last decoder layer, boxes xyxy in pixels of the network's input."""
-    logits_BQK, boxes_BQ4 = predictions.logits_SBQK[-1], predictions.boxes_SBQ4[-1]
+    logits_BQV, boxes_BQ4 = predictions.logits_SBQV[-1], predictions.boxes_SBQ4[-1]
     scores_BT, classes_BT, boxes_BT4 = best_detections(
-        logits_BQK, boxes_BQ4, predictions.valid_BQ, limit
+        logits_BQV, boxes_BQ4, predictions.valid_BQ, limit
     )
     results = []
     for scores, classes, boxes, (height, width) in zip(

@@ -1,6 +1,6 @@
 """Two-stage query initialisation: the encoder's own tokens, scored, become the first boxes.
 
-Dimensions: B image, N all tokens, Q selected proposals, C channel, K class.
+Shapes: B image, N all tokens, Q selected proposals, C channel, K class.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Multi-level features with exact padding masks and positions: what every detector feeds its
 transformer.
 
-Dimensions: B image, C channel, L level, H, W height and width of one level, N all tokens of all
+Shapes: B image, C channel, L level, H, W height and width of one level, N all tokens of all
 levels.
 """
 

@@ -1,7 +1,7 @@
 """Object queries and what the decoder makes of them: the values that pass between a detector's
 parts.
 
-Dimensions: B image, Q query, C channel, S decoder layer, K class, X = 2 (point) or 4 (box).
+Shapes: B image, Q query, C channel, S decoder layer, V class, X = 2 (point) or 4 (box).
 """
 
 from __future__ import annotations
@@ -75,19 +75,19 @@ class Predictions:
     """Class logits and boxes of a stack of decoder layers.
 
     Attributes:
-        logits_SBQK: one logit per class.
+        logits_SBQV: one logit per class.
         boxes_SBQ4: cxcywh, 0..1 of the image.
         valid_BQ: True where the query exists; None when all do.
     """
 
-    logits_SBQK: Tensor
+    logits_SBQV: Tensor
     boxes_SBQ4: Tensor
     valid_BQ: Tensor | None = None
 
     def __getitem__(self, queries: slice) -> Predictions:
         """The predictions of a range of queries."""
         return Predictions(
-            self.logits_SBQK[:, :, queries],
+            self.logits_SBQV[:, :, queries],
             self.boxes_SBQ4[:, :, queries],
             None if self.valid_BQ is None else self.valid_BQ[:, queries],
         )
@@ -95,14 +95,14 @@ class Predictions:
     def as_outputs(self, *, aux: bool) -> Outputs:
         """Upstream's output dict: the last layer, and the others under ``aux_outputs`` if
         ``aux``."""
-        layers = [self._layer(index) for index in range(len(self.logits_SBQK))]
+        layers = [self._layer(index) for index in range(len(self.logits_SBQV))]
         outputs: Outputs = dict(layers[-1])
         if aux:
             outputs["aux_outputs"] = layers[:-1]
         return outputs
 
     def _layer(self, index: int) -> dict[str, Tensor]:
-        return {"pred_logits": self.logits_SBQK[index], "pred_boxes": self.boxes_SBQ4[index]}
+        return {"pred_logits": self.logits_SBQV[index], "pred_boxes": self.boxes_SBQ4[index]}
 
 
 def learned_queries(content_QC: Tensor, batch_size: int) -> Tensor:

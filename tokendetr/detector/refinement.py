@@ -1,6 +1,6 @@
 """How a predicted offset turns a query's reference (2-d point or 4-d box) into a box.
 
-Dimensions: B image, Q query, X = 2 (point: cx, cy) or 4 (box: cx, cy, w, h), all in 0..1 of the
+Shapes: B image, Q query, X = 2 (point: cx, cy) or 4 (box: cx, cy, w, h), all in 0..1 of the
 image.
 """
 

@@ -1,7 +1,8 @@
 """Losses of tokens: a detector's own for what they predict, and for scores of where its decoder
 looks.
 
-Shapes: B image, N all tokens, K tokens that are judged or kept, C class.
+Shapes: B image, N all tokens, K tokens that are judged or kept, E real ones of an
+image, V class.
 """
 
 from typing import Literal
@@ -20,7 +21,7 @@ OBJECTIVES: tuple[Objective, ...] = ("bce", "smooth_l1", "ranking")
 
 def add_detection_losses(
     aux_losses: AuxLosses,
-    logits_BKC: Tensor,
+    logits_BKV: Tensor,
     boxes_BK4: Tensor,
     *,
     valid_BK: Tensor | None,
@@ -31,7 +32,7 @@ def add_detection_losses(
 
     Args:
         aux_losses: of the forward pass; its criterion is one of detrex' set criteria.
-        logits_BKC: a logit per class.
+        logits_BKV: a logit per class.
         boxes_BK4: normalised cxcywh.
         valid_BK: bool, False for entries that are no tokens: they are neither matched nor trained.
             None where all are.
@@ -41,7 +42,7 @@ def add_detection_losses(
     Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries count nothing.
     """
     targets = [_as_target(target) for target in aux_losses.targets]
-    outputs = {"pred_logits": logits_BKC, "pred_boxes": boxes_BK4}
+    outputs = {"pred_logits": logits_BKV, "pred_boxes": boxes_BK4}
     criterion = aux_losses.criterion
     if valid_BK is None:
         matches = criterion.matcher(outputs, targets)

@@ -1,6 +1,6 @@
 """The transformer pipeline of all deformable detectors: flatten, encode, (propose,) decode.
 
-Dimensions: B image, N all tokens, L level, Q query, C channel, K class.
+Shapes: B image, N all tokens, L level, Q query, C channel, K class.
 """
 
 from __future__ import annotations

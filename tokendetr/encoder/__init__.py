@@ -7,6 +7,7 @@ from tokendetr.encoder.forward_context import (
     observe,
     record_tokens,
 )
+from tokendetr.encoder.keep_ratio import set_keep_ratio
 from tokendetr.encoder.pixel_decoder import sparsify_pixel_decoder
 from tokendetr.encoder.sparsifier import (
     EncoderContext,
@@ -27,5 +28,6 @@ __all__ = [
     "image_extents",
     "observe",
     "record_tokens",
+    "set_keep_ratio",
     "sparsify_pixel_decoder",
 ]

@@ -110,7 +110,14 @@ def _begin(context: ForwardContext) -> ForwardContext:
 
 
 def _end(context: ForwardContext) -> None:
-    _CURRENT.set(context._outer)
+    inner = _CURRENT.get()
+    if inner is context:
+        _CURRENT.set(context._outer)
+        return
+    while inner is not None and inner._outer is not context:
+        inner = inner._outer
+    if inner is not None:  # contexts that began later, such as another evaluator's, go on
+        inner._outer = context._outer
 
 
 def enter_part() -> ForwardContext:
@@ -150,9 +157,12 @@ def image_extents(rows: Sequence[int], sizes: Sequence[Size]) -> Iterator[None]:
 
 @contextmanager
 def record_tokens() -> Iterator[TokenTrace]:
-    """Record every encoder pass of this thread inside the ``with`` block."""
-    recorder = TraceRecorder()
+    """Record every encoder pass of this thread inside the ``with`` block.
+
+    Blocks may overlap: each has a trace of its own, and may end before those that it encloses.
+    """
     outer = _CURRENT.get()
+    recorder = TraceRecorder(None if outer is None else outer.recorder)
     context = ForwardContext() if outer is None else copy.copy(outer)
     context.recorder = recorder
     _begin(context)

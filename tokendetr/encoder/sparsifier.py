@@ -14,7 +14,7 @@ from tokendetr.encoder.aux_losses import AuxLosses
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.detector_view import DetectorView, require_detector
 from tokendetr.encoder.trace import Recorder
-from tokendetr.errors import HostError
+from tokendetr.errors import HostError, NotSparsifiableError
 from tokendetr.layers.encoder_layer import SplitFeedForward
 from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
@@ -178,9 +178,10 @@ class TokenSparsifier(nn.Module, ABC):
             ratio: share of tokens, in (0, 1]; what it is the share of is the method's to say.
 
         Raises:
-            ValueError: the method has no keep ratio.
+            NotSparsifiableError: the method has no keep ratio.
+            ValueError: the ratio is out of range.
         """
-        raise ValueError(f"{type(self).__name__} has no keep ratio to change")
+        raise NotSparsifiableError(f"{type(self).__name__} has no keep ratio to change")
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Return a checkpoint's weights (of the whole model) under the names that they have here.

@@ -104,10 +104,17 @@ class Recorder:
 
 
 class TraceRecorder(Recorder):
-    """Records into a :class:`TokenTrace`."""
+    """Records into a :class:`TokenTrace`, and into those of the recorder around it.
 
-    def __init__(self) -> None:
+    Args:
+        outer: the recorder until now; what it records is not lost to it.
+    """
+
+    def __init__(self, outer: Recorder | None = None) -> None:
         self.trace = TokenTrace()
+        self._traces: list[TokenTrace] = [self.trace]
+        if isinstance(outer, TraceRecorder):
+            self._traces += outer._traces
         self._scores: dict[str, Tensor] = {}
 
     @property
@@ -117,7 +124,9 @@ class TraceRecorder(Recorder):
 
     def begin_forward(self, layout: LevelLayout, name: str = "encoder") -> None:
         """Begin the trace of an encoder or a backbone stage."""
-        self.trace.forwards.append(ForwardTrace(layout, name=name))
+        forward = ForwardTrace(layout, name=name)
+        for trace in self._traces:
+            trace.forwards.append(forward)
         self._scores = {}
 
     def record_score(self, name: str, score: Tensor) -> None:

@@ -3,6 +3,8 @@
 Detections are matched once; a replicate counts every image as often as it was drawn. Replicate r
 draws the same images whatever the detector, so that the differences of two detectors' replicates
 are paired (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
+
+Shapes: R replicate, I image of the test set.
 """
 
 from __future__ import annotations

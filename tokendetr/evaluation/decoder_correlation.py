@@ -98,9 +98,9 @@ class CorrEvaluator(DatasetEvaluator):
             evaluators=[dataloader.evaluator, L(CorrEvaluator)()]
         )
 
-    Results are under "tokens": ``Corr`` and ``Corr_level1`` and so on, in percent; NaN where the
-    decoder looked nowhere, ``Corr_spread``, the standard deviation over images, and ``Looked_at``,
-    the share of an image's real tokens that get any of the decoder's attention.
+    Results are under "decoder_attention": ``Corr`` and ``Corr_level1`` and so on, in percent (NaN
+    where the decoder looked nowhere), ``Corr_spread``, the standard deviation over images, and
+    ``Looked_at``, the share of an image's real tokens that get any of the decoder's attention.
 
     Args:
         layers: see :func:`updated_attention`.
@@ -162,7 +162,6 @@ class CorrEvaluator(DatasetEvaluator):
         names = ["Corr", *(f"Corr_level{level}" for level in range(1, len(mean)))]
         total = [row[0] for row in shares if not math.isnan(row[0])]
         spread = 100 * statistics.pstdev(total) if total else float("nan")
-        return OrderedDict(
-            tokens=dict(zip(names, mean, strict=True))
-            | {"Corr_spread": spread, "Looked_at": 100 * statistics.mean(looked_at)}
-        )
+        shown = dict(zip(names, mean, strict=True))
+        shown |= {"Corr_spread": spread, "Looked_at": 100 * statistics.mean(looked_at)}
+        return OrderedDict(decoder_attention=shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -20,9 +19,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.reading import read_checkpoint
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.data.known import register_if_known
 from tokendetr.layers.cpu import optimize
@@ -38,32 +35,24 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 def build_model(cfg: DictConfig) -> nn.Module:
     """Build a config's model with the weights of ``train.init_checkpoint``, ready to predict.
 
+    Takes their moving average where the config evaluates that alone, or where a checkpoint was
+    chosen by it.
+
     Raises:
         FileNotFoundError, CheckpointMismatchError: of the checkpoint.
     """
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
     if cfg.train.init_checkpoint:
-        load_weights(AtomicCheckpointer(model), cfg.train.init_checkpoint)
-        _use_moving_average(cfg, model)
+        ema = cfg.train.model_ema
+        only_average = ema.enabled and ema.use_ema_weights_for_eval_only
+        load_weights(
+            AtomicCheckpointer(model),
+            cfg.train.init_checkpoint,
+            choice="ema_if_kept" if only_average else "auto",
+        )
     else:
         logger.warning("train.init_checkpoint is empty: the weights are random")
     return model.eval()
-
-
-def _use_moving_average(cfg: DictConfig, model: nn.Module) -> None:
-    """Take the moving average where a training's checkpoint or config says that it is measured."""
-    path = str(cfg.train.init_checkpoint).partition("?")[0]
-    if not (path.endswith(".pth") and os.path.isfile(path)):
-        return
-    checkpoint = read_checkpoint(path)
-    ema = cfg.train.model_ema
-    wanted = ema.enabled and ema.use_ema_weights_for_eval_only and checkpoint.get("ema_state")
-    weights, which = chosen_weights(checkpoint, "ema" if wanted else "auto")
-    if which == "ema":
-        model.load_state_dict(
-            {name: torch.as_tensor(value) for name, value in weights.items()}, strict=False
-        )
-        logger.warning("%s: using the moving average of the weights (ema_state)", path)
 
 
 class Predictor:

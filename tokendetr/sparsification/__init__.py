@@ -6,7 +6,7 @@ move by an affine bypass (:mod:`tokendetr.encoder.bypass`) fitted by least squar
 learns which tokens the dense decoder looks at; both need images, but no labels.
 """
 
-from tokendetr.analysis.dial import TooSlowError, keep_ratio_within, set_keep_ratio
+from tokendetr.analysis.dial import TooSlowError, keep_ratio_within
 from tokendetr.errors import NotSparsifiableError
 from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit
 from tokendetr.sparsification.images import FewImagesError, UnlabelledImages
@@ -44,7 +44,6 @@ __all__ = [
     "fit",
     "keep_ratio_within",
     "run_job",
-    "set_keep_ratio",
     "sparse_config",
     "sparse_model",
 ]

@@ -1,6 +1,7 @@
 """Fit a sparse detector to its dense twin, without labels: maps, then scores, then, if wanted,
 the encoder itself. Interrupted fits continue where they were.
 """
+# Over 350 lines: the steps of one fit, in order.
 
 import random
 from collections import deque

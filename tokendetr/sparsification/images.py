@@ -4,11 +4,12 @@ import hashlib
 import logging
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog
-from PIL import Image
 
 from tokendetr.predict import Predictor, find_images, read_rgb
 
@@ -44,7 +45,9 @@ class UnlabelledImages:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        readable = [path for path in sorted(files) if _is_image(path)]
+        with ThreadPoolExecutor() as threads:
+            found = sorted(files)
+            readable = list(compress(found, threads.map(_is_image, found)))
         if len(readable) < 2 * HELD_BACK_LIMITS[0]:
             raise FewImagesError(
                 f"fitting needs at least {2 * HELD_BACK_LIMITS[0]} readable images, "
@@ -112,8 +115,7 @@ class UnlabelledImages:
 
 def _is_image(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
-            return min(image.size) > 0
-    except (OSError, SyntaxError, ValueError) as error:
-        logger.warning("%s is left out, it is no readable image: %s", path, error)
+        return read_rgb(path).size > 0
+    except OSError as error:
+        logger.warning("%s is left out: %s", path, error)
         return False

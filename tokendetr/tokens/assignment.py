@@ -2,7 +2,8 @@
 
 m [B, K, N] is kept in whatever form is cheapest and handed out in blocks of columns (tokens), so
 that nothing of size K x N need exist where there are many tokens.
-Shapes: B image, N all tokens, K reduced tokens, n tokens of one block, C channel.
+Shapes: B image, N all tokens, K reduced tokens, n tokens of one block, E all tokens of
+the batch, C channel.
 """
 
 from abc import ABC, abstractmethod

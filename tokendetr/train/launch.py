@@ -5,18 +5,13 @@ They talk by nccl on GPUs and by gloo on CPUs, and start, fail and stop by the s
 
 import contextlib
 import copy
-import errno
-import gc
 import logging
 import multiprocessing
 import os
-import re
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -24,118 +19,29 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-import torch.distributed as dist
-
-# Its functions keep the group of the moment of their import as a default argument, for ever.
-# DistributedDataParallel imports it when a group exists; imported here it finds none.
-import torch.distributed.nn.functional
 from detectron2.utils import comm
 
 from tokendetr.errors import RendezvousError
 from tokendetr.train.failures import Failure
+from tokendetr.train.process_group import (
+    LOOPBACK,
+    Environment,
+    Timeouts,
+    detect_environment,
+    process_group,
+)
 from tokendetr.train.stop import TrainingInterrupted
 from tokendetr.train.watch import Hub, Watch, end_process
 
-__all__ = [
-    "Environment",
-    "ProcessFailedError",
-    "Timeouts",
-    "detect_environment",
-    "launch",
-    "process_group",
-]
+__all__ = ["ProcessFailedError", "launch"]
 
 logger = logging.getLogger(__name__)
 
-_LOOPBACK = "127.0.0.1"
 _FAREWELL_SECONDS = 6.0
 
 
 class ProcessFailedError(SystemExit):
     """A process of the run failed and has shown why; carries the run's exit code."""
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """How long processes wait for each other, in seconds.
-
-    Attributes:
-        rendezvous: until all have joined (``train.distributed.rendezvous_timeout``).
-        collective: in one collective operation (``train.distributed.collective_timeout``); while
-            rank 0 computes the metrics of an evaluation the others wait in one.
-    """
-
-    rendezvous: float = 300.0
-    collective: float = 1800.0
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What another program that started this process says about the processes of the run.
-
-    Attributes:
-        rank, world_size: of this process, over all machines.
-        local_rank, local_size: of this process, on its machine.
-        init_method: where the processes meet.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_size: int
-    init_method: str
-
-    @property
-    def is_one_per_machine(self) -> bool:
-        """Whether SLURM started one process on each machine; torchrun's keep their rendezvous."""
-        return self.local_size == 1 and self.init_method.startswith("tcp://")
-
-
-def detect_environment(environ: dict[str, str] | None = None) -> Environment | None:
-    """The environment of torchrun or of an ``srun`` step with several tasks, else None.
-
-    Raises:
-        ValueError: the environment is incomplete or contradicts itself.
-    """
-    env = dict(os.environ) if environ is None else environ
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
-        world_size = int(env["WORLD_SIZE"])
-        local_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
-        return Environment(
-            int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local_size, "env://"
-        )
-    # Only a step started by srun sets the number of its tasks; a batch script is one process.
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks <= 1:
-        return None
-    missing = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"} - env.keys()
-    if missing:
-        raise ValueError(f"a SLURM step of {tasks} tasks without {', '.join(sorted(missing))}")
-    nodes = int(env.get("SLURM_STEP_NUM_NODES", "1"))
-    if tasks % nodes:
-        raise ValueError(f"SLURM gave {tasks} tasks to {nodes} nodes: use --ntasks-per-node")
-    host = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
-    # Jobs that share a node must not meet: each takes a port of its own.
-    job = int(env.get("SLURM_STEP_ID", "0")) + int(env.get("SLURM_JOB_ID", "0"))
-    port = env.get("MASTER_PORT") or str(20000 + job % 20000)
-    return Environment(
-        int(env["SLURM_PROCID"]),
-        tasks,
-        int(env["SLURM_LOCALID"]),
-        tasks // nodes,
-        f"tcp://{host}:{port}",
-    )
-
-
-def first_host(node_list: str) -> str:
-    """The first host of SLURM's compressed list: ``gpu[03-07,9],cpu1`` gives ``gpu03``."""
-    match = re.match(r"^([^\[,]+)(?:\[([^\]]+)\]([^,]*))?", node_list.strip())
-    if match is None:
-        raise ValueError(f"cannot read the SLURM node list {node_list!r}")
-    prefix, numbers, suffix = match.groups()
-    if numbers is None:
-        return prefix
-    return f"{prefix}{re.split('[-,]', numbers)[0]}{suffix or ''}"
 
 
 def launch(
@@ -194,7 +100,7 @@ def launch(
         return
     url = args.dist_url
     if args.num_machines == 1 and url in (default_dist_url, "auto"):
-        url = f"tcp://{_LOOPBACK}:{_free_port()}"
+        url = f"tcp://{LOOPBACK}:{_free_port()}"
     _supervise(args.num_gpus, (main, args, url, device, timeouts))
 
 
@@ -359,100 +265,7 @@ def _host(init_method: str) -> str:
     """The host at which the processes meet; loopback for a file."""
     if init_method == "env://":
         return os.environ["MASTER_ADDR"]
-    return urlparse(init_method).hostname or _LOOPBACK
-
-
-@contextlib.contextmanager
-def process_group(
-    backend: str, environment: Environment, timeouts: Timeouts | None = None
-) -> Iterator[None]:
-    """Join a process group; leave it, and end its threads, at the end of the ``with`` block.
-
-    What the block leaves behind must not refer to the group: a model wrapped in
-    DistributedDataParallel belongs in a function that has returned. A thread of a group that is
-    still alive when the interpreter shuts down would abort the process.
-
-    Args:
-        backend: "nccl" or "gloo".
-        environment: this process's place among the others, and where they meet.
-        timeouts: how long they wait for each other.
-
-    Raises:
-        RendezvousError: they did not meet in time.
-    """
-    timeouts = timeouts or Timeouts()
-    store = _meet(environment, timeouts)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        timeout=timedelta(seconds=timeouts.collective),
-    )
-    try:
-        yield
-    finally:
-        comm._LOCAL_PROCESS_GROUP = None
-        comm.create_local_process_group.cache_clear()
-        comm._get_global_gloo_group.cache_clear()
-        gc.collect()  # cycles of DistributedDataParallel
-        dist.destroy_process_group()
-        gc.collect()
-
-
-def _meet(environment: Environment, timeouts: Timeouts) -> dist.Store:
-    """Wait for all processes of the run; the store over which they talk at first.
-
-    Raises:
-        RendezvousError: they did not meet; the message names the address and the time-out.
-    """
-    url = environment.init_method
-    limit = timedelta(seconds=timeouts.rendezvous)
-    try:
-        if not url.startswith("tcp://"):
-            rank, world_size = environment.rank, environment.world_size
-            meeting = dist.rendezvous(url, rank, world_size, timeout=limit)
-            store: dist.Store = next(meeting)[0]
-        else:
-            store = _tcp_store(environment, limit)
-    except (RuntimeError, OSError, ValueError) as error:  # dist's errors are RuntimeErrors
-        raise RendezvousError(
-            f"rank {environment.rank} did not meet the {environment.world_size} processes of the "
-            f"run at {url} within {timeouts.rendezvous:g} s "
-            f"(train.distributed.rendezvous_timeout): {str(error).splitlines()[0]}. Are all of "
-            "them started, with the same --dist-url and --num-machines, and is the port free?"
-        ) from error
-    return store
-
-
-def _tcp_store(environment: Environment, limit: timedelta) -> dist.Store:
-    """A store that listens at the host of the address alone, not at every one of the machine."""
-    parsed = urlparse(environment.init_method)
-    host, port = parsed.hostname or _LOOPBACK, int(parsed.port or 0)
-    _keep_to_loopback(host)
-    listener: int | None = None
-    if environment.rank == 0:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listener = socket.create_server((host, port), family=family).detach()
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise
-            logger.info("%s is no address of this machine: listening at all of them", host)
-    options: dict[str, Any] = {} if listener is None else {"master_listen_fd": listener}
-    return dist.TCPStore(
-        host, port, environment.world_size, environment.rank == 0, limit, **options
-    )  # fmt: skip
-
-
-def _keep_to_loopback(host: str) -> None:
-    """Let gloo and nccl use the loopback interface where the processes meet there."""
-    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
-    if host in (_LOOPBACK, "localhost", "::1"):
-        for name in names:
-            if name in ("lo", "lo0"):
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+    return urlparse(init_method).hostname or LOOPBACK
 
 
 def _free_port() -> int:

@@ -1,4 +1,5 @@
 """A training or evaluation run, from a config to its results."""
+# Over 350 lines: the steps of one run, in order.
 
 import argparse
 import contextlib

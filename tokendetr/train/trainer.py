@@ -1,4 +1,5 @@
 """The training step: mixed precision, accumulation, clipping, and a stop before a bad update."""
+# Over 350 lines: one class, an update from batch to weights.
 
 import logging
 import time

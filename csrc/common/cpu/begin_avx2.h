@@ -1,6 +1,6 @@
 // Starts what is compiled for avx2, up to end_target.h. Headers that contain code and are not ours come before it; ours
-// come after it and put their code into a namespace named after the set, so that no function compiled here can be picked
-// by the linker for another processor.
+// come after it and put their code into a namespace named after the set, so that no function compiled here can be
+// picked by the linker for another processor.
 #pragma once
 
 #include "system_headers.h"

@@ -1,7 +1,7 @@
 // What the kernels need of the processor: vector loads and stores, conversions, shuffles, reductions into memory.
 //
-// Kernel code uses nothing else that is special to a GPU, so that the tests can run it on a CPU: they name a header with
-// the same functions in TOKENDETR_EMULATED_DEVICE.
+// Kernel code uses nothing else that is special to a GPU, so that the tests can run it on a CPU: they name a header
+// with the same functions in TOKENDETR_EMULATED_DEVICE.
 #pragma once
 
 #include <cstdint>
@@ -181,8 +181,9 @@ TOKENDETR_DEVICE T largest_of_lanes(T x) {
 }
 
 // Every lane of a group makes kCount numbers for each of kLanes samples with make(sample, numbers); lane i receives all
-// lanes' sums for sample i. Half the samples change lanes in each step: kLanes sums take kLanes - 1 shuffles, and only a
-// few numbers are alive at a time. kStep is for the recursion: what is made are the samples sample, sample + kStep, ...
+// lanes' sums for sample i. Half the samples change lanes in each step: kLanes sums take kLanes - 1 shuffles, and only
+// a few numbers are alive at a time. kStep is for the recursion: what is made are the samples sample, sample + kStep,
+// ...
 template <int kLanes, int kStep, int kCount, class T, class Make>
 TOKENDETR_DEVICE void sum_of_each(int lane, int sample, const Make& make, T (&sums)[kCount]) {
   if constexpr (kStep == kLanes) {

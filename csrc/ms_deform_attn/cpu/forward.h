@@ -82,8 +82,7 @@ TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, int samples, const Corn
 
 template <class T, class S, bool kCopied, bool kPacked, int kVectors>
 TOKENDETR_INLINE void gather_and_store(const LevelLanes<T>& lanes, int samples, const Corners<T>* corners,
-                                       const Rows<T, const S, kCopied>& rows, int64_t channel, int64_t width,
-                                       S* to) {
+                                       const Rows<T, const S, kCopied>& rows, int64_t channel, int64_t width, S* to) {
   Vec<T> sum[kVectors];
   gather<T, S, kCopied, kPacked, kVectors>(lanes, samples, corners, rows, channel, sum);
   for (int v = 0; v < kVectors; ++v) {

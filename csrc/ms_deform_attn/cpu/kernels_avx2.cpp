@@ -8,7 +8,7 @@
 namespace tokendetr {
 
 extern const Kernels kAvx2Kernels = {
-    "avx2",           avx2::reads_in_place, avx2::map_bytes, avx2::gradient_map_bytes,
+    "avx2",         avx2::reads_in_place, avx2::map_bytes, avx2::gradient_map_bytes,
     avx2::copy_map, avx2::forward,        avx2::backward,
 };
 

@@ -8,7 +8,7 @@
 namespace tokendetr {
 
 extern const Kernels kAvx512Kernels = {
-    "avx512",           avx512::reads_in_place, avx512::map_bytes, avx512::gradient_map_bytes,
+    "avx512",         avx512::reads_in_place, avx512::map_bytes, avx512::gradient_map_bytes,
     avx512::copy_map, avx512::forward,        avx512::backward,
 };
 

@@ -7,7 +7,7 @@
 namespace tokendetr {
 
 extern const Kernels kPortableKernels = {
-    "portable",           portable::reads_in_place, portable::map_bytes, portable::gradient_map_bytes,
+    "portable",         portable::reads_in_place, portable::map_bytes, portable::gradient_map_bytes,
     portable::copy_map, portable::forward,        portable::backward,
 };
 

@@ -29,8 +29,7 @@ struct Call {
         weights(dense(in_type(sample_weights, sum_type(values)))) {
     if (references) reference = dense(in_type(*references, sum_type(values)));
     inputs = {value.const_data_ptr(), locations.const_data_ptr(), weights.const_data_ptr(),
-              reference ? reference->const_data_ptr() : nullptr,
-              reference ? static_cast<int>(reference->size(3)) : 0};
+              reference ? reference->const_data_ptr() : nullptr, reference ? static_cast<int>(reference->size(3)) : 0};
   }
 
   bool empty() const { return problem.batch == 0 || problem.queries == 0; }

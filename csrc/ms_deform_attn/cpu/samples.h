@@ -80,8 +80,7 @@ template <class T, bool kCopied>
 TOKENDETR_INLINE Fractions<T> locate(const LevelLanes<T>& lanes, int block, const Points<T>& points,
                                      Corners<T>& corners) {
   const Vec<T> width = lanes.width[block], height = lanes.height[block];
-  const Mask<T> inside =
-      (points.x > T(-1)) & (points.x < width) & (points.y > T(-1)) & (points.y < height);
+  const Mask<T> inside = (points.x > T(-1)) & (points.x < width) & (points.y > T(-1)) & (points.y < height);
   const Vec<T> x = inside ? points.x : Vec<T>{};
   const Vec<T> y = inside ? points.y : height;  // the row of zeros under the level
   const Vec<T> left = floor_small(x), top = floor_small(y);

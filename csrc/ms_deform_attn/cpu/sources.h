@@ -37,7 +37,9 @@ template <class T>
 class SampleRows {
  public:
   SampleRows(const Problem& problem, const LevelLanes<T>& lanes, int64_t image, int64_t head)
-      : samples_(problem.samples()), lanes_(lanes), heads_(problem.heads),
+      : samples_(problem.samples()),
+        lanes_(lanes),
+        heads_(problem.heads),
         first_(image * problem.queries * problem.heads + head) {}
 
   int count(int block) const {
@@ -77,7 +79,8 @@ class PlainSamples : public SampleRows<T> {
   PlainSamples(const Problem& problem, const LevelLanes<T>& lanes, const Inputs& in, int64_t image, int64_t head,
                const Gradients* gradients)
       : Rows(problem, lanes, image, head),
-        locations_(static_cast<const T*>(in.locations)), weights_(static_cast<const T*>(in.weights)) {
+        locations_(static_cast<const T*>(in.locations)),
+        weights_(static_cast<const T*>(in.weights)) {
     if (gradients != nullptr) {
       location_gradient_ = static_cast<T*>(gradients->locations);
       weight_gradient_ = static_cast<T*>(gradients->weights);
@@ -125,9 +128,13 @@ class FusedSamples : public SampleRows<T> {
   FusedSamples(const Problem& problem, const LevelLanes<T>& lanes, const Inputs& in, int64_t image, int64_t head,
                const Gradients* gradients)
       : Rows(problem, lanes, image, head),
-        offsets_(static_cast<const T*>(in.locations)), logits_(static_cast<const T*>(in.weights)),
-        boxes_(in.reference_width == 4), levels_(problem.levels), first_query_(image * problem.queries),
-        reference_(static_cast<const T*>(in.reference)), half_per_point_(T(0.5) / static_cast<T>(problem.points)) {
+        offsets_(static_cast<const T*>(in.locations)),
+        logits_(static_cast<const T*>(in.weights)),
+        boxes_(in.reference_width == 4),
+        levels_(problem.levels),
+        first_query_(image * problem.queries),
+        reference_(static_cast<const T*>(in.reference)),
+        half_per_point_(T(0.5) / static_cast<T>(problem.points)) {
     if (gradients != nullptr) {
       offset_gradient_ = static_cast<T*>(gradients->locations);
       logit_gradient_ = static_cast<T*>(gradients->weights);

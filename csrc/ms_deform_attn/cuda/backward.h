@@ -73,8 +73,7 @@ TOKENDETR_DEVICE void backward_of_warp(const Geometry& geometry, const Inputs& i
   for (Walk<K::kGroups> walk(geometry, thread); walk.more(); walk.next()) {
     const Place place = walk.place(group);
     const Source<T, K::kLanes, K::kPoints> source(geometry, in, place, lane);
-    const int64_t first_value =
-        place.image * geometry.tokens * geometry.row + static_cast<int64_t>(place.head) * width;
+    const int64_t first_value = place.image * geometry.tokens * geometry.row + static_cast<int64_t>(place.head) * width;
     const int64_t row = place.image * geometry.queries + place.query;
     const S* value = static_cast<const S*>(in.value) + first_value;
     T* to_value = gradients.value == nullptr ? nullptr : static_cast<T*>(gradients.value) + first_value;
@@ -98,14 +97,17 @@ TOKENDETR_DEVICE void backward_of_warp(const Geometry& geometry, const Inputs& i
         T g[K::kVector] = {};
         if (active) widen_all(load<K::kVector>(incoming + channel), g);
         T sums[4];
-        sum_of_each<K::kLanes, 1>(lane, 0, [&](int i, T(&dot)[4]) {
-          if (active) {
-            scatter_sample<K>(entries[i], value + channel, to_value == nullptr ? nullptr : to_value + channel, zeros, g,
-                              dot);
-          } else {
-            dot[0] = dot[1] = dot[2] = dot[3] = T(0);
-          }
-        }, sums);
+        sum_of_each<K::kLanes, 1>(
+            lane, 0,
+            [&](int i, T(&dot)[4]) {
+              if (active) {
+                scatter_sample<K>(entries[i], value + channel, to_value == nullptr ? nullptr : to_value + channel,
+                                  zeros, g, dot);
+              } else {
+                dot[0] = dot[1] = dot[2] = dot[3] = T(0);
+              }
+            },
+            sums);
 #pragma unroll
         for (int c = 0; c < 4; ++c) dots[c] += sums[c];
       }

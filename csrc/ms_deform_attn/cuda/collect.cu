@@ -22,8 +22,8 @@ template <class K>
 void launch_collect(const Problem& problem, const void* grad_output, const void* shares, const SortedSamples& sorted,
                     void* grad_value, const Launch& launch) {
   const int64_t warps = problem.tokens * problem.heads;
-  const unsigned blocks = static_cast<unsigned>(std::clamp<int64_t>(
-      warps / (kThreads / kWarp), 1, int64_t{launch.multiprocessors} * kBlocksPerMultiprocessor));
+  const unsigned blocks = static_cast<unsigned>(
+      std::clamp<int64_t>(warps / (kThreads / kWarp), 1, int64_t{launch.multiprocessors} * kBlocksPerMultiprocessor));
   collect_kernel<K><<<blocks, kThreads, 0, launch.stream>>>(
       geometry_of(problem), static_cast<const typename K::S*>(grad_output), static_cast<const typename K::T*>(shares),
       sorted, static_cast<typename K::S*>(grad_value));

@@ -43,8 +43,8 @@ struct Around {
     int64_t total = 0;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const int64_t cell = static_cast<int64_t>(head) * geometry.cells + level.first_cell +
-                           (y + c / 2) * (level.width + 1) + x + c % 2;
+      const int64_t cell =
+          static_cast<int64_t>(head) * geometry.cells + level.first_cell + (y + c / 2) * (level.width + 1) + x + c % 2;
       begin[c] = cell_start[cell];
       total += cell_start[cell + 1] - begin[c];
       end[c] = total;

@@ -9,7 +9,9 @@ __device__ uint4 no_pixels;  // zeros
 
 // One block takes most registers of a multiprocessor: 64 per thread for the usual sizes, 80 to 128 for others.
 template <class K>
-constexpr int kThreads = K::kUsual ? 1024 : sizeof(typename K::T) == sizeof(float) ? 768 : 512;
+constexpr int kThreads = K::kUsual                                ? 1024
+                         : sizeof(typename K::T) == sizeof(float) ? 768
+                                                                  : 512;
 
 template <class K>
 __global__ void __launch_bounds__(kThreads<K>, 1)

@@ -1,10 +1,10 @@
 // The sizes of a call as the kernels use them, and the order in which a grid walks over the queries.
 //
 // Blocks are persistent, one per multiprocessor, and each walks over a contiguous range of (image, head, chunk of 64
-// queries), all its warps close to each other: what limits the kernel is how often a pixel is found in the L1 cache, and
-// neighbouring queries of one head sample the same pixels. Where the queries are the tokens themselves (the encoder), a
-// chunk is a tile of 8 x 8 of them and tiles follow each other down bands four tiles high; else a chunk is 64 queries in
-// their order. The order changes no result.
+// queries), all its warps close to each other: what limits the kernel is how often a pixel is found in the L1 cache,
+// and neighbouring queries of one head sample the same pixels. Where the queries are the tokens themselves (the
+// encoder), a chunk is a tile of 8 x 8 of them and tiles follow each other down bands four tiles high; else a chunk is
+// 64 queries in their order. The order changes no result.
 #pragma once
 
 #include "../problem.h"

@@ -34,8 +34,7 @@ struct Call {
                              shape_of(values));
     if (references) reference = aligned(*references, sum_type(values));
     inputs = {value.const_data_ptr(), locations.const_data_ptr(), weights.const_data_ptr(),
-              reference ? reference->const_data_ptr() : nullptr,
-              reference ? static_cast<int>(reference->size(3)) : 0};
+              reference ? reference->const_data_ptr() : nullptr, reference ? static_cast<int>(reference->size(3)) : 0};
   }
 
   bool empty() const { return problem.batch == 0 || problem.queries == 0; }
@@ -103,8 +102,7 @@ CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wante
   const ScalarType wide = call.weights.scalar_type();
   CallGradients result{call.value, like(call.locations), like(call.weights), std::nullopt};
   if (wanted.reference) {
-    result.reference =
-        zeros_tensor({p.heads, p.batch, p.queries, p.levels, call.reference->size(3)}, call.value, wide);
+    result.reference = zeros_tensor({p.heads, p.batch, p.queries, p.levels, call.reference->size(3)}, call.value, wide);
   }
   if (call.empty()) {
     result.value = like(call.value);
@@ -112,9 +110,12 @@ CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wante
     return result;
   }
   const Tensor incoming = aligned(grad_output, call.value.scalar_type());
-  cuda::Gradients gradients{incoming.const_data_ptr(), nullptr, result.locations.mutable_data_ptr(),
+  cuda::Gradients gradients{incoming.const_data_ptr(),
+                            nullptr,
+                            result.locations.mutable_data_ptr(),
                             result.weights.mutable_data_ptr(),
-                            wanted.reference ? result.reference->mutable_data_ptr() : nullptr, {nullptr, nullptr}};
+                            wanted.reference ? result.reference->mutable_data_ptr() : nullptr,
+                            {nullptr, nullptr}};
   OptionalTensor sums, cells, shares;
   if (wanted.deterministic) {
     cells = empty_tensor({p.batch, call.weights.numel() / p.batch}, call.value, ScalarType::Int);

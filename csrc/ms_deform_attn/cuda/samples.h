@@ -6,12 +6,13 @@
 
 namespace tokendetr::cuda {
 
-// What all lanes of a group need of a sample: where its four corners are and what they weigh, attention included. Corner
-// c = 2 * lower + right. A corner that lies outside its level stands on its neighbour inside, each with half the weight:
-// that way no corner needs a test of its own, and an infinite value is read with its true weight only.
+// What all lanes of a group need of a sample: where its four corners are and what they weigh, attention included.
+// Corner c = 2 * lower + right. A corner that lies outside its level stands on its neighbour inside, each with half the
+// weight: that way no corner needs a test of its own, and an infinite value is read with its true weight only.
 template <class T>
 struct alignas(16) Entry {
-  int64_t offset;  // of the upper left corner from the first channel of (image, head), in elements; < 0: sample is outside
+  int64_t
+      offset;  // of the upper left corner from the first channel of (image, head), in elements; < 0: sample is outside
   uint32_t right;  // elements to the right corners: 0 where they coincide
   uint32_t down;
   T weight[4];
@@ -21,7 +22,7 @@ struct alignas(16) Entry {
 template <class T>
 struct Located {
   T fx, fy, weight;
-  int32_t cell;                      // number of its cell in the level
+  int32_t cell;  // number of its cell in the level
   bool has_left, has_right, has_upper, has_lower;
   bool inside;
 };

@@ -8,18 +8,18 @@ struct BackwardScratch {
   Carver carver;
   Keys<T> keys;
   T *query, *incoming;               // a block's rows
-  T *key;                            // keys in rows
+  T* key;                            // keys in rows
   T *key_columns, *value_columns;    // keys and values in columns
-  T *value_tail;                     // the last values in rows
+  T* value_tail;                     // the last values in rows
   T *weights, *slopes;               // [block, keys]: e^logit and the gradient of the logits
   T *key_gradient, *value_gradient;  // rows, sums over the blocks
-  T *column_sums;                    // of slopes
+  T* column_sums;                    // of slopes
 
   BackwardScratch(const Problem& problem, int64_t longest, bool has_table, void* base)
       : carver(base), keys(carver, longest, has_table) {
     const int64_t width = whole_vectors<T>(problem.width) * kLanes<T>, length = row_length<T>(longest);
-    query = carver.take<T>((kBlock + kLanes<T>) * width);
-    incoming = carver.take<T>((kBlock + kLanes<T>) * width);
+    query = carver.take<T>((kBlock + kLanes<T>)*width);
+    incoming = carver.take<T>((kBlock + kLanes<T>)*width);
     key = carver.take<T>(length * width);
     key_columns = carver.take<T>(width * length);
     value_columns = carver.take<T>(width * length);

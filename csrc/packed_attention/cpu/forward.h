@@ -14,7 +14,7 @@ struct ForwardScratch {
   ForwardScratch(const Problem& problem, int64_t longest, bool has_table, void* base)
       : carver(base), keys(carver, longest, has_table) {
     const int64_t width = whole_vectors<T>(problem.width) * kLanes<T>, length = row_length<T>(longest);
-    query = carver.take<T>((kBlock + kLanes<T>) * width);
+    query = carver.take<T>((kBlock + kLanes<T>)*width);
     value = carver.take<T>(length * width);
     columns = carver.take<T>(width * length);
     tail = carver.take<T>(kLanes<T> * width);

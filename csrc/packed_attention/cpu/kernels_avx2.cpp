@@ -7,7 +7,8 @@
 
 namespace tokendetr::packed {
 
-extern const Kernels kAvx2Kernels = {avx2::packed::forward_bytes, avx2::packed::backward_bytes, avx2::packed::forward, avx2::packed::backward};
+extern const Kernels kAvx2Kernels = {avx2::packed::forward_bytes, avx2::packed::backward_bytes, avx2::packed::forward,
+                                     avx2::packed::backward};
 
 }  // namespace tokendetr::packed
 

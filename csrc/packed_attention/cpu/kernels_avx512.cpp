@@ -7,7 +7,8 @@
 
 namespace tokendetr::packed {
 
-extern const Kernels kAvx512Kernels = {avx512::packed::forward_bytes, avx512::packed::backward_bytes, avx512::packed::forward, avx512::packed::backward};
+extern const Kernels kAvx512Kernels = {avx512::packed::forward_bytes, avx512::packed::backward_bytes,
+                                       avx512::packed::forward, avx512::packed::backward};
 
 }  // namespace tokendetr::packed
 

@@ -6,6 +6,7 @@
 
 namespace tokendetr::packed {
 
-extern const Kernels kPortableKernels = {portable::packed::forward_bytes, portable::packed::backward_bytes, portable::packed::forward, portable::packed::backward};
+extern const Kernels kPortableKernels = {portable::packed::forward_bytes, portable::packed::backward_bytes,
+                                         portable::packed::forward, portable::packed::backward};
 
 }  // namespace tokendetr::packed

@@ -44,8 +44,8 @@ TOKENDETR_INLINE Index<T> clipped_offset(int32_t query, const int32_t* keys, int
 // then `tail` single keys. All but `table` is the same for all heads.
 template <class T>
 struct Keys {
-  T* bias;         // the key bias, -inf behind the last key
-  int32_t* y;      // positions of the keys
+  T* bias;     // the key bias, -inf behind the last key
+  int32_t* y;  // positions of the keys
   int32_t* x;
   int32_t* index;  // [kBlock, length] of the pairs of a block in the table
   const T* table;  // of the head, or null
@@ -86,9 +86,7 @@ struct Keys {
     table = in.table == nullptr ? nullptr : static_cast<const T*>(in.table) + head * problem.side() * problem.side();
   }
 
-  Place tail_of(const Place& all) const {
-    return {all.container, all.head, all.slots + whole(), tail, all.width};
-  }
+  Place tail_of(const Place& all) const { return {all.container, all.head, all.slots + whole(), tail, all.width}; }
 
   // Looks up a block's pairs in the table. They are the same for all heads: those of a single block are kept.
   void find_in_table(const Problem& problem, const Inputs& in, const Place& block, bool is_first_head) {

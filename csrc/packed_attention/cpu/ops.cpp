@@ -50,8 +50,7 @@ int64_t least_items(const Problem& p) {
 
 Tensor empty_like_query(const Prepared& call) {
   const Problem& p = call.problem;
-  return with_huge_pages(
-      empty_tensor({p.containers, p.slots, p.heads, p.width}, call.query, call.query.scalar_type()));
+  return with_huge_pages(empty_tensor({p.containers, p.slots, p.heads, p.width}, call.query, call.query.scalar_type()));
 }
 
 Tensor forward(const Prepared& call) {
@@ -133,9 +132,8 @@ CallGradients backward(const Prepared& call, const Tensor& grad_output, bool wan
                             wants_table ? result.table->mutable_data_ptr() : nullptr,
                             wants_key_bias ? result.key_bias->mutable_data_ptr() : nullptr};
   const auto element = static_cast<int64_t>(call.query.element_size());
-  parallel_for(0, parts * p.heads, least_items(p) / per_part + 1, [&](int64_t begin, int64_t end) {
-    backward_items(call, gradients, element, per_part, begin, end);
-  });
+  parallel_for(0, parts * p.heads, least_items(p) / per_part + 1,
+               [&](int64_t begin, int64_t end) { backward_items(call, gradients, element, per_part, begin, end); });
   return result;
 }
 

@@ -21,7 +21,9 @@ struct Right {
 constexpr int kVectorsAtOnce = kVectorBytes == 64 ? 4 : 2;
 // Rows whose sums fit in the registers and whose addresses do.
 template <int kVectors>
-constexpr int kRowsAtOnce = kVectors == 1 ? 8 : kVectorBytes == 64 && kVectors < 4 ? 7 : 6;
+constexpr int kRowsAtOnce = kVectors == 1                        ? 8
+                            : kVectorBytes == 64 && kVectors < 4 ? 7
+                                                                 : 6;
 
 template <class T, int kRows, int kVectors, class Put>
 TOKENDETR_INLINE void multiply_tile(const Left<T>& left, const Right<T>& right, int64_t depth, int64_t row,
@@ -62,8 +64,8 @@ TOKENDETR_INLINE void multiply_columns(const Left<T>& left, const Right<T>& righ
 // put(i, j, vector j of row i of the product), in any order. It must not call functions: around a call no sum could
 // stay in a register.
 template <class T, class Put>
-TOKENDETR_INLINE void multiply(const Left<T>& left, const Right<T>& right, int64_t rows, int64_t depth,
-                               int64_t vectors, const Put& put) {
+TOKENDETR_INLINE void multiply(const Left<T>& left, const Right<T>& right, int64_t rows, int64_t depth, int64_t vectors,
+                               const Put& put) {
   int64_t vector = 0;
   for (; vector + kVectorsAtOnce <= vectors; vector += kVectorsAtOnce) {
     multiply_columns<T, kVectorsAtOnce>(left, right, rows, depth, vector, put);

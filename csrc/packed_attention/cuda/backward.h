@@ -68,17 +68,16 @@ struct KeyRow {
 };
 
 template <class K>
-TOKENDETR_DEVICE void backward_of_pair(const Problem& problem, const Work& work, const Inputs& in,
-                                       const Gradients& to, const Row<K>& row, const Biases<typename K::T>& biases,
-                                       int64_t query, bool together, typename K::T* table, KeyRow<K>& own, int lane) {
+TOKENDETR_DEVICE void backward_of_pair(const Problem& problem, const Work& work, const Inputs& in, const Gradients& to,
+                                       const Row<K>& row, const Biases<typename K::T>& biases, int64_t query,
+                                       bool together, typename K::T* table, KeyRow<K>& own, int lane) {
   using T = typename K::T;
   T logit = sum_over_row(row.product(in.query, query, own.key), work.lanes);
   const T slope = sum_over_row(row.product(to.output, query, own.value), work.lanes);
   T change = 0;
   if (together) {
     logit += biases.of(query, row.slot);
-    const T* notes =
-        static_cast<const T*>(to.statistics) + 3 * (row.number(problem) - row.slot + query);
+    const T* notes = static_cast<const T*>(to.statistics) + 3 * (row.number(problem) - row.slot + query);
     const T weight = exponential(logit - notes[0]) * notes[1];
     change = weight * (slope - notes[2]);
     own.to_bias += change;

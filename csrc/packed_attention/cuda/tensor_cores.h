@@ -1,9 +1,9 @@
 // The forward of a warp by tensor cores: half precision, heads of 32 channels, sums in float.
 //
-// A warp owns 16 queries. Lane 4 * g + p holds of each product's tile rows g and g + 8, columns 2 * p and 2 * p + 1. The
-// order in which channels are summed is free, and so is which channel is which column of the output: both are chosen so
-// that a lane reads and writes neighbouring channels. Unlike in the plain kernels a value that is not finite reaches all
-// queries of its container: 0 * nan is nan.
+// A warp owns 16 queries. Lane 4 * g + p holds of each product's tile rows g and g + 8, columns 2 * p and 2 * p + 1.
+// The order in which channels are summed is free, and so is which channel is which column of the output: both are
+// chosen so that a lane reads and writes neighbouring channels. Unlike in the plain kernels a value that is not finite
+// reaches all queries of its container: 0 * nan is nan.
 #pragma once
 
 #include "rows.h"
@@ -20,7 +20,9 @@ struct Fragment {
 };
 
 TOKENDETR_DEVICE uint32_t low_halves(uint32_t first, uint32_t second) { return (first & 0xffffu) | (second << 16); }
-TOKENDETR_DEVICE uint32_t high_halves(uint32_t first, uint32_t second) { return (first >> 16) | (second & 0xffff0000u); }
+TOKENDETR_DEVICE uint32_t high_halves(uint32_t first, uint32_t second) {
+  return (first >> 16) | (second & 0xffff0000u);
+}
 
 // sum += left * right for a 16 x 16 and a 16 x 8 factor.
 #ifdef TOKENDETR_EMULATED_DEVICE
@@ -50,13 +52,15 @@ void multiply_add(float (&sum)[4], const Fragment& left, uint32_t right0, uint32
 #else
 template <class S>
 TOKENDETR_DEVICE void multiply_add(float (&sum)[4], const Fragment& left, uint32_t right0, uint32_t right1, int) {
-  const uint32_t(&a)[4] = left.word;
+  const uint32_t (&a)[4] = left.word;
   if constexpr (std::is_same_v<S, Half>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(right0), "r"(right1));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(right0), "r"(right1));
   }
@@ -113,9 +117,8 @@ struct TensorTile {
 // The logits of kTensorKeys keys from `first` on, -inf for keys of other segments.
 template <class S>
 TOKENDETR_DEVICE void tensor_logits(const Problem& problem, const Inputs& in, const int32_t* segments,
-                                    const TensorTile& tile, const Biases<float>& biases,
-                                    const Fragment (&query)[2], int64_t first, int lane,
-                                    float (&logit)[kTensorKeys / 8][4]) {
+                                    const TensorTile& tile, const Biases<float>& biases, const Fragment (&query)[2],
+                                    int64_t first, int lane, float (&logit)[kTensorKeys / 8][4]) {
 #pragma unroll
   for (int n = 0; n < kTensorKeys / 8; ++n) {
     const int64_t from = first + n * 8, own = from + 2 * tile.part;
@@ -137,8 +140,8 @@ TOKENDETR_DEVICE void tensor_logits(const Problem& problem, const Inputs& in, co
     const float scale = static_cast<float>(problem.scale);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      logit[n][i] = together[i] ? logit[n][i] * scale + biases.of(tile.slot[i / 2], own + i % 2)
-                                : minus_infinity<float>();
+      logit[n][i] =
+          together[i] ? logit[n][i] * scale + biases.of(tile.slot[i / 2], own + i % 2) : minus_infinity<float>();
     }
   }
 }
@@ -179,8 +182,8 @@ TOKENDETR_DEVICE void tensor_shares(Softmax<float> (&softmax)[2], float (&logit)
 // output += shares * values; column c of tile j is channel 4 * c + j.
 template <class S>
 TOKENDETR_DEVICE void add_tensor_values(const Problem& problem, const Inputs& in, const int32_t* segments,
-                                        const TensorTile& tile, const float (&share)[kTensorKeys / 8][4],
-                                        int64_t first, int lane, float (&output)[4][4]) {
+                                        const TensorTile& tile, const float (&share)[kTensorKeys / 8][4], int64_t first,
+                                        int lane, float (&output)[4][4]) {
 #pragma unroll
   for (int t = 0; t < kTensorKeys / 16; ++t) {
     const int64_t from = first + 16 * t;
@@ -192,18 +195,18 @@ TOKENDETR_DEVICE void add_tensor_values(const Problem& problem, const Inputs& in
       const bool real = key < problem.slots && segments[key] >= 0;
       load_words<S, 4>(in.value, tile.container, tile.head, key, 4 * tile.group, real, value[k]);
     }
-    const float(&a)[4] = share[2 * t];
-    const float(&b)[4] = share[2 * t + 1];
+    const float (&a)[4] = share[2 * t];
+    const float (&b)[4] = share[2 * t + 1];
     const Split<S> parts[4] = {{a[0], a[1]}, {a[2], a[3]}, {b[0], b[1]}, {b[2], b[3]}};
     const Fragment rounded{{parts[0].rounded, parts[1].rounded, parts[2].rounded, parts[3].rounded}};
     const Fragment rest{{parts[0].rest, parts[1].rest, parts[2].rest, parts[3].rest}};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int word = j / 2;
-      const uint32_t right0 = j % 2 == 0 ? low_halves(value[0][word], value[1][word])
-                                         : high_halves(value[0][word], value[1][word]);
-      const uint32_t right1 = j % 2 == 0 ? low_halves(value[2][word], value[3][word])
-                                         : high_halves(value[2][word], value[3][word]);
+      const uint32_t right0 =
+          j % 2 == 0 ? low_halves(value[0][word], value[1][word]) : high_halves(value[0][word], value[1][word]);
+      const uint32_t right1 =
+          j % 2 == 0 ? low_halves(value[2][word], value[3][word]) : high_halves(value[2][word], value[3][word]);
       multiply_add<S>(output[j], rounded, right0, right1, lane);
       multiply_add<S>(output[j], rest, right0, right1, lane);
     }

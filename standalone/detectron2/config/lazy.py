@@ -1,4 +1,5 @@
 """``LazyCall`` describes a call; ``LazyConfig`` loads, changes and saves whole configs."""
+# Over 350 lines: upstream has all of this in one module, and users find it there.
 
 import ast
 import builtins

@@ -1,4 +1,5 @@
 """The training loop: a trainer that runs steps, and hooks around them."""
+# Over 350 lines: upstream has all of this in one module, and users find it there.
 
 import concurrent.futures
 import logging

@@ -1,4 +1,7 @@
-"""RoIAlign (He et al., Mask R-CNN, 2017) in plain torch."""
+"""RoIAlign (He et al., Mask R-CNN, 2017) in plain torch.
+
+Shapes: N box, P bin along one axis, S its samples.
+"""
 
 import torch
 from torch import Tensor, nn

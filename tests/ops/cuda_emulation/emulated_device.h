@@ -1,6 +1,6 @@
 // The device functions of csrc/common/cuda/device.h on a CPU: the 32 lanes of a warp are coroutines that run in
-// turn, each up to the next shuffle or barrier, so that the kernels run unchanged. Lanes that leave each other's control
-// flow (a shuffle that some lanes skip) are found: all must pass the same number of meeting points.
+// turn, each up to the next shuffle or barrier, so that the kernels run unchanged. Lanes that leave each other's
+// control flow (a shuffle that some lanes skip) are found: all must pass the same number of meeting points.
 #pragma once
 
 #include <setjmp.h>

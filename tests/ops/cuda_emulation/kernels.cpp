@@ -67,8 +67,8 @@ void emulate_backward(const int64_t* sizes, const int64_t* level_shapes, int sto
   const Problem problem = problem_of(sizes, level_shapes);
   const Geometry geometry = geometry_of(problem);
   const Inputs in{inputs[0], inputs[1], inputs[2], inputs[3], reference_width};
-  const Gradients to{gradients[0], gradients[1], gradients[2], gradients[3], gradients[4],
-                     {static_cast<int32_t*>(gradients[5]), gradients[6]}};
+  const Gradients to{gradients[0], gradients[1], gradients[2],
+                     gradients[3], gradients[4], {static_cast<int32_t*>(gradients[5]), gradients[6]}};
   with_kind(problem, static_cast<Storage>(storage), [&](auto kind) {
     using K = decltype(kind);
     run_grid(K::kWarpBytes, [&](const Thread& thread, char* memory) {
@@ -78,7 +78,8 @@ void emulate_backward(const int64_t* sizes, const int64_t* level_shapes, int sto
 }
 
 void emulate_find_cells(const int32_t* sorted, int64_t samples, int64_t cells, int64_t* starts) {
-  for (int64_t cell = 0; cell < cells; ++cell) starts[cell] = first_at_least(sorted, samples, static_cast<int32_t>(cell));
+  for (int64_t cell = 0; cell < cells; ++cell)
+    starts[cell] = first_at_least(sorted, samples, static_cast<int32_t>(cell));
 }
 
 void emulate_collect(const int64_t* sizes, const int64_t* level_shapes, int storage, const void* grad_output,

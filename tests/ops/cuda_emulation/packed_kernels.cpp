@@ -12,9 +12,7 @@ using namespace tokendetr::packed;
 using namespace tokendetr::packed::cuda;
 
 Read read_of(void* data, const int64_t* strides) { return {data, strides[0], strides[1], strides[2]}; }
-Write write_of(void* data, const Problem& p) {
-  return {data, p.slots * p.heads * p.width, p.heads * p.width, p.width};
-}
+Write write_of(void* data, const Problem& p) { return {data, p.slots * p.heads * p.width, p.heads * p.width, p.width}; }
 
 struct Call {
   Problem problem;
@@ -27,10 +25,17 @@ struct Call {
 // sizes: G, T, M, D, R, storage, whether loads are 16 bytes wide; tensors: query, key, value, segment, position, table,
 // key bias; strides: three of query, key and value each.
 Call call_of(const int64_t* sizes, double scale, void* const* tensors, const int64_t* strides) {
-  Call call{{sizes[0], sizes[1], sizes[2], sizes[3], scale, sizes[4]}, static_cast<tokendetr::Storage>(sizes[5]), {},
-            static_cast<const int32_t*>(tensors[3]), sizes[6] != 0};
-  call.in = {read_of(tensors[0], strides), read_of(tensors[1], strides + 3), read_of(tensors[2], strides + 6),
-             static_cast<const int32_t*>(tensors[4]), tensors[5], tensors[6]};
+  Call call{{sizes[0], sizes[1], sizes[2], sizes[3], scale, sizes[4]},
+            static_cast<tokendetr::Storage>(sizes[5]),
+            {},
+            static_cast<const int32_t*>(tensors[3]),
+            sizes[6] != 0};
+  call.in = {read_of(tensors[0], strides),
+             read_of(tensors[1], strides + 3),
+             read_of(tensors[2], strides + 6),
+             static_cast<const int32_t*>(tensors[4]),
+             tensors[5],
+             tensors[6]};
   return call;
 }
 
@@ -58,8 +63,8 @@ void emulate_forward(const int64_t* sizes, double scale, void* const* tensors, c
   const bool done = with_tensor_cores(call.problem, call.storage, [&](auto number) {
     work.items = tensor_items(call.problem);
     run_warps(work, [&](int64_t item, int lane) {
-      tensor_forward_of_warp<decltype(number)>(call.problem, call.in, call.segment,
-                                               write_of(output, call.problem), item, lane);
+      tensor_forward_of_warp<decltype(number)>(call.problem, call.in, call.segment, write_of(output, call.problem),
+                                               item, lane);
     });
   });
   if (done) return;
@@ -76,17 +81,21 @@ void emulate_backward(const int64_t* sizes, double scale, void* const* tensors, 
                       void* const* gradients) {
   const Call call = call_of(sizes, scale, tensors, strides);
   const Problem& p = call.problem;
-  const Gradients to{read_of(gradients[0], strides + 9), write_of(gradients[1], p), write_of(gradients[2], p),
-                     write_of(gradients[3], p), gradients[4], gradients[5], gradients[6]};
+  const Gradients to{read_of(gradients[0], strides + 9),
+                     write_of(gradients[1], p),
+                     write_of(gradients[2], p),
+                     write_of(gradients[3], p),
+                     gradients[4],
+                     gradients[5],
+                     gradients[6]};
   const Work queries = work_of(p, call.storage, false), keys = work_of(p, call.storage, to.table != nullptr);
   with_kind(call.storage, call.wide, [&](auto kind) {
     using K = decltype(kind);
     run_warps(queries, [&](int64_t item, int lane) {
       backward_of_queries<K>(p, queries, call.in, call.segment, to, item, lane);
     });
-    run_warps(keys, [&](int64_t item, int lane) {
-      backward_of_keys<K>(p, keys, call.in, call.segment, to, item, lane);
-    });
+    run_warps(keys,
+              [&](int64_t item, int lane) { backward_of_keys<K>(p, keys, call.in, call.segment, to, item, lane); });
   });
 }
 

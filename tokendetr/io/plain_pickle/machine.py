@@ -2,6 +2,7 @@
 
 Source: the opcodes are those of CPython's ``pickletools``, protocols 0 to 5.
 """
+# Over 350 lines: the machine and its table of opcodes, which refer to each other.
 
 import codecs
 import struct

@@ -1,6 +1,6 @@
 """DINO's transformer: learned content, top-k boxes as anchors, look-forward-twice refinement.
 
-Dimensions: B image, Q query, C channel.
+Shapes: B image, Q query, C channel.
 
 Source: DINO, arXiv 2203.03605, sections 3.4 and 3.5; names and arguments of detrex
 ``projects/dino``.

@@ -1,6 +1,6 @@
 """H-Deformable DETR's transformer: that of Deformable DETR with a second group of queries.
 
-Dimensions: Q query, D channels of the learned queries.
+Shapes: Q query, D channels of the learned queries.
 
 Source: DETRs with Hybrid Matching, arXiv 2207.13080; names and arguments of detrex
 ``projects/h_deformable_detr``.

@@ -51,6 +51,23 @@ def _run_kernel(
         raise
 
 
+def _run(
+    name: str,
+    check: Callable[..., None],
+    reference: Callable[..., Tensor],
+    value: Tensor,
+    level_shapes: Sequence[Sequence[int]] | Tensor,
+    **coordinates: Tensor,
+) -> Tensor:
+    """Run the operator of this name where it is compiled, else its plain PyTorch form."""
+    check_dense(value=value, **coordinates)
+    shapes = checks.flat_level_shapes(level_shapes)
+    if use_extension(value):
+        operator = getattr(torch.ops.tokendetr, name)
+        return _run_kernel(operator, check, value, shapes, *coordinates.values())
+    return _run_reference(reference, check, value, shapes, *coordinates.values())
+
+
 def ms_deform_attn(
     value_BNMD: Tensor,
     level_shapes: Sequence[Sequence[int]] | Tensor,
@@ -78,28 +95,14 @@ def ms_deform_attn(
         ValueError: for a wrong shape, level size or device; the message names the argument.
         TypeError: for a wrong dtype; the message names the argument.
     """
-    check_dense(
-        value=value_BNMD,
+    return _run(
+        "ms_deform_attn",
+        checks.check_plain,
+        ms_deform_attn_reference,
+        value_BNMD,
+        level_shapes,
         sampling_locations=sampling_locations_BQMLP2,
         attention_weights=attention_weights_BQMLP,
-    )
-    shapes = checks.flat_level_shapes(level_shapes)
-    if use_extension(value_BNMD):
-        return _run_kernel(
-            torch.ops.tokendetr.ms_deform_attn,
-            checks.check_plain,
-            value_BNMD,
-            shapes,
-            sampling_locations_BQMLP2,
-            attention_weights_BQMLP,
-        )
-    return _run_reference(
-        ms_deform_attn_reference,
-        checks.check_plain,
-        value_BNMD,
-        shapes,
-        sampling_locations_BQMLP2,
-        attention_weights_BQMLP,
     )
 
 
@@ -129,29 +132,13 @@ def ms_deform_attn_fused(
         ValueError: for a wrong shape, level size or device; the message names the argument.
         TypeError: for a wrong dtype; the message names the argument.
     """
-    check_dense(
-        value=value_BNMD,
+    return _run(
+        "ms_deform_attn_fused",
+        checks.check_fused,
+        ms_deform_attn_fused_reference,
+        value_BNMD,
+        level_shapes,
         reference_points=reference_points_BQLX,
         sampling_offsets=sampling_offsets_BQMLP2,
         attention_logits=attention_logits_BQMLP,
-    )
-    shapes = checks.flat_level_shapes(level_shapes)
-    if use_extension(value_BNMD):
-        return _run_kernel(
-            torch.ops.tokendetr.ms_deform_attn_fused,
-            checks.check_fused,
-            value_BNMD,
-            shapes,
-            reference_points_BQLX,
-            sampling_offsets_BQMLP2,
-            attention_logits_BQMLP,
-        )
-    return _run_reference(
-        ms_deform_attn_fused_reference,
-        checks.check_fused,
-        value_BNMD,
-        shapes,
-        reference_points_BQLX,
-        sampling_offsets_BQMLP2,
-        attention_logits_BQMLP,
     )

@@ -4,6 +4,9 @@ Per level the sampled values come from :func:`torch.nn.functional.grid_sample` (
 arXiv 2010.04159, equation 2). Two rules go beyond ``grid_sample`` and hold for every kernel of this
 project as well: a sampling location that is not finite contributes 0 and receives a gradient of 0,
 and values stored in half precision are sampled and summed in float32.
+
+Shapes: B image, N token, Q query, M head, D head width, L level, P point, A pairs of image and
+head, S samples of a query.
 """
 
 import torch

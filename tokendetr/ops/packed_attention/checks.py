@@ -1,4 +1,7 @@
-"""Argument checks of packed attention, for plain PyTorch and the fake kernels."""
+"""Argument checks of packed attention, for plain PyTorch and the fake kernels.
+
+Shapes: G container, T slot, M head, D head width, R side of a table of relative positions.
+"""
 
 import math
 

@@ -1,4 +1,9 @@
-"""Packed attention: sequences of many lengths in containers of one length, each to itself."""
+"""Packed attention: sequences of many lengths in containers of one length, each to itself.
+
+Shapes: G container, T slot, M head, D head width, R side of a table of relative positions.
+"""
+
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,24 +21,19 @@ def _run_reference(
     segment: Tensor,
     scale: float,
     position: Tensor | None,
-    bias_table: Tensor | None,
-    key_bias: Tensor | None,
+    biases: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
     """Run plain PyTorch under the operator's autocast rule: biases stay in float32."""
-    query, key, value = tensors
-    kind = query.device.type
-    if autocasts(query):
-        query, key, value = (low(x, kind) for x in tensors)
-        bias_table, key_bias = (x if x is None else wide(x, kind) for x in (bias_table, key_bias))
-    check_packed(query, key, value, segment, position, bias_table, key_bias)
-    if not autocasts(query):
-        return packed_attention_reference(
-            query, key, value, segment, scale, position, bias_table, key_bias
+    kind, is_cast = tensors[0].device.type, autocasts(tensors[0])
+    query, key, value = (low(x, kind) for x in tensors) if is_cast else tensors
+    if is_cast:
+        biases = (
+            None if biases[0] is None else wide(biases[0], kind),
+            None if biases[1] is None else wide(biases[1], kind),
         )
-    with torch.autocast(kind, enabled=False):
-        return packed_attention_reference(
-            query, key, value, segment, scale, position, bias_table, key_bias
-        )
+    check_packed(query, key, value, segment, position, *biases)
+    with torch.autocast(kind, enabled=False) if is_cast else nullcontext():
+        return packed_attention_reference(query, key, value, segment, scale, position, *biases)
 
 
 def packed_attention(
@@ -89,11 +89,5 @@ def packed_attention(
         except ValueError:
             check_packed(*arguments, *biases)  # tells a wrong dtype from a wrong value
             raise
-    return _run_reference(
-        (query_GTMD, key_GTMD, value_GTMD),
-        segment_GT,
-        factor,
-        position_GT2,
-        bias_table_MRR,
-        key_bias_GT,
-    )
+    tensors = (query_GTMD, key_GTMD, value_GTMD)
+    return _run_reference(tensors, segment_GT, factor, position_GT2, (bias_table_MRR, key_bias_GT))

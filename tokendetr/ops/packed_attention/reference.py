@@ -3,6 +3,8 @@
 Scores of all pairs of slots of a container are made and those of different segments masked, so it
 takes memory of size [G, M, T, T]; the kernels never do. One rule is the kernels' alone: here a
 value that is not finite reaches the other segments of its container (0 * nan is nan).
+
+Shapes: G container, T slot, M head, D head width, R side of a table of relative positions.
 """
 
 import torch

@@ -34,32 +34,16 @@ def _fake(
 
 
 @torch.library.register_fake(f"{_NAME}_backward")
-def _backward_fake(
-    grad_output: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segment: Tensor,
-    scale: float,
-    position: Tensor | None,
-    bias_table: Tensor | None,
-    key_bias: Tensor | None,
-    wants_table_gradient: bool,
-    wants_key_bias_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_packed(query, key, value, segment, position, bias_table, key_bias)
-    none = query.new_empty(0)
-    return (
-        query.new_empty(query.shape),
-        query.new_empty(query.shape),
-        query.new_empty(query.shape),
-        bias_table.new_empty(bias_table.shape)
-        if wants_table_gradient and bias_table is not None
-        else none,
-        key_bias.new_empty(key_bias.shape)
-        if wants_key_bias_gradient and key_bias is not None
-        else none.clone(),
+def _backward_fake(grad_output: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    *operands, wants_table_gradient, wants_key_bias_gradient = inputs
+    query = _fake(*operands)
+    bias_table, key_bias = operands[-2:]
+    wanted = ((bias_table, wants_table_gradient), (key_bias, wants_key_bias_gradient))
+    biases = (
+        bias.new_empty(bias.shape) if wants and bias is not None else query.new_empty(0)
+        for bias, wants in wanted
     )
+    return query, query.clone(), query.clone(), *biases
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -95,17 +79,9 @@ torch.library.register_autograd(_NAME, _backward, setup_context=_save)
 
 # Under autocast queries, keys and values take the low precision; biases and sums are float32.
 def _autocast(kind: str) -> Callable[..., Tensor]:
-    def run(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        segment: Tensor,
-        scale: float,
-        position: Tensor | None,
-        bias_table: Tensor | None,
-        key_bias: Tensor | None,
-    ) -> Tensor:
-        tensors = (low(x, kind) for x in (query, key, value))
+    def run(*inputs: Any) -> Tensor:
+        *tensors, segment, scale, position, bias_table, key_bias = inputs
+        tensors = [low(x, kind) for x in tensors]
         biases = (x if x is None else wide(x, kind) for x in (bias_table, key_bias))
         with without_autocast(kind):
             return torch.ops.tokendetr.packed_attention(*tensors, segment, scale, position, *biases)

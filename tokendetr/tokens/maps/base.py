@@ -101,7 +101,42 @@ class Identity(TokenMap):
         return y_BKC
 
 
-class Keep(TokenMap):
+class AnchoredMap(TokenMap):
+    """Base of maps whose reduced tokens each stand in the place of one token.
+
+    Args:
+        index_BK: long, these tokens' indices.
+        valid_BK: bool, False for the padding entries of a batch; None where there are none.
+    """
+
+    def __init__(self, index_BK: Tensor, valid_BK: Tensor | None) -> None:
+        self._index_BK = index_BK
+        self._valid_BK = valid_BK
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of reduced tokens K of the image that has most."""
+        return int(self._index_BK.shape[1])
+
+    @property
+    def valid_BK(self) -> Tensor | None:
+        """Bool [B, K], False for padding entries; None where there are none."""
+        return self._valid_BK
+
+    @property
+    def anchor_BK(self) -> Tensor:
+        """Long [B, K], the token in whose place each reduced token stands."""
+        return self._index_BK
+
+    def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Return ``base_BNC`` with the anchors' rows replaced."""
+        if self._valid_BK is not None:
+            own_BKC = take_rows(base_BNC, self._index_BK)
+            y_BKC = torch.where(self._valid_BK[..., None], y_BKC, own_BKC)
+        return put_rows(base_BNC, self._index_BK, y_BKC)
+
+
+class Keep(AnchoredMap):
     """Some tokens are kept; the others pass through unchanged (Sparse DETR, Focus-DETR).
 
     Args:
@@ -120,31 +155,8 @@ class Keep(TokenMap):
             raise ValueError(
                 f"valid_BK must have shape {list(index_BK.shape)}, got {list(valid_BK.shape)}"
             )
-        self._index_BK = index_BK
-        self._valid_BK = valid_BK
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of kept tokens K of the image that keeps most."""
-        return int(self._index_BK.shape[1])
-
-    @property
-    def valid_BK(self) -> Tensor | None:
-        """Bool [B, K], True where an entry is kept; None where all are."""
-        return self._valid_BK
-
-    @property
-    def anchor_BK(self) -> Tensor:
-        """Long [B, K], the kept tokens' indices."""
-        return self._index_BK
+        super().__init__(index_BK, valid_BK)
 
     def reduce(self, x_BNC: Tensor) -> Tensor:
         """Return the kept tokens [B, K, C]."""
         return take_rows(x_BNC, self._index_BK)
-
-    def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
-        """Return ``base_BNC`` with the kept rows replaced."""
-        if self._valid_BK is not None:
-            own_BKC = take_rows(base_BNC, self._index_BK)
-            y_BKC = torch.where(self._valid_BK[..., None], y_BKC, own_BKC)
-        return put_rows(base_BNC, self._index_BK, y_BKC)

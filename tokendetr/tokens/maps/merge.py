@@ -2,8 +2,8 @@
 level.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, R merged tokens of the whole batch, P
-members of each. "Flat" indices count over the batch: ``image * N + token`` and ``image * K +
-slot``.
+members of each, U tokens of a level as givers and V as receivers, T receivers of a giver, E all
+pairs of both. "Flat" indices count over the batch: ``image * N + token`` and ``image * K + slot``.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokendetr.tokens.maps.base import TokenMap, put_rows, take_rows
+from tokendetr.tokens.maps.base import AnchoredMap, take_rows
 
 MergeRule = Literal["mean", "sum", "max", "retain"]
 MERGE_RULES = ("mean", "sum", "max", "retain")
@@ -135,7 +135,7 @@ class AffinityGroup:
         size_K[self.slot_R] = 1 + taken_V[self.token_R]
 
 
-class Merge(TokenMap):
+class Merge(AnchoredMap):
     """Most tokens stay alone, groups of them become one (Dynamic DETR).
 
     Stored sparsely: single tokens are gathered, only groups are computed.
@@ -160,26 +160,10 @@ class Merge(TokenMap):
         num_all: int,
         broadcast: bool = False,
     ) -> None:
-        self._index_BK = index_BK
-        self._valid_BK = valid_BK
+        super().__init__(index_BK, valid_BK)
         self.groups = tuple(group for group in groups if group.slot_R.shape[0] > 0)
         self.num_all = num_all
         self.broadcast = broadcast
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of reduced tokens K of the image that has most."""
-        return int(self._index_BK.shape[1])
-
-    @property
-    def valid_BK(self) -> Tensor | None:
-        """Bool [B, K], False for padding entries; None where there are none."""
-        return self._valid_BK
-
-    @property
-    def anchor_BK(self) -> Tensor:
-        """Long [B, K], the token in whose place each reduced token stands."""
-        return self._index_BK
 
     @property
     def windows(self) -> tuple[WindowGroup, ...]:
@@ -198,13 +182,10 @@ class Merge(TokenMap):
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
         """Return ``base_BNC`` with the anchors (or, broadcasting, all cells of windows)
         replaced."""
-        flat_KC = y_BKC.flatten(0, 1)
-        if self._valid_BK is not None:
-            own_BKC = take_rows(base_BNC, self._index_BK)
-            y_BKC = torch.where(self._valid_BK[..., None], y_BKC, own_BKC)
-        restored_BNC = put_rows(base_BNC, self._index_BK, y_BKC)
+        restored_BNC = super().restore(y_BKC, base_BNC)
         if not self.broadcast:
             return restored_BNC
+        flat_KC = y_BKC.flatten(0, 1)
         others = [group.member_RP[:, :-1] for group in self.windows]
         slots = [
             group.slot_R.repeat_interleave(group.member_RP.shape[1] - 1) for group in self.windows

@@ -1,4 +1,5 @@
 """Random changes of geometry: flips, sizes, crops, rotations."""
+# Over 350 lines: a transform and its inverse stand together, one after the other.
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,0 +1,174 @@
+"""Overrides of a config in hydra's grammar, strict about keys and types."""
+
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from detectron2.config import LazyConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tokendetr.config.own_data import AUTO
+from tokendetr.errors import ConfigError
+
+__all__ = ["apply_overrides"]
+
+
+def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
+    """Apply overrides in hydra's grammar, refusing keys that the config does not have.
+
+    A key exists if it is in the config or is a parameter of the node's target. ``+key=value`` adds
+    any other. What the grammar cannot read as a value (``x.pth?a=True``, names that are not ASCII)
+    is taken as the text that it is; ``~/`` at its start is the home folder. ``~key=value`` deletes
+    only what has this value.
+
+    Args:
+        cfg: changed in place.
+        overrides: one string each.
+
+    Returns:
+        The same config.
+
+    Raises:
+        ConfigError: naming the nearest keys for an unknown one, or both types for a value of
+            another type than a number's.
+    """
+    for text in overrides:
+        override, written = _parse(text)
+        value = override.value()
+        key = override.key_or_group
+        if override.is_sweep_override():
+            raise ConfigError(f"override {text!r} gives several values; give one")
+        if not override.is_add():
+            _check_known(cfg, key)
+        if override.is_delete():
+            _delete(cfg, key, value, has_value="=" in text)
+            continue
+        if not override.is_add():
+            _check_type(cfg, key, value)
+        before = OmegaConf.select(cfg, key, default=None)
+        LazyConfig.apply_overrides(cfg, [written])
+        is_count = isinstance(before, int) and not isinstance(before, bool)
+        if is_count and isinstance(value, float) and value.is_integer():
+            # As 1e4 for a number of iterations.
+            parent, last = _parent(cfg, key)
+            parent[last] = int(value)
+    return cfg
+
+
+def _parse(text: str) -> tuple[Any, str]:
+    """The parsed override, and the text that parses like this.
+
+    Raises:
+        ConfigError: it has not the form of an override.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    key, sign, value = text.partition("=")
+    if sign and value.startswith("~/"):
+        value = os.path.expanduser(value)
+        text = f"{key}={value}"
+    try:
+        return parser.parse_override(text), text
+    except HydraException as error:
+        is_structure = value[:1] in ("[", "{", "'", '"') or "(" in value
+        if not sign or not re.fullmatch(r"[+~]?[\w.@/-]+", key) or is_structure:
+            raise ConfigError(
+                f"override {text!r} is not of the form key=value: {str(error).splitlines()[0]}"
+            ) from error
+    escaped = value.replace("'", "\\'")
+    written = f"{key}='{escaped}'"
+    try:
+        return parser.parse_override(written), written
+    except HydraException as error:
+        raise ConfigError(f"override {text!r}: {str(error).splitlines()[0]}") from error
+
+
+def _check_known(cfg: Any, key: str) -> None:
+    node = cfg
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, ListConfig) and part.lstrip("-").isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, DictConfig) and part in node:
+            node = None if OmegaConf.is_missing(node, part) else node[part]
+        elif depth == len(parts) - 1 and _is_parameter(node, part):
+            return
+        else:
+            raise ConfigError(_unknown_key(cfg, key))
+
+
+def _is_parameter(node: Any, name: str) -> bool:
+    """Whether ``name`` is a named parameter of the target of a ``LazyCall`` node."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None:
+        return False
+    try:
+        parameters = inspect.signature(locate(target) if isinstance(target, str) else target)
+    except (ImportError, TypeError, ValueError):
+        return False
+    parameter = parameters.parameters.get(name)
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+
+
+def _unknown_key(cfg: Any, key: str) -> str:
+    keys = list(_dotted_keys(cfg))
+    # The last part matters most: `train.maxiter` is nearer to `train.max_iter` than to `train`.
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    if not near:
+        last = key.rpartition(".")[2]
+        near = [k for k in keys if k.rpartition(".")[2] == last][:3]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"the config has no key {key!r}{hint} (to add a new key write +{key}=value)"
+
+
+def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            if key == "_target_":
+                continue
+            name = f"{prefix}{key}"
+            yield name
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from _dotted_keys(node[key], f"{name}.")
+    elif isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from _dotted_keys(item, f"{prefix}{index}.")
+
+
+def _check_type(cfg: Any, key: str, value: Any) -> None:
+    """Refuse a word where the config has a number or a truth value."""
+    old = OmegaConf.select(cfg, key, default=None)
+    is_word = isinstance(value, str) and not value.startswith("${")
+    if value == AUTO and key.endswith("num_classes"):
+        return
+    if isinstance(old, (bool, int, float)) and is_word:
+        raise ConfigError(
+            f"{key} is {old!r} in the config and cannot become the text {str(value)!r}: "
+            f"give a {type(old).__name__}"
+        )
+
+
+def _parent(cfg: Any, key: str) -> tuple[Any, Any]:
+    """The node that holds a key, and the key in it: a number in a list."""
+    path, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, path) if path else cfg
+    return node, int(last) if isinstance(node, ListConfig) else last
+
+
+def _delete(cfg: Any, key: str, value: Any, *, has_value: bool) -> None:
+    parent, last = _parent(cfg, key)
+    if has_value and parent[last] != value:
+        raise ConfigError(
+            f"~{key}={value}: it is {parent[last]!r} in the config, so it was not deleted; "
+            f"write ~{key} to delete it whatever it is"
+        )
+    del parent[last]
