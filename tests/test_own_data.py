@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from tests.io.label_files import write_voc
@@ -13,6 +14,7 @@ from tokendetr import fit
 from tokendetr.config import load_config
 from tokendetr.config.load import fill_defaults
 from tokendetr.data.hints import data_hints
+from tokendetr.data.known import register_if_known
 from tokendetr.data.validate import coco_files
 from tokendetr.errors import ConfigError, DatasetError
 
@@ -128,3 +130,19 @@ def test_a_fitted_run_has_its_metrics_as_a_table_and_as_curves(tmp_path):
     assert [int(row["iteration"]) for row in table] == [row["iteration"] for row in rows]
     assert float(table[-1]["bbox/AP"]) == results["bbox"]["AP"]
     assert (tmp_path / "run/results.png").read_bytes().startswith(b"\x89PNG")
+    # The run's config is plain data, and finds its data sets by itself all the same.
+    DatasetCatalog.remove("toy")
+    MetadataCatalog.remove("toy")
+    load_config(str(tmp_path / "run/config.yaml"))
+    assert coco_files("toy").image_root == str(tmp_path / "images")
+
+
+def test_a_name_of_the_project_registers_its_data_set():
+    for name in ("shapes_val", "bccd_test", "bdd100k_val"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_if_known(name)
+        assert MetadataCatalog.get(name).json_file
+    register_if_known("nobody_knows")
+    assert "nobody_knows" not in DatasetCatalog

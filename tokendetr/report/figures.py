@@ -173,6 +173,9 @@ def _confusion(analysis: Analysis) -> Figure:
     )
     figure = _figure([trace], "Confusions at the best thresholds", "detected as", "truth")
     figure["layout"]["yaxis"]["autorange"] = "reversed"
+    if not labelled:  # there is no room for so many names: pointing at a cell shows them
+        for axis in ("xaxis", "yaxis"):
+            figure["layout"][axis] |= {"showticklabels": False, "automargin": False}
     return figure
 
 
