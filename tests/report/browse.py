@@ -91,7 +91,7 @@ def main() -> None:
         page.on("request", lambda request: requests.append(request.url))
         page.goto(Path(file).resolve().as_uri())
         page.wait_for_selector("#training .js-plotly-plot .scatterlayer")
-        page.get_by_text("works on").wait_for()  # its image is drawn
+        page.locator("#token-count", has_text="works on").wait_for()  # its image is drawn
         check_tokens(page)
         check_runs(page)
         check_widths(page)

@@ -74,7 +74,8 @@ def test_runs_charts_and_images_are_on_the_page(data):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_tokens_of_the_page_are_those_of_the_detector(page, data, number):
-    (key, record), = data["tokens"][number].items()  # fmt: skip
+    (key, (record,)), = data["tokens"][number].items()  # fmt: skip
+    assert record["name"] == "encoder"
     detector = load(str(page.parent / NAMES[number]))
     image = page.parent / "cells" / "images" / data["images"][key]["name"]
     with record_tokens() as trace:

@@ -27,13 +27,11 @@ from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
-from tokendetr.encoder.layer_tokens import describe
-from tokendetr.encoder.trace import ForwardTrace
+from tokendetr.encoder.layer_tokens import describe, worth_drawing
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.predict import Predictor, dataset_metadata, find_images, read_rgb
-from tokendetr.tokens import Identity
 from tokendetr.visualization.boxes import found_boxes
 from tokendetr.visualization.token_pictures import draw_tokens
 from tokendetr.visualization.token_story import draw_story
@@ -62,17 +60,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="key=value overrides of the config; without this flag too, at the end",
     )
     return parse_with_overrides(parser, arguments)
-
-
-def worth_drawing(forwards: Sequence[ForwardTrace]) -> list[ForwardTrace]:
-    """The last encoder pass and every stage of a backbone; dense ones only where all are dense."""
-    latest = list({forward.name: forward for forward in forwards}.values())
-    chosen = [
-        forward
-        for forward in latest
-        if any(not isinstance(layer.token_map, Identity) for layer in forward.layers)
-    ]
-    return chosen or latest
 
 
 def visualize(

@@ -1,5 +1,6 @@
 """Per token of an image, what a layer did with it: kept, merged or left out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokendetr.encoder.trace import ForwardTrace
-from tokendetr.tokens import LevelLayout, Merge, TokenMap
+from tokendetr.tokens import Identity, LevelLayout, Merge, TokenMap
 
-__all__ = ["KEPT", "MERGED", "SKIPPED", "LayerTokens", "describe", "layer_tokens"]
+__all__ = ["KEPT", "MERGED", "SKIPPED", "LayerTokens", "describe", "layer_tokens", "worth_drawing"]
 
 SKIPPED, KEPT, MERGED = 0, 1, 2
 
@@ -84,3 +85,14 @@ def describe(forward: ForwardTrace, image: int = 0) -> list[dict[str, object]]:
         queries = int(tokens.anchor_N.sum())
         report.append({"layer": number, "tokens": sum(valid), "queries": queries, "levels": levels})
     return report
+
+
+def worth_drawing(forwards: Sequence[ForwardTrace]) -> list[ForwardTrace]:
+    """The last encoder pass and every stage of a backbone; dense ones only where all are dense."""
+    latest = list({forward.name: forward for forward in forwards}.values())
+    chosen = [
+        forward
+        for forward in latest
+        if any(not isinstance(layer.token_map, Identity) for layer in forward.layers)
+    ]
+    return chosen or latest

@@ -125,9 +125,11 @@
     if (!keys.length) return;
     const before = (name) => Number(document.querySelector(`input[name="${name}"]:checked`)?.value ?? 0);
     choices("token-image", "token-image", keys.map((key) => data.images[key].name), before("token-image"));
-    const record = records[keys[before("token-image")]];
+    const parts = records[keys[checked("token-image")]];
+    choices("token-part", "token-part", parts.map((part) => part.name), before("token-part"));
+    document.getElementById("token-part").hidden = parts.length === 1;
+    const record = parts[checked("token-part")];
     choices("token-layer", "token-layer", record.layers.map((_, n) => String(n + 1)), before("token-layer"));
-    const width = data.images[keys[0]].width;
     choices("token-level", "token-level", record.levels.map(([h, w], n) => `${n + 1} (${h} x ${w})`), before("token-level"));
     drawTokens();
   }
@@ -135,7 +137,7 @@
   function selection() {
     const records = data.tokens[checked("run")];
     const key = Object.keys(records)[checked("token-image")];
-    const record = records[key];
+    const record = records[key][checked("token-part")];
     const level = Number(checked("token-level"));
     return { key, record, level, layer: layerOf(record, Number(checked("token-layer"))), start: startOf(record, level), grid: record.levels[level] };
   }
@@ -269,7 +271,7 @@
     const name = event.target.name;
     if (name === "run") showRun();
     else if (name === "which") drawImages();
-    else if (name === "token-image") setUpTokens();
+    else if (name === "token-image" || name === "token-part") setUpTokens();
     else if (name === "token-layer" || name === "token-level" || event.target.id === "token-scores") drawTokens();
   });
   if (canvas) {

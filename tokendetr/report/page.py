@@ -135,24 +135,26 @@ def _chosen_images(runs: Sequence[Run], worst: int, random: int) -> dict[str, st
     return shown
 
 
-def _tokens(runs: Sequence[Run], paths: Sequence[str], most: int) -> dict[str, dict[str, Any]]:
-    """By run and image file, what its encoder did with the tokens; at most so many images each."""
-    found: dict[str, dict[str, Any]] = {}
+def _tokens(
+    runs: Sequence[Run], paths: Sequence[str], most: int
+) -> dict[str, dict[str, list[Any]]]:
+    """By run and image file, what its parts did with the tokens; at most so many images each."""
+    found: dict[str, dict[str, list[Any]]] = {}
     for run in runs:
         if run.detector is None:
             continue
         own = {str(run.image_path(row)) for row in run.analysis.images}
         for path in [path for path in paths if path in own][:most]:
-            record = record_image(run.detector.predictor, read_rgb(Path(path)))
-            if record is not None:
-                found.setdefault(run.name, {})[path] = record
+            parts = record_image(run.detector.predictor, read_rgb(Path(path)))
+            if parts:
+                found.setdefault(run.name, {})[path] = parts
     return found
 
 
 def _render(
     runs: Sequence[Run],
     shown: dict[str, str],
-    tokens: dict[str, dict[str, Any]],
+    tokens: dict[str, dict[str, list[Any]]],
     comparison: Comparison | None,
     *,
     side: int,
@@ -171,8 +173,7 @@ def _render(
         },
         "runs": [_run_data(run, shown, keys, worst) for run in runs],
         "tokens": [
-            {keys[path]: record for path, record in tokens.get(run.name, {}).items()}
-            for run in runs
+            {keys[path]: parts for path, parts in tokens.get(run.name, {}).items()} for run in runs
         ],
     }
     plotly = load_plotly()

@@ -10,36 +10,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendetr.encoder.forward_context import record_tokens
-from tokendetr.encoder.layer_tokens import KEPT, MERGED, LayerTokens, layer_tokens
+from tokendetr.encoder.layer_tokens import KEPT, MERGED, LayerTokens, layer_tokens, worth_drawing
 from tokendetr.encoder.trace import ForwardTrace, LayerTrace
 from tokendetr.predict import Predictor
 
 __all__ = ["record_image"]
 
 
-def record_image(predictor: Predictor, image_HWC: NDArray[np.uint8]) -> dict[str, Any] | None:
-    """Run a detector on an image and return its encoder's layers.
+def record_image(predictor: Predictor, image_HWC: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Run a detector on an image and return the layers of its encoder or its backbone's stages.
 
     Args:
         predictor: runs the detector.
         image_HWC: RGB uint8.
 
     Returns:
-        ``levels``: grid heights and widths; ``layers``: per layer ``state`` per token, ``query``
-        (which query stands for it; None where every query stands for one token), ``score`` with
-        ``low`` and ``high`` (None where no score was recorded), ``queries`` and ``tokens``; each
-        array is base64 of unsigned bytes, or of 16-bit numbers for ``query``. None for a model
-        whose encoder is none of this project's.
+        A record for each part that works on fewer tokens, or for the encoder where none does:
+        ``name``; ``levels``, grid heights and widths; ``layers``, each with ``state`` per token,
+        ``query`` (which query stands for it; None where every query stands for one token),
+        ``score`` with ``low`` and ``high`` (None where no score was recorded), and counts. Arrays
+        are base64 of unsigned bytes, those of ``query`` of 16-bit numbers. Empty for a model none
+        of whose parts is this project's.
     """
     with record_tokens() as trace:
         predictor(image_HWC)
-    forward = next((f for f in reversed(trace.forwards) if f.name == "encoder"), None)
-    if forward is None:
-        return None
-    return {
-        "levels": [[int(h), int(w)] for h, w in forward.layout.level_shapes],
-        "layers": [_layer(forward, layer) for layer in forward.layers],
-    }
+    return [
+        {
+            "name": forward.name,
+            "levels": [[int(h), int(w)] for h, w in forward.layout.level_shapes],
+            "layers": [_layer(forward, layer) for layer in forward.layers],
+        }
+        for forward in worth_drawing(trace.forwards)
+        if forward.layers
+    ]
 
 
 def _layer(forward: ForwardTrace, layer: LayerTrace) -> dict[str, Any]:
