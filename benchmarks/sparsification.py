@@ -1,11 +1,14 @@
 """Accuracy of a detector made sparse without labels, by step, keep ratio and seed.
 
-    python -m benchmarks.sparsification --images datasets/shapes/train --seeds 0 1 2
+    python -m benchmarks.sparsification dino_shapes --seeds 0 1 2
+    python -m benchmarks.sparsification --labels 600 --seeds 0 1 2    # and then train with labels
     python -m benchmarks.sparsification --splice     # recorded figures into docs/bypass.md
 
 Every seed chooses other images and fits anew; what is recorded already is not run again. Rows:
 random tokens (left-out ones stand still, or move), a score head alone, the bypass at the end of the
-encoder only, the bypass in every layer, and distillation after it.
+encoder only, the bypass in every layer, and distillation after it. With --labels, what was fitted
+(the bypass in every layer) is trained on with labels, with and without its maps, and so is the
+dense detector: the same iterations, seed and schedule.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import datetime
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +39,7 @@ from tokendetr.config.zoo import get_config_file
 from tokendetr.io.atomic import write_atomically
 from tokendetr.predict import Predictor
 from tokendetr.sparsification import FitOptions, UnlabelledImages, fit, sparse_model
-from tokendetr.sparsification.job import box_ap
+from tokendetr.sparsification.job import SparsifyJob, box_ap, write_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "sparsification" / "results.json"
@@ -49,6 +53,11 @@ STEPS = {
     "last": "(b) and move at the end of the encoder",
     "every": "(b) and move in every layer",
     "distilled": "(c) and encoder, maps and scores distilled",
+}
+LABELLED = {
+    "labels": "(d) and trained on with labels",
+    "labels, no bypass": "the same training, the others stand still",
+    "labels, dense": "the same training of the dense detector",
 }
 COUNTED_IMAGES = 10
 
@@ -82,27 +91,34 @@ def changed(student: nn.Module, step: str) -> Iterator[Any]:
         sparsifier.bypass, sparsifier.selection = bypass, selection
 
 
+def training_images(cfg: DictConfig) -> list[str]:
+    """Return the files of the pictures that a config trains on."""
+    records = instantiate(cfg.dataloader.train.dataset)
+    return sorted({record["file_name"] for record in records})
+
+
 class Study:
     """The recorded figures, and what adds to them.
 
     Args:
         config: name of the dense detector's config.
         overrides: of it, with its weights.
-        images: folders.
+        images: folders; none: the pictures that the config trains on.
         folder: for the evaluator's files.
     """
 
     def __init__(
         self, config: str, overrides: Sequence[str], images: Sequence[str], folder: Path
     ) -> None:
-        self.config, self.images, self.folder = config, images, folder
+        self.config, self.images, self.folder = config, images, folder.resolve()
+        self.overrides = list(overrides)
         self.cfg = load_measured_config(str(get_config_file(config)), overrides)
         self.cfg.dataloader.test.num_workers = 0
         self.all = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         self.entry = self.all.setdefault(config, {"seeds": {}, "gflops": {}})
-        self.entry["command"] = " ".join(
-            ["python -m benchmarks.sparsification", config, *overrides, "--images", *images]
-        )
+        options = ["--images", *images] if images else []
+        command = ["python -m benchmarks.sparsification", config, *overrides, *options]
+        self.entry["command"] = " ".join(command)
         self.entry["machine"] = f"{platform.machine()}, {platform.processor() or 'unknown'}"
         self.entry["torch"] = torch.__version__
 
@@ -118,20 +134,24 @@ class Study:
         assert ap is not None
         return round(ap, 2)
 
-    def run(self, seed: int, options: FitOptions, distilled: FitOptions) -> None:
-        """Fit with one seed and evaluate what is not recorded."""
+    def run(self, seed: int, options: FitOptions, distilled: FitOptions, labels: int = 0) -> None:
+        """Fit with one seed, train with labels for so many iterations, and evaluate what is not
+        recorded."""
         predictor, student = build(self.cfg)
         own = self.entry["seeds"].setdefault(str(seed), {})
         if "dense" not in self.entry:
             self.entry["dense"] = self.ap(predictor.model)
             self.count(predictor.model, student)
-        images = UnlabelledImages.from_folders(self.images, predictor, seed=seed)
-        if all(step in own for step in STEPS):
+        sources = self.images or training_images(self.cfg)
+        images = UnlabelledImages.from_folders(sources, predictor, seed=seed)
+        if all(step in own for step in (*STEPS, *(LABELLED if labels else ()))):
             return
         for number, wanted in enumerate((options, distilled)):  # the second goes on from the first
             steps = [step for step in STEPS if (step == "distilled") == bool(number)]
             started, busy = time.perf_counter(), time.process_time()
             result = fit(predictor.model, student, images, wanted)
+            if labels and not number:
+                self.train_on(seed, student, labels)
             if all(step in own for step in steps):
                 continue
             own[f"seconds {number}"] = round(time.perf_counter() - started, 1)
@@ -145,6 +165,35 @@ class Study:
                         own[step][str(ratio)] = self.ap(student)
                 print(seed, step, own[step], flush=True)
                 self.save()
+
+    def train_on(self, seed: int, student: nn.Module, iterations: int) -> None:
+        """Train what was fitted, and the dense detector, with labels; evaluate what is trained."""
+        own = self.entry["seeds"][str(seed)]
+        for step in LABELLED:
+            if step in own:
+                continue
+            folder = self.folder / f"labels_{seed}" / step.replace(", ", "_").replace(" ", "_")
+            job = SparsifyJob(
+                self.config, self.images, folder, [o for o in self.overrides if "=" in o]
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            write_detector(job, student)
+            file, changes = str(folder / "config.py"), []
+            if step == "labels, dense":
+                file, changes = str(get_config_file(self.config)), list(self.overrides)
+            elif step == "labels, no bypass":
+                changes = [f"{_SPARSIFIER}.bypass=null", "train.init_checkpoint_strict=False"]
+            run_training(file, [*changes, *_schedule(seed, iterations, folder)])
+            weights = f"train.init_checkpoint={folder / 'run' / 'model_final.pth'}"
+            trained = Predictor.from_config(load_measured_config(file, [*changes, weights])).model
+            own[step] = {}
+            for ratio in (None,) if step == "labels, dense" else RATIOS:
+                if ratio is not None:
+                    trained.transformer.encoder.sparsifier.keep_ratio = ratio  # type: ignore
+                own[step][str(ratio)] = self.ap(trained)
+            own["iterations with labels"] = iterations
+            print(seed, step, own[step], flush=True)
+            self.save()
 
     def count(self, dense: nn.Module, student: nn.Module) -> None:
         """Count the operations at each ratio: total and encoder, in 10^9."""
@@ -161,6 +210,35 @@ class Study:
             ]
 
 
+_SPARSIFIER = "model.transformer.encoder.sparsifier"
+
+
+def _schedule(seed: int, iterations: int, folder: Path) -> list[str]:
+    """Return the overrides that all trainings with labels have in common."""
+    return [
+        f"train.max_iter={iterations}",
+        f"train.eval_period={iterations + 1}",
+        f"train.checkpointer.period={iterations + 1}",
+        f"train.seed={seed}",
+        f"train.output_dir={folder / 'run'}",
+        f"dataloader.evaluator.output_dir={folder / 'run'}",
+        "dataloader.train.total_batch_size=8",
+        "optimizer.lr=2e-4",
+    ]
+
+
+def run_training(file: str, overrides: Sequence[str]) -> None:
+    """Train a config in a process of its own; an interrupted training goes on.
+
+    Raises:
+        RuntimeError: where it fails.
+    """
+    program = [sys.executable, "-m", "tokendetr.cli.train_net", "--config-file", file, "--resume"]
+    done = subprocess.run([*program, *overrides], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"training {file} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
 def tables() -> list[Table]:
     """Return a table for each recorded config."""
     recorded = json.loads(RESULTS.read_text())
@@ -169,11 +247,13 @@ def tables() -> list[Table]:
 
 def _table(config: str, entry: dict[str, Any]) -> Table:
     rows = []
-    for step, name in STEPS.items():
+    recorded = {key for seed in entry["seeds"].values() for key in seed}
+    labelled = {step: name for step, name in LABELLED.items() if step in recorded}
+    for step, name in (STEPS | labelled).items():
         cells: list[str | None] = [name]
         for ratio in RATIOS:
             runs = [seed.get(step, {}) for seed in entry["seeds"].values()]
-            found = [run[str(ratio)] for run in runs if str(ratio) in run]
+            found = [run[key] for run in runs for key in (str(ratio), "None") if key in run]
             cells.append(_spread(found) if found else None)
         rows.append(cells)
     encoders = [f"{entry['gflops'][str(ratio)][1]:.3f}" for ratio in RATIOS]
@@ -207,9 +287,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", nargs="?", default="dino_shapes")
     parser.add_argument("overrides", nargs="*", help="train.init_checkpoint=FILE and others")
-    parser.add_argument("--images", nargs="+", default=["datasets/shapes/train"])
+    parser.add_argument(
+        "--images", nargs="+", default=[], help="folders (default: what the config trains on)"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--distill", type=int, default=400, metavar="ITERATIONS")
+    parser.add_argument(
+        "--labels", type=int, default=0, metavar="ITERATIONS", help="also train with labels"
+    )
     parser.add_argument("--folder", type=Path, default=Path("output/sparsification"))
     parser.add_argument("--splice", action="store_true", help="only write docs/bypass.md")
     args = parser.parse_intermixed_args(arguments)
@@ -220,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 seed,
                 FitOptions(seed=seed),
                 FitOptions(score_iterations=0, distill_iterations=args.distill, seed=seed),
+                args.labels,
             )
     for table in tables():
         sys.stdout.write(table.markdown() + "\n")

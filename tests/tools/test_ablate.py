@@ -112,3 +112,24 @@ def test_a_failed_run_names_its_log(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"x \(seed 0\) ended with status 1: see .*train\.txt"):
         ablate.run_cell(broken, broken.variants[0], 0, tmp_path, [])
     assert "no.key" in (broken.cell_dir(tmp_path, broken.variants[0], 0) / "train.txt").read_text()
+
+
+def test_the_study_of_sparsification_runs_for_detectors_with_weights(monkeypatch, capsys):
+    ran = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(
+        ablate.subprocess, "run", lambda command, **_: ran.append(command[1:]) or Done()
+    )
+    ablate.main(["sparsify", "train.device=cpu", "--only", "dino_shapes"])
+    (command,) = ran
+    assert command[:3] == ["-m", "benchmarks.sparsification", "dino_shapes"]
+    assert command[3] == f"train.init_checkpoint={zoo.get_checkpoint('dino_shapes')}"
+    assert command[4:] == ["train.device=cpu"]
+    with pytest.raises(SystemExit, match="dino_shapes_vit has no trained weights yet"):
+        ablate.main(["sparsify", "--only", "dino_shapes_vit"])
+    Done.returncode = 1
+    with pytest.raises(SystemExit, match="ended early"):
+        ablate.main(["sparsify", "--only", "dino_shapes"])

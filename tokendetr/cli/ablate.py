@@ -4,6 +4,11 @@ Examples:
     tokendetr ablate dynamic_detr                # every study of projects/dynamic_detr
     tokendetr ablate dynamic_detr --only ablations --write
     tokendetr ablate dynamic_detr --table        # what has been run so far, nothing new
+    tokendetr ablate sparsify                    # detectors made sparse without labels
+
+The study "sparsify" is ``python -m benchmarks.sparsification``: keep ratio x {scores, bypass at the
+end, in every layer, distillation} x {shapes, BCCD}, three seeds, into docs/bypass.md; --only names
+configs.
 
 Runs that are finished are kept and not repeated, so an interrupted study goes on where it stopped.
 Every run is one call of tools/train_net.py; its log lies in its folder.
@@ -32,13 +37,18 @@ from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
 
+SPARSIFY = "sparsify"
+SPARSIFIED = ("dino_shapes", "dino_bccd")
+
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("project", help="folder under projects/ that has a studies.py")
+    parser.add_argument(
+        "project", help=f"folder under projects/ that has a studies.py, or {SPARSIFY!r}"
+    )
     parser.add_argument("--only", nargs="+", metavar="STUDY", help="these studies (default all)")
     parser.add_argument(
         "--output", type=output_folder, default=Path("output/ablations"), metavar="DIR"
@@ -116,10 +126,37 @@ def last_metrics(folder: Path) -> dict[str, float]:
     return {key: evaluated[-1][key] for key in METRICS.values()}
 
 
+def run_sparsification(args: argparse.Namespace) -> None:
+    """Run the study of detectors made sparse without labels, a program of the source checkout.
+
+    Raises:
+        ConfigError: where a detector has no weights, or there is no checkout.
+        RuntimeError: where the study fails.
+    """
+    root = PROJECTS_DIR.parent
+    if not (root / "benchmarks" / "sparsification.py").is_file():
+        raise ConfigError(f"the study {SPARSIFY!r} needs a checkout of the sources, not a wheel")
+    for name in args.only or SPARSIFIED:
+        weights = zoo.get_checkpoint(name)
+        if weights is None:
+            raise ConfigError(
+                f"{name} has no trained weights yet: make them as checkpoints/README.md of its "
+                "project says"
+            )
+        options = [name, f"train.init_checkpoint={weights}", *args.opts]
+        options += ["--splice"] if args.table else []
+        command = [sys.executable, "-m", "benchmarks.sparsification", *options]
+        if subprocess.run(command, cwd=root, check=False).returncode:
+            raise RuntimeError(f"the study of {name} ended early; what it has recorded is kept")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print the tables."""
     args = parse_arguments(arguments)
     try:
+        if args.project == SPARSIFY:
+            run_sparsification(args)
+            return
         studies = chosen_studies(args.project, args.only)
         root = args.output.resolve()
         cells = [(s, v, seed) for s in studies for seed in s.seeds for v in s.variants]

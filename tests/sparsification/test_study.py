@@ -1,0 +1,56 @@
+"""The study of sparsification: every step once, with and without labels, in one table."""
+
+import json
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from benchmarks import sparsification
+from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.config.load import load_config
+from tokendetr.config.zoo import get_config_file
+from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
+from tokendetr.sparsification import FitOptions
+
+pytestmark = pytest.mark.slow
+RATIOS = (0.5, 0.1)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=9, num_val=2), workers=1)
+    register_shapes()
+
+
+def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    weights = tmp_path / "dense.safetensors"
+    save_slim(instantiate(load_config(str(get_config_file("dino_shapes"))).model), str(weights))
+    monkeypatch.setattr(sparsification, "RESULTS", tmp_path / "results.json")
+    for name in ("RATIOS", "RANDOM_RATIOS"):
+        monkeypatch.setattr(sparsification, name, RATIOS)
+    monkeypatch.setattr(sparsification, "COUNTED_IMAGES", 1)
+    overrides = [f"train.init_checkpoint={weights}", "train.device=cpu"]
+    options = FitOptions(score_iterations=1), FitOptions(score_iterations=0, distill_iterations=1)
+
+    def study():
+        return sparsification.Study("dino_shapes", overrides, [str(shapes / "train")], tmp_path)
+
+    study().run(0, *options, 1)
+    own = json.loads((tmp_path / "results.json").read_text())["dino_shapes"]["seeds"]["0"]
+    assert set(own["labels"]) == set(own["labels, no bypass"]) == {"0.5", "0.1"}
+    assert set(own["labels, dense"]) == {"None"} and own["iterations with labels"] == 1
+    bypass = torch.load(tmp_path / "labels_0" / "labels" / "run" / "model_final.pth")["model"]
+    assert any("bypass" in key for key in bypass)
+    (table,) = sparsification.tables()
+    names = [row[0] for row in table.rows]
+    assert names.index("(d) and trained on with labels") > names.index(
+        "(b) and move in every layer"
+    )
+    capsys.readouterr()
+    study().run(0, *options, 1)
+    assert capsys.readouterr().out == "", "measured again"
