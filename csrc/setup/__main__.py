@@ -111,7 +111,8 @@ class Plan:
             sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
             host += [*sanitizers, "-fno-sanitize-recover=all", "-O1"]
             link = sanitizers
-        sources = [x for x in sorted(SOURCES.rglob("*.cpp")) if "cuda" not in x.parts]
+        elsewhere = {"cuda", "openvino"}
+        sources = [x for x in sorted(SOURCES.rglob("*.cpp")) if not elsewhere & {*x.parts}]
         options: dict[str, Any] = {"extra_link_args": link, "py_limited_api": True}
         if self.toolkit is None:
             files = [str(x) for x in sources]

@@ -1,15 +1,23 @@
 """Exported files compute what the model computes, and none is kept that does not."""
 
 import json
+import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests import small_detectors as small
 from tests.deploy.models import CANVAS, build, images
 from tests.tools.configs import write_config
+from tokendetr import record_tokens
+from tokendetr.analysis.flops import count_flops
 from tokendetr.cli import export_model
 from tokendetr.deploy import DeployedDetector, ExportOptions, check, export
+from tokendetr.deploy.graph import products
 from tokendetr.deploy.operators import gathered_attention
 from tokendetr.deploy.programs import trace
 from tokendetr.deploy.proof import padded_inputs, proof_images
@@ -19,6 +27,7 @@ from tokendetr.ops import extension_available, ms_deform_attn_reference
 pytestmark = pytest.mark.skipif(
     not extension_available(), reason="models are exported with the compiled kernels"
 )
+ROOT = Path(__file__).resolve().parents[2]
 NO_ONNX = [name for name in ("onnxscript", "onnxruntime") if find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(NO_ONNX), reason=f"not installed: {', '.join(NO_ONNX)}")
 
@@ -116,3 +125,50 @@ def test_the_program_exports_and_checks_a_config(tmp_path, capsys):
     assert "good in onnxruntime" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="does not compute what the model computes"):
         export_model.main([*common, "--check"])  # other random weights
+
+
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.parametrize("method", ["dense", "sparse"])
+def test_the_graph_of_a_sparse_detector_is_sparse(method, tmp_path):
+    model, path = build("dino", method), tmp_path / "model.onnx"
+    export(model, path, ExportOptions("onnx", CANVAS, padding=False))
+    found = products(path)
+    picture = images([CANVAS])[0]
+    with torch.no_grad(), record_tokens() as tokens:
+        model([{"image": picture}])
+    layout = tokens.forwards[0].layout
+    kept = tokens.forwards[0].layers[0].token_map.num_tokens
+    assert (kept < layout.num_tokens) == (method == "sparse")
+    encoder = [each for each in found if ".encoder.layers." in each.weight]
+    assert len(encoder) == 6 * small.LAYERS
+    for each in encoder:
+        wanted = layout.num_tokens if "value_proj" in each.weight else kept
+        assert each.rows == wanted, each
+    report = count_flops(model, [{"image": picture}])
+    counted = sum(macs for kind, macs in report.by_operator.items() if kind in ("conv", "matmul"))
+    assert sum(each.operations for each in found) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@needs_onnx
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not on the PATH")
+def test_openvino_computes_our_node_with_our_kernels(tmp_path):
+    build_script = str(ROOT / "csrc/openvino")
+    folder = tmp_path / "build"
+    subprocess.run([sys.executable, build_script, str(folder)], check=True, capture_output=True)
+    library = str(folder / "libtokendetr_openvino.so")
+    path = tmp_path / "model.onnx"
+    for detector, method in (("dino", "sparse"), ("deformable", "dense")):  # boxes, points
+        record = export(
+            build(detector, method), path, ExportOptions("onnx-custom", CANVAS), library=library
+        )
+        assert record["checks"]["openvino"]["good"]
+    assert b"MSDeformAttn" in path.read_bytes() and b"GridSample" not in path.read_bytes()
+
+
+def test_our_node_is_not_exported_without_the_library_that_proves_it(tmp_path):
+    with pytest.raises(ExportError, match="python csrc/openvino"):
+        export(build("dino"), tmp_path / "model.onnx", ExportOptions("onnx-custom", CANVAS))

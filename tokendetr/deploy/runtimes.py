@@ -20,7 +20,7 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
     "pt2": ("torch.export",),
     "aoti": ("aotinductor",),
     "onnx": ("onnxruntime", "openvino"),
-    "onnx-custom": ("openvino", "onnxruntime"),
+    "onnx-custom": ("openvino",),
     "openvino": ("openvino",),
 }
 """What can run each format."""
@@ -101,8 +101,6 @@ def _open_onnxruntime(path: str, library: str | None, threads: int | None) -> Ru
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    if library is not None:
-        options.register_custom_ops_library(library)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor, sizes: Tensor) -> Outputs:
