@@ -49,20 +49,17 @@ IGNORED = 255
 """Label of pixels outside of the image and of crowds."""
 FITTED = 128
 """Images that affine recoveries are fitted to; a quarter as many are held back."""
-KEEP = (0.7, 0.5, 0.4, 0.3)
 DISTINCT = {"method": "transforming", "selection": "distinct"}
 WAYS: dict[str, dict[str, Any]] = {
     "pruning": {"method": "pruning"},
     "merging": {"method": "merging"},
     "transforming": {"method": "transforming"},
-    "transforming, residual *": {"method": "transforming", "recovery": "residual"},
-    "transforming, affine *": {"method": "transforming", "recovery": "affine"},
     "transforming, least alike *": DISTINCT,
     "transforming, least alike, residual *": {**DISTINCT, "recovery": "residual"},
     "transforming, least alike, affine *": {**DISTINCT, "recovery": "affine"},
 }
-PLACES = ((1,), (0, 2, 4))
-"""Blocks that reduce: once, and three times."""
+PLACES: dict[tuple[int, ...], tuple[float, ...]] = {(1,): (0.5, 0.3), (0, 2, 4): (0.7,)}
+"""Blocks that reduce, once and three times, and what is kept at each."""
 
 
 class Segmenter(nn.Module):
@@ -212,9 +209,9 @@ def sweep(model: Segmenter, root: Path, recorded: dict[str, Any]) -> None:
 
 def _points() -> Iterator[tuple[str, tuple[int, ...], float, dict[str, Any] | None]]:
     yield "dense", (), 1.0, None
-    for place in PLACES:
+    for place, keeps in PLACES.items():
         for way, options in WAYS.items():
-            for keep in KEEP if len(place) == 1 else KEEP[:2]:
+            for keep in keeps:
                 yield f"{place}; {way}; {keep:g}", place, keep, options
 
 
@@ -223,8 +220,7 @@ def tables(recorded: dict[str, Any]) -> list[Table]:
     points = recorded["points"]
     dense_iou, dense_gflops = points["dense"]
     found = []
-    for place in PLACES:
-        keeps = KEEP if len(place) == 1 else KEEP[:2]
+    for place, keeps in PLACES.items():
         rows = []
         for way in WAYS:
             cells: list[str | None] = [way]

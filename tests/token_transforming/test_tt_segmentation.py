@@ -67,8 +67,7 @@ def test_masks_lie_where_their_boxes_are_and_padding_is_ignored(root):
 def test_a_sweep_records_every_point_once(root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(segmentation, "RESULTS", tmp_path / "results.json")
     monkeypatch.setattr(segmentation, "FITTED", 4)
-    monkeypatch.setattr(segmentation, "PLACES", ((1,),))
-    monkeypatch.setattr(segmentation, "KEEP", (0.5,))
+    monkeypatch.setattr(segmentation, "PLACES", {(1,): (0.5,)})
     ways = ("merging", "transforming, least alike, affine *")
     monkeypatch.setattr(segmentation, "WAYS", {way: segmentation.WAYS[way] for way in ways})
     torch.manual_seed(0)

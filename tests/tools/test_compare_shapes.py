@@ -1,6 +1,7 @@
 """The comparison of small detectors: its rows, and what it says about those that are missing."""
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from detectron2.config import instantiate
 
 from tokendetr.analysis.flops import synthetic_inputs
+from tokendetr.analysis.recorded_rows import measured_notes, record_rows
 from tokendetr.cli import compare_shapes
 from tokendetr.cli.compare_shapes import Row, default_rows, parse_row, table
 from tokendetr.config.load import load_config
@@ -73,3 +75,19 @@ def test_corr_has_a_table_of_its_own():
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["one", "30 ± 2", "31", "32", "25 / 40"]
     assert "7 images" in text
+
+
+def test_rows_that_are_not_measured_stay_as_they_were_recorded(tmp_path):
+    file = tmp_path / "rows.json"
+    record_rows(file, {"a": {"AP": 1.0, "ms": 5.0}, "b": {"AP": 2.0, "ms": 6.0}}, timed=True)
+    before = json.loads(file.read_text())
+    for row in before.values():
+        row["measured"] = row["timed"] = "2020-01-01 on an old machine"
+    file.write_text(json.dumps(before))
+    recorded = record_rows(file, {"b": {"AP": 3.0}}, timed=False)
+    assert recorded == json.loads(file.read_text()) and recorded["a"] == before["a"]
+    assert (recorded["b"]["AP"], recorded["b"]["ms"]) == (3.0, 6.0)
+    old, new, times = measured_notes(recorded)
+    assert old == "Measured 2020-01-01 on an old machine: a."
+    assert new.endswith(": b.") and "old machine" not in new
+    assert times == "Times 2020-01-01 on an old machine: b."

@@ -7,7 +7,8 @@ Examples:
     tokendetr compare-shapes --corr --write
     tokendetr compare-shapes --json output/comparison.json
 
-Rows whose checkpoint file is not there are left out, with a note. Accuracy and recall of the
+Rows whose checkpoint file is not there are left out, with a note; --write keeps what was recorded
+of them in docs/comparison/shapes.json. Accuracy and recall of the
 queries are those of the whole validation set; GFLOPs are the mean of 20 of its images, a
 multiply-add counts 1; milliseconds are medians of single images, the detectors taking turns. With
 --images N the other images' objects count as missed: that is for trying things out.
@@ -19,8 +20,8 @@ import argparse
 import logging
 import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from tokendetr.analysis.inputs import (
     loaded_inputs,
     write_json,
 )
+from tokendetr.analysis.recorded_rows import measured_notes, record_rows
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
 from tokendetr.cli.argument_types import output_file
@@ -48,6 +50,7 @@ from tokendetr.evaluation.decoder_correlation import CorrEvaluator
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.evaluation.token_recall import TokenRecall
 
+RECORDS = PROJECTS_DIR.parent / "docs" / "comparison" / "shapes.json"
 COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
 CORR_IMAGES = 50
 EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, CheckpointError, ValueError)
@@ -108,6 +111,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--write", action="store_true", help="put the table into docs/comparison.md"
     )
     parser.add_argument(
+        "--untimed", action="store_true", help="measure no times; recorded ones stay"
+    )
+    parser.add_argument(
         "--corr", action="store_true", help="measure what of the decoder's attention is updated"
     )
     parser.add_argument(
@@ -157,7 +163,7 @@ def measure(cfg: DictConfig, models: dict[str, nn.Module]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def by_level(numbers: dict[str, float], name: str) -> str:
+def by_level(numbers: Mapping[str, Any], name: str) -> str:
     """The percentages of all levels, finest first."""
     levels = [key for key in numbers if key.startswith(f"tokens/{name}-l")]
     return " / ".join(f"{numbers[key]:.0f}" for key in sorted(levels))
@@ -219,7 +225,7 @@ def compare_corr(args: argparse.Namespace) -> dict[str, dict[str, dict[str, floa
     return results
 
 
-def table(results: dict[str, dict[str, float]], missing: Sequence[Row]) -> Table:
+def table(results: Mapping[str, Mapping[str, Any]], missing: Sequence[Row]) -> Table:
     """The comparison as a table."""
     rows: list[list[Cell]] = []
     for name, numbers in results.items():
@@ -227,7 +233,7 @@ def table(results: dict[str, dict[str, float]], missing: Sequence[Row]) -> Table
         gflops = [f"{numbers[key]:.3f}" for key in ("gflops", "encoder")]
         recalls = [by_level(numbers, "reached"), by_level(numbers, "kept")]
         queries = f"{numbers['tokens/queries']:.0f} %"
-        rows.append([name, *accuracy, *gflops, numbers["ms"], queries, *recalls])
+        rows.append([name, *accuracy, *gflops, numbers.get("ms"), queries, *recalls])
     notes = [
         f"left out: {row.name}; there is no {Path(row.checkpoint).name}, which is made as "
         "checkpoints/README.md of its project says"
@@ -259,12 +265,14 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         results[row.name] |= evaluate(cfg, models[row.name], args.images)
     if cfg is None:
         raise ValueError(f"none of the checkpoints exists: {[row.checkpoint for row in missing]}")
-    for name, milliseconds in measure(cfg, models).items():
+    for name, milliseconds in ({} if args.untimed else measure(cfg, models)).items():
         results[name]["ms"] = milliseconds
     comparison = table(results, missing)
-    print(comparison.markdown())
     if args.write:
+        recorded = record_rows(RECORDS, results, timed=not args.untimed)
+        comparison = replace(table(recorded, ()), notes=tuple(measured_notes(recorded)))
         splice(PROJECTS_DIR.parent / "docs" / "comparison.md", comparison)
+    print(comparison.markdown())
     return results
 
 
