@@ -26,8 +26,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = (
-    *("PIL", "cloudpickle", "fvcore", "hydra", "iopath", "numpy", "omegaconf", "pycocotools"),
-    *("pytest", "pytest_timeout", "safetensors", "scipy", "setuptools", "tabulate", "tqdm", "yaml"),
+    *("PIL", "antlr4", "cloudpickle", "fvcore", "hydra", "iopath", "numpy", "omegaconf"),
+    *("pycocotools", "pytest", "pytest_timeout", "safetensors", "scipy", "setuptools"),
+    *("tabulate", "tqdm", "yaml"),
 )
 CUDA_TESTS = ["tests/ops/test_cuda.py", "tests/ops/test_cuda_packed.py"]
 EMULATED_TESTS = ["tests/ops/test_cuda_emulated.py", "tests/ops/test_cuda_packed_emulated.py"]
