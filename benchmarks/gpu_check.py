@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,8 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = (
-    *("PIL", "antlr4", "cloudpickle", "fvcore", "hydra", "iopath", "numpy", "omegaconf"),
-    *("pycocotools", "pytest", "pytest_timeout", "safetensors", "scipy", "setuptools"),
+    *("PIL", "antlr4", "cloudpickle", "fvcore", "hydra", "iopath", "ninja", "numpy"),
+    *("omegaconf", "pycocotools", "pytest", "pytest_timeout", "safetensors", "scipy", "setuptools"),
     *("tabulate", "tqdm", "yaml"),
 )
 CUDA_TESTS = ["tests/ops/test_cuda.py", "tests/ops/test_cuda_packed.py"]
@@ -133,7 +134,9 @@ def run(part: Part, seconds: float) -> dict[str, Any]:
     if part.skipped is not None:
         return {"status": "skipped", "reason": part.skipped}
     path = f"{ROOT}{os.pathsep}{ROOT / 'standalone'}"
-    environment = {**os.environ, "PYTHONPATH": path, **dict(part.variables)}
+    # Without ninja, which PyTorch looks for on the PATH, kernels would be compiled one by one.
+    programs = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = {**os.environ, "PYTHONPATH": path, "PATH": programs, **dict(part.variables)}
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(

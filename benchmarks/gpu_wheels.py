@@ -24,6 +24,7 @@ PACKAGES = (
     "hydra-core",
     "iniconfig",
     "iopath",
+    "ninja",
     "omegaconf",
     "packaging",
     "pillow",
