@@ -53,13 +53,14 @@ void MSDeformAttn::validate_and_infer_types() {
   }
   const ov::PartialShape value = get_input_partial_shape(0), reference = get_input_partial_shape(1),
                          offsets = get_input_partial_shape(2), logits = get_input_partial_shape(3);
-  NODE_VALIDATION_CHECK(this, value.rank().compatible(4) && reference.rank().compatible(4) &&
-                                  offsets.rank().compatible(6) && logits.rank().compatible(5),
+  NODE_VALIDATION_CHECK(this,
+                        value.rank().compatible(4) && reference.rank().compatible(4) && offsets.rank().compatible(6) &&
+                            logits.rank().compatible(5),
                         "inputs must have 4, 4, 6 and 5 dimensions");
   ov::PartialShape output{ov::Dimension::dynamic(), ov::Dimension::dynamic(), ov::Dimension::dynamic()};
   if (value.rank().is_static() && offsets.rank().is_static()) {
-    NODE_VALIDATION_CHECK(this, offsets[3].compatible(static_cast<int64_t>(numbers / 2)),
-                          "offsets are for ", offsets[3], " levels, level_shapes has ", numbers / 2);
+    NODE_VALIDATION_CHECK(this, offsets[3].compatible(static_cast<int64_t>(numbers / 2)), "offsets are for ",
+                          offsets[3], " levels, level_shapes has ", numbers / 2);
     output = {value[0], offsets[1], value[2] * value[3]};
   }
   set_output_type(0, ov::element::f32, output);
@@ -76,8 +77,8 @@ bool MSDeformAttn::visit_attributes(ov::AttributeVisitor& visitor) {
 
 bool MSDeformAttn::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
   const Problem p = problem_of(inputs, level_shapes_);
-  outputs[0].set_shape(ov::Shape{static_cast<size_t>(p.batch), static_cast<size_t>(p.queries),
-                                 static_cast<size_t>(p.heads * p.width)});
+  outputs[0].set_shape(
+      ov::Shape{static_cast<size_t>(p.batch), static_cast<size_t>(p.queries), static_cast<size_t>(p.heads * p.width)});
   if (p.batch == 0 || p.queries == 0) return true;
   const Inputs tensors{inputs[0].data(), inputs[2].data(), inputs[3].data(), inputs[1].data(),
                        static_cast<int>(inputs[1].get_shape()[3])};
