@@ -8,6 +8,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from tokendetr.compat import torch_private
 from tokendetr.layers.cpu import optimize
@@ -73,6 +74,33 @@ def test_new_weights_count_at_once():
         with optimize(network):
             torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
         assert (first - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_weights_that_change_while_optimized_count_at_once(guard):
+    network, x = make_network(), torch.randn(1, 3, 9, 9)
+    other = make_network("BN").state_dict()
+    with optimize(network):
+        with guard():
+            first = network(x)
+            assert torch.equal(network(x), first)
+        with torch.no_grad():
+            network[1].weight.mul_(2.0)
+            network[0].norm.running_var = network[0].norm.running_var + 1.0
+        with guard():
+            second = network(x)
+        network.load_state_dict(other, strict=False)
+        with guard():
+            third = network(x)
+        copied = copy.deepcopy(network)
+        with torch.no_grad():
+            copied[0].weight.zero_()
+            fourth = network(x)
+            assert not torch.equal(copied(x), fourth)
+    assert (first - second).abs().max() > 1e-2
+    assert torch.equal(third, fourth)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), third, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_other_norms_and_hooks_keep_the_plain_way():
@@ -147,6 +175,20 @@ def test_in_bfloat16_the_folded_block_is_as_exact_as_the_plain_one(name, size):
     assert float((folded - exact).abs().max()) <= 1.5 * float((plain - exact).abs().max()) + (
         2**-7 * scale
     )
+
+
+def test_who_replaces_functions_is_asked():
+    class Counting(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            Counting.calls += function is F.conv2d or function is torch.conv2d
+            return function(*args, **(kwargs or {}))
+
+    block = make_block("bottleneck")
+    with torch.no_grad(), optimize(block), Counting():
+        block(torch.randn(1, 16, 8, 8))
+    assert Counting.calls == 3
 
 
 def test_a_listener_inside_a_block_is_called():

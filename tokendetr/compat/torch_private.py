@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,
@@ -19,6 +20,7 @@ __all__ = [
     "FakeTensor",
     "TorchDispatchMode",
     "current_dispatch_mode",
+    "current_function_mode",
     "disable_current_modes",
     "has_forward_hooks",
     "onednn_convolution",
@@ -33,6 +35,9 @@ disable_current_modes = _disable_current_modes
 
 current_dispatch_mode = _get_current_dispatch_mode
 """Return the dispatch mode that watches the operators, or None."""
+
+current_function_mode = _get_current_function_mode
+"""Return the mode that stands between callers and PyTorch's functions, or None."""
 
 _LINEAR = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
 

@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor
 
-from tokendetr.compat.torch_private import current_dispatch_mode, onednn_multiplies_bfloat16
+from tokendetr.compat.torch_private import (
+    current_dispatch_mode,
+    current_function_mode,
+    onednn_multiplies_bfloat16,
+)
 
 
 def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -16,7 +20,7 @@ def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     Returns:
         float32, or bfloat16 under autocast or for weights in bfloat16; None where the layer has to
         do what it always does: gradients, other devices and precisions, compilers and tracers,
-        counters of operations.
+        counters of operations, whoever replaces functions.
     """
     if (
         torch.compiler.is_compiling()
@@ -26,6 +30,7 @@ def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
         or torch.jit.is_tracing()
         or not torch.backends.mkldnn.enabled
         or current_dispatch_mode() is not None
+        or current_function_mode() is not None
     ):
         return None
     if torch.is_autocast_enabled("cpu"):

@@ -10,7 +10,7 @@ Shapes: B image, C channel, H height, W width.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -38,12 +38,8 @@ def _folds(norm: Any) -> bool:
     return type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
 
 
-def _folded(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return weights and bias of a convolution and its norm.
-
-    They are folded in each call: they are small beside feature maps, and nothing can go stale when
-    a checkpoint is loaded.
-    """
+def _fold(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return weights and bias of a convolution and its norm, in a precision, channels last."""
     weight, bias = conv.weight, conv.bias
     if norm is not None:
         scale_C = (norm.running_var + norm.eps).rsqrt()
@@ -58,51 +54,87 @@ def _folded(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Ten
     return weight, None if bias is None else bias.to(dtype)
 
 
+class _Folded:
+    """A convolution with its norm folded in, kept until one of their tensors changes.
+
+    Args:
+        conv: the convolution; its ``norm``, if it has one, is read at every call.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.conv = conv
+        self._made_of: object = None
+        self._made: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def norm(self) -> Any:
+        """The norm that follows the convolution, or None."""
+        return getattr(self.conv, "norm", None)
+
+    def __call__(self, x_BCHW: Tensor, dtype: torch.dtype, activation: str) -> Tensor:
+        """Convolve, and apply an activation ("none" or "relu")."""
+        weight, bias = self.parameters(dtype)
+        x_BCHW = x_BCHW.to(dtype, memory_format=_LAST)
+        settings = _settings(self.conv)
+        return onednn_convolution()(x_BCHW, weight, bias, *settings, activation, [], "")
+
+    def parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return weights and bias in a precision."""
+        norm = self.norm
+        tensors = [self.conv.weight, self.conv.bias]
+        if norm is not None:
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        present = [each for each in tensors if each is not None]
+        if any(each.is_inference() for each in present):  # these do not tell when they change
+            return _fold(self.conv, norm, dtype)
+        made_of = (dtype, [(each.data_ptr(), each._version) for each in present])
+        if self._made is None or self._made_of != made_of:
+            with torch.inference_mode(False), torch.no_grad():  # later calls may be in neither
+                self._made = _fold(self.conv, norm, dtype)
+            self._made_of = made_of
+        return self._made
+
+
 def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:
     return conv.padding, conv.stride, conv.dilation, conv.groups
 
 
-def _run(conv: nn.Conv2d, x_BCHW: Tensor, dtype: torch.dtype, activation: str) -> Tensor:
-    weight, bias = _folded(conv, getattr(conv, "norm", None), dtype)
-    x_BCHW = x_BCHW.to(dtype, memory_format=_LAST)
-    return onednn_convolution()(x_BCHW, weight, bias, *_settings(conv), activation, [], "")
-
-
-def _convolution(conv: Any, x: Tensor) -> Tensor:
+def _convolution(folded: _Folded, x: Tensor) -> Tensor:
     """Do what a convolution, its norm and its activation do."""
+    conv = folded.conv
     dtype = working_dtype(x, conv.weight)
-    if dtype is None or x.dim() != 4 or not _folds(getattr(conv, "norm", None)):
+    if dtype is None or x.dim() != 4 or not _folds(folded.norm):
         return type(conv).forward(conv, x)
-    x = _run(conv, x, dtype, "none")
+    x = folded(x, dtype, "none")
     activation = getattr(conv, "activation", None)
     return x if activation is None else activation(x)
 
 
 def _convolutions(block: nn.Module) -> list[Any]:
-    names = ("conv1", "conv2", "conv3", "shortcut")
+    """Return the convolutions of a residual block in their order."""
+    names = ("conv1", "conv2", "conv3")
     return [conv for name in names if (conv := getattr(block, name, None)) is not None]
 
 
-def _block(block: Any, x: Tensor) -> Tensor:
+def _block(block: Any, main: list[_Folded], shortcut: _Folded | None, x: Tensor) -> Tensor:
     """Do what a residual block does."""
-    convs = _convolutions(block)
-    dtype = working_dtype(x, convs[0].weight)
-    if dtype is None or any(has_forward_hooks(c) or not _folds(c.norm) for c in convs):
+    dtype = working_dtype(x, main[0].conv.weight)
+    every = main if shortcut is None else [*main, shortcut]
+    if dtype is None or any(has_forward_hooks(f.conv) or not _folds(f.norm) for f in every):
         return type(block).forward(block, x)
     x = x.to(dtype, memory_format=_LAST)
-    if block.shortcut is not None:
-        convs.pop()
     out = x
-    for conv in convs[:-1]:
-        out = _run(conv, out, dtype, "relu")
-    residual = x if block.shortcut is None else _run(block.shortcut, x, dtype, "none")
-    weight, bias = _folded(convs[-1], convs[-1].norm, dtype)
+    for folded in main[:-1]:
+        out = folded(out, dtype, "relu")
+    residual = x if shortcut is None else shortcut(x, dtype, "none")
+    weight, bias = main[-1].parameters(dtype)
+    settings = _settings(main[-1].conv)
     return onednn_convolution_and_sum()(
-        out, residual, weight, bias, *_settings(convs[-1]), "add", 1.0, "relu", [], ""
+        out, residual, weight, bias, *settings, "add", 1.0, "relu", [], ""
     )
 
 
-def _is_plain(conv: nn.Module) -> bool:
+def _is_plain(conv: Any) -> bool:
     """Return whether a convolution pads with a fixed number of zeros and is nobody else's."""
     return (
         type(conv) in (Conv2d, nn.Conv2d)
@@ -117,10 +149,13 @@ def fast_convolution(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if onednn_convolution() is None:
         return None
     if _is_plain(module):
-        return partial(_convolution, module)
-    if type(module) in (BasicBlock, BottleneckBlock) and all(
-        _is_plain(conv) and getattr(conv, "activation", None) is None
-        for conv in _convolutions(module)
-    ):
-        return partial(_block, module)
-    return None
+        return partial(_convolution, _Folded(cast(nn.Conv2d, module)))
+    if type(module) not in (BasicBlock, BottleneckBlock):
+        return None
+    shortcut: Any = module.shortcut
+    main = _convolutions(module)
+    every = main if shortcut is None else [*main, shortcut]
+    if not all(_is_plain(conv) and getattr(conv, "activation", None) is None for conv in every):
+        return None
+    folded = None if shortcut is None else _Folded(shortcut)
+    return partial(_block, module, [_Folded(conv) for conv in main], folded)

@@ -70,6 +70,8 @@ def optimize(model: nn.Module) -> Optimized:
     bfloat16; in any other call the module does what it always did, so the model may be trained,
     moved, compiled and traced as before. Results differ by rounding, about 1e-6 of their size in
     float32. Feature maps come with channels last. Parameters, hooks and the state dict stay.
+    Folded weights are made again when a tensor changes in place or is replaced; a change through
+    ``.data`` is not seen.
 
     Args:
         model: with ``nn.Linear``, ``nn.Conv2d``, ``detectron2.layers.Conv2d`` or the blocks of
