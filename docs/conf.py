@@ -39,8 +39,9 @@ html_additional_pages = {"index": "moved.html"}
 templates_path = ["_sphinx/templates"]
 
 myst_heading_anchors = 4
-# Projects' READMEs start with a heading of the second level, as detrex's do.
-suppress_warnings = ["myst.header", "toc.not_included"]
+# Projects' READMEs start with a heading of the second level, as detrex's do. A class may be
+# exported by two rooms.
+suppress_warnings = ["myst.header", "toc.not_included", "ref.python"]
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True

@@ -1,4 +1,4 @@
-"""Links as they are in a checkout: a folder means its README, files beside the pages stay files."""
+"""Links as they are in a checkout: a folder means its README, what is no page is plain text."""
 
 import os
 import re
@@ -14,15 +14,19 @@ _LINK_TO_FILE = re.compile(r'<a href="(?!https?:|#)[^"]*">')
 
 
 class FolderLinks(SphinxTransform):
-    """Leads links to a folder to its README, and takes links to files out of raw HTML."""
+    """Leads links to a folder to its README, and drops links to what is no page of the site."""
 
     default_priority = 500
 
     def apply(self, **kwargs: Any) -> None:
         """Change the links of one page."""
         for link in list(self.document.findall(addnodes.pending_xref)):
-            if link.get("reftype") == "myst" and link.get("refdomain") is None:
+            if link.get("reftype") != "myst":
+                continue
+            if link.get("refdomain") is None:
                 self._lead_to_readme(link)
+            if link.get("refdomain") == "doc" and link["reftarget"] not in self.env.found_docs:
+                link.replace_self(link.children)
         for raw in list(self.document.findall(nodes.raw)):
             html = _LINK_TO_FILE.sub("<a>", raw.astext())
             if html != raw.astext():

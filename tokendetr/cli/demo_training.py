@@ -89,9 +89,10 @@ def run_training(
             before = _last_iteration(folder) + 1
             while process.poll() is None:
                 time.sleep(0.3)
-                if (done := min(_last_iteration(folder) + 1, iterations) - bar.n) > 0:
-                    bar.update(done)
-                bar.set_postfix_str(_waiting_for(round(bar.n), before, iterations))
+                reached = min(_last_iteration(folder) + 1, iterations)
+                bar.set_postfix_str(_waiting_for(reached, before, iterations), refresh=False)
+                bar.update(reached - bar.n)
+                bar.refresh()
                 if kill_when is not None and kill_when():
                     break
         finally:
