@@ -85,7 +85,7 @@ def test_a_run_predicts_without_its_data(tmp_path, caplog):
         (("train", "train"), ("test", "val"))}}  # fmt: skip
     OmegaConf.save(OmegaConf.create(saved), tmp_path / "config.yaml")
     assert load_config(str(tmp_path / "config.yaml")).model.num_classes == 3
-    assert "class names are unknown" in caplog.text
+    assert "does not exist: class names" in caplog.text
 
 
 def test_auto_counts_the_categories_of_the_training_data(tmp_path):

@@ -66,8 +66,13 @@ def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> Non
     root = Path(folder).expanduser()
     if not root.is_dir() and _is_prepared(cfg):
         # The config of an earlier run, on a machine that predicts without the data.
-        logger.warning("train.data_folder=%s does not exist: class names are unknown", folder)
+        logger.warning(
+            "train.data_folder=%s does not exist: class names are those of the run's annotations, "
+            "where these are there",
+            folder,
+        )
         return
+    cfg.train.data_folder = str(root.resolve())  # a run's config is read from other folders too
     found = recognize(root)
     files = _files(found, Path(str(cfg.train.output_dir)) / "data")
     train = next((files[name] for name in ("train", "trainval") if name in files), None)
