@@ -62,12 +62,17 @@ def split_evenly(size: int, window: int) -> tuple[int, ...]:
 def window_shapes(height: int, width: int, window: int) -> dict[tuple[int, int], int]:
     """Return how many windows of which (rows, columns) make up a level of one image, smallest
     first."""
+    return dict(_window_shapes(height, width, window))
+
+
+@lru_cache(maxsize=1024)
+def _window_shapes(height: int, width: int, window: int) -> tuple[tuple[tuple[int, int], int], ...]:
     rows, columns = Counter(split_evenly(height, window)), Counter(split_evenly(width, window))
-    return {
-        (row, column): rows[row] * columns[column]
+    return tuple(
+        ((row, column), rows[row] * columns[column])
         for row in sorted(rows)
         for column in sorted(columns)
-    }
+    )
 
 
 def spread_order(rows: int, columns: int) -> np.ndarray:
@@ -93,14 +98,18 @@ def spread_tokens(layout: LevelLayout, level: int) -> Tensor:
     Returns:
         Long [B, T], tokens counted from the level's first one.
     """
-    height, width = layout.level_shapes[level]
-    orders = []
-    for sizes in layout.valid_sizes:
-        rows, columns = sizes[level]
-        order = spread_order(rows, columns)[::-1]
-        real = order // max(columns, 1) * width + order % max(columns, 1)
-        orders.append(np.concatenate([real, np.setdiff1d(np.arange(height * width), real)]))
+    shape = layout.level_shapes[level]
+    orders = [_spread_tokens(sizes[level], shape) for sizes in layout.valid_sizes]
     return torch.from_numpy(np.array(orders, dtype=np.int64)).to(layout.device)
+
+
+@lru_cache(maxsize=256)
+def _spread_tokens(real_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Return one image's row of :func:`spread_tokens`."""
+    (rows, columns), (height, width) = real_size, shape
+    order = spread_order(rows, columns)[::-1]
+    real = order // max(columns, 1) * width + order % max(columns, 1)
+    return np.concatenate([real, np.setdiff1d(np.arange(height * width), real)])
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,9 @@ class LevelWindows:
         """
         sizes = [each.count for each in self.classes]
         length, device = max(sizes, default=0), score_S.device
+        alike = len({(each.count, each.cells) for each in self.classes}) == 1
+        if alike and len(set(counts)) == 1:  # the usual case of one image: nothing is ragged
+            return [self._best_of_alike(score_S.view(len(sizes), length), counts[0])]
         starts_G = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
         valid_GM = valid_from_counts(sizes, length, device)
         if valid_GM is None:
@@ -180,6 +192,15 @@ class LevelWindows:
             member_RP = self.first_S[window_R][:, None] + torch.arange(cells, device=device)
             chosen.append(self.token_A[member_RP])
         return chosen
+
+    def _best_of_alike(self, score_GM: Tensor, count: int) -> Tensor:
+        """Return the tokens of each class's best windows where classes are equally large."""
+        classes, length = score_GM.shape
+        order_GK, _ = topk_valid(score_GM, [count] * classes, valid_counts=[length] * classes)
+        token_GMP = self.token_A.view(classes, length, self.classes[0].cells)
+        if classes == 1:
+            return token_GMP[0].index_select(0, order_GK[0])
+        return torch.cat([token_GMP[row].index_select(0, order_GK[row]) for row in range(classes)])
 
     def per_token(self, score_S: Tensor, like_BN: Tensor) -> Tensor:
         """Return the windows' scores as a map of all tokens [B, N], NaN outside the windows."""
