@@ -96,7 +96,8 @@ SUITE = {
         "float64 1e-12, float32 1e-6 after 20 steps",
         [f"{LAUNCH} -k processes_equal_one", f"{LAUNCH} -k without_boxes",
          f"{LAUNCH} -k dino_like_one", f"{LAUNCH} -k resume_bitwise",
-         f"{LAUNCH} -k all_ways_to_start", "tests/projects/test_distributed_detectors.py"],
+         f"{LAUNCH} -k all_ways_to_start", "tests/train/test_network.py",
+         "tests/projects/test_distributed_detectors.py"],
     ),
 }  # fmt: skip
 
@@ -107,7 +108,7 @@ def _case_of(suite: Suite) -> Callable[[int, Path], int]:
             raise Unavailable("needs a GPU")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(seed)}
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", "-p",
+            [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-p",
              "no:cacheprovider", f"--basetemp={folder / 'pytest'}", *suite.cases[seed].split()],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip

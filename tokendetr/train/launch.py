@@ -9,25 +9,24 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from detectron2.utils import comm
 
 from tokendetr.errors import RendezvousError
 from tokendetr.train.failures import Failure
+from tokendetr.train.network import LOOPBACK, free_port
 from tokendetr.train.process_group import (
-    LOOPBACK,
     Environment,
     Timeouts,
     detect_environment,
+    meeting_host,
     process_group,
 )
 from tokendetr.train.stop import TrainingInterrupted
@@ -100,7 +99,7 @@ def launch(
         return
     url = args.dist_url
     if args.num_machines == 1 and url in (default_dist_url, "auto"):
-        url = f"tcp://{LOOPBACK}:{_free_port()}"
+        url = f"tcp://{LOOPBACK}:{free_port()}"
     _supervise(args.num_gpus, (main, args, url, device, timeouts))
 
 
@@ -251,24 +250,10 @@ def _choose_device(environment: Environment, on_gpu: bool) -> None:
 
 def _start_watch(environment: Environment, launcher: Connection | None) -> Watch:
     """Let rank 0 listen where the processes met, and every rank connect to it."""
-    hub = (
-        Hub(_host(environment.init_method), environment.world_size) if not comm.get_rank() else None
-    )
+    host = meeting_host(environment.init_method)
+    hub = None if comm.get_rank() else Hub(host, environment.world_size)
     offer = None if hub is None else (hub.address, hub.secret)
     address, secret = comm.all_gather(offer)[0]
     watch = Watch(environment.rank, tuple(address), secret, hub, launcher)
     comm.synchronize()
     return watch
-
-
-def _host(init_method: str) -> str:
-    """The host at which the processes meet; loopback for a file."""
-    if init_method == "env://":
-        return os.environ["MASTER_ADDR"]
-    return urlparse(init_method).hostname or LOOPBACK
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,19 +23,18 @@ import torch.distributed.nn.functional  # noqa: F401
 from detectron2.utils import comm
 
 from tokendetr.errors import RendezvousError
+from tokendetr.train.network import LOOPBACK, listener, use_interface_towards
 
 __all__ = [
-    "LOOPBACK",
     "Environment",
     "Timeouts",
     "detect_environment",
     "first_host",
+    "meeting_host",
     "process_group",
 ]
 
 logger = logging.getLogger(__name__)
-
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -138,17 +136,26 @@ def process_group(
         timeouts: how long they wait for each other.
 
     Raises:
-        RendezvousError: they did not meet in time.
+        RendezvousError: they did not meet in time, or do not reach each other.
     """
     timeouts = timeouts or Timeouts()
+    host = meeting_host(environment.init_method)
+    use_interface_towards(host)
     store = _meet(environment, timeouts)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=environment.rank,
-        world_size=environment.world_size,
-        timeout=timedelta(seconds=timeouts.collective),
-    )
+    try:
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timedelta(seconds=timeouts.collective),
+        )
+    except RuntimeError as error:
+        raise RendezvousError(
+            f"rank {environment.rank} met the others at {host}, but {backend} does not reach them: "
+            f"{str(error).splitlines()[0]}. Set GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME) to the "
+            "interface between the machines, as `ip address` lists them"
+        ) from error
     try:
         yield
     finally:
@@ -189,27 +196,21 @@ def _tcp_store(environment: Environment, limit: timedelta) -> dist.Store:
     """A store that listens at the host of the address alone, not at every one of the machine."""
     parsed = urlparse(environment.init_method)
     host, port = parsed.hostname or LOOPBACK, int(parsed.port or 0)
-    _keep_to_loopback(host)
-    listener: int | None = None
+    options: dict[str, Any] = {}
     if environment.rank == 0:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            listener = socket.create_server((host, port), family=family).detach()
+            options["master_listen_fd"] = listener(host, port).detach()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise
             logger.info("%s is no address of this machine: listening at all of them", host)
-    options: dict[str, Any] = {} if listener is None else {"master_listen_fd": listener}
     return dist.TCPStore(
         host, port, environment.world_size, environment.rank == 0, limit, **options
     )  # fmt: skip
 
 
-def _keep_to_loopback(host: str) -> None:
-    """Let gloo and nccl use the loopback interface where the processes meet there."""
-    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
-    if host in (LOOPBACK, "localhost", "::1"):
-        for name in names:
-            if name in ("lo", "lo0"):
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+def meeting_host(init_method: str) -> str:
+    """The host at which the processes meet; loopback for a file."""
+    if init_method == "env://":
+        return os.environ["MASTER_ADDR"]
+    return urlparse(init_method).hostname or LOOPBACK

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tokendetr.train.failures import Failure
+from tokendetr.train.network import listener
 from tokendetr.train.stop import StopSignals
 
 __all__ = ["Hub", "Watch", "end_process"]
@@ -78,8 +79,8 @@ class Hub:
 
     def __init__(self, host: str, world_size: int) -> None:
         try:
-            self._listener = socket.create_server((host, 0))
-        except OSError:  # a name of this machine that only others can use
+            self._listener = listener(host)
+        except OSError:  # an address of this machine that only others can use
             self._listener = socket.create_server(("", 0))
         self.address = (host, int(self._listener.getsockname()[1]))
         self.secret = secrets.token_hex(16)
