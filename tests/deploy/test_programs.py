@@ -48,6 +48,9 @@ def test_a_file_is_kept_only_if_it_computes_the_same(tmp_path):
     assert record["good"] and record["checks"]["torch.export"]["images"] >= 8
     assert json.loads((tmp_path / "model.pt2.json").read_text()) == json.loads(json.dumps(record))
     assert check(model, path)["good"]
+    precisions = iter((50.0, 49.0))  # of the model, of the file
+    with pytest.raises(ExportCheckError, match=r"AP is 49\.00 where the model has 50\.00"):
+        check(model, path, evaluate=lambda _: next(precisions))
     with torch.no_grad():
         model.bbox_embed[-1].layers[-1].bias.add_(0.3)
     with pytest.raises(ExportCheckError, match="have no partner"):
@@ -73,6 +76,11 @@ def test_the_ending_of_a_file_is_its_formats(tmp_path):
     with pytest.raises(ExportError, match=r"named \*\.pt2"):
         export(build("dino"), tmp_path / "model.onnx", ExportOptions("pt2", CANVAS))
     assert not list(tmp_path.iterdir())
+
+
+def test_models_elsewhere_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="train.device=cpu"):
+        export(build("dino").to("meta"), tmp_path / "model.pt2", ExportOptions("pt2", CANVAS))
 
 
 def test_proofs_see_images_smaller_than_the_canvas():

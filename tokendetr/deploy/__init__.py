@@ -1,7 +1,7 @@
 """Detectors outside of Python: export, and the proof that an exported file computes the same."""
 
 from tokendetr.deploy.entry import DeployedDetector, FixedDetections, RawPredictions
-from tokendetr.deploy.export import ExportOptions, check, export
+from tokendetr.deploy.files import ExportOptions, check, export
 from tokendetr.deploy.proof import ExportedModel
 from tokendetr.deploy.runtimes import open_exported
 

@@ -111,6 +111,12 @@ def export(
         raise ExportError(f"{path}: a file of format {options.format} is named *{suffix}")
     check_output_file(str(path))
     _check_runtimes(options.format, library)
+    elsewhere = {each.device.type for each in model.parameters()} - {"cpu"}
+    if elsewhere:
+        raise ExportError(
+            f"the model is on {', '.join(elsewhere)}, and files are made and proven on the CPU: "
+            "move it there (model.cpu(), train.device=cpu)"
+        )
     entry = DeployedDetector(model, padding=options.padding)
     began = time.perf_counter()
     program = trace(entry, options.size, batch=options.batch)
@@ -240,12 +246,19 @@ def _refuse_bad(path: Path, record: dict[str, Any], verdict: str) -> None:
     if record["good"]:
         return
     bad = {name: each for name, each in record["checks"].items() if not each["good"]}
-    facts = "; ".join(
-        f"{name}: boxes differ by {each['box_px']:.3g} px, scores by {each['score']:.3g}, "
-        f"{each['unmatched']} of {each['detections']} detections have no partner"
-        for name, each in bad.items()
-    )
+    facts = "; ".join(f"{name}: {_described(each)}" for name, each in bad.items())
     raise ExportCheckError(
         f"{path} does not compute what the model computes and {verdict} ({facts}); "
         f"{_record_path(path)} has the details"
     )
+
+
+def _described(found: dict[str, Any]) -> str:
+    """Return what a runtime's check found, in words."""
+    text = (
+        f"boxes differ by {found['box_px']:.3g} px, scores by {found['score']:.3g}, "
+        f"{found['unmatched']} of {found['detections']} detections have no partner"
+    )
+    if "ap" in found:
+        text += f", AP is {found['ap']:.2f} where the model has {found['ap_of_model']:.2f}"
+    return text
