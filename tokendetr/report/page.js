@@ -42,6 +42,7 @@
     svg.append(shape("image", { href: image.src, width: image.width, height: image.height }));
     const unit = Math.max(image.width, image.height) / 640;
     const placed = [];
+    const labels = []; // above all frames
     for (const box of [...found].sort((a, b) => (b.score ?? 1) - (a.score ?? 1))) {
       const [x, y, width, height] = box.bbox;
       const color = data.colors[box.name];
@@ -55,17 +56,18 @@
       frame.append(title);
       svg.append(frame);
       const label = box.name + score;
-      const area = { x, y: Math.max(0, y - 16 * unit), w: (8 * label.length + 8) * unit, h: 16 * unit };
+      const area = { x, y: Math.max(0, y - 16 * unit), w: ([...label].reduce((sum, c) => sum + (/[A-Z]/.test(c) ? 9.6 : 7.7), 0) + 8) * unit, h: 16 * unit };
       area.x = Math.max(0, Math.min(area.x, image.width - area.w));
       const clash = placed.some((o) => area.x < o.x + o.w && o.x < area.x + area.w && area.y < o.y + o.h && o.y < area.y + area.h);
       if (clash) continue;
       placed.push(area);
-      svg.append(shape("rect", { x: area.x, y: area.y, width: area.w, height: area.h, fill: color }));
+      labels.push(shape("rect", { x: area.x, y: area.y, width: area.w, height: area.h, fill: color }));
       const text = shape("text", { x: area.x + 4 * unit, y: area.y + 12.5 * unit, fill: "#fff" });
       text.style.fontSize = `${12 * unit}px`;
       text.textContent = label;
-      svg.append(text);
+      labels.push(text);
     }
+    svg.append(...labels);
     return svg;
   }
 
