@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tokendetr.compat import torch_private
+from tokendetr.compat.meta import meta_device
 
 
 def test_onednns_product_is_a_linear_layer():
@@ -67,3 +68,9 @@ def test_trees_and_fake_tensors():
 
     with FakeTensorMode():
         assert isinstance(torch.zeros(1), torch_private.FakeTensor)
+
+
+def test_models_are_built_without_memory_though_they_read_rates():
+    with meta_device():
+        layer, rates = nn.Linear(4, 4), torch.linspace(0, 0.3, 4)
+    assert layer.weight.is_meta and [round(rate.item(), 3) for rate in rates] == [0, 0.1, 0.2, 0.3]

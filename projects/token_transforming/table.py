@@ -15,6 +15,7 @@ from torch import nn
 from token_transforming import restore, transform
 from tokendetr.analysis.flops import count_flops
 from tokendetr.analysis.tables import Cell, Table
+from tokendetr.compat.meta import meta_device
 
 TOLERANCE = 0.02
 SWIN_LARGE: dict[str, Any] = {
@@ -152,7 +153,7 @@ DETECTION = (
 
 def measure(row: Row) -> float:
     """Return a row's GFLOPs."""
-    with torch.device("meta"):
+    with meta_device():
         model = row.build().eval()
     if row.options is not None:
         transform(model, **row.options)

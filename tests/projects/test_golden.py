@@ -11,7 +11,7 @@ from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from tests.golden import formula
-from tests.meta import meta_device
+from tokendetr.compat.meta import meta_device
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

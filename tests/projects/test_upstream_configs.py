@@ -7,8 +7,8 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tests.meta import meta_device
 from tests.projects.upstream_files import write, write_run
+from tokendetr.compat.meta import meta_device
 from tokendetr.config import zoo
 
 RUNS = {

@@ -6,7 +6,7 @@ import pytest
 from detectron2.config import LazyConfig, instantiate
 
 from sparse_detr import SparseSparsifier
-from tests.meta import meta_device
+from tokendetr.compat.meta import meta_device
 from tokendetr.config.overrides import apply_overrides
 from tokendetr.encoder.forward_context import observe
 

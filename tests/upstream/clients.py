@@ -287,7 +287,8 @@ def main() -> None:
     for name, client in CLIENTS.items():
         place = args.others / client.folder if args.others and client.folder else None
         missing = client.folder and (place is None or not place.is_dir())
-        if missing or (args.names and name not in args.names):
+        known = name in results["rows"] and not args.names
+        if missing or known or (args.names and name not in args.names):
             continue
         if place:
             sys.path.append(str(place.resolve()))

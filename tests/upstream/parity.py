@@ -166,7 +166,7 @@ def main() -> None:
     """Compare, or print the table of a result file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--detrex", type=Path, default=Path(), help="its source checkout")
-    parser.add_argument("--output", type=Path, help="JSON file of the rows")
+    parser.add_argument("--output", type=Path, help="JSON file of the rows, continued if it exists")
     parser.add_argument("--table", type=Path, help="print the table of such a file")
     args = parser.parse_args()
     if args.table:
@@ -179,18 +179,21 @@ def main() -> None:
     Boxes.to = lambda boxes, *args, **options: boxes  # it would make them float32
     os.environ["UPSTREAM_DETREX"] = str(args.detrex.resolve())
     sys.path.insert(0, str(detrexs_projects(Path(tempfile.mkdtemp()))))
-    rows: dict[str, Any] = {}
+    results: dict[str, Any] = {"rows": {}}
+    if args.output.is_file():
+        results = json.loads(args.output.read_text())
     for name, path in CONFIGS.items():
-        rows[name] = compare(name, path, args.detrex)
-        print(name, json.dumps(rows[name]), flush=True)
-    results = {
-        "command": "`python -m tests.upstream.parity --detrex CHECKOUT --output parity.json`",
-        "versions": f"detectron2 02b5c4e2, detrex e244e6c, torch {torch.__version__}, CPU "
-        f"({platform.machine()})",
-        "date": datetime.date.today().isoformat(),
-        "rows": rows,
-    }
-    args.output.write_text(json.dumps(results, indent=1) + "\n")
+        if name in results["rows"]:
+            continue
+        results["rows"][name] = compare(name, path, args.detrex)
+        print(name, json.dumps(results["rows"][name]), flush=True)
+        results["command"] = "`python -m tests.upstream.parity`"
+        results["versions"] = (
+            f"detectron2 02b5c4e2, detrex e244e6c, torch {torch.__version__}, CPU "
+            f"({platform.machine()})"
+        )
+        results["date"] = datetime.date.today().isoformat()
+        args.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

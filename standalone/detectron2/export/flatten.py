@@ -31,7 +31,7 @@ def _children(obj: Any) -> tuple[list[Any], Rebuild] | None:
     return None
 
 
-def _flatten(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
+def flatten_to_tuple(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
     """Flatten nested lists, tuples, dicts, ``Instances``, ``Boxes`` and ``ImageList``.
 
     Returns:
@@ -41,7 +41,7 @@ def _flatten(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
     if parts is None:
         return (obj,), lambda leaves: leaves[0]
     values, build = parts
-    flat = [_flatten(value) for value in values]
+    flat = [flatten_to_tuple(value) for value in values]
     counts = [len(leaves) for leaves, _ in flat]
 
     def rebuild(leaves: Sequence[Any]) -> Any:
@@ -52,11 +52,6 @@ def _flatten(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
         return build(rebuilt)
 
     return tuple(leaf for leaves, _ in flat for leaf in leaves), rebuild
-
-
-def flatten_to_tuple(obj: Any) -> tuple[Any, ...]:
-    """Return the leaves of a nested structure."""
-    return _flatten(obj)[0]
 
 
 class TracingAdapter(nn.Module):
@@ -91,7 +86,7 @@ class TracingAdapter(nn.Module):
         self.inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         self.inference_func = inference_func or (lambda model, *args: model(*args))
         self.allow_non_tensor = allow_non_tensor
-        self._leaves, self._rebuild_inputs = _flatten(self.inputs)
+        self._leaves, self._rebuild_inputs = flatten_to_tuple(self.inputs)
         if not allow_non_tensor:
             self._require_tensors(self._leaves, "inputs")
         self.flattened_inputs = tuple(leaf for leaf in self._leaves if isinstance(leaf, Tensor))
@@ -112,7 +107,7 @@ class TracingAdapter(nn.Module):
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         with torch.no_grad():
             outputs = self.inference_func(self.model, *self._rebuild_inputs(leaves))
-        flat, rebuild = _flatten(outputs)
+        flat, rebuild = flatten_to_tuple(outputs)
         if not self.allow_non_tensor:
             self._require_tensors(flat, "outputs")
             self.outputs_schema = rebuild

@@ -20,11 +20,12 @@ def _axis_weights(
     if sampling_ratio > 0:
         count_N = torch.full_like(bin_N, sampling_ratio)
     else:
-        count_N = bin_N.ceil().clamp(min=1.0)
-    most = int(count_N.max().item()) if count_N.numel() else 1
+        count_N = bin_N.ceil().clamp(min=0.0)  # a box without extent has no samples
+    most = max(1, int(count_N.max().item())) if count_N.numel() else 1
+    divisor_N = count_N.clamp(min=1.0)
     sample_S = torch.arange(most, device=low_N.device, dtype=low_N.dtype)
     bin_P = torch.arange(bins, device=low_N.device, dtype=low_N.dtype)
-    inside_NS = (sample_S[None] + 0.5) / count_N[:, None]
+    inside_NS = (sample_S[None] + 0.5) / divisor_N[:, None]
     valid_NS = sample_S[None] < count_N[:, None]
     position_NPS = (
         low_N[:, None, None] + (bin_P[None, :, None] + inside_NS[:, None]) * bin_N[:, None, None]
@@ -34,7 +35,7 @@ def _axis_weights(
     pixel_H = torch.arange(size, device=low_N.device, dtype=low_N.dtype)
     weight_NPSH = (1.0 - (position_NPS[..., None] - pixel_H).abs()).clamp(min=0.0)
     summed_NPH = (weight_NPSH * valid_NPS[..., None]).sum(dim=2)
-    return summed_NPH / count_N[:, None, None]
+    return summed_NPH / divisor_N[:, None, None]
 
 
 def roi_align(

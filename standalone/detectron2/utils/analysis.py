@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import fvcore.nn
+import torch
 from detectron2.export import TracingAdapter
 from fvcore.nn import activation_count, flop_count, parameter_count, parameter_count_table
 from torch import nn
@@ -111,14 +112,16 @@ def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:
     losses.
 
     Args:
-        model: a model in training mode that returns a dict of losses.
+        model: a model in training mode that returns a loss, or a dict of losses.
         inputs: its argument.
     """
     assert model.training
     for parameter in model.parameters():
         parameter.grad = None
     arguments: Iterable[Any] = inputs if isinstance(inputs, tuple) else (inputs,)
-    sum(model(*arguments).values()).backward()
+    losses = model(*arguments)
+    total = losses if isinstance(losses, torch.Tensor) else sum(losses.values())
+    total.backward()
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     for parameter in model.parameters():
         parameter.grad = None

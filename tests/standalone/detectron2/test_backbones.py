@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import OmegaConf
 from torch import nn
 
-from tests.meta import meta_device
+from tokendetr.compat.meta import meta_device
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 PREFIX = "backbone."

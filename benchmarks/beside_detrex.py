@@ -1,0 +1,162 @@
+"""Time DINO-R50 as detrex builds it and as this project does, where both are installed.
+
+    python benchmarks/beside_detrex.py --detrex CHECKOUT --json docs/upstream/speed.json
+    python benchmarks/beside_detrex.py --table docs/upstream/speed.json
+
+Each side runs in a process of its own, on one thread: one image of 800 x 1216 pixels in evaluation,
+after one that is not counted, and one training step (forward, backward, update) on two of 480 x 640
+with denoising. Processor seconds, and the most memory that the process had.
+"""
+
+import argparse
+import datetime
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+
+from tokendetr.analysis.flops import synthetic_inputs
+from tokendetr.analysis.inputs import synthetic_targets
+from tokendetr.analysis.tables import Table
+from tokendetr.config import zoo
+from tokendetr.layers.cpu import optimize
+
+CONFIG = "dino_r50_4scale_12ep"
+FILE = f"projects/dino/configs/dino-resnet/{CONFIG}.py"
+SIDES = ("detrex", "tokendetr")
+TASKS = {
+    "evaluation, 800 x 1216": ((800, 1216), 1),
+    "training step, 2 x 480 x 640": ((480, 640), 2),
+}
+FIELDS = ("seconds", "peak_mib")
+
+
+def build(side: str, detrex: Path) -> torch.nn.Module:
+    """The detector with random weights, the same for both."""
+    if side == "detrex":
+        # Only its projects: a checkout hides what the installed detrex has compiled.
+        folder = Path(tempfile.mkdtemp())
+        (folder / "projects").symlink_to(detrex.resolve() / "projects")
+        sys.path.insert(0, str(folder))
+        model = LazyConfig.load(str(detrex / FILE)).model
+        stay_on_the_cpu()
+    else:
+        model = zoo.get_config(CONFIG).model
+    model.device = "cpu"
+    torch.manual_seed(0)
+    return instantiate(model)
+
+
+def stay_on_the_cpu() -> None:
+    """Let detrex's denoising, which says ``.cuda()``, work on a CPU."""
+    send = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        return send(tensor, *("cpu" if a == "cuda" else a for a in args), **options)
+
+    torch.Tensor.to = to  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda tensor, *args, **options: tensor  # type: ignore[method-assign]
+
+
+def processor_seconds(work: Callable[[], Any]) -> float:
+    """Seconds of the processor that one call takes."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def measure(side: str, task: str, detrex: Path) -> dict[str, float]:
+    """One side's time and memory for one task, in this process."""
+    torch.set_num_threads(1)
+    model, ((height, width), batch) = build(side, detrex), TASKS[task]
+    inputs = synthetic_inputs(height, width, batch_size=batch)
+    if task.startswith("evaluation"):
+        model.eval()
+        if side == "tokendetr":
+            optimize(model)  # as its evaluation and its predictor do
+        with torch.no_grad():
+            model(synthetic_inputs(256, 320, batch_size=1))
+            seconds = processor_seconds(lambda: model(inputs))
+    else:
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        records = synthetic_targets(inputs, num_classes=80)
+
+        def step() -> None:
+            sum(model(records).values()).backward()
+            optimizer.step()
+
+        seconds = processor_seconds(step)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "peak_mib": peak}
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The rows as the docs show them."""
+    rows = []
+    for task, sides in results["rows"].items():
+        theirs, ours = (sides[side] for side in SIDES)
+        ratios = [theirs[field] / ours[field] for field in FIELDS]
+        rows.append(
+            (
+                task,
+                f"{theirs['seconds']:.1f}",
+                f"{ours['seconds']:.1f}",
+                f"{ratios[0]:.2f}",
+                f"{theirs['peak_mib']:.0f}",
+                f"{ours['peak_mib']:.0f}",
+            )
+        )
+    columns = ("DINO-R50, 4 levels", "detrex, s", "here, s", "times faster")
+    columns += ("detrex, peak MiB", "here, peak MiB")
+    return Table("beside_detrex", "", columns, rows, [results["made"]])
+
+
+def main() -> None:
+    """Measure both sides, or print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--detrex", type=Path, default=Path(), help="its source checkout")
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--table", type=Path, help="print the table of such a file")
+    parser.add_argument("--one", nargs=2, metavar=("SIDE", "TASK"), help="one run, here")
+    args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(args.table.read_text())).markdown())
+        return
+    if args.one:
+        print(json.dumps(measure(*args.one, args.detrex)))
+        return
+    rows: dict[str, Any] = {}
+    for task in TASKS:
+        rows[task] = {}
+        for side in SIDES:
+            command = [sys.executable, __file__, "--one", side, task, "--detrex", str(args.detrex)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            rows[task][side] = json.loads(done.stdout.strip().splitlines()[-1])
+            print(task, side, rows[task][side], flush=True)
+    processor = next(
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    made = (
+        "`python benchmarks/beside_detrex.py`, processor seconds on one thread of an "
+        f"{processor}; torch {torch.__version__}; {datetime.date.today().isoformat()}."
+    )
+    results = {"made": made, "rows": rows}
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results).markdown())
+
+
+if __name__ == "__main__":
+    main()
