@@ -103,6 +103,13 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_built(tmp_pa
         load(tmp_path / "nowhere", tmp_path / "run")
     with pytest.raises(DatasetError, match="holds no COCO JSON"):
         load(tmp_path, tmp_path / "run")
+    root = coco_folder(tmp_path / "broken", annotations=4)
+    text = (root / "annotations.json").read_text()
+    (root / "annotations.json").write_text(text.replace('"id": 2,', "", 1))
+    with pytest.raises(
+        DatasetError, match=r"annotations\.json has 1 fault:\n  image number 1 has no id"
+    ):
+        load(root, tmp_path / "run")
     with pytest.raises(DatasetError, match="one must be called train"):
         load(coco_folder(tmp_path / "odd", spring=3, autumn=3), tmp_path / "run")
 

@@ -115,10 +115,7 @@ def count_classes(cfg: DictConfig) -> None:
     prepare = metadata.get("prepare", None)
     if prepare is not None:
         prepare()
-    try:
-        count = len(read_annotations(str(json_file), str(json_file)).data["categories"])
-    except AnnotationError as error:
-        raise DatasetError(str(error)) from error
+    count = len(_read(Path(str(json_file)))["categories"])
     for key in keys:
         OmegaConf.update(cfg, key, count)
 
@@ -166,13 +163,20 @@ def _files(found: LabelFolder, output: Path) -> dict[str, tuple[Path, Path]]:
         if len(files) > 1:
             return files
         images, path = next(iter(files.values()))
-        halves = split_at_random(json.loads(path.read_bytes()), VAL_SHARE)
+        halves = split_at_random(_read(path), VAL_SHARE)
         data = {name: (images, half) for name, half in halves.items()}
     else:
         data = to_coco(found, val_share=VAL_SHARE)
     return {
         name: (images, _stored(output / f"{name}.json", d)) for name, (images, d) in data.items()
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_annotations(str(path)).data
+    except AnnotationError as error:
+        raise DatasetError(str(error)) from error
 
 
 def _stored(path: Path, data: Mapping[str, Any]) -> Path:

@@ -4,8 +4,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tokendetr.errors import DatasetError
 from tokendetr.io.plain_yaml import load_plain_yaml
@@ -93,8 +93,9 @@ def _coco(root: Path) -> LabelFolder | None:
     files = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")]
     parts: dict[str, Part] = {}
     for path in sorted(files):
-        data = _coco_content(path)
-        if data is None:
+        status = path.stat()
+        images = _coco_images(path, status.st_mtime_ns, status.st_size)
+        if images is None:
             continue
         named = path.parent.name if path.name.startswith("_annotations") else path.stem
         name = _split(named) or named
@@ -102,22 +103,29 @@ def _coco(root: Path) -> LabelFolder | None:
             raise DatasetError(
                 f"{path} and {parts[name].labels[0]} are both the split {name!r}: keep one of them"
             )
-        parts[name] = Part(_coco_images(root, path, data), [path])
+        parts[name] = Part(_coco_root(root, path, images), [path])
     return LabelFolder(root, "coco", parts) if parts else None
 
 
-def _coco_content(path: Path) -> dict[str, Any] | None:
-    """A JSON file's content where it is laid out as COCO's."""
+@lru_cache(maxsize=64)
+def _coco_images(path: Path, changed_ns: int, size: int) -> str | None:
+    """Name of the first image of a COCO JSON ("" without one), None for other files.
+
+    The largest files take seconds to parse, and a run asks several times: the time of the last
+    change and the size are there for the cache.
+    """
     try:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is no readable JSON: {error}") from error
     has_keys = isinstance(data, dict) and {"images", "annotations", "categories"} <= set(data)
-    return data if has_keys and isinstance(data["images"], list) else None
+    if not has_keys or not isinstance(data["images"], list):
+        return None
+    names = (image.get("file_name") for image in data["images"] if isinstance(image, dict))
+    return str(next(names, ""))
 
 
-def _coco_images(root: Path, path: Path, data: dict[str, Any]) -> Path:
-    first = next((i.get("file_name") for i in data["images"] if isinstance(i, dict)), None)
+def _coco_root(root: Path, path: Path, first: str) -> Path:
     split = path.stem.rpartition("_")[2]
     candidates = [
         path.parent,
@@ -128,7 +136,7 @@ def _coco_images(root: Path, path: Path, data: dict[str, Any]) -> Path:
         root,
     ]
     for candidate in candidates:
-        if isinstance(first, str) and (candidate / first).is_file():
+        if first and (candidate / first).is_file():
             return candidate
     raise DatasetError(
         f"{path}: its first image {first!r} is in none of "
