@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib
 import warnings
 
 import pytest
@@ -94,6 +95,51 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_original(name, how):
                 ours = outputs(model, images)
     assert seen.calls > 0
     assert gap(ours, exact) <= 1.5 * gap(theirs, exact)
+
+
+HOOKED = (
+    "deformable_detr",
+    "grounding_dino",
+    "lw_detr",
+    "mm_grounding_dino",
+    "omdet_turbo",
+    "pp_doclayout_v2",
+    "pp_doclayout_v3",
+    "pp_doclayout_v4",
+    "rf_detr",
+    "rt_detr",
+)
+
+
+@pytest.mark.parametrize("family", HOOKED)
+def test_the_layer_behind_the_kernel_hook_of_every_family(family):
+    home = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    layer = home.MultiScaleDeformableAttention()
+    query, locations, weights = inputs()
+    shapes = [tuple(shape) for shape in SHAPES.tolist()]
+    arguments = (query.unflatten(-1, (HEADS, -1)), SHAPES, shapes, None, locations, weights, 64)
+    expected = layer(*arguments)
+    with tokendetr.accelerate(layer), Seen() as seen:
+        torch.testing.assert_close(layer(*arguments), expected, rtol=1e-5, atol=1e-5)
+    assert seen.calls == 1
+
+
+def test_oneformers_layer():
+    home = importlib.import_module("transformers.models.oneformer.modeling_oneformer")
+    torch.manual_seed(0)
+    layer = home.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention(WIDTH, HEADS, 2, 3)
+    nn.init.normal_(layer.sampling_offsets.weight)
+    query, _, _ = inputs()
+    arguments = {
+        "encoder_hidden_states": query,
+        "reference_points": torch.rand(2, TOKENS, 2, 2),
+        "spatial_shapes": SHAPES,
+        "spatial_shapes_list": [tuple(shape) for shape in SHAPES.tolist()],
+    }
+    expected = layer(query, **arguments)[0]
+    with tokendetr.accelerate(layer), Seen() as seen:
+        torch.testing.assert_close(layer(query, **arguments)[0], expected, rtol=1e-5, atol=1e-5)
+    assert seen.calls == 1
 
 
 def core_pytorch(value, shapes, locations, weights):
