@@ -31,6 +31,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "api_pages",
     "folder_links",
+    "other_pages",
 ]
 
 html_theme = "furo"

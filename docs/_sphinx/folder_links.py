@@ -36,6 +36,8 @@ class FolderLinks(SphinxTransform):
         folder, _, anchor = link["reftarget"].partition("#")
         path = Path(self.env.doc2path(self.env.docname)).parent / folder
         if not folder or not (path / "README.md").is_file():
+            if folder and path.is_dir():
+                link.replace_self(link.children)
             return
         readme = os.path.normpath(path / "README.md")
         link["refdomain"] = "doc"

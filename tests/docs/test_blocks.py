@@ -14,9 +14,20 @@ WITH_BLOCKS = [page for page in pages() if python_blocks(page)]
 # What a page's text takes for granted before its first block.
 BEFORE = {
     "docs/other_libraries.md": (
-        "import detrex.layers, torch\n"
-        "layer = detrex.layers.MultiScaleDeformableAttention(embed_dim=32, num_heads=4)\n"
-        "model = torch.nn.Sequential(layer)\n"
+        "from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection\n"
+        "from transformers import ResNetConfig\n"
+        "from detectron2.config import LazyCall as L, instantiate\n"
+        "from sparse_detr import SparseSparsifier\n"
+        "from tokendetr import load_config, sparsify\n"
+        "backbone = ResNetConfig(out_features=['stage2', 'stage3', 'stage4'])\n"
+        "options = dict(two_stage=True, with_box_refine=True, num_labels=91)\n"
+        "theirs = DeformableDetrConfig(backbone_config=backbone, **options)\n"
+        "model = DeformableDetrForObjectDetection(theirs)\n"
+        "name = 'deformable_detr_r50_two_stage_50ep'\n"
+        "config = load_config(name, ['model.num_classes=91', 'train.device=cpu'])\n"
+        "ours = instantiate(config.model)\n"
+        "sparsify(config.model, L(SparseSparsifier)(num_classes=91, auxiliary_heads=False))\n"
+        "trained = instantiate(config.model)\n"
     ),
     "projects/spt_backbone/README.md": (
         "from tokendetr import zoo\n"
@@ -39,7 +50,13 @@ SHORTER = {
     ),
 }
 # Pages that train, or build networks of full size.
-SLOW = ("README.md", "docs/own_data.md", "docs/in_your_own_detector.md", "docs/real_detrex.md")
+SLOW = (
+    "README.md",
+    "docs/other_libraries.md",
+    "docs/own_data.md",
+    "docs/in_your_own_detector.md",
+    "docs/real_detrex.md",
+)
 
 
 @pytest.fixture(scope="module")
