@@ -141,7 +141,7 @@ def uninterrupted(*options: str) -> Path:
     "TR1",
     "kill -9 in a write, fsync, rename, step, evaluation, data loading, then --resume",
     target="0 lost runs; final weights, evaluations and metrics as uninterrupted, bit for bit",
-    default=2,
+    default=1,
     nightly=150,
     unit="kills",
 )
