@@ -7,7 +7,7 @@ Draws the shapes data set, trains Dynamic-DINO for a short while (killed with SI
 resumed), makes the dense DINO sparse without labels, evaluates these detectors and the shipped
 ones, counts operations, measures time on small images and at COCO's size, and writes pictures and
 a page for a browser.
-Everything lands in output/demo/; four minutes on two idle cores.
+Everything lands in output/demo/; a few minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ METRICS = ("AP", "AP50", "APs", "APm", "APl")
 PICTURES = (0, 4, 9, 14)
 LARGE_PX = (800, 1216)
 """Height and width of an image of COCO's size."""
-REPORT_IMAGES = 50
+REPORT_IMAGES = 30
 
 
 @dataclass
@@ -240,7 +240,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
     parser.add_argument("--iterations", type=int, default=80, help="of the short training")
     parser.add_argument(
-        "--score-iterations", type=int, default=60, help="of the fit without labels"
+        "--score-iterations", type=int, default=40, help="of the fit without labels"
     )
     parser.add_argument("--timed-images", type=int, default=60, help="images per detector")
     args = parser.parse_args(arguments)
