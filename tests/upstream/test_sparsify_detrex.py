@@ -22,20 +22,24 @@ pytestmark = [
     pytest.mark.skipif(not CHECKOUT, reason="UPSTREAM_DETREX names no checkout of detrex"),
 ]
 
-CONFIG = '''"""detrex's own DINO, narrow, on the shapes data set."""
+CONFIG = '''"""detrex's own DINO with a narrow backbone and few queries, on the shapes data set."""
 from pathlib import Path as _Path
 
 import torch as _torch
 from detectron2.config import LazyConfig as _LazyConfig, instantiate as _instantiate
 
-from tests.small_configs import shrink as _shrink
+from detectron2.layers import ShapeSpec as _ShapeSpec
+
+from tests.small_configs import RESNET_CHANNELS as _CHANNELS, narrow_resnet as _narrow_resnet
 from tokendetr.data.shapes import register_shapes as _register_shapes
 
 _register_shapes(_Path({data!r}))
 _base = _LazyConfig.load({base!r})
-model, optimizer, lr_multiplier = _shrink(_base.model), _base.optimizer, _base.lr_multiplier
+model, optimizer, lr_multiplier = _base.model, _base.optimizer, _base.lr_multiplier
 dataloader, train = _base.dataloader, _base.train
-model.num_classes = 12
+_narrow_resnet(model.backbone)
+model.neck.input_shapes = {{n: _ShapeSpec(channels=_CHANNELS[n]) for n in model.neck.in_features}}
+model.num_classes, model.num_queries, model.device = 12, 30, "cpu"
 dataloader.test.dataset.names = "shapes_val"
 dataloader.test.num_workers = 0
 dataloader.test.mapper.augmentation[0].short_edge_length = 96
