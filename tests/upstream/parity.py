@@ -93,6 +93,9 @@ def step(model: nn.Module, *, noise: bool) -> tuple[dict[str, float], dict[str, 
                 module.p = 0.0
         if hasattr(model, "dn_number"):
             model.dn_number = 0
+        for owner in (model, getattr(model, "denoising_generator", None)):
+            if hasattr(owner, "label_noise_prob"):  # DN-Deformable DETR
+                owner.label_noise_prob = owner.box_noise_scale = 0.0
     torch.manual_seed(0)
     model.zero_grad(set_to_none=True)
     losses = model(records())

@@ -74,7 +74,7 @@ def test_both_ways_with_equal_ap(detrexs_dino, tmp_path, monkeypatch):
     DetectionCheckpointer(theirs).load(str(tmp_path / "ours.pth"))
     expected = evaluate(config, ours)
     found = evaluate(config, theirs)
-    assert expected["AP"] > 40
+    assert expected["AP"] > 5  # what is in the other images counts as missed
     assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
     DetectionCheckpointer(theirs, str(tmp_path)).save("theirs")
     with torch.no_grad():
