@@ -99,7 +99,6 @@ def mr_detr() -> DictConfig:
         "projects.mr_detr_dino.configs.models.deformable_detr_r50",
         with_box_refine=True,
         as_two_stage=True,
-        num_queries=100,
     )
 
 
