@@ -65,6 +65,12 @@ def parsed(words: list[str]) -> argparse.Namespace:
     raise AssertionError(f"{words} parsed nothing")
 
 
+def _is_without_options(script: str) -> bool:
+    """Whether a script, or a folder's ``__main__``, parses no command line: it would just run."""
+    path = ROOT / script / "__main__.py" if (ROOT / script).is_dir() else ROOT / script
+    return path.is_file() and not script.startswith("tools/") and "parse" not in path.read_text()
+
+
 @cache
 def config_of(name: str, overrides: tuple[str, ...]):
     return load_config(name, overrides)
@@ -103,6 +109,9 @@ def check(command: ShownCommand) -> None:
         compile(rest[1], command.page, "exec")
     elif program in ("tokendetr", "python"):
         if command.is_mentioned and Path(rest[0]).stem.isupper():  # python tools/NAME.py
+            return
+        if program == "python" and _is_without_options(rest[0]):
+            assert not [word for word in rest[1:] if word.startswith("-")], command.text
             return
         words = ["tokendetr", *rest] if program == "tokendetr" else rest
         check_config(command, parsed(words), words)
