@@ -42,10 +42,6 @@ FIELDS = ("seconds", "peak_mib")
 def build(side: str, detrex: Path) -> torch.nn.Module:
     """The detector with random weights, the same for both."""
     if side == "detrex":
-        # Only its projects: a checkout hides what the installed detrex has compiled.
-        folder = Path(tempfile.mkdtemp())
-        (folder / "projects").symlink_to(detrex.resolve() / "projects")
-        sys.path.insert(0, str(folder))
         model = LazyConfig.load(str(detrex / FILE)).model
         stay_on_the_cpu()
     else:
@@ -120,6 +116,18 @@ def table(results: dict[str, Any]) -> Table:
     return Table("beside_detrex", "", columns, rows, [results["made"]])
 
 
+def _run(command: list[str], detrex: Path | None) -> "subprocess.CompletedProcess[str]":
+    """Run one side in a process of its own, detrex's with its ``projects`` first on the path."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = dict(os.environ)
+        if detrex is not None:
+            # Only its projects: a checkout hides what the installed detrex has compiled.
+            Path(folder, "projects").symlink_to(detrex.resolve() / "projects")
+            paths = [folder, environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+
+
 def main() -> None:
     """Measure both sides, or print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -139,7 +147,7 @@ def main() -> None:
         rows[task] = {}
         for side in SIDES:
             command = [sys.executable, __file__, "--one", side, task, "--detrex", str(args.detrex)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = _run(command, args.detrex if side == "detrex" else None)
             rows[task][side] = json.loads(done.stdout.strip().splitlines()[-1])
             print(task, side, rows[task][side], flush=True)
     processor = next(

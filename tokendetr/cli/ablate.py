@@ -31,6 +31,7 @@ from tokendetr.analysis.ablations import METRICS, Study, Variant
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.tables import splice
 from tokendetr.cli.argument_types import output_folder
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import PROJECTS_DIR
@@ -43,9 +44,7 @@ SPARSIFIED = ("dino_shapes", "dino_bccd")
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument(
         "project", help=f"folder under projects/ that has a studies.py, or {SPARSIFY!r}"
     )

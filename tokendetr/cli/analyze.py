@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tokendetr.cli.arguments import described_parser
 from tokendetr.errors import EXPECTED_ERRORS, OutputError
 from tokendetr.evaluation.error_analysis import (
     Analysis,
@@ -34,9 +35,7 @@ from tokendetr.report import Run, write_page
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--results", required=True, metavar="JSON", help="COCO results")
     parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO annotations")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="to write")

@@ -37,25 +37,16 @@ from tokendetr.analysis.inputs import (
     write_json,
 )
 from tokendetr.cli.argument_types import output_file
-from tokendetr.cli.arguments import parse_with_overrides
-from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.io.progress import Progress
 
 TASKS = ("flop", "activation", "parameter", "structure")
-EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    ConfigError,
-    OSError,
-    CheckpointError,
-    ValueError,
-)
+EXPECTED_ERRORS = (OSError, ValueError)  # those of files, configs and checkpoints
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--tasks", choices=TASKS, nargs="+", required=True, help="what to report")
     parser.add_argument(

@@ -12,6 +12,13 @@ __all__ = ["parse_with_overrides"]
 _OVERRIDE = re.compile(r"([+~]{1,2}\w|(model|dataloader|optimizer|lr_multiplier|train)\b)[^=\s]*=")
 
 
+def described_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help shows a module's docstring as it is, examples and all."""
+    return argparse.ArgumentParser(
+        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def parse_with_overrides(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> argparse.Namespace:

@@ -38,7 +38,7 @@ from tokendetr.analysis.inputs import (
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
 from tokendetr.cli.argument_types import output_file
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -95,9 +95,7 @@ class Contender:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config-file", action="append", required=True, metavar="FILE", help="may be repeated")
     add("--task", choices=TASKS, required=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from spt_backbone.calibration import calibrate_threshold, find_spt
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.errors import ConfigError
 
 EXPECTED_ERRORS = (ConfigError, OSError, ValueError)
@@ -25,9 +25,7 @@ EXPECTED_ERRORS = (ConfigError, OSError, ValueError)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="lazy config of a detector on SPT")
     add("--ratio", type=float, required=True, help="wanted part of the tokens, between 0 and 1")

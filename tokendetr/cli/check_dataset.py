@@ -25,7 +25,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.data.coco_check import validate_coco
 from tokendetr.data.hints import data_hints
@@ -54,9 +54,7 @@ class Task:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", metavar="FILE", help="check the data sets of a config")
     source.add_argument("--json", metavar="FILE", help="check these annotations")

@@ -7,11 +7,11 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from tokendetr.analysis.checklist import Checklist, read_checklist
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.io.atomic import write_atomically
 
@@ -26,9 +26,7 @@ def checklists() -> list[Checklist]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--write", action="store_true", help="make the pages")
     args = parser.parse_args(arguments)
     faults: list[str] = []

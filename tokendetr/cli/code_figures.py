@@ -6,7 +6,6 @@ python tools/code_figures.py --json figures.json
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import statistics
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config.tree import PROJECTS_DIR
 
 ROOT = PROJECTS_DIR.parent
@@ -212,9 +212,7 @@ def measure(root: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     args = parser.parse_args(arguments)
     figures = measure(ROOT)

@@ -43,7 +43,7 @@ from tokendetr.analysis.recorded_rows import measured_notes, record_rows
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
 from tokendetr.cli.argument_types import output_file
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.decoder_correlation import CorrEvaluator
@@ -95,9 +95,7 @@ def parse_row(text: str) -> Row:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument(
         "--row",
         type=parse_row,

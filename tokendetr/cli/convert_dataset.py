@@ -15,15 +15,14 @@ import sys
 from collections.abc import Sequence
 
 from tokendetr.cli.argument_types import output_folder
+from tokendetr.cli.arguments import described_parser
 from tokendetr.data.convert import convert_folder
 from tokendetr.errors import ConfigError, DatasetError
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--input", required=True, metavar="FOLDER", help="labels and images")
     parser.add_argument(
         "--output", type=output_folder, required=True, metavar="FOLDER", help="gets <split>.json"

@@ -24,7 +24,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from tokendetr.cli.argument_types import share
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
 from tokendetr.errors import CheckpointError, ConfigError, OutputError
@@ -48,9 +48,7 @@ logger = logging.getLogger("tokendetr.demo")
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; sizes, channel order and names default to the config's test data."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--input", nargs="+", help="pictures, folders, or glob patterns in quotes")
     parser.add_argument("--video-input", help="video file (needs opencv)")

@@ -9,7 +9,6 @@ The exit code is 1 if something does not work, so that continuous integration ca
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.arguments import described_parser
 from tokendetr.compat.opencv import has_windows
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
@@ -319,9 +319,7 @@ def examine(checks: Sequence[Callable[[], list[Finding]]] = CHECKS) -> list[Find
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument(
         "--json", type=output_file, metavar="FILE", help="also write the findings here"
     )

@@ -12,7 +12,6 @@ optimizer and training state not at all. The file is read wherever a checkpoint 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ import torch
 from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.safetensors import save_slim
 from tokendetr.checkpoint.weights import read_checkpoint
+from tokendetr.cli.arguments import described_parser
 from tokendetr.io.outputs import check_output_file
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -32,9 +32,7 @@ EXPECTED_ERRORS = (OSError, ValueError)  # those of files and of checkpoints
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--input", required=True, help="checkpoint of a training")
     parser.add_argument("--output", required=True, help="file to write, ending in .safetensors")
     parser.add_argument("--convert", metavar="MODULE.FUNCTION", help="renames the weights")

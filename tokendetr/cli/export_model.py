@@ -22,6 +22,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config.load import load_config
 from tokendetr.deploy import ExportOptions, check, export
 from tokendetr.deploy.programs import SUFFIXES
@@ -32,9 +33,7 @@ from tokendetr.predict.predictor import build_model
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="what to write")
     parser.add_argument(

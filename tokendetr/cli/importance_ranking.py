@@ -26,28 +26,19 @@ from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_im
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
 from tokendetr.cli.argument_types import output_file
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import shipped_weights
-from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.progress import Progress
 
-EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    ConfigError,
-    OSError,
-    CheckpointError,
-    ValueError,
-)
+EXPECTED_ERRORS = (OSError, ValueError)  # those of files, configs and checkpoints
 OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="dense detector")
     parser.add_argument("--num-images", type=int, help="first images of the test set (all)")
     parser.add_argument(

@@ -5,17 +5,15 @@ Examples:
     tokendetr list dynamic --weights    # names with this word in them, and with trained weights
 """
 
-import argparse
 from collections.abc import Sequence
 
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config.tree import config_files, shipped_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("word", nargs="?", default="", help="only names with this word in them")
     parser.add_argument("--weights", action="store_true", help="only those with trained weights")
     parser.add_argument("--paths", action="store_true", help="with their files")

@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+from tokendetr.cli.arguments import described_parser
 from tokendetr.data.bdd100k import SMALL_OBJECTS, bdd100k_root
 from tokendetr.data.object_ratio import below_object_ratio
 from tokendetr.io.atomic import write_atomically
@@ -21,9 +22,7 @@ from tokendetr.io.atomic import write_atomically
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--root", help="folder of BDD100K (default: under DETECTRON2_DATASETS)")
     parser.add_argument("--input", help="one COCO-format file instead of BDD100K's two")
     parser.add_argument("--output", help="where its smaller version goes")

@@ -7,19 +7,17 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from tokendetr.cli.arguments import described_parser
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, shapes_root
 
 
 def main() -> None:
     """Parse the command line, make the files, print where they are and what they hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--root", type=Path, help=f"folder to write (default {shapes_root()})")
     parser.add_argument("--train-images", type=int, default=ShapesSpec.num_train)
     parser.add_argument("--val-images", type=int, default=ShapesSpec.num_val)

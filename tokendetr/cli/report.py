@@ -15,15 +15,14 @@ from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
 
+from tokendetr.cli.arguments import described_parser
 from tokendetr.errors import EXPECTED_ERRORS, OutputError
 from tokendetr.report import write_report
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder or config's name")
     parser.add_argument("--output", required=True, metavar="FILE", help="the HTML file")
     parser.add_argument("--device", default="cpu", help="that detectors run on (default: cpu)")

@@ -33,6 +33,7 @@ from tabulate import tabulate
 
 from tokendetr.analysis.flops import count_flops, mean_report, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config
+from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.demo_training import train_with_a_crash
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import checkpoint_file
@@ -234,9 +235,7 @@ def table(candidates: list[Candidate]) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
     parser.add_argument("--iterations", type=int, default=80, help="of the short training")
     parser.add_argument(

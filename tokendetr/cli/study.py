@@ -33,6 +33,7 @@ from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import splice
 from tokendetr.cli.argument_types import output_folder
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config import zoo
 from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.errors import ConfigError
@@ -45,9 +46,7 @@ COUNTED_IMAGES = 20
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("project", help="folder under projects/ that has a comparisons.py")
     parser.add_argument("--list", action="store_true", help="comparisons and their rows")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these comparisons (default all)")

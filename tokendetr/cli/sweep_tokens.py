@@ -46,7 +46,7 @@ from tokendetr.analysis.inputs import build_measured_model, load_measured_config
 from tokendetr.analysis.sweep import Point, points_of, write
 from tokendetr.analysis.timing import Summary, timed
 from tokendetr.cli.argument_types import output_folder
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.fit_recovery import fit_on_images
 from tokendetr.encoder.keep_ratio import find_sparsifier
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
@@ -131,9 +131,7 @@ class Way:
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="lazy config of a dense detector")
     add("--layers", type=int, nargs="+", help="blocks of the backbone that reduce, from 0")

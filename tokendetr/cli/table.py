@@ -11,7 +11,6 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import importlib.util
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokendetr.analysis.tables import Table, splice
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config.tree import PROJECTS_DIR
 
 
@@ -53,9 +53,7 @@ def tables_of(method: str, projects: Path) -> Iterable[Table]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("method", help="name of a folder under projects/ that has a table.py")
     parser.add_argument("--only", metavar="NAME", help="this table alone")
     parser.add_argument("--write", action="store_true", help="put them into the project's README")

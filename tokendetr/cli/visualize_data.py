@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from tokendetr.cli.argument_types import output_folder
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.errors import ConfigError
 from tokendetr.io.outputs import DrawingNames
@@ -37,9 +37,7 @@ Drawn = tuple[Path, np.ndarray]
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--source", choices=("annotation", "dataloader"), required=True)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument(

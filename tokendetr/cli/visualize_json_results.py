@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from tokendetr.cli.argument_types import output_folder, share
+from tokendetr.cli.arguments import described_parser
 from tokendetr.data.known import register_if_known
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
@@ -30,9 +31,7 @@ from tokendetr.visualization.boxes import annotated_boxes, draw_boxes, found_box
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--input", required=True, help="JSON file of COCO results")
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     parser.add_argument("--dataset", default="coco_2017_val", help="registered data set")

@@ -12,13 +12,12 @@ not those of windows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 from tokendetr.encoder.forward_context import record_tokens
@@ -61,9 +60,7 @@ def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: in
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="config, by name or file")
     add("--input", nargs="+", required=True, help="pictures, folders or patterns")

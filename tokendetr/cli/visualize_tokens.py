@@ -24,7 +24,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from tokendetr.cli.argument_types import output_folder
-from tokendetr.cli.arguments import parse_with_overrides
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe, worth_drawing
@@ -41,9 +41,7 @@ EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError)
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--input", nargs="+", required=True, help="pictures, folders or patterns")
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
