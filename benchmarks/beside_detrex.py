@@ -11,6 +11,7 @@ with denoising. Processor seconds, and the most memory that the process had.
 import argparse
 import datetime
 import json
+import os
 import resource
 import subprocess
 import sys

@@ -64,7 +64,7 @@ def test_the_tree_keeps_its_bounds():
     figures = measure(ROOT)
     assert figures["circles"] == []
     assert figures["context_variables"] == 1
-    # use_reference(), which operators look at; the pass of compiled code in token_transforming.ledger
+    # use_reference(), and the pass of compiled code of Token Transforming
     assert figures["thread_locals"] == 2
     assert figures["global_statements"] == 0
     assert figures["attributes_set_in_forward"] == 0
