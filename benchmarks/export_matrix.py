@@ -216,7 +216,10 @@ def main() -> None:
     """Run the command line."""
     args = parse_arguments()
     known = json.loads(args.json.read_text()) if args.json.exists() else {"cells": {}}
-    setting = {"machine": platform.platform(), "date": time.strftime("%Y-%m-%d")}
+    setting = {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
     setting |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     chosen = [row for row in rows() if re.fullmatch(args.rows, row.name)]
     for row in chosen:

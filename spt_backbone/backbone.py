@@ -236,8 +236,8 @@ class SPT(SwinTransformer):
     def _report(self, selections: list[Selection], extents: ImageExtents) -> None:
         """Add the loss and the metrics (training), or the choice beside the detections."""
         losses = current_pass().losses
-        if losses is None:
-            return
+        if losses is None or (torch.compiler.is_compiling() and not self.training):
+            return  # nobody sees the choice of an exported program
         if not self.training:
             for row, choice in zip(
                 extents.rows, _choices(selections, self._stride(0)), strict=True

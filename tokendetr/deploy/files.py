@@ -218,7 +218,7 @@ def _prove(
         "checks": checks,
         "good": bool(checks) and all(each["good"] for each in checks.values()),
         "versions": _versions(),
-        "machine": platform.platform(),
+        "machine": f"{platform.system()} {platform.machine()}",
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -64,9 +64,13 @@ def trace(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
-    except (RuntimeError, torch._dynamo.exc.UserError) as error:
-        cause = str(error).strip().split("\n")[0]
-        raise ExportError(f"torch.export cannot trace the model: {cause}") from error
+    except ExportError:
+        raise
+    except Exception as error:  # whatever the model's code raises when it is traced
+        cause = (str(error).strip() or "no reason given").split("\n")[0]
+        raise ExportError(
+            f"torch.export cannot trace the model: {type(error).__name__}: {cause}"
+        ) from error
 
 
 def write_program(
