@@ -86,7 +86,6 @@ def test_a_way_to_build_w_is_its_method_and_options():
     ("way", "message"),
     [
         ("squeezing", "squeezing"),
-        ("train.device=cpu", "put another option between"),
         ("pruning:selection=first", "first"),
         ("transforming:threshold=high", "high"),
         ("transforming:recovery=nearest", "nearest"),
@@ -101,6 +100,15 @@ def test_ways_that_do_not_exist_are_refused(way, message, capsys):
             ["--config-file", CONFIG, "--layers", "2", "--output", "out", "--ways", way]
         )
     assert message in capsys.readouterr().err
+
+
+def test_overrides_may_follow_the_ways():
+    args = sweep_tokens.parse_arguments(
+        ["--config-file", CONFIG, "--layers", "2", "--output", "out"]
+        + ["--ways", "pruning", "train.device=cpu"]
+    )
+    assert [way.name for way in args.ways] == ["pruning"]
+    assert args.opts == ["train.device=cpu"]
 
 
 def test_the_papers_backbone_costs_what_the_paper_says():

@@ -108,11 +108,6 @@ class Way:
             argparse.ArgumentTypeError: for an unknown method or option, or a wrong value.
         """
         method, *settings = text.split(":")
-        if "=" in method:
-            raise argparse.ArgumentTypeError(
-                f"{text} is no way to build W. Overrides of the config come last, and not directly "
-                "after --ways: put another option between them"
-            )
         options: dict[str, Any] = {"method": method}
         for setting in settings:
             option, _, value = setting.partition("=")

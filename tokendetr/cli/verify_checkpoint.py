@@ -10,7 +10,6 @@ unexpected or of another shape. What a file of a published name is expected to r
 the command that measures it.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from tokendetr.analysis.tables import Table
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.published import find_published, published_checkpoints
 from tokendetr.checkpoint.weights import LoadReport, load_weights
+from tokendetr.cli.arguments import described_parser
 from tokendetr.config import load_config
 
 EXPECTED_ERRORS = (OSError, ValueError)  # of configs, files and checkpoints
@@ -60,7 +60,7 @@ def published_table() -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = described_parser(__doc__)
     parser.add_argument("file", nargs="?", help="the checkpoint")
     parser.add_argument("--config-file", help="file or name; of a published file by its name")
     parser.add_argument("--list", action="store_true", help="list the published files")

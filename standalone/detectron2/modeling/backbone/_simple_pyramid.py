@@ -106,3 +106,7 @@ def _resize(scale: float, channels: int, norm: Any) -> tuple[list[nn.Module], in
     if scale == 0.5:
         return [nn.MaxPool2d(kernel_size=2, stride=2)], channels
     raise NotImplementedError(f"scale_factor={scale} is not supported yet.")
+
+
+# Saved configs name a class by its module, and detectron2 has this one in `vit`.
+SimpleFeaturePyramid.__module__ = f"{__package__}.vit"
