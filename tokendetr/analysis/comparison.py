@@ -85,7 +85,10 @@ class Comparison:
 
     def tables(self, measured: Measured, notes: Sequence[str] = ()) -> list[Table]:
         """Return accuracy with intervals, and the differences of all pairs of rows."""
-        rows = [self._row(contestant, measured) for contestant in self.contestants]
+        rows = [self._row(c, measured) for c in self.contestants if measured.get(c.slug)]
+        missing = [c.name for c in self.contestants if not measured.get(c.slug)]
+        if missing:
+            notes = [f"Not measured yet: {', '.join(missing)}.", *notes]
         accuracy = Table(
             name=self.name,
             title=self.title,
@@ -101,9 +104,7 @@ class Comparison:
         return [accuracy, self._pairs(measured)]
 
     def _row(self, contestant: Contestant, measured: Measured) -> list[str | None]:
-        own = measured.get(contestant.slug, {})
-        if not own:
-            return [contestant.name, *[None] * (len(METRICS) + 4)]
+        own = measured[contestant.slug]
         means = [statistics.mean(run[metric] for run in own.values()) for metric in METRICS]
         low, high = np.percentile(_replicates(own, sorted(own)), (2.5, 97.5))
         scores = [run["AP"] for run in own.values()]
