@@ -1,6 +1,7 @@
 """The tools around data and checkpoints, on a small shapes data set."""
 
 import json
+import sys
 import logging
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def test_the_demos_table_has_a_row_per_detector():
 
 
 def test_a_failed_training_names_its_log(tmp_path):
-    command = ["python", "-c", "print('the reason'); raise SystemExit(3)"]
+    command = [sys.executable, "-c", "print('the reason'); raise SystemExit(3)"]
     with pytest.raises(RuntimeError, match=r"exit 3\); see .*console\.txt:\nthe reason"):
         demo_training.run_training(command, tmp_path / "console.txt", 10)
 
