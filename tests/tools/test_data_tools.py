@@ -1,8 +1,8 @@
 """The tools around data and checkpoints, on a small shapes data set."""
 
 import json
-import sys
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
