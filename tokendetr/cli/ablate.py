@@ -17,7 +17,6 @@ Every run is one call of tools/train_net.py; its log lies in its folder.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.tables import splice
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.offers import offered
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import PROJECTS_DIR
@@ -64,15 +64,7 @@ def chosen_studies(project: str, only: Sequence[str] | None) -> list[Study]:
     Raises:
         ConfigError: where the project has none, or none of a name that was asked for.
     """
-    try:
-        module = importlib.import_module(f"projects.{project}.studies")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"projects/{project} has no studies.py ({error})") from error
-    studies = {study.name: study for study in module.studies()}
-    unknown = sorted(set(only or ()) - set(studies))
-    if unknown:
-        raise ConfigError(f"there is no study {unknown}; projects/{project} has {sorted(studies)}")
-    return [study for name, study in studies.items() if not only or name in only]
+    return offered(project, "study", "studies", only)
 
 
 def run_cell(study: Study, variant: Variant, seed: int, root: Path, opts: Sequence[str]) -> None:

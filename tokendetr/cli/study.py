@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
 import json
 import platform
 import subprocess
@@ -34,6 +33,7 @@ from tokendetr.analysis.inputs import build_measured_model, load_measured_config
 from tokendetr.analysis.tables import splice
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.offers import offered
 from tokendetr.config import zoo
 from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.errors import ConfigError
@@ -65,15 +65,7 @@ def chosen(project: str, only: Sequence[str] | None) -> list[Comparison]:
     Raises:
         ConfigError: where the project has none, or none of a name that was asked for.
     """
-    try:
-        module = importlib.import_module(f"projects.{project}.comparisons")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"projects/{project} has no comparisons.py ({error})") from error
-    found = {comparison.name: comparison for comparison in module.comparisons()}
-    unknown = sorted(set(only or ()) - set(found))
-    if unknown:
-        raise ConfigError(f"there is no comparison {unknown}; there are {sorted(found)}")
-    return [comparison for name, comparison in found.items() if not only or name in only]
+    return offered(project, "comparison", "comparisons", only)
 
 
 class Record:
