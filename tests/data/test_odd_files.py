@@ -229,8 +229,11 @@ def test_links_may_lead_into_named_folders(fruit, tmp_path):
     with pytest.raises(DatasetError, match=r"train.image_roots=\[...\] to allow"):
         validate_coco(*files)
     validate_coco(*files, image_roots=[str(store)])
+    validate_coco(*files, image_roots=str(store))
     with pytest.raises(DatasetError, match="symbolic link"):
         validate_coco(*files, image_roots=[str(tmp_path / "other")])
+    with pytest.raises(DatasetError, match="leaves the image folder"):
+        validate_coco(*files, image_roots=str(tmp_path / "other"))  # not each of its letters
 
 
 VOC = (

@@ -12,8 +12,10 @@ from tokendetr.cli import sparsify
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config, get_config_file
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
+from tokendetr.io.locks import LOCK_NAME, lock_folder
 from tokendetr.predict import build_model
-from tokendetr.sparsification import NotSparsifiableError, sparse_model
+from tokendetr.sparsification import NotSparsifiableError, StaleFitError, sparse_model
+from tokendetr.sparsification.state import FitState
 from tokendetr.tokens import MassBudget
 
 SMALL = ["model.transformer.encoder.feedforward_dim=32", "model.num_queries=20"]
@@ -53,6 +55,7 @@ def test_it_writes_a_config_and_weights_that_load(shapes, weights, tmp_path, cap
     run(weights, shapes / "train", output, "--keep", "0.2", "--evaluate", "--budget", "mass")
     assert weights.read_bytes() == before
     assert sorted(p.name for p in output.iterdir() if p.is_file()) == [
+        LOCK_NAME,
         "config.py",
         "model.pth",
         "report.json",
@@ -83,6 +86,33 @@ def test_a_moved_folder_and_a_config_file_work(shapes, weights, tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     model = build_model(load_config(str(tmp_path / "b" / "config.py")))
     assert model.transformer.encoder.sparsifier.bypass.weight.any()
+
+
+def test_the_dense_detectors_files_are_no_outputs(shapes, weights, tmp_path):
+    dense = tmp_path / "model.pth"
+    torch.save({"model": {}}, dense)
+    with pytest.raises(SystemExit, match=r"model\.pth is an input"):
+        run(dense, shapes / "train", tmp_path)
+    config = tmp_path / "config.py"
+    config.write_text(get_config_file("dino_shapes").read_text())
+    with pytest.raises(SystemExit, match=r"config\.py is an input"):
+        run(weights, shapes / "train", tmp_path, config=str(config))
+
+
+def test_a_folder_has_one_writer(shapes, weights, tmp_path):
+    with lock_folder(str(tmp_path)), pytest.raises(SystemExit, match="is in use"):
+        run(weights, shapes / "train", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", [1], {"fingerprint": {}, "stage": "none"}])
+def test_a_damaged_state_of_a_fit_is_named(tmp_path, content):
+    path = tmp_path / "unfinished_fit.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(StaleFitError, match=r"unfinished_fit\.pth is .*: delete it"):
+        FitState(path, {})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """No tool writes over an input, two outputs to one file, or a file that it did not check."""
 
 import argparse
+import os
 import types
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from tokendetr.checkpoint.averaged import chosen_weights
-from tokendetr.cli import demo, export_checkpoint
+from tokendetr.cli import demo, export_checkpoint, make_bdd_s
 from tokendetr.cli.argument_types import output_file, output_folder, share
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file, drawing_names
 
@@ -38,6 +40,50 @@ def test_an_output_file_is_checked_before_the_work(tmp_path):
         check_output_file(str(tmp_path))
     with pytest.raises(OutputError, match="cannot be written"):
         check_output_file(str(source / "out.mp4"))
+
+
+def test_another_name_of_an_input_is_the_input(tmp_path):
+    source = tmp_path / "in.mp4"
+    source.write_bytes(b"video")
+    os.link(source, tmp_path / "hard.mp4")
+    with pytest.raises(OutputError, match="is an input"):
+        check_output_file(str(tmp_path / "hard.mp4"), [source])
+    with pytest.raises(OutputError, match="would replace the input"):
+        drawing_names([tmp_path / "hard.png", source], tmp_path, ".mp4")
+
+
+def test_no_program_writes_a_file_that_it_is_given(tmp_path, capsys):
+    parser = described_parser(None)
+    parser.add_argument("--config")
+    parser.add_argument("--images", nargs="*", type=Path)
+    parser.add_argument("--json", type=output_file)
+    parser.add_argument("--csv", type=output_file)
+    given = str(tmp_path / "given")
+    Path(given).write_text("mine")
+    (tmp_path / "link").symlink_to(given)
+    assert parser.parse_args(["--json", str(tmp_path / "new"), "--config", given]).config == given
+    refused = [
+        ["--json", given, "--config", given],
+        ["--json", str(tmp_path / "link"), "--images", "a", given],
+        ["--json", str(tmp_path / "new"), "--csv", f"{tmp_path}/./new"],
+        ["--json", given, f"train.init_checkpoint={given}?matching_heuristics=True"],
+    ]
+    for arguments in refused:
+        with pytest.raises(SystemExit):
+            parse_with_overrides(parser, arguments)
+        assert "would be replaced" in capsys.readouterr().err
+    assert Path(given).read_text() == "mine"
+
+
+def test_a_smaller_data_set_does_not_replace_the_one_it_is_made_of(tmp_path):
+    source = tmp_path / "a.json"
+    source.write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(SystemExit):
+        make_bdd_s.main(["--input", str(source), "--output", str(source)])
+    assert "categories" in source.read_text()
+    source.write_text("[" * 100_000)
+    with pytest.raises(SystemExit, match="no readable JSON"):
+        make_bdd_s.main(["--input", str(source), "--output", str(tmp_path / "b.json")])
 
 
 def test_arguments_are_checked_when_they_are_read(tmp_path):

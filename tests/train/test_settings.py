@@ -53,6 +53,44 @@ def test_values_are_taken_as_they_are(value):
     assert cfg.train.init_checkpoint == value
 
 
+@pytest.mark.parametrize("value", ["20240101", "1e3", "1_000", "-1", ".5", "true", "inf"])
+def test_paths_and_names_that_look_like_numbers_are_text(value):
+    keys = ("train.output_dir", "train.init_checkpoint", "dataloader.train.dataset.names")
+    before = config()
+    before.dataloader.train.dataset = {"names": "shapes_train"}
+    cfg = apply_overrides(before, [f"{key}={value}" for key in keys])
+    assert [OmegaConf.select(cfg, key) for key in keys] == [value] * 3
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.max_iter=true",
+        "train.max_iter=[1]",
+        "train.max_iter={a: 1}",
+        "train.wandb.enabled=7",
+        "train.wandb=True",
+        "train=5",
+        "train=x",
+        "model=null",
+        "dataloader.steps=3",
+        "dataloader.steps={size: 3}",
+    ],
+)
+def test_values_of_another_kind_are_refused(override):
+    with pytest.raises(ConfigError, match=r"cannot become"):
+        apply_overrides(config(), [override])
+
+
+def test_what_may_change_its_kind_does():
+    options = ["train.wandb.enabled=1", "model.criterion=null", "dataloader.steps=[1]"]
+    cfg = apply_overrides(config(), [*options, "train.max_iter=null", "train.weight=0.5"])
+    assert cfg.train.wandb.enabled == 1 and cfg.model.criterion is None
+    assert cfg.dataloader.steps == [1] and cfg.train.weight == 0.5
+    with pytest.raises(ConfigError, match="train.max_iter=None must be a whole number"):
+        check_settings(cfg)
+
+
 def test_home_is_meant_by_a_tilde():
     cfg = apply_overrides(config(), ["train.output_dir=~/runs/a"])
     assert cfg.train.output_dir == str(Path.home() / "runs" / "a")

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from tokendetr.errors import CheckpointMismatchError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError
 
 __all__ = ["Choice", "chosen_weights"]
 
@@ -22,12 +22,12 @@ def chosen_weights(checkpoint: Mapping[str, Any], choice: Choice = "auto") -> tu
             wherever the checkpoint has one.
 
     Raises:
-        ValueError: the average is asked for, and the checkpoint has none.
+        CheckpointError: the average is asked for, and the checkpoint has none.
         CheckpointMismatchError: the average is of another model than the checkpoint.
     """
     average = checkpoint.get("ema_state")
     if choice == "ema" and not average:
-        raise ValueError("the checkpoint has no ema_state: it was trained without model_ema")
+        raise CheckpointError("the checkpoint has no ema_state: it was trained without model_ema")
     measured = "_ema/" in str(checkpoint.get("best_metric_name", ""))
     if average and (choice in ("ema", "ema_if_kept") or (choice == "auto" and measured)):
         return _averaged(checkpoint["model"], average), "ema"

@@ -16,6 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from tokendetr.checkpoint.training_state import training_state_fault
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.errors import CheckpointError, CheckpointWriteError
 from tokendetr.io.atomic import remove_quietly, write_atomically
@@ -198,8 +199,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         for path in self._candidates():
             try:
                 data = self.read(path)
-                if "trainer" not in data:
-                    raise ValueError(f"{path} has no state of a training")
+                if fault := training_state_fault(data):
+                    raise CheckpointError(f"{path}: {fault}")
             except Exception as error:  # whatever a damaged file may raise
                 logger.warning("Cannot resume from %s: %s", path, error)
                 failures.append(str(error))

@@ -5,6 +5,7 @@ bytes that anyone may have written, so any exception of theirs means that the fi
 """
 
 import argparse
+import logging
 import os
 import pickle
 import zipfile
@@ -23,6 +24,8 @@ from tokendetr.io.plain_pickle import PlainPickleError, load_arrays
 
 __all__ = ["read_checkpoint"]
 
+logger = logging.getLogger(__name__)
+
 _PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
 # Where codes keep a model's weights inside their checkpoints, in the order of preference.
 _WRAPPERS = (
@@ -37,6 +40,7 @@ _WRAPPERS = (
     "model_ema",
     "ema",
 )
+_MAX_WRAPPERS = 8
 
 
 def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
@@ -103,9 +107,9 @@ def _read_torch(path: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or is no checkpoint: {reason}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
-    if isinstance(loaded.get("ema_state"), Mapping):
-        loaded["ema_state"] = _without_wrappers(path, _unwrapped(loaded["ema_state"]))
-    weights = _unwrapped(loaded)
+    if "ema_state" in loaded and (average := _moving_average(path, loaded.pop("ema_state"))):
+        loaded["ema_state"] = average
+    weights = _unwrapped(path, loaded)
     if weights is not loaded:
         return {**loaded, "model": weights}
     if "model_state" in loaded:
@@ -115,10 +119,29 @@ def _read_torch(path: str) -> dict[str, Any]:
     return {"model": loaded}
 
 
-def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights inside a checkpoint, however deep; the content itself where it wraps nothing."""
-    inner = next((content[n] for n in _WRAPPERS if isinstance(content.get(n), Mapping)), None)
-    return content if inner is None else _unwrapped(inner)
+def _moving_average(path: str, state: Any) -> dict[str, Any] | None:
+    """The averaged weights of a checkpoint; None, with a warning, where they are something else."""
+    if state is None:
+        return None
+    try:
+        return _checked_weights(path, _unwrapped(path, state))
+    except CheckpointError as error:
+        logger.warning("The moving average in ema_state cannot be used and is left out: %s", error)
+        return None
+
+
+def _unwrapped(path: str, content: Any) -> Any:
+    """The weights inside a checkpoint; the content itself where it wraps nothing."""
+    for _ in range(_MAX_WRAPPERS):
+        if not isinstance(content, Mapping):
+            return content
+        inner = next((content[n] for n in _WRAPPERS if isinstance(content.get(n), Mapping)), None)
+        if inner is None:
+            return content
+        content = inner
+    raise CheckpointError(
+        f"{path} is no checkpoint: its weights lie below more than {_MAX_WRAPPERS} wrappers"
+    )
 
 
 def _refuse_zip_bomb(path: str) -> None:
@@ -141,6 +164,8 @@ def _read_zoo_pickle(path: str) -> dict[str, Any]:
     except PlainPickleError as error:
         kind = UnsafeCheckpointError if error.is_unsafe else CheckpointError
         raise kind(str(error)) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not a checkpoint")
     if "model" in data and "__author__" in data:
@@ -155,13 +180,30 @@ def _checked_weights(path: str, weights: Any) -> dict[str, Any]:
     """A state dict with the names of an unwrapped model; everything in it is a tensor or array."""
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: its weights are a {type(weights).__name__}, not a dict")
+    size = os.path.getsize(path)
     for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, (Tensor, np.ndarray)):
+        if fault := _fault(name, value, size):
             raise CheckpointError(
-                f"{path} is no checkpoint: {str(name)[:100]!r} in its weights is a "
-                f"{type(value).__name__}, not a tensor"
+                f"{path} is no checkpoint: {str(name)[:100]!r} in its weights is {fault}"
             )
     return _without_wrappers(path, weights)
+
+
+def _fault(name: Any, value: Any, file_size: int) -> str:
+    """What is wrong with an entry of a state dict, or ""."""
+    if not isinstance(name, str) or not isinstance(value, (Tensor, np.ndarray)):
+        return f"a {type(value).__name__}, not a tensor"
+    if isinstance(value, np.ndarray):
+        return "complex" if np.iscomplexobj(value) else ""
+    is_dense = value.layout == torch.strided and not value.is_quantized and not value.is_nested
+    if not is_dense or value.device.type != "cpu":
+        return "no dense tensor with values (sparse, quantized, nested, or without storage)"
+    if value.is_complex():
+        return "complex"
+    # A tensor may repeat its storage without end; copying it would take all memory.
+    if value.numel() * value.element_size() > file_size:
+        return f"a tensor of shape {tuple(value.shape)}, larger than the file"
+    return ""
 
 
 def _without_wrappers(path: str, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.key_names import grouped_keys
 from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
 from tokendetr.checkpoint.safetensors import alias_groups, load_slim, save_slim
-from tokendetr.errors import CheckpointMismatchError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError
 
 __all__ = [
     "LoadReport",
@@ -119,7 +119,10 @@ class _Reporting:
         def watched(checkpoint: Any) -> Any:
             # Weights of a part (a backbone) say so themselves, or the user does in the URL.
             self.is_partial = bool(checkpoint.get("matching_heuristics", False))
-            chosen, which = chosen_weights(checkpoint, self.choice)
+            try:
+                chosen, which = chosen_weights(checkpoint, self.choice)
+            except CheckpointError as error:
+                raise type(error)(f"{self.path}: {error}") from error
             if which == "ema":
                 logger.warning("%s: using the moving average of the weights", self.path)
             weights = checkpoint["model"] = _converted(chosen, checkpointer.model)
@@ -170,7 +173,7 @@ def load_weights(
     Raises:
         FileNotFoundError: no such file; for weights of this project it says how they are made.
         CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
-        ValueError: the average is asked for, and the file has none.
+        CheckpointError: the average is asked for, and the file has none.
     """
     file = path.partition("?")[0]
     if "://" not in file and not os.path.isfile(file):

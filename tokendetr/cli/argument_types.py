@@ -7,7 +7,11 @@ from pathlib import Path
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file, check_output_folder
 
-__all__ = ["output_file", "output_folder", "share"]
+__all__ = ["OutputFile", "output_file", "output_folder", "share"]
+
+
+class OutputFile(str):
+    """The name of a file to write."""
 
 
 def output_file(text: str) -> str:
@@ -16,9 +20,10 @@ def output_file(text: str) -> str:
     Raises:
         ArgumentTypeError: it cannot be written.
     """
-    if text != "-" and "=" not in text:
-        _checked(check_output_file, text)
-    return text
+    if text == "-" or "=" in text:
+        return text
+    _checked(check_output_file, text)
+    return OutputFile(text)
 
 
 def output_folder(text: str) -> Path:

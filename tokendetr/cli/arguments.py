@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-__all__ = ["parse_with_overrides"]
+from tokendetr.cli.argument_types import OutputFile
+from tokendetr.errors import OutputError
+from tokendetr.io.outputs import check_output_file
+
+__all__ = ["described_parser", "parse_with_overrides"]
 
 _OVERRIDE = re.compile(r"([+~]{1,2}\w|(model|dataloader|optimizer|lr_multiplier|train)\b)[^=\s]*=")
 
 
-def described_parser(docstring: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help shows a module's docstring as it is, examples and all."""
-    return argparse.ArgumentParser(
-        description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+class _Parser(argparse.ArgumentParser):
+    """Refuses a file to write that is one of the other arguments too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and compare files to write with all other files that the command line names."""
+        found, rest = super().parse_known_args(args, namespace)
+        self.check_outputs([*vars(found).values(), *rest])
+        return found, rest
+
+    def check_outputs(self, values: Sequence[Any]) -> None:
+        """End the program where one file is to be written and is named a second time."""
+        outputs = [value for value in _texts(values) if isinstance(value, OutputFile)]
+        inputs = [value for value in _texts(values) if not isinstance(value, OutputFile)]
+        # An override names a file behind its sign.
+        inputs += [text.partition("=")[2].partition("?")[0] for text in inputs if "=" in text]
+        for number, output in enumerate(outputs):
+            try:
+                check_output_file(output, filter(None, [*inputs, *outputs[:number]]))
+            except OutputError as error:
+                self.error(str(error))
+
+
+def _texts(values: Sequence[Any]) -> Iterator[str]:
+    """The texts and paths among the values of arguments, also in lists."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _texts(value)
+        elif isinstance(value, (str, os.PathLike)):
+            yield value if isinstance(value, str) else os.fspath(value)
+
+
+def described_parser(docstring: str | None) -> _Parser:
+    """Return a parser whose help shows a module's docstring as it is, examples and all.
+
+    It refuses to write a file (of the type :func:`~tokendetr.cli.argument_types.output_file`) that
+    is one of the other arguments.
+    """
+    return _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def parse_with_overrides(
@@ -41,4 +80,6 @@ def parse_with_overrides(
         rest.pop()
     args = parser.parse_args(rest)
     args.opts = [*(getattr(args, "opts", None) or []), *overrides]
+    if isinstance(parser, _Parser):
+        parser.check_outputs(list(vars(args).values()))
     return args

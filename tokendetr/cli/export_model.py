@@ -22,6 +22,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
+from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import described_parser
 from tokendetr.config.load import load_config
 from tokendetr.deploy import ExportOptions, check, export
@@ -43,7 +44,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar=("HEIGHT", "WIDTH"),
         help="canvas in pixels; needed unless --check",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the exported file")
+    parser.add_argument(
+        "--output", required=True, type=output_file, metavar="FILE", help="the exported file"
+    )
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument(
         "--no-padding",

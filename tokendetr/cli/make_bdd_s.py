@@ -14,9 +14,11 @@ import json
 import sys
 from pathlib import Path
 
+from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import described_parser
 from tokendetr.data.bdd100k import SMALL_OBJECTS, bdd100k_root
 from tokendetr.data.object_ratio import below_object_ratio
+from tokendetr.io.annotations import AnnotationError, parse_json
 from tokendetr.io.atomic import write_atomically
 
 
@@ -25,7 +27,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = described_parser(__doc__)
     parser.add_argument("--root", help="folder of BDD100K (default: under DETECTRON2_DATASETS)")
     parser.add_argument("--input", help="one COCO-format file instead of BDD100K's two")
-    parser.add_argument("--output", help="where its smaller version goes")
+    parser.add_argument("--output", type=output_file, help="where its smaller version goes")
     parser.add_argument("--max-ratio", type=float, default=0.25, help="part of an image, below 1")
     args = parser.parse_args(arguments)
     if (args.input is None) != (args.output is None):
@@ -36,9 +38,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def thin_out(source: Path, target: Path, max_ratio: float) -> None:
     """Write the images of one file below a ratio into another, and say how many there are."""
     try:
-        annotations = json.loads(source.read_text())
+        annotations = parse_json(str(source))
         small = below_object_ratio(annotations, max_ratio)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except AnnotationError as error:
+        raise ValueError(str(error)) from error
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{source} is no COCO-format file: {error}") from error
     write_atomically(str(target), json.dumps(small).encode())
     print(f"{target}: {len(small['images'])} of {len(annotations['images'])} images")

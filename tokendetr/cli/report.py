@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
 
+from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import described_parser
 from tokendetr.errors import EXPECTED_ERRORS, OutputError
 from tokendetr.report import write_report
@@ -24,7 +25,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Read the command line."""
     parser = described_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder or config's name")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the HTML file")
+    parser.add_argument(
+        "--output", required=True, type=output_file, metavar="FILE", help="the HTML file"
+    )
     parser.add_argument("--device", default="cpu", help="that detectors run on (default: cpu)")
     parser.add_argument(
         "--images", type=int, default=200, help="to evaluate where there are no results yet"

@@ -96,6 +96,7 @@ def load_config(
     use_data_folder(cfg, shipped_weights(path))
     register_recorded_files(cfg)
     apply_overrides(cfg, [*_for_device(cfg, overrides), *overrides])
+    fill_defaults(cfg)  # a key that an override deletes is left at its default
     count_classes(cfg)
     if not any(re.match(r"\+*dataloader\.evaluator\.(.*\.)?output_dir=", o) for o in overrides):
         follow_output_dir(cfg, folder)

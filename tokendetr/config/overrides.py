@@ -16,6 +16,8 @@ from tokendetr.errors import ConfigError
 
 __all__ = ["apply_overrides"]
 
+_NAMES = ("output_dir", "names", "dataset_name", "root", "image_root")
+
 
 def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
     """Apply overrides in hydra's grammar, refusing keys that the config does not have.
@@ -40,6 +42,11 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
         override, written = _parse(text)
         value = override.value()
         key = override.key_or_group
+        is_leaf = isinstance(value, (bool, int, float)) and not override.is_delete()
+        if is_leaf and _is_text(cfg, key):
+            # Of a path such as 2024, or a name such as 1e3.
+            value = text.partition("=")[2].strip()
+            written = f"{key}='{value}'"
         if override.is_sweep_override():
             raise ConfigError(f"override {text!r} gives several values; give one")
         if not override.is_add():
@@ -145,16 +152,38 @@ def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _check_type(cfg: Any, key: str, value: Any) -> None:
-    """Refuse a word where the config has a number or a truth value."""
+    """Refuse a value of another kind than the config's, where nothing could use it."""
     old = OmegaConf.select(cfg, key, default=None)
-    is_word = isinstance(value, str) and not value.startswith("${")
-    if value == AUTO and key.endswith("num_classes"):
+    is_reference = isinstance(value, str) and value.startswith("${")
+    if is_reference or (value == AUTO and key.endswith("num_classes")):
         return
-    if isinstance(old, (bool, int, float)) and is_word:
+    shown = f"the text {str(value)!r}" if isinstance(value, str) else repr(value)
+    is_leaf = isinstance(value, (bool, int, float))
+    if isinstance(old, (bool, int, float)) and not _may_replace(old, value):
         raise ConfigError(
-            f"{key} is {old!r} in the config and cannot become the text {str(value)!r}: "
-            f"give a {type(old).__name__}"
+            f"{key} is {old!r} in the config and cannot become {shown}: give a {type(old).__name__}"
         )
+    if isinstance(old, ListConfig) and (is_leaf or isinstance(value, dict)):
+        raise ConfigError(f"{key} is a list in the config and cannot become {shown}")
+    is_part = "." not in key and value is None
+    if isinstance(old, DictConfig) and (is_part or is_leaf or isinstance(value, (str, list))):
+        raise ConfigError(
+            f"{key} is a group of keys in the config and cannot become {shown}: set one of them "
+            f"with {key}.KEY=VALUE"
+        )
+
+
+def _may_replace(old: float, value: Any) -> bool:
+    """Whether a value can stand in the place of a number or truth value."""
+    if value is None or isinstance(old, bool):
+        return value in (None, False, True)  # 0 and 1 among them
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_text(cfg: Any, key: str) -> bool:
+    """Whether a key holds a name or a path, so that what looks like a number is none."""
+    is_named = key.startswith("train.") or key.rpartition(".")[2] in _NAMES
+    return is_named and isinstance(OmegaConf.select(cfg, key, default=None), str)
 
 
 def _parent(cfg: Any, key: str) -> tuple[Any, Any]:

@@ -104,6 +104,11 @@ _BY_NAME: dict[str, dict[str, _Range]] = {
 }
 """Ranges of numbers by the part of the config and their names, or those of the list that they are
 in, wherever in that part they are; "" for all others."""
+_MAY_BE_EMPTY = (
+    "train.checkpointer.max_to_keep",
+    "train.clip_grad.params.max_norm",
+    "train.clip_grad.params.norm_type",
+)
 _TASKS = ("bbox", "segm", "keypoints")
 
 
@@ -116,7 +121,8 @@ def check_settings(cfg: DictConfig) -> None:
     faults = [
         fault
         for key, wanted in RANGES.items()
-        if (fault := _fault(cfg, key, wanted, OmegaConf.select(cfg, key, default=None)))
+        if (fault := _kind_fault(cfg, key, wanted))
+        or (fault := _fault(cfg, key, wanted, OmegaConf.select(cfg, key, default=None)))
     ]
     for part in _BY_NAME:
         for key, value in _leaves(cfg.get(part, None), part):
@@ -134,6 +140,20 @@ def _range_of(part: str, key: str) -> _Range | None:
     if part == "model" and ("weight_dict" in names or names[-1].endswith("_weight")):
         return _NOT_NEGATIVE
     return _BY_NAME[part].get(names[-1], _BY_NAME[part].get(""))
+
+
+def _kind_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
+    """What is wrong with a value that is no number where only one can be used."""
+    if not key.startswith("train.") or key in _MAY_BE_EMPTY:
+        return None
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent, default=None)
+    if not isinstance(node, DictConfig) or name not in node:
+        return None
+    value = node[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{key}={value} must be {wanted.what}"
+    return None
 
 
 def _fault(cfg: DictConfig, key: str, wanted: _Range, value: Any) -> str | None:

@@ -35,6 +35,7 @@ def validate_coco(
     num_classes: int | None = None,
     has_file_names: bool = True,
     needs_masks: bool = False,
+    needs_polygons: bool = False,
     image_roots: Sequence[str] = (),
 ) -> None:
     """Check a COCO-format data set: the JSON's records, and that every image file is there.
@@ -56,6 +57,7 @@ def validate_coco(
         num_classes: of the model.
         has_file_names: False for LVIS, whose file names come from URLs.
         needs_masks: also refuse annotations without a mask that can be read.
+        needs_polygons: and masks of run lengths, but those of crowds.
         image_roots: further folders that symbolic links may lead to.
 
     Raises:
@@ -72,6 +74,8 @@ def validate_coco(
     if needs_masks:
         faults += [f"{which}: it has no segmentation that can be read" for which in
                    found.without_mask]  # fmt: skip
+    if needs_polygons:
+        faults += _run_length_faults(data["annotations"])
     if for_training and not any(not a["iscrowd"] for a in data.get("annotations", [])):
         faults.append("there are no boxes to train on")
     if for_evaluation and data.get("annotations"):
@@ -127,6 +131,17 @@ def _read(json_file: str, label: str, has_file_names: bool) -> Annotations:
         return normalize(parse_json(path, label), has_file_names=has_file_names)
     except AnnotationError as error:
         raise DatasetError(str(error)) from error
+
+
+def _run_length_faults(annotations: Iterable[dict[str, Any]]) -> list[str]:
+    """Masks that a mapper of polygons cannot read."""
+    return [
+        f"annotation id {each['id']} of image id {each['image_id']}: its mask is of run lengths, "
+        "and the mapper reads polygons (detectron2's DatasetMapper reads both with "
+        "instance_mask_format=bitmask)"
+        for each in annotations
+        if isinstance(each.get("segmentation"), dict) and not each["iscrowd"]
+    ]
 
 
 def _class_faults(data: dict[str, Any], num_classes: int | None) -> list[str]:

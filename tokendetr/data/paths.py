@@ -11,11 +11,12 @@ class Folders:
 
     Args:
         root: the image root, symbolic links followed.
-        allowed: further folders that symbolic links below the root may lead to.
+        allowed: further folders that symbolic links below the root may lead to; one or several.
     """
 
     def __init__(self, root: str, allowed: Sequence[str] = ()) -> None:
         self.root = root
+        allowed = [allowed] if isinstance(allowed, str) else allowed
         self.roots = [root, *(os.path.realpath(os.path.expanduser(path)) for path in allowed)]
         # folder -> name -> whether it is a symbolic link; None: no such folder inside the root
         self._listed: dict[str, dict[str, bool] | None] = {}

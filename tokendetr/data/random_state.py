@@ -1,5 +1,6 @@
 """Random number generators: seeds per sample, states that a checkpoint can hold."""
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ import torch
 from detectron2.utils import comm
 
 __all__ = ["RngState", "capture_rng", "preserved_rng", "restore_rng", "seeded_rng"]
+
+logger = logging.getLogger(__name__)
 
 
 def capture_rng() -> dict[str, Any]:
@@ -102,9 +105,15 @@ class RngState:
         self._loaded = state.get(str(comm.get_rank()))
 
     def apply(self) -> bool:
-        """Set the generators to the loaded state; whether there was one."""
-        if self._loaded is None:
+        """Set the generators to the loaded state; whether there was one that could be used."""
+        state, self._loaded = self._loaded, None
+        if state is None:
             return False
-        restore_rng(self._loaded)
-        self._loaded = None
+        before = capture_rng()
+        try:
+            restore_rng(state)
+        except Exception as error:  # whatever a damaged state makes of the generators
+            restore_rng(before)
+            logger.warning("The random state of the checkpoint cannot be used: %r", error)
+            return False
         return True

@@ -143,6 +143,7 @@ def validate_registered(cfg: Any, name: str, for_evaluation: bool) -> None:
         num_classes=model_classes(cfg),
         has_file_names=files.has_file_names,
         needs_masks=not for_evaluation and _uses_masks(cfg),
+        needs_polygons=not for_evaluation and _uses_masks(cfg) and not _reads_run_lengths(cfg),
         image_roots=OmegaConf.select(cfg, "train.image_roots", default=None) or (),
     )
 
@@ -154,6 +155,12 @@ def _uses_masks(cfg: Any) -> bool:
         OmegaConf.select(cfg, f"{mapper}.{key}", default=False) is True
         for key in ("mask_on", "use_instance_mask")
     )
+
+
+def _reads_run_lengths(cfg: Any) -> bool:
+    """Whether the mapper of the training set makes masks of pixels."""
+    key = "dataloader.train.mapper.instance_mask_format"
+    return OmegaConf.select(cfg, key, default="polygon") == "bitmask"
 
 
 # ------------------------------------------------------------- whether the parts fit together

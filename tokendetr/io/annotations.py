@@ -10,6 +10,7 @@ symbolic link, of the stand-in for detectron2, which must not import ``tokendetr
 """
 # Over 350 lines: a stand-in is a link to it, so it imports no other file of the library.
 
+import itertools
 import json
 import math
 import reprlib
@@ -395,15 +396,35 @@ def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], whi
     given = record.pop("segmentation", None)
     mask: Any = None
     if isinstance(given, list):
-        mask = [polygon for polygon in given if _are_numbers(polygon, 2, 6)] or None
+        mask = [polygon for polygon in given if _is_polygon(polygon, image)] or None
     elif isinstance(given, dict) and _is_rle(given, image):
-        mask = given
+        mask = {**given, "size": [image["height"], image["width"]]}  # tables write 80.0 for 80
     if mask is not None:
         record["segmentation"] = mask
         return
     found.without_mask.append(which)
     if given:
         found.filled["whose segmentation cannot be read: their boxes are kept"] += 1
+
+
+def _is_polygon(values: Any, image: dict[str, Any]) -> bool:
+    """Whether values are the corners of an outline that lies about the image.
+
+    Drawing one takes memory for every pixel along it: it must not be longer than if it went round
+    each of the image's pixels.
+    """
+    if not _are_numbers(values, 2, 6):
+        return False
+    width, height = image.get("width"), image.get("height")
+    if not isinstance(width, int) or not isinstance(height, int):
+        return True  # the image is refused
+    length = 0.0
+    for axis, side in ((0, width), (1, height)):
+        ends = values[axis::2]
+        if min(ends) < -side or max(ends) > 2 * side:
+            return False
+        length += sum(abs(b - a) for a, b in itertools.pairwise([*ends, ends[0]]))
+    return length <= 4 * (width + 2) * (height + 2)
 
 
 def _is_rle(mask: dict[str, Any], image: dict[str, Any]) -> bool:

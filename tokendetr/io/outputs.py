@@ -25,7 +25,7 @@ class DrawingNames:
     def __init__(self, folder: Path, suffix: str, inputs: Iterable[Path] = ()) -> None:
         self._folder = folder
         self._suffix = suffix
-        self._inputs = {_real(path) for path in inputs}
+        self._inputs = set(map(_identity, inputs))
         self._taken: set[Path] = set()
 
     def of(self, path: Path) -> Path:
@@ -34,14 +34,14 @@ class DrawingNames:
         Raises:
             OutputError: it would replace an input.
         """
-        self._inputs.add(_real(path))
+        self._inputs.add(_identity(path))
         kind = path.suffix.lstrip(".").lower() or "file"
         stems = chain(
             (path.stem, f"{path.stem}_{kind}"), (f"{path.stem}_{kind}_{n}" for n in count(2))
         )
         names = (self._folder / f"{stem}{self._suffix}" for stem in stems)
         target = next(name for name in names if name not in self._taken)
-        if _real(target) in self._inputs:
+        if _identity(target) in self._inputs:
             raise OutputError(
                 f"the drawing of {path} would replace the input {target}: choose another folder"
             )
@@ -72,7 +72,7 @@ def check_output_file(path: str, inputs: Iterable[str | os.PathLike[str]] = ()) 
     target = Path(path)
     if target.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file in it")
-    if _real(target) in {_real(Path(each)) for each in inputs}:
+    if _identity(target) in {_identity(Path(each)) for each in inputs}:
         raise OutputError(f"{path} is an input and would be replaced: give another name")
     try:
         check_output_folder(str(target.parent))
@@ -94,5 +94,10 @@ def check_output_folder(path: str) -> None:
         raise OutputError(f"{path} is a folder without permission to write")
 
 
-def _real(path: Path) -> str:
-    return os.path.realpath(path)
+def _identity(path: Path) -> tuple[int, int] | str:
+    """What is equal for all names of one file: links of either kind, and other spellings."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # it is not there, or no path at all
+        return os.path.realpath(str(path).partition("\0")[0])
+    return found.st_dev, found.st_ino

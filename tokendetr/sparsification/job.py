@@ -4,6 +4,7 @@ What is written: ``config.py``, which every tool reads; ``model.pth``; ``report.
 ``report.md``. The dense detector's files stay as they are.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from tokendetr.analysis.inputs import load_measured_config
 from tokendetr.errors import ConfigError, NotSparsifiableError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.locks import lock_folder
+from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import Predictor
 from tokendetr.sparsification.fitting import FitOptions, fit
 from tokendetr.sparsification.images import UnlabelledImages
@@ -31,6 +34,7 @@ from tokendetr.sparsification.teacher import find_encoder
 __all__ = ["SparsifyJob", "run_job"]
 
 STATE_FILE = "unfinished_fit.pth"
+OUTPUTS = ("config.py", "model.pth", "report.json", "report.md")
 _ADDED = "transformer.encoder.sparsifier."
 
 _CONFIG = '''"""{title}, made sparse without labels by `tokendetr sparsify`."""
@@ -90,6 +94,8 @@ def run_job(
         FileNotFoundError, KeyError: where config, weights or images are not there.
         NotSparsifiableError: where the detector has no deformable encoder, or is sparse already.
         FewImagesError, StaleFitError, ValueError: as :func:`tokendetr.sparsification.fit`.
+        OutputError: a file would replace one of the dense detector's.
+        RunFolderError: another process writes to the folder.
     """
     cfg = load_measured_config(config_file(job.config), job.overrides)
     sparse_cfg = sparse_model(cfg.model, job.method, job.keep_ratio, job.budget)
@@ -97,6 +103,7 @@ def run_job(
         raise ConfigError(
             "the config names no weights to start from: add train.init_checkpoint=FILE"
         )
+    _check_outputs(job, str(cfg.train.init_checkpoint))
     predictor = Predictor.from_config(cfg)
     images = UnlabelledImages.from_folders(
         job.images, predictor, seed=job.options.seed, batch_size=job.batch_size
@@ -104,20 +111,35 @@ def run_job(
     dense = predictor.model
     student = _twin(dense, sparse_cfg, cfg)
     seconds: dict[str, float] = {}
-    job.output_dir.mkdir(parents=True, exist_ok=True)
     state_file = job.output_dir / STATE_FILE
-    with _noting(seconds, "fit"):
-        result = fit(dense, student, images, job.options, state_file=state_file, progress=progress)
-    write_detector(job, student)
-    state_file.unlink(missing_ok=True)
-    with _noting(seconds, "report"):
-        report = _report(job, cfg, dense, student, images)
-    report = replace(report, fit=asdict(result), seconds=seconds)
+    with lock_folder(str(job.output_dir)):
+        with _noting(seconds, "fit"):
+            result = fit(
+                dense, student, images, job.options, state_file=state_file, progress=progress
+            )
+        write_detector(job, student)
+        state_file.unlink(missing_ok=True)
+        with _noting(seconds, "report"):
+            report = _report(job, cfg, dense, student, images)
+        report = replace(report, fit=asdict(result), seconds=seconds)
+        _write_report(job, report)
+    return report
+
+
+def _check_outputs(job: SparsifyJob, weights: str) -> None:
+    """Refuse, before any work, to write over the dense detector's files."""
+    inputs = [*job.images, weights.partition("?")[0]]
+    if Path(job.config).suffix:
+        inputs.append(config_file(job.config))
+    for name in OUTPUTS:
+        check_output_file(str(job.output_dir / name), inputs)
+
+
+def _write_report(job: SparsifyJob, report: SparsificationReport) -> None:
     text = json.dumps({"job": _plain(job), **report.as_dict()}, indent=2)
     write_atomically(str(job.output_dir / "report.json"), text.encode())
     markdown = report.table().markdown()
     write_atomically(str(job.output_dir / "report.md"), markdown.encode())
-    return report
 
 
 def _twin(dense: nn.Module, sparse_cfg: DictConfig, cfg: DictConfig) -> nn.Module:
@@ -146,8 +168,9 @@ def write_detector(job: SparsifyJob, student: nn.Module) -> None:
         keep_ratio=job.keep_ratio,
         budget=job.budget,
     )
-    torch.save({"model": student.state_dict()}, job.output_dir / "model.pth.part")
-    (job.output_dir / "model.pth.part").replace(job.output_dir / "model.pth")
+    buffer = io.BytesIO()
+    torch.save({"model": student.state_dict()}, buffer)
+    write_atomically(str(job.output_dir / "model.pth"), buffer.getbuffer())
     write_atomically(str(job.output_dir / "config.py"), text.encode())
 
 

@@ -14,7 +14,7 @@ STAGES = ("maps", "scores", "distillation")
 
 
 class StaleFitError(ValueError):
-    """A folder holds an unfinished fit of something else."""
+    """A folder holds an unfinished fit of something else, or one that cannot be read."""
 
 
 class FitState:
@@ -25,21 +25,22 @@ class FitState:
         fingerprint: what the fit is about.
 
     Raises:
-        StaleFitError: where the file belongs to another fit.
+        StaleFitError: where the file belongs to another fit, or is damaged.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, Any]) -> None:
         self.path = path
         self.fingerprint = fingerprint
         self.loaded: dict[str, Any] = {}
-        if path is not None and path.is_file():
-            self.loaded = torch.load(path, map_location="cpu", weights_only=True)
-            if self.loaded["fingerprint"] != fingerprint:
-                raise StaleFitError(
-                    f"{path} belongs to an unfinished fit with other images or options "
-                    f"({_differences(self.loaded['fingerprint'], fingerprint)}): delete it, or "
-                    "choose another output folder"
-                )
+        if path is None or not path.is_file():
+            return
+        self.loaded = _read(path)
+        if self.loaded["fingerprint"] != fingerprint:
+            raise StaleFitError(
+                f"{path} belongs to an unfinished fit with other images or options "
+                f"({_differences(self.loaded['fingerprint'], fingerprint)}): delete it, or choose "
+                "another output folder"
+            )
 
     def save(self, stage: str, **payload: Any) -> None:
         """Write what a stage has reached; nothing where there is no file."""
@@ -58,6 +59,18 @@ class FitState:
         if saved > STAGES.index(stage):
             return {}
         return self.loaded if saved == STAGES.index(stage) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The contents of the file, whose outermost layout is right."""
+    try:
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        is_right = isinstance(found["fingerprint"], dict) and found["stage"] in STAGES
+    except Exception as error:  # whatever a damaged file may raise
+        raise StaleFitError(f"{path} is damaged ({error!r}): delete it to start anew") from error
+    if not is_right:
+        raise StaleFitError(f"{path} is no unfinished fit: delete it to start anew")
+    return found
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

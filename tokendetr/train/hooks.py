@@ -232,11 +232,10 @@ class BestCheckpoint(HookBase):
             return
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
+            if saved["best_metric_name"] == self._metric:
+                self._best = float(saved["best_metric"])
+        except Exception as error:  # whatever a damaged file may raise
             logger.warning("Cannot read %s (%s); the best metric starts anew", path, error)
-            return
-        if saved.get("best_metric_name") == self._metric:
-            self._best = float(saved["best_metric"])
 
     def after_step(self) -> None:
         """Save if the evaluation of this step was the best."""

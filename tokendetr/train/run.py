@@ -54,6 +54,9 @@ __all__ = ["fit", "run"]
 
 logger = logging.getLogger("tokendetr.train")
 
+# What the parts of a training raise when they are given a state that is not theirs.
+_UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+
 
 def run(args: argparse.Namespace) -> Any:
     """What one process of ``tools/train_net.py`` does.
@@ -120,7 +123,13 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
         stack.enter_context(run_logging(folder))
         log_environment(args)
         record_data_files(cfg)
-        save_config(cfg, folder, evaluation_only=args.eval_only, is_resumed=args.resume)
+        save_config(
+            cfg,
+            folder,
+            evaluation_only=args.eval_only,
+            is_resumed=args.resume,
+            source=getattr(args, "config_file", ""),
+        )
         seed_run(cfg, evaluation_only=args.eval_only)
         validate_config_data(cfg, evaluation_only=args.eval_only)
         if not args.eval_only and comm.is_main_process():
@@ -337,9 +346,11 @@ def _load(
     if path:
         try:
             checkpointer.load(path)
-        except ValueError as error:  # an optimizer of other parameters
-            raise _other_model(path, str(error)) from error
+        except _UNFIT as error:  # an optimizer of other parameters
+            reason = str(error) if isinstance(error, ValueError) else repr(error)
+            raise _other_model(path, reason) from error
         checkpointer.resumed_from = path
+        _say_whose_order(trainer.data_loader, int(cfg.train.seed))
         logger.info("Resuming from %s at iteration %d", path, trainer.iter + 1)
         return trainer.iter + 1
     if resume:
@@ -352,6 +363,17 @@ def _load(
             new_classes=True,
         )
     return 0
+
+
+def _say_whose_order(loader: Any, seed: int) -> None:
+    """Warn where the config's seed is not that of the data that a resumed run goes on with."""
+    if isinstance(loader, StreamLoader) and seed >= 0 and seed != loader.seed:
+        logger.warning(
+            "train.seed=%d is not used: the run goes on with the data and the random states of its "
+            "seed %d. Start a new run for another one",
+            seed,
+            loader.seed,
+        )
 
 
 def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:

@@ -10,15 +10,14 @@ from types import TracebackType
 from typing import Any
 
 from detectron2.utils import comm
-from filelock import FileLock, Timeout
 
 from tokendetr.errors import RunFolderError
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.locks import lock_folder
 
 __all__ = ["RunFolder"]
 
 _IDENTITY = "run.json"
-_LOCK = ".run.lock"
 _CHECKPOINT = re.compile(r"^model_(\d{7,}|final)\.pth$")
 
 
@@ -66,7 +65,8 @@ class RunFolder:
     @property
     def evaluated(self) -> int:
         """The last iteration whose evaluation is recorded, -1 for none (rank 0)."""
-        return int(self._state.get("evaluated", -1))
+        found = self._state.get("evaluated")
+        return found if isinstance(found, int) else -1
 
     def mark_evaluated(self, iteration: int) -> None:
         """Record that the evaluation of an iteration, and what follows from it, is written."""
@@ -89,7 +89,7 @@ class RunFolder:
                 f"train.output_dir={self.path} cannot be used as a folder: {error.strerror}. "
                 "Choose another one"
             ) from error
-        self._take_lock()
+        self._lock = lock_folder(self.path, self._owner)
         try:
             saved = self._read()
             has_checkpoint = any(map(_CHECKPOINT.match, os.listdir(self.path)))
@@ -104,22 +104,6 @@ class RunFolder:
         except BaseException:
             self._lock.release()
             raise
-
-    def _take_lock(self) -> None:
-        lock = FileLock(os.path.join(self.path, _LOCK), timeout=0, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise RunFolderError(
-                f"{self.path} is in use: {self._owner()} writes there now. Wait until it has ended "
-                "(or end it), or give this run a folder of its own with train.output_dir=...; if "
-                f"that machine is gone for good, remove {os.path.join(self.path, _LOCK)}"
-            ) from error
-        except OSError as error:
-            raise RunFolderError(
-                f"train.output_dir={self.path} cannot be written to: {error.strerror or error}"
-            ) from error
-        self._lock = lock
 
     def _owner(self) -> str:
         saved = self._read()
@@ -138,7 +122,8 @@ class RunFolder:
         try:
             with open(os.path.join(self.path, _IDENTITY), encoding="utf-8") as file:
                 saved = json.load(file)
-        except (OSError, ValueError):  # absent or damaged: as from before there were identities
+        except (OSError, ValueError, RecursionError):
+            # Absent or damaged: as from before there were identities.
             return {}
         return saved if isinstance(saved, dict) else {}
 

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import filecmp
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -84,33 +86,37 @@ def log_environment(args: argparse.Namespace) -> None:
     logger.info("Command line arguments: %s", shown)
 
 
-def save_config(cfg: DictConfig, folder: str, *, evaluation_only: bool, is_resumed: bool) -> None:
+def save_config(
+    cfg: DictConfig, folder: str, *, evaluation_only: bool, is_resumed: bool, source: str = ""
+) -> None:
     """Write the config that runs (rank 0).
 
-    A training's is ``config.yaml``; where a resumed run has another one than before, the one from
-    before stays as ``config_1.yaml``, ``config_2.yaml``, ... An evaluation's is
-    ``config_evaluation.yaml``.
+    A training's is ``config.yaml``, an evaluation's ``config_evaluation.yaml``. Where a resumed run
+    has another one than before, or the run's own config file is of that name, the one from before
+    stays as ``config_1.yaml``, ``config_2.yaml``, ...
+
+    Args:
+        cfg: the whole config.
+        folder: "" writes nothing.
+        evaluation_only, is_resumed: what runs.
+        source: the file that the config was read from.
     """
     if not folder or not comm.is_main_process():
         return
     os.makedirs(folder, exist_ok=True)
     name = "config_evaluation.yaml" if evaluation_only else "config.yaml"
     path = os.path.join(folder, name)
-    before = None
-    if is_resumed and os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            before = file.read()
+    kept = ""
+    if os.path.isfile(path) and (is_resumed or os.path.realpath(source) == os.path.realpath(path)):
+        # First: a kill in between may leave one copy too many, but none too few.
+        kept = _free_name(folder)
+        shutil.copyfile(path, kept)
     LazyConfig.save(cfg, path)
     logger.info("Full config saved to %s", path)
-    if before is None:
-        return
-    with open(path, encoding="utf-8") as file:
-        if file.read() == before:
-            return
-    kept = _free_name(folder)
-    with open(kept, "w", encoding="utf-8") as file:
-        file.write(before)
-    logger.warning("The config is not that of the run so far, which is kept as %s", kept)
+    if kept and filecmp.cmp(path, kept, shallow=False):
+        os.remove(kept)
+    elif kept:
+        logger.warning("The config is not that of %s so far, which is kept as %s", path, kept)
 
 
 def _free_name(folder: str) -> str:

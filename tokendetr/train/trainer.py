@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tokendetr.data.stream import StreamLoader, describe_record
 from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.divergence import bad_gradients, is_divergence, loss_report
+from tokendetr.train.optimizer_state import load_optimizer_state
 from tokendetr.train.stop import StopSignals, TrainingInterrupted
 from tokendetr.train.writers import metrics_state, restore_metrics
 
@@ -332,22 +333,14 @@ class Trainer(SimpleTrainer):
         """Restore what :meth:`state_dict` returned.
 
         What the optimizer was built with (learning rate, weight decay, ...) is kept: it is what the
-        config says now. Differences to the saved run are logged.
+        config says now.
+
+        Raises:
+            CheckpointMismatchError, ValueError: the optimizer's state is of another optimizer.
         """
-        settings = [_hyperparameters(group) for group in self.optimizer.param_groups]
-        super().load_state_dict(state_dict)
-        changed: dict[str, tuple[Any, Any]] = {}
-        for group, built in zip(self.optimizer.param_groups, settings, strict=True):
-            saved = _hyperparameters(group)
-            for name, value in built.items():
-                if saved.get(name, value) != value:
-                    changed.setdefault(name, (saved[name], value))
-            group.update(built)
-            group["initial_lr"] = built["lr"]  # schedules multiply it
-        for name, (old, new) in changed.items():
-            logging.getLogger(__name__).warning(
-                "The config changes the optimizer's %s from %s to %s", name, old, new
-            )
+        state = dict(state_dict)
+        load_optimizer_state(self.optimizer, state.pop("optimizer"))
+        super(SimpleTrainer, self).load_state_dict(state)
         scaler = state_dict.get("grad_scaler")
         self._loaded_metrics = dict(state_dict.get("metrics", {}))
         if self.grad_scaler.is_enabled() and scaler:
@@ -356,12 +349,6 @@ class Trainer(SimpleTrainer):
             logging.getLogger(__name__).warning(
                 "The checkpoint has no state of the gradient scaler; it starts anew"
             )
-
-
-def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What a parameter group was built with; a schedule moves ``lr`` away from ``initial_lr``."""
-    values = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
-    return {**values, "lr": group.get("initial_lr", group.get("lr"))}
 
 
 def _clip(parameters: list[nn.Parameter], max_norm: float, **options: Any) -> Tensor:

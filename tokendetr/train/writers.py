@@ -47,10 +47,14 @@ def metrics_state(storage: EventStorage) -> dict[str, Any]:
 def restore_metrics(storage: EventStorage, state: dict[str, Any]) -> None:
     """Put what :func:`metrics_state` returned into a fresh storage."""
     for name, saved in state.items():
-        for value, iteration in saved["values"]:
-            storage.put_scalar(
-                name, value, smoothing_hint=bool(saved["smooth"]), cur_iter=int(iteration)
-            )
+        try:
+            is_smooth = bool(saved["smooth"])
+            values = [(float(value), int(iteration)) for value, iteration in saved["values"]]
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning("The checkpoint's values of %s cannot be used: %r", name, error)
+            continue
+        for value, iteration in values:
+            storage.put_scalar(name, value, smoothing_hint=is_smooth, cur_iter=iteration)
 
 
 def recorded_iterations(path: str) -> list[int]:
@@ -69,7 +73,7 @@ def recorded_rows(path: str) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("iteration"), int):
             rows.append(row)

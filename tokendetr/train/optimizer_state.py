@@ -1,0 +1,83 @@
+"""What an optimizer was built with, and whether a saved state of it can be continued."""
+
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokendetr.errors import CheckpointMismatchError
+
+__all__ = ["load_optimizer_state"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load what an optimizer has gathered, and keep what it was built with.
+
+    Learning rate, weight decay and the like are what the config says now; differences to the saved
+    run are logged.
+
+    Raises:
+        CheckpointMismatchError: the state is of an optimizer of another kind.
+        ValueError: it is of other parameters.
+    """
+    built = [_hyperparameters(group) for group in optimizer.param_groups]
+    if missing := _lacking(optimizer, saved):
+        raise CheckpointMismatchError(
+            f"the state of the optimizer lacks {', '.join(missing)}, which "
+            f"{type(optimizer).__name__} as the config has it needs"
+        )
+    optimizer.load_state_dict(dict(saved))
+    changed: dict[str, tuple[Any, Any]] = {}
+    for group, settings in zip(optimizer.param_groups, built, strict=True):
+        before = _hyperparameters(group)
+        for name, value in settings.items():
+            if before.get(name, value) != value:
+                changed.setdefault(name, (before[name], value))
+        group.update(settings)
+        group["initial_lr"] = settings["lr"]  # schedules multiply it
+    for name, (old, new) in changed.items():
+        logger.warning("The config changes the optimizer's %s from %s to %s", name, old, new)
+
+
+def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a parameter group was built with; a schedule moves ``lr`` away from ``initial_lr``."""
+    values = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
+    return {**values, "lr": group.get("initial_lr", group.get("lr"))}
+
+
+def _lacking(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list[str]:
+    """What the optimizer keeps of a parameter and the saved state does not.
+
+    Parameters that never had a gradient have no state; the first one that has speaks for all.
+    """
+    ids = [number for group in saved["param_groups"] for number in group["params"]]
+    places = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    for number, (group, parameter) in zip(ids, places, strict=False):
+        if state := saved["state"].get(number):
+            return sorted(_kept_names(optimizer, group, parameter) - set(state))
+    return []
+
+
+def _kept_names(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
+) -> set[str]:
+    """The names of what an optimizer keeps of a parameter, as one update of a copy shows.
+
+    None where a copy cannot make an update by itself (LBFGS).
+    """
+    trial = copy.copy(optimizer)
+    stand_in = nn.Parameter(torch.zeros_like(parameter))
+    stand_in.grad = torch.zeros_like(parameter)
+    trial.state = defaultdict(dict)
+    trial.param_groups = [{**group, "params": [stand_in]}]
+    try:
+        trial.step()
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        return set()
+    return {name for name, value in trial.state[stand_in].items() if value is not None}
