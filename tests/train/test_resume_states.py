@@ -13,7 +13,7 @@ from tokendetr.checkpoint.training_state import training_state_fault
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.data.random_state import RngState, capture_rng
-from tokendetr.errors import CheckpointError, CheckpointMismatchError
+from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.train.optimizer_state import load_optimizer_state
 from tokendetr.train.setup import save_config
 
@@ -190,3 +190,20 @@ def test_a_moving_average_that_is_none_is_left_out(tmp_path, caplog, average):
     torch.save({"model": {"w": torch.ones(2)}, "ema_state": average}, path)
     assert "ema_state" not in read_checkpoint(str(path))
     assert "moving average" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["+optimizer.fused=True", "+optimizer.foreach=True"], "optimizer cannot be built"),
+        (["+optimizer.betas=[0.9,0.9,0.9]"], "optimizer cannot be built"),
+        (["+train.clip_grad.params.foo=1"], "train cannot be built .* 'foo'"),
+        (["+dataloader.train.foo=1"], r"dataloader\.train cannot be built .* 'foo'"),
+        (["+dataloader.train.collate_fn=x"], "is no function"),
+        (["+dataloader.train.sampler=x"], "gives no indices"),
+    ],
+)
+def test_what_only_the_first_step_would_meet_is_said_before_it(toy_run, tmp_path, options, words):
+    with pytest.raises(ConfigError, match=words):
+        toy_run(tmp_path, *options)
+    assert not list(tmp_path.glob("model_*"))

@@ -91,6 +91,22 @@ def test_what_may_change_its_kind_does():
         check_settings(cfg)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.wandb=null", "train.wandb=None must be a group"),
+        ("+train.seed=1.5", "train.seed=1.5 must be a whole number"),
+        ("+train.seed=99999999999999999999", "must be a whole number below"),
+        ("+train.image_roots=[5]", "5, which is no folder"),
+        ("+dataloader.train.timeout=5", "needs loader processes"),
+    ],
+)
+def test_slips_are_named_before_anything_is_built(override, words):
+    cfg = apply_overrides(config(), ["dataloader.train.num_workers=0", override])
+    with pytest.raises(ConfigError, match=words):
+        check_settings(cfg)
+
+
 def test_home_is_meant_by_a_tilde():
     cfg = apply_overrides(config(), ["train.output_dir=~/runs/a"])
     assert cfg.train.output_dir == str(Path.home() / "runs" / "a")

@@ -39,7 +39,14 @@ _BELOW_ONE = _Range("at least 0 and below 1", lambda x: 0 <= x < 1)
 _COUNT = _Range("a whole number above 0", lambda x: x > 0, is_count=True)
 _PERIOD = _Range("a whole number, 0 for off", lambda x: x >= 0, is_count=True)
 
+_SEED = _Range(
+    "a whole number below 2^31, negative for a random one",
+    lambda x: abs(x) < 1 << 31,
+    is_count=True,
+)
+
 RANGES: dict[str, _Range] = {
+    "train.seed": _SEED,
     "train.max_iter": _COUNT,
     "train.eval_period": _PERIOD,
     "train.log_period": _PERIOD,
@@ -109,6 +116,21 @@ _MAY_BE_EMPTY = (
     "train.clip_grad.params.max_norm",
     "train.clip_grad.params.norm_type",
 )
+_GROUPS = [
+    f"train.{name}"
+    for name in (
+        "amp",
+        "checkpointer",
+        "clip_grad",
+        "clip_grad.params",
+        "data_files",
+        "ddp",
+        "distributed",
+        "fast_dev_run",
+        "model_ema",
+        "wandb",
+    )
+]
 _TASKS = ("bbox", "segm", "keypoints")
 
 
@@ -118,6 +140,8 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming every key with its value and its range.
     """
+    if faults := list(_no_groups(cfg)):
+        raise ConfigError("; ".join(faults))
     faults = [
         fault
         for key, wanted in RANGES.items()
@@ -140,6 +164,15 @@ def _range_of(part: str, key: str) -> _Range | None:
     if part == "model" and ("weight_dict" in names or names[-1].endswith("_weight")):
         return _NOT_NEGATIVE
     return _BY_NAME[part].get(names[-1], _BY_NAME[part].get(""))
+
+
+def _no_groups(cfg: DictConfig) -> Iterator[str]:
+    """Keys that hold something else than the group of options that is read there."""
+    for key in _GROUPS:
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent, default=None)
+        if isinstance(node, DictConfig) and name in node and not OmegaConf.is_dict(node[name]):
+            yield f"{key}={node[name]} must be a group of options"
 
 
 def _kind_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
@@ -186,7 +219,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
         node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
         if not isinstance(node, DictConfig) or node.get("num_workers", None) != 0:
             continue
-        for option in ("prefetch_factor", "persistent_workers"):
+        for option in ("prefetch_factor", "persistent_workers", "timeout"):
             if node.get(option, None):
                 yield (
                     f"dataloader.{part}.{option}={node[option]} needs loader processes: set "
@@ -199,6 +232,10 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
             f"dataloader.train.total_batch_size={batch} cannot be shared out over "
             f"train.grad_accum_steps={steps} micro-batches: make it a multiple"
         )
+    roots = OmegaConf.select(cfg, "train.image_roots", default=None) or ()
+    for root in [roots] if isinstance(roots, str) else roots:
+        if not isinstance(root, str):
+            yield f"train.image_roots has {root!r}, which is no folder: write it in quotes"
     clip = OmegaConf.select(cfg, "train.clip_grad", default=None)
     if clip is not None and clip.get("enabled", False) and clip.params.get("max_norm", 0) is None:
         yield "train.clip_grad.params.max_norm has no value: give a number, or inf to measure alone"

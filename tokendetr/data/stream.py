@@ -164,7 +164,8 @@ class StreamLoader:
         **options: further arguments of ``torch.utils.data.DataLoader``.
 
     Raises:
-        ConfigError: the batch size cannot be shared out evenly.
+        ConfigError: the batch size cannot be shared out evenly, or ``collate_fn`` is none.
+        TypeError: an option that ``DataLoader`` does not know.
     """
 
     def __init__(
@@ -188,6 +189,10 @@ class StreamLoader:
                 "of processes times train.grad_accum_steps = "
                 f"{comm.get_world_size()} x {micro_batches}"
             )
+        # Here, for a loader is made when the training reads its first batch.
+        inspect.signature(torchdata.DataLoader).bind_partial(**options)
+        if collate_fn is not None and not callable(collate_fn):
+            raise ConfigError(f"collate_fn={collate_fn!r} is no function")
         self.batch_size = total_batch_size // shares
         self.total_batch_size = total_batch_size
         self.records = DatasetFromList(dataset, copy=True) if isinstance(dataset, list) else dataset
@@ -307,6 +312,8 @@ def _sampler_maker(node: Any, size: int) -> Callable[[int], Iterable[int]]:
     if node is None:
         return lambda seed: TrainingSampler(size, seed=seed)
     if not isinstance(node, DictConfig):
+        if isinstance(node, str) or not hasattr(node, "__iter__"):
+            raise ConfigError(f"dataloader.train.sampler={node!r} gives no indices of records")
         return lambda seed: node
 
     def make(seed: int) -> Iterable[int]:

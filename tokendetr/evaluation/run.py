@@ -64,8 +64,10 @@ class Evaluation:
             other ranks, and for a config without a test set.
         """
         results: OrderedDict[str, Any] = OrderedDict()
-        if self._cfg.dataloader.get("evaluator", None) is None:
-            logger.warning("The config has no dataloader.evaluator: nothing to evaluate")
+        if not self._has_test_set():
+            logger.warning(
+                "The config has no dataloader.evaluator or no dataloader.test: nothing to evaluate"
+            )
             return results
         ema = self._cfg.train.model_ema
         with preserved_rng():
@@ -82,12 +84,16 @@ class Evaluation:
 
     def prepare(self) -> None:
         """Build loader and evaluators, so that what is wrong with them shows before any work."""
-        if self._cfg.dataloader.get("evaluator", None) is None:
+        if not self._has_test_set():
             return
         ema = self._cfg.train.model_ema
         is_averaged_alone = ema.enabled and ema.use_ema_weights_for_eval_only
         with preserved_rng():
             self._parts("_ema" if is_averaged_alone else "")
+
+    def _has_test_set(self) -> bool:
+        parts = ("evaluator", "test")
+        return all(self._cfg.dataloader.get(part, None) is not None for part in parts)
 
     def _parts(self, suffix: str) -> tuple[Any, Any]:
         """The loader, and the evaluator of these weights."""
@@ -122,8 +128,12 @@ def default_best_metric(cfg: DictConfig) -> str:
     return "bbox_ema/AP" if ema.enabled and ema.use_ema_weights_for_eval_only else "bbox/AP"
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, key: str = "train.device") -> None:
     """Refuse a device that this machine does not have.
+
+    Args:
+        device: as torch names it.
+        key: of the config, for messages.
 
     Raises:
         ConfigError: saying how to run on the CPU.
@@ -131,17 +141,15 @@ def check_device(device: str) -> None:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"train.device is {device!r}, which is no device: use cuda or cpu"
-        ) from error
+        raise ConfigError(f"{key} is {device!r}, which is no device: use cuda or cpu") from error
     if wanted.type != "cuda":
         return
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"train.device is {device!r}, but no CUDA device is available. To run on the CPU add "
+            f"{key} is {device!r}, but no CUDA device is available. To run on the CPU add "
             "train.device=cpu (model.device follows it)."
         )
     if (wanted.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"train.device is {device!r}, but this machine has {torch.cuda.device_count()} GPUs"
+            f"{key} is {device!r}, but this machine has {torch.cuda.device_count()} GPUs"
         )

@@ -1,5 +1,6 @@
 """What an optimizer was built with, and whether a saved state of it can be continued."""
 
+import contextlib
 import copy
 import logging
 from collections import defaultdict
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from tokendetr.errors import CheckpointMismatchError
 
-__all__ = ["load_optimizer_state"]
+__all__ = ["load_optimizer_state", "try_update"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
         logger.warning("The config changes the optimizer's %s from %s to %s", name, old, new)
 
 
+def try_update(optimizer: torch.optim.Optimizer) -> None:
+    """Make one update of a copy, so that options which do not go together show before the first
+    step.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: what the optimizer raises.
+    """
+    group = optimizer.param_groups[0]
+    with contextlib.suppress(AttributeError, LookupError):  # a copy of it is not complete
+        _kept_names(optimizer, group, group["params"][0])
+
+
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     """What a parameter group was built with; a schedule moves ``lr`` away from ``initial_lr``."""
     values = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
@@ -60,24 +73,20 @@ def _lacking(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list
     places = [(group, p) for group in optimizer.param_groups for p in group["params"]]
     for number, (group, parameter) in zip(ids, places, strict=False):
         if state := saved["state"].get(number):
-            return sorted(_kept_names(optimizer, group, parameter) - set(state))
+            with contextlib.suppress(Exception):  # a copy of it is not complete
+                return sorted(_kept_names(optimizer, group, parameter) - set(state))
+            return []
     return []
 
 
 def _kept_names(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
 ) -> set[str]:
-    """The names of what an optimizer keeps of a parameter, as one update of a copy shows.
-
-    None where a copy cannot make an update by itself (LBFGS).
-    """
+    """The names of what an optimizer keeps of a parameter, as one update of a copy shows."""
     trial = copy.copy(optimizer)
     stand_in = nn.Parameter(torch.zeros_like(parameter))
     stand_in.grad = torch.zeros_like(parameter)
     trial.state = defaultdict(dict)
     trial.param_groups = [{**group, "params": [stand_in]}]
-    try:
-        trial.step()
-    except (KeyError, RuntimeError, TypeError, ValueError):
-        return set()
+    trial.step()
     return {name for name, value in trial.state[stand_in].items() if value is not None}

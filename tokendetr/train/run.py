@@ -36,6 +36,7 @@ from tokendetr.train.hooks import (
     Evaluations,
     RestoreRng,
 )
+from tokendetr.train.optimizer_state import try_update
 from tokendetr.train.results_table import ResultsTable
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.setup import (
@@ -110,6 +111,8 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
     if missing := [key for key in wanted if OmegaConf.select(cfg, key, default=None) is None]:
         raise ConfigError(f"the config has no {', '.join(missing)}")
     check_device(cfg.train.device)
+    if cfg.train.model_ema.get("device", ""):
+        check_device(cfg.train.model_ema.device, "train.model_ema.device")
     _apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir or "")
     if not folder and not args.eval_only:
@@ -133,8 +136,9 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
         seed_run(cfg, evaluation_only=args.eval_only)
         validate_config_data(cfg, evaluation_only=args.eval_only)
         if not args.eval_only and comm.is_main_process():
-            for hint in data_hints(cfg):
-                logger.info("%s", hint)
+            with contextlib.suppress(Exception):  # a hint never costs a run
+                for hint in data_hints(cfg):
+                    logger.info("%s", hint)
         with built_from("model"):
             model = instantiate(cfg.model)
         model.to(cfg.train.device)
@@ -225,6 +229,7 @@ def _train(
     cfg.optimizer.params.model = model
     with built_from("optimizer"):
         optimizer = instantiate(cfg.optimizer)
+        try_update(optimizer)
     with built_from("dataloader.train"):
         loader = build_train_loader(
             cfg.dataloader.train, seed=settings.seed, micro_batches=settings.grad_accum_steps

@@ -84,10 +84,11 @@ class RunFolder:
     def _claim(self) -> None:
         try:
             os.makedirs(self.path, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise RunFolderError(
-                f"train.output_dir={self.path} cannot be used as a folder: {error.strerror}. "
-                "Choose another one"
+                f"train.output_dir={self.path!r} cannot be used as a folder: {reason}. Choose "
+                "another one"
             ) from error
         self._lock = lock_folder(self.path, self._owner)
         try:

@@ -6,6 +6,7 @@ import filecmp
 import logging
 import os
 import shutil
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,6 +45,10 @@ def built_from(key: str) -> Iterator[None]:
         if not str(error):  # an assertion without words says nothing outside its traceback
             raise
         reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key} cannot be built as the config has it: {reason}") from error
+    except (AttributeError, LookupError, RuntimeError) as error:  # whose words need their place
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{(str(error) or repr(error)).splitlines()[0]} ({frame.filename}:{frame.lineno})"
         raise ConfigError(f"{key} cannot be built as the config has it: {reason}") from error
 
 

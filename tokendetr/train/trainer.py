@@ -1,6 +1,7 @@
 """The training step: mixed precision, accumulation, clipping, and a stop before a bad update."""
 # Over 350 lines: one class, an update from batch to weights.
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,7 +73,7 @@ class Trainer(SimpleTrainer):
             training.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError, TypeError: an argument out of range, or one that nothing knows.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Trainer(SimpleTrainer):
             raise ValueError(
                 f"train.grad_accum_weighting={grad_accum_weighting!r}: use 'boxes' or 'images'"
             )
+        if clip_grad is not None:  # before the first step does
+            inspect.signature(torch.nn.utils.clip_grad_norm_).bind([], **clip_grad)
         self.amp_dtype = amp_dtype
         self.clip_grad = None if clip_grad is None else dict(clip_grad)
         self.grad_accum_steps = grad_accum_steps
