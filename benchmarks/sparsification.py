@@ -38,7 +38,7 @@ from tokendetr.analysis.tables import Table, splice
 from tokendetr.config.zoo import get_config_file
 from tokendetr.io.atomic import write_atomically
 from tokendetr.predict import Predictor
-from tokendetr.sparsification import FitOptions, UnlabelledImages, fit, sparse_model
+from tokendetr.sparsification import FitOptions, UnlabeledImages, fit, sparse_model
 from tokendetr.sparsification.job import SparsifyJob, box_ap, write_detector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +143,7 @@ class Study:
             self.entry["dense"] = self.ap(predictor.model)
             self.count(predictor.model, student)
         sources = self.images or training_images(self.cfg)
-        images = UnlabelledImages.from_folders(sources, predictor, seed=seed)
+        images = UnlabeledImages.from_folders(sources, predictor, seed=seed)
         if all(step in own for step in (*STEPS, *(LABELLED if labels else ()))):
             return
         for number, wanted in enumerate((options, distilled)):  # the second goes on from the first

@@ -1,5 +1,5 @@
-"""Dynamic DETR (ICML 2025): fewer encoder queries by merging alike tokens, more where levels
-matter most."""
+"""Dynamic DETR (ICML 2025): merge similar encoder tokens, and keep most in the most important
+levels."""
 
 from dynamic_detr.budget import TokenBudget
 from dynamic_detr.flops import encoder_macs, query_token_macs, saved_macs

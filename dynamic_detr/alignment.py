@@ -1,4 +1,4 @@
-"""The regularisation of Dynamic DETR: merging tokens should leave their centre where it was.
+"""Center alignment, Dynamic DETR's regularization: merging should not move the tokens' mean.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 
@@ -27,8 +27,8 @@ class CenterAlignment:
 
     Args:
         layout: geometry and padding of the batch.
-        per_merge: compare each level's centre before and after each merge; otherwise the centre of
-            the memory with that of a dense pass.
+        per_merge: compare each level's mean token before and after each merge; otherwise compare
+            the mean of the memory with that of a dense pass.
         weight: factor of the loss.
     """
 
@@ -39,7 +39,7 @@ class CenterAlignment:
         self._distances: list[Tensor] = []
 
     def add_merge(self, before_BNC: Tensor, tokens_BKC: Tensor, token_map: TokenMap) -> None:
-        """Take note of a merge: all tokens before it, and the reduced ones with their map."""
+        """Record a merge: all tokens before it, and the reduced ones with their map."""
         if self.per_merge:
             before_BLC = self._level_centers(before_BNC, None)
             after_BLC = self._level_centers(tokens_BKC, token_map)
@@ -49,11 +49,14 @@ class CenterAlignment:
     def add_loss(
         self, losses: AuxLosses, memory_BNC: Tensor, run_dense: Callable[[], Tensor]
     ) -> None:
-        """Add the loss of a finished pass with the given memory.
+        """Add the loss of a finished pass.
 
-        ``run_dense`` returns the dense memory [B, N, C]. It runs after the main pass, never before
-        it: autocast keeps the casts of weights that the first pass makes, and those made without
-        gradients would cut off the main pass.
+        Args:
+            losses: of the pass.
+            memory_BNC: the encoder's output.
+            run_dense: returns the dense memory [B, N, C]. It must run after the main pass: autocast
+                caches the casts of weights, and casts made without gradients would cut the main
+                pass off from its weights.
         """
         if self.per_merge:
             distance = torch.stack(self._distances).mean()

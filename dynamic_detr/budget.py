@@ -1,4 +1,4 @@
-"""How many tokens every stage and level of Dynamic DETR keeps: plain integer arithmetic."""
+"""Token counts of every stage and level of Dynamic DETR: plain integer arithmetic."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from tokendetr.tokens import window_shapes
 RATIO_ORDERS = ("scatter", "gather")
 
 _SLACK = 1e-9
-"""Keeps a product such as 10 * (1 - 0.9) from falling below the whole number that it means."""
+"""Tolerance that keeps a rounded product such as 10 * (1 - 0.9) from falling below its integer."""
 
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """Keep ratios per stage and level, and the counts that follow from them.
+    """Keep ratios per stage and level, and the token counts that result.
 
     Levels are numbered from 1, the finest, as in the paper.
 
@@ -29,7 +29,7 @@ class TokenBudget:
             gets the ratio whose number is the j-th entry of the order (the literal equation 3).
 
     Raises:
-        ValueError: where they do not fit each other; the message names the argument.
+        ValueError: the values do not fit each other; the message names the argument.
 
     Source: Dynamic DETR (ICML 2025), section 3.2, equation 3, and section 3.3, equation 8.
     """
@@ -76,7 +76,7 @@ class TokenBudget:
 
     @property
     def keeps_all(self) -> bool:
-        """True where every ratio is 1."""
+        """True if every ratio is 1."""
         return all(ratio == 1 for ratio in self.keep_ratios)
 
     def stage(self, layer: int) -> int:
@@ -100,11 +100,11 @@ class TokenBudget:
     def merged_windows(
         self, level: int, ratio: float, height: int, width: int
     ) -> dict[tuple[int, int], int]:
-        """Return how many windows of which (rows, columns) merge in one image.
+        """Return the number of merged windows of each (rows, columns) in one image.
 
-        Windows of one size keep the same share of their tokens as those of another, so that no
-        part of an image is favored for how its windows came out; what rounding leaves over in one
-        size goes to the next. A level never keeps less than its ratio asks for.
+        Windows of every size keep the same share of their tokens, so that no part of an image is
+        favored by the size of its windows; the remainder of rounding in one size goes to the next.
+        A level never keeps less than its ratio.
 
         Args:
             level: any but the coarsest, from 0.
@@ -126,12 +126,11 @@ class TokenBudget:
         return merged
 
     def important_tokens(self, ratio: float, tokens: int) -> int:
-        """Return how many tokens of the coarsest level stay queries (at least one where there are
-        any)."""
+        """Return the number of important tokens of the coarsest level; at least 1 if it has any."""
         return min(tokens, max(1, math.floor(tokens * ratio + 0.5)))
 
     def kept_tokens(self, stage: int, level_shapes: Sequence[Sequence[int]]) -> int:
-        """Return the queries of one image without padding in a stage.
+        """Return the number of queries of one unpadded image in a stage.
 
         Args:
             stage: from 0.
@@ -149,5 +148,5 @@ class TokenBudget:
 
 
 def saved_tokens(merged: Mapping[tuple[int, int], int]) -> int:
-    """Return how many queries fewer there are where so many windows of (rows, columns) merge."""
+    """Return by how many queries merging these windows of (rows, columns) shortens the sequence."""
     return sum(count * (rows * columns - 1) for (rows, columns), count in merged.items())

@@ -1,12 +1,12 @@
-"""What Dynamic DETR's encoder costs, from shapes alone (a multiply-add counts 1, as fvcore
-counts)."""
+"""Operations of Dynamic DETR's encoder, computed from shapes (a multiply-add counts 1, as in
+fvcore)."""
 
 from collections.abc import Sequence
 
 from dynamic_detr.budget import TokenBudget
 
 _NORM_MACS = 5
-"""What fvcore counts for a channel of a LayerNorm with scale and shift."""
+"""fvcore's count per channel of a LayerNorm with scale and shift."""
 
 
 def query_token_macs(
@@ -17,7 +17,7 @@ def query_token_macs(
     num_levels: int = 4,
     num_points: int = 4,
 ) -> int:
-    """Return the cost of updating one token in one encoder layer, its value projection left out."""
+    """Return the cost of updating one token in one encoder layer, without its value projection."""
     samples = num_heads * num_levels * num_points
     projections = embed_dim * (3 * samples + embed_dim)
     sampling = 4 * samples * (embed_dim // num_heads)
@@ -38,7 +38,7 @@ def encoder_macs(
 
     Args:
         level_shapes: (height, width) of each level, finest first.
-        budget: which tokens are updated; None updates all in all ``num_layers`` layers.
+        budget: token counts; None updates all tokens in all ``num_layers`` layers.
         num_layers: layers of the dense encoder; with a budget they follow from it.
         embed_dim: channels.
         feedforward_dim: hidden channels of the feed-forward networks.
@@ -72,8 +72,7 @@ def saved_macs(
     num_heads: int = 8,
     num_points: int = 4,
 ) -> int:
-    """Return how much less than the dense encoder's cost that is: subtract it from a dense
-    detector's total."""
+    """Return the cost saved over the dense encoder, to be subtracted from a dense detector's."""
     dense, dynamic = (
         encoder_macs(
             level_shapes,

@@ -1,4 +1,4 @@
-"""Which levels matter most in each stage of a dense encoder: where its attention looks.
+"""Importance of the levels in each stage of a dense encoder, from the attention they receive.
 
 Shapes: B image, N all tokens, Q query, M head, L level, P point.
 """
@@ -22,21 +22,21 @@ STATISTICS = ("set_share", "mass", "own_share")
 class LevelImportance:
     """Scores of levels per encoder layer, averaged over images.
 
-    Two of the statistics look at the smallest set of tokens, over all levels, that carries ``mass``
-    of the attention which a layer pays.
+    Two of the statistics use the smallest set of tokens, over all levels, that receives ``mass`` of
+    a layer's attention.
 
     Args:
         num_layers: encoder layers.
         mass: share of the attention, in (0, 1].
-        statistic: a level's score. "set_share": the share of that set which lies in the level;
-            "mass": the share of all attention that the level gets; "own_share": the share of the
-            level's own tokens that are in the set, which puts levels of few tokens first.
+        statistic: a level's score. "set_share": the share of that set that lies in the level;
+            "mass": the share of all attention that the level receives; "own_share": the share of
+            the level's tokens that are in the set, which ranks levels with few tokens first.
 
     Raises:
-        ValueError: for values out of range.
+        ValueError: a value is out of range.
 
-    Source: Dynamic DETR (ICML 2025), figure 2 (75 %) and figure 4, whose statistic is not defined;
-    of the three, only the first two give the order that it prints for the first stage.
+    Source: Dynamic DETR (ICML 2025), figure 2 (75 %) and figure 4, whose statistic is not defined.
+    Of the three, only the first two give the printed order of the first stage.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LevelImportance:
 
     @property
     def num_images(self) -> int:
-        """Images that all layers have seen."""
+        """Number of images counted in every layer."""
         return min(self._images)
 
     def add(
@@ -63,13 +63,13 @@ class LevelImportance:
         level_shapes: Sequence[Sequence[int]],
         valid_BN: Tensor | None = None,
     ) -> None:
-        """Count a layer's attention of a batch.
+        """Add a layer's attention of one batch.
 
         Args:
             layer: from 0.
             mass_BN: attention paid to each token.
             level_shapes: (height, width) of each level, finest first.
-            valid_BN: bool, True where a token is real; all are where None.
+            valid_BN: bool, True for real tokens; None if all are.
         """
         if valid_BN is None:
             valid_BN = torch.ones_like(mass_BN, dtype=torch.bool)
@@ -84,7 +84,7 @@ class LevelImportance:
             for each_BN in (part_BN, valid_BN)
         )
         of_BL = real_BL if self.statistic == "own_share" else part_BL.sum(dim=1, keepdim=True)
-        # The smallest number above 0 keeps 0 / 0 at 0 and changes nothing else.
+        # An image without attention gets 0 / tiny = 0 instead of NaN.
         share_L = (part_BL / of_BL.clamp(min=torch.finfo(torch.float64).tiny)).sum(dim=0).cpu()
         known = self._sums[layer]
         self._sums[layer] = share_L if known is None else known + share_L
@@ -94,7 +94,7 @@ class LevelImportance:
         """Return each layer's score of each level, in [0, 1].
 
         Raises:
-            ValueError: where a layer has seen no image.
+            ValueError: a layer has counted no image.
         """
         scores = []
         for layer, (total, images) in enumerate(zip(self._sums, self._images, strict=True)):
@@ -110,7 +110,7 @@ class LevelImportance:
             stage_lengths: encoder layers of each stage.
 
         Raises:
-            ValueError: where they do not add up to the encoder's layers.
+            ValueError: they do not add up to the encoder's layers.
         """
         scores = self.layer_scores()
         if sum(stage_lengths) != len(scores) or min(stage_lengths) < 1:
@@ -136,18 +136,18 @@ class LevelImportance:
 def record_level_importance(
     encoder: nn.Module, *, mass: float = 0.75, statistic: Statistic = "set_share"
 ) -> Iterator[LevelImportance]:
-    """Watch a dense encoder's attention while images run through it.
+    """Measure level importance from every forward pass of a dense encoder in the ``with`` block.
 
     Args:
-        encoder: of this project's detectors, without a sparsifier.
-        mass: as of :class:`LevelImportance`.
-        statistic: likewise.
+        encoder: of a tokendetr detector, without a sparsifier.
+        mass: see :class:`LevelImportance`.
+        statistic: see :class:`LevelImportance`.
 
     Yields:
-        What was measured so far.
+        The importance, updated by every pass.
 
     Raises:
-        ValueError: where the encoder is none of this project's, or works on fewer tokens.
+        ValueError: the encoder is not tokendetr's, or has a sparsifier.
     """
     layers = getattr(encoder, "layers", ())
     attentions = [attention for layer in layers for attention in getattr(layer, "attentions", ())]

@@ -1,11 +1,12 @@
-"""Dynamic DETR as a token sparsifier: windows merge on fine levels, tokens on the coarsest.
+"""Dynamic DETR as a token sparsifier: windows merge in fine levels, single tokens in the coarsest.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level (of all
 images), R merged windows, P cells of a window, U tokens of the coarsest level.
 """
-# Over 350 lines: plan and sparsifier share a vocabulary, in the order of the method's checklist.
+# Over 350 lines: sparsifier and plan are one method, and half of the file is its many options.
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,7 @@ from tokendetr.tokens.maps.merge import MERGE_RULES, MergeRule
 
 
 def _first_stages(stage_lengths: Sequence[int], stages: int | None) -> tuple[int, ...]:
-    """Return the lengths of so many stages; the last one takes the layers of those after it."""
+    """Return the lengths of the first stages; the last of them also gets the remaining layers."""
     if stages is None:
         return tuple(stage_lengths)
     if not 1 <= stages <= len(stage_lengths):
@@ -59,55 +60,70 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 
 
-class DynamicSparsifier(TokenSparsifier):
-    """Keeps few queries per level, and changes between stages which level keeps most.
+def _former_window_update(cells: str) -> Literal["anchor_only", "broadcast"]:
+    """Read the former spelling of ``window_update``, with a warning."""
+    _check_choice("cells", cells, ("stale", "broadcast"))
+    window_update: Literal["anchor_only", "broadcast"] = "broadcast"
+    if cells == "stale":
+        window_update = "anchor_only"
+    warnings.warn(
+        f"cells={cells!r} is now window_update={window_update!r}; change it in your config",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return window_update
 
-    At the entry of each stage the most coherent windows of the finer levels become one query each;
-    on the coarsest level, rare tokens stay queries and take in the common tokens that are most
-    like them. Values stay full grids, so whatever follows the encoder is unchanged. Nothing is
-    learned: dense checkpoints load as they are.
+
+class DynamicSparsifier(TokenSparsifier):
+    """Keeps few queries per level, and changes from stage to stage which level keeps most.
+
+    At the start of each stage the most coherent windows of the finer levels become one query each.
+    In the coarsest level, rare tokens are kept as queries and absorb their most similar common
+    tokens. Values remain full grids, so the modules after the encoder are unchanged. There are no
+    learned parameters: dense checkpoints load unchanged.
 
     Args:
-        keep_ratios: share of tokens that stay queries, for a stage's most important level first.
-        level_orders: per stage the levels (1 = finest), most important first. The first one is the
-            paper's; the others follow its figure's trend from fine to coarse.
+        keep_ratios: share of tokens kept as queries, a stage's most important level first.
+        level_orders: per stage the levels (1 = finest), most important first. The first default is
+            the paper's; the others follow the trend of its figure, from fine to coarse.
         stage_lengths: encoder layers of each stage.
-        stages: how many stages choose their queries anew, from 1 to the number of stages; the
-            layers of later ones go on with the last choice, at its ratios. All of them where None.
-        window_sizes: cells per side of the windows of each level but the coarsest, where a level's
-            sizes are multiples of them, else a little more. Every window of the default covers one
-            token of the coarsest level; (4, 2, 1) is the reading closest to the paper's figure.
+        stages: number of stages that choose queries, from 1 on; the layers of later stages keep
+            the last choice and its ratios. None: all.
+        window_sizes: cells per side of the windows of each level but the coarsest; a little more if
+            the level's size is no multiple. A default window covers one token of the coarsest
+            level; (4, 2, 1) is the reading closest to the paper's figure.
         ratio_order: see :class:`dynamic_detr.budget.TokenBudget`.
-        merge: how the tokens of a group become one: "mean", "sum", "max", or "retain" the one in
-            whose place the result stands.
-        cells: what a merged window's other cells hold afterwards: "stale" keeps what they had,
-            "broadcast" gives all the window's result.
+        merge: how the tokens of a group become one: "mean", "sum", "max", or "retain": the anchor's
+            features alone.
+        window_update: which cells of a merged window receive its result: "anchor_only" writes the
+            anchor's and leaves the others as they were, "broadcast" writes all.
         anchor: position and reference point of a merged window: those of its "bottom_right" cell,
             or its "center".
-        affinity_matching: whether the coarsest level's other tokens are taken in by important
-            ones, or left out.
-        num_neighbors: how many most similar tokens are looked at for important ones.
-        min_cosine: lower bound of cosines when rarity is computed, above 0.
-        selection: "coherence" and rarity as in the paper; "random": random windows merge and
-            random tokens of the coarsest level stay; "random_tokens": random tokens of every level
-            stay, nothing is aggregated (the paper's ablation).
-        alignment: the regularisation of the memory's centre in training: "two_pass" compares with
-            a dense pass of the same encoder, "teacher" with a dense pass of the frozen ``teacher``,
-            "per_merge" compares before and after each merge, "off".
-        teacher: with alignment "teacher", a dense encoder of the same form. Its weights are those
-            that the encoder itself is given when a checkpoint without a teacher is loaded, and
-            never change.
+        affinity_matching: let important tokens of the coarsest level absorb the others; otherwise
+            the others are skipped.
+        num_neighbors: number of most similar tokens among which absorbing ones are searched.
+        min_cosine: lower bound of cosines in rarity, above 0.
+        selection: "coherence" and rarity as in the paper; "random": random windows merge and random
+            tokens of the coarsest level are kept; "random_tokens": random tokens of every level are
+            kept and nothing is merged (the paper's ablation).
+        alignment: regularization of the memory's mean in training: "two_pass" compares with a dense
+            pass of the same encoder, "teacher" with a dense pass of the frozen ``teacher``,
+            "per_merge" compares before and after each merge; or "off".
+        teacher: with alignment "teacher", a dense encoder of the same form. It gets the encoder's
+            own weights when a checkpoint without a teacher is loaded, and is never trained.
         alignment_weight: weight of that loss.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
+        cells: former name of ``window_update``, whose "anchor_only" was "stale"; still read, with a
+            warning.
 
     Raises:
-        ValueError: for values out of range; the message names the argument.
+        ValueError: a value is out of range; the message names the argument.
 
-    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: where a level is no multiple of
-    its window, its rows and columns are divided into nearly equal parts of at least the window's
-    length, so that no window is cut by the border or by padding; equal windows and equally rare
-    tokens are taken spread over the image; cosines are clamped before they are inverted; the merges
-    of the coarsest level are simultaneous.
+    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: if a level's size is no multiple
+    of its window, its rows and columns are divided into nearly equal parts of at least the window's
+    length, so that neither the border nor padding cuts a window; among equally coherent windows and
+    equally rare tokens, the chosen ones are spread over the image; cosines are clamped before they
+    are inverted; the merges of the coarsest level are simultaneous.
     """
 
     def __init__(
@@ -120,7 +136,7 @@ class DynamicSparsifier(TokenSparsifier):
         window_sizes: Sequence[int] = (8, 4, 2),
         ratio_order: Literal["scatter", "gather"] = "scatter",
         merge: MergeRule = "mean",
-        cells: Literal["stale", "broadcast"] = "stale",
+        window_update: Literal["anchor_only", "broadcast"] = "anchor_only",
         anchor: Literal["bottom_right", "center"] = "bottom_right",
         affinity_matching: bool = True,
         num_neighbors: int = 3,
@@ -130,6 +146,7 @@ class DynamicSparsifier(TokenSparsifier):
         alignment_weight: float = 0.1,
         teacher: TokenEncoder | None = None,
         value_policy: ValuePolicy = "updated",
+        cells: Literal["stale", "broadcast"] | None = None,
     ) -> None:
         super().__init__(value_policy=value_policy)
         self.budget = TokenBudget(
@@ -142,7 +159,7 @@ class DynamicSparsifier(TokenSparsifier):
         first = self.budget.keep_ratios[0]
         self._proportions = tuple(each / first for each in self.budget.keep_ratios)
         _check_choice("merge", merge, MERGE_RULES)
-        _check_choice("cells", cells, ("stale", "broadcast"))
+        _check_choice("window_update", window_update, ("anchor_only", "broadcast"))
         _check_choice("anchor", anchor, ("bottom_right", "center"))
         _check_choice("selection", selection, ("coherence", "random", "random_tokens"))
         _check_choice("alignment", alignment, ALIGNMENTS)
@@ -153,7 +170,7 @@ class DynamicSparsifier(TokenSparsifier):
         if alignment_weight < 0:
             raise ValueError(f"alignment_weight must be at least 0, got {alignment_weight}")
         self.merge: MergeRule = merge
-        self.cells = cells
+        self.window_update = window_update if cells is None else _former_window_update(cells)
         self.anchor = anchor
         self.affinity_matching = affinity_matching
         self.num_neighbors = num_neighbors
@@ -176,11 +193,11 @@ class DynamicSparsifier(TokenSparsifier):
         self.budget = replace(self.budget, keep_ratios=tuple(min(1.0, each) for each in ratios))
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the teacher the encoder's weights, where a checkpoint has none for it."""
+        """Give the teacher the encoder's weights if a checkpoint has none for it."""
         return dict(weights) if self.teacher is None else with_teacher(weights)
 
     def faults(self, num_layers: int, num_levels: int) -> list[str]:
-        """Return what of the budget does not fit an encoder."""
+        """Describe what of the budget does not fit an encoder."""
         budget, faults = self.budget, []
         if budget.num_layers != num_layers:
             faults.append(
@@ -200,14 +217,14 @@ class DynamicSparsifier(TokenSparsifier):
         """Return the plan of one forward pass.
 
         Raises:
-            ValueError: where the encoder has other numbers of layers or levels than the budget.
+            ValueError: the encoder has another number of layers or levels than the budget.
         """
         self.check(context.num_layers, context.layout.num_levels)
         return DynamicPlan(context, self)
 
 
 class DynamicPlan(TokenPlan):
-    """One forward pass: a new map at the entry of each stage, and the alignment loss at the end.
+    """One forward pass: a new map at the start of each stage, and the alignment loss at the end.
 
     Args:
         context: the forward pass.
@@ -247,7 +264,7 @@ class DynamicPlan(TokenPlan):
         return self.context.losses is not None
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
-        """Return the map of the layer's stage, made from the tokens at the stage's entry."""
+        """Return the map of the layer's stage, made from the tokens at the stage's start."""
         stage = self.options.budget.stage(layer)
         if self._map is None or stage != self._stage:
             self._map, self._stage = self._make_map(stage, memory_BNC), stage
@@ -255,7 +272,7 @@ class DynamicPlan(TokenPlan):
         return self._map
 
     def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
-        """Let the alignment look at the merge at a stage's entry; the tokens stay as they are."""
+        """Record the merge at a stage's start for the alignment; return the tokens unchanged."""
         before_BNC, self._stage_input_BNC = self._stage_input_BNC, None
         if before_BNC is not None and self._alignment is not None:
             self._alignment.add_merge(before_BNC, tokens_BKC, token_map)
@@ -272,7 +289,7 @@ class DynamicPlan(TokenPlan):
 
     @torch.no_grad()
     def _make_map(self, stage: int, memory_BNC: Tensor) -> TokenMap:
-        """Choose what merges in a stage."""
+        """Choose the windows and tokens that merge in a stage."""
         ratios = self.options.budget.level_ratios(stage)
         if all(ratio == 1 for ratio in ratios):
             return self._identity
@@ -290,6 +307,7 @@ class DynamicPlan(TokenPlan):
             ]
             counts = [count - saved_tokens(m) for count, m in zip(counts, merged, strict=True)]
             for member_RP in self._merged_windows(level, merged, memory_BNC, inverse_norm_BN):
+                # The last member, at the bottom right, is the anchor: it stands for the window.
                 keep_BN.view(-1)[member_RP[:, :-1].flatten()] = False
                 windows.append(member_RP)
         match, important = self._match_coarsest(ratios[-1], memory_BNC)
@@ -301,7 +319,7 @@ class DynamicPlan(TokenPlan):
         return self._assemble(order_BN, slot_BN, counts, windows, match, important)
 
     def _random_tokens(self, ratios: Sequence[float]) -> TokenMap:
-        """Keep random tokens of each level, and aggregate nothing."""
+        """Keep random tokens of each level, and merge nothing."""
         layout, budget = self.context.layout, self.options.budget
         kept = []
         counts = [0] * layout.batch_size
@@ -328,11 +346,11 @@ class DynamicPlan(TokenPlan):
         memory_BNC: Tensor,
         inverse_norm_BN: Tensor,
     ) -> list[Tensor]:
-        """Return the flat tokens [R, P] of a level's merging windows, for each number of tokens.
+        """Return the flat tokens [R, P] of a level's merged windows, one tensor per window size P.
 
         Args:
             level: any but the coarsest, from 0.
-            merged: in each image, how many windows of which (rows, columns) merge.
+            merged: in each image, the number of merged windows of each (rows, columns).
             memory_BNC: the tokens.
             inverse_norm_BN: their :func:`tokendetr.tokens.inverse_norms`.
         """
@@ -357,7 +375,8 @@ class DynamicPlan(TokenPlan):
     def _match_coarsest(
         self, ratio: float, memory_BNC: Tensor
     ) -> tuple[AffinityMatch | None, list[int]]:
-        """Return how the coarsest level's tokens match, and each image's important tokens."""
+        """Return the match of the coarsest level's tokens (None at ratio 1), and how many tokens of
+        each image are important."""
         layout, options = self.context.layout, self.options
         existing = [image[-1] for image in layout.valid_counts]
         if ratio == 1:
@@ -414,8 +433,8 @@ class DynamicPlan(TokenPlan):
                 AffinityGroup(
                     slot_R=flat_slots(token_R + start + image_R * tokens),
                     token_R=token_R + image_R * level_tokens,
-                    match_BUT=match.match_BNT,
-                    hit_BUT=match.hit_BNT,
+                    neighbor_index_BUT=match.neighbor_index_BNT,
+                    absorbs_BUT=match.absorbs_BNT,
                     start=start,
                     rule=self.options.merge,
                 )
@@ -425,5 +444,5 @@ class DynamicPlan(TokenPlan):
             valid_BK=valid_from_counts(counts, length, order_BN.device),
             groups=groups,
             num_all=tokens,
-            broadcast=self.options.cells == "broadcast",
+            broadcast=self.options.window_update == "broadcast",
         )

@@ -1,4 +1,4 @@
-"""A frozen dense encoder whose memory the sparse one is kept close to in training.
+"""A frozen dense encoder, whose memory is the target of the center alignment.
 
 Shapes: B image, N all tokens, C channel.
 """
@@ -17,14 +17,14 @@ _KEY = "sparsifier.teacher."
 class FrozenTeacher(nn.Module):
     """A dense encoder that is never trained.
 
-    The two-pass alignment compares with a dense pass of the very weights that are being fine-tuned
-    for fewer tokens, so its target moves away with them; a teacher keeps those it was given.
+    The target of the two-pass alignment is a dense pass of the weights that are being fine-tuned
+    for fewer tokens, so it drifts with them. A teacher keeps the weights it was given.
 
     Args:
         encoder: dense, of the same form as the encoder that is trained.
 
     Raises:
-        ValueError: where it has a sparsifier.
+        ValueError: the encoder has a sparsifier.
     """
 
     is_ready: Tensor
@@ -38,27 +38,27 @@ class FrozenTeacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stay in evaluation mode: a teacher has no dropout."""
+        """Stay in evaluation mode, without dropout."""
         return super().train(False)
 
     def forward(self, context: EncoderContext) -> Tensor:
         """Return the dense memory [B, N, C] of a pass.
 
         Raises:
-            RuntimeError: where the teacher was given no weights.
+            RuntimeError: the teacher was given no weights.
         """
         if not self.is_ready:
             raise RuntimeError(
-                "alignment='teacher' has no weights to be a teacher with: train.init_checkpoint "
+                "the teacher of alignment='teacher' has no weights: train.init_checkpoint "
                 "must name a trained dense detector"
             )
         return self.encoder.run_dense(context)
 
 
 def with_teacher(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's weights with those of its encoder once more, as the teacher's.
+    """Return a model's weights with a copy of its encoder's as the teacher's.
 
-    Weights that have a teacher already, such as those of a run that is resumed, stay as they are.
+    Weights that already have a teacher's, as in a resumed run, are returned unchanged.
     """
     found = dict(weights)
     if any(_KEY in key for key in found):

@@ -1,5 +1,5 @@
-"""Focus-DETR (ICCV 2023): encoder queries on the foreground only, and attention among the best of
-them."""
+"""Focus-DETR (ICCV 2023): update foreground tokens only, with attention among the most object-like
+ones."""
 
 from focus_detr.budget import FocusBudget, cascade_ratios
 from focus_detr.object_attention import ObjectAttention

@@ -1,4 +1,4 @@
-"""How many tokens each encoder layer of Focus-DETR keeps: plain arithmetic."""
+"""Token counts of each encoder layer of Focus-DETR: plain arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from tokendetr.tokens import Counts, TracedCounts, longest_count, map_counts
 COUNT_RULES = ("per_image", "batch")
 LOWEST_RATIO = 0.1
 _SLACK = 1e-9
-"""Keeps a product such as 10 * 0.3 from exceeding the whole number that it means."""
+"""Tolerance that keeps a rounded product such as 10 * 0.3 from exceeding its integer."""
 
 
 def cascade_ratios(keep_ratio: float, num_layers: int) -> tuple[float, ...]:
-    """Return the keep ratio of each layer: falling in equal steps to 0.1 around their mean.
+    """Return the keep ratio of each layer: equal steps down to 0.1, around their mean.
 
-    Ratios are rounded to tenths where that leaves the mean as it is, which gives the published
+    Ratios are rounded to tenths if that preserves the mean, which gives the published
     .5, .4, .3, .3, .2, .1 for a mean of .3 in six layers.
 
     Args:
@@ -45,13 +45,12 @@ class FocusBudget:
     Attributes:
         keep_ratio: mean share of tokens kept, in (0, 1].
         num_layers: encoder layers.
-        layer_ratios: the share of each layer, not increasing; from :func:`cascade_ratios` where
-            None.
+        layer_ratios: the share of each layer, not increasing; None: :func:`cascade_ratios`.
         counts: "per_image": each image keeps its own share, rounded up; "batch": the published
             code's rule, see :meth:`layer_counts`.
 
     Raises:
-        ValueError: where they are out of range or do not fit each other; the message names the
+        ValueError: values are out of range or do not fit each other; the message names the
             argument.
     """
 
@@ -85,25 +84,25 @@ class FocusBudget:
         return cascade_ratios(self.keep_ratio, self.num_layers)
 
     def layer_counts(self, layer: int, valid_counts: Counts) -> tuple[int, Counts]:
-        """Return the length of a layer's token list, and how many of them each image updates.
+        """Return the length of a layer's token list, and the number that each image updates.
 
-        With "per_image", image i updates ``ceil(ratio * valid_i)`` tokens and the list is as long
-        as the longest of these. With "batch", the list has the first layer's share of the largest
-        image (rounded down, plus 1) times the layer's ratio over the first one's, and an image
-        updates all of it up to its own share of the first layer.
+        With "per_image", image i updates ``ceil(ratio * valid_i)`` tokens and the list has the
+        largest of these lengths. With "batch", its length is the first layer's share of the largest
+        image (rounded down, plus 1) times this layer's ratio over the first layer's, and an image
+        updates as many of them as its own share in the first layer allows.
 
         Args:
             layer: from 0.
             valid_counts: real tokens of each image.
 
         Raises:
-            ExportError: with "batch", in a program that is being exported for images of any size.
+            ExportError: "batch" in a program that is being exported for images of any size.
         """
         ratio, first = self.ratios[layer], self.ratios[0]
         if self.counts == "batch":
             if isinstance(valid_counts, TracedCounts):
                 raise ExportError(
-                    "counts='batch' keeps as many tokens as the largest image of a batch says: "
+                    "counts='batch' depends on the largest image of a batch: "
                     "export the model for images that fill the canvas (padding=False, "
                     "--no-padding), or set counts='per_image'"
                 )

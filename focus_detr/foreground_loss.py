@@ -1,4 +1,4 @@
-"""What the foreground selector is trained on: tokens inside boxes of their level's size.
+"""Targets and loss of the foreground selector: tokens inside boxes of their level's size.
 
 Shapes: B image, N all tokens.
 """
@@ -26,15 +26,15 @@ def foreground_labels(
     size_ranges: Sequence[tuple[float, float]],
     distance: Distance = "farthest_side",
 ) -> Tensor:
-    """Return bool [B, N], True where a token's centre is inside a box of its level's size range.
+    """Return bool [B, N], True for tokens with their center inside a box of their level's sizes.
 
     Args:
         targets: annotations of each image.
         layout: the batch.
         strides: pixels per token of each level, finest first.
         size_ranges: per level, see :func:`tokendetr.tokens.grid_labels`.
-        distance: what of a box a size range is about: the distance from the token to the
-            "farthest_side", or "half_size", half its larger side.
+        distance: the quantity that a size range bounds: "farthest_side", the distance from the
+            token to the box's farthest side, or "half_size", half the box's larger side.
     """
     boxes_xyxy_px = []
     for target in targets:
@@ -52,14 +52,14 @@ def foreground_labels(
 
 
 def foreground_loss(logits_BN: Tensor, labels_BN: Tensor, counted_BN: Tensor | None) -> Tensor:
-    """Return the focal loss, summed over an image's tokens, per positive one, mean over images.
+    """Return the focal loss: sum over an image's tokens / positive tokens, mean over images.
 
     Args:
         logits_BN: foreground logits.
         labels_BN: bool, see :func:`foreground_labels`.
-        counted_BN: bool, the tokens that take part; None: all of them.
+        counted_BN: bool, the tokens with a loss; None: all.
 
-    Source: Focus-DETR, arXiv 2307.12612, equation 7; normalised as in the published code.
+    Source: Focus-DETR, arXiv 2307.12612, equation 7; normalized as in the published code.
     """
     loss_BN = sigmoid_focal_loss(
         logits_BN.float(), labels_BN.float(), alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA

@@ -1,4 +1,4 @@
-"""Self-attention among the tokens that look most like objects.
+"""Self-attention among the most object-like tokens.
 
 Shapes: B image, Q object token, C channel.
 """
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ObjectAttention(nn.Module):
-    """Attention among an image's object tokens, added to them and normalised.
+    """Self-attention among an image's object tokens, with residual and norm.
 
     Args:
         embed_dim: channels C.
@@ -33,8 +33,8 @@ class ObjectAttention(nn.Module):
         Args:
             tokens_BQC: object tokens.
             pos_BQC: their positions.
-            valid_BQ: bool, False for padding entries, which nothing attends to; None where there
-                are none.
+            valid_BQ: bool, False for padding entries, which nothing attends to; None if there are
+                none.
         """
         padding_BQ = None if valid_BQ is None else ~valid_BQ
         attended_BQC = self.attention(

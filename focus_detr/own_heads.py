@@ -1,4 +1,4 @@
-"""The projection and heads that Focus-DETR needs where its detector has one stage and none of them.
+"""The projection and heads that Focus-DETR needs in a one-stage detector, which has none.
 
 Shapes: B image, N all tokens, Q proposal, C channel, V class.
 """
@@ -14,18 +14,18 @@ from tokendetr.encoder.aux_losses import AuxLosses
 from tokendetr.tokens import LevelLayout, take_rows, topk_valid
 
 NUM_PROPOSALS = 300
-"""Tokens of an image that the heads' losses are computed on, as in two-stage Deformable DETR."""
+"""Tokens per image in the heads' losses, as in two-stage Deformable DETR."""
 
 
 class OwnHeads(nn.Module):
-    """A two-stage head that serves the token selector alone.
+    """A two-stage head for the token selector alone.
 
     It is trained like a detector's: its best tokens of the encoder's output are matched to the
-    objects.
+    boxes.
 
     Args:
         embed_dim: channels C.
-        num_classes: classes S of the detector.
+        num_classes: classes V of the detector.
 
     Source: Focus-DETR, arXiv 2307.12612, equation 6, the loss of the last encoder layer's output;
     parameter names of Deformable DETR's two-stage head.
@@ -44,17 +44,17 @@ class OwnHeads(nn.Module):
         )
 
     def init_weights(self) -> None:
-        """Undo what a transformer's initialisation of all matrices does to the box head."""
+        """Zero the box head again, after a transformer initialized all matrices alike."""
         start_at_references(self.bbox_embed)
 
     @property
     def class_head(self) -> nn.Module:
-        """The head that gives projected tokens their class logits."""
+        """The head that predicts class logits of projected tokens."""
         return self.class_embed[0]
 
     @property
     def box_head(self) -> Any:
-        """The head that gives projected tokens their box offsets."""
+        """The head that predicts box offsets of projected tokens."""
         return self.bbox_embed[0]
 
     def project(self, memory_BNC: Tensor, layout: LevelLayout) -> Tensor:

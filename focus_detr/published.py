@@ -1,4 +1,4 @@
-"""Published checkpoints of Focus-DETR: their keys under this project's names."""
+"""Published checkpoints of Focus-DETR under this project's keys."""
 
 import re
 from collections.abc import Mapping
@@ -26,16 +26,16 @@ _RENAMED: tuple[tuple[str, str], ...] = (
     ),
 )
 _ALIASES = ("transformer.encoder.enhance_MCSP.", "enhance_MCSP_layerlist.")
-"""Further names of the two-stage class head, which is stored under its own name as well."""
+"""Aliases of the two-stage class head, which the file also has under its own name."""
 
 
 def is_published(weights: Mapping[str, object]) -> bool:
-    """Return whether a state dict is one of the published code's (detrex or noah-research)."""
+    """Return True for a state dict of the published code (detrex or noah-research)."""
     return any(name.startswith(_MARK) for name in weights)
 
 
 def from_published(weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Return a published state dict under this project's names; others as they are.
+    """Rename a published state dict to this project's keys; return others unchanged.
 
     =====================================================  =========================================
     published                                              here, in ``transformer.encoder``
@@ -46,11 +46,11 @@ def from_published(weights: Mapping[str, Weight]) -> dict[str, Weight]:
                                                            .attention.attn.*``
     ``transformer.encoder.layers.I.norm2.*``               ``sparsifier.object_attentions.I.norm.*``
     ``transformer.encoder.layers.I.attentions.1.*``        ``layers.I.attentions.0.*``
-    ``transformer.encoder.enhance_MCSP.I.*`` and           left out: ``class_embed.6.*`` once more
+    ``transformer.encoder.enhance_MCSP.I.*`` and           dropped: aliases of ``class_embed.6.*``
     ``enhance_MCSP_layerlist.I.*``
     =====================================================  =========================================
 
-    Everything else, the decoder and the heads among it, has the same name.
+    Everything else, including the decoder and the heads, has the same key.
     """
     if not is_published(weights):
         return dict(weights)

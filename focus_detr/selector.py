@@ -1,4 +1,4 @@
-"""Which tokens are foreground: one score head for all levels, each modulated by its neighbour.
+"""Score tokens as foreground: one head for all levels, each level modulated by the previous one.
 
 Shapes: B image, N all tokens, C channel, L level, H and W a level's height and width, S and T the
 lengths of a source and a target axis.
@@ -15,7 +15,7 @@ from tokendetr.tokens import LevelLayout
 Modulation = Literal["top_down", "bottom_up", "none"]
 MODULATIONS = ("top_down", "bottom_up", "none")
 FIRST_SCALE = 0.3
-"""Modulation coefficients start between minus this and this, as in the published code."""
+"""Modulation coefficients are initialized in [-0.3, 0.3], as in the published code."""
 
 
 class ForegroundSelector(nn.Module):
@@ -24,10 +24,10 @@ class ForegroundSelector(nn.Module):
     Args:
         embed_dim: channels C.
         num_levels: levels L.
-        modulation: "top_down" goes from the coarsest level to the finest, "bottom_up" the other
-            way, "none" scores levels alone.
-        mask_padding: whether padding is left out of means and of resampling, so that an image's
-            scores do not depend on its batch; the published code counts it.
+        modulation: "top_down" from the coarsest level to the finest, "bottom_up" the reverse,
+            "none" scores each level alone.
+        mask_padding: exclude padding from means and from resampling, so that an image's scores do
+            not depend on its batch; the published code includes it.
 
     Source: Focus-DETR, arXiv 2307.12612, section 3.2, equation 2.
     """
@@ -54,7 +54,7 @@ class ForegroundSelector(nn.Module):
             self.level_scales = nn.Parameter(scales)
 
     def forward(self, tokens_BNC: Tensor, layout: LevelLayout) -> Tensor:
-        """Return foreground logits [B, N]; those of padding mean nothing.
+        """Return foreground logits [B, N]; those of padding are meaningless.
 
         Args:
             tokens_BNC: projected tokens.
@@ -81,7 +81,11 @@ class ForegroundSelector(nn.Module):
     def _resampled(
         self, logits_BN: Tensor, layout: LevelLayout, source: int, target: int
     ) -> Tensor:
-        """Return one level's logits at another level's tokens: bilinear, corner on corner."""
+        """Return one level's logits at another level's tokens: bilinear, corners aligned.
+
+        Each image's real part is resampled separately, which ``F.interpolate`` cannot do in a
+        batch. Interpolation is separable: it is a product with a weight matrix per axis and image.
+        """
         with torch.autocast(logits_BN.device.type, enabled=False):
             wide = torch.promote_types(logits_BN.dtype, torch.float32)
             image_BHW = logits_BN.to(wide).unflatten(1, layout.level_shapes[source])
@@ -107,7 +111,7 @@ class ForegroundSelector(nn.Module):
 def _axis_weights(
     source_B: Tensor, target_B: Tensor, *, lengths: tuple[int, int], dtype: torch.dtype
 ) -> Tensor:
-    """Return the weights [B, T, S] of linear interpolation along an axis, corner on corner.
+    """Return the weights [B, T, S] of linear interpolation along an axis, corners aligned.
 
     Args:
         source_B: real length of the source axis of each image.

@@ -1,4 +1,4 @@
-"""Focus-DETR as a token sparsifier: foreground tokens only, and attention among object tokens.
+"""Focus-DETR as a token sparsifier: foreground tokens, and attention among object tokens.
 
 Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, V class.
 """
@@ -40,48 +40,47 @@ PUBLISHED_OPTIONS: dict[str, Any] = {
     "counts": "batch",
     "size_ranges": ((-1, 64), (64, 128), (128, 256), (256, math.inf)),
 }
-"""Arguments of :class:`FocusSparsifier` that make it compute what the published code computes."""
+"""Arguments of :class:`FocusSparsifier` that reproduce the published code's numbers."""
 
 
 class FocusSparsifier(TokenSparsifier):
-    """Updates the tokens that look like foreground, fewer in each layer; the best attend to each
-    other.
+    """Updates foreground tokens, fewer in each layer, with attention among the most object-like.
 
-    A foreground score, trained on boxes, ranks all tokens once. Every layer works on a prefix of
-    that ranking; before its deformable attention, the tokens with the best product of foreground
-    score and class score attend to each other. Scores come from the detector's own two-stage
-    projection and class head.
+    A foreground score, trained on boxes, ranks all tokens once. Every layer updates a prefix of
+    that ranking. Before its deformable attention, the tokens with the best product of foreground
+    and class score attend to each other (the paper's dual attention). Both scores read the
+    detector's own two-stage projection and class head.
 
     Args:
         embed_dim: channels C of the encoder.
         num_heads: heads of the attention among object tokens.
         num_layers: encoder layers.
         num_levels: feature levels.
-        num_classes: for detectors with one stage: the classes of a projection and heads of the
-            sparsifier's own. None uses those of the detector, which needs two stages then.
+        num_classes: for detectors with one stage: number of classes of a projection and heads of
+            the sparsifier's own. None: use the detector's, which must have two stages.
         keep_ratio: mean share of tokens that layers update, in (0, 1].
-        layer_ratios: the share of each layer; falling in equal steps to 0.1 where None.
-        num_objects: tokens that attend to each other, at most; 0 leaves the dual attention out.
+        layer_ratios: the share of each layer; None: :func:`focus_detr.budget.cascade_ratios`.
+        num_objects: maximum number of tokens that attend to each other; 0: no dual attention.
         modulation: see :class:`focus_detr.selector.ForegroundSelector`.
         strides: pixels per token of each level, finest first; None: 8, 16, 32, ...
-        size_ranges: per level, which boxes its tokens are trained on, see
+        size_ranges: per level, the sizes of boxes that its tokens are trained on, see
             :func:`tokendetr.tokens.grid_labels`; None: ranges that end at 8 strides of their level,
             each starting in the middle of the one before.
-        distance: what of a box those ranges are about: the distance from a token to the box's
-            "farthest_side" (the published code) or "half_size", half its larger side (the text).
+        distance: the quantity that those ranges bound: the distance from a token to the box's
+            "farthest_side" (the published code), or "half_size", half its larger side (the text).
         loss_weight: weight of the foreground loss ``loss_foreground``.
-        fine_score: object tokens are chosen by the product of "probability" s or of raw "logits".
-        mask_padding: whether padding is left out of the selector and of its loss.
+        fine_score: choose object tokens by the product of "probability" scores or of raw "logits".
+        mask_padding: exclude padding from the selector and from its loss.
         counts: see :class:`focus_detr.budget.FocusBudget`.
         selection: "foreground", or "random" (for comparison).
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
-        bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
+        bypass: maps skipped tokens (:mod:`tokendetr.encoder.bypass`); None: they stay unchanged.
 
     Raises:
-        ValueError: for values out of range; the message names the argument.
+        ValueError: a value is out of range; the message names the argument.
 
-    Source: Focus-DETR, arXiv 2307.12612, section 3. Differs: k clamps to the tokens there are, the
-    loss is computed from logits, padding counts nowhere; :data:`PUBLISHED_OPTIONS` gives the
+    Source: Focus-DETR, arXiv 2307.12612, section 3. Differs: k is clamped to the number of tokens,
+    the loss is computed from logits, padding is excluded; :data:`PUBLISHED_OPTIONS` reproduces the
     published code's numbers.
     """
 
@@ -163,12 +162,12 @@ class FocusSparsifier(TokenSparsifier):
     @keep_ratio.setter
     def keep_ratio(self, ratio: float) -> None:
         if self.budget.layer_ratios is not None and ratio != self.budget.keep_ratio:
-            raise ValueError("keep_ratio cannot change where layer_ratios are given")
+            raise ValueError("keep_ratio cannot change if layer_ratios are given")
         self.budget = dataclasses.replace(self.budget, keep_ratio=float(ratio))
 
     @property
     def requires(self) -> frozenset[str]:
-        """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
+        """Modules of the detector that are needed (:class:`tokendetr.encoder.TokenSparsifier`)."""
         return frozenset({"two_stage"} if self.own_heads is None else {"set_criterion"})
 
     def set_keep_ratio(self, ratio: float) -> None:
@@ -176,11 +175,11 @@ class FocusSparsifier(TokenSparsifier):
         self.budget = replace(self.budget, keep_ratio=ratio, layer_ratios=None)
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the weights of a published checkpoint under the names they have here."""
+        """Rename the weights of a published checkpoint to this project's keys."""
         return from_published(weights)
 
     def faults(self, num_layers: int, num_levels: int) -> list[str]:
-        """Return which of the numbers of layers and levels does not fit an encoder."""
+        """Describe the numbers of layers and levels that do not fit the encoder."""
         own = {"num_layers": self.budget.num_layers, "num_levels": self.selector.num_levels}
         its = {"num_layers": num_layers, "num_levels": num_levels}
         return [
@@ -193,8 +192,9 @@ class FocusSparsifier(TokenSparsifier):
         """Return the plan of one forward pass.
 
         Raises:
-            ValueError: where the encoder has other numbers of layers or levels.
-            HostError: where the detector around the encoder has no two-stage projection and heads.
+            ValueError: the encoder has another number of layers or levels.
+            UnsupportedDetectorError: the detector around the encoder has no two-stage projection
+                and heads.
         """
         self.check(context.num_layers, context.layout.num_levels)
         return FocusPlan(context, self)
@@ -253,7 +253,7 @@ class FocusPlan(TokenPlan):
         return self._maps[length]
 
     def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
-        """Let the tokens that look most like objects attend to each other."""
+        """Apply the attention among object tokens."""
         if not self.focus.object_attentions:
             return tokens_BKC
         index_BQ, valid_BQ = self._choose_objects(layer, tokens_BKC, token_map)
@@ -272,9 +272,10 @@ class FocusPlan(TokenPlan):
     def _choose_objects(
         self, layer: int, tokens_BKC: Tensor, token_map: TokenMap
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the places of the object tokens, long [B, Q], and which of them are real."""
+        """Return the indices of the object tokens, long [B, Q], and a mask of the real ones."""
         head = self._heads.class_head
-        # Casts of weights made without gradients would be reused by the two-stage head.
+        # Autocast would cache casts of the head's weights made without gradients, and the two-stage
+        # head would reuse them.
         with torch.autocast(tokens_BKC.device.type, enabled=False):
             dtype = next(head.parameters()).dtype
             category_BK = head(tokens_BKC.to(dtype)).amax(dim=-1)
@@ -285,7 +286,7 @@ class FocusPlan(TokenPlan):
         self.context.recorder.record_layer_score("object", score_BK)
         length, counts = self.focus.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
-        if self.focus.budget.counts == "batch":  # entries that are thrown away take part
+        if self.focus.budget.counts == "batch":  # entries that restore() discards take part too
             counts, valid_BK = map_counts(counts, lambda _: length), None
         return topk_valid(
             score_BK,

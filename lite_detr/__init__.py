@@ -1,4 +1,4 @@
-"""Lite DETR (CVPR 2023): most encoder layers update the coarse levels alone; a comparator."""
+"""Lite DETR (CVPR 2023), for comparison: most encoder layers update the coarse levels alone."""
 
 from lite_detr.sparsifier import LitePlan, LiteSparsifier, NarrowFeedForward
 

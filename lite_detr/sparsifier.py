@@ -1,4 +1,4 @@
-"""Lite DETR as a token sparsifier: coarse levels in most layers, all levels in some.
+"""Lite DETR as a token sparsifier: most layers update coarse levels, some update all.
 
 Shapes: B image, K tokens, N all tokens, T tokens of the fine levels, C channel.
 """
@@ -12,7 +12,7 @@ from tokendetr.tokens import Keep, TokenMap
 
 
 class NarrowFeedForward(nn.Module):
-    """A feed-forward network with residual and norm of its own.
+    """A feed-forward network with its own residual and norm.
 
     Args:
         embed_dim: channels C.
@@ -33,24 +33,23 @@ class NarrowFeedForward(nn.Module):
 
 
 class LiteSparsifier(TokenSparsifier):
-    """Updates the coarse levels in every layer, and the fine ones only in the last layer of each
-    block.
+    """Updates coarse levels in every layer, fine levels only in the last layer of each block.
 
-    Values are all levels in every layer. "H3L1-(2+1)x3" of the paper is three high levels and three
-    blocks of two layers; "H3L1-(6+1)x1" one block of six.
+    Values are all levels in every layer. The paper's "H3L1-(2+1)x3" is three high levels and three
+    blocks of two layers; "H3L1-(6+1)x1" is one block of six.
 
     Args:
         embed_dim: channels C of the encoder.
         num_layers: encoder layers.
         num_levels: feature levels L.
-        high_levels: how many of the coarsest levels are updated in every layer (H), at least 1.
+        high_levels: number H of the coarsest levels, which every layer updates, at least 1.
         num_blocks: blocks of equally many layers; must divide ``num_layers``.
-        narrow_dim: hidden channels of the feed-forward network that the fine levels' tokens pass
-            through instead of the layers' own; 0: the layers' own.
+        narrow_dim: hidden channels of the fine levels' own feed-forward network; 0: they share the
+            layer's.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
 
     Raises:
-        ValueError: for values out of range; the message names the argument.
+        ValueError: a value is out of range; the message names the argument.
 
     Source: Lite DETR, arXiv 2303.07335, section 3, and its published code. Differs: attention
     weights are those of deformable attention (the paper's key-aware attention is left out; its
@@ -90,14 +89,14 @@ class LiteSparsifier(TokenSparsifier):
         )
 
     def is_full(self, layer: int) -> bool:
-        """Return whether a layer, from 0, updates all levels."""
+        """Return True if a layer, from 0, updates all levels."""
         return (layer + 1) % self.block_length == 0
 
     def plan(self, context: EncoderContext) -> "LitePlan":
         """Return the plan of one forward pass.
 
         Raises:
-            ValueError: where the encoder has other numbers of layers or levels.
+            ValueError: the encoder has another number of layers or levels.
         """
         for name, own, other in (
             ("num_layers", self.num_layers, context.num_layers),
@@ -109,7 +108,7 @@ class LiteSparsifier(TokenSparsifier):
 
 
 class LitePlan(TokenPlan):
-    """One forward pass: two maps that take turns.
+    """One forward pass: a map of the coarse levels and one of all levels.
 
     Args:
         context: the forward pass.

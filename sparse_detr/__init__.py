@@ -1,5 +1,4 @@
-"""Sparse DETR (ICLR 2022): the encoder updates only the tokens that the decoder is expected to look
-at."""
+"""Sparse DETR (ICLR 2022): update only the tokens that the decoder is expected to attend to."""
 
 from sparse_detr.checkpoints import from_published
 from sparse_detr.sparsifier import SparsePlan, SparseSparsifier

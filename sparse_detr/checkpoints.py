@@ -20,10 +20,11 @@ published                                      here
 ``class_embed.<i>``, ``bbox_embed.<i>``        the same for the decoder's layers and the proposals;
                                                the others become
                                                ``transformer.encoder.sparsifier.class_embed.<j>``
-``transformer.<part>.class_embed.<i>``, ...    left out: other names of the same heads
+``transformer.<part>.class_embed.<i>``, ...    dropped: aliases of the same heads
 =============================================  =================================================
 
-Detectors with :class:`sparse_detr.SparseSparsifier` rename them as they load them. A small file:
+Detectors with :class:`sparse_detr.SparseSparsifier` rename the keys when they load such a file. To
+convert a file once:
 
     python tools/export_checkpoint.py --input sparse_detr_r50_10.pth --dtype float32 \\
         --output sparse_detr_r50_10.safetensors --convert sparse_detr.from_published
@@ -63,18 +64,18 @@ _RULES = (
 
 
 def is_published(weights: Mapping[str, object]) -> bool:
-    """Return whether a state dict is one of the published code's, with a residual network."""
+    """Return True for a state dict of the published code with a residual network."""
     return "transformer.level_embed" in weights and any(map(_STAGE.match, weights))
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the published model under this project's names.
+    """Rename the weights of a published model to this project's keys.
 
     Args:
         weights: ``model`` of a published checkpoint.
 
     Raises:
-        ValueError: where it has no decoder layers: it is another kind of file.
+        ValueError: there are no decoder layers, so it is another kind of file.
     """
     layers = [re.match(r"transformer\.decoder\.layers\.(\d+)\.", name) for name in weights]
     indices = [int(match[1]) for match in layers if match]
@@ -91,7 +92,11 @@ def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(name: str, decoder_layers: int, last_projection: int) -> str:
-    """Return one name; the proposals' head follows those of the decoder's layers."""
+    """Return the new key of one weight.
+
+    Heads are numbered: the decoder's layers first, then the proposals', then those that are trained
+    on the encoder's layers.
+    """
     head, projection = _HEAD.match(name), _NECK.match(name)
     if head is not None and int(head[2]) > decoder_layers:
         layer = int(head[2]) - decoder_layers - 1

@@ -1,10 +1,11 @@
-"""Sparse DETR's choice of tokens: score once, keep the best, the same ones in every layer.
+"""Sparse DETR as a token sparsifier: score tokens once, and keep the same best ones in all layers.
 
 Shapes: B image, N all tokens, K kept tokens, C channel.
 """
 
+import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,48 +36,59 @@ from tokendetr.tokens import (
 )
 
 Selection = Literal["dam", "objectness", "random"]
-Projection = Literal["host", "own"]
+Projection = Literal["detector", "own"]
 PaddingRule = Literal["left_out", "counted"]
 
 
-class SparseSparsifier(TokenSparsifier):
-    """Lets the encoder update only the tokens with the best scores.
+def _current_projection(projection: str) -> Projection:
+    """Return a projection's name; the former one, "host", is read with a warning."""
+    if projection != "host":
+        return cast(Projection, projection)
+    warnings.warn(
+        "projection='host' is now projection='detector'; change it in your config",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return "detector"
 
-    The scores are trained to predict where the decoder looks ("dam"), or to detect objects
-    ("objectness"); "random" chooses anew in every forward pass.
+
+class SparseSparsifier(TokenSparsifier):
+    """Updates only the tokens with the best scores.
+
+    Scores are trained to predict the decoder cross-attention map ("dam"), or to detect objects
+    ("objectness"); "random" draws tokens in every forward pass.
 
     Args:
-        keep_ratio: share of an image's real tokens that is updated, in [0, 1]; 1 is the dense
-            encoder, 0 none: nothing is scored then, and the encoder's parameters have no gradient
-            (in distributed training: ``train.ddp.find_unused_parameters=True``). It may be changed
-            at any time, also between training and evaluation.
+        keep_ratio: share of an image's real tokens that is updated, in [0, 1]. 1 is the dense
+            encoder. At 0 nothing is scored and the encoder's parameters get no gradient, which
+            distributed training allows with ``train.ddp.find_unused_parameters=True``. It may be
+            changed at any time.
         embed_dim: channels C of the tokens.
         num_classes: classes of the detector, for the heads in training.
         num_layers: layers of the encoder.
-        selection: what the scores mean.
-        projection: scores are made from the detector's own two-stage projection ("host"), or from
-            one of the same form that is trained for the scores alone ("own"): detectors with one
-            stage need that.
+        selection: the meaning of the scores, see above.
+        projection: "detector" scores tokens through the detector's two-stage projection; "own"
+            through one of the same form that is trained for the scores alone, which detectors with
+            one stage need. The former name "host" of "detector" is still read, with a warning.
         auxiliary_heads: train class and box heads on the tokens after every layer but the last;
-            they are never run in evaluation.
+            unused in evaluation.
         dam_weight: weight of the score's loss, at least 0.
-        objective: what scores are trained for with selection "dam": "bce", to be in the set of
-            the most attended tokens; "smooth_l1", to be their attention; "ranking", to be in its
-            order.
+        objective: loss of the scores with selection "dam": "bce" predicts the set of the most
+            attended tokens, "smooth_l1" their attention, "ranking" its order.
         half_cell: see :func:`tokendetr.tokens.splat_attention`; the published code has False.
-        padding: whether padding is "left_out" of the scores' mean, of their loss and of the heads
-            in training, or "counted" as in the published code.
+        padding: "left_out" excludes padding from the scores' mean, their loss and the heads in
+            training; "counted" includes it, as the published code does.
         value_policy: see :class:`tokendetr.encoder.TokenSparsifier`.
-        bypass: moves the tokens left out (:mod:`tokendetr.encoder.bypass`); None: they stand still.
-        mass_budget: in evaluation, gives easy images fewer tokens and hard ones more, with
+        bypass: maps skipped tokens (:mod:`tokendetr.encoder.bypass`); None: they stay unchanged.
+        mass_budget: in evaluation, keeps fewer tokens of easy images and more of hard ones, with
             ``keep_ratio`` as their mean (not in the paper); None: every image keeps the same share.
 
     Raises:
-        ValueError: for values out of range; the message names the argument.
+        ValueError: a value is out of range; the message names the argument.
 
     Source: Sparse DETR, arXiv 2111.14330, section 3. Parameter names of the score head are the
-    published code's. Differs: padding counts nothing, heads run in training only, and the decoder's
-    attention is mapped to the tokens whose values it reads.
+    published code's. Differs: padding is excluded, heads run in training only, and the decoder's
+    attention is splatted onto the tokens whose values it reads.
     """
 
     def __init__(
@@ -87,7 +99,7 @@ class SparseSparsifier(TokenSparsifier):
         num_classes: int = 80,
         num_layers: int = 6,
         selection: Selection = "dam",
-        projection: Projection = "host",
+        projection: Projection = "detector",
         auxiliary_heads: bool = True,
         dam_weight: float = 1.0,
         objective: Objective = "bce",
@@ -101,9 +113,10 @@ class SparseSparsifier(TokenSparsifier):
         if mass_budget is not None and selection == "random":
             raise ValueError("mass_budget needs scores, and selection='random' has none")
         self.mass_budget = mass_budget
+        projection = _current_projection(projection)
         for name, value, choices in (
             ("selection", selection, ("dam", "objectness", "random")),
-            ("projection", projection, ("host", "own")),
+            ("projection", projection, ("detector", "own")),
             ("padding", padding, ("left_out", "counted")),
             ("objective", objective, OBJECTIVES),
         ):
@@ -127,7 +140,7 @@ class SparseSparsifier(TokenSparsifier):
             self.score_head = ScoreHead(embed_dim=embed_dim, valid_mean=not self.counts_padding)
         heads = num_layers - 1 if auxiliary_heads else 0
         if selection == "objectness":
-            heads += 1  # the last pair judges the tokens before the first layer
+            heads += 1  # the last pair scores the tokens before the first layer
         if heads:
             self.class_embed, self.bbox_embed = build_heads(
                 embed_dim=embed_dim,
@@ -139,7 +152,7 @@ class SparseSparsifier(TokenSparsifier):
 
     @property
     def requires(self) -> frozenset[str]:
-        """What the options need of the detector (:class:`tokendetr.encoder.TokenSparsifier`)."""
+        """Modules of the detector that are needed (:class:`tokendetr.encoder.TokenSparsifier`)."""
         needs = set()
         if not self.has_projection and self.selection != "random":
             needs.add("two_stage")
@@ -148,13 +161,12 @@ class SparseSparsifier(TokenSparsifier):
         return frozenset(needs)
 
     def init_weights(self) -> None:
-        """Let boxes start as proposals again, after a transformer initialised all matrices
-        alike."""
+        """Zero the box heads again, after a transformer initialized all matrices alike."""
         start_at_references(getattr(self, "bbox_embed", ()))
 
     @property
     def keep_ratio(self) -> float:
-        """Share of an image's real tokens that is updated."""
+        """Share of an image's real tokens that is updated, in [0, 1]."""
         return self._keep_ratio
 
     @keep_ratio.setter
@@ -168,22 +180,22 @@ class SparseSparsifier(TokenSparsifier):
         self.keep_ratio = ratio
 
     def kept_tokens(self, valid_tokens: int) -> int:
-        """Return how many of an image's real tokens are kept.
+        """Return the number of an image's real tokens that are kept.
 
-        Source: the published code, which takes one more than the ratio says. Differs: never more
-        than there are, and none at ratio 0.
+        Source: the published code, which keeps one more than the ratio's share, rounded down.
+        Differs: never more than there are, and none at ratio 0.
         """
         if self.keep_ratio == 0:
             return 0
         return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the weights of a published checkpoint under this project's names
-        (:mod:`sparse_detr.checkpoints`), others as they are."""
+        """Rename the weights of a published checkpoint (:mod:`sparse_detr.checkpoints`); return
+        others unchanged."""
         return from_published(weights) if is_published(weights) else dict(weights)
 
     def faults(self, num_layers: int, num_levels: int) -> list[str]:
-        """Return whether the number of layers does not fit an encoder; levels always do."""
+        """Describe a number of layers that does not fit the encoder; levels always do."""
         if num_layers == self.num_layers:
             return []
         return [f"its num_layers is {self.num_layers}, the encoder has {num_layers}"]
@@ -192,8 +204,8 @@ class SparseSparsifier(TokenSparsifier):
         """Return the plan of one forward pass.
 
         Raises:
-            ValueError: where the encoder has another number of layers.
-            HostError: where the detector around the encoder is needed and missing.
+            ValueError: the encoder has another number of layers.
+            UnsupportedDetectorError: the detector around the encoder is needed and missing.
         """
         self.check(context.num_layers, context.layout.num_levels)
         return SparsePlan(context, self)
@@ -237,7 +249,7 @@ class SparsePlan(TokenPlan):
             self._train_on_decoder(score_BN)
 
     def _score(self, training: bool) -> Tensor:
-        """Return what tokens are ranked by, [B, N]."""
+        """Return the scores that rank tokens, [B, N]."""
         options, memory_BNC = self.options, self.context.memory_BNC
         if options.selection == "random":
             return torch.rand(memory_BNC.shape[:2], device=memory_BNC.device)
@@ -249,7 +261,7 @@ class SparsePlan(TokenPlan):
         return options.class_embed[-1](token_BNC).amax(dim=-1)
 
     def _evaluated_counts(self, score_BN: Tensor) -> Counts:
-        """Return how many tokens each image keeps outside of training."""
+        """Return the number of tokens that each image keeps in evaluation."""
         options = self.options
         if options.mass_budget is None or isinstance(self._valid_counts, TracedCounts):
             return self._counts
@@ -261,7 +273,7 @@ class SparsePlan(TokenPlan):
         )
 
     def _project(self) -> Tensor:
-        """Return the tokens with their positions as the two-stage projection sees them."""
+        """Return tokens plus positions, through the two-stage projection."""
         layout, pos_BNC = self.context.layout, self.context.query_pos_BNC
         token_BNC = self.context.memory_BNC
         token_BNC = token_BNC if pos_BNC is None else token_BNC + pos_BNC
@@ -276,7 +288,7 @@ class SparsePlan(TokenPlan):
         return self._map
 
     def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
-        """Keep a layer's tokens for its heads, in training."""
+        """Store a layer's tokens for its heads, in training."""
         options = self.options
         judged = options.auxiliary_heads and layer < options.num_layers - 1
         if options.training and judged and token_map.num_tokens:
@@ -305,12 +317,13 @@ class SparsePlan(TokenPlan):
         return self._valid_BN if token_map is self._identity else token_map.valid_BK
 
     def _train_on_decoder(self, score_BN: Tensor) -> None:
-        """Watch the decoder that is going to run, and add ``loss_dam`` when it has."""
+        """Record the decoder's attention, and add ``loss_dam`` when the decoder has run."""
         losses, options, layout = self.context.require_losses(), self.options, self.context.layout
         detector = self.context.require_detector()
         attention = DecoderAttention(detector, layout, half_cell=options.half_cell)
         losses.enter(attention)
         if options.counts_padding and self._valid_BN is not None:
+            # The published code gives padding the lowest score of the batch.
             score_BN = score_BN.where(self._valid_BN, score_BN.min())
 
         def add_loss() -> None:

@@ -1,4 +1,4 @@
-"""SPT (arXiv 2410.23608): a Swin backbone whose last stages attend with selected tokens, packed
+"""SPT (arXiv 2410.23608): a Swin backbone whose last stages attend among selected tokens, packed
 into containers."""
 
 from spt_backbone.backbone import SPT

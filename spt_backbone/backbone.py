@@ -1,5 +1,5 @@
-"""SPT: a Swin Transformer whose last stages attend with selected tokens."""
-# Over 350 lines: the stages, their options and the trace are one backbone of upstream's shape.
+"""SPT: a Swin Transformer whose last stages attend among selected tokens only."""
+# Over 350 lines: one backbone class, half of it the options and their documentation.
 
 import logging
 from collections.abc import Mapping
@@ -36,17 +36,17 @@ from tokendetr.tokens import LevelLayout, Pack
 logger = logging.getLogger(__name__)
 
 OUTPUT_NAME = "token_selection"
-"""Key of an image's output dict in evaluation: by stage what its blocks selected."""
+"""Key, in an image's output dict in evaluation, of the masks that each stage's blocks selected."""
 
 
 class SPT(SwinTransformer):
     """Backbone with select-and-pack attention; outputs ``p0`` ... ``p3`` at strides 4 ... 32.
 
-    Stages from ``start_stage`` on attend with the tokens that a linear gate selects; the others go
-    straight to the feed-forward network. Inside an observed model
-    (:func:`tokendetr.config.observed`) it adds ``loss_selection`` in training, writes select
-    ratios to the event storage, and in evaluation puts ``token_selection`` beside an image's
-    detections. Weights have the names of :class:`SwinTransformer`; the gates are new.
+    In stages from ``start_stage`` on, attention runs among the tokens that a linear gate selects;
+    the others skip it. Inside an observed model (:func:`tokendetr.config.observed`) the backbone
+    adds ``loss_selection`` in training and writes select ratios to the event storage; in evaluation
+    it adds ``token_selection`` to each image's output. Parameters have the names of
+    :class:`SwinTransformer`, plus those of the gates.
 
     Args:
         depths: blocks of each stage; the paper's SPT has four more in the third stage than Swin.
@@ -55,29 +55,30 @@ class SPT(SwinTransformer):
         window_size: side of Swin's windows in tokens.
         container_length: slots of a container; None for ``window_size ** 2``.
         start_stage: first stage, from 1, that selects.
-        threshold: a token is selected where its probability is larger.
-        evaluation_threshold: the same in evaluation; None for ``threshold``.
+        threshold: select tokens with a larger probability.
+        evaluation_threshold: threshold in evaluation; None: ``threshold``.
         temperature: of the Gumbel-Softmax.
-        keep_ratio: None lets the threshold decide; a number selects that part of every image.
-        selection_loss_weight: of ``loss_selection``; 0 asks for no loss.
-        selection_labels: what the gates learn to find, "boxes" or "masks".
-        position_bias: bias attention by Swin's table, at the tokens' true offsets.
+        keep_ratio: select this share of every image's tokens; None: select by threshold.
+        selection_loss_weight: weight of ``loss_selection``; 0: no loss.
+        selection_labels: labels of the gates' loss: tokens that overlap "boxes" or "masks".
+        position_bias: bias attention by Swin's table, at the tokens' offsets in the image.
         ffn_on: feed-forward networks work on "all" tokens or the "selected" ones.
-        first_gate_norm: normalize the features of the gate before the first selecting stage, whose
-            scores raise those of all later stages; the other gates read normalized features anyway.
-        gate_loss: "combined": the loss of a token reaches the larger of its stage's and the finer
-            scale's score alone; "own": each gate learns from a loss of its own scores.
-        positive_weight: what tokens of objects count in the loss.
-        multi_scale: whether a token's score is the larger of its own and the finer scale's; False
-            (an ablation of the paper's): its own.
-        selection: "gates"; or "oracle" (the paper's Figure 4): what the annotations say, in
-            evaluation too, where records need ``instances`` for it.
-        extra_blocks: what blocks get that a checkpoint with fewer blocks lacks: "fresh" leaves
-            their initial weights, "copied" repeats the last blocks of the stage.
+        first_gate_norm: normalize the input of the gate before the first selecting stage, whose
+            scores bound those of all later stages from below; the other gates have normalized
+            inputs anyway.
+        gate_loss: "combined": loss of the score that decides, the larger of a token's own and the
+            finer scale's, so that only this one is trained; "own": loss of each gate's own scores.
+        positive_weight: weight of object tokens in the loss.
+        multi_scale: let a token's score be the larger of its own and the finer scale's; False (an
+            ablation of the paper): its own.
+        selection: "gates"; or "oracle" (the paper's Figure 4): the object tokens of the
+            annotations, in evaluation too, for which records need ``instances``.
+        extra_blocks: weights of blocks that a checkpoint lacks: "fresh" keeps their initial
+            weights, "copied" repeats the last blocks of the stage.
         **swin: further arguments of :class:`SwinTransformer`.
 
     Raises:
-        ValueError: for an argument out of its range.
+        ValueError: an argument is out of range.
 
     Source: SPT, arXiv 2410.23608.
     """
@@ -153,15 +154,15 @@ class SPT(SwinTransformer):
 
     @property
     def rule(self) -> SelectionRule:
-        """How all blocks select."""
+        """The selection rule that all blocks share."""
         rule: SelectionRule = self._select_pack_blocks()[0].options.rule
         return rule
 
     def set_evaluation_threshold(self, threshold: float) -> None:
-        """Let all blocks select above another threshold in evaluation.
+        """Set the evaluation threshold of all blocks.
 
         Raises:
-            ValueError: for a threshold outside of [0, 1].
+            ValueError: the threshold is outside of [0, 1].
         """
         for block in self._select_pack_blocks():
             rule = replace(block.options.rule, evaluation_threshold=threshold)
@@ -228,16 +229,16 @@ class SPT(SwinTransformer):
     def _layout(
         self, extents: ImageExtents, index: int, grid: tuple[int, int], device: torch.device
     ) -> LevelLayout:
-        """Return which tokens of a stage show something of their image."""
+        """Return the layout of a stage; tokens that contain a part of their image are real."""
         stride = self._stride(index)
         sizes = [tuple(-(-pixels // stride) for pixels in size) for size in extents.sizes]
         return LevelLayout.from_valid_sizes([grid], [[size] for size in sizes], device=device)
 
     def _report(self, selections: list[Selection], extents: ImageExtents) -> None:
-        """Add the loss and the metrics (training), or the choice beside the detections."""
+        """Add loss and metrics in training, or the selection to the outputs in evaluation."""
         losses = current_pass().losses
         if losses is None or (torch.compiler.is_compiling() and not self.training):
-            return  # nobody sees the choice of an exported program
+            return  # an exported program has no such output
         if not self.training:
             for row, choice in zip(
                 extents.rows, _choices(selections, self._stride(0)), strict=True
@@ -260,7 +261,7 @@ class SPT(SwinTransformer):
     def _labels(
         self, extents: ImageExtents, first: int, last: int, grid: tuple[int, int]
     ) -> dict[int, Tensor]:
-        """Return by stage, bool [B, N], the tokens that contain something of an object.
+        """Return by stage, bool [B, N], the tokens that contain a part of an object.
 
         Args:
             extents: the images.
@@ -279,14 +280,14 @@ class SPT(SwinTransformer):
         return dict(enumerate(cells, start=first))
 
     def _oracle(self, extents: ImageExtents, grid: tuple[int, int]) -> dict[int, Tensor]:
-        """Return by stage what the annotations say is to be selected.
+        """Return by stage the object tokens of the annotations.
 
         Args:
             extents: the images.
             grid: rows and columns of the first stage's tokens.
 
         Raises:
-            ValueError: where the images have no annotations.
+            ValueError: the images have no annotations.
         """
         losses = current_pass().losses
         if losses is None or not losses.is_annotated:
@@ -298,11 +299,11 @@ class SPT(SwinTransformer):
 
 
 def _record(selections: list[Selection]) -> None:
-    """Show the choices to whoever records tokens, each stage as a forward pass of its own."""
+    """Record the selections of a recorded pass, one forward trace per stage."""
     stage, recorder = 0, current_pass().recorder
     for selection in selections:
         if not isinstance(selection.pack, Pack):
-            continue  # a gate alone, or an exported graph, which nobody watches
+            continue  # a gate without attention, or an exported graph, which records nothing
         if selection.stage != stage:
             stage = selection.stage
             recorder.begin_forward(selection.layout, f"backbone stage {stage}")
@@ -311,8 +312,8 @@ def _record(selections: list[Selection]) -> None:
 
 
 def _choices(selections: list[Selection], patch_size: int) -> list[dict[int, Tensor]]:
-    """Return per image by stride in pixels what the blocks of a stage selected, bool [blocks, H,
-    W]."""
+    """Return, per image and by stride in pixels, the selections of a stage's blocks, bool [blocks,
+    H, W]."""
     layouts = {selection.stage: selection.layout for selection in selections}
     images: list[dict[int, Tensor]] = []
     for stage, mask_LBN in selection_masks(selections).items():
@@ -335,7 +336,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _fill_extra_blocks(
     model: SPT, state: dict[str, Any], prefix: str, *_: Any, **__: Mapping[str, Any]
 ) -> None:
-    """Before loading: give blocks that a checkpoint lacks the weights of its last blocks."""
+    """Copy the weights of a checkpoint's last blocks to blocks that it lacks, before loading."""
     if model.extra_blocks != "copied":
         return
     stages: Any = model.layers
@@ -347,7 +348,7 @@ def _fill_extra_blocks(
         if not 0 < have < wanted:
             continue
         for block in range(have, wanted):
-            # Even and odd blocks have plain and shifted windows: a copy keeps its kind.
+            # Even blocks have plain windows, odd ones shifted windows: copy from the same kind.
             source = have - 1 - (have - 1 - block) % 2
             for key in [k for k in state if k.startswith(f"{start}{source}.")]:
                 state[f"{start}{block}.{key[len(f'{start}{source}.') :]}"] = state[key]

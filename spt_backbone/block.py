@@ -19,20 +19,20 @@ from tokendetr.tokens import LevelLayout, Pack
 FeedForward = Literal["all", "selected"]
 FEED_FORWARDS = ("all", "selected")
 SURE = 20.0
-"""Logit of what is selected for certain."""
+"""Logit of a token that an oracle selects."""
 Choice = tuple[Tensor, Tensor, "Pack | StaticPack"]
-"""The scores that a block decided by, its own scores, and what it selected."""
+"""The scores that decided a block's selection, the block's own scores, and the selected tokens."""
 
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all select-and-pack blocks of a backbone have in common.
+    """Options shared by all select-and-pack blocks of a backbone.
 
     Attributes:
-        rule: how tokens are selected.
+        rule: the selection rule.
         container_length: slots of a container.
-        position_bias: whether Swin's table of relative positions biases the attention.
-        ffn_on: whether the feed-forward network works on "all" tokens or the "selected" ones.
+        position_bias: bias attention by Swin's table of relative positions.
+        ffn_on: apply the feed-forward network to "all" tokens or to the "selected" ones.
     """
 
     rule: SelectionRule
@@ -43,12 +43,12 @@ class BlockOptions:
 
 @dataclass(frozen=True)
 class Selection:
-    """What one block, or the gate before the first one, decided.
+    """Scores and selection of one block, or of the gate before the first one.
 
     Attributes:
-        logit_BN: the scores it decided by: the larger of its own and the finer scale's.
+        logit_BN: the scores that decide: the larger of its own and the finer scale's.
         own_BN: its own scores.
-        pack: the selected tokens; None for the gate before the first block, which selects nothing.
+        pack: the selected tokens; None for the gate before the first block, which selects none.
         layout: geometry of the stage.
         stage: number of the stage, from 1.
     """
@@ -61,17 +61,17 @@ class Selection:
 
 
 class SelectPackBlock(nn.Module):
-    """A Swin block whose attention works on selected tokens in containers.
+    """A Swin block whose attention runs among selected tokens, packed into containers.
 
-    Takes over the modules of a Swin block, so weights keep their names; ``gate`` is its own.
+    Reuses the modules of a Swin block, so parameters keep their names; ``gate`` is new.
 
     Args:
         swin_block: detectron2's block.
         options: shared by all blocks.
 
     Source: SPT, arXiv 2410.23608, section 3.2.
-    Differs: the output projection is computed for the selected tokens; the others get its bias,
-    which is what it makes of their zeros.
+    Differs: the output projection is computed for the selected tokens alone; the others get its
+    bias, the projection of their zeros.
     """
 
     def __init__(self, swin_block: Any, options: BlockOptions) -> None:
@@ -94,13 +94,13 @@ class SelectPackBlock(nn.Module):
         finer_BN: Tensor | None,
         oracle_BN: Tensor | None = None,
     ) -> tuple[Tensor, Choice]:
-        """Transform the tokens of a stage.
+        """Apply the block to the tokens of a stage.
 
         Args:
             x_BNC: the tokens.
             layout: their geometry, one level.
             finer_BN: scores of the finer scale, pooled to this one, or None.
-            oracle_BN: bool, the tokens to select whatever the gate says; None: the gate selects.
+            oracle_BN: bool, the tokens to select instead of the gate's; None: the gate selects.
 
         Returns:
             The tokens [B, N, C] and the choice.
@@ -121,7 +121,8 @@ class SelectPackBlock(nn.Module):
             shift=self.shift_size,
             length=self.options.container_length,
         )
-        # The straight-through mask is 1 for a selected token and has the probability's gradient.
+        # Straight-through estimator: the mask is 1 for a selected token, with the gradient of its
+        # probability.
         straight_BN = 1 + (probability_BN - probability_BN.detach())
         gated_GTC = pack.reduce(normed_BNC) * pack.select(
             (logit_BN.sigmoid() * straight_BN).to(normed_BNC.dtype)
@@ -140,6 +141,8 @@ class SelectPackBlock(nn.Module):
         )
         position_GT2 = bias_table_MRR = None
         if self.options.position_bias:
+            # A container holds tokens of many windows. Their offsets in the image can exceed the
+            # table, whose farthest entries then apply (packed_attention clips).
             token_GT = pack.index_GT % layout.num_tokens
             width = layout.level_shapes[0][1]
             position_GT2 = torch.stack([token_GT // width, token_GT % width], dim=-1).int()
@@ -165,7 +168,7 @@ class SelectPackBlock(nn.Module):
 
 
 class SelectPackStage(nn.Module):
-    """A Swin stage of select-and-pack blocks; takes over detectron2's stage.
+    """A Swin stage of select-and-pack blocks, made from detectron2's stage.
 
     Args:
         swin_stage: detectron2's ``BasicLayer``.

@@ -1,4 +1,4 @@
-"""Finding the evaluation threshold at which a trained SPT selects a wanted part of the tokens."""
+"""Find the evaluation threshold at which a trained SPT selects a given share of the tokens."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +15,13 @@ Batches = Sequence[Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found.
+    """Result of a calibration.
 
     Attributes:
-        threshold: for ``evaluation_threshold``.
-        ratio: the selected part at it: mean over images, stages and blocks.
+        threshold: the ``evaluation_threshold``.
+        ratio: selected share of the tokens, mean over images, stages and blocks.
         by_stride: the same for each stage, by its tokens' stride in pixels.
-        passes: how often the images were looked at.
+        passes: number of passes over the images.
     """
 
     threshold: float
@@ -34,7 +34,7 @@ def find_spt(model: nn.Module) -> SPT:
     """Return the one SPT in a model.
 
     Raises:
-        ValueError: where there is none, or several.
+        ValueError: there is none, or several.
     """
     found = [module for module in model.modules() if isinstance(module, SPT)]
     if len(found) != 1:
@@ -45,26 +45,26 @@ def find_spt(model: nn.Module) -> SPT:
 def calibrate_threshold(
     model: nn.Module, batches: Batches, ratio: float, *, tolerance: float = 0.005, passes: int = 14
 ) -> Calibration:
-    """Set a model's ``evaluation_threshold`` so that it selects a part of the tokens.
+    """Set a model's ``evaluation_threshold`` so that it selects a given share of the tokens.
 
-    What a block selects changes what later gates see, so the ratio is measured by running the model
-    at each threshold tried; the interval is halved on the scale of the gates' logits.
+    A block's selection changes the inputs of later gates, so the share is measured by running the
+    model at each threshold. Bisection on the scale of the gates' logits.
 
     Args:
-        model: a supervised detector on SPT, whose outputs have ``token_selection``.
+        model: an observed detector on SPT, whose outputs have ``token_selection``.
         batches: its inputs.
-        ratio: wanted, in (0, 1).
-        tolerance: of the ratio.
-        passes: at most so many over the inputs.
+        ratio: wanted share, in (0, 1).
+        tolerance: of the share.
+        passes: maximum number of passes over the inputs.
 
     Raises:
-        ValueError: for a ratio outside of its range, a model with a keep ratio, or no images.
+        ValueError: a ratio out of range, a model with a keep ratio, or no images.
     """
     backbone = find_spt(model)
     if not 0 < ratio < 1:
         raise ValueError(f"the ratio must be in (0, 1), got {ratio}")
     if backbone.rule.keep_ratio is not None:
-        raise ValueError("a model with keep_ratio selects that part of the tokens anyway")
+        raise ValueError("a model with keep_ratio always selects that share of the tokens")
     low, high = -16.0, 16.0  # logits
     best: Calibration | None = None
     for tried in range(1, passes + 1):
@@ -85,10 +85,10 @@ def calibrate_threshold(
 
 @torch.no_grad()
 def selected_ratios(model: nn.Module, batches: Batches) -> dict[int, float]:
-    """Return the selected part by stride, mean over images and blocks.
+    """Return the selected share of the tokens by stride, mean over images and blocks.
 
     Raises:
-        ValueError: where the model's outputs say nothing about it.
+        ValueError: the model's outputs have no selection.
     """
     was_training = model.training
     model.eval()
@@ -102,7 +102,7 @@ def selected_ratios(model: nn.Module, batches: Batches) -> dict[int, float]:
             ratios.setdefault(stride, []).append(float(mask_LHW.float().mean()))
     if not ratios:
         raise ValueError(
-            "nothing was selected from: give at least one image, and a supervised model "
+            "no selections were recorded: give at least one image, and an observed model "
             "(use_spt, tokendetr.config.observed)"
         )
     return {stride: sum(values) / len(values) for stride, values in sorted(ratios.items())}

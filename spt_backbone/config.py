@@ -1,4 +1,4 @@
-"""Config helpers: put SPT under a detector's lazy config, and watch what it selects."""
+"""Config helpers: make SPT the backbone of a detector's lazy config, and evaluate its selection."""
 
 from detectron2.layers import ShapeSpec
 from omegaconf import DictConfig, open_dict
@@ -10,11 +10,11 @@ WATCHED = "spt_backbone.evaluator.build_with_selection"
 
 @all_or_nothing
 def use_spt(model: DictConfig, backbone: DictConfig) -> DictConfig:
-    """Give a detector SPT as its backbone and let it ask for its loss.
+    """Make SPT a detector's backbone, and include its loss in the detector's.
 
-    In a detector with a ``neck``, that neck reads the stages that SPT puts out. In one of
-    detectron2's with a feature pyramid, SPT takes the place of the pyramid's ``bottom_up``. The
-    model keeps its class and arguments and becomes supervised.
+    A detector's ``neck`` is set to read SPT's outputs. In a detectron2 model with a feature
+    pyramid, SPT replaces the pyramid's ``bottom_up``. The model keeps its class and arguments and
+    becomes observed (:func:`tokendetr.config.observed`).
 
     Args:
         model: node of a detector; changed in place.
@@ -24,8 +24,8 @@ def use_spt(model: DictConfig, backbone: DictConfig) -> DictConfig:
         ``model``.
 
     Raises:
-        KeyError: where the model has neither a neck nor a pyramid.
-        ValueError: where a pyramid reads another number of maps than SPT puts out.
+        KeyError: the model has neither a neck nor a pyramid.
+        ValueError: the pyramid reads another number of maps than SPT returns.
     """
     names = {index: f"p{index}" for index in backbone.out_indices}
     pyramid = model.get("backbone")
@@ -41,7 +41,7 @@ def use_spt(model: DictConfig, backbone: DictConfig) -> DictConfig:
             if len(pyramid.in_features) != len(names):
                 raise ValueError(
                     f"the pyramid of this detector reads {len(pyramid.in_features)} maps, and SPT "
-                    f"with out_indices={tuple(names)} puts out {len(names)}"
+                    f"with out_indices={tuple(names)} returns {len(names)}"
                 )
             pyramid.bottom_up = backbone
             pyramid.in_features = list(names.values())
@@ -55,9 +55,9 @@ def use_spt(model: DictConfig, backbone: DictConfig) -> DictConfig:
 
 @all_or_nothing
 def watch_selection(evaluator: DictConfig) -> DictConfig:
-    """Let an evaluator's config also report select ratios and object-token retention, in place.
+    """Make an evaluator's config also report select ratios and object-token retention, in place.
 
-    Its arguments stay where they are; only the target is swapped.
+    Its arguments are kept; only the target is replaced.
 
     Args:
         evaluator: node of an evaluator with ``dataset_name``.

@@ -1,4 +1,4 @@
-"""How much an SPT selects on a data set, and how much of the objects that covers.
+"""Evaluate SPT's selection: the share of selected tokens, and of object tokens among them.
 
 Shapes: L blocks of a stage, H and W rows and columns of its tokens.
 """
@@ -24,15 +24,15 @@ from tokendetr.io.atomic import write_atomically
 
 @dataclass(frozen=True)
 class StageCounts:
-    """What the blocks of one stage selected of one image.
+    """Selection of the blocks of one stage in one image.
 
     Attributes:
         image_id: of the data set.
         stride: pixels per token.
-        tokens: of the stage.
-        object_tokens: that contain something of an object, or None where that is not known.
-        selected: mean number of selected tokens of a block.
-        selected_object_tokens: mean number of those that contain something of an object.
+        tokens: number of tokens of the stage.
+        object_tokens: number that contain a part of an object; None if unknown.
+        selected: number of selected tokens, mean over blocks.
+        selected_object_tokens: number of selected object tokens, mean over blocks.
     """
 
     image_id: int | str
@@ -47,13 +47,13 @@ class SelectionEvaluator(DatasetEvaluator):
     """Select ratio and object-token retention of every image.
 
     Task ``selection``, per stride: ``select_ratio`` (mean over images and blocks; also ``_min`` and
-    ``_max`` over images), ``object_token_retention`` (selected part of the tokens that contain
-    something of an object, over all images) and ``object_token_density`` (part of the selected
-    tokens that do), all from 0 to 1. Empty for a model that selects nothing.
+    ``_max`` over images), ``object_token_retention`` (selected share of the object tokens of all
+    images; object tokens contain a part of an object) and ``object_token_density`` (share of object
+    tokens among the selected ones), all from 0 to 1. Empty for a model without a selection.
 
     Args:
-        dataset_name: whose boxes tell the object tokens; None leaves those figures out.
-        output_dir: where ``token_selection.json`` gets each image's counts; None writes nothing.
+        dataset_name: data set whose boxes define object tokens; None omits those figures.
+        output_dir: folder of ``token_selection.json`` with each image's counts; None: no file.
 
     Source: SPT, arXiv 2410.23608, appendix B.3.
     """
@@ -65,7 +65,7 @@ class SelectionEvaluator(DatasetEvaluator):
         self._counts: list[StageCounts] = []
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Discard all counts."""
         self._counts = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
@@ -111,7 +111,7 @@ class SelectionEvaluator(DatasetEvaluator):
         )
 
     def _boxes_of(self, record: Mapping[str, Any]) -> Tensor | None:
-        """Return an image's boxes [G, 4], xyxy relative to its size, or None where unknown."""
+        """Return an image's boxes [G, 4], xyxy relative to its size, or None if unknown."""
         if self._dataset_name is None:
             return None
         if self._boxes is None:
@@ -129,8 +129,7 @@ def build_with_selection(
     output_dir: str | None = None,
     **kwargs: Any,
 ) -> DatasetEvaluators:
-    """Construct an evaluator and a :class:`SelectionEvaluator` beside it: what a config's evaluator
-    node is pointed at.
+    """Construct an evaluator together with a :class:`SelectionEvaluator`, for a config's node.
 
     Args:
         wrapped_target: the evaluator's class, or its full dotted name.

@@ -1,17 +1,19 @@
-"""What a Swin or SPT backbone costs, from shapes alone (a multiply-add counts 1, as fvcore
-counts: products, convolutions and norms)."""
+"""Operations of a Swin or SPT backbone, computed from shapes.
+
+Matrix products, convolutions and norms; a multiply-add counts 1, as in fvcore.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
 _NORM_MACS = 5
-"""What fvcore counts for a channel of a LayerNorm with scale and shift."""
+"""fvcore's count per channel of a LayerNorm with scale and shift."""
 
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """The numbers of a Swin or SPT backbone that decide what it costs.
+    """The sizes of a Swin or SPT backbone that determine its cost.
 
     Attributes:
         embed_dim: channels of the first stage.
@@ -21,7 +23,7 @@ class BackboneShape:
         container_length: slots of a container.
         patch_size: side of a patch in pixels.
         mlp_ratio: hidden width of the feed-forward networks over channels.
-        out_stages: stages, from 1, whose output is normalised.
+        out_stages: stages, from 1, whose output is normalized.
     """
 
     embed_dim: int
@@ -58,11 +60,11 @@ def backbone_macs(
         shape: the backbone.
         height: of the image in pixels.
         width: likewise.
-        ratios: by selecting stage, from 1, the part of the tokens that its blocks select; 1 where
-            it is not given.
-        window_padding: whether dense stages compute the padding of windows at the border.
-        project_all: whether the output projection counts for all tokens, as in the paper's
-            equation 9, or for the selected ones, as it is computed here.
+        ratios: by selecting stage, from 1, the share of the tokens that its blocks select; 1 for
+            stages that are not given.
+        window_padding: count the padding of windows at the border in dense stages.
+        project_all: count the output projection for all tokens, as the paper's equation 9 does;
+            otherwise for the selected ones, as it is computed here.
     """
     ratios = ratios or {}
     start = shape.start_stage or len(shape.depths) + 2

@@ -1,4 +1,4 @@
-"""Which tokens contain something of an object: what the gates learn, and what they are judged by.
+"""Object tokens: those that contain a part of an object; labels of the gates and of evaluation.
 
 Shapes: G objects of an image, H and W rows and columns of a grid of tokens.
 """
@@ -18,7 +18,7 @@ from tokendetr.tokens import grid_labels
 LabelKind = Literal["boxes", "masks"]
 LABEL_KINDS = ("boxes", "masks")
 _SLACK_PX = 5e-3
-"""What a box may overlap by rounding errors of normalised coordinates."""
+"""Tolerance in pixels for the rounding of normalized coordinates: less overlap does not count."""
 
 
 def box_cells(boxes_xyxy_px: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
@@ -41,7 +41,7 @@ def union_mask(masks: Any, image_size: tuple[int, int]) -> Tensor:
     """Return the pixels that any of detectron2's masks covers, bool [height, width].
 
     Raises:
-        TypeError: for another kind of masks.
+        TypeError: another kind of masks.
     """
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *image_size)
@@ -73,20 +73,20 @@ def object_cells(
     *,
     kind: LabelKind = "boxes",
 ) -> list[Tensor]:
-    """Return for each stride the cells that contain something of an object.
+    """Return for each stride the cells that contain a part of an object.
 
     Args:
         targets: the images' annotations.
         grid: (height, width) of the tokens at the first stride; every further stride halves it,
             rounding up.
         strides: pixels per token, each twice the one before.
-        kind: what counts as the object.
+        kind: extent of an object: its box or its mask.
 
     Returns:
         Per stride bool [B, H * W].
 
     Raises:
-        ValueError: where masks are asked for and an image has none.
+        ValueError: ``kind`` is "masks" and an image has none.
     """
     grids = [grid]
     for _ in strides[1:]:

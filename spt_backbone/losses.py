@@ -1,4 +1,4 @@
-"""The selection loss, and how well a selection covers the objects.
+"""The selection loss, and metrics of how well a selection covers the objects.
 
 Shapes: B image, N tokens of a stage.
 """
@@ -17,7 +17,7 @@ from tokendetr.tokens import Pack
 GateLoss = Literal["combined", "own"]
 GATE_LOSSES = ("combined", "own")
 THRESHOLDS = (0.01, 0.1, 0.3, 0.5, 0.7)
-"""At which the log tells how much the gates would select."""
+"""Thresholds at which the share of selected tokens is logged."""
 
 
 def selection_loss(
@@ -27,14 +27,14 @@ def selection_loss(
     of: GateLoss = "combined",
     positive_weight: float = 1.0,
 ) -> Tensor:
-    """Return binary cross-entropy of the scores, averaged over real tokens, summed over blocks.
+    """Return the binary cross-entropy of the scores: mean over real tokens, sum over blocks.
 
     Args:
         selections: of all blocks and of the gate before them.
-        labels: by stage, bool [B, N]: what contains something of an object.
-        of: "combined": the scores that decide, so that a token's loss reaches the larger one of two
+        labels: by stage, the object tokens, bool [B, N].
+        of: "combined": the scores that decide, of which a token's loss trains the larger one of two
             scales alone; "own": each gate's own scores.
-        positive_weight: what tokens of objects count (the paper's appendix B.1).
+        positive_weight: weight of object tokens (the paper's appendix B.1).
 
     Source: SPT, arXiv 2410.23608, equation 10.
     """
@@ -53,7 +53,7 @@ def selection_loss(
 
 
 def selection_masks(selections: Sequence[Selection]) -> dict[int, Tensor]:
-    """Return by stage what its blocks selected, bool [blocks, B, N]."""
+    """Return by stage the selections of its blocks, bool [blocks, B, N]."""
     masks: dict[int, list[Tensor]] = {}
     for selection in selections:
         if isinstance(selection.pack, Pack):
@@ -64,16 +64,16 @@ def selection_masks(selections: Sequence[Selection]) -> dict[int, Tensor]:
 
 
 def write_metrics(selections: Sequence[Selection], labels: Mapping[int, Tensor] | None) -> None:
-    """Put select ratios and object-token retention of each stage into the event storage.
+    """Write select ratios and object-token retention of each stage to the event storage.
 
-    Per stage: ``select_ratio``, its smallest and largest value among the images, and, with labels,
-    ``object_token_retention`` (selected part of the tokens that contain something of an object) and
-    ``object_token_density`` (part of the selected tokens that do). ``select_ratio_at_<threshold>``
-    is what the gates would select without noise at each of :data:`THRESHOLDS`.
+    Per stage: ``select_ratio``, its minimum and maximum over images, and, with labels,
+    ``object_token_retention`` (selected share of the object tokens) and ``object_token_density``
+    (share of object tokens among the selected ones). ``select_ratio_at_<threshold>`` is the share
+    that the gates would select without noise at each of :data:`THRESHOLDS`.
 
     Args:
         selections: of all blocks.
-        labels: by stage, bool [B, N], or None.
+        labels: by stage, the object tokens, bool [B, N], or None.
     """
     if not has_event_storage():
         return
@@ -89,7 +89,7 @@ def write_metrics(selections: Sequence[Selection], labels: Mapping[int, Tensor] 
         if labels is not None:
             label_BN = labels[stage] & valid[stage]
             hits = (mask_LBN & label_BN).sum().float()
-            # A batch without objects keeps all of none.
+            # A batch without objects loses none: retention 1.
             objects = label_BN.sum() * len(mask_LBN)
             values["object_token_retention"] = torch.where(objects > 0, hits / objects, 1.0)
             values["object_token_density"] = hits / mask_LBN.sum().clamp_min(1)
@@ -100,7 +100,7 @@ def write_metrics(selections: Sequence[Selection], labels: Mapping[int, Tensor] 
 
 
 def _ratios_at_thresholds(selections: Sequence[Selection], stage: int) -> dict[str, Tensor]:
-    """Return the part of a stage's real tokens whose probability is above each threshold."""
+    """Return the share of a stage's real tokens whose probability is above each threshold."""
     blocks = [s for s in selections if s.stage == stage and s.pack is not None]
     logit_LBN = torch.stack([block.logit_BN.detach() for block in blocks])
     valid_BN = blocks[0].layout.valid_BN

@@ -1,11 +1,14 @@
-"""What Mask R-CNN adds to a backbone, from detectron2's ``common/models/mask_rcnn_fpn.py`` and
-``cascade_rcnn.py``. A multiply-add counts 1; norms and pooling are left out."""
+"""Operations and parameters that Mask R-CNN adds to a backbone.
+
+As in detectron2's ``common/models/mask_rcnn_fpn.py`` and ``cascade_rcnn.py``. A multiply-add counts
+1; norms and pooling are not counted.
+"""
 
 from collections.abc import Sequence
 from math import ceil
 
 PROPOSALS, MASK_PROPOSALS = 1000, 100
-"""Boxes that pass the box heads and the mask head of an image."""
+"""Boxes per image in the box heads and in the mask head."""
 
 _WIDTH, _HIDDEN, _ANCHORS = 256, 1024, 3
 
@@ -26,8 +29,8 @@ def mask_rcnn_macs(
         width: likewise.
         channels: of the backbone's four outputs, at strides 4 to 32.
         num_classes: classes without background.
-        cascade: three box heads one after the other, with boxes common to all classes.
-        has_masks: whether there is a mask head.
+        cascade: three class-agnostic box heads in sequence (Cascade R-CNN).
+        has_masks: count a mask head.
     """
     sizes = [ceil(height / stride) * ceil(width / stride) for stride in (4, 8, 16, 32, 64)]
     pyramid = sum(

@@ -1,4 +1,4 @@
-"""Which tokens a block of SPT attends with.
+"""Selection of the tokens among which a block of SPT attends.
 
 Shapes: B image, N tokens of a stage, P selected tokens of all images.
 """
@@ -18,17 +18,17 @@ LOWEST = torch.finfo(torch.float32).min
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """How gate logits become a choice.
+    """Rule that turns gate logits into a selection.
 
     Attributes:
-        threshold: a token is selected where its (in training noised) probability is larger.
-        evaluation_threshold: the same in evaluation; None uses ``threshold`` there, too.
+        threshold: select tokens with a larger probability (with noise in training).
+        evaluation_threshold: threshold in evaluation; None: ``threshold``.
         temperature: of the Gumbel-Softmax.
-        keep_ratio: None selects by threshold; a number in [0, 1] selects that part of every image,
-            the tokens with the highest scores.
+        keep_ratio: select this share, in [0, 1], of every image's tokens, those with the highest
+            scores; None: select by threshold.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: a number is out of range.
 
     Source: SPT, arXiv 2410.23608, section 3.2, equation 6 and appendix A.
     Differs: the two-class Gumbel-Softmax takes the logits, not their sigmoid.
@@ -48,7 +48,7 @@ class SelectionRule:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
     def probability(self, logit_BN: Tensor, *, training: bool) -> Tensor:
-        """Return the probability that a token is selected, [B, N]; noised in training."""
+        """Return the probability that a token is selected, [B, N], with noise in training."""
         if training:
             uniform_BN = torch.rand_like(logit_BN).clamp_(1e-7, 1 - 1e-7)
             # The difference of two Gumbel variables has the logistic distribution.
@@ -56,7 +56,7 @@ class SelectionRule:
         return (logit_BN / self.temperature).sigmoid()
 
     def mask(self, probability_BN: Tensor, layout: LevelLayout, *, training: bool) -> Tensor:
-        """Return the choice, bool [B, N]; padding is never chosen."""
+        """Return the selection, bool [B, N], never padding."""
         if self.keep_ratio is not None:
             real = [sum(count) for count in layout.valid_counts]
             index_BK, valid_BK = topk_valid(
@@ -79,8 +79,8 @@ def pack_selected(
 ) -> Pack | StaticPack:
     """Pack the selected tokens of a stage window by window.
 
-    Waits for the device: how many tokens there are decides the shapes of what follows. In an
-    exported or compiled graph shapes do not depend on it.
+    Synchronizes with the device, since the number of selected tokens determines shapes. In exported
+    and compiled graphs shapes do not depend on it (:class:`StaticPack`).
 
     Args:
         mask_BN: bool, the selected tokens.
@@ -110,11 +110,11 @@ def pack_selected(
 
 
 def pool_scores(logit_BN: Tensor, layout: LevelLayout) -> Tensor:
-    """Return each token's highest score among the 2 x 2 finer tokens it covers.
+    """Return, for each coarser token, the highest score among the 2 x 2 tokens that it covers.
 
     Args:
         logit_BN: scores of a scale.
-        layout: of that scale; its padding does not count.
+        layout: of that scale; its padding is ignored.
 
     Returns:
         [B, ceil(H / 2) * ceil(W / 2)].

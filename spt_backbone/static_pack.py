@@ -1,4 +1,4 @@
-"""Packing with shapes that do not depend on what is selected, for exported graphs.
+"""Packing with shapes that do not depend on the selection, for exported graphs.
 
 Shapes: B image, N tokens of an image, G container, T slots of a container, C channel.
 """
@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 
 class StaticPack:
-    """Selected tokens in containers of fixed length, as many containers as all tokens would need.
+    """Packs selected tokens into as many containers as all tokens would need.
 
     Results are those of :class:`tokendetr.tokens.Pack`: an image's selected tokens are cut, in
-    their order, into groups of ``length``; here no two images share a container.
+    their order, into groups of ``length``; but images never share a container.
 
     Args:
         mask_BN: bool, the selected tokens.
@@ -35,7 +35,7 @@ class StaticPack:
         self._slot_BN = token_BN.argsort(dim=1) + image_B1 * (tokens + missing)
 
     def reduce(self, x_BNC: Tensor) -> Tensor:
-        """Return the containers [G, T, C]; padding slots hold tokens that are not selected."""
+        """Return the containers [G, T, C]; padding slots hold tokens that were not selected."""
         rows = x_BNC.flatten(0, 1).index_select(0, self.index_GT.flatten())
         return rows.unflatten(0, self.index_GT.shape)
 

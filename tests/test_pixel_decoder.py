@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dynamic_detr import DynamicSparsifier
 from sparse_detr import SparseSparsifier
 from tokendetr.encoder import sparsify_pixel_decoder
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.layers import MultiScaleDeformableAttention
 
 WIDTH, LEVELS, LAYERS = 16, 3, 2
@@ -140,12 +140,12 @@ def test_fewer_tokens_are_updated_and_weights_go_both_ways(model):
 
 
 def test_what_does_not_fit_is_named(model):
-    with pytest.raises(HostError, match="0 encoders of a pixel decoder"):
+    with pytest.raises(UnsupportedDetectorError, match="0 encoders of a pixel decoder"):
         sparsify_pixel_decoder(nn.Linear(2, 2), None)
     with pytest.raises(ValueError, match="num_layers is 6, the encoder has 2"):
         sparsify_pixel_decoder(model, SparseSparsifier(embed_dim=WIDTH))
-    with pytest.raises(HostError, match="projection"):
+    with pytest.raises(UnsupportedDetectorError, match="projection"):
         sparsify_pixel_decoder(model, SparseSparsifier(embed_dim=WIDTH, num_layers=LAYERS))
     model.pixel_decoder.encoder.layers[0].activation = F.gelu
-    with pytest.raises(HostError, match="ReLU"):
+    with pytest.raises(UnsupportedDetectorError, match="ReLU"):
         sparsify_pixel_decoder(model, DynamicSparsifier())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 
-from tokendetr.checkpoint.safetensors import load_slim, save_slim
+from tokendetr.checkpoint.safetensors import load_safetensors, save_safetensors
 from tokendetr.config import checkpoint_file, load_config, zoo
 from tokendetr.errors import ConfigError
 
@@ -45,7 +45,7 @@ def test_load_builds_the_model_with_the_checkpoint_in_evaluation_mode(tmp_path):
     config = zoo.get_config("dino_shapes")
     config.model.device = "cpu"
     model = instantiate(config.model)
-    save_slim(model, str(tmp_path / "weights.safetensors"), dtype=torch.float32)
+    save_safetensors(model, str(tmp_path / "weights.safetensors"), dtype=torch.float32)
     loaded = zoo.load("dino_shapes", str(tmp_path / "weights.safetensors"))
     assert not loaded.training
     for name, tensor in model.state_dict().items():
@@ -55,7 +55,7 @@ def test_load_builds_the_model_with_the_checkpoint_in_evaluation_mode(tmp_path):
 def test_a_name_means_a_config_with_the_weights_that_come_with_it(caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = zoo.load("dino_shapes")
-    weights = load_slim(zoo.get_checkpoint("dino_shapes"))
+    weights = load_safetensors(zoo.get_checkpoint("dino_shapes"))
     name = "transformer.encoder.layers.0.attentions.0.value_proj.weight"
     assert torch.equal(model.state_dict()[name], weights[name])
     assert "random" not in caplog.text

@@ -41,11 +41,11 @@ def size_bias(size_BN: Tensor | None, valid_BN: Tensor | None, *, first: int = 0
 
     Args:
         size_BN: how many tokens each one stands for; None: nothing is added.
-        valid_BN: bool, False = not a token; None where all are.
+        valid_BN: bool, False = not a token; None if all are.
         first: tokens of size 1 that come before (class and register tokens).
 
     Returns:
-        log sizes, :data:`NOT_A_KEY` for what is not a token; None where nothing needs adding.
+        log sizes, :data:`NOT_A_KEY` for what is not a token; None if nothing needs adding.
 
     Source: Token Transforming, arXiv 2506.05709, equation 7.
     """
@@ -115,7 +115,7 @@ def attend_packed(
 ) -> Tensor:
     """Attend with :func:`tokendetr.ops.packed_attention`, each sequence being a container.
 
-    Args: those of that function; ``segment_BN`` may be None where all tokens attend to all, and
+    Args: those of that function; ``segment_BN`` may be None if all tokens attend to all, and
         ``key_bias_BN`` may have any floating dtype.
     """
     batch, _, tokens, _ = query_BMND.shape

@@ -1,9 +1,9 @@
 """Local soft clusters (Hourglass): the comparator for dense tasks.
 
-Cluster centres start as means over a coarse grid; a few times, tokens are shared out among the
-centres around them by distance and centres become the tokens' means. A token is restored from the
-centres nearest to it, by distance.
-Shapes: B sequence, N token, K centre, C channel, T centres that restore a token.
+Cluster centers start as means over a coarse grid; a few times, tokens are shared out among the
+centers around them by distance and centers become the tokens' means. A token is restored from the
+centers nearest to it, by distance.
+Shapes: B sequence, N token, K center, C channel, T centers that restore a token.
 Source: Liang et al., Expediting large-scale vision transformer for dense prediction without
 fine-tuning, arXiv 2210.01035; the numbers are those of its published DINO Swin-L configs.
 """
@@ -17,9 +17,9 @@ from tokendetr.tokens.assignment import without_autocast
 ITERATIONS = 3
 TEMPERATURE = 100.0
 NEIGHBORHOOD = 5
-"""Rows and columns of centres that a token may belong to."""
+"""Rows and columns of centers that a token may belong to."""
 RECOVERED_FROM = 25
-"""Centres T that restore a token."""
+"""Centers T that restore a token."""
 
 
 def cluster_locally(
@@ -33,11 +33,11 @@ def cluster_locally(
     Args:
         x_BNC: the tokens, row by row.
         grid: height and width; N is their product.
-        kept: rows and columns of centres; K is their product.
-        valid_BN: bool, False = padding; None where there is none.
+        kept: rows and columns of centers; K is their product.
+        valid_BN: bool, False = padding; None if there is none.
 
     Returns:
-        The assignment, bool [B, K] that is False for centres that stand for nothing (None where
+        The assignment, bool [B, K] that is False for centers that stand for nothing (None where
         there are none), and how tokens are restored.
     """
     near_KN, own_KN = _neighbors(grid, kept, x_BNC.device)
@@ -65,7 +65,7 @@ def cluster_locally(
 
 
 def grid_anchors(grid: tuple[int, int], kept: tuple[int, int], device: torch.device) -> Tensor:
-    """Return the token [K] in the middle of each centre's cell."""
+    """Return the token [K] in the middle of each center's cell."""
     rows, columns = (
         ((torch.arange(wanted, device=device) + 0.5) * size / wanted).long()
         for size, wanted in zip(grid, kept, strict=True)
@@ -76,7 +76,7 @@ def grid_anchors(grid: tuple[int, int], kept: tuple[int, int], device: torch.dev
 def _neighbors(
     grid: tuple[int, int], kept: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return bool [K, N]: centres a token may belong to, and the cells its centre starts from."""
+    """Return bool [K, N]: centers a token may belong to, and the cells its center starts from."""
     near, own = [], []
     for size, wanted in zip(grid, kept, strict=True):
         token = torch.arange(size, device=device)
@@ -98,5 +98,5 @@ def _closeness(center_BKC: Tensor, x_BNC: Tensor) -> Tensor:
     """Return minus the squared distances over the temperature, up to a term of the token alone."""
     square_BK1 = center_BKC.square().sum(dim=2, keepdim=True)
     product_BKN = center_BKC @ x_BNC.transpose(1, 2)
-    # Without |x|^2, the same for all centres: softmax and order do not depend on it.
+    # Without |x|^2, the same for all centers: softmax and order do not depend on it.
     return (2 * product_BKN - square_BK1) / TEMPERATURE

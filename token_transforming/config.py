@@ -30,7 +30,7 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
         ``model``.
 
     Raises:
-        KeyError: where the model has no backbone.
+        KeyError: if the model has no backbone.
         TypeError: for an option that :func:`token_transforming.transform` does not have.
     """
     inspect.signature(transform).bind(None, **options)

@@ -83,8 +83,8 @@ def fit_recovery(
         maps leave on ``held_back``; below 1 the maps help.
 
     Raises:
-        NoMapsError: where the model has no maps.
-        ValueError: where there is nothing to fit to or nothing held back.
+        NoMapsError: if the model has no maps.
+        ValueError: if there is nothing to fit to or nothing held back.
     """
     if not batches or not held_back:
         raise ValueError("fitting needs batches to fit to, and others that are held back")
@@ -113,7 +113,7 @@ def _groups(model: nn.Module) -> list[list[_Place]]:
     """Return the blocks with maps in order, those together whose tokens are restored together.
 
     Raises:
-        NoMapsError: where there are none.
+        NoMapsError: if there are none.
     """
     sequence: list[_Place] = []
     stages: list[list[_Place]] = []

@@ -92,7 +92,7 @@ def open_ledger(index: int) -> Ledger:
     """Return the ledger for a block: a new one for the first, the current one for the others.
 
     Raises:
-        RuntimeError: where no pass is under way.
+        RuntimeError: if no pass is under way.
     """
     if torch.compiler.is_compiling():
         if index == 0:

@@ -34,7 +34,7 @@ def map_bias(
         grid: rows and columns of the whole map.
 
     Returns:
-        Broadcastable to [B, M, N, N]; None where there is nothing to add.
+        Broadcastable to [B, M, N, N]; None if there is nothing to add.
     """
     side = int(getattr(block, "window_size", 0))
     bias = None

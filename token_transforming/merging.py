@@ -53,7 +53,7 @@ def bipartite_clusters(
         metric_BNC: what is compared (the paper: keys, the heads' mean).
         kept: number K of tokens left.
         size_BN: how many tokens each already stands for.
-        valid_BN: bool, False = padding, which goes nowhere; None where there is none.
+        valid_BN: bool, False = padding, which goes nowhere; None if there is none.
         kept_B: long, how many each sequence really keeps, at most K; None: K.
 
     Returns:

@@ -71,7 +71,7 @@ def remove_maps(block: object) -> None:
 
 
 def maps_of(block: object) -> RecoveryMaps | None:
-    """Return the maps of a block; None where it has none."""
+    """Return the maps of a block; None if it has none."""
     maps = getattr(block, MAPS, None)
     return maps if isinstance(maps, RecoveryMaps) else None
 

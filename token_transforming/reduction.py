@@ -29,13 +29,13 @@ class Candidates:
     Attributes:
         x_BNC: their features.
         received_BN: attention they receive from all tokens.
-        class_BN: attention they receive from the class token; None where there is none.
+        class_BN: attention they receive from the class token; None if there is none.
         key_BND: their keys, the heads' mean.
         kept: number K of reduced tokens.
         grid: height and width where they are a grid, row by row.
         kept_grid: rows and columns of the reduced tokens; K is their product.
         size_BN: how many original tokens each stands for; None: one.
-        valid_BN: bool, False = padding; None where there is none.
+        valid_BN: bool, False = padding; None if there is none.
         kept_B: long, how many tokens each sequence keeps, at most K; None: K.
     """
 
@@ -58,7 +58,7 @@ class Reduced:
     Attributes:
         x_BKC: their features.
         size_BK: float32, how many original tokens each stands for.
-        valid_BK: bool, False = stands for nothing; None where all stand for something.
+        valid_BK: bool, False = stands for nothing; None if all stand for something.
         token_map: the map that made them, with its recovery.
     """
 
@@ -74,11 +74,11 @@ def reduce_tokens(tokens: Candidates, how: Reduction, *, recover: bool) -> Reduc
     Args:
         tokens: what is reduced.
         how: by what method.
-        recover: whether the tokens will be restored later, by nearest neighbours or in the method's
+        recover: whether the tokens will be restored later, by nearest neighbors or in the method's
             own way.
 
     Raises:
-        ValueError: where the method needs a class token or a grid and there is none.
+        ValueError: if the method needs a class token or a grid and there is none.
     """
     build = _BUILDERS[how.method]
     token_map = build(tokens, how)
@@ -94,7 +94,7 @@ def sizes_with_padding(reduced: Reduced, size_BN: Tensor | None, valid_BN: Tenso
     Args:
         reduced: the reduced tokens.
         size_BN: sizes before, padding's included; None: 1.
-        valid_BN: bool, False = padding; None where there was none.
+        valid_BN: bool, False = padding; None if there was none.
     """
     if valid_BN is None or reduced.valid_BK is None:
         return reduced.size_BK

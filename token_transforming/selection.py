@@ -21,12 +21,12 @@ def choose(
     Args:
         score_BN: float; of equals the first are taken.
         kept: number K of tokens.
-        valid_BN: bool, False = padding, which is never chosen; None where there is none.
+        valid_BN: bool, False = padding, which is never chosen; None if there is none.
         kept_B: long, of these how many each sequence really takes, at most K; None: K.
 
     Returns:
         Long [B, K], distinct in a sequence, and bool [B, K], False for places that no token takes:
-        they are padding's, in order of position like the others. None where there is no padding.
+        they are padding's, in order of position like the others. None if there is no padding.
     """
     score_BN = score_BN.detach().float().nan_to_num()
     if valid_BN is None:
@@ -70,7 +70,7 @@ def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
 
     Args:
         x_BNC: features, compared by their cosine.
-        valid_BN: bool, False = padding, which nothing is compared with; None where there is none.
+        valid_BN: bool, False = padding, which nothing is compared with; None if there is none.
 
     Returns:
         The largest cosine negated, in [-1, 1]; 2 for tokens that are compared with none. Without
@@ -126,11 +126,11 @@ def pooled_queries(
         grid: rows and columns where they are a grid; None: they are a line.
         kept_grid: rows and columns of the means; None: they are a line of ``kept``.
         kept: number K of means.
-        valid_BN: bool, False = padding, which counts in no mean; None where there is none.
+        valid_BN: bool, False = padding, which counts in no mean; None if there is none.
 
     Returns:
         The means [B, K, C] in float32, the token in the middle of each cell, long [B, K], and bool
-        [B, K], False for cells with nothing but padding (None where there is no padding).
+        [B, K], False for cells with nothing but padding (None if there is no padding).
 
     Source: Token Transforming, arXiv 2506.05709, Table 8 ("uniform"); Hourglass's first centers.
     """

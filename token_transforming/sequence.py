@@ -36,11 +36,11 @@ class BlockNames:
 
     Attributes:
         norm: norm before the attention.
-        query, key, value: projections; ``key`` and ``value`` are None where ``query`` is one
+        query, key, value: projections; ``key`` and ``value`` are None if ``query`` is one
             projection of all three.
         query_norm, key_norm: norms of the heads, or None.
-        heads: attribute with the number of heads M, or None where ``head_width`` is there.
-        head_width: attribute with the width D, or None where ``heads`` is there.
+        heads: attribute with the number of heads M, or None if ``head_width`` is there.
+        head_width: attribute with the width D, or None if ``heads`` is there.
         scale: attribute with the factor of the logits.
         dropout: attribute with the probability of dropping an attention weight (or a
             ``nn.Dropout``); None: none is dropped.
@@ -244,7 +244,7 @@ def _reduce(
 
 
 def _square(tokens: int) -> tuple[int, int] | None:
-    """Return the grid of tokens of a square image; None where there is none."""
+    """Return the grid of tokens of a square image; None if there is none."""
     side = round(tokens**0.5)
     return (side, side) if side * side == tokens else None
 

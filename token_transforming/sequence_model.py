@@ -40,7 +40,7 @@ def transform_sequence(
 
     Raises:
         ValueError: for layers or ``recover`` that the model does not have.
-        UnsupportedModelError: where its blocks are not what they should be.
+        UnsupportedModelError: if its blocks are not what they should be.
     """
     blocks = list(part(model, family.blocks))
     check_layers(layers, len(blocks), model)
@@ -109,7 +109,7 @@ def _check_maps(
     """Stop where tokens that are left would need their places on the map.
 
     Raises:
-        ValueError: where they are not restored.
+        ValueError: if they are not restored.
         UnsupportedModelError: for a reduction in windows, or convolutions between a reduction and
             the block that restores.
     """

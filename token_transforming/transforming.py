@@ -169,7 +169,7 @@ def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | None]:
         Its name, itself, and its family; None for windowed backbones.
 
     Raises:
-        UnsupportedModelError: where there is none, or several.
+        UnsupportedModelError: if there is none, or several.
     """
     found: list[tuple[str, nn.Module, Family | None]] = []
     for name, module in model.named_modules():

@@ -111,9 +111,9 @@ class MapState:
         size: height and width as the map is.
         window: rows and columns of reduced windows; None before the first reduction.
         size_GT: how many tokens each stands for; None: it does not matter.
-        valid_GT: bool, False = stands for padding; None where none does.
+        valid_GT: bool, False = stands for padding; None if none does.
         position_GT2: long, where the tokens truly are; None before the first reduction.
-        real: tokens of each window of an image that are not padding; None where it is not known.
+        real: tokens of each window of an image that are not padding; None if it is not known.
         undo: the reductions so far.
     """
 

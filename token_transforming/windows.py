@@ -13,7 +13,7 @@ from torch.nn import functional as F
 WindowBias = Literal["interpolated", "positions"]
 WINDOW_BIASES = ("interpolated", "positions")
 APART = -100.0
-"""Added between tokens that only the cyclic shift made neighbours (Swin's own number)."""
+"""Added between tokens that only the cyclic shift made neighbors (Swin's own number)."""
 
 Size = tuple[int, int]
 
@@ -47,7 +47,7 @@ def paste(x_GTC: Tensor, window: Size, size: Size) -> Tensor:
 
 
 def validity(size: Size, window: Size, device: torch.device) -> Tensor | None:
-    """Return bool [W, T], False where windows reach over the map's edge; None where none does."""
+    """Return bool [W, T], False where windows reach over the map's edge; None if none does."""
     height, width = padded(size, window)
     if (height, width) == size:
         return None
@@ -76,7 +76,7 @@ def positions(size: Size, window: Size, device: torch.device) -> Tensor:
 
 def shift_regions(size: Size, window: Size, shift: Size, device: torch.device) -> Tensor:
     """Return numbers, int32 [W, T], that differ between tokens of a window which only the cyclic
-    shift made neighbours."""
+    shift made neighbors."""
     strips = []
     for length, side, moved in zip(size, window, shift, strict=True):
         place = torch.arange(length, device=device)

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "tokendetr": ("__version__",),
     "tokendetr.analysis.flops": ("count_flops",),
-    "tokendetr.checkpoint.safetensors": ("save_slim",),
+    "tokendetr.checkpoint.safetensors": ("save_safetensors",),
     "tokendetr.checkpoint.weights": ("load_weights",),
     "tokendetr.config": (
         "add_bypass",
@@ -33,7 +33,7 @@ _HOMES = {
         "CheckpointWriteError",
         "ConfigError",
         "DatasetError",
-        "HostError",
+        "UnsupportedDetectorError",
         "NonFiniteLossError",
         "SampleError",
         "UnsafeCheckpointError",

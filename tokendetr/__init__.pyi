@@ -1,7 +1,7 @@
 """The public interface for type checkers; ``__init__.py`` imports it lazily."""
 
 from tokendetr.analysis.flops import count_flops as count_flops
-from tokendetr.checkpoint.safetensors import save_slim as save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors as save_safetensors
 from tokendetr.checkpoint.weights import load_weights as load_weights
 from tokendetr.config import add_bypass as add_bypass
 from tokendetr.config import apply_overrides as apply_overrides
@@ -18,10 +18,10 @@ from tokendetr.errors import CheckpointMismatchError as CheckpointMismatchError
 from tokendetr.errors import CheckpointWriteError as CheckpointWriteError
 from tokendetr.errors import ConfigError as ConfigError
 from tokendetr.errors import DatasetError as DatasetError
-from tokendetr.errors import HostError as HostError
 from tokendetr.errors import NonFiniteLossError as NonFiniteLossError
 from tokendetr.errors import SampleError as SampleError
 from tokendetr.errors import UnsafeCheckpointError as UnsafeCheckpointError
+from tokendetr.errors import UnsupportedDetectorError as UnsupportedDetectorError
 from tokendetr.integrations import Accelerated as Accelerated
 from tokendetr.integrations import accelerate as accelerate
 from tokendetr.layers import EncoderLayer as EncoderLayer

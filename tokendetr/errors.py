@@ -16,8 +16,8 @@ class ConfigError(ValueError):
     """A config file or an override that cannot be used; the message says which and what to do."""
 
 
-class HostError(RuntimeError):
-    """The detector around an encoder lacks what the encoder's sparsifier needs."""
+class UnsupportedDetectorError(RuntimeError):
+    """The detector that owns an encoder lacks a module that the encoder's sparsifier needs."""
 
 
 class NotSparsifiableError(ConfigError):
@@ -94,7 +94,7 @@ EXPECTED_ERRORS = (
     ExportCheckError,
     ExportError,
     FileNotFoundError,
-    HostError,
+    UnsupportedDetectorError,
     LoaderError,
     NonFiniteLossError,
     RendezvousError,

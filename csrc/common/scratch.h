@@ -14,7 +14,7 @@
 
 namespace tokendetr {
 
-// A thread's memory for the time of one call, 64-byte aligned and not initialised, large ones on huge pages. The thread
+// A thread's memory for the time of one call, 64-byte aligned and not initialized, large ones on huge pages. The thread
 // keeps it for its next call: fetching fresh pages would cost about as much as what is done with them.
 class Scratch {
  public:

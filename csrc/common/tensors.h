@@ -113,7 +113,7 @@ inline bool is_aligned(const Tensor& tensor, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
 }
 
-// Not initialised, contiguous, on the device of `like`.
+// Not initialized, contiguous, on the device of `like`.
 inline Tensor empty_tensor(Sizes sizes, const Tensor& like, ScalarType type) {
   constexpr size_t kMostAxes = 8;
   TOKENDETR_CHECK(sizes.size() <= kMostAxes, "a tensor of ", sizes.size(), " axes");

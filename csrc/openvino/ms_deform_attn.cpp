@@ -86,13 +86,14 @@ bool MSDeformAttn::evaluate(ov::TensorVector& outputs, const ov::TensorVector& i
   const Kernels& set = kernels();
   const bool in_place = set.reads_in_place(p, Storage::kFloat32) &&
                         static_cast<double>(p.queries) * p.samples() < kCopies * static_cast<double>(p.tokens);
-  const int64_t bytes = in_place ? 0 : set.map_bytes(p, Storage::kFloat32);
-  // OpenVINO's own threads: the number that the model was compiled for. A unit is one head of one image.
-  tbb::parallel_for<int64_t>(0, p.batch * p.heads, [&](int64_t unit) {
-    const int64_t image = unit / p.heads, head = unit % p.heads;
-    const Scratch map(bytes);
-    if (!in_place) set.copy_map(p, Storage::kFloat32, tensors.value, image, head, map.data());
-    set.forward(p, Storage::kFloat32, tensors, image, head, 0, p.queries, in_place ? nullptr : map.data(), output);
+  const int64_t bytes = in_place ? 0 : set.padded_bytes(p, Storage::kFloat32);
+  // OpenVINO's own threads: the number that the model was compiled for.
+  tbb::parallel_for<int64_t>(0, p.batch * p.heads, [&](int64_t image_head) {
+    const int64_t image = image_head / p.heads, head = image_head % p.heads;
+    const Scratch padded_values(bytes);
+    if (!in_place) set.copy_padded(p, Storage::kFloat32, tensors.value, image, head, padded_values.data());
+    set.forward(p, Storage::kFloat32, tensors, image, head, 0, p.queries, in_place ? nullptr : padded_values.data(),
+                output);
   });
   return true;
 }

@@ -12,7 +12,7 @@ Environment:
 * either of them ``=0``: what it leaves out is required, and the build stops if it cannot be made;
 * ``TORCH_CUDA_ARCH_LIST``: CUDA architectures, by default 8.0, 9.0 and PTX of the latter;
 * ``CXX``, ``CUDA_HOME``: the C++ compiler and the CUDA toolkit;
-* ``TOKENDETR_SANITIZE=1``: instrument with the address and undefined behaviour sanitizers
+* ``TOKENDETR_SANITIZE=1``: instrument with the address and undefined behavior sanitizers
   (``make sanitize``).
 """
 

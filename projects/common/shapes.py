@@ -1,4 +1,4 @@
-"""Training from scratch on the shapes data set: data, optimiser, schedule, run settings, and what
+"""Training from scratch on the shapes data set: data, optimizer, schedule, run settings, and what
 makes a detector's model fit 256-pixel images of 12 categories (a narrow ResNet-18 and 3 + 3 layers
 of width 96)."""
 

@@ -11,7 +11,7 @@ from tokendetr.analysis.ablations import FINE_TUNING, Study, Variant, sparsifier
 COMMON = (*sparsifier_options(keep_ratios="[.5,.4,.3,.2]"), *FINE_TUNING)
 
 VARIANTS = (
-    Variant("the defaults: windows (4,2,2), mean, T 3, stale, two-pass .1"),
+    Variant("the defaults: windows (4,2,2), mean, T 3, anchor only, two-pass .1"),
     Variant(
         "random tokens, no aggregation, no alignment",
         sparsifier_options(selection="random_tokens", alignment="off"),
@@ -42,13 +42,13 @@ VARIANTS = (
         for value in (0.01, 0.03, 0.8, 1.0)
     ),
     *(
-        Variant(f"{value}", sparsifier_options(num_neighbors=value), "neighbours T")
+        Variant(f"{value}", sparsifier_options(num_neighbors=value), "neighbors T")
         for value in (1, 5, 7, 9)
     ),
     Variant("(8,4,2)", sparsifier_options(window_sizes="[8,4,2]"), "reading: windows"),
     Variant("(4,2,1)", sparsifier_options(window_sizes="[4,2,1]"), "reading: windows"),
-    Variant("broadcast", sparsifier_options(cells="broadcast"), "reading: other cells"),
-    Variant("centre", sparsifier_options(anchor="center"), "reading: place of a window"),
+    Variant("broadcast", sparsifier_options(window_update="broadcast"), "reading: other cells"),
+    Variant("center", sparsifier_options(anchor="center"), "reading: place of a window"),
     Variant("gather", sparsifier_options(ratio_order="gather"), "reading: equation 3"),
     Variant(
         "importance as share of the set",

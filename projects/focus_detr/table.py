@@ -21,7 +21,7 @@ DINO_GFLOPS = {0.1: 128, 0.2: 141, 0.3: 154, 0.4: 169, 0.5: 183}
 ONE_SIZE = (800, 1066)
 """Height and width of the image that the paper's figures of Deformable and DN-Deformable DETR stand
 for, as Sparse DETR's; those of DINO are means over COCO's images."""
-HOSTS = (  # title, config, the paper's GFLOPs (Tables 2 and 3)
+DETECTORS = (  # title, config, the paper's GFLOPs (Tables 2 and 3)
     ("DINO, ResNet-50", FOCUS_DINO, 154),
     (
         "DINO, ResNet-101",
@@ -79,19 +79,19 @@ def ratios() -> Table:
     )
 
 
-def host_gflops(title: str, model: nn.Module) -> float:
+def detector_gflops(title: str, model: nn.Module) -> float:
     """Count a detector at the size that the paper's figure stands for."""
     if title.startswith("DINO"):
         return blended_flops(model).total / 1e9
     return count_flops(model, synthetic_inputs(*ONE_SIZE), arithmetic=False).total / 1e9
 
 
-def hosts() -> Table:
+def detectors() -> Table:
     """Every detector at a mean keep ratio of .3."""
     rows = []
-    for title, config, paper in HOSTS:
+    for title, config, paper in DETECTORS:
         model = build(config)
-        gflops = host_gflops(title, model)
+        gflops = detector_gflops(title, model)
         size = "mean over COCO" if title.startswith("DINO") else "800 x 1066"
         change = f"{100 * (gflops / paper - 1):+.1f} %"
         rows.append((title, size, gflops, paper, change, million_parameters(model)))
@@ -117,4 +117,4 @@ _COUNTING = (
 def tables() -> Iterator[Table]:
     """Yield all tables, each counted when it is asked for."""
     yield ratios()
-    yield hosts()
+    yield detectors()

@@ -19,7 +19,7 @@ def sparsifier(method: str, *, two_stage: bool) -> TokenSparsifier | None:
     sizes = {"embed_dim": small.WIDTH, "num_layers": small.LAYERS}
     if method == "sparse":
         return SparseSparsifier(
-            **sizes, num_classes=small.CLASSES, projection="host" if two_stage else "own"
+            **sizes, num_classes=small.CLASSES, projection="detector" if two_stage else "own"
         )
     if method == "focus":
         return FocusSparsifier(

@@ -131,7 +131,7 @@ def test_half_of_the_label_noise_ratio_of_positives_and_negatives_is_drawn_anew(
 @pytest.mark.parametrize("matching", [0, 1, 5])
 def test_attention_mask_follows_the_rule_pair_by_pair(matching):
     queries = contrastive_queries(targets(2, 1), embedding(), dn_number=6, **NO_NOISE)
-    blocked = queries.blocked_pairs(matching)
+    blocked = queries.attention_mask(matching)
     total = queries.num_queries + matching
     assert blocked.shape == (total, total)
     for row in range(total):

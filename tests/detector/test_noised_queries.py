@@ -104,7 +104,7 @@ def test_noised_labels_are_real_classes_and_groups_differ():
 
 def test_attention_mask_follows_the_rule_pair_by_pair():
     queries = noised()
-    blocked = queries.blocked_pairs(5)
+    blocked = queries.attention_mask(5)
     for row in range(17):
         for column in range(17):
             other_group = row >= 12 or row // 3 != column // 3

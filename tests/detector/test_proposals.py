@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.small_detectors import build, record
-from tokendetr.detector import any_class_score, first_class_score, propose, select_top
+from tokendetr.detector import first_class_score, max_class_score, propose, select_top
 from tokendetr.detector.proposals import PROPOSALS
 from tokendetr.encoder import record_tokens
 from tokendetr.tokens import LevelLayout
@@ -56,7 +56,7 @@ def test_selection_carries_no_gradient_and_survives_an_image_alone():
 
 def test_scores_of_tokens():
     logits = torch.tensor([[[1.0, 3.0, 2.0]]])
-    assert float(any_class_score(logits)) == 3.0
+    assert float(max_class_score(logits)) == 3.0
     assert float(first_class_score(logits)) == 1.0
 
 
@@ -69,7 +69,7 @@ def proposals_of(memory, where, **options):
         project=nn.Linear(8, 8),
         class_head=nn.Linear(8, 3),
         box_head=nn.Linear(8, 4),
-        score=any_class_score,
+        score=max_class_score,
         **options,
     )
 

@@ -122,7 +122,7 @@ def test_one_keep_ratio_of_one_is_bitwise_dense(training):
     "options",
     [
         {},
-        {"merge": "max", "cells": "broadcast"},
+        {"merge": "max", "window_update": "broadcast"},
         {"merge": "sum", "anchor": "center"},
         {"merge": "retain", "affinity_matching": False},
         {"ratio_order": "gather", "num_neighbors": 7, "value_policy": "initial"},
@@ -280,6 +280,7 @@ def test_copies_do_not_share_options():
     ("options", "name"),
     [
         ({"merge": "median"}, "merge"),
+        ({"window_update": "zero"}, "window_update"),
         ({"cells": "zero"}, "cells"),
         ({"anchor": "top_left"}, "anchor"),
         ({"selection": "norm"}, "selection"),
@@ -295,6 +296,12 @@ def test_copies_do_not_share_options():
 def test_wrong_options_are_named(options, name):
     with pytest.raises(ValueError, match=name):
         DynamicSparsifier(**options)
+
+
+@pytest.mark.parametrize(("former", "name"), [("stale", "anchor_only"), ("broadcast", "broadcast")])
+def test_the_former_name_of_window_update_is_read_with_a_warning(former, name):
+    with pytest.warns(FutureWarning, match=f"window_update='{name}'"):
+        assert DynamicSparsifier(cells=former).window_update == name
 
 
 def test_an_encoder_that_does_not_fit_is_named():

@@ -14,7 +14,7 @@ from tests.plain_encoder import make_encoder
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
 from tokendetr.encoder.forward_context import record_tokens, run_pass
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.tokens import LevelLayout, box_labels
 from tokendetr.visualization.token_pictures import draw_tokens, legend_height
 
@@ -233,7 +233,7 @@ def test_tiny_images_and_images_without_boxes_train_and_evaluate():
 
 @pytest.mark.parametrize("name", ["deformable", "dn"])
 def test_one_stage_detectors_train_and_use_heads_of_the_sparsifiers_own(name):
-    with pytest.raises(HostError, match="two stages"):
+    with pytest.raises(UnsupportedDetectorError, match="two stages"):
         focus_model(name).train()(RECORDS)
     model = focus_model(name, num_classes=CLASSES).train()
     losses = model(RECORDS)
@@ -303,7 +303,7 @@ def test_an_encoder_that_does_not_fit_is_named_when_it_is_built():
 
 def test_an_encoder_alone_says_that_it_needs_a_detector():
     batch, _ = make_batch(SIZES, WIDTH)
-    with pytest.raises(HostError, match="sparsify"):
+    with pytest.raises(UnsupportedDetectorError, match="sparsify"):
         make_encoder(focus_sparsifier(num_levels=4, strides=None), num_layers=2)(**batch.inputs)
 
 

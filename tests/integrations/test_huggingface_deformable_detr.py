@@ -19,7 +19,7 @@ from tests.integrations.small_huggingface import CLASSES
 from tokendetr.config import resize, zoo
 from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.forward_context import record_tokens
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.integrations import from_huggingface, sparsify_huggingface, to_huggingface
 
 CONFIGS = {
@@ -195,12 +195,12 @@ def test_padding_reaches_our_encoder_as_it_reaches_theirs():
 def test_what_a_method_lacks_is_said_and_nothing_is_changed():
     one_stage = theirs("deformable_detr")
     encoder = one_stage.model.encoder
-    with pytest.raises(HostError, match="two-stage"):
+    with pytest.raises(UnsupportedDetectorError, match="two-stage"):
         sparsify_huggingface(one_stage, METHODS["sparse"]())
     assert one_stage.model.encoder is encoder
     with pytest.raises(TypeError, match="Linear"):
         sparsify_huggingface(nn.Linear(2, 2))
     model = theirs("deformable_detr_two_stage")
     sparsify_huggingface(model, METHODS["sparse"]())
-    with pytest.raises(HostError, match="trained"):
+    with pytest.raises(UnsupportedDetectorError, match="trained"):
         model.train()(**batch()[1])

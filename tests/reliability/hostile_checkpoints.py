@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.reliability.mutations import damaged
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import load_weights, read_checkpoint
 from tokendetr.errors import CheckpointError, UnsafeCheckpointError
 
@@ -47,13 +47,13 @@ def sound_files(folder: Path) -> list[tuple[str, bytes]]:
     arrays = {name: value.numpy() for name, value in state.items()}
     zoo = {"model": arrays, "__author__": "somebody", "matching_heuristics": True}
     caffe = {"blobs": OrderedDict(conv1_w=np.ones((2, 3), "f4"), conv1_w_momentum=np.ones(3, "f4"))}
-    save_slim(small_model(), str(folder / "sound.safetensors"), metadata={"recipe": "none"})
+    save_safetensors(small_model(), str(folder / "sound.safetensors"), metadata={"recipe": "none"})
     files = [
         ("plain.pth", _torch_file({"model": state, "iteration": 3, "trainer": {"lr": [0.1]}})),
         ("old.pth", _torch_file({"model": state}, zipped=False)),
         ("bare.pth", _torch_file(state)),
         ("pycls.pyth", _torch_file({"model_state": state, "epoch": 1})),
-        ("slim.safetensors", (folder / "sound.safetensors").read_bytes()),
+        ("weights.safetensors", (folder / "sound.safetensors").read_bytes()),
     ]
     files += [(f"zoo{p}.pkl", pickle.dumps(zoo, protocol=p)) for p in range(6)]
     files += [(f"caffe{p}.pkl", pickle.dumps(caffe, protocol=p)) for p in (0, 2, 4)]

@@ -73,13 +73,13 @@ def odd_norms(seed: int, folder: Path) -> int:
                 num_neighbors=3, min_cosine=0.01,
             )  # fmt: skip
             assert match.score_BN[valid].isfinite().all(), number
-            assert not match.important_BN[~valid].any() and not match.hit_BNT[~valid].any()
-            taken = match.match_BNT[match.hit_BNT]
-            image = match.hit_BNT.nonzero()[:, 0]
+            assert not match.important_BN[~valid].any() and not match.absorbs_BNT[~valid].any()
+            taken = match.neighbor_index_BNT[match.absorbs_BNT]
+            image = match.absorbs_BNT.nonzero()[:, 0]
             assert valid[image, taken].all(), number
             scores = head(tokens, valid)
             assert scores[valid].isfinite().all(), number
-            results.append((match.score_BN[valid], match.hit_BNT[valid], scores[valid]))
+            results.append((match.score_BN[valid], match.absorbs_BNT[valid], scores[valid]))
         for one, two in zip(*results, strict=True):
             assert torch.equal(one, two), number
         mixed, sizes, valid, _, mix = random_mix(

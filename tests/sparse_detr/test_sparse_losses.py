@@ -19,7 +19,7 @@ from tokendetr.encoder import current_pass
 from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.encoder.decoder_attention import MAP_NAME
 from tokendetr.encoder.forward_context import observe, record_tokens
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.layers.deformable_attention import locations_and_weights
 from tokendetr.models.dino import DINOCriterion
 
@@ -196,7 +196,9 @@ def test_a_criterion_that_lacks_what_the_heads_need_is_named_when_the_model_is_b
     model.criterion = nn.Identity()
     heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
     model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
-    with pytest.raises(HostError, match=r"Identity has no matcher.*auxiliary_heads=False"):
+    with pytest.raises(
+        UnsupportedDetectorError, match=r"Identity has no matcher.*auxiliary_heads=False"
+    ):
         observe(model)
     model.transformer.encoder.sparsifier = SparseSparsifier(**heads, auxiliary_heads=False)
     observe(model)
@@ -206,7 +208,7 @@ def test_a_detector_without_two_stages_is_named_when_the_model_is_built():
     model = build("deformable")
     heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
     model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
-    with pytest.raises(HostError, match="two-stage"):
+    with pytest.raises(UnsupportedDetectorError, match="two-stage"):
         observe(model)
     model.transformer.encoder.sparsifier = SparseSparsifier(**heads, projection="own")
     observe(model)

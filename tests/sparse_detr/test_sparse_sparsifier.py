@@ -12,7 +12,7 @@ from tests.small_detectors import WIDTH, build, record
 from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
 from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.forward_context import observe, record_tokens
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.tokens import Identity
 
 SIZES = [(16, 21), (9, 10), (16, 7)]
@@ -32,6 +32,11 @@ def traced(model, records):
     with record_tokens() as trace, torch.no_grad():
         model(records)
     return trace.forwards[0]
+
+
+def test_the_former_name_of_a_projection_is_read_with_a_warning():
+    with pytest.warns(FutureWarning, match="projection='detector'"):
+        assert not own(projection="host").has_projection
 
 
 def naive_encoder(encoder, pyramid):
@@ -139,7 +144,7 @@ def test_heads_and_losses_are_left_out_of_evaluation():
 
 @pytest.mark.parametrize("name", ONE_STAGE)
 def test_one_stage_detectors_need_a_projection_of_its_own(name):
-    with pytest.raises(HostError, match="two-stage"):
+    with pytest.raises(UnsupportedDetectorError, match="two-stage"):
         sparse(name).eval()(RECORDS)
     model = sparse(name, projection="own").train()
     losses = model(RECORDS)
@@ -152,7 +157,7 @@ def test_one_stage_detectors_need_a_projection_of_its_own(name):
 def test_without_supervision_it_says_what_to_do():
     encoder = make_encoder(own()).train()
     batch, _ = make_batch(SIZES, CHANNELS)
-    with pytest.raises(HostError, match=r"tokendetr\.config\.sparsify"):
+    with pytest.raises(UnsupportedDetectorError, match=r"tokendetr\.config\.sparsify"):
         encoder(**batch.inputs)
     with pytest.raises(ValueError, match="num_layers"):
         make_encoder(own(num_layers=4)).eval()(**batch.inputs)

@@ -21,7 +21,7 @@ from tokendetr.sparsification import (
     FitOptions,
     NotSparsifiableError,
     StaleFitError,
-    UnlabelledImages,
+    UnlabeledImages,
     agreement,
     fit,
 )
@@ -40,14 +40,14 @@ SHORT = FitOptions(score_iterations=3, distill_iterations=2, max_images=6)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> UnlabelledImages:
+def images(tmp_path_factory) -> UnlabeledImages:
     folder = tmp_path_factory.mktemp("images")
     for index in range(8):
         noise = np.random.default_rng(index).integers(0, 255, (48, 64 + 8 * (index % 3), 3))
         Image.fromarray(noise.astype(np.uint8)).save(folder / f"{index}.png")
     (folder / "broken.png").write_bytes(b"no image")
     inputs = Predictor(torch.nn.Identity(), min_size=48, max_size=96)
-    return UnlabelledImages.from_folders([str(folder)], inputs, batch_size=2)
+    return UnlabeledImages.from_folders([str(folder)], inputs, batch_size=2)
 
 
 def twins(name: str = "dino", method: str = "sparse"):
@@ -73,7 +73,7 @@ def twins(name: str = "dino", method: str = "sparse"):
             num_classes=CLASSES,
             num_layers=LAYERS,
             selection="random" if method == "random" else "dam",
-            projection="host" if two_stage else "own",
+            projection="detector" if two_stage else "own",
             auxiliary_heads=False,
             bypass=bypass,
         )
@@ -258,7 +258,7 @@ def test_too_few_images_are_refused(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "c.jpg").write_bytes(b"")
     with pytest.raises(FewImagesError, match="at least 4 readable images, got 2 of 3"):
-        UnlabelledImages.from_folders([str(tmp_path)], Predictor(torch.nn.Identity()))
+        UnlabeledImages.from_folders([str(tmp_path)], Predictor(torch.nn.Identity()))
 
 
 def test_what_cannot_be_sparsified_is_refused(images):
@@ -337,7 +337,7 @@ def test_a_data_sets_name_means_its_pictures(tmp_path):
     records = [{"file_name": str(tmp_path / f"{name}.png")} for name in "abcd"]
     DatasetCatalog.register("some_of_them", lambda: records)
     try:
-        images = UnlabelledImages.from_folders(["some_of_them"], Predictor(torch.nn.Identity()))
+        images = UnlabeledImages.from_folders(["some_of_them"], Predictor(torch.nn.Identity()))
     finally:
         DatasetCatalog.remove("some_of_them")
     assert {path.name for path in (*images.held_back, *images.fitted)} == {

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import instantiate
 
 from tokendetr.analysis.inputs import build_measured_model
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import sparsify
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config, get_config_file
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory):
         for head in model.class_embed:
             head.bias.fill_(-0.5)
     path = tmp_path_factory.mktemp("weights") / "dense.safetensors"
-    save_slim(model, str(path))
+    save_safetensors(model, str(path))
     return path
 
 
@@ -175,7 +175,7 @@ def test_configs_of_all_detectors_get_a_sparse_twin(name, method):
 def test_the_command_makes_every_detector_and_backbone_sparse(name, method, shapes, tmp_path):
     torch.manual_seed(0)
     dense = instantiate(load_config(str(get_config_file(name)), SMALL[:1]).model)
-    save_slim(dense, str(tmp_path / "dense.safetensors"))
+    save_safetensors(dense, str(tmp_path / "dense.safetensors"))
     sparsify.main(
         [name, SMALL[0], f"train.init_checkpoint={tmp_path / 'dense.safetensors'}"]
         + ["--images", str(shapes / "train"), "--output", str(tmp_path / "sparse")]

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import instantiate
 
 from benchmarks import sparsification
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
@@ -29,7 +29,9 @@ def shapes(tmp_path_factory):
 def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     weights = tmp_path / "dense.safetensors"
-    save_slim(instantiate(load_config(str(get_config_file("dino_shapes"))).model), str(weights))
+    save_safetensors(
+        instantiate(load_config(str(get_config_file("dino_shapes"))).model), str(weights)
+    )
     monkeypatch.setattr(sparsification, "RESULTS", tmp_path / "results.json")
     for name in ("RATIOS", "RANDOM_RATIOS"):
         monkeypatch.setattr(sparsification, name, RATIOS)

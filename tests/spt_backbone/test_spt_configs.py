@@ -21,7 +21,7 @@ from spt_backbone import SPT
 from spt_backbone.config import use_spt, watch_selection
 from token_transforming.config import transform_backbone
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config import edit, resize, sparsify, target_name, zoo
 from tokendetr.data.object_ratio import object_ratio
@@ -75,7 +75,7 @@ def test_the_dense_twins_weights_load_and_the_fresh_keys_are_named(tmp_path, cap
     config.model.device = "cpu"
     dense = instantiate(config.model)
     path = str(tmp_path / "dense.safetensors")
-    save_slim(dense, path, dtype=torch.float32)
+    save_safetensors(dense, path, dtype=torch.float32)
     config = zoo.get_config("spt_dino_shapes")
     config.model.device = "cpu"
     sparse = instantiate(config.model)

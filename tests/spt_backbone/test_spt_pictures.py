@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import visualize_tokens
 from tokendetr.config.zoo import get_config
 
@@ -18,7 +18,7 @@ def test_every_stage_gets_a_sheet_with_its_counts(tmp_path):
     config.model.device = "cpu"
     config.model.backbone.threshold = 0.5
     weights = str(tmp_path / "weights.safetensors")
-    save_slim(instantiate(config.model), weights)
+    save_safetensors(instantiate(config.model), weights)
     picture = tmp_path / "picture.png"
     noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
     Image.fromarray(noise).save(picture)

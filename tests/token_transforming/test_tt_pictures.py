@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.token_transforming.plain_vits import PATCH, SIZE, images, vit
 from token_transforming import transform
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import visualize_mixing
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
@@ -62,7 +62,9 @@ def test_a_heat_map_is_bright_where_its_row_is():
 def test_the_tool_draws_a_config_s_backbone(tmp_path, capsys):
     torch.manual_seed(0)
     weights = tmp_path / "dense.safetensors"
-    save_slim(instantiate(load_config(str(get_config_file("dino_shapes_vit"))).model), str(weights))
+    save_safetensors(
+        instantiate(load_config(str(get_config_file("dino_shapes_vit"))).model), str(weights)
+    )
     Image.new("RGB", (250, 200), "red").save(tmp_path / "a.png")
     override = f"train.init_checkpoint={weights}"
     options = ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]

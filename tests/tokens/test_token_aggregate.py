@@ -53,7 +53,7 @@ def test_matching_equals_algorithm_1(seed):
         assert match.important_BN[image].nonzero().flatten().tolist() == sorted(important)
         assert match.index_BK[image, : counts[image]].tolist() == important
         for u in range(12):
-            found = match.match_BNT[image, u][match.hit_BNT[image, u]].tolist()
+            found = match.neighbor_index_BNT[image, u][match.absorbs_BNT[image, u]].tolist()
             assert set(found) == hits.get(u, set())
 
 

@@ -68,8 +68,8 @@ def random_merge(
             AffinityGroup(
                 slot_R=flat_slots(all_receivers),
                 token_R=receivers,
-                match_BUT=match,
-                hit_BUT=hit,
+                neighbor_index_BUT=match,
+                absorbs_BUT=hit,
                 start=TOKENS - LAST,
                 rule=rule,
             )

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
-from tokendetr.checkpoint.safetensors import load_slim
+from tokendetr.checkpoint.safetensors import load_safetensors
 from tokendetr.cli import (
     demo_training,
     export_checkpoint,
@@ -139,7 +139,7 @@ def test_export_keeps_every_weight_and_halves_the_file(tmp_path, capsys):
     assert "MB" in capsys.readouterr().out
     assert target.stat().st_size < 0.55 * (tmp_path / "m.pth").stat().st_size
     assert target.stat().st_size < 8e6
-    loaded = load_slim(str(target))
+    loaded = load_safetensors(str(target))
     assert loaded.keys() == state.keys()
     for name, value in state.items():
         torch.testing.assert_close(loaded[name], value, rtol=1e-3, atol=1e-6)

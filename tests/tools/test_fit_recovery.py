@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import fit_recovery, sweep_tokens
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
@@ -28,7 +28,9 @@ def shapes(tmp_path_factory):
 def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "dense.safetensors"
-    save_slim(instantiate(load_config(str(get_config_file("dino_shapes_vit"))).model), str(path))
+    save_safetensors(
+        instantiate(load_config(str(get_config_file("dino_shapes_vit"))).model), str(path)
+    )
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import demo, visualize_tokens
 from tokendetr.config.load import load_config
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
@@ -53,7 +53,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
         for head in model.class_embed:
             head.bias.fill_(0.5)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_slim(model, str(path))
+    save_safetensors(model, str(path))
     return path
 
 

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tests.train import toy
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.errors import CheckpointMismatchError
@@ -45,10 +45,10 @@ def test_evaluation_repeats_the_run(toy_run, toy_root, tmp_path):
     assert (tmp_path / "ema" / "coco_instances_results.json").is_file()
 
 
-def test_slim_files_evaluate(toy_run, toy_root, tmp_path):
+def test_safetensors_files_evaluate(toy_run, toy_root, tmp_path):
     model = toy_run(tmp_path, "train.max_iter=2")
-    path = str(tmp_path / "slim.safetensors")
-    save_slim(model, path, dtype=torch.float32)
+    path = str(tmp_path / "weights.safetensors")
+    save_safetensors(model, path, dtype=torch.float32)
     cfg, fresh = make(toy_root, tmp_path, f"train.init_checkpoint={path}")
     expected, model = make(toy_root, tmp_path, f"train.init_checkpoint={tmp_path}/model_final.pth")
     assert same(evaluate(cfg, fresh)["bbox"], evaluate(expected, model)["bbox"])

@@ -1,4 +1,4 @@
-"""Weights are read as plain data only and loaded strictly; slim files hold half precision."""
+"""Weights are read as plain data only and loaded strictly; safetensors hold half precision."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ import torch
 from tests.train.toy import ToyDetector, toy_detector_of
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.key_names import grouped_keys
-from tokendetr.checkpoint.safetensors import load_slim, save_slim
+from tokendetr.checkpoint.safetensors import load_safetensors, save_safetensors
 from tokendetr.checkpoint.weights import load_weights, read_checkpoint
 from tokendetr.errors import CheckpointMismatchError, UnsafeCheckpointError
 
@@ -203,18 +203,18 @@ def test_moving_average_of_a_checkpoint(tmp_path):
         load_weights(AtomicCheckpointer(model), save(tmp_path, model.state_dict()), choice="ema")
 
 
-# ------------------------------------------------------------------------------ slim files
+# ------------------------------------------------------------------------------ safetensors
 
 
-def test_slim_round_trip(tmp_path):
+def test_safetensors_round_trip(tmp_path):
     model = ToyDetector()
     with torch.no_grad():
         model.norm.running_var.fill_(1e-12)  # float16 would make it zero
-    path = str(tmp_path / "slim.safetensors")
-    size = save_slim(model, path, metadata={"recipe": "toy"})
+    path = str(tmp_path / "weights.safetensors")
+    size = save_safetensors(model, path, metadata={"recipe": "toy"})
     assert size == os.path.getsize(path)
     assert size < sum(v.numel() * v.element_size() for v in model.state_dict().values())
-    state = load_slim(path)
+    state = load_safetensors(path)
     assert list(state) and state.keys() == model.state_dict().keys()
     assert state["decoder.class_embed.weight"] is state["class_embed.weight"]
     assert torch.equal(state["norm.running_var"], model.norm.running_var)
@@ -224,7 +224,7 @@ def test_slim_round_trip(tmp_path):
     assert torch.equal(other.class_embed.weight, model.class_embed.weight.half().float())
 
 
-def test_slim_file_without_aliases_loads(tmp_path):
+def test_safetensors_file_without_aliases_loads(tmp_path):
     """Other programs drop the second name of a shared tensor without saying so."""
     from safetensors.torch import save_file
 
@@ -240,19 +240,19 @@ def test_slim_file_without_aliases_loads(tmp_path):
     assert model.class_embed.weight.unique().tolist() == [0.5]
 
 
-def test_slim_keeps_what_half_precision_cannot_hold(tmp_path):
+def test_safetensors_keeps_what_half_precision_cannot_hold(tmp_path):
     model = ToyDetector()
     with torch.no_grad():
         model.bbox_embed.weight[0, 0] = 1e6
-    path = str(tmp_path / "slim.safetensors")
-    save_slim(model, path)
-    assert torch.equal(load_slim(path)["bbox_embed.weight"], model.bbox_embed.weight)
+    path = str(tmp_path / "weights.safetensors")
+    save_safetensors(model, path)
+    assert torch.equal(load_safetensors(path)["bbox_embed.weight"], model.bbox_embed.weight)
     with torch.no_grad():
         model.bbox_embed.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"bbox_embed\.weight is not finite"):
-        save_slim(model, path)
+        save_safetensors(model, path)
     with pytest.raises(ValueError, match="must end in .safetensors"):
-        save_slim(model, str(tmp_path / "slim.pth"))
+        save_safetensors(model, str(tmp_path / "weights.pth"))
 
 
 def test_keys_that_differ_in_one_part_are_written_as_one():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tokendetr._projects import projects_folder
-from tokendetr.checkpoint.safetensors import load_slim
+from tokendetr.checkpoint.safetensors import load_safetensors
 from tokendetr.errors import CheckpointError, UnsafeCheckpointError
 from tokendetr.io.plain_pickle import PlainPickleError, load_arrays
 
@@ -66,7 +66,7 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist{how_it_is_made(path)}")
     if path.endswith(".safetensors"):
-        data: dict[str, Any] = {"model": load_slim(path)}
+        data: dict[str, Any] = {"model": load_safetensors(path)}
     elif path.endswith(".pkl"):
         data = _read_zoo_pickle(path)
     else:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tokendetr.errors import CheckpointError
 
-__all__ = ["alias_groups", "load_slim", "save_slim"]
+__all__ = ["alias_groups", "load_safetensors", "save_safetensors"]
 
 _ALIASES = "aliases"
 
@@ -24,7 +24,7 @@ def alias_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def save_slim(
+def save_safetensors(
     model: nn.Module | Mapping[str, Tensor],
     path: str,
     *,
@@ -54,11 +54,11 @@ def save_slim(
     from tokendetr.io.atomic import write_atomically
 
     if not path.endswith(".safetensors"):
-        raise ValueError(f"{path}: the name of a slim checkpoint must end in .safetensors")
+        raise ValueError(f"{path}: the name of a safetensors file must end in .safetensors")
     state = model.state_dict() if isinstance(model, nn.Module) else model
     aliases = {name: group[0] for group in alias_groups(state) for name in group[1:]}
     tensors = {
-        name: _slim(name, value, dtype) for name, value in state.items() if name not in aliases
+        name: _narrowed(name, value, dtype) for name, value in state.items() if name not in aliases
     }
     header = {**(metadata or {}), _ALIASES: json.dumps(aliases), "format": "pt"}
     content = save(tensors, metadata=header)
@@ -66,7 +66,7 @@ def save_slim(
     return len(content)
 
 
-def _slim(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+def _narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     value = value.detach().cpu().contiguous()
     if not value.is_floating_point():
         return value.clone()
@@ -78,7 +78,7 @@ def _slim(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return low if bool(torch.isfinite(low).all()) else value.clone()
 
 
-def load_slim(path: str) -> dict[str, Tensor]:
+def load_safetensors(path: str) -> dict[str, Tensor]:
     """Read a safetensors file into a state dict, with the names that share a tensor restored.
 
     Half precision becomes float32.

@@ -16,16 +16,16 @@ from tokendetr.checkpoint.averaged import Choice, chosen_weights
 from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.key_names import grouped_keys
 from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
-from tokendetr.checkpoint.safetensors import alias_groups, load_slim, save_slim
+from tokendetr.checkpoint.safetensors import alias_groups, load_safetensors, save_safetensors
 from tokendetr.errors import CheckpointError, CheckpointMismatchError
 
 __all__ = [
     "LoadReport",
     "compare_weights",
-    "load_slim",
+    "load_safetensors",
     "load_weights",
     "read_checkpoint",
-    "save_slim",
+    "save_safetensors",
 ]
 
 logger = logging.getLogger(__name__)

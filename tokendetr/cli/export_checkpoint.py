@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tokendetr.checkpoint.averaged import chosen_weights
-from tokendetr.checkpoint.safetensors import save_slim
+from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.cli.arguments import described_parser
 from tokendetr.io.outputs import check_output_file
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"taking the weights of {which!r}; --weights {other} takes the others")
         if args.convert:
             weights = dict(find_function(args.convert)(weights))
-        size = save_slim(
+        size = save_safetensors(
             {name: torch.as_tensor(value) for name, value in weights.items()},
             args.output,
             dtype=DTYPES[args.dtype],

@@ -29,7 +29,7 @@ from tokendetr.errors import CheckpointError, ConfigError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import Predictor
-from tokendetr.sparsification import FewImagesError, UnlabelledImages
+from tokendetr.sparsification import FewImagesError, UnlabeledImages
 from tokendetr.sparsification.recipe import config_file
 
 EXPECTED_ERRORS = (
@@ -52,7 +52,7 @@ class ImageBatches(Sequence[list[dict[str, Any]]]):
         count: batches, at most.
     """
 
-    def __init__(self, images: UnlabelledImages, *, held_back: bool, count: int = 0) -> None:
+    def __init__(self, images: UnlabeledImages, *, held_back: bool, count: int = 0) -> None:
         self.images = images
         self.files = images.held_back_batches() if held_back else None
         fitted = -(-len(images.fitted) // images.batch_size)
@@ -77,7 +77,7 @@ class ImageBatches(Sequence[list[dict[str, Any]]]):
 
 
 def fit_on_images(
-    model: torch.nn.Module, images: UnlabelledImages, count: int, *, quiet: bool = False
+    model: torch.nn.Module, images: UnlabeledImages, count: int, *, quiet: bool = False
 ) -> list[float]:
     """Fit a detector's maps to so many images; see :func:`token_transforming.fit_recovery`."""
     batches = ImageBatches(images, held_back=False, count=-(-count // images.batch_size))
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> list[float]:
     with open_dict(options):
         options.recovery = "residual"  # the dense detector's weights have no maps
     predictor = Predictor.from_config(cfg)
-    images = UnlabelledImages.from_folders(
+    images = UnlabeledImages.from_folders(
         args.images, predictor, seed=args.seed, batch_size=args.batch_size
     )
     wanted: Any = OmegaConf.to_container(options, resolve=True)

@@ -52,7 +52,7 @@ from tokendetr.encoder.keep_ratio import find_sparsifier
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.predict import Predictor
-from tokendetr.sparsification import UnlabelledImages
+from tokendetr.sparsification import UnlabeledImages
 
 DENSE = "dense"
 EXPECTED_ERRORS = (
@@ -260,7 +260,7 @@ def run(args: argparse.Namespace) -> list[Point]:
             transform(backbone, **{"layers": args.layers, "keep_ratio": keep, **way.options})
             if way.options.get("recovery") == "affine":
                 predictor = Predictor.from_config(cfg, model=model)
-                images = UnlabelledImages.from_folders(args.fit, predictor)
+                images = UnlabeledImages.from_folders(args.fit, predictor)
                 fit_on_images(model, images, args.fit_images)
             points.append(measure(model, score, way.name, keep, args))
             restore(model)

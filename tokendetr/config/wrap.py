@@ -71,7 +71,7 @@ def build_observed(*, wrapped_target: Target, **kwargs: Any) -> nn.Module:
         **kwargs: its arguments.
 
     Raises:
-        HostError: the detector lacks what its encoder's sparsifier needs.
+        UnsupportedDetectorError: the detector lacks what its encoder's sparsifier needs.
     """
     return observe(build_wrapped(wrapped_target, **kwargs))
 
@@ -87,6 +87,6 @@ def build_with_pixel_decoder(
         **kwargs: the model's arguments.
 
     Raises:
-        HostError: see :func:`tokendetr.encoder.sparsify_pixel_decoder`.
+        UnsupportedDetectorError: see :func:`tokendetr.encoder.sparsify_pixel_decoder`.
     """
     return sparsify_pixel_decoder(build_wrapped(wrapped_target, **kwargs), sparsifier)

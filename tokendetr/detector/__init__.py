@@ -1,20 +1,20 @@
-"""What the detectors share, cut by axis of variation.
+"""Building blocks that the detectors share, one module per axis of variation.
 
 ========================  ============================================================
 axis                      module
 ========================  ============================================================
 images and ground truth   ``images``, ``targets``, ``pyramid``
-query initialisation      ``queries`` (learned), ``proposals`` (two-stage)
+query initialization      ``queries`` (learned), ``proposals`` (two-stage)
 positions                 ``positions``, and ``query_position`` of the decoders
 denoising                 ``denoising``
 refinement                ``refinement``, ``decoder``, ``heads``
 matching and losses       ``criterion``
 post-processing           ``postprocess``
-whole detectors           ``positioned`` (Deformable, H), ``anchored`` (DAB, DN)
+whole detectors           ``reference_points`` (Deformable, H), ``anchored`` (DAB, DN)
 learning rates            ``parameter_groups``
 ========================  ============================================================
 
-A detector in ``projects/`` chooses one of each and adds nothing of its own.
+A detector in ``tokendetr.models`` chooses one of each and adds nothing of its own.
 """
 
 from tokendetr.detector.anchored import AnchorDetector, AnchorEncoder, AnchorTransformer
@@ -27,27 +27,26 @@ from tokendetr.detector.criterion import (
 from tokendetr.detector.decoder import AnchorDecoder, DeformableDecoder, ScaledAnchorDecoder
 from tokendetr.detector.denoising import (
     DenoisingQueries,
-    attach_unused,
     contrastive_queries,
+    keep_in_graph,
     noised_queries,
     split_denoising,
 )
 from tokendetr.detector.detector import (
     ChannelValues,
     DeformableDetector,
-    Detections,
+    DetectorOutput,
     DetectorParts,
     DetectorSizes,
     PixelScale,
 )
 from tokendetr.detector.heads import build_heads, predict
 from tokendetr.detector.parameter_groups import decay_by_depth, scale_by_name
-from tokendetr.detector.positioned import PositionedDetector, PositionedTransformer
 from tokendetr.detector.positions import anchor_embedding, proposal_embedding
 from tokendetr.detector.proposals import (
     Proposals,
-    any_class_score,
     first_class_score,
+    max_class_score,
     propose,
     select_top,
 )
@@ -58,6 +57,7 @@ from tokendetr.detector.queries import (
     Predictions,
     learned_queries,
 )
+from tokendetr.detector.reference_points import ReferencePointDetector, ReferencePointTransformer
 from tokendetr.detector.refinement import refine_boxes
 from tokendetr.detector.targets import Target, prepare_targets
 from tokendetr.detector.transformer import (
@@ -79,15 +79,15 @@ __all__ = [
     "DeformableTransformer",
     "DenoisingCriterion",
     "DenoisingQueries",
-    "Detections",
+    "DetectorOutput",
     "DetectorParts",
     "DetectorSizes",
     "EncodedTokens",
     "LayerwiseCriterion",
     "ObjectQueries",
     "PixelScale",
-    "PositionedDetector",
-    "PositionedTransformer",
+    "ReferencePointDetector",
+    "ReferencePointTransformer",
     "Predictions",
     "ProposalCriterion",
     "Proposals",
@@ -97,8 +97,8 @@ __all__ = [
     "TransformerOutput",
     "TwoStageTransformer",
     "anchor_embedding",
-    "any_class_score",
-    "attach_unused",
+    "max_class_score",
+    "keep_in_graph",
     "build_heads",
     "build_pyramid",
     "contrastive_queries",

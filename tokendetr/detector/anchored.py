@@ -18,14 +18,14 @@ from tokendetr.detector.decoder import ScaledAnchorDecoder
 from tokendetr.detector.denoising import DenoisingQueries
 from tokendetr.detector.detector import (
     DeformableDetector,
-    Detections,
+    DetectorOutput,
     DetectorParts,
     DetectorSizes,
     PixelScale,
     check_stages,
 )
 from tokendetr.detector.heads import predict
-from tokendetr.detector.proposals import Proposals, any_class_score
+from tokendetr.detector.proposals import Proposals, max_class_score
 from tokendetr.detector.pyramid import Pyramid
 from tokendetr.detector.queries import ObjectQueries, learned_queries
 from tokendetr.detector.transformer import EncodedTokens, TransformerOutput, TwoStageTransformer
@@ -107,7 +107,7 @@ class AnchorTransformer(TwoStageTransformer):
         return TransformerOutput(self.decode(encoded, queries, denoising), proposals)
 
     def _propose_anchors(self, encoded: EncodedTokens) -> tuple[Proposals, ObjectQueries]:
-        proposals = self.propose(encoded, score=any_class_score, limit=self.two_stage_num_proposals)
+        proposals = self.propose(encoded, score=max_class_score, limit=self.two_stage_num_proposals)
         queries = ObjectQueries(
             content_BQC=proposals.select(proposals.tokens_BNC).detach(),
             reference_BQX=proposals.select(proposals.boxes_logit_BN4).detach().sigmoid(),
@@ -122,11 +122,11 @@ class AnchorDetector(DeformableDetector):
     Args:
         parts: the modules; the transformer is an :class:`AnchorTransformer`.
         sizes: the numbers.
-        pixels: how images are normalised.
-        aux_loss: train every decoder layer.
-        as_two_stage: whether queries come from the encoder's proposals.
-        with_indicator: content has one channel less and a zero in its place, where denoising
-            queries have a one.
+        pixels: how images are normalized.
+        aux_loss: train every decoder layer, not only the last.
+        as_two_stage: take queries from the encoder's proposals.
+        with_indicator: the last content channel is an indicator, 0 for matching and 1 for denoising
+            queries; learned content has one channel less.
 
     Raises:
         ValueError: ``as_two_stage`` differs from the transformer's.
@@ -160,19 +160,19 @@ class AnchorDetector(DeformableDetector):
         self.transformer.decoder.bbox_embed = self.bbox_embed
 
     def learned_anchors(self, batch_size: int) -> ObjectQueries:
-        """The learned content, its indicator (if any) zero, and the learned anchors."""
+        """Return the learned content, its indicator (if any) zero, and the learned anchors."""
         content_QC = pad(self.tgt_embed.weight, (0, int(self.with_indicator)))
         return ObjectQueries(
             content_BQC=learned_queries(content_QC, batch_size),
             reference_BQX=learned_queries(self.refpoint_embed.weight.sigmoid(), batch_size),
         )
 
-    def decode(self, pyramid: Pyramid, denoising: DenoisingQueries | None) -> Detections:
-        """Predictions of every query, denoising ones first, and of the selected proposals."""
+    def decode(self, pyramid: Pyramid, denoising: DenoisingQueries | None) -> DetectorOutput:
+        """Return predictions of all queries, denoising ones first, and of selected proposals."""
         learned = None if self.as_two_stage else self.learned_anchors(pyramid.features[0].shape[0])
         output = self.transformer(pyramid, learned, denoising)
         layers = predict(
             output.decoded, self.class_embed, self.bbox_embed, self.transformer.decoder.num_layers
         )
         selected = None if output.proposals is None else output.proposals.selected_outputs()
-        return Detections(layers, selected)
+        return DetectorOutput(layers, selected)

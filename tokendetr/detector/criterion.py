@@ -20,7 +20,12 @@ LOSS_NAMES = ("loss_class", "loss_bbox", "loss_giou")
 
 
 def world_average_boxes(targets: list[Target], device: torch.device) -> float:
-    """Boxes per process, averaged over all processes and at least 1: the losses' normaliser."""
+    """Return the number of boxes per process, averaged over all processes and at least 1.
+
+    Losses are divided by it. DDP averages the processes' gradients, so a common divisor makes the
+    result that of one process with the whole batch: every box counts alike, however unevenly boxes
+    are spread. Every process must call it in every iteration, with boxes or without.
+    """
     count = sum(len(target["labels"]) for target in targets)
     if is_dist_avail_and_initialized():
         total = torch.tensor([float(count)], device=device)
@@ -45,8 +50,10 @@ def layer_weights(
 
 
 def _with_precision_of(boxes: Tensor, targets: list[Target]) -> list[Target]:
-    """Return targets whose boxes are at least as precise as predictions: detrex's matcher takes
-    both alike only."""
+    """Return targets whose boxes have at least the precision of the predictions.
+
+    detrex's matcher needs both in one dtype.
+    """
     return [
         {**t, "boxes": t["boxes"].to(torch.promote_types(t["boxes"].dtype, boxes.dtype))}
         for t in targets
@@ -75,9 +82,17 @@ class LayerwiseCriterion(SetCriterion):
         suffix: str = "",
         matches: Matches | None = None,
     ) -> dict[str, Tensor]:
-        """All losses of one set of predictions, names suffixed; matches itself if not told how.
+        """Return all losses of one set of predictions, under suffixed names.
 
-        No queries (a tiny image has no tokens left for them) give losses of zero.
+        Args:
+            outputs: upstream's dict with ``pred_logits`` [B, Q, V] and ``pred_boxes`` [B, Q, 4].
+            targets: ground truth of each image.
+            num_boxes: divisor of the losses.
+            suffix: appended to each loss's name.
+            matches: assignment of queries to boxes; None runs the matcher.
+
+        Returns:
+            Scalars by name; zeros if there are no queries, as in a batch of tiny images.
         """
         if outputs["pred_logits"].shape[1] == 0:
             nothing = outputs["pred_logits"].sum() + outputs["pred_boxes"].sum()
@@ -93,14 +108,14 @@ class LayerwiseCriterion(SetCriterion):
     def forward(  # type: ignore[override]  # upstream's detectors' criteria drop return_indices
         self, outputs: Mapping[str, Any], targets: list[Target]
     ) -> dict[str, Tensor]:
-        """Unweighted losses of every layer in ``outputs``."""
+        """Return the unweighted losses of every layer in ``outputs``."""
         num_boxes = world_average_boxes(targets, outputs["pred_logits"].device)
         return self.layer_losses(outputs, targets, num_boxes)
 
     def layer_losses(
         self, outputs: Mapping[str, Any], targets: list[Target], num_boxes: float
     ) -> dict[str, Tensor]:
-        """Losses of the last layer, the others and the proposals, divided by ``num_boxes``."""
+        """Return losses of the last layer, the others and the proposals, over ``num_boxes``."""
         losses = self.matched_losses(outputs, targets, num_boxes)
         for index, aux_outputs in enumerate(outputs.get("aux_outputs", ())):
             losses |= self.matched_losses(aux_outputs, targets, num_boxes, suffix=f"_{index}")
@@ -115,17 +130,17 @@ class LayerwiseCriterion(SetCriterion):
 
 
 class ProposalCriterion(LayerwiseCriterion):
-    """Lets the config choose what the encoder's proposals are trained on.
+    """Losses of every layer; the config chooses the targets of the encoder's proposals.
 
     Args:
         num_classes: number of classes.
         matcher: Hungarian matcher.
         weight_dict: weight of each loss by name.
-        losses: which losses: "class", "boxes".
+        losses: names of the losses to compute: "class", "boxes".
         eos_coef: weight of "no object" with ``loss_class_type="ce_loss"``; None is 0.1.
         loss_class_type: "focal_loss" or "ce_loss".
-        alpha: focal loss' weight of positives.
-        gamma: focal loss' focusing exponent.
+        alpha: focal loss's weight of positives.
+        gamma: focal loss's focusing exponent.
         two_stage_binary_cls: train proposals on class 0 for every object.
     """
 
@@ -149,7 +164,7 @@ class ProposalCriterion(LayerwiseCriterion):
 
 
 def positive_matches(targets: list[Target], num_groups: int, group_size: int) -> Matches:
-    """The known assignment of denoising queries: place i of every group restores box i."""
+    """Return the known assignment of denoising queries: place i of every group restores box i."""
     matches = []
     for target in targets:
         count = len(target["labels"])
@@ -168,16 +183,16 @@ class DenoisingCriterion(LayerwiseCriterion):
         targets: list[Target],
         dn_metas: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Unweighted losses.
+        """Return the unweighted losses of matching and denoising queries.
 
         Args:
             outputs: predictions of the matching queries.
             targets: ground truth.
             dn_metas: ``single_padding`` (places per group), ``dn_num`` (groups) and
                 ``output_known_lbs_bboxes`` (predictions of the denoising queries, as ``outputs``);
-                None where the batch has no denoising queries, which gives zero losses.
+                None if the batch has no denoising queries, which gives zero losses.
         """
-        # once, and in every process: a process without boxes must not wait for one with boxes
+        # Before the branch below: a process that skipped this all-reduce would block the others.
         num_boxes = world_average_boxes(targets, outputs["pred_logits"].device)
         losses = self.layer_losses(outputs, targets, num_boxes)
         num_aux = len(outputs.get("aux_outputs", ()))

@@ -1,7 +1,7 @@
-"""The decoder loop of all deformable detectors, and the layer they share.
+"""Decoder loop and decoder layer of all deformable detectors.
 
-What varies between detectors are two hooks: where a query's position embedding comes from, and
-whether and how references are refined between layers.
+Detectors differ in two hooks: how a query's position embedding is made, and whether references are
+refined between layers.
 
 Shapes: B image, N all tokens, L level, Q query, C channel, X = 2 (point) or 4 (box).
 """
@@ -37,8 +37,7 @@ def decoder_layer(
     ffn_dropout: float,
     num_feature_levels: int,
 ) -> nn.Module:
-    """Self-attention over queries, deformable attention over the tokens, feed-forward;
-    post-norm."""
+    """Build a post-norm layer: self-attention, deformable attention over the tokens, FFN."""
     self_attention = MultiheadAttention(
         embed_dim=embed_dim, num_heads=num_heads, attn_drop=attn_dropout, batch_first=True
     )
@@ -76,11 +75,11 @@ class DeformableDecoder(TransformerLayerSequence):
         num_layers: decoder layers.
         return_intermediate: return every layer's state, not only the last.
         num_feature_levels: levels L of the token pyramid.
-        look_forward_twice: let a layer's box loss train the layer before it as well (DINO, section
-            3.5); None for the class' own default.
+        look_forward_twice: let the gradient of a layer's box loss reach the layer before it (DINO,
+            section 3.5); None: the class's default.
         use_checkpoint: recompute layers in the backward pass instead of keeping their activations.
-        reference_edge: how near 0 or 1 references may be when boxes are made from them: detrex has
-            1e-3, the codes of Deformable DETR and Sparse DETR have 1e-5.
+        reference_edge: references are clamped to this distance from 0 and 1 before their logit is
+            taken: 1e-3 in detrex, 1e-5 in the code of Deformable DETR and Sparse DETR.
     """
 
     looks_forward_twice = False  # the default of look_forward_twice
@@ -123,24 +122,24 @@ class DeformableDecoder(TransformerLayerSequence):
         self.add_position_heads()
 
     def add_position_heads(self) -> None:
-        """Register what :meth:`query_position` needs, after the layers; nothing here."""
+        """Register the modules of :meth:`query_position` after the layers; none here."""
 
     def query_position(
         self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
     ) -> Tensor | None:
-        """Position embedding [B, Q, C] of the queries for one layer; here the fixed one.
+        """Return the queries' position embedding [B, Q, C] for one layer; here the fixed one.
 
         Args:
             queries: the decoder's input.
             state_BQC: the queries' state before the layer.
             anchor_BQX: their current references: in training relative to the padded finest level,
-                as upstream trains; in evaluation relative to the image, whatever its padding.
+                as upstream trains; in evaluation relative to the image, independent of padding.
             layer_index: index of the layer, from 0.
         """
         return queries.position_BQC
 
     def output_state(self, state_BQC: Tensor) -> Tensor:
-        """What the heads read of a layer's state; here the state itself."""
+        """Return what the heads read of a layer's state; here the state itself."""
         return state_BQC
 
     def forward(
@@ -157,7 +156,7 @@ class DeformableDecoder(TransformerLayerSequence):
             queries: the object queries, extra (denoising) ones included.
             memory_BNC: the encoder's output.
             layout: its levels and masks.
-            blocked_QQ: bool self-attention mask, True where row must not see column.
+            blocked_QQ: bool self-attention mask, True where the row must not attend to the column.
         """
         context = {
             "attn_masks": [blocked_QQ, None],
@@ -227,14 +226,14 @@ class AnchorDecoder(DeformableDecoder):
     def query_position(
         self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
     ) -> Tensor:
-        """Position embedding of the current anchors."""
+        """Return the position embedding of the current anchors."""
         return self.ref_point_head(anchor_embedding(anchor_BQX, self.embed_dim))
 
 
 class ScaledAnchorDecoder(AnchorDecoder):
     """Anchor decoder that lets a query's state scale its position after the first layer.
 
-    Source: Conditional DETR, section 3.2, as DAB-DETR takes it over.
+    Source: Conditional DETR, section 3.2, as adopted by DAB-DETR.
 
     Args: those of :class:`DeformableDecoder`.
     """
@@ -247,6 +246,6 @@ class ScaledAnchorDecoder(AnchorDecoder):
     def query_position(
         self, queries: ObjectQueries, state_BQC: Tensor, anchor_BQX: Tensor, layer_index: int
     ) -> Tensor:
-        """Position embedding of the current anchors, scaled channel by channel."""
+        """Return the position embedding of the current anchors, scaled per channel."""
         position_BQC = super().query_position(queries, state_BQC, anchor_BQX, layer_index)
         return position_BQC if layer_index == 0 else self.query_scale(state_BQC) * position_BQC

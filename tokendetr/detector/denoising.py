@@ -1,4 +1,4 @@
-"""Denoising queries: noised ground truth to restore, which the matching queries cannot see.
+"""Denoising queries: noised ground truth to be restored, hidden from the matching queries.
 
 Shapes: B image, G group, P = 2 (positive, negative), T box of the batch, M largest number of
 boxes in an image, X copy (G, or G * P), D = X * M denoising queries, Q matching queries, C channel,
@@ -43,11 +43,12 @@ class DenoisingQueries:
         """D, the denoising queries of an image, empty places included."""
         return self.num_groups * self.group_size
 
-    def blocked_pairs(self, num_matching: int) -> Tensor:
-        """Self-attention mask [D + Q, D + Q], True where the row must not see the column.
+    def attention_mask(self, num_matching: int) -> Tensor:
+        """Return the self-attention mask, bool [D + Q, D + Q].
 
-        A denoising query sees its own group and the matching queries; a matching query sees only
-        matching queries, so that no ground truth leaks into what is evaluated.
+        As in PyTorch's ``attn_mask``, True blocks: the row's query must not attend to the column's.
+        A denoising query attends to its own group and to the matching queries; a matching query
+        attends to matching queries alone, so that no ground truth leaks into them.
         """
         device = self.content_BDC.device
         groups = torch.arange(self.num_groups, device=device).repeat_interleave(self.group_size)
@@ -57,10 +58,10 @@ class DenoisingQueries:
 
 @dataclass(frozen=True)
 class _GroundTruth:
-    """All boxes of a batch in a row, image by image, and where each stands among its image's.
+    """All boxes of a batch in a row, image by image, with the image and place of each.
 
-    Noise is drawn for these alone, copy by copy, in the order of detrex: with equal seeds, equal
-    noise.
+    Noise is drawn for the boxes alone, not for empty places, and copy by copy: that is the order of
+    detrex's code, so equal seeds give detrex's noise.
     """
 
     labels_T: Tensor
@@ -71,7 +72,7 @@ class _GroundTruth:
     most: int
 
     def scattered(self, values_XTC: Tensor, fill: float) -> Tensor:
-        """Values [..., T, C] of copies of the boxes, as [B, (...) * M, C]; ``fill`` elsewhere."""
+        """Return values [..., T, C] of copies of the boxes as [B, (...) * M, C], else ``fill``."""
         copies = values_XTC.flatten(0, -3)
         shape = (self.num_images, len(copies), self.most, copies.shape[-1])
         out_BXMC = copies.new_full(shape, fill)
@@ -98,7 +99,8 @@ def flip_labels(labels: Tensor, probability: float, num_classes: int) -> Tensor:
     classes."""
     if probability <= 0:
         return labels
-    # Classes are drawn for the chosen labels alone, as in detrex, although a GPU has to wait.
+    # One class per chosen label, as in detrex: drawing for all labels would spare a GPU the
+    # synchronization, but every later random number would differ.
     chosen = torch.rand(labels.shape, dtype=torch.float32, device=labels.device) < probability
     flipped = labels.clone()
     flipped[chosen] = torch.randint_like(labels[chosen], num_classes)
@@ -106,7 +108,7 @@ def flip_labels(labels: Tensor, probability: float, num_classes: int) -> Tensor:
 
 
 def shift_corners(boxes_cxcywh: Tensor, least: Tensor, scale: float) -> Tensor:
-    """Move every corner coordinate by ``least`` to ``least + 1`` times ``scale`` half sizes, with a
+    """Move each corner coordinate by (``least`` .. ``least + 1``) * ``scale`` half sizes, with a
     random sign.
 
     Args:
@@ -116,7 +118,7 @@ def shift_corners(boxes_cxcywh: Tensor, least: Tensor, scale: float) -> Tensor:
         scale: the noise scale lambda; 0 draws nothing.
 
     Returns:
-        Boxes cxcywh [..., 4] inside the image. Width or height is negative where corners crossed.
+        Boxes cxcywh [..., 4] inside the image. Width or height is negative if corners crossed.
     """
     if scale <= 0:
         return boxes_cxcywh
@@ -129,12 +131,14 @@ def shift_corners(boxes_cxcywh: Tensor, least: Tensor, scale: float) -> Tensor:
 
 
 def shift_and_scale(boxes_cxcywh: Tensor, scale: float) -> Tensor:
-    """DN-DETR's box noise: shift the centre by up to ``scale`` half sizes and stretch or shrink
-    each side by up to ``scale`` of itself, uniformly.
+    """Apply DN-DETR's uniform box noise.
+
+    The center shifts by up to ``scale`` half sizes, and each side is stretched or shrunk by up to
+    ``scale`` of its length.
 
     Args:
         boxes_cxcywh: [..., 4], fractions of the image.
-        scale: lambda of the paper, 0..1; below 1 the centre stays inside the box; 0 draws nothing.
+        scale: lambda of the paper, 0..1; below 1 the center stays inside the box; 0 draws nothing.
 
     Returns:
         Boxes cxcywh [..., 4], every number clamped to 0..1.
@@ -157,7 +161,7 @@ def noised_queries(
     box_noise_scale: float,
     with_indicator: bool,
 ) -> DenoisingQueries | None:
-    """DN-DETR's denoising: each group holds every box once, noised on its own.
+    """Make DN-DETR's denoising queries: each group holds every box once, independently noised.
 
     Args:
         targets: per image ``labels`` [n] and ``boxes`` [n, 4].
@@ -194,8 +198,7 @@ def contrastive_queries(
     label_noise_ratio: float,
     box_noise_scale: float,
 ) -> DenoisingQueries | None:
-    """DINO's contrastive denoising: each group holds every box once slightly and once strongly
-    noised.
+    """Make DINO's contrastive denoising queries: a slightly and a strongly noised box per group.
 
     The number of groups makes about ``dn_number`` positive queries for the image with the most
     boxes. Labels of both are flipped with probability ``label_noise_ratio / 2``. Corners move by
@@ -232,7 +235,7 @@ def contrastive_queries(
 def split_denoising(
     predictions: Predictions, denoising: DenoisingQueries | None, *, aux: bool
 ) -> tuple[Predictions, dict[str, Any] | None]:
-    """Part the matching queries' predictions from those of the denoising queries in front of them.
+    """Split off the predictions of the denoising queries, which precede the matching ones.
 
     Returns:
         The matching queries' predictions, and what ``DenoisingCriterion`` takes as ``dn_metas``
@@ -251,13 +254,11 @@ def split_denoising(
     return predictions[denoising.num_queries :], dn_metas
 
 
-def attach_unused(predictions: Predictions, embedding: nn.Embedding) -> Predictions:
-    """Make a label embedding part of the graph, with gradient zero.
+def keep_in_graph(predictions: Predictions, embedding: nn.Embedding) -> Predictions:
+    """Keep a label embedding in the autograd graph of a batch without denoising queries.
 
-    Distributed training needs every parameter in every process' graph, also where a process has no
-    box to denoise in this iteration.
+    ``DistributedDataParallel`` waits for a gradient of every parameter in every process, including
+    a process whose images have no box in this iteration. The gradient is zero.
     """
-    nothing = 0.0 * embedding.weight[0, 0]
-    return Predictions(
-        predictions.logits_SBQV + nothing, predictions.boxes_SBQ4, predictions.valid_BQ
-    )
+    zero = 0.0 * embedding.weight[0, 0]
+    return Predictions(predictions.logits_SBQV + zero, predictions.boxes_SBQ4, predictions.valid_BQ)

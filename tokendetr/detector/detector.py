@@ -1,4 +1,4 @@
-"""The part of a detector that does not depend on which detector it is.
+"""Base class shared by all detectors.
 
 Shapes: B image, Q query, K class.
 """
@@ -26,12 +26,12 @@ from tokendetr.encoder.forward_context import run_pass
 
 
 @dataclass(frozen=True)
-class Detections:
-    """What a detector says about a batch.
+class DetectorOutput:
+    """Raw predictions for a batch, before post-processing.
 
     Attributes:
         layers: predictions of the matching queries, one entry per decoder layer.
-        encoder: upstream's ``enc_outputs`` where the detector has two stages.
+        encoder: upstream's ``enc_outputs`` if the detector has two stages, else None.
         criterion_extras: further arguments of the criterion, such as denoising predictions.
     """
 
@@ -59,8 +59,7 @@ class DetectorParts(NamedTuple):
 
 
 class DetectorSizes(NamedTuple):
-    """The numbers of a detector: width, classes K, queries Q, detections per image at
-    evaluation."""
+    """Sizes of a detector: width, classes K, queries Q, detections per image in evaluation."""
 
     embed_dim: int
     num_classes: int
@@ -68,18 +67,18 @@ class DetectorSizes(NamedTuple):
     detections: int
 
 
-ChannelValues = Sequence[float]  # one per colour channel, on the scale of the images (0..255)
+ChannelValues = Sequence[float]  # one per color channel, on the scale of the images (0..255)
 
 
 class PixelScale(NamedTuple):
-    """Mean and deviation of each channel."""
+    """Mean and standard deviation of each channel."""
 
     mean: ChannelValues
     std: ChannelValues
 
 
 def check_stages(as_two_stage: bool, transformer: nn.Module) -> None:
-    """Raise ValueError where detector and transformer disagree about having two stages."""
+    """Raise ValueError if detector and transformer disagree about having two stages."""
     if as_two_stage != transformer.as_two_stage:
         raise ValueError(
             f"model.as_two_stage is {as_two_stage}, model.transformer.as_two_stage is "
@@ -95,11 +94,11 @@ class DeformableDetector(nn.Module):
     Args:
         parts: the modules.
         sizes: the numbers.
-        pixels: how images are normalised.
+        pixels: how images are normalized.
         aux_loss: train every decoder layer, not only the last.
         query_embeddings: named learned queries, registered between neck and transformer.
-        input_format: channel order of ``image``, for pictures of training.
-        vis_period: iterations between pictures of training in the event storage; 0 for none.
+        input_format: channel order of ``image``, for training visualizations.
+        vis_period: iterations between training visualizations in the event storage; 0 for none.
     """
 
     opens_pass = True  # forward() runs in a ForwardContext of its own
@@ -142,7 +141,7 @@ class DeformableDetector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and where it moves its inputs."""
+        """Device of the model, to which inputs are moved."""
         return self.pixel_mean.device
 
     def _init_neck(self) -> None:
@@ -153,8 +152,7 @@ class DeformableDetector(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def add_heads(self, *, two_stage: bool, shared: bool) -> None:
-        """Register ``class_embed`` and ``bbox_embed``: one pair per layer, one more for
-        proposals."""
+        """Register ``class_embed`` and ``bbox_embed``: a pair per layer, and one for proposals."""
         count = self.transformer.decoder.num_layers + int(two_stage)
         self.class_embed, self.bbox_embed = build_heads(
             embed_dim=self.embed_dim,
@@ -164,14 +162,14 @@ class DeformableDetector(nn.Module):
             sized_references=two_stage,
         )
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> Detections:
-        """Predictions for a batch; ``targets`` are given in training only."""
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> DetectorOutput:
+        """Return raw predictions for a batch; ``targets`` are None in evaluation."""
         raise NotImplementedError(f"{type(self).__name__} must implement detect()")
 
     def forward(
         self, batched_inputs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Losses in training mode, detections in evaluation mode.
+        """Return losses in training mode, detections in evaluation mode.
 
         Args:
             batched_inputs: one dict per image: ``image`` [3, H, W] of values 0..255; in training
@@ -183,7 +181,7 @@ class DeformableDetector(nn.Module):
             ``pred_boxes`` (xyxy, original pixels), ``scores`` and ``pred_classes``.
 
         Raises:
-            ValueError: an image or ground truth that cannot be used, naming the record.
+            ValueError: an image or its ground truth cannot be used; the message names the record.
         """
         return run_pass(self, batched_inputs, lambda: self._run(batched_inputs))
 
@@ -208,29 +206,29 @@ class DeformableDetector(nn.Module):
             batch,
             share_canvas=self.training,
         )
-        detections = self.detect(pyramid, targets)
+        output = self.detect(pyramid, targets)
         limit = self.select_box_nums_for_evaluation
         if targets is None:
-            results = to_instances(detections.layers, batch.sizes, limit=limit)
+            results = to_instances(output.layers, batch.sizes, limit=limit)
             return to_original_size(results, batched_inputs)
         if self.vis_period > 0:
             picture_first_image(
                 batched_inputs,
-                lambda: to_instances(detections.layers, batch.sizes, limit=limit),
+                lambda: to_instances(output.layers, batch.sizes, limit=limit),
                 period=self.vis_period,
                 input_format=str(self.input_format),
             )
-        return self.losses(detections, targets)
+        return self.losses(output, targets)
 
-    def outputs(self, detections: Detections) -> Outputs:
-        """Upstream's output dict, the criterion's first argument."""
-        outputs = detections.layers.as_outputs(aux=self.aux_loss)
-        if detections.encoder is not None:
-            outputs["enc_outputs"] = detections.encoder
+    def outputs(self, output: DetectorOutput) -> Outputs:
+        """Return upstream's output dict, the criterion's first argument."""
+        outputs = output.layers.as_outputs(aux=self.aux_loss)
+        if output.encoder is not None:
+            outputs["enc_outputs"] = output.encoder
         return outputs
 
-    def losses(self, detections: Detections, targets: list[Target]) -> dict[str, Tensor]:
-        """The criterion's losses, each multiplied by its weight (1 where it has none)."""
-        losses = self.criterion(self.outputs(detections), targets, *detections.criterion_extras)
+    def losses(self, output: DetectorOutput, targets: list[Target]) -> dict[str, Tensor]:
+        """Return the criterion's losses, each times its weight in ``weight_dict`` (default 1)."""
+        losses = self.criterion(self.outputs(output), targets, *output.criterion_extras)
         weights = self.criterion.weight_dict
         return {name: value * weights.get(name, 1.0) for name, value in losses.items()}

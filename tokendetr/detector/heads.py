@@ -1,4 +1,4 @@
-"""Class and box heads, one pair per decoder layer, and what they predict.
+"""Class and box heads, one pair per decoder layer, and their predictions.
 
 Shapes: B image, Q query, S decoder layer, K class.
 """
@@ -16,19 +16,19 @@ from torch import nn
 from tokendetr.detector.queries import DecodedQueries, Predictions
 from tokendetr.detector.refinement import refine_boxes
 
-PRIOR_PROBABILITY = 0.01  # of a query showing an object, at initialisation (focal loss paper, 4.1)
-FIRST_SIZE_LOGIT = -2.0  # boxes start 12 % of the image wide where no proposal gives a size
+PRIOR_PROBABILITY = 0.01  # of a query showing an object, at initialization (focal loss paper, 4.1)
+FIRST_SIZE_LOGIT = -2.0  # sigmoid(-2) = 0.12 of the image: first size if no proposal gives one
 
 
 def build_heads(
     *, embed_dim: int, num_classes: int, count: int, shared: bool, sized_references: bool
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Class heads and box heads at their initial weights.
+    """Build class heads and box heads with their initial weights.
 
     Args:
         embed_dim: width of the decoder's states.
         num_classes: number of classes.
-        count: how many of each (decoder layers, plus one for the encoder's proposals).
+        count: number of each (decoder layers, plus one for the encoder's proposals).
         shared: one pair of heads under ``count`` names instead of ``count`` pairs.
         sized_references: references carry width and height from the start, so offsets start at
             zero.
@@ -46,7 +46,7 @@ def build_heads(
 
 
 def start_at_references(box_heads: Iterable[nn.Module]) -> None:
-    """Let box heads predict no offset: boxes start as the references that they refine."""
+    """Zero the box heads' last layer, so that boxes start as the references that they refine."""
     for head in box_heads:
         for parameter in head.layers[-1].parameters():  # type: ignore[union-attr, index]
             nn.init.zeros_(parameter)

@@ -1,4 +1,4 @@
-"""From a detectron2 batch (list of dicts) to normalised images, checked one by one.
+"""Read the images of a detectron2 batch (list of dicts): check and normalize each.
 
 Shapes: H, W height and width in pixels of the network's input.
 """
@@ -18,12 +18,12 @@ from tokendetr.detector.padding import PaddingRule, Size
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Normalised images of possibly unequal size.
+    """Normalized images of possibly unequal size.
 
     Attributes:
         images: one float tensor [3, H, W] per image, on the model's device.
         sizes: (height, width) of each image in pixels, as Python ints.
-        padding: the sizes that the backbone takes.
+        padding: the input sizes that the backbone accepts.
     """
 
     images: list[Tensor]
@@ -31,7 +31,7 @@ class ImageBatch:
     padding: PaddingRule = field(default_factory=PaddingRule)
 
     def groups(self) -> dict[Size, list[int]]:
-        """Positions of the images of each size, in order of first appearance."""
+        """Return the positions of the images of each size, in order of first appearance."""
         positions: dict[Size, list[int]] = {}
         for position, size in enumerate(self.sizes):
             positions.setdefault(size, []).append(position)
@@ -39,7 +39,7 @@ class ImageBatch:
 
 
 def describe(record: Mapping[str, Any], position: int) -> str:
-    """Name a record of a batch for an error message: its file or image id where it has one."""
+    """Name a record of a batch for an error message, by its file or image id if it has one."""
     for key in ("file_name", "image_id"):
         if key in record:
             return f"image {position} of the batch ({key}={record[key]!r})"
@@ -61,18 +61,18 @@ def read_images(
     pixel_std_C11: Tensor,
     padding: PaddingRule | None = None,
 ) -> ImageBatch:
-    """Check the images of a batch, move them to the device of ``pixel_mean_C11`` and normalise
+    """Check the images of a batch, move them to the device of ``pixel_mean_C11`` and normalize
     them.
 
     Args:
         records: detectron2 inputs; each has ``image``, a tensor [3, H, W] of values 0..255.
         pixel_mean_C11: mean of each channel, [3, 1, 1].
-        pixel_std_C11: deviation of each channel, [3, 1, 1].
-        padding: the sizes that the backbone takes; None: any.
+        pixel_std_C11: standard deviation of each channel, [3, 1, 1].
+        padding: the input sizes that the backbone accepts; None: any.
 
     Raises:
         ValueError: the batch is empty, or an image is missing, not [3, H, W] or larger than the
-            backbone takes.
+            backbone accepts.
     """
     padding = padding or PaddingRule()
     if not records:
@@ -87,7 +87,7 @@ def read_images(
 
 
 def check_fits(image: Tensor, padding: PaddingRule, where: str) -> None:
-    """Raise ValueError, naming the record, where a backbone cannot take an image of this size."""
+    """Raise ValueError, naming the record, if a backbone cannot take an image of this size."""
     try:
         padding.canvas([(int(image.shape[-2]), int(image.shape[-1]))])
     except ValueError as error:
@@ -95,10 +95,10 @@ def check_fits(image: Tensor, padding: PaddingRule, where: str) -> None:
 
 
 def pad_images(images: Sequence[Tensor], canvas: Size) -> Tensor:
-    """Stack images into [B, 3, *canvas], zeros at the right and the bottom.
+    """Stack images into [B, 3, *canvas], with zeros at the right and the bottom.
 
     Args:
-        images: normalised, [3, H, W] each, none larger than the canvas.
+        images: normalized, [3, H, W] each, none larger than the canvas.
         canvas: height and width.
     """
     height, width = canvas

@@ -1,4 +1,4 @@
-"""How far a backbone needs its images padded, so that it sees all of them."""
+"""The padding that a backbone needs to see every row and column of its images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIVISOR_KEYS = ("size_divisibility", "size_divisiblity")  # detectron2's pyrami
 
 @dataclass(frozen=True)
 class PaddingRule:
-    """The sizes of input that a backbone takes.
+    """The input sizes that a backbone accepts.
 
     Attributes:
         divisor: height and width are padded to multiples of it.
@@ -26,13 +26,14 @@ class PaddingRule:
 
     @classmethod
     def of(cls, backbone: nn.Module) -> PaddingRule:
-        """Read what a backbone asks for.
+        """Read a backbone's constraints.
 
-        That is detectron2's ``padding_constraints`` and, beside them, ``size_divisibility``. The
-        latter alone is not heeded: Swin has it for detectron2's pyramid, takes any size, and is fed
-        unpadded images by upstream's detectors. A backbone that cuts images into separate patches
-        (a convolution ``patch_embed.proj`` whose stride is its kernel) would leave out the rows and
-        columns beyond the last whole patch, so it gets whole patches whether it asks or not.
+        These are detectron2's ``padding_constraints`` and, if there are any, its
+        ``size_divisibility``. The latter alone is ignored: Swin declares it for detectron2's
+        pyramid, accepts any size, and gets unpadded images from upstream's detectors. A backbone
+        with non-overlapping patches (a convolution ``patch_embed.proj`` whose stride is its kernel)
+        would drop the rows and columns beyond the last whole patch, so images are padded to whole
+        patches even if it declares nothing.
 
         Args:
             backbone: any module.
@@ -65,7 +66,7 @@ class PaddingRule:
 
 
 def _patch_sides(backbone: nn.Module) -> list[int]:
-    """Return the sides of a backbone's separate patches; none where they overlap."""
+    """Return height and width of a backbone's patches; empty if they overlap."""
     projection = getattr(getattr(backbone, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d) or projection.padding not in ((0, 0), "valid"):
         return []

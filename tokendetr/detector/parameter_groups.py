@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 
 
 def scale_by_name(factors: Mapping[str, float]) -> Callable[[str], float]:
-    """A ``lr_factor_func`` for detectron2's optimiser parameters, without a lambda in the config.
+    """Return a ``lr_factor_func`` for detectron2, so that a config needs no lambda.
 
     Args:
-        factors: for each fragment of a module's name, the factor of the learning rate; the first
-            fragment that occurs in a name decides, and names without any keep factor 1.
+        factors: learning-rate factor for each fragment of a module's name. The first fragment that
+            occurs in a name decides; names with none get factor 1.
     """
 
     def factor_of(name: str) -> float:
@@ -21,12 +21,12 @@ def scale_by_name(factors: Mapping[str, float]) -> Callable[[str], float]:
 
 
 def decay_by_depth(rate: float, depth: int) -> Callable[[str], float]:
-    """A ``lr_factor_func`` that slows down the earlier blocks of a plain vision transformer.
+    """Return a ``lr_factor_func`` with layer-wise decay for a plain vision transformer.
 
     Args:
         rate: factor from one block to the one before it.
-        depth: blocks of the backbone. What embeds the patches is as slow as a block before the
-            first; everything outside the blocks, the rest of the detector included, keeps factor 1.
+        depth: blocks of the backbone. Patch and position embeddings decay as a block before the
+            first would; everything outside the blocks, including the detector, gets factor 1.
     """
 
     def factor_of(name: str) -> float:

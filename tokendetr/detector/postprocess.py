@@ -1,4 +1,4 @@
-"""From predictions to detectron2 ``Instances`` in the original image's pixels.
+"""Turn predictions into detectron2 ``Instances`` in the original image's pixels.
 
 Shapes: B image, Q query, K class, T detections.
 """
@@ -20,10 +20,10 @@ from tokendetr.detector.queries import Predictions
 def best_detections(
     logits_BQV: Tensor, boxes_BQ4: Tensor, valid_BQ: Tensor | None, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``limit`` best (query, class) pairs of each image by sigmoid score, or all there are.
+    """Return the ``limit`` best (query, class) pairs of each image by sigmoid score, or all.
 
     Returns:
-        scores_BT (descending; -inf at queries that do not exist), classes_BT, boxes_BT4.
+        scores_BT (descending, -inf for padding queries), classes_BT, boxes_BT4.
     """
     num_classes = logits_BQV.shape[-1]
     scores_BQK = logits_BQV.sigmoid()
@@ -39,7 +39,7 @@ def best_detections(
 def to_instances(
     predictions: Predictions, sizes: Sequence[tuple[int, int]], *, limit: int
 ) -> list[Instances]:
-    """Detections of the last decoder layer, boxes xyxy in pixels of the network's input."""
+    """Return the last decoder layer's detections, boxes xyxy in pixels of the network's input."""
     logits_BQV, boxes_BQ4 = predictions.logits_SBQV[-1], predictions.boxes_SBQ4[-1]
     scores_BT, classes_BT, boxes_BT4 = best_detections(
         logits_BQV, boxes_BQ4, predictions.valid_BQ, limit

@@ -1,4 +1,4 @@
-"""Two-stage query initialisation: the encoder's own tokens, scored, become the first boxes.
+"""Two-stage query initialization: the best-scored encoder tokens become the first boxes.
 
 Shapes: B image, N all tokens, Q selected proposals, C channel, K class.
 """
@@ -15,18 +15,18 @@ from tokendetr.encoder.forward_context import current_pass
 from tokendetr.tokens import LevelLayout, longest_count, map_counts, valid_from_counts
 
 PROPOSALS = "first 300 queries"
-"""Name of the map of tokens that the first queries start from, where passes are recorded."""
+"""Name, in a recorded trace, of the map of tokens that queries start from."""
 DRAWN_QUERIES = 300
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the two-stage head says about every token, and which tokens it selects.
+    """Predictions of the two-stage head for every token, and the tokens that it selects.
 
     Attributes:
-        tokens_BNC: projected encoder tokens; zero before the projection where no box can start.
+        tokens_BNC: projected encoder tokens; those that can start no box were zeroed before.
         logits_BNK: class logits.
-        boxes_logit_BN4: cxcywh before the sigmoid; +inf where no box can start.
+        boxes_logit_BN4: cxcywh before the sigmoid; +inf for tokens that can start no box.
         indices_BQ: the selected tokens, best first.
         valid_BQ: False for a selection beyond an image's last token; None when all are real.
     """
@@ -38,42 +38,42 @@ class Proposals:
     valid_BQ: Tensor | None
 
     def select(self, values_BNX: Tensor) -> Tensor:
-        """Rows [B, Q, X] of the selected tokens."""
+        """Return the rows [B, Q, X] of the selected tokens."""
         return values_BNX.gather(1, self.indices_BQ[..., None].expand(-1, -1, values_BNX.shape[-1]))
 
     def selected_outputs(self) -> dict[str, Tensor]:
-        """Upstream's ``enc_outputs`` of the selected tokens only (DINO)."""
+        """Return upstream's ``enc_outputs`` of the selected tokens (DINO)."""
         return {
             "pred_logits": self.select(self.logits_BNK),
             "pred_boxes": self.select(self.boxes_logit_BN4).sigmoid(),
         }
 
     def dense_outputs(self) -> dict[str, Tensor]:
-        """Upstream's ``enc_outputs`` of every token (Deformable DETR)."""
+        """Return upstream's ``enc_outputs`` of every token (Deformable DETR)."""
         return {"pred_logits": self.logits_BNK, "pred_boxes": self.boxes_logit_BN4.sigmoid()}
 
 
-def any_class_score(logits_BNK: Tensor) -> Tensor:
-    """Score of a token as its best class (DINO, DAB)."""
+def max_class_score(logits_BNK: Tensor) -> Tensor:
+    """Score each token by its best class (DINO, DAB)."""
     return logits_BNK.amax(-1)
 
 
 def first_class_score(logits_BNK: Tensor) -> Tensor:
-    """Score of a token as class 0, which binary encoder targets train (Deformable DETR, H-DETR)."""
+    """Score each token by class 0, which binary encoder targets train (Deformable DETR, H-DETR)."""
     return logits_BNK[..., 0]
 
 
 def select_top(
     scores_BN: Tensor, layout: LevelLayout, limit: int, *, skip_padding: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The best ``limit`` tokens of each image, or as many as there are.
+    """Select the best ``limit`` tokens of each image, or as many as there are.
 
     Args:
         scores_BN: score of each token.
-        layout: which tokens are real.
+        layout: geometry of the batch.
         limit: wanted number of tokens.
-        skip_padding: padding loses against every real token. An image with fewer tokens than the
-            batch's largest selection gets its own tokens first and then padding, marked not valid.
+        skip_padding: rank padding below every real token. An image with fewer tokens than the
+            batch's largest selection gets its own tokens first and then padding, marked invalid.
 
     Returns:
         indices_BQ, best first, and valid_BQ (None when every selected token counts).
@@ -100,11 +100,11 @@ def propose(
 ) -> Proposals:
     """Score every token as a proposal and select the best.
 
-    A token proposes a box around its own cell, 0.05 * 2^level of the image wide and high; tokens
-    closer than 1 % to the border, and padding, propose none (their features are zeroed).
+    A token proposes a box centered on its cell, 0.05 * 2^level of the image wide and high. Padding,
+    and tokens closer than 1 % to the border, propose none: their features are zeroed.
 
     Source: Deformable DETR, section 4.2 and appendix A.4.
-    Differs: k clamps to what exists, and padding is skipped where the caller says so.
+    Differs: k is clamped to the number of tokens, and padding is skipped if the caller says so.
     """
     anchors_logit_BN4, usable_BN = layout.proposals()
     tokens_BNC = project(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
@@ -118,7 +118,7 @@ def propose(
 
 def _record(indices_BQ: Tensor, layout: LevelLayout) -> None:
     """Record where the first queries start, if the pass is recorded (Dynamic DETR, Figure 6)."""
-    if torch.compiler.is_compiling():  # the compiler cannot follow the pass
+    if torch.compiler.is_compiling():  # context variables would break the graph
         return
     trace = current_pass().recorder.forward
     if trace is not None and trace.layout.num_tokens == layout.num_tokens:

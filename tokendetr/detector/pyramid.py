@@ -1,5 +1,4 @@
-"""Multi-level features with exact padding masks and positions: what every detector feeds its
-transformer.
+"""Build the feature pyramid: levels with exact padding masks and positions.
 
 Shapes: B image, C channel, L level, H, W height and width of one level, N all tokens of all
 levels.
@@ -36,10 +35,10 @@ class Pyramid:
 
 
 def covered_size(image_size: Size, canvas_size: Size, level_size: Size) -> Size:
-    """Rows and columns of a level that show the image, when the image fills the canvas' top left.
+    """Return the rows and columns of a level that an image in the canvas's top left covers.
 
-    A cell is real when the pixel that nearest interpolation takes for it lies in the image. All in
-    integers: no mask image is interpolated and no device is asked.
+    A cell is real if the pixel that nearest interpolation assigns to it lies in the image, as in
+    upstream's interpolated masks. Computed in integers, without a mask or a device.
     """
     rows, columns = (
         min(level, -(-image * level // canvas))
@@ -52,7 +51,7 @@ LevelFeatures = tuple[list[Tensor], list[list[Size]]]
 
 
 def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> LevelFeatures:
-    """Features of the images padded to one canvas that the backbone takes, as upstream trains.
+    """Compute features of all images padded to one canvas, as upstream trains.
 
     Returns:
         features: per level [B, C, H, W].
@@ -70,11 +69,10 @@ def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> 
 
 
 def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> LevelFeatures:
-    """Features of each group of equal images, computed without the others' padding, then padded per
-    level.
+    """Compute features group by group of equally large images, then pad them level by level.
 
-    Convolutions, norms over space and attention windows see no padding but what the backbone asks
-    for, so an image's features are those it has alone. Returns the same as :func:`padded_features`.
+    Convolutions, spatial norms and attention windows see no padding except what the backbone needs,
+    so an image's features do not depend on its batch. Returns the same as :func:`padded_features`.
     """
     groups = batch.groups()
     results, shown = {}, {}
@@ -82,7 +80,7 @@ def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -
         canvas = batch.padding.canvas([size])
         images = pad_images([batch.images[i] for i in rows], canvas)
         if images.device.type == "cpu":
-            # oneDNN converts every layer's input and output where channels do not come last.
+            # Else oneDNN would reorder the input and output of every convolution.
             images = images.contiguous(memory_format=torch.channels_last)
         with image_extents(rows, [size] * len(rows)):
             results[size] = list(neck(backbone(images)))
@@ -93,6 +91,7 @@ def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -
         ((features, sizes),) = zip(results.values(), shown.values(), strict=True)
         return features, [[size] * len(batch.sizes) for size in sizes]
     features, covered = [], []
+    # Levels of different groups are padded with zeros; their padding is masked from here on.
     for index, levels in enumerate(zip(*results.values(), strict=True)):
         height = max(level.shape[-2] for level in levels)
         width = max(level.shape[-1] for level in levels)
@@ -115,7 +114,7 @@ def build_pyramid(
     *,
     share_canvas: bool,
 ) -> Pyramid:
-    """Run backbone and neck and attach masks and positions.
+    """Run backbone and neck, and add masks and positions.
 
     Args:
         backbone: images [B, 3, H, W] -> dict of features.
@@ -142,12 +141,12 @@ def build_pyramid(
 
 
 def level_positions(position_embedding: nn.Module, mask_BHW: Tensor, *, same: bool) -> Tensor:
-    """Position embedding of one level; images with the same mask share one computation."""
+    """Return the position embedding of one level, computed once if all images have one mask."""
     if not same:
         return position_embedding(mask_BHW)
     return position_embedding(mask_BHW[:1]).expand(mask_BHW.shape[0], -1, -1, -1)
 
 
 def flatten_levels(levels_BCHW: Sequence[Tensor]) -> Tensor:
-    """[B, C, H, W] per level -> [B, N, C], finest level first, row by row."""
+    """Flatten levels [B, C, H, W] to tokens [B, N, C], finest level first, row by row."""
     return torch.cat([level.flatten(2).transpose(1, 2) for level in levels_BCHW], dim=1)

@@ -1,5 +1,4 @@
-"""Object queries and what the decoder makes of them: the values that pass between a detector's
-parts.
+"""Object queries, decoded queries and predictions: the values passed between a detector's parts.
 
 Shapes: B image, Q query, C channel, S decoder layer, V class, X = 2 (point) or 4 (box).
 """
@@ -23,10 +22,9 @@ class ObjectQueries:
     Attributes:
         content_BQC: initial state of the queries.
         reference_BQX: point or box of each query, 0..1 of the image.
-        position_BQC: fixed position embedding, or None where the decoder derives it from the
-            reference.
-        valid_BQ: True where the query exists; None when all do. An image with fewer tokens than
-            queries has queries that do not exist.
+        position_BQC: fixed position embedding; None if the decoder derives it from the reference.
+        valid_BQ: False for padding queries, which an image with fewer tokens than queries has; None
+            if there are none.
     """
 
     content_BQC: Tensor
@@ -36,11 +34,11 @@ class ObjectQueries:
 
     @property
     def num_queries(self) -> int:
-        """Number of queries per image, those that do not exist included."""
+        """Number of queries per image, padding queries included."""
         return self.content_BQC.shape[1]
 
     def prepend(self, content_BQC: Tensor, reference_BQX: Tensor) -> ObjectQueries:
-        """Put extra queries (all existing) in front, as denoising does."""
+        """Return these queries with extra (valid) ones in front, as denoising needs."""
         valid_BQ = self.valid_BQ
         if valid_BQ is not None:
             valid_BQ = torch.cat([valid_BQ.new_ones(content_BQC.shape[:2]), valid_BQ], dim=1)
@@ -57,11 +55,11 @@ class DecodedQueries:
     """Output of a decoder.
 
     Attributes:
-        states: per decoder layer [B, Q, C], ready for the heads; only the last layer's where the
+        states: per decoder layer [B, Q, C], ready for the heads; the last layer's alone if the
             decoder returns no intermediate states.
         references: for each of ``states``, the reference [B, Q, X] its box offsets relate to.
         valid_BQ: as in :class:`ObjectQueries`.
-        reference_edge: how near 0 or 1 the references may be when boxes are made from them.
+        reference_edge: see :class:`tokendetr.detector.DeformableDecoder`.
     """
 
     states: list[Tensor]
@@ -77,7 +75,7 @@ class Predictions:
     Attributes:
         logits_SBQV: one logit per class.
         boxes_SBQ4: cxcywh, 0..1 of the image.
-        valid_BQ: True where the query exists; None when all do.
+        valid_BQ: as in :class:`ObjectQueries`.
     """
 
     logits_SBQV: Tensor
@@ -85,7 +83,7 @@ class Predictions:
     valid_BQ: Tensor | None = None
 
     def __getitem__(self, queries: slice) -> Predictions:
-        """The predictions of a range of queries."""
+        """Return the predictions of a range of queries."""
         return Predictions(
             self.logits_SBQV[:, :, queries],
             self.boxes_SBQ4[:, :, queries],
@@ -93,8 +91,8 @@ class Predictions:
         )
 
     def as_outputs(self, *, aux: bool) -> Outputs:
-        """Upstream's output dict: the last layer, and the others under ``aux_outputs`` if
-        ``aux``."""
+        """Return upstream's output dict: the last layer, and if ``aux`` the others under
+        ``aux_outputs``."""
         layers = [self._layer(index) for index in range(len(self.logits_SBQV))]
         outputs: Outputs = dict(layers[-1])
         if aux:
@@ -106,5 +104,5 @@ class Predictions:
 
 
 def learned_queries(content_QC: Tensor, batch_size: int) -> Tensor:
-    """One learned embedding per query, the same for every image: [Q, C] -> [B, Q, C]."""
+    """Expand one learned embedding per query to every image: [Q, C] -> [B, Q, C]."""
     return content_QC[None].expand(batch_size, -1, -1)

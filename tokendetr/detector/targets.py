@@ -1,4 +1,4 @@
-"""Ground truth of a batch in the form the criteria take: class ids and normalised centre boxes."""
+"""Ground truth of a batch as the criteria need it: class ids and normalized cxcywh boxes."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def prepare_targets(
 ) -> list[Target]:
     """Read ``instances`` of every record.
 
-    Checks run where the instances are (normally the CPU), so a GPU is not made to wait.
+    Checks run on the device of the instances, normally the CPU, so they do not synchronize a GPU.
 
     Args:
         records: detectron2 inputs with ``instances`` (``gt_boxes`` xyxy in pixels, ``gt_classes``).
         num_classes: number of classes the model predicts.
-        device: where the targets go.
+        device: of the targets.
 
     Returns:
         One dict per image: ``labels`` [n] int64, ``boxes`` [n, 4] cxcywh as fractions of the image.
 
     Raises:
-        ValueError: no instances, a non-finite box, or a class id the model does not have.
+        ValueError: a record has no instances, a non-finite box, or a class id out of range.
     """
     targets = []
     for position, record in enumerate(records):

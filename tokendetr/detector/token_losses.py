@@ -1,8 +1,8 @@
-"""Losses of tokens: a detector's own for what they predict, and for scores of where its decoder
-looks.
+"""Losses on encoder tokens: the detector's own on their predictions, and losses on scores that
+predict the decoder's attention.
 
-Shapes: B image, N all tokens, K tokens that are judged or kept, E real ones of an
-image, V class.
+Shapes: B image, N all tokens, K tokens with predictions or kept tokens, E real ones of an image,
+V class.
 """
 
 from typing import Literal
@@ -31,15 +31,15 @@ def add_detection_losses(
     """Add the detector's own losses on predictions of tokens, with the detector's weights.
 
     Args:
-        aux_losses: of the forward pass; its criterion is one of detrex' set criteria.
+        aux_losses: of the forward pass; its criterion is one of detrex's set criteria.
         logits_BKV: a logit per class.
-        boxes_BK4: normalised cxcywh.
-        valid_BK: bool, False for entries that are no tokens: they are neither matched nor trained.
-            None where all are.
-        num_boxes: what the losses are divided by.
+        boxes_BK4: normalized cxcywh.
+        valid_BK: bool, False for padding entries, which are neither matched nor trained; None if
+            there are none.
+        num_boxes: divisor of the losses.
         suffix: of the losses' names.
 
-    Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries count nothing.
+    Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries have no loss.
     """
     targets = [_as_target(target) for target in aux_losses.targets]
     outputs = {"pred_logits": logits_BKV, "pred_boxes": boxes_BK4}
@@ -83,8 +83,9 @@ def _without_padding(
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Matches]:
     """Return the valid entries of a batch as one image with all targets.
 
-    The losses sum over entries and divide by ``num_boxes``, so they are those of the batch; padding
-    is not among them, whatever a criterion makes of a logit (log(p) of a sentinel is not finite).
+    The losses are sums over entries divided by ``num_boxes``, so one image gives the losses of the
+    batch. Padding is removed by index: masking it by a sentinel logit would make criteria that take
+    log(p) infinite.
     """
     place_BK = valid_BK.flatten().cumsum(0).view_as(valid_BK) - 1
     offsets = [0]
@@ -108,20 +109,20 @@ def decoder_attention_loss(
     valid_counts: Counts | None = None,
     counts_padding: bool = False,
 ) -> Tensor:
-    """Return how badly scores predict which tokens the decoder looks at most.
+    """Return the loss of scores that predict the tokens with most decoder attention.
 
     The target is 1 for the ``counts[b]`` real tokens of the greatest mass, else 0. The loss is the
-    binary cross entropy, averaged over an image's real tokens and over images.
+    binary cross-entropy, averaged over an image's real tokens and then over images.
 
     Args:
         score_BN: logits.
         mass_BN: the decoder's attention to each token; carries no gradient.
         counts: kept tokens of each image.
-        valid_BN: bool, True where a token is real; None where all are.
-        valid_counts: real tokens of each image, where known.
+        valid_BN: bool, True where a token is real; None if all are.
+        valid_counts: real tokens of each image, if known.
         counts_padding: average over padding as well, as the published code does.
 
-    Source: Sparse DETR, arXiv 2111.14330, equation 2. Differs: padding counts nothing.
+    Source: Sparse DETR, arXiv 2111.14330, equation 2. Differs: padding has no loss.
     """
     index_BK, chosen_BK = topk_valid(mass_BN, counts, valid_BN=valid_BN, valid_counts=valid_counts)
     ones_BK = torch.ones_like(index_BK) if chosen_BK is None else chosen_BK
@@ -134,14 +135,14 @@ def decoder_attention_loss(
 
 
 def attention_value_loss(score_BN: Tensor, mass_BN: Tensor, valid_BN: Tensor | None) -> Tensor:
-    """Return the smooth L1 distance of scores' sigmoids from the decoder's attention.
+    """Return the smooth L1 distance between the scores' sigmoids and the decoder's attention.
 
     Args:
         score_BN: logits.
-        mass_BN: the decoder's attention to each token, which is divided by its image's greatest.
-        valid_BN: bool, True where a token is real; None where all are.
+        mass_BN: the decoder's attention to each token; divided by its image's maximum here.
+        valid_BN: bool, True where a token is real; None if all are.
 
-    Source: Sparse DETR, arXiv 2111.14330, appendix A.3. Differs: the scale is not given there.
+    Source: Sparse DETR, arXiv 2111.14330, appendix A.3, which leaves the scale open.
     """
     valid_BN = torch.ones_like(mass_BN, dtype=torch.bool) if valid_BN is None else valid_BN
     mass_BN = mass_BN.detach() * valid_BN
@@ -153,19 +154,18 @@ def attention_value_loss(score_BN: Tensor, mass_BN: Tensor, valid_BN: Tensor | N
 def attention_ranking_loss(
     score_BN: Tensor, mass_BN: Tensor, valid_BN: Tensor | None, *, margin: float = 1.0
 ) -> Tensor:
-    """Return how far scores are from ranking tokens as the decoder's attention does.
+    """Return the hinge loss of scores that should rank tokens as the decoder's attention does.
 
-    Each real token is compared with a random other one of its image: the score of the one that is
-    looked at more should be greater by ``margin``.
+    Each real token is compared with a random one of its image: the score of the token with more
+    attention should be greater by ``margin``.
 
     Args:
         score_BN: logits.
         mass_BN: the decoder's attention to each token.
-        valid_BN: bool, True where a token is real; None where all are.
-        margin: of the scores.
+        valid_BN: bool, True where a token is real; None if all are.
+        margin: least wanted difference of the scores.
 
-    Source: Sparse DETR, arXiv 2111.14330, appendix A.3. Differs: pairs and margin are not given
-    there.
+    Source: Sparse DETR, arXiv 2111.14330, appendix A.3, which leaves pairs and margin open.
     """
     losses = []
     for image, (score_N, mass_N) in enumerate(zip(score_BN, mass_BN.detach(), strict=True)):

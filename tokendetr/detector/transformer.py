@@ -1,4 +1,4 @@
-"""The transformer pipeline of all deformable detectors: flatten, encode, (propose,) decode.
+"""Transformer of all deformable detectors: flatten, encode, (propose,) decode.
 
 Shapes: B image, N all tokens, L level, Q query, C channel, K class.
 """
@@ -30,11 +30,11 @@ class EncodedTokens:
 
 @dataclass(frozen=True)
 class TransformerOutput:
-    """What a detector's heads read.
+    """Output of a detector's transformer, input of its heads.
 
     Attributes:
         decoded: states and references of the decoder.
-        proposals: what the two-stage head said and selected; None without two stages.
+        proposals: of the two-stage head; None without two stages.
     """
 
     decoded: DecodedQueries
@@ -42,7 +42,7 @@ class TransformerOutput:
 
 
 class DeformableTransformer(nn.Module):
-    """Encoder, decoder and level embeddings. Subclasses add their query initialisation.
+    """Encoder, decoder and level embeddings. Subclasses add their query initialization.
 
     Args:
         encoder: any module with the encoder contract of ``tokendetr.encoder``.
@@ -63,8 +63,7 @@ class DeformableTransformer(nn.Module):
         self.level_embeds = nn.Parameter(torch.empty(num_feature_levels, self.embed_dim))
 
     def init_weights(self) -> None:
-        """Xavier for every matrix, then the modules that know better (``init_weights`` of their
-        own)."""
+        """Initialize every matrix by Xavier, then modules that have their own ``init_weights``."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -111,7 +110,7 @@ class DeformableTransformer(nn.Module):
         """Run the decoder, with the denoising queries (if any) in front of the matching ones."""
         blocked_QQ = None
         if denoising is not None:
-            blocked_QQ = denoising.blocked_pairs(queries.num_queries)
+            blocked_QQ = denoising.attention_mask(queries.num_queries)
             queries = queries.prepend(denoising.content_BDC, denoising.reference_BD4)
         return self.decoder(queries, encoded.memory_BNC, encoded.layout, blocked_QQ=blocked_QQ)
 
@@ -124,21 +123,25 @@ class TwoStageTransformer(DeformableTransformer):
     """
 
     def add_proposal_projection(self) -> None:
-        """Register ``enc_output`` and ``enc_output_norm`` (in the place their state-dict keys
-        have)."""
+        """Register ``enc_output`` and ``enc_output_norm`` at the place of their state-dict keys."""
         self.enc_output = nn.Linear(self.embed_dim, self.embed_dim)
         self.enc_output_norm = nn.LayerNorm(self.embed_dim)
 
     def add_proposal_positions(self, *, with_content: bool = True) -> None:
-        """Register ``pos_trans`` and ``pos_trans_norm``, which make queries from proposals'
-        boxes: positions and content, or positions alone."""
+        """Register ``pos_trans`` and ``pos_trans_norm``, which make queries from proposals.
+
+        Args:
+            with_content: make positions and content; otherwise positions alone.
+        """
         width = 2 * self.embed_dim if with_content else self.embed_dim
         self.pos_trans = nn.Linear(2 * self.embed_dim, width)
         self.pos_trans_norm = nn.LayerNorm(width)
 
     def proposal_positions(self, boxes_BQ4: Tensor) -> tuple[Tensor, Tensor]:
-        """Position and content embeddings [B, Q, C] made from boxes cxcywh (0..1) alone; the
-        content has no channels where it was left out."""
+        """Return position and content embeddings [B, Q, C] of boxes cxcywh in 0..1.
+
+        The content has 0 channels if it was left out.
+        """
         embedding_BQD = proposal_embedding(boxes_BQ4, self.embed_dim)
         queries_BQD = self.pos_trans_norm(self.pos_trans(embedding_BQD))
         return queries_BQD[..., : self.embed_dim], queries_BQD[..., self.embed_dim :]
@@ -148,8 +151,8 @@ class TwoStageTransformer(DeformableTransformer):
     ) -> Proposals:
         """Select the ``limit`` best tokens by ``score`` of their class logits.
 
-        In training, padding competes with the tokens at the border that propose no box either, as
-        upstream trains; in evaluation it is skipped, so that an image's result is its own.
+        In training, padding competes with the border tokens that propose no box either, as upstream
+        trains; in evaluation it is skipped, so that an image's result does not depend on its batch.
         """
         if self.decoder.class_embed is None or self.decoder.bbox_embed is None:
             raise RuntimeError("two-stage selection needs heads: build the transformer's detector")

@@ -1,4 +1,4 @@
-"""Pictures of training: ground truth beside predictions, in detectron2's event storage."""
+"""Training visualizations: ground truth beside predictions, in detectron2's event storage."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ def picture_first_image(
     period: int,
     input_format: str,
 ) -> None:
-    """Every ``period`` iterations, store the batch's first image with its boxes and the best
-    predicted ones.
+    """Store the batch's first image with its true and its best predicted boxes, now and then.
 
     Args:
         records: the batch; ``image`` [3, H, W], ``instances`` with ``gt_boxes``.
-        predict: gives detections in pixels of the network's input; called only when a picture is
+        predict: returns detections in pixels of the network's input; called only when an image is
             due.
-        period: iterations between pictures.
+        period: iterations between images.
         input_format: channel order of ``image``.
     """
     storage = get_event_storage()

@@ -1,4 +1,4 @@
-"""The deformable encoder: one loop for dense encoders and for every method on fewer tokens."""
+"""The deformable encoder: one loop for the dense encoder and for every sparse-token method."""
 
 from tokendetr.encoder.forward_context import (
     ForwardContext,

@@ -18,7 +18,7 @@ __all__ = ["AuxLosses", "ImageTargets", "ReplayedLosses"]
 
 @dataclass(frozen=True)
 class ImageTargets:
-    """What is annotated in one image.
+    """Annotations of one image.
 
     Attributes:
         boxes_cxcywh_norm: float [G, 4], relative to the image's own (unpadded) width and height.
@@ -37,7 +37,7 @@ class AuxLosses:
     """Auxiliary losses and outputs that submodules add during one forward pass of a model.
 
     Args:
-        model: the model; its ``criterion`` (or None) is at :attr:`criterion`.
+        model: the model; :attr:`criterion` is its ``criterion``, or None.
         batched_inputs: detectron2's list of dicts.
     """
 
@@ -52,7 +52,7 @@ class AuxLosses:
 
     @functools.cached_property
     def image_sizes(self) -> tuple[tuple[int, int], ...] | None:
-        """(height, width) of each image in pixels, as the model got it; None where unknown."""
+        """(height, width) of each input image in pixels; None if the inputs have no images."""
         inputs = self._batched_inputs
         if not isinstance(inputs, Sequence):
             return None
@@ -66,7 +66,7 @@ class AuxLosses:
 
     @property
     def is_annotated(self) -> bool:
-        """Whether every image has ``instances``."""
+        """True if every image has ``instances``."""
         inputs = self._batched_inputs
         return isinstance(inputs, Sequence) and all(
             isinstance(record, Mapping) and "instances" in record for record in inputs
@@ -74,11 +74,11 @@ class AuxLosses:
 
     @functools.cached_property
     def targets(self) -> list[ImageTargets]:
-        """Per image the annotations, on the model's device.
+        """Annotations of each image, on the model's device.
 
         Raises:
-            KeyError: where an image has no ``instances``; the message says which.
-            TypeError: where the inputs are no list of dicts.
+            KeyError: an image has no ``instances``; the message names it.
+            TypeError: the inputs are no list of dicts.
         """
         inputs = self._batched_inputs
         if not isinstance(inputs, Sequence) or not all(isinstance(i, Mapping) for i in inputs):
@@ -90,14 +90,14 @@ class AuxLosses:
         return [_image_targets(index, record, device) for index, record in enumerate(inputs)]
 
     def add(self, name: str, loss: Tensor) -> None:
-        """Ask for a loss, already weighted, to join the model's losses.
+        """Add a weighted scalar loss to the model's loss dict.
 
         Args:
             name: a new key of the loss dict, such as ``loss_token_score``.
             loss: a scalar.
 
         Raises:
-            ValueError: where the name is taken or the loss is no scalar.
+            ValueError: the name is taken, or the loss is no scalar.
         """
         if name in self.losses:
             raise ValueError(f"loss {name!r} was added twice in one forward pass")
@@ -106,7 +106,7 @@ class AuxLosses:
         self.losses[name] = loss
 
     def add_output(self, image: int, name: str, value: Any) -> None:
-        """Put something beside an image's detections in evaluation, such as a selection map.
+        """Add an entry, such as a selection map, to an image's output dict in evaluation.
 
         Args:
             image: position of the image in the batch.
@@ -116,26 +116,26 @@ class AuxLosses:
         self.outputs.setdefault(image, {})[name] = value
 
     def when_decoded(self, callback: Callable[[], None]) -> None:
-        """Call back when the model's own forward pass has succeeded, before losses are merged.
+        """Register a callback for when the model's own forward pass has succeeded.
 
-        What the model does after the caller ran is then known, and losses may still be added.
-        Callbacks run in the order they were given.
+        Callbacks run in order of registration, before losses are merged, so they may still add
+        losses: those that depend on what the decoder does after the encoder.
         """
         self._waiting.append(callback)
 
     def enter(self, manager: AbstractContextManager[Any]) -> None:
-        """Enter a context manager and leave it when the forward pass ends, also where it fails."""
+        """Enter a context manager and leave it when the forward pass ends, even if it fails."""
         self._entered.enter_context(manager)
 
     def close(self, *, succeeded: bool) -> None:
-        """End the forward pass: called once, by the supervised model."""
+        """End the forward pass; called once, by the pass's owner."""
         with self._entered:
             if succeeded:
                 for callback in self._waiting:
                     callback()
 
     def merged(self, output: Any) -> Any:
-        """Return the model's output with what its submodules added.
+        """Return the model's output with the losses and outputs that its submodules added.
 
         Raises:
             TypeError: losses were added and the model returned no dict of losses.
@@ -158,7 +158,7 @@ class AuxLosses:
 
 
 class ReplayedLosses(AuxLosses):
-    """The losses of a block that is recomputed in the backward pass: nothing counts twice.
+    """Losses of a block that activation checkpointing recomputes: ignored, since they were added.
 
     Args:
         original: the losses of the pass in which the block ran first.
@@ -182,7 +182,7 @@ class ReplayedLosses(AuxLosses):
 
 
 def _with_outputs(results: Any, outputs: Mapping[int, Mapping[str, Any]]) -> Any:
-    """Return a model's list of detections with what its parts put beside them."""
+    """Return a model's list of detections with its submodules' outputs added to each dict."""
     if not outputs or not isinstance(results, Sequence):
         return results
     return [

@@ -1,18 +1,18 @@
 """An affine bypass for the tokens that a sparse encoder leaves out.
 
-A dense encoder moves every token in every layer, also those without an object on them, and most of
-that movement depends on the token's own features alone. The bypass gives a left-out token the value
-of one affine map per layer and level, from the encoder's input to the memory after that layer,
-instead of letting it stand still. The maps are fitted by least squares without labels
-(:mod:`tokendetr.sparsification`) or trained with the detector.
+A dense encoder changes every token in every layer, including those without an object, and most of
+that change depends on the token's own features alone. Instead of leaving a skipped token unchanged,
+the bypass replaces it by an affine map of its features at the encoder's input: one map per layer
+and level, fitted by least squares without labels (:mod:`tokendetr.sparsification`) or trained with
+the detector.
 
-Nearly all of it is free: a left-out token passes through the next layer's value projection anyway,
-and the projection of an affine map is an affine map, so the maps of inner layers fold into the
-projections. Only the last layer's maps are extra work, C^2 multiply-adds per left-out token.
+Nearly all of it is free: a skipped token passes through the next layer's value projection anyway,
+and the projection of an affine map is an affine map, so the maps of inner layers are folded into
+the projections. Only the last layer's maps are extra work, C^2 multiply-adds per skipped token.
 
-Source: linear short cuts between layers are known from language models (Din et al., "Jump to
-Conclusions: Short-Cutting Transformers With Linear Transformations", 2023); their use for pruned
-tokens of detectors, the fit per level and the fold into the value projection are this project's.
+Source: linear shortcuts between layers are known from language models (Din et al., "Jump to
+Conclusions: Short-Cutting Transformers With Linear Transformations", 2023). Their use for skipped
+tokens of detectors, the fit per level and the folding into the value projection are this project's.
 Shapes: B image, N all tokens, R any rows of [B * N], C channel, L level.
 """
 
@@ -27,17 +27,21 @@ from tokendetr.compat.torch_private import disable_current_modes
 from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap
 
 _KEPT, _RETURNED, _PASSED, _LEFT_OUT, _PADDING = range(5)
-"""Kinds of tokens in a layer: updated, after being updated or never left out before; updated for
-the first time after a layer without; left out after having been updated; never updated so far."""
+"""Kinds of tokens in a layer.
+
+KEPT: updated now, and before or from the first layer on. RETURNED: updated now for the first time,
+after layers that skipped it. PASSED: skipped now, updated before. LEFT_OUT: never updated so far.
+PADDING.
+"""
 
 
 class AffineBypass(nn.Module):
-    """Affine maps that move the tokens a keep-kind sparsifier leaves out.
+    """Affine maps for the tokens that a sparsifier of :class:`~tokendetr.tokens.Keep` maps skips.
 
     The map of layer l and level v takes a token x of the encoder's input to
-    ``x + weight[l, v] @ x + bias[l, v]``, an approximation of what it would be after layer l. A new
-    bypass has zeros: the tokens stand still, as they do without one. A token that was updated in
-    earlier layers moves on by the difference of two layers' maps.
+    ``x + weight[l, v] @ x + bias[l, v]``, an approximation of the token after layer l. A new bypass
+    is zero, so that tokens stay unchanged as without one. A token that was updated in earlier
+    layers changes by the difference of two consecutive layers' maps.
 
     Args:
         embed_dim: channels C.
@@ -45,7 +49,7 @@ class AffineBypass(nn.Module):
         num_levels: feature levels L.
 
     Raises:
-        ValueError: where a number is not positive.
+        ValueError: a number is not positive.
     """
 
     def __init__(self, *, embed_dim: int = 256, num_layers: int = 6, num_levels: int = 4) -> None:
@@ -64,13 +68,12 @@ class AffineBypass(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Let left-out tokens stand still again, after a transformer initialized all matrices
-        alike."""
+        """Reset to zero, after a transformer initialized all matrices alike."""
         self.weight.zero_()
         self.bias.zero_()
 
     def train(self, mode: bool = True) -> "AffineBypass":
-        """Set the mode; folded matrices are made anew."""
+        """Set the mode and drop the folded matrices."""
         self._folded.clear()
         return super().train(mode)
 
@@ -79,11 +82,11 @@ class AffineBypass(nn.Module):
         return super()._apply(fn, recurse)
 
     def moved(self, layer: int, level: int, x_RC: Tensor) -> Tensor:
-        """Return rows of the encoder's input as they are after a layer."""
+        """Return the approximation, after a layer, of rows of the encoder's input."""
         return x_RC + F.linear(x_RC, self.weight[layer, level], self.bias[layer, level])
 
     def step(self, layer: int, level: int, x_RC: Tensor) -> Tensor:
-        """Return how rows of the encoder's input move in one layer."""
+        """Return the approximate change, in one layer, of rows of the encoder's input."""
         weight_CC, bias_C = self.weight[layer, level], self.bias[layer, level]
         if layer:
             weight_CC = weight_CC - self.weight[layer - 1, level]
@@ -93,7 +96,7 @@ class AffineBypass(nn.Module):
     def folded(self, layer: int, level: int, projection: nn.Linear) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias of ``projection`` applied to :meth:`moved`.
 
-        Without gradients they are computed once, in float64, and kept until a parameter changes.
+        Without gradients they are computed once, in float64, and cached until a parameter changes.
         """
         parameters = (self.weight, self.bias, projection.weight, projection.bias)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -103,7 +106,7 @@ class AffineBypass(nn.Module):
         kept = self._folded.get((layer, level))
         if kept is not None and kept[0] == key:
             return kept[1]
-        # Whoever counts or fakes operators must not see, or spoil, what later passes reuse.
+        # FLOP counters and fake tensors must neither see nor enter the cache of later passes.
         with disable_current_modes():
             folded = self._fold(layer, level, projection, dtype=torch.float64)
         self._folded[layer, level] = (key, folded)
@@ -130,7 +133,7 @@ class AffineBypass(nn.Module):
             memory_BNC: the encoder's input.
 
         Raises:
-            ValueError: where the pyramid has other levels.
+            ValueError: the pyramid has another number of levels.
         """
         if layout.num_levels != self.num_levels:
             raise ValueError(
@@ -148,7 +151,7 @@ class AffineBypass(nn.Module):
 
 
 def _state(parameter: Tensor | None) -> tuple[Any, ...] | None:
-    """Return what changes when a parameter is replaced or written to."""
+    """Return a key that changes when a parameter is replaced or written to."""
     if parameter is None:
         return None
     version = None if parameter.is_inference() else parameter._version
@@ -156,10 +159,10 @@ def _state(parameter: Tensor | None) -> tuple[Any, ...] | None:
 
 
 class BypassPass:
-    """What a bypass does in one forward pass.
+    """State of a bypass in one forward pass.
 
-    The encoder's memory holds the tokens that were updated at some time, as they are now; the
-    others it holds as they came in, until something needs them.
+    The encoder's memory is up to date for tokens that were updated at least once. Tokens that never
+    were keep their input features in it; their maps are applied only when something reads them.
 
     Args:
         bypass: the maps.
@@ -181,13 +184,13 @@ class BypassPass:
         self._used = False
 
     def begin_layer(self, layer: int, token_map: TokenMap, memory_BNC: Tensor) -> Tensor:
-        """Look at a layer's map; tokens that it updates first after a layer without catch up.
+        """Sort the tokens by a layer's map, and bring those that return up to date in the memory.
 
         Raises:
-            ValueError: for a map that does not keep tokens.
+            ValueError: the map is neither Identity nor Keep.
         """
         if token_map is self._map:
-            if self._rows[_RETURNED]:  # they have caught up in the layer before
+            if self._rows[_RETURNED]:  # the layer before brought them up to date
                 self._rows[_KEPT] += self._rows[_RETURNED]
                 self._rows[_RETURNED] = []
             return memory_BNC
@@ -220,7 +223,7 @@ class BypassPass:
             torch.where(updated_BN, _KEPT, _RETURNED),
             torch.where(updated_BN, _PASSED, _LEFT_OUT),
         )
-        # Padding that is computed (by Identity maps) has no value that anything could read.
+        # Identity maps compute padding too, but nothing reads its value.
         kind_BN = kind_BN.masked_fill(~self._layout.valid_BN, _PADDING)
         levels = self._layout.num_levels
         code_R = (kind_BN * levels + self._level_N).flatten()
@@ -233,7 +236,7 @@ class BypassPass:
         self._updated_BN = updated_BN | kept_BN
 
     def _write(self, memory_BNC: Tensor, kind: int, layer: int) -> Tensor:
-        """Return the memory with tokens of a kind moved to where a layer leaves them."""
+        """Return the memory with the tokens of a kind mapped to their state after a layer."""
         rows = self._rows[kind]
         moved = [
             self._bypass.moved(layer, level, self._input_RC[rows_R])
@@ -245,7 +248,7 @@ class BypassPass:
         return flat_RC.view_as(memory_BNC)
 
     def values(self, layer: int, memory_BNC: Tensor) -> Tensor:
-        """Return all tokens [B, N, C] as they are before a layer."""
+        """Return all tokens [B, N, C], up to date, before a layer."""
         if layer == 0 or not self._leaves_out:
             return memory_BNC
         return self._write(memory_BNC, _LEFT_OUT, layer - 1)
@@ -253,10 +256,10 @@ class BypassPass:
     def projected_values(
         self, layer: int, memory_BNC: Tensor, projection: nn.Linear
     ) -> Tensor | None:
-        """Return the value projection of :meth:`values`, padding zero, by folded matrices.
+        """Return the value projection of :meth:`values` by folded matrices, 0 for padding.
 
         Returns:
-            Projections [B, N, C]; None where no token has moved by a map.
+            Projections [B, N, C]; None if no token is mapped.
         """
         if layer == 0 or not self._leaves_out:
             return None
@@ -273,8 +276,7 @@ class BypassPass:
         return projected_RC.view_as(memory_BNC)
 
     def end_layer(self, layer: int, memory_BNC: Tensor) -> Tensor:
-        """Return the memory after tokens moved on that earlier layers updated and this one did
-        not."""
+        """Return the memory after a layer, with tokens of kind PASSED moved on by the layer."""
         rows = self._rows[_PASSED]
         if not any(len(rows_R) for rows_R in rows):
             return memory_BNC
@@ -288,11 +290,11 @@ class BypassPass:
         return flat_RC.view_as(memory_BNC)
 
     def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Return the memory after the last layer, every token in its place."""
+        """Return the memory after the last layer, up to date for every token."""
         if self._leaves_out:
             memory_BNC = self._write(memory_BNC, _LEFT_OUT, self._bypass.num_layers - 1)
         elif torch.is_grad_enabled() and not self._used:
-            # Distributed training needs every parameter in every process' graph.
+            # DistributedDataParallel needs every parameter in every process's graph.
             nothing = self._bypass.weight[0, 0, 0, 0] + self._bypass.bias[0, 0, 0]
             memory_BNC = memory_BNC + 0.0 * nothing
         return memory_BNC

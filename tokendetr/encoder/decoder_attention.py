@@ -1,4 +1,4 @@
-"""Where a running detector's decoder looks: a decoder cross-attention map (DAM) of the tokens.
+"""The decoder cross-attention map (DAM): attention of a running detector's decoder to each token.
 
 Shapes: B image, N all tokens, Q query, C channel, M head, L level, P point, X = 2 or 4.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.encoder.forward_context import ForwardContext
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.layers.deformable_attention import locations_and_weights
 from tokendetr.tokens import LevelLayout, splat_attention
 
@@ -22,12 +22,12 @@ MAP_NAME = "decoder_attention"
 
 
 class DecoderAttention:
-    """Adds up, while it is entered, how much the decoder's queries look at each token.
+    """Context manager that sums the decoder's attention to each token.
 
-    The decoder is watched by forward pre-hooks on its cross-attentions, so detectors stay as they
-    are. Denoising queries, which start from noised ground truth, are left out, and so are further
-    passes of a decoder that runs several times in training (Mr.DETR): the first one is that of
-    evaluation. Nothing here carries a gradient.
+    Forward pre-hooks on the decoder's cross-attentions read it, so detectors need no change.
+    Denoising queries are excluded, since they start from noised ground truth, and so are further
+    passes of a decoder that runs several times in training (Mr.DETR): evaluation has the first one
+    alone. Nothing here carries a gradient.
 
     Args:
         detector: the running detector.
@@ -52,10 +52,12 @@ class DecoderAttention:
         """Attention weight per token, summed over layers, heads and queries, float32 [B, N].
 
         Raises:
-            HostError: where the decoder has not run.
+            UnsupportedDetectorError: the decoder has not run.
         """
         if self._mass_BN is None:
-            raise HostError("the decoder's cross-attention did not run after the encoder")
+            raise UnsupportedDetectorError(
+                "the decoder's cross-attention did not run after the encoder"
+            )
         return self._mass_BN
 
     def __enter__(self) -> "DecoderAttention":
@@ -101,9 +103,9 @@ class DecoderAttention:
 
 
 def record_decoder_attention(forward: ForwardContext, layout: LevelLayout) -> None:
-    """Record where the decoder is going to look, if the pass is recorded.
+    """Record the attention of the decoder that is going to run, if the pass is recorded.
 
-    Without a detector, or without a deformable decoder, there is nothing to record.
+    Does nothing without a detector or a deformable decoder.
     """
     trace, detector, losses = forward.recorder.forward, forward.detector, forward.losses
     if trace is None or detector is None or losses is None:
@@ -111,11 +113,11 @@ def record_decoder_attention(forward: ForwardContext, layout: LevelLayout) -> No
     attention = DecoderAttention(detector, layout)
     try:
         losses.enter(attention)
-    except HostError:
+    except UnsupportedDetectorError:
         return
 
     def record() -> None:
-        with suppress(HostError):  # the decoder did not run
+        with suppress(UnsupportedDetectorError):  # the decoder did not run
             trace.maps[MAP_NAME] = attention.mass_BN
 
     losses.when_decoded(record)

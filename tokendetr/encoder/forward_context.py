@@ -1,11 +1,11 @@
-"""The context of a forward pass, for parts whose call cannot carry it.
+"""Context of a forward pass, for modules that cannot get it as an argument.
 
-A backbone is called as ``backbone(images)`` and an encoder inside an unmodified upstream detector
-by upstream's own call, so image extents, targets, losses and a recorder reach them through one
-context variable. It is set where a pass is entered, and nowhere else: by a detector's ``forward``,
-by the hooks of :func:`observe` on a model that is not ours, by :func:`record_tokens`, and by the
-first block of a transformed model that runs alone. Models may be nested, copied, run in threads,
-wrapped in DDP, or fail in the middle.
+A backbone is called as ``backbone(images)``, and the encoder of an unmodified upstream detector by
+upstream's call, so image extents, targets, losses and a recorder reach them through one context
+variable. It is set only where a pass begins: by a detector's ``forward``, by the hooks of
+:func:`observe` on other libraries' models, by :func:`record_tokens`, and by the first block of a
+transformed model that runs alone. Models may be nested, copied, run in threads, wrapped in DDP, or
+fail halfway.
 """
 
 import copy
@@ -38,18 +38,18 @@ Output = TypeVar("Output")
 
 
 class ForwardContext:
-    """What flows through one forward pass beside its tensors.
+    """State of one forward pass besides its tensors.
 
     Args:
-        model: the model that runs; None for a pass of a part alone.
+        model: the running model; None if a submodule runs alone.
         batched_inputs: detectron2's list of dicts, the model's first argument.
         recorder: receives token maps and scores.
-        part: whether a part of a model runs alone.
+        part: True if a submodule runs alone.
 
     Attributes:
         losses: auxiliary losses and outputs of the pass; None without a model.
-        extents: the images of the backbone call under way, None where nobody said it.
-        ledger: state that a transformed backbone hands from block to block.
+        extents: image sizes of the running backbone call; None if they were not given.
+        ledger: state that a transformed backbone passes from block to block.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class ForwardContext:
 
     @property
     def detector(self) -> DetectorView | None:
-        """The model that runs, as the sparsifier of its encoder sees it."""
+        """The view of the running model that its sparsifier gets; None without a model."""
         return None if self.model is None else DetectorView(self.model)
 
     def extents_of(self, images_BCHW: Tensor) -> ImageExtents:
-        """Return what a backbone's input shows.
+        """Return the unpadded image sizes of a backbone's input.
 
-        Falls back to the inputs of the running model, then to the full canvas.
+        Falls back to the running model's inputs if they fit the batch, then to the full canvas.
 
         Args:
             images_BCHW: the backbone's input.
@@ -99,7 +99,7 @@ _CURRENT: ContextVar[ForwardContext | None] = ContextVar("tokendetr_forward_pass
 
 
 def current_pass() -> ForwardContext:
-    """Return the context of the innermost pass of this thread; an empty one outside of any."""
+    """Return the context of this thread's innermost pass; an empty one outside of any pass."""
     return _CURRENT.get() or ForwardContext()
 
 
@@ -116,12 +116,12 @@ def _end(context: ForwardContext) -> None:
         return
     while inner is not None and inner._outer is not context:
         inner = inner._outer
-    if inner is not None:  # contexts that began later, such as another evaluator's, go on
+    if inner is not None:  # contexts that began later, such as another evaluator's, stay open
         inner._outer = context._outer
 
 
 def enter_part() -> ForwardContext:
-    """Return the pass under way; opens one if a part of a model, such as a backbone, runs alone."""
+    """Return the running pass; open one if a submodule, such as a backbone, runs alone."""
     context = _CURRENT.get()
     return _begin(ForwardContext(part=True)) if context is None else context
 
@@ -135,11 +135,11 @@ def leave_part() -> None:
 
 @contextmanager
 def image_extents(rows: Sequence[int], sizes: Sequence[Size]) -> Iterator[None]:
-    """Say which images the backbone gets that is called inside the ``with`` block.
+    """Announce the images of the backbone call inside the ``with`` block.
 
     Args:
-        rows: positions in the model's batch.
-        sizes: their (height, width) in pixels.
+        rows: positions of the images in the model's batch.
+        sizes: their unpadded (height, width) in pixels.
     """
     extents = ImageExtents(tuple(rows), tuple((int(h), int(w)) for h, w in sizes))
     context = _CURRENT.get()
@@ -159,7 +159,7 @@ def image_extents(rows: Sequence[int], sizes: Sequence[Size]) -> Iterator[None]:
 def record_tokens() -> Iterator[TokenTrace]:
     """Record every encoder pass of this thread inside the ``with`` block.
 
-    Blocks may overlap: each has a trace of its own, and may end before those that it encloses.
+    Blocks may overlap: each has its own trace and may end before blocks that began inside it.
     """
     outer = _CURRENT.get()
     recorder = TraceRecorder(None if outer is None else outer.recorder)
@@ -174,7 +174,7 @@ def record_tokens() -> Iterator[TokenTrace]:
 
 @contextmanager
 def open_pass(model: nn.Module, batched_inputs: object = ()) -> Iterator[AuxLosses]:
-    """Open the pass of a model inside the ``with`` block; what its submodules add is collected.
+    """Open a pass of a model for the ``with`` block, and collect what its submodules add.
 
     Args:
         model: the model.
@@ -217,9 +217,10 @@ def _close(context: ForwardContext, *, succeeded: bool) -> AuxLosses:
 
 
 def replay_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return ``context_fn`` of ``torch.utils.checkpoint``: recomputed blocks find their context.
+    """Return contexts for ``context_fn`` of ``torch.utils.checkpoint``.
 
-    The losses they add the second time are ignored, so every loss counts once.
+    A recomputed block finds the context of its original pass. Losses that it adds a second time are
+    ignored.
     """
     context = _CURRENT.get()
     return nullcontext(), nullcontext() if context is None else _replayed(context)
@@ -241,11 +242,11 @@ def _replayed(original: ForwardContext) -> Iterator[None]:
 def observe(model: nn.Module) -> nn.Module:
     """Open a pass around each call of a detectron2-style model; return the same model.
 
-    For detectors that are not tokendetr's, which open their passes themselves. Calling it again
-    changes nothing; state dict and code of the model stay as they are.
+    For detectors of other libraries: tokendetr's open their passes themselves. Calling it again
+    changes nothing; the model's state dict and code stay unchanged.
 
     Raises:
-        HostError: a sparsifier inside needs something that the detector does not have.
+        UnsupportedDetectorError: the detector lacks something that a sparsifier inside needs.
     """
     check_requirements(model)
     if getattr(model, "opens_pass", False) or _before in model._forward_pre_hooks.values():

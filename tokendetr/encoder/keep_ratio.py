@@ -26,10 +26,10 @@ def find_sparsifier(detector: nn.Module) -> TokenSparsifier:
 
 
 def set_keep_ratio(detector: nn.Module, ratio: float) -> None:
-    """Let the encoder of a detector update another share of its tokens from now on.
+    """Set the share of tokens that the encoder of a detector updates.
 
     Args:
-        detector: whose encoder has a sparsifier with a keep ratio.
+        detector: a detector whose encoder has a sparsifier with a keep ratio.
         ratio: at most 1, which is the dense encoder.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Per token of an image, what a layer did with it: kept, merged or left out."""
+"""Per-token view of a recorded layer: kept, merged or skipped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ SKIPPED, KEPT, MERGED = 0, 1, 2
 
 @dataclass(frozen=True)
 class LayerTokens:
-    """What one layer did with the tokens of one image.
+    """State of the tokens of one image in one layer.
 
     Attributes:
         state_N: uint8 [N]: ``SKIPPED``, ``KEPT`` (a query of its own) or ``MERGED``.
-        query_N: long [N], the reduced token that stands for each token; -1 where none does.
-        anchor_N: bool [N], True where a query stands.
+        query_N: long [N], the reduced token that represents each token; -1 if none does.
+        anchor_N: bool [N], True for tokens whose position a query has.
     """
 
     state_N: NDArray[np.uint8]
@@ -32,7 +32,7 @@ class LayerTokens:
 
 
 def layer_tokens(token_map: TokenMap, layout: LevelLayout, image: int = 0) -> LayerTokens:
-    """Read a token map as what happened to each token of one image of the batch."""
+    """Convert a token map to the state of each token of one image."""
     valid_BN = layout.valid_BN
     anchor_BK, valid_BK = token_map.anchor_BK, token_map.valid_BK
     number_BK = torch.arange(token_map.num_tokens).expand(valid_BN.shape[0], -1)
@@ -60,7 +60,7 @@ def _array(tensor: Tensor) -> NDArray:
 
 
 def describe(forward: ForwardTrace, image: int = 0) -> list[dict[str, object]]:
-    """Counts per layer and level: tokens, queries, and tokens kept, merged and skipped."""
+    """Count tokens, queries, and tokens kept, merged and skipped, per layer and level."""
     layout = forward.layout
     valid = layout.valid_counts[image]
     report: list[dict[str, object]] = []
@@ -88,7 +88,7 @@ def describe(forward: ForwardTrace, image: int = 0) -> list[dict[str, object]]:
 
 
 def worth_drawing(forwards: Sequence[ForwardTrace]) -> list[ForwardTrace]:
-    """The last encoder pass and every stage of a backbone; dense ones only where all are dense."""
+    """Return the last pass of each name; dense ones only if all are dense."""
     latest = list({forward.name: forward for forward in forwards}.values())
     chosen = [
         forward

@@ -1,7 +1,7 @@
-"""The encoder inside the pixel decoders of Mask2Former, MaskDINO and their kin.
+"""The encoder in the pixel decoders of Mask2Former, MaskDINO and their descendants.
 
-Those detectors have no ``transformer.encoder``. Their pixel decoder holds the encoder of Deformable
-DETR under the names and with the call of its first code (``MSDeformAttnTransformerEncoder``).
+Those detectors have no ``transformer.encoder``. Their pixel decoder contains the encoder of
+Deformable DETR's original code (``MSDeformAttnTransformerEncoder``), with its names and call.
 
 Shapes: B image, N all tokens, C channel, L level.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tokendetr.encoder.forward_context import observe
 from tokendetr.encoder.sparsifier import TokenSparsifier
 from tokendetr.encoder.token_encoder import TokenEncoder
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 
 __all__ = ["PixelDecoderEncoder", "sparsify_pixel_decoder"]
 
@@ -28,7 +28,7 @@ _NAMES = {
     "linear2": "ffns.0.layers.1",
     "norm2": "norms.1",
 }
-"""A layer's parts as the pixel decoder calls them, and here."""
+"""Submodules of a layer: the pixel decoder's name, and that of :class:`EncoderLayer`."""
 
 
 class PixelDecoderEncoder(TokenEncoder):
@@ -57,13 +57,13 @@ class PixelDecoderEncoder(TokenEncoder):
         Args:
             src: features [B, N, C], level by level.
             spatial_shapes: long [L, 2], (height, width) of the levels, in the order of ``src``.
-            level_start_index: unused: it follows from the shapes.
+            level_start_index: unused; it follows from the shapes.
             valid_ratios: [B, L, 2], real part of each level's (width, height).
             pos: positions [B, N, C].
             padding_mask: bool [B, N], True = padding.
 
         Returns:
-            The memory [B, N, C], every token in its place.
+            The memory [B, N, C], in the order of ``src``.
         """
         return super().forward(
             src,
@@ -96,26 +96,27 @@ def _rename(state_dict: dict[str, Any], prefix: str, names: Mapping[str, str]) -
 
 
 def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
-    """Let the encoder of a model's pixel decoder work on fewer tokens, in place.
+    """Give the encoder of a model's pixel decoder a sparsifier, in place.
 
-    Weights, their keys and the model's call stay as they are. Levels count in the pixel decoder's
-    own order. The model has no two stages that tokens could be scored with, and its criterion
-    judges masks: Sparse DETR wants ``projection="own"`` and ``auxiliary_heads=False``.
+    Weights, state-dict keys and the model's call stay unchanged. Levels are numbered in the pixel
+    decoder's order. The model has no two-stage head to score tokens with, and its criterion is for
+    masks, so Sparse DETR needs ``projection="own"`` and ``auxiliary_heads=False``.
 
     Args:
         model: a built model with one ``MSDeformAttnTransformerEncoder``.
-        sparsifier: decides which tokens the layers work on; None works on all.
+        sparsifier: chooses the tokens of each layer; None: all.
 
     Returns:
-        ``model``, observed.
+        ``model``, with the hooks of :func:`tokendetr.encoder.observe`.
 
     Raises:
-        HostError: it has none or several, one of another form, or lacks what the sparsifier needs.
+        UnsupportedDetectorError: it has none or several, one of another form, or lacks what the
+            sparsifier needs.
         ValueError: the sparsifier does not fit the number of layers or levels.
     """
     found = {name: module for name, module in model.named_modules() if _is_encoder(module)}
     if len(found) != 1:
-        raise HostError(
+        raise UnsupportedDetectorError(
             f"{type(model).__name__} has {len(found)} encoders of a pixel decoder "
             f"({', '.join(found) or 'layers with ' + ', '.join(_PARTS)}), and needs one"
         )
@@ -125,7 +126,7 @@ def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None)
     setattr(owner, attribute, _with_weights_of(theirs, sparsifier))
     try:
         return observe(model)
-    except HostError:
+    except UnsupportedDetectorError:
         setattr(owner, attribute, theirs)
         raise
 
@@ -134,22 +135,22 @@ def _is_encoder(module: nn.Module) -> bool:
     layers = getattr(module, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return False
-    # A decoder's layers have parts of the same names, but plain self-attention.
+    # Decoder layers have submodules of the same names, but their self-attention is not deformable.
     return all(hasattr(layer, part) for layer in layers for part in _PARTS) and hasattr(
         layers[0].self_attn, "sampling_offsets"
     )
 
 
 def _with_weights_of(theirs: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
-    """Return our encoder with the sizes, the weights and the place of another."""
+    """Return a :class:`PixelDecoderEncoder` with the sizes, weights and mode of another encoder."""
     layers: Any = theirs.layers
     first = layers[0]
     if first.activation is not F.relu:
-        raise HostError(
+        raise UnsupportedDetectorError(
             f"{type(theirs).__name__} has {first.activation} between its linear layers, and "
             "the encoder here has ReLU"
         )
-    attention = first.self_attn  # detrex's module, or Deformable DETR's first one
+    attention = first.self_attn  # detrex's module, or that of Deformable DETR's original code
     dropout = attention.dropout if hasattr(attention, "dropout") else first.dropout1
     encoder = PixelDecoderEncoder(
         embed_dim=attention.output_proj.out_features,

@@ -1,4 +1,4 @@
-"""What a method that works on fewer tokens implements: a sparsifier, and its plan of one pass.
+"""The protocol of a sparse-token method: a sparsifier, and its plan of one forward pass.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
@@ -14,7 +14,7 @@ from tokendetr.encoder.aux_losses import AuxLosses
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.detector_view import DetectorView, require_detector
 from tokendetr.encoder.trace import Recorder
-from tokendetr.errors import HostError, NotSparsifiableError
+from tokendetr.errors import NotSparsifiableError, UnsupportedDetectorError
 from tokendetr.layers.encoder_layer import SplitFeedForward
 from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
@@ -24,18 +24,18 @@ VALUE_POLICIES = ("updated", "initial")
 
 @dataclass(frozen=True)
 class EncoderContext:
-    """What one pass of an encoder offers to the plan of its tokens.
+    """Inputs of a plan: everything that a method may read in one pass of an encoder.
 
     Attributes:
         layout: geometry and padding of the batch.
         memory_BNC: the tokens that enter the encoder.
         query_pos_BNC: their positions, or None.
-        reference_points_BNL2: their normalised reference points in every level.
+        reference_points_BNL2: their normalized reference points in every level.
         num_layers: number of encoder layers.
-        run_dense: runs all layers on all tokens without gradients and returns the memory [B, N, C].
-        detector: the detector around the encoder; None where the encoder runs alone.
+        run_dense: runs all layers on all tokens without gradients; returns the memory [B, N, C].
+        detector: view of the detector that owns the encoder; None if the encoder runs alone.
         losses: auxiliary losses and targets of the pass; None outside of a detector's training.
-        recorder: receives scores; records nothing unless somebody asked for it.
+        recorder: receives scores; records nothing outside of ``record_tokens()``.
     """
 
     layout: LevelLayout
@@ -52,7 +52,7 @@ class EncoderContext:
         """Return the detector around the encoder.
 
         Raises:
-            HostError: the encoder runs alone.
+            UnsupportedDetectorError: the encoder runs alone.
         """
         return require_detector(self.detector)
 
@@ -60,25 +60,28 @@ class EncoderContext:
         """Return the auxiliary losses of the pass.
 
         Raises:
-            HostError: the encoder runs alone, or its detector is not in training mode.
+            UnsupportedDetectorError: the encoder runs alone, or its detector is not in training
+                mode.
         """
         self.require_detector()
         if self.losses is None:
-            raise HostError("losses are computed in training: call train() on the whole detector")
+            raise UnsupportedDetectorError(
+                "losses are computed in training: call train() on the whole detector"
+            )
         return self.losses
 
 
 class TokenPlan:
-    """What one forward pass does with its tokens; this base class keeps all of them.
+    """The token maps of one forward pass; this base class keeps all tokens.
 
-    Everything that lives for one forward pass lives here, so sparsifiers stay stateless.
+    All state of a pass belongs here, so that sparsifiers stay stateless.
 
     Args:
         context: the forward pass.
 
     Attributes:
-        score_BN: what tokens were ranked by, with its gradients, [B, N]; None where nothing was
-            learned for it or no ranking was needed.
+        score_BN: learned scores that tokens were ranked by, with gradients, [B, N]; None if there
+            are none.
     """
 
     score_BN: Tensor | None = None
@@ -92,42 +95,42 @@ class TokenPlan:
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the map of a layer.
 
-        Returning the same object as for the layer before means: the reduced tokens carry on as they
-        are, instead of being reduced again from the memory.
+        If it is the same object as for the previous layer, the encoder keeps the reduced tokens
+        instead of reducing the memory again.
 
         Args:
             layer: index of the layer, from 0.
-            memory_BNC: all tokens as they are before the layer.
+            memory_BNC: all tokens before the layer.
         """
         return self._identity
 
     def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
-        """Return the reduced tokens after a block of the method's own (unchanged here)."""
+        """Apply a block of the method's own to the reduced tokens; unchanged here."""
         return tokens_BKC
 
     def feed_forward(self, layer: int) -> SplitFeedForward | None:
-        """Return another feed-forward network for some of a layer's tokens; None: the layer's own
-        for all of them."""
+        """Return another feed-forward network for some of a layer's tokens, or None."""
         return None
 
     def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
-        """Look at a layer's results (for auxiliary heads); nothing here."""
+        """Read a layer's results, for auxiliary heads; nothing here."""
 
     def finalize(self, memory_BNC: Tensor) -> Tensor:
-        """Return the encoder's output; losses are added to ``context.losses`` here."""
+        """Return the encoder's output; the place to add losses to ``context.losses``."""
         return memory_BNC
 
 
 class TokenSparsifier(nn.Module, ABC):
-    """A method that decides which tokens the encoder's layers work on.
+    """A method that chooses the tokens of each encoder layer.
 
     Args:
-        value_policy: whether the attention's values are the memory as updated by the layers so far
-            ("updated") or the features that entered the encoder ("initial").
-        bypass: moves the tokens that a method of the keep kind leaves out; None: they stand still.
+        value_policy: values of the attention: the memory as updated by the layers so far
+            ("updated"), or the features that entered the encoder ("initial").
+        bypass: maps the tokens that :class:`~tokendetr.tokens.Keep` maps skip; None: they stay
+            unchanged.
 
     Raises:
-        ValueError: for another policy.
+        ValueError: unknown policy.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class TokenSparsifier(nn.Module, ABC):
 
     @property
     def requires(self) -> frozenset[str]:
-        """What the method needs of its detector, checked when the model is built.
+        """Modules of the detector that the method needs, checked when the model is built.
 
         "two_stage": the projection and class head that read encoder tokens; "set_criterion": a
         criterion with ``matcher``, ``losses``, ``get_loss`` and ``weight_dict``.
@@ -149,7 +152,7 @@ class TokenSparsifier(nn.Module, ABC):
         return frozenset()
 
     def faults(self, num_layers: int, num_levels: int) -> list[str]:
-        """Return in words what does not fit an encoder, all of it; nothing here.
+        """Describe everything about the method that does not fit an encoder; nothing here.
 
         Args:
             num_layers: of the encoder.
@@ -161,7 +164,7 @@ class TokenSparsifier(nn.Module, ABC):
         """Check that the method fits an encoder.
 
         Raises:
-            ValueError: naming everything that does not fit (:meth:`faults`).
+            ValueError: it does not; the message lists all :meth:`faults`.
         """
         faults = self.faults(num_layers, num_levels)
         if faults:
@@ -172,10 +175,10 @@ class TokenSparsifier(nn.Module, ABC):
         """Return the plan of one forward pass."""
 
     def set_keep_ratio(self, ratio: float) -> None:
-        """Change how many tokens are kept, without changing any weight.
+        """Change the keep ratio, without changing any weight.
 
         Args:
-            ratio: share of tokens, in (0, 1]; what it is the share of is the method's to say.
+            ratio: share of tokens, in (0, 1]; the method defines of which tokens.
 
         Raises:
             NotSparsifiableError: the method has no keep ratio.
@@ -184,9 +187,9 @@ class TokenSparsifier(nn.Module, ABC):
         raise NotSparsifiableError(f"{type(self).__name__} has no keep ratio to change")
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's weights (of the whole model) under the names that they have here.
+        """Rename the weights of a checkpoint of the whole model to this project's keys.
 
-        A method whose published checkpoints have other names recognises and renames them; others
-        are returned as they are.
+        A method whose published checkpoints have other keys recognizes and renames them; other
+        weights are returned unchanged.
         """
         return dict(weights)

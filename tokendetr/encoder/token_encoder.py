@@ -1,9 +1,9 @@
-"""The deformable encoder: one loop for dense encoders and for every method that works on fewer
-tokens.
+"""The deformable encoder: one loop for the dense encoder and for every sparse-token method.
 
 Before each layer the loop asks a :class:`TokenPlan` for a token map, reduces the tokens, runs the
-layer with whole grids as values, and puts the results back. Without a sparsifier it is the encoder
-of Deformable DETR and DINO.
+layer with all tokens as values, and restores the results. Without a sparsifier it is the encoder of
+Deformable DETR and DINO.
+
 Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
 
@@ -44,13 +44,13 @@ class TokenEncoder(nn.Module):
         feedforward_dim: hidden channels of the feed-forward networks.
         attn_dropout: dropout after the attention.
         ffn_dropout: dropout inside the feed-forward networks.
-        num_layers: number of layers; 0 hands the backbone's features on.
-        post_norm: whether a LayerNorm follows the last layer.
+        num_layers: number of layers; 0 returns the input features.
+        post_norm: add a LayerNorm after the last layer.
         num_feature_levels: levels L.
         num_points: sampled points per head and level.
         operation_order: order inside a layer, see :class:`EncoderLayer`.
         use_checkpoint: recompute layers in the backward pass instead of storing their activations.
-        sparsifier: decides which tokens the layers work on; None works on all.
+        sparsifier: chooses the tokens of each layer; None: all.
 
     Source: Deformable DETR, arXiv 2010.04159; arguments and parameter names of detrex's encoders.
     """
@@ -145,25 +145,25 @@ class TokenEncoder(nn.Module):
         Args:
             query: features [B, N, C] of all levels, finest first, row by row.
             key: unused, as in upstream (the encoder attends to its own tokens).
-            value: unused, likewise.
+            value: unused.
             query_pos: positions [B, N, C].
-            key_pos: unused, likewise.
-            attn_masks: unused, likewise.
+            key_pos: unused.
+            attn_masks: unused.
             query_key_padding_mask: bool [B, N], True = padding.
-            key_padding_mask: unused, likewise.
+            key_padding_mask: unused.
             spatial_shapes: long [L, 2], (height, width) of the levels.
-            reference_points: [B, N, L, 2]; each token's own centre where None.
-            level_start_index: unused: it follows from the shapes.
+            reference_points: [B, N, L, 2]; None: each token's center.
+            level_start_index: unused; it follows from the shapes.
             valid_ratios: [B, L, 2], real part of each level's (width, height).
-            layout: the same geometry with Python sizes, which needs no synchronisation with the
+            layout: the same geometry with Python sizes, which saves a synchronization with the
                 device; replaces masks, shapes and ratios.
-            **kwargs: unused; upstream's transformers pass what their decoders need as well.
+            **kwargs: unused; upstream's transformers also pass their decoder's arguments.
 
         Returns:
-            The memory [B, N, C], every token in its place.
+            The memory [B, N, C], in the order of ``query``.
 
         Raises:
-            ValueError: where neither ``layout`` nor ``spatial_shapes`` is given, or they do not fit
+            ValueError: neither ``layout`` nor ``spatial_shapes`` is given, or they do not fit
                 the tokens.
         """
         if layout is None:
@@ -205,7 +205,7 @@ class TokenEncoder(nn.Module):
     def run_dense(self, context: EncoderContext) -> Tensor:
         """Run all layers on all tokens of a pass, without gradients, and return the memory.
 
-        Nothing is recorded. The pass may be another encoder's.
+        Nothing is recorded. The context may come from another encoder's pass.
         """
         silent = replace(context, recorder=Recorder())
         with torch.no_grad():
@@ -218,11 +218,11 @@ class TokenEncoder(nn.Module):
         value_policy: str,
         moving: BypassPass | None = None,
     ) -> Tensor:
-        """Run all layers by a plan, and move the tokens that it leaves out."""
+        """Run all layers by a plan, and apply the bypass to skipped tokens."""
         initial_BNC = memory_BNC = tokens_BKC = context.memory_BNC
         pos_BKC, reference_BKLX = context.query_pos_BNC, context.reference_points_BNL2
         if not self.num_layers and pos_BKC is not None:
-            # Distributed training needs the level embeddings in the graph of every pass.
+            # DistributedDataParallel needs the level embeddings in the graph of every pass.
             memory_BNC = memory_BNC + 0.0 * pos_BKC
         previous: TokenMap | None = None
         for index in range(self.num_layers):
@@ -231,13 +231,15 @@ class TokenEncoder(nn.Module):
             if moving is not None:
                 memory_BNC = moving.begin_layer(index, token_map, memory_BNC)
             if token_map is not previous:
+                # A reduced token attends from its anchor's position and reference point, unless the
+                # map's select() averages its members'.
                 tokens_BKC = token_map.reduce(memory_BNC)
                 reference_BKLX = token_map.select(context.reference_points_BNL2)
                 if context.query_pos_BNC is not None:
                     pos_BKC = token_map.select(context.query_pos_BNC)
                 previous = token_map
             tokens_BKC = plan.before_attention(index, tokens_BKC, token_map)
-            if token_map.num_tokens:  # a layer without queries updates nothing
+            if token_map.num_tokens:  # keep ratio 0: a layer without queries updates nothing
                 value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
                 projected_BNC = None
                 if moving is not None and value_policy == "updated":

@@ -27,7 +27,7 @@ class LayerTrace:
 
     Attributes:
         token_map: the map the layer worked with.
-        scores: what the choice was made from, by name, such as ``score`` [B, N].
+        scores: scores that the map was chosen by, by name, such as ``score`` [B, N].
     """
 
     token_map: TokenMap
@@ -41,9 +41,9 @@ class ForwardTrace:
     Attributes:
         layout: geometry of the batch.
         layers: the encoder's layers in order.
-        maps: what became known of the tokens after the encoder, by name, such as
+        maps: values of the tokens recorded after the encoder, by name, such as
             ``decoder_attention`` [B, N].
-        name: what it is, such as ``encoder``.
+        name: of the pass or stage, such as ``encoder``.
     """
 
     layout: LevelLayout
@@ -58,9 +58,9 @@ class ReductionTrace:
 
     Attributes:
         block: its number, from 0.
-        token_map: from the tokens before to the reduced ones.
-        grid: rows and columns of the tokens before; None where they do not form a grid, such as
-            after an earlier reduction.
+        token_map: the reduction.
+        grid: rows and columns of the tokens before it; None if they form no grid, as after an
+            earlier reduction.
     """
 
     block: int
@@ -70,19 +70,23 @@ class ReductionTrace:
 
 @dataclass
 class TokenTrace:
-    """All encoder passes, backbone stages and reductions of backbones' tokens inside one ``with
-    record_tokens()`` block, in order."""
+    """Everything recorded in one ``with record_tokens()`` block, in order.
+
+    Attributes:
+        forwards: encoder passes and backbone stages.
+        reductions: reductions of backbones' tokens.
+    """
 
     forwards: list[ForwardTrace] = field(default_factory=list)
     reductions: list[ReductionTrace] = field(default_factory=list)
 
 
 class Recorder:
-    """Receives what a pass does with its tokens; this base class records nothing."""
+    """Receives the token maps and scores of a pass; this base class discards them."""
 
     @property
     def forward(self) -> ForwardTrace | None:
-        """The encoder pass or backbone stage that is being recorded, None where nobody records."""
+        """The encoder pass or backbone stage that is being recorded; None if none is."""
         return None
 
     def begin_forward(self, layout: LevelLayout, name: str = "encoder") -> None:
@@ -107,7 +111,7 @@ class TraceRecorder(Recorder):
     """Records into a :class:`TokenTrace`, and into those of the recorder around it.
 
     Args:
-        outer: the recorder until now; what it records is not lost to it.
+        outer: the recorder of the enclosing block, whose trace receives everything too.
     """
 
     def __init__(self, outer: Recorder | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tokendetr.encoder import TokenEncoder, TokenSparsifier
 from tokendetr.encoder.forward_context import observe
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.integrations.huggingface_weights import from_huggingface
 from tokendetr.tokens import LevelLayout
 
@@ -53,12 +53,13 @@ class HuggingFaceEncoder(TokenEncoder):
             ``BaseModelOutput`` with the memory [B, N, C].
 
         Raises:
-            HostError: in training with a sparsifier: transformers' losses know nothing of it.
+            UnsupportedDetectorError: in training with a sparsifier, since transformers' losses do
+                not include the sparsifier's.
         """
         from transformers.modeling_outputs import BaseModelOutput
 
         if self.training and self.sparsifier is not None:
-            raise HostError(
+            raise UnsupportedDetectorError(
                 f"{type(self.sparsifier).__name__} cannot be trained by transformers' losses: "
                 "convert the model with tokendetr.integrations.from_huggingface, train it here "
                 "(tokendetr sparsify needs no labels), and load the encoder's weights into this one"
@@ -92,7 +93,8 @@ def sparsify_huggingface(
 
     Raises:
         TypeError: for another model.
-        HostError: a sparsifier needs something that the detector does not have, such as two stages.
+        UnsupportedDetectorError: a sparsifier needs something that the detector lacks, such as two
+            stages.
         ValueError: it does not fit the encoder's layers or levels.
     """
     from transformers import DeformableDetrForObjectDetection
@@ -128,7 +130,7 @@ def sparsify_huggingface(
     model.model.encoder = encoder
     try:
         observe(model)
-    except HostError:
+    except UnsupportedDetectorError:
         model.model.encoder = replaced
         raise
     return encoder

@@ -19,7 +19,7 @@ LevelShapes = Sequence[Sequence[int]]
 
 
 def _upstream_attention() -> type[nn.Module]:
-    """Return detrex's class: upstream's transformers ask ``isinstance`` before they initialise."""
+    """Return detrex's class, which upstream's ``init_weights`` looks for by ``isinstance``."""
     upstream = getattr(detrex_layers, "MultiScaleDeformableAttention", None)
     if isinstance(upstream, type) and issubclass(upstream, nn.Module):
         return upstream
@@ -30,26 +30,26 @@ _UpstreamAttention = _upstream_attention()
 
 
 class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-type, misc]
-    """Every query samples a few points of every level around its reference point.
+    """Multi-scale deformable attention: queries sample points around their reference points.
 
-    Queries may be any set of tokens (all of them, kept or merged ones, or the decoder's); values
-    are always whole grids. Runs on the operators of :mod:`tokendetr.ops`.
+    Queries may be any set of tokens (all, kept or merged ones) or the decoder's queries; values are
+    always the whole grids of all levels. Computed by the operators of :mod:`tokendetr.ops`.
 
     Args:
         embed_dim: channels C, a multiple of ``num_heads``.
         num_heads: heads M.
         num_levels: feature levels L.
         num_points: sampled points P per head and level.
-        img2col_step: accepted for upstream's configs; our kernels need no such setting.
+        img2col_step: ignored; accepted for upstream's configs.
         dropout: probability of dropping an output channel before the residual is added.
-        batch_first: whether queries and values are [B, Q, C] (True) or [Q, B, C] (False).
+        batch_first: queries and values are [B, Q, C]; otherwise [Q, B, C].
 
     Raises:
-        ValueError: where ``embed_dim`` is no multiple of ``num_heads``.
+        ValueError: ``embed_dim`` is no multiple of ``num_heads``.
 
     Source: Deformable DETR, arXiv 2010.04159, section 4.1; parameter names and arguments of
-    ``detrex.layers.MultiScaleDeformableAttention``. Differs: weights and locations are never stored
-    (fused operator); ``level_shapes`` spares a device synchronisation.
+    ``detrex.layers.MultiScaleDeformableAttention``. Differs: a fused operator, which never stores
+    weights and locations; ``level_shapes`` saves a synchronization with the device.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Let point p of head m look p + 1 pixels in direction 2 pi m / M, with equal weights."""
+        """Put point p of head m at p + 1 pixels in direction 2 pi m / M, with equal weights."""
         angle_M = torch.arange(self.num_heads, dtype=torch.float32) * (
             2.0 * math.pi / self.num_heads
         )
@@ -106,13 +106,13 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
             nn.init.zeros_(projection.bias)
 
     def sampling(self, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return raw offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P] of located queries."""
+        """Return offsets [B, Q, M, L, P, 2] and logits [B, Q, M, L, P] of positioned queries."""
         return _sampling(self, query_BQC)
 
     def locations_and_weights(
         self, query_BQC: Tensor, reference_points_BQLX: Tensor, level_shapes: LevelShapes
     ) -> tuple[Tensor, Tensor]:
-        """Return where queries look and how much; see :func:`locations_and_weights`."""
+        """Return sampling locations and attention weights, see :func:`locations_and_weights`."""
         return locations_and_weights(self, query_BQC, reference_points_BQLX, level_shapes)
 
     def forward(
@@ -134,30 +134,29 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         """Attend from queries to the whole feature pyramid and add the residual.
 
         Args:
-            query: [B, Q, C] with ``batch_first``, else [Q, B, C]; so are ``value``, ``identity``,
-                ``query_pos``.
+            query: [B, Q, C] with ``batch_first``, else [Q, B, C]; likewise ``value``, ``identity``
+                and ``query_pos``.
             key: unused; upstream's transformers pass it.
-            value: [B, N, C] features of all levels, finest first, row by row; ``query`` where None.
-            identity: the residual; ``query`` (without positions) where None.
+            value: [B, N, C] features of all levels, finest first, row by row; None: ``query``.
+            identity: the residual; None: ``query`` without positions.
             query_pos: positions, added to the queries.
-            key_padding_mask: bool [B, N], True where a value is padding (its projection becomes 0).
-            reference_points: [B, Q, L, 2] normalised points or [B, Q, L, 4] normalised cxcywh
+            key_padding_mask: bool [B, N], True for padding values, whose projection becomes 0.
+            reference_points: [B, Q, L, 2] normalized points or [B, Q, L, 4] normalized cxcywh
                 boxes.
-            spatial_shapes: integer [L, 2], (height, width) of each level; unused where
+            spatial_shapes: integer [L, 2], (height, width) of each level; unused if
                 ``level_shapes`` is given.
-            level_start_index: unused: it follows from the shapes.
-            level_shapes: the shapes as Python integers, which need no synchronisation with the
+            level_start_index: unused; it follows from the shapes.
+            level_shapes: the shapes as Python integers, which saves a synchronization with the
                 device.
-            projected_value: [B, N, C], what ``value_proj`` would make of the values, padding zero;
-                replaces ``value`` and ``key_padding_mask``.
-            **kwargs: unused; upstream's transformers pass more to all attentions alike.
+            projected_value: [B, N, C], the values after ``value_proj``, 0 for padding; replaces
+                ``value`` and ``key_padding_mask``.
+            **kwargs: unused; upstream's transformers pass the same arguments to all attentions.
 
         Returns:
-            The queries after attention, shaped like ``query``.
+            The attended queries plus the residual, shaped like ``query``.
 
         Raises:
-            ValueError: where reference points or level shapes are missing, or do not fit the
-                values.
+            ValueError: reference points or level shapes are missing, or do not fit the values.
         """
         value = query if value is None else value
         identity = query if identity is None else identity
@@ -205,16 +204,16 @@ def locations_and_weights(
     reference_points_BQLX: Tensor,
     level_shapes: LevelShapes,
 ) -> tuple[Tensor, Tensor]:
-    """Return where queries look and how much: what statistics of attention are made from.
+    """Return sampling locations and attention weights, for statistics of attention.
 
     Args:
         attention: one of :data:`DEFORMABLE_ATTENTIONS`.
-        query_BQC: queries with their positions added.
-        reference_points_BQLX: normalised points (X = 2) or boxes (X = 4).
+        query_BQC: queries plus positions.
+        reference_points_BQLX: normalized points (X = 2) or boxes (X = 4).
         level_shapes: ``(height, width)`` of each level.
 
     Returns:
-        Normalised locations [B, Q, M, L, P, 2] and softmax weights [B, Q, M, L, P].
+        Normalized locations [B, Q, M, L, P, 2] and softmax weights [B, Q, M, L, P].
     """
     offsets_BQMLP2, logits_BQMLP = _sampling(attention, query_BQC)
     shapes = tuple((int(height), int(width)) for height, width in level_shapes)
@@ -225,4 +224,4 @@ def locations_and_weights(
 DEFORMABLE_ATTENTIONS: tuple[type[nn.Module], ...] = (MultiScaleDeformableAttention,) + (
     () if _UpstreamAttention is nn.Module else (_UpstreamAttention,)
 )
-"""The classes a deformable attention may have: ours, and detrex's in its own detectors."""
+"""Classes of deformable attention: this one, and detrex's in its own detectors."""

@@ -1,4 +1,4 @@
-"""One layer of the deformable encoder, for any subset of the tokens.
+"""A layer of the deformable encoder, for any subset of the tokens.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 """
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 
 ROWS_AT_ONCE = 512
-"""Tokens that pass the feed-forward network together: at 2048 hidden channels 4 MiB in float32."""
+"""Tokens per block of the feed-forward network on CPUs: 4 MiB in float32 at width 2048."""
 
 
 @dataclass(frozen=True)
 class SplitFeedForward:
-    """A second feed-forward network for the first tokens of a layer.
+    """Another feed-forward network for the first tokens of a layer.
 
     Attributes:
-        count: how many of the (reduced) tokens it is for.
-        block: what comes after their attention and its norm: network, residual and norm; maps
-            [B, count, C] to the same shape.
+        count: number of these (reduced) tokens.
+        block: their feed-forward network with residual and norm; maps [B, count, C] to the same
+            shape.
     """
 
     count: int
@@ -34,12 +34,12 @@ class EncoderLayer(nn.Module):
 
     Args:
         attention: the deformable attention.
-        ffn: feed-forward network, copied for each "ffn" of the order by the caller.
-        operation_order: "self_attn" once, "ffn" after it, "norm" anywhere; pre-norm where "norm"
+        ffns: one feed-forward network for each "ffn" of the order.
+        operation_order: "self_attn" once, "ffn" only after it, "norm" anywhere; pre-norm if "norm"
             comes first.
 
     Raises:
-        ValueError: for another order.
+        ValueError: another order, or another number of networks.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EncoderLayer(nn.Module):
 
     @property
     def value_projection(self) -> nn.Linear:
-        """The projection that the attention's values pass through."""
+        """The attention's value projection."""
         projection: nn.Linear = self.attentions[0].value_proj  # type: ignore[assignment]
         return projection
 
@@ -91,18 +91,18 @@ class EncoderLayer(nn.Module):
         projected_BNC: Tensor | None = None,
         split: SplitFeedForward | None = None,
     ) -> Tensor:
-        """Update tokens from whole grids.
+        """Update tokens, with the whole grids as values.
 
         Args:
             tokens_BKC: the tokens to update.
-            value_BNC: all tokens, or None where ``tokens_BKC`` are all tokens.
+            value_BNC: all tokens, or None if ``tokens_BKC`` are all tokens.
             query_pos_BKC: positions of the tokens to update.
             reference_points_BKLX: reference points of the tokens to update.
             padding_BN: bool, True = padding among the values.
             level_shapes: (height, width) of each level.
-            projected_BNC: the attention's value projection of all tokens, padding zero, where it
-                is known; the values are not looked at then.
-            split: another feed-forward network for the first tokens; None: the own one for all.
+            projected_BNC: the attention's value projection of all tokens, 0 for padding, if it is
+                known; replaces ``value_BNC``.
+            split: another feed-forward network for the first tokens; None: one for all.
 
         Returns:
             The updated tokens [B, K, C].
@@ -130,19 +130,19 @@ class EncoderLayer(nn.Module):
         return self._after_attention(attended_BKC)
 
     def _after_attention_in_blocks(self, attended_BKC: Tensor) -> Tensor:
-        """Run what follows the attention block by block; overwrites its argument."""
+        """Run the rest of the layer block by block; overwrites its argument."""
         result_BKC = attended_BKC
         start = 0
         for rows in attended_BKC.flatten(0, 1).split(ROWS_AT_ONCE):
             done = self._after_attention(rows[None])[0]
-            if done.dtype != result_BKC.dtype:  # autocast; so it is from the first block on
+            if done.dtype != result_BKC.dtype:  # autocast: true from the first block on
                 result_BKC = torch.empty_like(attended_BKC, dtype=done.dtype)
             result_BKC.view(-1, done.shape[-1])[start : start + len(rows)] = done
             start += len(rows)
         return result_BKC
 
     def _after_attention_split(self, attended_BKC: Tensor, split: SplitFeedForward) -> Tensor:
-        """Run what follows the attention, for the first tokens with another network."""
+        """Run the rest of the layer, with another network for the first tokens."""
         if self.operation_order != ("self_attn", "norm", "ffn", "norm"):
             raise ValueError(
                 "another feed-forward network for some tokens needs the order self_attn, norm, "
@@ -152,10 +152,10 @@ class EncoderLayer(nn.Module):
         return torch.cat([first_BTC, self._after_attention(attended_BKC[:, split.count :])], dim=1)
 
     def _works_in_blocks(self, attended_BKC: Tensor) -> bool:
-        """Return whether blocks of tokens go through the rest of the layer one after the other.
+        """Return True if the rest of the layer may run block by block.
 
-        Tokens do not see each other there, so it changes nothing but where the wide hidden
-        activations live: in the cache instead of in fresh memory.
+        It treats every token alone, so results are the same, but the wide hidden activations of a
+        block stay in the cache instead of going through fresh memory.
         """
         return (
             attended_BKC.device.type == "cpu"

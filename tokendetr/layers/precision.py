@@ -1,4 +1,4 @@
-"""The precision that a detector is evaluated in."""
+"""Precision of a detector's evaluation."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -23,14 +23,14 @@ def check_precision(precision: str) -> None:
 
 
 def evaluated_in(precision: str, model: nn.Module) -> AbstractContextManager[Any]:
-    """Return the context in which a model evaluates in a precision.
+    """Return a context in which a model evaluates in a precision.
 
     Args:
-        precision: "float32", or "bfloat16" (in short "bf16"): autocast; weights stay in float32.
-        model: tells the device.
+        precision: "float32", or "bfloat16" ("bf16"): autocast, weights stay float32.
+        model: the model, for its device.
 
     Raises:
-        ValueError: for another precision.
+        ValueError: another precision.
     """
     check_precision(precision)
     if precision == "float32":

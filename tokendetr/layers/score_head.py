@@ -1,4 +1,4 @@
-"""Score heads: what learned selectors judge tokens by.
+"""The score head of learned sparsifiers.
 
 Shapes: B image, N tokens, C channel.
 """
@@ -8,19 +8,18 @@ from torch import Tensor, nn
 
 
 class ScoreHead(nn.Module):
-    """Scores tokens by their own features and by what their whole set looks like.
+    """Scores tokens by their own features and by the mean features of their set.
 
-    One half of the hidden channels stays each token's own, the other half is replaced by its mean
-    over the real tokens.
+    Half of the hidden channels stays per token, the other half is replaced by its mean over the
+    real tokens.
 
     Args:
         embed_dim: channels C, a multiple of 4.
-        valid_mean: whether the mean leaves padding out. The published code includes it, so that a
-            token's score depends on how much padding its image has in the batch; False loads its
-            checkpoints with their own numbers.
+        valid_mean: exclude padding from the mean. The published code includes it, so that a score
+            depends on how much padding the image has in its batch; False reproduces its numbers.
 
     Raises:
-        ValueError: where ``embed_dim`` is no multiple of 4.
+        ValueError: ``embed_dim`` is no multiple of 4.
 
     Source: Sparse DETR, arXiv 2111.14330, appendix A.1; Focus-DETR, arXiv 2307.12612, section 3.2
     uses the same network. Parameter names of the published code.
@@ -48,10 +47,10 @@ class ScoreHead(nn.Module):
 
         Args:
             x_BNC: tokens of one level or of all.
-            valid_BN: bool, True where a token is real; None where all are.
+            valid_BN: bool, True for real tokens; None if all are.
 
         Returns:
-            Logits [B, N]. Those of padding mean nothing.
+            Logits [B, N]; those of padding are meaningless.
         """
         hidden_BNC = self.layer1(x_BNC)
         own_BND, shared_BND = hidden_BNC.chunk(2, dim=-1)

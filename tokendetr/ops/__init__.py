@@ -1,4 +1,4 @@
-"""Operators with compiled kernels and plain PyTorch fallbacks.
+"""Operators with compiled kernels and PyTorch fallbacks.
 
 Each operator is a subpackage that mirrors its folder in ``csrc/``. As attributes of this package
 ``ms_deform_attn`` and ``packed_attention`` are the functions; modules of the subpackages are

@@ -1,4 +1,4 @@
-"""Autocast rule of the operators: what is stored in low precision, what stays in float32."""
+"""Autocast rule of the operators: values in low precision, everything else in float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ DEVICE_TYPES = ("cpu", "cuda")
 
 
 def autocasts(tensor: Tensor) -> bool:
-    """Return whether autocast is on for a tensor's device."""
+    """Return True if autocast is on for a tensor's device."""
     kind = tensor.device.type
     return kind in DEVICE_TYPES and torch.is_autocast_enabled(kind)
 
@@ -19,7 +19,7 @@ def autocasts(tensor: Tensor) -> bool:
 def without_autocast(kind: str) -> Iterator[None]:
     """Turn autocast off for a device type on which it is on.
 
-    For the operators' own autocast kernels, which run at every call.
+    Cheaper than ``torch.autocast(enabled=False)``, for the operators' autocast kernels.
     """
     torch.set_autocast_enabled(kind, False)
     try:
@@ -34,10 +34,10 @@ def _casts(tensor: Tensor, kind: str) -> bool:
 
 
 def low(tensor: Tensor, kind: str) -> Tensor:
-    """Return a device's tensor in the dtype of autocast; float64 stays."""
+    """Cast a floating tensor of a device to the dtype of autocast; float64 stays."""
     return tensor.to(torch.get_autocast_dtype(kind)) if _casts(tensor, kind) else tensor
 
 
 def wide(tensor: Tensor, kind: str) -> Tensor:
-    """Return a device's tensor in float32; float64 stays."""
+    """Cast a floating tensor of a device to float32; float64 stays."""
     return tensor.to(torch.float32) if _casts(tensor, kind) else tensor

@@ -1,4 +1,4 @@
-"""Choice between the compiled kernels of an operator and its plain PyTorch form."""
+"""Choice between the compiled kernels of an operator and its PyTorch form."""
 
 import logging
 import threading
@@ -19,12 +19,12 @@ class _OfThread(threading.local):
 
 
 class _Process:
-    """State of the process: threads inside :func:`use_reference`, and the one warning."""
+    """State of the process: number of open :func:`use_reference` blocks, and the one warning."""
 
     lock = threading.Lock()
     blocks = 0
-    # torch.compile guards on an attribute, not on a thread's variable: code compiled while no
-    # thread was in a block is compiled again, for the plain form, inside one.
+    # torch.compile can guard on this attribute, but not on a thread-local variable: code that was
+    # compiled while no block was open is compiled again, with the PyTorch form, inside a block.
     any_block = False
     announced = False
 
@@ -41,10 +41,10 @@ def _count(change: int) -> None:
 
 @contextmanager
 def use_reference() -> Iterator[None]:
-    """Run the operators as plain PyTorch inside the ``with`` block, in the calling thread only.
+    """Run the operators in PyTorch inside the ``with`` block, in the calling thread only.
 
-    For comparisons. Threads that the block starts do not inherit it; among them are autograd's for
-    CUDA devices, where activation checkpointing recomputes a forward pass.
+    For comparisons. Other threads do not inherit it, not even autograd's for CUDA devices, in which
+    activation checkpointing recomputes a forward pass.
     """
     _count(1)
     try:
@@ -54,12 +54,12 @@ def use_reference() -> Iterator[None]:
 
 
 def extension_available() -> bool:
-    """Return whether the compiled kernels are there."""
+    """Return True if the compiled kernels are available."""
     return library.library_facts().load_error is None
 
 
 def use_extension(tensor: Tensor, operator: str = "ms_deform_attn") -> bool:
-    """Return whether the kernels run for a tensor's device; warn once if they cannot."""
+    """Return True if kernels run for a tensor's device; warn once if there are none."""
     if _Process.any_block and _OF_THREAD.depth:
         return False
     reason = library.why_without(tensor.device.type)

@@ -1,4 +1,4 @@
-"""Calls of the compiled operators, with PyTorch's own types of errors."""
+"""Calls of the compiled operators, with PyTorch's own error types."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def compiled_operator(name: str) -> Any:
-    """Return the overload of a compiled operator, as it stands in traced programs."""
+    """Return the overload of a compiled operator, as traced programs call it."""
     return getattr(torch.ops.tokendetr, name).default
 
 
@@ -15,8 +15,8 @@ def call_kernel(operator: Callable[..., Any], *arguments: Any) -> Any:
     """Call a compiled operator.
 
     Raises:
-        torch.OutOfMemoryError: if a device's memory is full. The stable ABI that the kernels are
-            built on knows no types of errors, only their words.
+        torch.OutOfMemoryError: a device's memory is full. The kernels' stable ABI passes on an
+            error's message, not its type.
     """
     try:
         return operator(*arguments)

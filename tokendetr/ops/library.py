@@ -1,7 +1,7 @@
-"""The compiled kernels, loaded once when ``tokendetr.ops`` is imported, or why they cannot be.
+"""Load the compiled kernels when ``tokendetr.ops`` is imported, or record why they cannot be.
 
-Loaded here and not on the first call, so that ``torch.compile`` never traces it. The library has no
-Python symbols and calls PyTorch's stable ABI alone: a build of one release serves the later ones.
+The library is loaded here and not at the first call, so that ``torch.compile`` never traces it. It
+has no Python symbols and uses PyTorch's stable ABI alone: a build also works with later releases.
 """
 
 import ctypes
@@ -22,18 +22,18 @@ _INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 
 @dataclass(frozen=True)
 class LibraryFacts:
-    """How the compiled kernels were built, and what this process has of them.
+    """Facts about the build of the compiled kernels, and about this process's use of them.
 
     Attributes:
         path: the library's file, or None if there is none.
         load_error: None, or the reason why it cannot be used.
-        device_types: device types that there are kernels for.
+        device_types: device types with kernels.
         instruction_set: of the CPU kernels in this process, or None.
-        torch: release that it was built with; later ones can load it.
+        torch: release that it was built with; later ones can load it too.
         cuda: release of the CUDA toolkit, or None without CUDA kernels.
         architectures: CUDA architectures, as in ``TORCH_CUDA_ARCH_LIST``, or None.
         compiler: command of the C++ compiler.
-        left_out: for "kernels" (all of them) and "cuda", why the build left them out.
+        left_out: why the build left out "kernels" (all of them) or "cuda".
     """
 
     path: str | None = None
@@ -48,7 +48,7 @@ class LibraryFacts:
 
 
 def _noted(path: Path) -> dict[str, Any]:
-    """Return what the build wrote beside the library, nothing if it is not there."""
+    """Return what the build recorded beside the library; empty if there is no record."""
     try:
         noted = json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _why_not_loaded(error: OSError, noted: dict[str, Any]) -> str:
-    """Return the likely reason in words, then the loader's own."""
+    """Return the likely reason, followed by the loader's error."""
     built_with = noted.get("torch", "an unknown release")
     running = torch.__version__
     if noted.get("cuda") and torch.version.cuda is None:

@@ -1,15 +1,15 @@
 """Make a trained detector sparse in minutes, without labels.
 
-An encoder that updates a share of its tokens alone loses most of a dense detector's accuracy,
-because the other tokens stand still and nobody taught it which to keep. Here, the tokens left out
-move by an affine bypass (:mod:`tokendetr.encoder.bypass`) fitted by least squares, and a score head
-learns which tokens the dense decoder looks at; both need images, but no labels.
+If the encoder of a trained detector simply skips most tokens, it loses most of its accuracy: the
+skipped tokens stay unchanged, and no score tells which tokens to keep. Here an affine bypass
+(:mod:`tokendetr.encoder.bypass`), fitted by least squares, replaces the skipped updates, and a
+score head learns which tokens the dense decoder attends to. Both need images, but no labels.
 """
 
 from tokendetr.analysis.dial import TooSlowError, keep_ratio_within
 from tokendetr.errors import NotSparsifiableError
 from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit
-from tokendetr.sparsification.images import FewImagesError, UnlabelledImages
+from tokendetr.sparsification.images import FewImagesError, UnlabeledImages
 from tokendetr.sparsification.job import SparsifyJob, run_job
 from tokendetr.sparsification.recipe import (
     BUDGETS,
@@ -38,7 +38,7 @@ __all__ = [
     "SparsifyJob",
     "StaleFitError",
     "TooSlowError",
-    "UnlabelledImages",
+    "UnlabeledImages",
     "agreement",
     "compare",
     "fit",

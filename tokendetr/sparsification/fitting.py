@@ -1,7 +1,6 @@
-"""Fit a sparse detector to its dense twin, without labels: maps, then scores, then, if wanted,
-the encoder itself. Interrupted fits continue where they were.
+"""Fit a sparse detector to its dense teacher without labels: the bypass's maps, then scores, then
+optionally the encoder itself. Interrupted fits can be resumed.
 """
-# Over 350 lines: the steps of one fit, in order.
 
 import random
 from collections import deque
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.forward_context import open_pass
 from tokendetr.errors import NotSparsifiableError
-from tokendetr.sparsification.images import UnlabelledImages
+from tokendetr.sparsification.images import UnlabeledImages
 from tokendetr.sparsification.learning import (
     RATIOS,
     Lesson,
@@ -37,7 +36,7 @@ from tokendetr.sparsification.teacher import (
 __all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
 
 SCORE_RATIO = 0.3
-"""Share of the tokens that scores are taught to find; their order serves all ratios."""
+"""Share of the tokens that scores learn to find; their ranking serves all keep ratios."""
 
 _FIRST_BATCHES = 4
 _SAVED_EVERY = 25
@@ -49,19 +48,19 @@ _HEADS = tuple(f"sparsifier.{name}" for name in _NOT_SCORES[1:])
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How much is fitted.
+    """Length of a fit.
 
     Attributes:
-        score_iterations: batches that the scores learn from.
-        distill_iterations: batches that encoder, maps and scores learn from afterwards; 0 leaves
-            the detector's weights as they are.
-        max_images: at most so many images for the maps.
-        tolerance: the maps have seen enough when twice the images lower their error on held-back
-            ones by less than this share.
-        seed: of everything.
+        score_iterations: batches to train the scores on.
+        distill_iterations: batches to then train encoder, maps and scores on; 0 leaves the
+            detector's weights unchanged.
+        max_images: maximum number of images for the maps.
+        tolerance: stop adding images to the maps when doubling their number lowers the error on
+            held-back images by less than this share.
+        seed: of all random numbers.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: a number is out of range.
     """
 
     score_iterations: int = 300
@@ -79,12 +78,12 @@ class FitOptions:
 
 @dataclass
 class FitResult:
-    """What a fit found.
+    """Result of a fit.
 
     Attributes:
-        curve: (images, share of the tokens' movement that maps leave unexplained on held-back
+        curve: (images, share of the tokens' change that the maps leave unexplained on held-back
             images), as images were added.
-        losses: of the last iterations of each stage, mean.
+        losses: mean loss of the last iterations of each stage.
     """
 
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -92,13 +91,13 @@ class FitResult:
 
 
 class _Fit:
-    """One fit: what its stages share."""
+    """State shared by the stages of one fit."""
 
     def __init__(
         self,
         teacher: DenseTeacher,
         student: nn.Module,
-        images: UnlabelledImages,
+        images: UnlabeledImages,
         options: FitOptions,
         state: FitState,
         progress: Callable[[str, int, int, float], None],
@@ -112,7 +111,7 @@ class _Fit:
         self.result = FitResult()
 
     def maps(self) -> None:
-        """Fit the maps to ever twice as many images, until that no longer helps."""
+        """Fit the maps, doubling the number of images until that no longer helps."""
         saved = self.state.of("maps")
         if saved == {}:
             return
@@ -162,7 +161,7 @@ class _Fit:
         return fitted, held_back
 
     def scores(self) -> None:
-        """Teach the scores where the dense decoder looks."""
+        """Train the scores to predict the dense decoder's attention."""
         parameters = [
             parameter
             for name, parameter in self.sparsifier.named_parameters()
@@ -179,7 +178,7 @@ class _Fit:
         self._learn("scores", loss, parameters, lesson)
 
     def budget(self) -> None:
-        """Calibrate a budget by score mass on images fitted to; too quick to be resumed."""
+        """Calibrate a budget by score mass; too quick to need a saved state."""
         budget = getattr(self.sparsifier, "mass_budget", None)
         if budget is None:
             return
@@ -197,12 +196,12 @@ class _Fit:
         budget.calibrate(scores)
 
     def distillation(self) -> None:
-        """Teach encoder, maps and scores the dense encoder's memory, at changing ratios."""
+        """Distill the dense encoder's memory into encoder, maps and scores, at random ratios."""
         lesson = Lesson(self.options.distill_iterations, 2e-4, clip_norm=0.1)
 
         def loss(dense: DensePass, iteration: int) -> Tensor:
             draw = random.Random(f"{self.options.seed} {iteration}")
-            torch.manual_seed(draw.getrandbits(32))  # for tokens chosen at random
+            torch.manual_seed(draw.getrandbits(32))  # of sparsifiers that choose random tokens
             with _keeping(self.sparsifier, draw.choice(RATIOS)), open_pass(self.student):
                 return self._distillation_loss(dense)
 
@@ -262,7 +261,7 @@ class _Fit:
         self.result.losses[stage] = sum(recent) / max(1, len(recent))
 
     def restore(self) -> None:
-        """Put back what an interrupted fit had learned."""
+        """Restore the weights of an interrupted fit."""
         if "encoder" in self.state.loaded:
             self.encoder.load_state_dict(self.state.loaded["encoder"])
             self.result.curve = [(int(n), float(e)) for n, e in self.state.loaded["curve"]]
@@ -270,7 +269,7 @@ class _Fit:
 
 @contextmanager
 def _keeping(sparsifier: Any, ratio: float) -> Iterator[None]:
-    """Keep another share of the tokens inside the ``with`` block."""
+    """Set another keep ratio inside the ``with`` block."""
     own, sparsifier.keep_ratio = sparsifier.keep_ratio, ratio
     try:
         yield
@@ -281,34 +280,34 @@ def _keeping(sparsifier: Any, ratio: float) -> Iterator[None]:
 def fit(
     dense: nn.Module,
     student: nn.Module,
-    images: UnlabelledImages,
+    images: UnlabeledImages,
     options: FitOptions | None = None,
     *,
     state_file: Path | None = None,
     progress: Callable[[str, int, int, float], None] = lambda *_: None,
 ) -> FitResult:
-    """Fit a sparse detector to its dense twin; only the former changes.
+    """Fit a sparse detector to its dense teacher; only the sparse one changes.
 
     Args:
         dense: the trained detector.
         student: the same detector with the same weights, whose encoder has a sparsifier with a
-            bypass (:func:`tokendetr.sparsification.sparse_model`); supervised.
-        images: what to look at.
-        options: how much is fitted.
-        state_file: written as the fit goes on; a file that is there continues it.
-        progress: gets the stage, how far it is, how long it is at most, and the mean of the last
-            losses.
+            bypass (:func:`tokendetr.sparsification.sparse_model`).
+        images: images to fit to.
+        options: length of the fit.
+        state_file: written during the fit; an existing file resumes it.
+        progress: called with the stage, the number of steps done and at most needed, and the mean
+            of the last losses.
 
     Raises:
-        NotSparsifiableError: where the student has no such encoder.
-        StaleFitError: where the file belongs to another fit.
-        FloatingPointError: where a loss is not finite.
+        NotSparsifiableError: the student has no such encoder.
+        StaleFitError: the file belongs to another fit.
+        FloatingPointError: a loss is not finite.
     """
     options = options or FitOptions()
     sparsifier = getattr(find_encoder(student), "sparsifier", None)
     if getattr(sparsifier, "bypass", None) is None or not hasattr(sparsifier, "keep_ratio"):
         raise NotSparsifiableError(
-            "the student's encoder needs a sparsifier of the keep kind with a bypass"
+            "the student's encoder needs a sparsifier that keeps tokens, with a bypass"
         )
     fingerprint = {
         **asdict(options),

@@ -1,4 +1,4 @@
-"""Unlabelled images of a folder, in seeded batches that depend on nothing but their number."""
+"""Unlabeled images in seeded batches: a batch depends on the seed and its number alone."""
 
 import hashlib
 import logging
@@ -13,31 +13,31 @@ from detectron2.data import DatasetCatalog
 
 from tokendetr.predict import Predictor, find_images, read_rgb
 
-__all__ = ["FewImagesError", "UnlabelledImages"]
+__all__ = ["FewImagesError", "UnlabeledImages"]
 
 HELD_BACK_SHARE = 0.15
 HELD_BACK_LIMITS = (2, 60)
-"""Share of the images that nothing is fitted to, and at least and at most how many."""
+"""Share of the images that are held back, and its least and greatest number of images."""
 
 logger = logging.getLogger(__name__)
 
 
 class FewImagesError(ValueError):
-    """There are too few readable images to fit anything to and hold some back."""
+    """There are too few readable images to fit to some and hold others back."""
 
 
-class UnlabelledImages:
-    """Images to fit to, and others that are held back.
+class UnlabeledImages:
+    """Images to fit to, and held-back images to measure on.
 
     Args:
         files: image files, in any order.
-        inputs: makes a detector's input of a picture (resized, channels in order).
-        seed: of the order and of what is held back.
+        inputs: converts an image to a detector's input (resized, with the right channel order).
+        seed: of the order and of the held-back images.
         batch_size: images per batch.
 
     Raises:
-        FewImagesError: where fewer than four files are readable images.
-        ValueError: for a batch size below 1.
+        FewImagesError: fewer than four files are readable images.
+        ValueError: a batch size below 1.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class UnlabelledImages:
     @classmethod
     def from_folders(
         cls, folders: Sequence[str], inputs: Predictor, *, seed: int = 0, batch_size: int = 8
-    ) -> "UnlabelledImages":
-        """Take all pictures of folders, files, glob patterns, or registered data sets.
+    ) -> "UnlabeledImages":
+        """Collect the images of folders, files, glob patterns, or registered data sets.
 
-        A data set's name stands for its pictures where there is no folder of that name; where one
-        folder holds the pictures of training and of test, the name keeps them apart.
+        A name is a data set's if there is no path of that name. If training and test images lie in
+        one folder, the names of the data sets separate them.
 
         Raises:
-            FileNotFoundError: one of them yields none.
-            FewImagesError: all together yield too few.
+            FileNotFoundError: one of them has no images.
+            FewImagesError: all together have too few.
         """
         names = [name for name in folders if not Path(name).exists()]
         registered = set(names) & set(DatasetCatalog.list())
@@ -91,7 +91,7 @@ class UnlabelledImages:
         return {**self._inputs.inputs(read_rgb(path)), "file_name": str(path)}
 
     def batch(self, number: int) -> list[dict[str, Any]]:
-        """Return one of endlessly many batches of images to fit to: each image once per epoch."""
+        """Return batch ``number`` of an endless sequence that has every image once per epoch."""
         count = len(self.fitted)
         places = range(number * self.batch_size, (number + 1) * self.batch_size)
         orders = {place // count: self._order(place // count) for place in places}
@@ -103,12 +103,12 @@ class UnlabelledImages:
         return order
 
     def digest(self) -> str:
-        """Return a short name of these files and their order."""
+        """Return a hash of the files and their order."""
         names = "\n".join(str(path.resolve()) for path in (*self.held_back, *self.fitted))
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def held_back_batches(self) -> list[list[Path]]:
-        """Return the files held back, in batches."""
+        """Return the held-back files, in batches."""
         size = self.batch_size
         return [self.held_back[i : i + size] for i in range(0, len(self.held_back), size)]
 

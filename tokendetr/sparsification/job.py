@@ -1,7 +1,7 @@
-"""From a dense detector's config and a folder of images to a sparse detector's config and weights.
+"""Make a dense detector sparse: from its config and a folder of images to a new config and weights.
 
-What is written: ``config.py``, which every tool reads; ``model.pth``; ``report.json`` and
-``report.md``. The dense detector's files stay as they are.
+Writes ``config.py``, which every tool reads, ``model.pth``, ``report.json`` and ``report.md``. The
+dense detector's files are not changed.
 """
 
 import io
@@ -26,7 +26,7 @@ from tokendetr.io.locks import lock_folder
 from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import Predictor
 from tokendetr.sparsification.fitting import FitOptions, fit
-from tokendetr.sparsification.images import UnlabelledImages
+from tokendetr.sparsification.images import UnlabeledImages
 from tokendetr.sparsification.recipe import Budget, Method, config_file, sparse_model
 from tokendetr.sparsification.report import SparsificationReport, compare
 from tokendetr.sparsification.teacher import find_encoder
@@ -57,16 +57,16 @@ globals().update({{_key: _config[_key] for _key in _config}})
 
 @dataclass(frozen=True)
 class SparsifyJob:
-    """What is to be made sparse, and how.
+    """Inputs and options of a job.
 
     Attributes:
         config: name (``tokendetr.zoo``) or file of the dense detector's config.
-        images: folders, files or glob patterns of unlabelled images.
-        output_dir: folder for what is written; an interrupted job continues there.
-        overrides: of the config, ``train.init_checkpoint=FILE`` among them.
+        images: folders, files or glob patterns of unlabeled images.
+        output_dir: output folder; an interrupted job resumes from it.
+        overrides: of the config, including ``train.init_checkpoint=FILE``.
         keep_ratio: share of an image's tokens that the encoder updates, in (0, 1].
-        method: how they are chosen, see :data:`tokendetr.sparsification.METHODS`.
-        options: how much is fitted.
+        method: how tokens are chosen, see :data:`tokendetr.sparsification.METHODS`.
+        options: length of the fit.
         batch_size: images per batch of the fit.
         evaluate: also measure AP on the config's test set before and after.
         budget: of an image, see :data:`tokendetr.sparsification.BUDGETS`.
@@ -87,12 +87,12 @@ class SparsifyJob:
 def run_job(
     job: SparsifyJob, *, progress: Callable[[str, int, int, float], None] = lambda *_: None
 ) -> SparsificationReport:
-    """Make a detector sparse, write it, and report how it compares.
+    """Make a detector sparse, write it, and compare it with the dense one.
 
     Raises:
-        ConfigError: where the config names no weights.
-        FileNotFoundError, KeyError: where config, weights or images are not there.
-        NotSparsifiableError: where the detector has no deformable encoder, or is sparse already.
+        ConfigError: the config names no weights.
+        FileNotFoundError, KeyError: config, weights or images do not exist.
+        NotSparsifiableError: the detector has no deformable encoder, or is sparse already.
         FewImagesError, StaleFitError, ValueError: as :func:`tokendetr.sparsification.fit`.
         OutputError: a file would replace one of the dense detector's.
         RunFolderError: another process writes to the folder.
@@ -105,7 +105,7 @@ def run_job(
         )
     _check_outputs(job, str(cfg.train.init_checkpoint))
     predictor = Predictor.from_config(cfg)
-    images = UnlabelledImages.from_folders(
+    images = UnlabeledImages.from_folders(
         job.images, predictor, seed=job.options.seed, batch_size=job.batch_size
     )
     dense = predictor.model
@@ -179,7 +179,7 @@ def _report(
     cfg: DictConfig,
     dense: nn.Module,
     student: nn.Module,
-    images: UnlabelledImages,
+    images: UnlabeledImages,
 ) -> SparsificationReport:
     name = f"{job.method}, keep {job.keep_ratio:g}"
     name += " on the mean" if job.budget == "mass" else ""

@@ -1,5 +1,5 @@
-"""What is learned by gradient without labels: scores from where the dense decoder looks, and the
-sparse encoder from the dense encoder's memory.
+"""Gradient-based learning without labels: scores from the dense decoder's attention, and the sparse
+encoder from the dense encoder's memory.
 
 Shapes: B image, N all tokens, C channel.
 """
@@ -18,17 +18,17 @@ from tokendetr.sparsification.teacher import DensePass, DenseTeacher
 __all__ = ["Lesson", "attention_loss", "memory_loss", "teach"]
 
 RATIOS = (0.1, 0.2, 0.3, 0.5)
-"""Keep ratios that one set of weights is taught for, one drawn per iteration."""
+"""Keep ratios that one set of weights is trained for; one is drawn per iteration."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """How long and how fast something is learned.
+    """Schedule of one training stage.
 
     Attributes:
-        iterations: batches.
-        lr: the highest learning rate of AdamW; falls to zero along a cosine.
-        clip_norm: gradients are shortened to this norm; None leaves them.
+        iterations: number of batches.
+        lr: initial learning rate of AdamW, with cosine decay to zero.
+        clip_norm: maximum norm of the gradients; None: no clipping.
     """
 
     iterations: int
@@ -37,7 +37,7 @@ class Lesson:
 
 
 def attention_loss(score_BN: Tensor, mass_BN: Tensor, dense: DensePass, ratio: float) -> Tensor:
-    """Return how badly scores predict the share of an image's tokens that has the greatest mass."""
+    """Return the loss of scores that predict the ``ratio`` of an image's tokens with most mass."""
     valid_counts = [sum(levels) for levels in dense.layout.valid_counts]
     return decoder_attention_loss(
         score_BN,
@@ -54,7 +54,7 @@ def memory_loss(memory_BNC: Tensor, dense: DensePass, weight_BN: Tensor) -> Tens
     Args:
         memory_BNC: of the sparse encoder.
         dense: the teacher's pass.
-        weight_BN: at least 0; padding counts nothing.
+        weight_BN: weight of each token, at least 0; padding is excluded.
     """
     weight_BN = weight_BN * dense.layout.valid_BN
     error_BN = (memory_BNC - dense.memories[-1]).square().mean(dim=-1)
@@ -62,7 +62,7 @@ def memory_loss(memory_BNC: Tensor, dense: DensePass, weight_BN: Tensor) -> Tens
 
 
 def sparse_scores(student: nn.Module, dense: DensePass) -> Tensor:
-    """Return what a sparse detector ranks a batch's tokens by, [B, N]."""
+    """Return the scores by which a sparse detector ranks a batch's tokens, [B, N]."""
     sparsifier: Any = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
     score_BN: Tensor = sparsifier.plan(dense.context(student)).score_BN
     return score_BN
@@ -82,17 +82,17 @@ def teach(
     """Minimize a loss over the teacher's passes.
 
     Args:
-        loss_of: from a pass and the iteration to the loss.
-        parameters: what is learned; others get no gradient.
-        lesson: length and speed.
-        teacher: makes the passes, with the decoder's attention.
-        batch: from an iteration to its images.
-        start: the first iteration, greater than 0 where an earlier run is continued.
-        state: of the optimizer, of that run.
-        after: gets the iteration, its loss and the optimizer's state after each update.
+        loss_of: computes the loss from a pass and the iteration.
+        parameters: the trained parameters; others get no gradient.
+        lesson: the schedule.
+        teacher: runs the passes, with the decoder's attention.
+        batch: returns the images of an iteration.
+        start: the first iteration, greater than 0 in a resumed run.
+        state: the optimizer's state in a resumed run.
+        after: called after each update with the iteration, its loss and the optimizer's state.
 
     Raises:
-        FloatingPointError: where the loss is not finite, before anything is updated by it.
+        FloatingPointError: the loss is not finite; raised before the update.
     """
     optimizer = torch.optim.AdamW(parameters, lr=lesson.lr, weight_decay=1e-4)
     if state is not None:

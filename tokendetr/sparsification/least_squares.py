@@ -1,9 +1,10 @@
 """Affine maps from an encoder's input to its memory, by ridge regression on streamed images.
 
-Sums of products are all that is kept of the images, so any number of them takes the same memory,
-and the error of any maps on held-back images follows from their sums alone.
+Only sums of products are kept of the images, so any number of them needs the same memory, and the
+error of any maps on held-back images follows from those images' sums.
+
 Shapes: R rows, C channel, E = C + 1 (channels and a constant), L level (or another kind of token),
-D channel of what is predicted.
+D predicted channel.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ from tokendetr.sparsification.teacher import DensePass
 __all__ = ["RIDGES", "NormalEquations", "relative_error", "solve"]
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Penalties tried, relative to the mean square of a channel; the best on held-back images is
-taken."""
+"""Candidate penalties, relative to the mean square of a channel; the best on held-back images is
+chosen."""
 _ROWS_AT_ONCE = 8192
 
 
@@ -29,10 +30,10 @@ class NormalEquations:
     """Sums over tokens, float64.
 
     Attributes:
-        input_LEE: products of the maps' input, with a 1 appended, with itself.
-        moved: per layer products [L, E, D] of that input with what is to be predicted: for an
-            encoder, how far the layer's memory is from its input (D is C).
-        square: per layer the squares of that [L, D].
+        input_LEE: X^T X of the maps' inputs X, with a 1 appended.
+        moved: per layer X^T Y [L, E, D], with the targets Y: for an encoder, the difference of the
+            layer's memory from the encoder's input (D = C).
+        square: per layer the sums of squares of Y [L, D].
     """
 
     input_LEE: Tensor
@@ -43,7 +44,7 @@ class NormalEquations:
     def empty(
         cls, *, num_layers: int, num_levels: int, embed_dim: int, outputs: int | None = None
     ) -> "NormalEquations":
-        """Return the sums over no tokens; ``outputs`` is D, None: ``embed_dim``."""
+        """Return the sums over no tokens; ``outputs`` is D, by default ``embed_dim``."""
         extended = embed_dim + 1
         outputs = embed_dim if outputs is None else outputs
         return cls(
@@ -63,7 +64,7 @@ class NormalEquations:
             self.add_rows(level, input_RC, [memory_RC.double() - input_RC for memory_RC in moved])
 
     def add_rows(self, level: int, input_RC: Tensor, targets: Sequence[Tensor]) -> None:
-        """Add tokens of one level, given what each layer's map is to predict, [R, D] each."""
+        """Add tokens of one level, with the target [R, D] of each layer's map."""
         for first in range(0, len(input_RC), _ROWS_AT_ONCE):
             rows = slice(first, first + _ROWS_AT_ONCE)
             x_RC = input_RC[rows].double()
@@ -75,7 +76,7 @@ class NormalEquations:
                 self.square[layer, level] += step_RD.square().sum(dim=0).cpu()
 
     def tokens(self, level: int) -> float:
-        """Return how many tokens of a level were seen."""
+        """Return the number of tokens added to a level."""
         return float(self.input_LEE[level, -1, -1])
 
     def state(self) -> dict[str, Tensor]:
@@ -89,14 +90,14 @@ class NormalEquations:
 
 
 def solve(equations: NormalEquations, held_back: NormalEquations) -> Tensor:
-    """Return maps [layers, L, E, C], per level with the penalty that suits held-back images best.
+    """Return maps [layers, L, E, C], with each level's best penalty on held-back images.
 
     A level without tokens keeps the identity (zeros).
     """
     maps = torch.zeros_like(equations.moved)
     extended = equations.input_LEE.shape[-1]
     penalty_E = torch.ones(extended, dtype=torch.float64)
-    penalty_E[-1] = 0  # constants are free
+    penalty_E[-1] = 0  # the constant is not penalized
     for level, products_EE in enumerate(equations.input_LEE):
         if equations.tokens(level) == 0:
             continue
@@ -122,8 +123,8 @@ def _error(maps_EC: Tensor, sums: NormalEquations, layer: int, level: int) -> Te
 
 
 def relative_error(maps: Tensor, sums: NormalEquations) -> float:
-    """Return the share of the tokens' squared movement that maps do not explain, over all layers
-    and levels; 1 for tokens that stand still."""
+    """Return the share of the tokens' squared change that maps do not explain, over all layers and
+    levels; 1 for maps of zeros."""
     layers, levels = sums.square.shape[:2]
     error = sum(
         float(_error(maps[layer, level], sums, layer, level).sum())
@@ -135,6 +136,6 @@ def relative_error(maps: Tensor, sums: NormalEquations) -> float:
 
 @torch.no_grad()
 def write(maps: Tensor, bypass: AffineBypass) -> None:
-    """Put maps [layers, L, E, C] into a bypass."""
+    """Write maps [layers, L, E, C] into a bypass."""
     bypass.weight.copy_(maps[:, :, :-1].transpose(-1, -2))
     bypass.bias.copy_(maps[:, :, -1])

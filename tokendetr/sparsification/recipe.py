@@ -1,4 +1,4 @@
-"""The config of a detector's sparse twin: the same detector, with a sparsifier and a bypass."""
+"""Config of a sparse detector: a dense detector's config plus a sparsifier and a bypass."""
 
 import copy
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ __all__ = [
 
 Method = Literal["sparse", "focus", "random"]
 METHODS: tuple[Method, ...] = ("sparse", "focus", "random")
-"""How tokens are chosen: one learned set for all layers, a learned cascade, or any tokens."""
+"""How tokens are chosen: one learned set for all layers, a learned cascade, or random tokens."""
 Budget = Literal["ratio", "mass"]
 BUDGETS: tuple[Budget, ...] = ("ratio", "mass")
-"""Every image keeps the same share of its tokens, or easy ones fewer at the same mean."""
+"""Every image keeps the same share of its tokens, or easy images fewer, at the same mean."""
 
 
 def sparsifier_node(
@@ -40,20 +40,19 @@ def sparsifier_node(
         model: node of a dense detector.
         method: one of :data:`METHODS`.
         keep_ratio: share of an image's tokens that is updated, in (0, 1].
-        budget: one of :data:`BUDGETS`; "mass" goes with method "sparse".
+        budget: one of :data:`BUDGETS`; "mass" needs method "sparse".
 
     Raises:
-        NotSparsifiableError: where the detector has no encoder in its config, or one with a
-            sparsifier already.
-        ValueError: for an unknown method or budget, a budget that the method has not, or a ratio
-            out of range.
+        NotSparsifiableError: the config has no encoder, or one that already has a sparsifier.
+        ValueError: an unknown method or budget, a budget that the method lacks, or a ratio out of
+            range.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if budget not in BUDGETS or (budget == "mass" and method != "sparse"):
         raise ValueError(
-            f"budget must be one of {BUDGETS}, got {budget!r}; 'mass' needs scores that one choice "
-            f"is made by for all layers: method 'sparse', got {method!r}"
+            f"budget must be one of {BUDGETS}, got {budget!r}; 'mass' needs method 'sparse', which "
+            f"scores tokens once for all layers, got {method!r}"
         )
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
@@ -73,7 +72,7 @@ def sparsifier_node(
             "num_heads": "${..num_heads}",
             "num_levels": "${..num_feature_levels}",
             "strides": [2 ** (7 - levels + level) for level in range(levels)],  # up to 64 pixels
-            "num_objects": 0,  # attention among objects has weights that only training gives
+            "num_objects": 0,  # attention among object tokens would need trained weights
         }
         if not _has_two_stages(model):
             node["num_classes"] = "${....num_classes}"
@@ -81,7 +80,7 @@ def sparsifier_node(
         node = {
             "_target_": "sparse_detr.SparseSparsifier",
             "selection": "random" if method == "random" else "dam",
-            "projection": "host" if _has_two_stages(model) else "own",
+            "projection": "detector" if _has_two_stages(model) else "own",
             "auxiliary_heads": False,
             "num_classes": "${....num_classes}",
         }
@@ -96,7 +95,7 @@ def sparsifier_node(
 
 
 def _has_two_stages(model: DictConfig) -> bool:
-    """Return whether the encoder's tokens have a projection and heads (DINO's always have)."""
+    """Return True if the detector has a two-stage projection and heads, as DINO always has."""
     if "as_two_stage" in model:
         return bool(model.as_two_stage)
     transformer = model.transformer
@@ -108,7 +107,7 @@ def _has_two_stages(model: DictConfig) -> bool:
 def sparse_model(
     model: DictConfig, method: Method, keep_ratio: float, budget: Budget = "ratio"
 ) -> DictConfig:
-    """Return a copy of a dense detector's config with a sparsifier that carries a bypass.
+    """Return a copy of a dense detector's config with a sparsifier that has a bypass.
 
     Raises:
         NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
@@ -121,10 +120,10 @@ def sparse_model(
 
 
 def config_file(config: str) -> str:
-    """Return the file of a config that is given by name (``tokendetr.zoo``) or by file.
+    """Return the file of a config given by name (``tokendetr.zoo``) or by path.
 
     Raises:
-        KeyError: where there is no config of that name.
+        KeyError: there is no config of that name.
     """
     if Path(config).suffix in (".py", ".yaml", ".yml"):
         return str(Path(config).expanduser().resolve())
@@ -140,12 +139,13 @@ def sparse_config(
     overrides: Sequence[str] = (),
     budget: Budget = "ratio",
 ) -> DictConfig:
-    """Return the whole config of a sparse detector: what ``tokendetr sparsify`` writes a call of.
+    """Return a sparse detector's complete config; the written ``config.py`` calls it.
 
     Args:
         config: name or file of the dense detector's config.
         method: see :func:`sparsifier_node`.
-        keep_ratio: likewise; ``model.transformer.encoder.sparsifier.keep_ratio=R`` changes it.
+        keep_ratio: see :func:`sparsifier_node`; the override
+            ``model.transformer.encoder.sparsifier.keep_ratio=R`` changes it later.
         checkpoint: weights of the sparse detector.
         overrides: of the dense detector's config.
         budget: see :func:`sparsifier_node`.

@@ -1,4 +1,4 @@
-"""How near a sparse detector is to its dense twin, and what it saves."""
+"""Compare a sparse detector with its dense original: agreement and cost."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from torch import nn
 from tokendetr.analysis.flops import count_flops
 from tokendetr.analysis.tables import Table
 from tokendetr.analysis.timing import timed
-from tokendetr.sparsification.images import UnlabelledImages
+from tokendetr.sparsification.images import UnlabeledImages
 
 __all__ = ["Row", "SparsificationReport", "agreement", "compare"]
 
 CONFIDENT = 0.3
 """Detections with at least this score are compared."""
 OVERLAP = 0.5
-"""Intersection over union from which detections of a class are the same."""
+"""Least IoU of two detections of a class that count as the same."""
 _TIMED_IMAGES = 8
 _COUNTED_IMAGES = 4
 
@@ -29,13 +29,13 @@ class Row:
     """One detector.
 
     Attributes:
-        name: what it is.
-        agreement: share of confident detections that both it and the dense detector have, in
-            percent (F1); None for the dense detector.
+        name: of the detector.
+        agreement: confident detections shared with the dense detector, F1 in percent; None for the
+            dense detector.
         gflops: of one image, mean of a few held-back ones.
-        encoder_gflops: of its encoder.
+        encoder_gflops: of the encoder alone.
         milliseconds: median of one image.
-        ap: box AP, where annotations were given.
+        ap: box AP in percent; None if it was not measured.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Row:
 
 @dataclass(frozen=True)
 class SparsificationReport:
-    """What came of making a detector sparse.
+    """Result of making a detector sparse.
 
     Attributes:
         rows: the dense detector first.
         held_back: number of images that agreement was measured on.
-        fit: what the fit found, see :class:`tokendetr.sparsification.FitResult`.
+        fit: fields of :class:`tokendetr.sparsification.FitResult`.
         seconds: time of each stage.
     """
 
@@ -93,8 +93,8 @@ class SparsificationReport:
 def agreement(pairs: Sequence[tuple[Instances, Instances]]) -> float:
     """Return the F1 score, in percent, of confident detections that two detectors share.
 
-    Detections match one to one, the best first, within a class, from an overlap of
-    :data:`OVERLAP`. Two detectors without any confident detection agree.
+    Detections of one class match one to one, best first, from an IoU of :data:`OVERLAP` on. Two
+    detectors without any confident detection agree.
 
     Args:
         pairs: per image the detections of both.
@@ -118,14 +118,14 @@ def agreement(pairs: Sequence[tuple[Instances, Instances]]) -> float:
 
 @torch.no_grad()
 def compare(
-    detectors: dict[str, nn.Module], images: UnlabelledImages, *, device: torch.device
+    detectors: dict[str, nn.Module], images: UnlabeledImages, *, device: torch.device
 ) -> list[Row]:
-    """Measure detectors on images held back; the first one is the dense detector.
+    """Measure detectors on held-back images; the first one is the dense detector.
 
     Args:
         detectors: in evaluation mode, by name.
-        images: of which those held back are used.
-        device: that the detectors are on.
+        images: the held-back ones are used.
+        device: of the detectors.
     """
     found: dict[str, list[Instances]] = {name: [] for name in detectors}
     for path in images.held_back:
@@ -134,7 +134,7 @@ def compare(
             found[name].append(detector([record])[0]["instances"].to("cpu"))
     timed_records = [images.read(path) for path in images.held_back[:_TIMED_IMAGES]]
     seconds: dict[str, list[float]] = {name: [] for name in detectors}
-    for record in timed_records:  # in turn, so that a busy machine is slow for all alike
+    for record in timed_records:  # alternating, so that a busy machine slows all detectors equally
         for name, detector in detectors.items():
             seconds[name].append(_seconds(detector, record, device))
     reference = next(iter(detectors))

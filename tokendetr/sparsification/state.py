@@ -1,4 +1,4 @@
-"""The file that an interrupted fit continues from."""
+"""The file from which an interrupted fit resumes."""
 
 import io
 from pathlib import Path
@@ -14,18 +14,18 @@ STAGES = ("maps", "scores", "distillation")
 
 
 class StaleFitError(ValueError):
-    """A folder holds an unfinished fit of something else, or one that cannot be read."""
+    """A folder holds an unfinished fit with other images or options, or a damaged one."""
 
 
 class FitState:
-    """What an interrupted fit needs to continue, in one file.
+    """State of a fit, saved in one file.
 
     Args:
-        path: of the file; None: nothing is kept.
-        fingerprint: what the fit is about.
+        path: of the file; None: nothing is saved.
+        fingerprint: images and options of the fit.
 
     Raises:
-        StaleFitError: where the file belongs to another fit, or is damaged.
+        StaleFitError: the file belongs to another fit, or is damaged.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ class FitState:
             )
 
     def save(self, stage: str, **payload: Any) -> None:
-        """Write what a stage has reached; nothing where there is no file."""
+        """Save the progress of a stage; does nothing without a file."""
         if self.path is None:
             return
         content = {"fingerprint": self.fingerprint, "stage": stage, **payload}
@@ -52,7 +52,7 @@ class FitState:
         write_atomically(str(self.path), buffer.getvalue())
 
     def of(self, stage: str) -> dict[str, Any] | None:
-        """Return what was saved in a stage; an empty dict where that stage lies behind."""
+        """Return the saved progress of a stage: None before it began, empty if it is complete."""
         if not self.loaded:
             return None
         saved = STAGES.index(self.loaded["stage"])

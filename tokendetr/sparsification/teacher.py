@@ -1,4 +1,4 @@
-"""The dense detector as a teacher: what its encoder gets and makes, and where its decoder looks.
+"""The dense detector as a teacher: its encoder's inputs and outputs, and its decoder's attention.
 
 Shapes: B image, N all tokens, C channel, L level.
 """
@@ -30,7 +30,7 @@ class DensePass:
         query_pos_BNC: their positions, or None.
         reference_points_BNL2: their reference points.
         memories: all tokens [B, N, C] after each layer of the encoder.
-        mass_BN: the decoder's attention to each token, or None where it was not asked for.
+        mass_BN: the decoder's attention to each token; None if it was not requested.
     """
 
     layout: LevelLayout
@@ -41,7 +41,7 @@ class DensePass:
     mass_BN: Tensor | None = None
 
     def context(self, student: nn.Module) -> EncoderContext:
-        """Return what the sparsifier of another detector plans a pass of the same tokens with."""
+        """Return a context for another detector's sparsifier to plan a pass of these tokens."""
         return EncoderContext(
             layout=self.layout,
             memory_BNC=self.input_BNC,
@@ -64,14 +64,13 @@ class DensePass:
 
 
 class DenseTeacher:
-    """Runs a dense detector in evaluation mode, without gradients, and notes what passes through
-    its encoder.
+    """Runs a dense detector without gradients, and records the inputs and outputs of its encoder.
 
     Args:
         detector: a detector with a deformable encoder, ours or detrex's.
 
     Raises:
-        NotSparsifiableError: where it has none.
+        NotSparsifiableError: it has none.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -84,7 +83,7 @@ class DenseTeacher:
 
         Args:
             records: images.
-            with_mass: also add up where the decoder looks.
+            with_mass: also sum the decoder's attention to each token.
         """
         seen: list[DensePass] = []
         layers: Any = self.encoder.layers
@@ -130,7 +129,7 @@ def find_encoder(detector: nn.Module) -> nn.Module:
     """Return a detector's deformable encoder.
 
     Raises:
-        NotSparsifiableError: where it has none.
+        NotSparsifiableError: it has none.
     """
     encoder = getattr(getattr(detector, "transformer", None), "encoder", None)
     layers = getattr(encoder, "layers", None)

@@ -1,4 +1,4 @@
-"""Tokens of feature pyramids: their layout, choosing among them, reducing and restoring them."""
+"""Tokens of feature pyramids: layout, selection, reduction and restoration."""
 
 from tokendetr.tokens.aggregate import AffinityMatch, match_by_affinity
 from tokendetr.tokens.assignment import (

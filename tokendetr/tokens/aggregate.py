@@ -1,6 +1,6 @@
-"""Which tokens of a level are rare, and which rare tokens the others are most like.
+"""Rank the tokens of a level by rarity, and match the common ones to the rare.
 
-Shapes: B image, N tokens of a level, T neighbours. Nothing here carries a gradient.
+Shapes: B image, N tokens of a level, T neighbors. Nothing here carries a gradient.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,23 @@ from tokendetr.tokens.windows import ZERO_NORM
 
 @dataclass(frozen=True)
 class AffinityMatch:
-    """How a level's unimportant tokens are matched to important ones.
+    """Match of a level's unimportant tokens to important ones.
 
     Attributes:
         score_BN: rarity, higher = more important; -inf for padding.
         important_BN: bool, True for the important tokens.
-        index_BK: long, the important tokens, most important first; an image's own count comes
-            first.
-        match_BNT: long, the tokens that are most alike, best first.
-        hit_BNT: bool, True where an unimportant token is to be merged into ``match_BNT``.
+        index_BK: long, the important tokens, most important first; entries beyond an image's own
+            count are padding.
+        neighbor_index_BNT: long, the most similar tokens, best first.
+        absorbs_BNT: bool, True if that neighbor absorbs the token: the neighbor is important, the
+            token is not.
     """
 
     score_BN: Tensor
     important_BN: Tensor
     index_BK: Tensor
-    match_BNT: Tensor
-    hit_BNT: Tensor
+    neighbor_index_BNT: Tensor
+    absorbs_BNT: Tensor
 
 
 @torch.no_grad()
@@ -45,24 +46,22 @@ def match_by_affinity(
     score_BN: Tensor | None = None,
     order_BN: Tensor | None = None,
 ) -> AffinityMatch:
-    """Rank a level's tokens by rarity, and find for every unimportant one the important ones among
-    its neighbours.
+    """Rank a level's tokens by rarity, and match each unimportant one to its important neighbors.
 
-    Rarity is the mean of 1 / cosine over an image's other tokens. An unimportant token's
-    neighbours are the ``num_neighbors`` tokens (of any kind, itself left out) of the highest
-    cosine; those that are important take it in.
+    Rarity is the mean of 1 / cosine over an image's other tokens. The neighbors of an unimportant
+    token are the ``num_neighbors`` tokens of the highest cosine, important or not, itself excluded;
+    the important ones among them absorb it.
 
     Args:
         x_BNC: one level's tokens.
-        important_counts: how many tokens of each image are important.
-        valid_BN: bool, True where a token is real; None where all are.
+        important_counts: number of important tokens of each image.
+        valid_BN: bool, True for real tokens; None if all are.
         valid_counts: real tokens of each image.
-        num_neighbors: neighbours T; fewer where an image has no more other tokens.
-        min_cosine: lower bound of cosines before they are inverted, above 0: keeps "less alike =
-            more important".
-        score_BN: ranks the tokens instead of rarity where given.
-        order_BN: long, the order in which an image's equally rare tokens are taken; that of
-            position where None.
+        num_neighbors: neighbors T; fewer if an image has fewer other tokens.
+        min_cosine: lower bound of cosines before they are inverted, above 0. A negative cosine
+            would otherwise make the least similar tokens the least rare.
+        score_BN: scores that replace rarity; None computes rarity.
+        order_BN: long, the order in which equally rare tokens are chosen; None: by position.
 
     Source: Dynamic DETR (ICML 2025), section 3.3, equation 10 and algorithm 1. Differs: cosines
     are clamped; all merges use the tokens as they were before (the paper's loop depends on the
@@ -73,7 +72,8 @@ def match_by_affinity(
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True).clamp_min(ZERO_NORM)
     unit_BNC = x_BNC / norm_BN1
     cosine_BNN = unit_BNC @ unit_BNC.transpose(1, 2)
-    cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2  # exact ties of two tokens stay ties
+    # A matrix product rounds (i, j) and (j, i) differently: equally rare tokens must tie exactly.
+    cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2
     itself_NN = torch.eye(tokens, dtype=torch.bool, device=x_BNC.device)
     other_BNN = ~itself_NN.expand(batch, -1, -1)
     if valid_BN is not None:
@@ -81,7 +81,7 @@ def match_by_affinity(
     if score_BN is None:
         others_B1 = torch.tensor(valid_counts, device=x_BNC.device)[:, None].sub(1).clamp_min(1)
         inverse_BNN = cosine_BNN.clamp_min(min_cosine).reciprocal()
-        # Exact in double precision: tokens that tie do so in whatever order they are added up.
+        # In float64 the order of the sum hardly matters, so equally rare tokens tie in any batch.
         sum_BN = inverse_BNN.masked_fill(~other_BNN, 0.0).sum(dim=2, dtype=torch.float64)
         score_BN = (sum_BN / others_B1).to(x_BNC.dtype)
     if valid_BN is not None:
@@ -98,18 +98,22 @@ def match_by_affinity(
     important_BN = torch.zeros(batch, tokens, dtype=torch.bool, device=x_BNC.device)
     chosen_BK = torch.ones_like(index_BK, dtype=torch.bool) if chosen_BK is None else chosen_BK
     important_BN = important_BN.scatter(1, index_BK, chosen_BK)
-    match_BNT, found_BNT = _nearest(
+    neighbor_index_BNT, found_BNT = _nearest(
         cosine_BNN.masked_fill(~other_BNN, float("-inf")), num_neighbors
     )
     source_BN = ~important_BN if valid_BN is None else ~important_BN & valid_BN
-    flat_BM = match_BNT.flatten(1)
-    hit_BNT = important_BN.gather(1, flat_BM).view_as(match_BNT) & found_BNT & source_BN[..., None]
-    return AffinityMatch(score_BN, important_BN, index_BK, match_BNT, hit_BNT)
+    flat_BM = neighbor_index_BNT.flatten(1)
+    absorbs_BNT = (
+        important_BN.gather(1, flat_BM).view_as(neighbor_index_BNT)
+        & found_BNT
+        & source_BN[..., None]
+    )
+    return AffinityMatch(score_BN, important_BN, index_BK, neighbor_index_BNT, absorbs_BNT)
 
 
 def _nearest(similarity_BNN: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return each row's ``count`` highest columns (the first of equals), and whether they are
-    above -inf."""
+    """Return each row's ``count`` highest columns, the first of equals, and a mask of those above
+    -inf."""
     similarity_BNN = similarity_BNN.clone()
     columns, found = [], []
     for _ in range(min(count, similarity_BNN.shape[2])):

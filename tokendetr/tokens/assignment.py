@@ -1,7 +1,7 @@
-"""How much of each token goes into each reduced token: the matrices m that :class:`Mix` is made of.
+"""Assignment matrices of :class:`Mix`: the share of each token that goes into each reduced token.
 
-m [B, K, N] is kept in whatever form is cheapest and handed out in blocks of columns (tokens), so
-that nothing of size K x N need exist where there are many tokens.
+The matrix m [B, K, N] is stored in its cheapest form and read in blocks of columns (tokens), so
+that nothing of size K x N exists if there are many tokens.
 Shapes: B image, N all tokens, K reduced tokens, n tokens of one block, E all tokens of
 the batch, C channel.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tokendetr.tokens.maps.base import take_rows
 
 COLUMNS_AT_ONCE = 1024
-"""Tokens whose columns exist together."""
+"""Columns (tokens) of m per block."""
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -49,7 +49,7 @@ class Assignment(ABC):
 
         Args:
             x_BNC: tokens, of any floating type.
-            weight_BN: what a token counts; 1 where None.
+            weight_BN: weight of each token; None: 1.
 
         Returns:
             float32 [B, K, C] and float32 [B, K].
@@ -68,7 +68,7 @@ class Assignment(ABC):
 
 
 class DenseAssignment(Assignment):
-    """A matrix that exists.
+    """An assignment stored as a matrix.
 
     Args:
         share_BKN: float32, m.
@@ -83,15 +83,15 @@ class DenseAssignment(Assignment):
         return self.share_BKN[:, :, start:stop]
 
     def blocks(self) -> Iterator[slice]:
-        """Yield one range: the matrix exists anyway."""
+        """Yield one range: the matrix is in memory anyway."""
         yield slice(0, self.num_all)
 
 
 class ClusterAssignment(Assignment):
-    """Every token goes whole into one reduced token, or nowhere (pruning, merging).
+    """Every token goes entirely into one reduced token, or is dropped (pruning, merging).
 
     Args:
-        cluster_BN: long, the reduced token of each token; -1 where it is dropped.
+        cluster_BN: long, the reduced token of each token; -1 for dropped tokens.
         num_tokens: reduced tokens K.
     """
 
@@ -119,25 +119,25 @@ class ClusterAssignment(Assignment):
 
 
 class SimilarityAssignment(Assignment):
-    """Every token is shared out among the informative tokens by gated cosine similarity.
+    """Every token is distributed over the informative tokens by gated cosine similarity.
 
-    A column with no similarity at or above the threshold is shared out evenly.
+    A token with no similarity at or above the threshold is distributed evenly.
 
     Args:
         x_BNC: the tokens' features; zero vectors are similar to none.
         index_BK: long, the informative tokens.
         threshold: similarities below it count as 0, in [-1, 1].
-        temperature: how sharply the most similar are preferred, > 0.
-        valid_BN: bool, False = padding, whose columns are 0; None where there is none.
-        valid_BK: bool, False = an entry of ``index_BK`` that is not used; None where all are.
-        query_BKC: what tokens are compared with; None: the informative tokens.
+        temperature: factor of the similarities in the softmax, > 0; larger is sharper.
+        valid_BN: bool, False = padding, whose columns are 0; None if there is none.
+        valid_BK: bool, False = an unused entry of ``index_BK``; None if all are used.
+        query_BKC: vectors that tokens are compared with; None: the informative tokens.
         similarity: "cosine"; or "euclidean", 1 - d^2 / (2 n), with d the distance and n the mean
-            squared length of the sequence's tokens: the cosine where all are equally long.
-        normalize: whether a column sums to 1; False: it holds the gated similarities.
+            squared length of the sequence's tokens; equals the cosine if all are equally long.
+        normalize: make each column sum to 1; False keeps the gated similarities.
 
     Source: Token Transforming, arXiv 2506.05709, equations 3 to 5.
-    Differs: similarities and softmax are float32 whatever the features are: a temperature of 150
-    makes a factor 4.5 of a hundredth.
+    Differs: similarities and softmax are float32 for any dtype of features, since a temperature of
+    150 turns an error of 0.01 in the cosine into a factor of 4.5.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class SimilarityAssignment(Assignment):
         if self._normalize:
             logits_BKn = share_BKn * self._temperature
             if self._valid_BK is not None:
-                # Not -inf: an image without any valid token would give NaN.
+                # Not -inf: the softmax of an image without valid tokens would be NaN.
                 logits_BKn = logits_BKn.masked_fill(~self._valid_BK[..., None], -1e30)
             share_BKn = logits_BKn.softmax(dim=1)
         if self._valid_BK is not None:
@@ -188,12 +188,12 @@ class SimilarityAssignment(Assignment):
             return product_BKn
         square_BK1 = self._chosen_BKC.square().sum(dim=2, keepdim=True)
         square_B1n = token_BnC.square().sum(dim=2)[:, None]
-        # Rounding must not make a token more than like itself.
+        # Rounding must not raise a similarity above that of equal tokens.
         return (1 + product_BKn - (square_BK1 + square_B1n) / 2).clamp_max(1.0)
 
 
 def _scaled(x_BNC: Tensor, all_BNC: Tensor, valid_BN: Tensor | None, similarity: str) -> Tensor:
-    """Return vectors whose products tell how alike they are."""
+    """Return vectors scaled so that their products are similarities."""
     if similarity == "cosine":
         return F.normalize(x_BNC, dim=-1)
     square_BN = all_BNC.square().sum(dim=2)
@@ -216,7 +216,7 @@ def assign_by_similarity(
     similarity: str = "cosine",
     normalize: bool = True,
 ) -> Assignment:
-    """Return the gated assignment, as a matrix where it is small and else in blocks.
+    """Return the gated assignment: a matrix if it is small, else computed in blocks.
 
     Args: those of :class:`SimilarityAssignment`.
     """

@@ -18,13 +18,13 @@ _TRIED = 4001
 class MassBudget(nn.Module):
     """Keeps the fewest tokens of an image that hold all but a share of its score mass.
 
-    An image's mass is the sum of its scores' sigmoids. Where it lies on few tokens, few are kept.
-    Which share to leave spends a keep ratio on the mean of images is calibrated (:meth:`calibrate`)
-    for multiples of 1 / 20 and interpolated between; before that, it is 1 less the ratio.
+    An image's mass is the sum of its scores' sigmoids; if few tokens carry it, few are kept. The
+    share to leave out at a given mean keep ratio is calibrated (:meth:`calibrate`) for ratios that
+    are multiples of 1 / 20 and interpolated between them; uncalibrated, it is 1 - ratio.
 
     Attributes:
-        left_S: share of the mass that is left out, for each step of the keep ratio, from 1 to 0; a
-            buffer. It is precise where nearly all of the mass is kept.
+        left_S: share of the mass that is left out at keep ratio s / 20, from 1 to 0; a buffer.
+            Shares left out, not kept, since float32 resolves small numbers best.
     """
 
     left_S: Tensor
@@ -52,7 +52,7 @@ class MassBudget(nn.Module):
         Args:
             score_BN: logits.
             ratio: mean share of tokens that images keep, in (0, 1]; at 1 all are kept.
-            valid_BN: bool, True = real; None where all are. Padding has no mass.
+            valid_BN: bool, True = real; None if all are. Padding has no mass.
             valid_counts: real tokens of each image.
 
         Returns:
@@ -70,13 +70,13 @@ class MassBudget(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, scores: Sequence[Tensor]) -> None:
-        """Choose the shares at which images keep, on their mean, what the keep ratio says.
+        """Calibrate the shares so that images keep, on average, their keep ratio of tokens.
 
         Args:
             scores: logits of each image's real tokens, one dimension each.
 
         Raises:
-            ValueError: without scores.
+            ValueError: there are no scores.
         """
         if not scores:
             raise ValueError("a budget is calibrated on the scores of at least one image")
@@ -96,5 +96,5 @@ class MassBudget(nn.Module):
 
 
 def _mass(score: Tensor) -> Tensor:
-    """Return sigmoids in float64, so that an image's sums do not depend on its padding."""
+    """Return sigmoids in float64: sums of an image hardly depend on their order or its padding."""
     return score.detach().double().nan_to_num(nan=-torch.inf).sigmoid()

@@ -1,4 +1,4 @@
-"""How many tokens of each image: Python integers, or a tensor in a program that is being exported.
+"""Token counts of each image: Python integers, or a tensor in a program that is being exported.
 
 Shapes: B image.
 """
@@ -12,29 +12,29 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TracedCounts:
-    """Counts that only the exported program knows, and what they cannot exceed.
+    """Counts that an exported program computes at run time, with their upper bound.
 
     Attributes:
         count_B: long.
-        longest: upper bound of every count, of which shapes are made.
+        longest: upper bound of every count, from which shapes are made.
     """
 
     count_B: Tensor
     longest: int
 
     def map(self, rule: Callable[[int], int]) -> "TracedCounts":
-        """Return ``rule`` of each count, from a table of all counts there can be."""
+        """Apply ``rule`` to each count by a table of all possible counts."""
         table = [rule(count) for count in range(self.longest + 1)]
         table_T = torch.tensor(table, dtype=torch.long, device=self.count_B.device)
         return TracedCounts(table_T[self.count_B], max(table))
 
 
 Counts = Sequence[int] | TracedCounts
-"""A count for each image."""
+"""One count per image."""
 
 
 def map_counts(counts: Counts, rule: Callable[[int], int]) -> Counts:
-    """Return ``rule`` of the count of each image.
+    """Apply ``rule`` to each image's count.
 
     Args:
         counts: of each image.
@@ -46,5 +46,5 @@ def map_counts(counts: Counts, rule: Callable[[int], int]) -> Counts:
 
 
 def longest_count(counts: Counts) -> int:
-    """Return the largest count; in a traced program the largest that there can be."""
+    """Return the largest count; in a traced program its upper bound."""
     return counts.longest if isinstance(counts, TracedCounts) else max(counts, default=0)

@@ -1,4 +1,4 @@
-"""Which tokens belong to annotated objects: boxes rasterised on token grids.
+"""Rasterize boxes on token grids: the tokens that belong to annotated objects.
 
 Shapes: B image, N all tokens, L level, G box, H and W a grid's height and width.
 """
@@ -19,13 +19,13 @@ EVERY_SIZE: SizeRange = (-math.inf, math.inf)
 
 
 def overlapping_size_ranges(ends_px: Sequence[float]) -> tuple[SizeRange, ...]:
-    """Return a size range per level, each starting in the middle of the one before.
+    """Return one size range per level, each starting in the middle of the one before.
 
     Args:
-        ends_px: where the ranges of all levels but the coarsest end, increasing.
+        ends_px: ends of the ranges of all levels but the coarsest, increasing.
 
     Raises:
-        ValueError: where they do not increase.
+        ValueError: the ends are not positive and increasing.
 
     Source: Focus-DETR, arXiv 2307.12612, equation 1.
     """
@@ -47,28 +47,28 @@ def grid_labels(
     rule: LabelRule,
     size_range: SizeRange = EVERY_SIZE,
 ) -> Tensor:
-    """Return which tokens of one grid belong to any of an image's boxes.
+    """Return a mask of the tokens of one grid that belong to any of an image's boxes.
 
     Args:
-        boxes_xyxy_px: float [G, 4] in pixels of the image that the network sees.
+        boxes_xyxy_px: float [G, 4] in pixels of the network's input.
         height: rows of the grid.
         width: its columns.
-        stride: pixels per token; token (i, j) covers the pixels from (i, j) * stride on.
+        stride: pixels per token; token (i, j) covers ``stride`` x ``stride`` pixels from
+            (i, j) * stride.
         rule: "center": the token's central pixel, ``stride // 2`` from its upper left corner, lies
-            strictly inside the box; "center_half_size": likewise, with another meaning of
-            ``size_range``; "overlap": token and box share an area above 0.
-        size_range: with "center", what the distance from the central pixel to the box's farthest
-            side must be in, lower end excluded, in pixels; with "center_half_size", what half the
-            box's larger side must be in.
+            strictly inside the box; "center_half_size": likewise, with another ``size_range``;
+            "overlap": token and box overlap in an area above 0.
+        size_range: range (lower, upper], in pixels, of the distance from the central pixel to the
+            box's farthest side ("center"), or of half the box's larger side ("center_half_size").
 
     Returns:
         Bool [H, W].
 
     Raises:
-        ValueError: for another rule, a stride below 1, or boxes of another shape.
+        ValueError: unknown rule, stride below 1, or boxes of another shape.
 
-    Source: Focus-DETR, arXiv 2307.12612, section 3.2, equation 1 : the text's distance is half the
-    larger side ("center_half_size"), the published code's that to the farthest side ("center").
+    Source: Focus-DETR, arXiv 2307.12612, section 3.2, equation 1. The paper's text takes half the
+    larger side ("center_half_size"), its published code the farthest side ("center").
     """
     if rule not in LABEL_RULES:
         raise ValueError(f"rule must be one of {LABEL_RULES}, got {rule!r}")
@@ -106,20 +106,20 @@ def box_labels(
     rule: LabelRule,
     size_ranges: Sequence[SizeRange] | None = None,
 ) -> Tensor:
-    """Return which tokens of a batch of pyramids belong to a box; padding never does.
+    """Return a mask of the tokens of a batch of pyramids that belong to a box; never padding.
 
     Args:
         boxes_xyxy_px: per image, float [G, 4] in pixels.
         layout: the batch.
         strides: pixels per token of each level, finest first.
         rule: see :func:`grid_labels`.
-        size_ranges: per level the ``size_range`` of :func:`grid_labels`; every size where None.
+        size_ranges: per level the ``size_range`` of :func:`grid_labels`; None: every size.
 
     Returns:
         Bool [B, N].
 
     Raises:
-        ValueError: where the numbers of images, levels, strides and ranges do not fit.
+        ValueError: numbers of images, levels, strides or ranges differ.
     """
     ranges = [EVERY_SIZE] * layout.num_levels if size_ranges is None else size_ranges
     if len(boxes_xyxy_px) != layout.batch_size:

@@ -1,4 +1,4 @@
-"""The geometry of a batch of feature pyramids that was flattened into one token sequence.
+"""Geometry of a batch of feature pyramids, flattened into one token sequence.
 
 Shapes: B image, N all tokens (finest level first, row by row), L level, H and W a level's height
     and width.
@@ -19,18 +19,18 @@ LevelShapes = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class LevelLayout:
-    """Where every token of a flattened pyramid lies, and which tokens are real.
+    """Position and validity of every token of a flattened pyramid.
 
-    Sizes are Python integers: nothing here waits for a device, except :attr:`valid_counts` the
-    first time where only masks are known.
+    Sizes are Python integers, so nothing here synchronizes with a device, except the first
+    :attr:`valid_counts` or :attr:`valid_sizes` of a layout that was made from masks.
 
     Attributes:
         level_shapes: ``(height, width)`` of each level, finest first.
         valid_BN: bool, True where a token is real and False where it is padding.
         valid_ratios_BL2: float, real width / width and real height / height of each level.
-        known_sizes: real ``(height, width)`` per image and level, where the maker knew them.
-        traced_sizes_BL2: the same as a long tensor in a program that is being exported: sizes are
-            an input of the program then, and nothing may ask for them as Python integers.
+        known_sizes: real ``(height, width)`` per image and level, if they were given as integers.
+        traced_sizes_BL2: the same as a long tensor in a program that is being exported. Sizes are
+            an input of that program, so they are not available as Python integers.
     """
 
     level_shapes: LevelShapes
@@ -58,12 +58,12 @@ class LevelLayout:
 
     @classmethod
     def from_masks(cls, padding_masks: Sequence[Tensor]) -> "LevelLayout":
-        """Describe levels by their padding masks.
+        """Make a layout from padding masks.
 
         Args:
-            padding_masks: per level, finest first, bool [B, H, W] with True = padding. Padding lies
-                at the right and the bottom (upstream's rule for valid ratios looks at the first row
-                and column).
+            padding_masks: per level, finest first, bool [B, H, W] with True = padding. Padding must
+                lie at the right and the bottom: upstream's valid ratios are read from the first row
+                and column.
         """
         masks = [mask.bool() for mask in padding_masks]
         ratios = []
@@ -86,13 +86,12 @@ class LevelLayout:
         *,
         device: torch.device | str = "cpu",
     ) -> "LevelLayout":
-        """Describe levels whose real part is known as Python integers, without touching the
-        device's results.
+        """Make a layout from real sizes as Python integers, without synchronizing with a device.
 
         Args:
             level_shapes: ``(height, width)`` of each level, finest first.
             valid_sizes: per image and level the real ``(height, width)``, at the upper left.
-            device: where the masks shall live.
+            device: of the masks.
         """
         shapes = tuple((int(height), int(width)) for height, width in level_shapes)
         sizes_BL2 = torch.tensor([[list(size) for size in image] for image in valid_sizes]).to(
@@ -126,7 +125,7 @@ class LevelLayout:
     def from_traced_sizes(
         cls, level_shapes: Sequence[Sequence[int]], sizes_BL2: Tensor
     ) -> "LevelLayout":
-        """Describe levels whose real part is an input of a program that is being exported.
+        """Make a layout whose real sizes are an input of a program that is being exported.
 
         Args:
             level_shapes: ``(height, width)`` of each level, finest first.
@@ -155,14 +154,15 @@ class LevelLayout:
         query_key_padding_mask: Tensor | None,
         like_BNC: Tensor,
     ) -> "LevelLayout":
-        """Describe what upstream's transformers hand to their encoder (reads ``spatial_shapes``
-        from the device).
+        """Make a layout from what upstream's transformers pass to their encoder.
+
+        Reads ``spatial_shapes`` from its device, which synchronizes.
 
         Args:
             spatial_shapes: integer [L, 2], (height, width).
-            valid_ratios: [B, L, 2] (width, height); ones where None.
-            query_key_padding_mask: bool [B, N], True = padding; no padding where None.
-            like_BNC: the tokens, for batch size and device.
+            valid_ratios: [B, L, 2] (width, height); None: 1.
+            query_key_padding_mask: bool [B, N], True = padding; None: no padding.
+            like_BNC: the tokens, which give batch size and device.
         """
         pairs = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
         shapes = tuple((int(height), int(width)) for height, width in pairs)
@@ -210,19 +210,19 @@ class LevelLayout:
 
     @property
     def may_have_padding(self) -> bool:
-        """False where it is known without asking the device that every token is real."""
+        """False if every token is known to be real without synchronizing with a device."""
         return self.known_sizes is None or any(
             sizes != self.level_shapes for sizes in self.known_sizes
         )
 
     @property
     def padding_BN(self) -> Tensor:
-        """The mask as upstream wants it: True = padding."""
+        """Upstream's mask: True = padding."""
         return ~self.valid_BN
 
     @cached_property
     def token_counts(self) -> Counts:
-        """Real tokens of each image, also in a program that is being exported."""
+        """Real tokens of each image; traced in a program that is being exported."""
         if self.traced_sizes_BL2 is None:
             return [sum(levels) for levels in self.valid_counts]
         return TracedCounts(self.traced_sizes_BL2.prod(dim=2).sum(dim=1), self.num_tokens)
@@ -241,7 +241,7 @@ class LevelLayout:
         """Real ``(height, width)`` of each image and level, as Python integers.
 
         Raises:
-            ValueError: where padding lies elsewhere than at the right and the bottom.
+            ValueError: padding lies elsewhere than at the right and the bottom.
         """
         self._check_known()
         if self.known_sizes is not None:
@@ -267,15 +267,15 @@ class LevelLayout:
             )
 
     def spatial_shapes(self, device: torch.device | str | None = None) -> Tensor:
-        """Return the shapes as upstream's LongTensor [L, 2] of (height, width)."""
+        """Return the level shapes as upstream's LongTensor [L, 2] of (height, width)."""
         return torch.tensor(self.level_shapes, dtype=torch.long).to(device or self.device)
 
     def level_start_index(self, device: torch.device | str | None = None) -> Tensor:
-        """Return the starts as upstream's LongTensor [L]."""
+        """Return the level starts as upstream's LongTensor [L]."""
         return torch.tensor(self.level_starts, dtype=torch.long).to(device or self.device)
 
     def split(self, x_BN: Tensor) -> tuple[Tensor, ...]:
-        """Cut a tensor [B, N, ...] into its levels [B, H * W, ...]."""
+        """Split a tensor [B, N, ...] into its levels [B, H * W, ...]."""
         return x_BN.split(self.level_sizes, dim=1)
 
     def grid(self, x_BN: Tensor, level: int) -> Tensor:
@@ -284,8 +284,12 @@ class LevelLayout:
         return x_BN[:, start : start + size].unflatten(1, self.level_shapes[level])
 
     def reference_points_BNL2(self) -> Tensor:
-        """Return each token's centre in every level's normalised (x, y), padding included in the
-        denominator.
+        """Return each token's center as normalized (x, y) in every level.
+
+        0 and 1 are the borders of a level with its padding. Centers are first divided by the real
+        size of the token's own level, then multiplied by the valid ratio of the target level: with
+        padding, levels round their real sizes differently, and only so does a token point at the
+        same place of the image in all of them.
 
         Source: ``get_reference_points`` of Deformable DETR and detrex.
         """
@@ -302,13 +306,13 @@ class LevelLayout:
         return torch.cat(points, dim=1)[:, :, None] * self.valid_ratios_BL2[:, None]
 
     def proposals(self) -> tuple[Tensor, Tensor]:
-        """Return the two-stage head's boxes: one per token, centred on it, 0.05 * 2^level wide and
-        high.
+        """Return the two-stage head's anchors: a box per token, centered on it, 0.05 * 2^level wide
+        and high.
 
         Returns:
-            Logits of normalised cxcywh boxes [B, N, 4] (relative to the real part of an image;
-            infinity where not usable) and bool [B, N], True where a box is usable: a real token
-            whose box lies in (0.01, 0.99).
+            Logits of normalized cxcywh boxes [B, N, 4], relative to the real part of an image and
+            infinite for unusable ones; and bool [B, N], True for usable boxes: of real tokens, with
+            all four numbers in (0.01, 0.99).
 
         Source: ``gen_encoder_output_proposals`` of Deformable DETR and detrex.
         """

@@ -1,8 +1,9 @@
-"""Choosing tokens: stable top-k and stable partition, with per-image counts and padding left out.
+"""Select tokens: stable top-k and stable partition, with per-image counts, never padding.
 
-Shapes: B image, N candidates, K the largest count of the batch. Index lists are prefixes of a
-    permutation of the
-candidates: an image's entries are distinct, also the padding entries behind its own count.
+Shapes: B image, N candidates, K the largest count of the batch.
+
+Index lists are prefixes of a permutation of the candidates: all of an image's entries are distinct,
+including the padding entries after its own count.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,7 @@ from tokendetr.tokens.counts import Counts, TracedCounts, longest_count
 
 
 def valid_from_counts(counts: Counts, length: int, device: torch.device) -> Tensor | None:
-    """Return bool [B, length], True for the first ``counts[b]`` entries; None where that is all of
-    them."""
+    """Return bool [B, length], True for the first ``counts[b]`` entries; None if all are."""
     if isinstance(counts, TracedCounts):
         return torch.arange(length, device=device) < counts.count_B[:, None]
     if all(count == length for count in counts):
@@ -26,8 +26,7 @@ def valid_from_counts(counts: Counts, length: int, device: torch.device) -> Tens
 
 
 def ragged_index(counts: Sequence[int], stride: int, device: torch.device) -> Tensor:
-    """Return the flat positions of the first ``counts[b]`` entries of each row of a tensor [B,
-    stride]."""
+    """Return the flat positions of the first ``counts[b]`` entries of each row of [B, stride]."""
     pieces = [torch.arange(count) + row * stride for row, count in enumerate(counts)]
     return torch.cat(pieces).to(device)
 
@@ -43,18 +42,17 @@ def topk_valid(
 
     Args:
         score_BN: float; NaN counts as the lowest score.
-        counts: how many candidates each image wants, at least 0; an image with fewer real ones
-            gets what exists.
-        valid_BN: bool, True where a candidate is real; None where all are. Others are never chosen.
-        valid_counts: real candidates of each image, where known (spares a synchronisation with the
-            device).
+        counts: wanted candidates of each image, at least 0; an image with fewer real ones gets all
+            of them.
+        valid_BN: bool, True for real candidates, the only ones that are chosen; None if all are.
+        valid_counts: real candidates of each image, if known; saves a synchronization with the
+            device.
 
     Returns:
-        Long [B, K], and bool [B, K] that is True for an image's own choices, or None where all
-        entries are.
+        Long [B, K], and bool [B, K], True for an image's own choices, or None if all entries are.
 
     Raises:
-        ValueError: for a count below 0 or a wrong number of counts.
+        ValueError: a count below 0, or a wrong number of counts.
     """
     score_BN = score_BN.detach()
     lowest = torch.finfo(score_BN.dtype).min
@@ -70,7 +68,7 @@ def topk_valid(
 def _existing(
     counts: Counts, score_BN: Tensor, valid_BN: Tensor | None, valid_counts: Counts | None
 ) -> Counts:
-    """Return the counts, none larger than what there is of an image."""
+    """Return the counts, clamped to the candidates that each image has."""
     batch, candidates = score_BN.shape
     if isinstance(counts, TracedCounts):
         count_B = counts.count_B.clamp_max(candidates)

@@ -1,8 +1,9 @@
-"""Where deformable attention looks, as a weight for every token: the statistics behind decoder
-attention maps and the importance of levels.
+"""Splat deformable attention onto tokens: the weight that each token receives.
 
-Shapes: B image, N all tokens (finest level first, row by row), Q query, M head, L level, P point, A
-    tokens of one level, S its samples.
+Decoder attention maps and the importance of levels are made from it.
+
+Shapes: B image, N all tokens (finest level first, row by row), Q query, M head, L level, P point,
+    A tokens of one level, S its samples.
 """
 
 from collections.abc import Sequence
@@ -21,30 +22,30 @@ def splat_attention(
     *,
     half_cell: bool = True,
 ) -> Tensor:
-    """Hand every sample's weight to the four tokens around it, in bilinear shares.
+    """Distribute every sample's weight to the four tokens around it, in bilinear shares.
 
-    With ``half_cell`` a token's mass is the sum of the factors that its value is multiplied with in
-    the attention itself: its centre lies at ``(index + 0.5) / size``. What falls outside a level is
-    lost there as in the attention, and a location that is not finite counts nothing. Nothing here
-    carries a gradient.
+    With ``half_cell`` a token's mass is the sum of the factors by which the attention multiplies
+    its value: ``grid_sample(align_corners=False)`` puts its center at ``(index + 0.5) / size``.
+    Weight outside a level is lost, as in the attention, and locations that are not finite count
+    nothing. Nothing here carries a gradient.
 
     Args:
-        locations_BQMLP2: normalised ``(x, y)``, (0, 0) the upper left and (1, 1) the lower right
+        locations_BQMLP2: normalized ``(x, y)``, (0, 0) the upper left and (1, 1) the lower right
             corner of a level.
-        weights_BQMLP: weight of each sample, zero where a query or a head shall not count.
+        weights_BQMLP: weight of each sample; 0 excludes a query or a head.
         level_shapes: ``(height, width)`` of each level, finest first.
-        half_cell: False puts a token's centre at ``index / size``, which shifts the map by half a
-            token to the lower right; Sparse DETR's published maps were made that way.
+        half_cell: False puts a token's center at ``index / size``, as Sparse DETR's published code
+            does, which shifts the map by half a token to the lower right.
 
     Returns:
-        float32 (float64 for float64 weights) [B, N], summed over queries, heads and points. Sums
-        run in float64, so that their order hardly matters.
+        float32 (float64 for float64 weights) [B, N], summed over queries, heads and points in
+        float64, so that the order hardly matters.
 
     Raises:
-        ValueError: where shapes do not fit each other.
+        ValueError: shapes do not fit each other.
 
-    Source: Sparse DETR, arXiv 2111.14330, appendix A.2. Differs: the
-    half cell, which the paper leaves open.
+    Source: Sparse DETR, arXiv 2111.14330, appendix A.2. Differs: the half cell, which the paper
+    leaves open.
     """
     _check(locations_BQMLP2, weights_BQMLP, level_shapes)
     shift = 0.5 if half_cell else 0.0
@@ -53,14 +54,14 @@ def splat_attention(
         location_BS2 = locations_BQMLP2[:, :, :, level].flatten(1, 3).double()
         weight_BS = weights_BQMLP[:, :, :, level].flatten(1).double()
         finite_BS = location_BS2.isfinite().all(dim=-1)
-        # A token beyond the border is as good as one far away, and its index fits an integer.
+        # Clamped: all places beyond the border lose their weight, and indices must fit integers.
         x_BS, y_BS = (
             torch.where(finite_BS, location_BS2[..., axis] * size - shift, -2.0).clamp(-2, size + 1)
             for axis, size in enumerate((width, height))
         )
         mass_BA = weight_BS.new_zeros(len(weight_BS), height * width)
-        for row_BS, row_share_BS in _neighbours(y_BS):
-            for column_BS, column_share_BS in _neighbours(x_BS):
+        for row_BS, row_share_BS in _neighbors(y_BS):
+            for column_BS, column_share_BS in _neighbors(x_BS):
                 inside_BS = (row_BS >= 0) & (row_BS < height)
                 inside_BS &= (column_BS >= 0) & (column_BS < width)
                 share_BS = (weight_BS * row_share_BS * column_share_BS).where(inside_BS, 0.0)
@@ -80,14 +81,14 @@ def smallest_covering_set(
     Args:
         mass_BN: not negative.
         fraction: of the mass of the valid tokens, in (0, 1].
-        valid_BN: bool, True where a token may be chosen; all where None.
+        valid_BN: bool, True for tokens that may be chosen; None: all.
 
     Returns:
-        bool [B, N]. Equal masses are taken in order of position; tokens without mass are never
-        chosen, so an image without any has an empty set.
+        bool [B, N]. Equal masses are chosen in order of position; tokens without mass are never
+        chosen, so an image without mass has an empty set.
 
     Raises:
-        ValueError: where ``fraction`` is not in (0, 1].
+        ValueError: ``fraction`` is not in (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
@@ -102,8 +103,8 @@ def smallest_covering_set(
     return torch.zeros_like(chosen_BN).scatter(1, order_BN, chosen_BN)
 
 
-def _neighbours(position_BS: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Return the two whole positions around each one, with their shares."""
+def _neighbors(position_BS: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return the two integer positions around each one, with their linear weights."""
     low_BS = position_BS.floor()
     share_BS = position_BS - low_BS
     return (low_BS.long(), 1 - share_BS), (low_BS.long() + 1, share_BS)

@@ -1,4 +1,4 @@
-"""Windows of the levels of a padded batch, and which of them are the most coherent.
+"""Windows of the levels of a padded batch, and their coherence.
 
 Shapes: B image, N all tokens, S windows of a level (of all images), A their tokens one window after
 the other, G classes: the windows of one size in one image, R chosen windows, P tokens of a window.
@@ -19,7 +19,7 @@ from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.select import ragged_index, topk_valid, valid_from_counts
 
 ZERO_NORM = 1e-12
-"""Shorter vectors count as zero: they are like nothing."""
+"""Shorter vectors count as zero, similar to none."""
 
 # The plane's counterpart of the golden ratio: multiples of the two, taken modulo 1, fill every
 # stretch of rows and of columns evenly (M. Roberts, "The unreasonable effectiveness of
@@ -35,7 +35,7 @@ class WindowClass:
     Attributes:
         image: number of the image in the batch.
         shape: (rows, columns) of each window.
-        count: how many there are.
+        count: number of windows.
     """
 
     image: int
@@ -52,7 +52,7 @@ def split_evenly(size: int, window: int) -> tuple[int, ...]:
     """Return the lengths of the ``max(1, size // window)`` nearly equal parts of an axis.
 
     No part is shorter than the window unless the axis itself is, and lengths differ by at most 1,
-    so that no window is cut by the border. The longer parts are spread over the axis.
+    so that the border cuts no window. The longer parts are spread over the axis.
     """
     parts = max(1, size // window)
     edges = [(2 * part * size + parts) // (2 * parts) for part in range(parts + 1)]
@@ -60,8 +60,7 @@ def split_evenly(size: int, window: int) -> tuple[int, ...]:
 
 
 def window_shapes(height: int, width: int, window: int) -> dict[tuple[int, int], int]:
-    """Return how many windows of which (rows, columns) make up a level of one image, smallest
-    first."""
+    """Return the number of windows of each (rows, columns) of one image's level, smallest first."""
     return dict(_window_shapes(height, width, window))
 
 
@@ -76,10 +75,10 @@ def _window_shapes(height: int, width: int, window: int) -> tuple[tuple[tuple[in
 
 
 def spread_order(rows: int, columns: int) -> np.ndarray:
-    """Return the cells of a grid in an order whose every beginning is spread evenly over it.
+    """Return the cells of a grid in an order whose every prefix is spread evenly over the grid.
 
-    The cells of the outermost rows and columns come a little earlier than their turn: a handful
-    of cells cannot be spread exactly, and what is left to the end shall not lie at the border.
+    Cells of the outermost rows and columns are moved forward a little: a few cells cannot be spread
+    exactly, and the last ones should not lie at the border.
 
     Returns:
         int64 [rows * columns]: a permutation of ``row * columns + column``.
@@ -92,8 +91,8 @@ def spread_order(rows: int, columns: int) -> np.ndarray:
 
 
 def spread_tokens(layout: LevelLayout, level: int) -> Tensor:
-    """Return each image's tokens of a level in an order whose every beginning is spread over the
-    image and keeps off its border (the end of :func:`spread_order` first), padding last.
+    """Return each image's tokens of a level in an order whose every prefix is spread over the image
+    and avoids its border (:func:`spread_order` reversed), padding last.
 
     Returns:
         Long [B, T], tokens counted from the level's first one.
@@ -114,15 +113,15 @@ def _spread_tokens(real_size: tuple[int, int], shape: tuple[int, int]) -> np.nda
 
 @dataclass(frozen=True)
 class LevelWindows:
-    """The windows of one level, over all images of a batch; padding is in none.
+    """The windows of one level, over all images of a batch, without padding.
 
-    They stand class by class; in a class they follow :func:`spread_order`, so that of equally
-    coherent windows those that are taken first are spread over the image.
+    They are ordered by class and within a class by :func:`spread_order`, so that among equally
+    coherent windows the chosen ones are spread over the image.
 
     Attributes:
-        classes: of each image in turn, the smallest windows first.
-        token_A: long, the flat tokens of one window after the other, the bottom-right one last.
-        first_S: long, where each window's tokens begin in ``token_A``.
+        classes: image by image, the smallest windows first.
+        token_A: long, the flat tokens window by window, each window's bottom-right one last.
+        first_S: long, offset of each window's tokens in ``token_A``.
         cells_S: long, tokens of each window.
     """
 
@@ -138,7 +137,7 @@ class LevelWindows:
         Args:
             layout: the batch.
             level: from 0.
-            window: cells per side of a window; the nearly equal parts are at least as long.
+            window: least cells per side of a window (:func:`split_evenly`).
         """
         width = layout.level_shapes[level][1]
         classes: list[WindowClass] = []
@@ -161,11 +160,10 @@ class LevelWindows:
 
         Args:
             score_S: higher is better; NaN counts as the lowest score.
-            counts: how many windows of each class are chosen.
+            counts: number of windows to choose from each class.
 
         Returns:
-            Long flat tokens [R, P] for each number P of tokens among the classes, the smallest
-            first.
+            Long flat tokens [R, P], one tensor for each window size P, the smallest first.
         """
         sizes = [each.count for each in self.classes]
         length, device = max(sizes, default=0), score_S.device
@@ -194,7 +192,7 @@ class LevelWindows:
         return chosen
 
     def _best_of_alike(self, score_GM: Tensor, count: int) -> Tensor:
-        """Return the tokens of each class's best windows where classes are equally large."""
+        """Return the tokens of each class's best windows; all classes have one size and count."""
         classes, length = score_GM.shape
         order_GK, _ = topk_valid(score_GM, [count] * classes, valid_counts=[length] * classes)
         token_GMP = self.token_A.view(classes, length, self.classes[0].cells)
@@ -241,11 +239,11 @@ def inverse_norms(x_BNC: Tensor) -> Tensor:
 
 @torch.no_grad()
 def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindows) -> Tensor:
-    """Return how alike the tokens of each window are: their mean pairwise cosine similarity.
+    """Return the mean pairwise cosine similarity of the tokens of each window.
 
-    It is the squared length of the mean of the window's unit vectors, so no pairwise matrix is
-    made. A zero vector has similarity 0 with everything. Pairs include a token with itself, which
-    favors smaller windows: only windows of equally many tokens can be compared.
+    The mean over all pairs of unit vectors is the squared length of their mean, so no pairwise
+    matrix is made. A zero vector has similarity 0 with everything. Pairs include a token with
+    itself, which favors smaller windows: only windows of equally many tokens can be compared.
 
     Args:
         x_BNC: tokens of all levels.

@@ -163,7 +163,7 @@ TOKENDETR_DEVICE void store(S* to, const T (&vector)[kVector]) {
   store_packed(to, packed);
 }
 
-// Sums and maxima over kLanes neighbouring lanes, the same bits in each of them.
+// Sums and maxima over kLanes neighboring lanes, the same bits in each of them.
 template <int kLanes, class T>
 TOKENDETR_DEVICE T sum_over_lanes(T x) {
 #pragma unroll

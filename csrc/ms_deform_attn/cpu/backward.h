@@ -8,16 +8,17 @@ namespace tokendetr::TOKENDETR_ISA {
 // to dot[sample] (partial sums, a quarter of the lanes for each corner; the first chunk of channels sets them), and the
 // weighted incoming gradient to the value gradient.
 template <class T, class S, bool kCopied, bool kPacked, int kVectors, bool kFirst>
-TOKENDETR_INLINE void scatter(const int64_t* row_steps, const int32_t* turns, int count, const Corners<T>& corners,
-                              const Rows<T, const S, kCopied>& rows, const Rows<T, T, kCopied>& gradients,
-                              int64_t channel, const S* incoming, int64_t width, Vec<T>* dot) {
+TOKENDETR_INLINE void scatter(const int64_t* row_steps, const int32_t* visit_order, int count,
+                              const Corners<T>& corners, const Rows<T, const S, kCopied>& rows,
+                              const Rows<T, T, kCopied>& gradients, int64_t channel, const S* incoming, int64_t width,
+                              Vec<T>* dot) {
   Vec<T> g[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = channel + v * kLanes<T>;
     g[v] = at < width ? load_some<T>(incoming + at, width - at) : Vec<T>{};
   }
-  for (int turn = 0; turn < count; ++turn) {
-    const int lane = turns[turn];
+  for (int i = 0; i < count; ++i) {
+    const int lane = visit_order[i];
     const S* from[4];
     T* to[4];
     rows.corners(corners, lane, row_steps[lane], channel, from);
@@ -43,15 +44,15 @@ TOKENDETR_INLINE void scatter(const int64_t* row_steps, const int32_t* turns, in
 
 template <class T, class S, bool kCopied, class Samples, int kVectors>
 void backward_queries(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
-                      const S* map, T* gradient_map, const Gradients& gradient) {
+                      const S* padded_values, T* padded_gradient, const Gradients& gradient) {
   static const ZeroRow<S> kZeros{};
   ZeroRow<T> discarded{};
   const LevelLanes<T> lanes = level_lanes<T>(problem, kCopied);
   Samples source(problem, lanes, in, image, head, &gradient);
   const int64_t padded = kVectors > 0 ? kVectors * kLanes<T> : padded_width<T>(problem);
   const int64_t row = problem.heads * problem.width, first = image * problem.tokens * row + head * problem.width;
-  Rows<T, const S, kCopied> rows{map, padded, kZeros.channel};
-  Rows<T, T, kCopied> gradients{gradient_map, padded, discarded.channel};
+  Rows<T, const S, kCopied> rows{padded_values, padded, kZeros.channel};
+  Rows<T, T, kCopied> gradients{padded_gradient, padded, discarded.channel};
   if constexpr (!kCopied) {
     rows = {static_cast<const S*>(in.value) + first, row, kZeros.channel};
     gradients = {static_cast<T*>(gradient.value) + first, row, discarded.channel};
@@ -71,15 +72,15 @@ void backward_queries(const Problem& problem, const Inputs& in, int64_t image, i
       const int count = source.count(block);
       for (int lane = count; lane < kLanes<T>; ++lane) dot[lane] = Vec<T>{};
       const int64_t* row_steps = lanes.row_step + block * kLanes<T>;
-      const int32_t* turns = lanes.turn + block * kLanes<T>;
+      const int32_t* visit_order = lanes.visit_order + block * kLanes<T>;
       constexpr int kChunk = kVectors > 0 ? kVectors : 1;
       constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
-      scatter<T, S, kCopied, kPacked, kChunk, true>(row_steps, turns, count, corners, rows, gradients, 0, incoming,
-                                                    problem.width, dot);
+      scatter<T, S, kCopied, kPacked, kChunk, true>(row_steps, visit_order, count, corners, rows, gradients, 0,
+                                                    incoming, problem.width, dot);
       if constexpr (kVectors == 0) {
         for (int64_t channel = kLanes<T>; channel < padded; channel += kLanes<T>) {
-          scatter<T, S, kCopied, false, 1, false>(row_steps, turns, count, corners, rows, gradients, channel, incoming,
-                                                  problem.width, dot);
+          scatter<T, S, kCopied, false, 1, false>(row_steps, visit_order, count, corners, rows, gradients, channel,
+                                                  incoming, problem.width, dot);
         }
       }
       Vec<T> dots[4];

@@ -13,12 +13,12 @@ struct ZeroRow {
   alignas(64) S channel[kVectorBytes / sizeof(uint16_t) * kWidestChunk];
 };
 
-// The rows of a head's values: a copied map (stride = padded width) or the values in place (stride = heads * width).
+// The rows of a head's values: padded values (stride = padded width) or in place (stride = heads * width).
 template <class T, class S, bool kCopied>
 struct Rows {
   S* base;
   int64_t stride;
-  S* elsewhere;  // in place: what stands for pixels outside a level
+  S* zero_row;  // in place: read for pixels outside a level
 
   // The four corners of a sample, from channel `channel` on.
   TOKENDETR_INLINE void corners(const Corners<T>& corners, int lane, int64_t row_step, int64_t channel,
@@ -31,7 +31,7 @@ struct Rows {
     } else {
       for (int c = 0; c < 4; ++c) {
         const int64_t token = lane_of(corners.token[c], lane, int32_t());
-        corner[c] = token < 0 ? elsewhere : base + token * stride + channel;
+        corner[c] = token < 0 ? zero_row : base + token * stride + channel;
       }
     }
   }
@@ -112,20 +112,20 @@ TOKENDETR_INLINE void sum_samples(const Problem& problem, const LevelLanes<T>& l
 
 template <class T, class S, bool kCopied, class Samples, int kVectors>
 void forward_queries(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
-                     const S* map, S* output) {
+                     const S* padded_values, S* output) {
   static const ZeroRow<S> kZeros{};
   const LevelLanes<T> lanes = level_lanes<T>(problem, kCopied);
   Samples source(problem, lanes, in, image, head, nullptr);
   const int64_t padded = kVectors > 0 ? kVectors * kLanes<T> : padded_width<T>(problem);
   const int64_t row = problem.heads * problem.width;
-  Rows<T, const S, kCopied> rows{map, padded, kZeros.channel};
+  Rows<T, const S, kCopied> rows{padded_values, padded, kZeros.channel};
   if (!kCopied) {
     rows.base = static_cast<const S*>(in.value) + image * problem.tokens * row + head * problem.width;
     rows.stride = row;
   }
   S* first = output + image * problem.queries * row + head * problem.width;
-  // In place samples lie anywhere in the values: the next query's are fetched while this one's are summed. Copied maps
-  // fit in a cache, and asking for them early only costs time.
+  // In place samples lie anywhere in the values: the next query's are fetched while this one's are summed. Padded
+  // copies fit in a cache, and asking for them early only costs time.
   constexpr int kAhead = kCopied ? 0 : 1;
   constexpr int kFetched = kLanes<T> * (kVectors > 0 ? kVectors : 1);
   Corners<T> located[kAhead + 1][LevelLanes<T>::kBlocks];

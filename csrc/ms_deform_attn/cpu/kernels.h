@@ -25,21 +25,21 @@ struct Gradients {
   bool streams;        // write what is not read again past the caches
 };
 
-// The kernels work on one head of one image (a unit). `scratch` holds what *_scratch() says, 64-byte aligned.
-// A copied map is head-major with a border of zeros; without a copy samples are read in place.
+// One instruction set's kernels. Each call works on one head of one image. `padded_values` is a head-major copy of the
+// values with a border of zeros (padded_values.h), 64-byte aligned; if it is null, samples are read in place.
 struct Kernels {
   const char* name;
   bool (*reads_in_place)(const Problem&, Storage);
-  int64_t (*map_bytes)(const Problem&, Storage);
-  int64_t (*gradient_map_bytes)(const Problem&, Storage);
-  void (*copy_map)(const Problem&, Storage, const void* value, int64_t image, int64_t head, void* map);
-  // Queries [begin, end) of one unit; `map` null reads in place.
+  int64_t (*padded_bytes)(const Problem&, Storage);
+  int64_t (*padded_gradient_bytes)(const Problem&, Storage);
+  void (*copy_padded)(const Problem&, Storage, const void* value, int64_t image, int64_t head, void* padded_values);
+  // Queries [begin, end).
   void (*forward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, int64_t begin, int64_t end,
-                  const void* map, void* output);
-  // Queries [begin, end) of one unit. Null maps read and add in place (`gradient.value` is then zeroed by the caller);
-  // with maps the value gradient is written, not added, so that all queries go in one call.
+                  const void* padded_values, void* output);
+  // Queries [begin, end). In place, gradients are added to `gradient.value`, which the caller has zeroed; with padded
+  // copies the value gradient is written, not added, so all queries must go in one call.
   void (*backward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, int64_t begin, int64_t end,
-                   const void* map, void* gradient_map, const Gradients& gradient);
+                   const void* padded_values, void* padded_gradient, const Gradients& gradient);
 };
 
 extern const Kernels kPortableKernels;

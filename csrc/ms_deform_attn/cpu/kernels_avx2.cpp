@@ -3,13 +3,13 @@
 #include "kernels.h"
 
 #include "../../common/cpu/begin_avx2.h"
-#include "unit.h"
+#include "kernel_table.h"
 
 namespace tokendetr {
 
 extern const Kernels kAvx2Kernels = {
-    "avx2",         avx2::reads_in_place, avx2::map_bytes, avx2::gradient_map_bytes,
-    avx2::copy_map, avx2::forward,        avx2::backward,
+    "avx2",        avx2::reads_in_place, avx2::padded_bytes, avx2::padded_gradient_bytes, avx2::copy_padded,
+    avx2::forward, avx2::backward,
 };
 
 }  // namespace tokendetr

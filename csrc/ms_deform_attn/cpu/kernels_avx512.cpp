@@ -3,13 +3,13 @@
 #include "kernels.h"
 
 #include "../../common/cpu/begin_avx512.h"
-#include "unit.h"
+#include "kernel_table.h"
 
 namespace tokendetr {
 
 extern const Kernels kAvx512Kernels = {
-    "avx512",         avx512::reads_in_place, avx512::map_bytes, avx512::gradient_map_bytes,
-    avx512::copy_map, avx512::forward,        avx512::backward,
+    "avx512",        avx512::reads_in_place, avx512::padded_bytes, avx512::padded_gradient_bytes, avx512::copy_padded,
+    avx512::forward, avx512::backward,
 };
 
 }  // namespace tokendetr

@@ -2,13 +2,18 @@
 #include "kernels.h"
 
 #include "../../common/cpu/begin_portable.h"
-#include "unit.h"
+#include "kernel_table.h"
 
 namespace tokendetr {
 
 extern const Kernels kPortableKernels = {
-    "portable",         portable::reads_in_place, portable::map_bytes, portable::gradient_map_bytes,
-    portable::copy_map, portable::forward,        portable::backward,
+    "portable",
+    portable::reads_in_place,
+    portable::padded_bytes,
+    portable::padded_gradient_bytes,
+    portable::copy_padded,
+    portable::forward,
+    portable::backward,
 };
 
 }  // namespace tokendetr

@@ -34,7 +34,7 @@ struct Call {
 
   bool empty() const { return problem.batch == 0 || problem.queries == 0; }
 
-  int64_t units() const { return problem.batch * problem.heads; }
+  int64_t image_heads() const { return problem.batch * problem.heads; }
 
   // Whether samples are read in place: copying a head's values pays once it is sampled about as often as it has tokens.
   bool reads_in_place(double samples_per_token) const {
@@ -60,7 +60,7 @@ void for_each_item(int64_t items, Prepare prepare) {
   });
 }
 
-// Where values are read in place, a block of queries visits all heads before the next block starts: neighbouring
+// Where values are read in place, a block of queries visits all heads before the next block starts: neighboring
 // queries sample the same tokens, whose heads share pages.
 constexpr int64_t kQueryBlock = 32;
 
@@ -79,25 +79,27 @@ void forward_in_place(const Call& call, void* output) {
   });
 }
 
-// Units are split where there are too few for all threads; a package is what one thread does at a time.
-void forward_with_maps(const Call& call, void* output) {
+// The queries of an image's head are split if there are too few (image, head) pairs for all threads. A package is what
+// one thread does at a time: with splits it takes neighboring ones, so that it copies a head's values once.
+void forward_padded(const Call& call, void* output) {
   const Problem& p = call.problem;
   const Kernels& set = kernels();
-  const int64_t units = call.units(), threads = thread_count();
-  const int64_t splits = units % threads == 0 || units >= 4 * threads ? 1 : std::min(threads, p.queries);
-  const int64_t items = units * splits, packages = splits == 1 ? units : threads;
+  const int64_t image_heads = call.image_heads(), threads = thread_count();
+  const int64_t splits = image_heads % threads == 0 || image_heads >= 4 * threads ? 1 : std::min(threads, p.queries);
+  const int64_t items = image_heads * splits, packages = splits == 1 ? image_heads : threads;
   for_each_item(packages, [&] {
-    return [&, memory = std::make_unique<Scratch>(set.map_bytes(p, call.storage)),
+    return [&, memory = std::make_unique<Scratch>(set.padded_bytes(p, call.storage)),
             copied = int64_t{-1}](int64_t package) mutable {
-      void* map = memory->data();
+      void* padded_values = memory->data();
       for (int64_t item = items * package / packages; item < items * (package + 1) / packages; ++item) {
-        const int64_t unit = item / splits, split = item % splits;
-        if (unit != copied) {
-          set.copy_map(p, call.storage, call.inputs.value, unit / p.heads, unit % p.heads, map);
-          copied = unit;
+        const int64_t image_head = item / splits, split = item % splits;
+        if (image_head != copied) {
+          set.copy_padded(p, call.storage, call.inputs.value, image_head / p.heads, image_head % p.heads,
+                          padded_values);
+          copied = image_head;
         }
-        set.forward(p, call.storage, call.inputs, unit / p.heads, unit % p.heads, p.queries * split / splits,
-                    p.queries * (split + 1) / splits, map, output);
+        set.forward(p, call.storage, call.inputs, image_head / p.heads, image_head % p.heads,
+                    p.queries * split / splits, p.queries * (split + 1) / splits, padded_values, output);
       }
     };
   });
@@ -109,11 +111,11 @@ Tensor forward(const Call& call) {
       with_huge_pages(empty_tensor({p.batch, p.queries, p.heads * p.width}, call.value, call.value.scalar_type()));
   if (call.empty()) return output;
   void* to = output.mutable_data_ptr();
-  call.reads_in_place(kForwardCopies) ? forward_in_place(call, to) : forward_with_maps(call, to);
+  call.reads_in_place(kForwardCopies) ? forward_in_place(call, to) : forward_padded(call, to);
   return output;
 }
 
-// The backward of units [begin, end), which one thread owns.
+// The backward of (image, head) pairs [begin, end), which one thread owns.
 void backward_in_place(const Call& call, const Gradients& gradients, int64_t begin, int64_t end) {
   const Problem& p = call.problem;
   for (int64_t image = begin / p.heads; image * p.heads < end; ++image) {
@@ -128,18 +130,19 @@ void backward_in_place(const Call& call, const Gradients& gradients, int64_t beg
   }
 }
 
-void backward_with_maps(const Call& call, const Gradients& gradients) {
+void backward_padded(const Call& call, const Gradients& gradients) {
   const Problem& p = call.problem;
   const Kernels& set = kernels();
-  for_each_item(call.units(), [&] {
-    const int64_t map_bytes = (set.map_bytes(p, call.storage) + 63) / 64 * 64;
-    return [&, map_bytes,
-            memory = std::make_unique<Scratch>(map_bytes + set.gradient_map_bytes(p, call.storage))](int64_t unit) {
-      const int64_t image = unit / p.heads, head = unit % p.heads;
-      void* map = memory->data();
-      void* gradient_map = static_cast<char*>(map) + map_bytes;
-      set.copy_map(p, call.storage, call.inputs.value, image, head, map);
-      set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, map, gradient_map, gradients);
+  for_each_item(call.image_heads(), [&] {
+    const int64_t padded_bytes = (set.padded_bytes(p, call.storage) + 63) / 64 * 64;
+    return [&, padded_bytes,
+            memory = std::make_unique<Scratch>(padded_bytes + set.padded_gradient_bytes(p, call.storage))](
+               int64_t image_head) {
+      const int64_t image = image_head / p.heads, head = image_head % p.heads;
+      void* padded_values = memory->data();
+      void* padded_gradient = static_cast<char*>(padded_values) + padded_bytes;
+      set.copy_padded(p, call.storage, call.inputs.value, image, head, padded_values);
+      set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, padded_values, padded_gradient, gradients);
     };
   });
 }
@@ -171,10 +174,10 @@ CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wante
       wanted.reference ? result.reference->mutable_data_ptr() : nullptr,
       bytes_of(result.value) + bytes_of(result.locations) + bytes_of(result.weights) >= kStreamedBytes};
   if (in_place) {
-    parallel_for(0, call.units(), 1,
+    parallel_for(0, call.image_heads(), 1,
                  [&](int64_t begin, int64_t end) { backward_in_place(call, gradients, begin, end); });
   } else {
-    backward_with_maps(call, gradients);
+    backward_padded(call, gradients);
   }
   return result;
 }

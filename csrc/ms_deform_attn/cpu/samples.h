@@ -1,8 +1,8 @@
 // From locations to corners: the arithmetic that is done for many samples of one query and head at once.
 //
-// In a copied map (see map.h) every level has a border of zeros, so a sample needs the place of its upper left corner
-// only and nothing is ever out of range; samples outside the level or not finite point into the border. Where values
-// are read in place, each of the four corners has its own token, -1 standing for zeros.
+// In padded values (padded_values.h) every level has a border of zeros, so the token of a sample's upper left corner
+// is enough and nothing is ever out of range; samples outside the level or not finite point into the border. If values
+// are read in place, each of the four corners has its own token, and -1 stands for zeros.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA {
@@ -14,11 +14,11 @@ struct LevelLanes {
   static constexpr int kBlocks = kMaxSamples / kLanes<T>;
   Vec<T> width[kBlocks];
   Vec<T> height[kBlocks];
-  Index<T> row[kBlocks];     // tokens from one row to the next in the map
-  Index<T> origin[kBlocks];  // token of pixel (0, 0) in the map
+  Index<T> row[kBlocks];     // tokens from one row to the next
+  Index<T> origin[kBlocks];  // token of pixel (0, 0)
   int32_t level[kMaxSamples];
-  int64_t row_step[kMaxSamples];  // `row` again, for address arithmetic
-  int32_t turn[kMaxSamples];      // lane to visit i-th within its block: next to each other come distant samples
+  int64_t row_step[kMaxSamples];     // `row` again, for address arithmetic
+  int32_t visit_order[kMaxSamples];  // of a block's lanes in the backward; see level_lanes()
   int blocks;
 };
 
@@ -28,11 +28,11 @@ LevelLanes<T> level_lanes(const Problem& problem, bool copied) {
   const int samples = problem.samples();
   lanes.blocks = (samples + kLanes<T> - 1) / kLanes<T>;
   int64_t starts[kMaxLevels];
-  map_starts(problem, starts);
+  padded_starts(problem, starts);
   for (int i = 0; i < lanes.blocks * kLanes<T>; ++i) {
     const int l = i < samples ? i / problem.points : 0;
     const Level& level = problem.level[l];
-    const int64_t row = copied ? map_row(level) : level.width;
+    const int64_t row = copied ? padded_row(level) : level.width;
     const int64_t origin = copied ? starts[l] + row + 1 : level.start;
     const int block = i / kLanes<T>, lane = i % kLanes<T>;
     lanes.width[block][lane] = static_cast<T>(level.width);
@@ -42,12 +42,15 @@ LevelLanes<T> level_lanes(const Problem& problem, bool copied) {
     lanes.level[i] = l;
     lanes.row_step[i] = row;
   }
+  // The backward adds each sample to its rows of the gradient. Points of one level often share rows, and each would
+  // have to read back what the one before it has just stored; samples of different levels never do, so the levels
+  // alternate.
   for (int block = 0; block < lanes.blocks; ++block) {
     const int left = samples - block * kLanes<T>, count = left < kLanes<T> ? left : kLanes<T>;
     const int stride = copied ? problem.points : 1;
-    int32_t* turn = lanes.turn + block * kLanes<T>;
+    int32_t* visit_order = lanes.visit_order + block * kLanes<T>;
     for (int first = 0, next = 0; next < count; ++first) {
-      for (int lane = first; lane < count; lane += stride) turn[next++] = lane;
+      for (int lane = first; lane < count; lane += stride) visit_order[next++] = lane;
     }
   }
   return lanes;
@@ -65,7 +68,7 @@ struct Points {
 template <class T>
 struct Corners {
   Vec<T> weight[4];
-  Index<T> token[4];  // copied map: only [0] is set
+  Index<T> token[4];  // padded values: only [0] is set
 };
 
 template <class T>

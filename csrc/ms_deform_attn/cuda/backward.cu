@@ -27,7 +27,7 @@ cudaError_t backward(const Problem& problem, Storage storage, const Inputs& in, 
   const Geometry geometry = geometry_of(problem);
   with_kind(problem, storage, [&](auto kind) {
     using K = decltype(kind);
-    const unsigned blocks = blocks_for(geometry.units * geometry.chunks * (kChunk / K::kGroups), launch);
+    const unsigned blocks = blocks_for(geometry.image_heads * geometry.chunks * (kChunk / K::kGroups), launch);
     backward_kernel<K><<<blocks, kThreads<K>, 0, launch.stream>>>(geometry, in, gradients);
   });
   return cudaGetLastError();

@@ -130,7 +130,7 @@ TOKENDETR_DEVICE void backward_of_warp(const Geometry& geometry, const Inputs& i
         }
       }
       if (gradients.reference != nullptr) {
-        const int64_t images = geometry.units / geometry.heads;
+        const int64_t images = geometry.image_heads / geometry.heads;
         T* part = static_cast<T*>(gradients.reference) +
                   (place.head * images * geometry.queries + row) * geometry.levels * in.reference_width;
         add_reference_gradient<K>(source, first, lane, samples, real, in.reference_width, reference, part);

@@ -28,7 +28,7 @@ cudaError_t forward(const Problem& problem, Storage storage, const Inputs& in, v
   const Geometry geometry = geometry_of(problem);
   with_kind(problem, storage, [&](auto kind) {
     using K = decltype(kind);
-    const unsigned blocks = blocks_for(geometry.units * geometry.chunks * (kChunk / K::kGroups), launch);
+    const unsigned blocks = blocks_for(geometry.image_heads * geometry.chunks * (kChunk / K::kGroups), launch);
     forward_kernel<K><<<blocks, kThreads<K>, 0, launch.stream>>>(geometry, in, static_cast<typename K::S*>(output));
   });
   return cudaGetLastError();

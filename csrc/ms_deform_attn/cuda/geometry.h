@@ -2,7 +2,7 @@
 //
 // Blocks are persistent, one per multiprocessor, and each walks over a contiguous range of (image, head, chunk of 64
 // queries), all its warps close to each other: what limits the kernel is how often a pixel is found in the L1 cache,
-// and neighbouring queries of one head sample the same pixels. Where the queries are the tokens themselves (the
+// and neighboring queries of one head sample the same pixels. Where the queries are the tokens themselves (the
 // encoder), a chunk is a tile of 8 x 8 of them and tiles follow each other down bands four tiles high; else a chunk is
 // 64 queries in their order. The order changes no result.
 #pragma once
@@ -26,8 +26,8 @@ struct LevelGeometry {
 };
 
 struct Geometry {
-  int64_t tokens, queries, units, chunks;  // units: images times heads; chunks: of one unit
-  int64_t row;                             // elements per token: heads times width
+  int64_t tokens, queries, image_heads, chunks;  // image_heads: images times heads; chunks: of one image's head
+  int64_t row;                                   // elements per token: heads times width
   int32_t heads, width, levels, points, samples;
   int32_t cells;  // of one head
   bool tiled;
@@ -38,7 +38,7 @@ inline Geometry geometry_of(const Problem& problem) {
   Geometry g{};
   g.tokens = problem.tokens;
   g.queries = problem.queries;
-  g.units = problem.batch * problem.heads;
+  g.image_heads = problem.batch * problem.heads;
   g.row = problem.heads * problem.width;
   g.heads = static_cast<int32_t>(problem.heads);
   g.width = static_cast<int32_t>(problem.width);
@@ -76,11 +76,11 @@ class Walk {
 
  public:
   TOKENDETR_DEVICE Walk(const Geometry& geometry, const Thread& thread) : geometry_(geometry), stride_(thread.warps) {
-    const int64_t steps = geometry.units * geometry.chunks * kSteps;
+    const int64_t steps = geometry.image_heads * geometry.chunks * kSteps;
     at_ = steps * thread.block / thread.blocks + thread.warp;
     end_ = steps * (thread.block + 1) / thread.blocks;
-    unit_ = static_cast<uint32_t>(at_ / kSteps / geometry.chunks);
-    chunk_ = at_ / kSteps - unit_ * geometry.chunks;
+    image_head_ = static_cast<uint32_t>(at_ / kSteps / geometry.chunks);
+    chunk_ = at_ / kSteps - image_head_ * geometry.chunks;
   }
 
   TOKENDETR_DEVICE bool more() const { return at_ < end_; }
@@ -89,13 +89,13 @@ class Walk {
     const int64_t chunks_before = at_ / kSteps;
     at_ += stride_;
     chunk_ += at_ / kSteps - chunks_before;
-    for (; chunk_ >= geometry_.chunks; chunk_ -= geometry_.chunks) ++unit_;
+    for (; chunk_ >= geometry_.chunks; chunk_ -= geometry_.chunks) ++image_head_;
   }
 
   TOKENDETR_DEVICE Place place(int group) const {
     const uint32_t heads = static_cast<uint32_t>(geometry_.heads);
-    const uint32_t image = unit_ / heads;
-    Place place{static_cast<int32_t>(image), static_cast<int32_t>(unit_ - image * heads), 0, true};
+    const uint32_t image = image_head_ / heads;
+    Place place{static_cast<int32_t>(image), static_cast<int32_t>(image_head_ - image * heads), 0, true};
     const int slot = static_cast<int>(at_ % kSteps) * kGroups + group;
     if (geometry_.tiled) {
       place_in_tile(slot, place);
@@ -127,7 +127,7 @@ class Walk {
 
   const Geometry& geometry_;
   int64_t at_, end_, chunk_;
-  uint32_t unit_;
+  uint32_t image_head_;
   int stride_;
 };
 

@@ -7,7 +7,7 @@
 
 namespace tokendetr::cuda {
 
-// Cells between pixel centres, those at the borders included: (height + 1) * (width + 1) per level. Head m of any image
+// Cells between pixel centers, those at the borders included: (height + 1) * (width + 1) per level. Head m of any image
 // owns cells [m, m + 1) * cells_per_head; samples outside their level have cell M * cells_per_head.
 int64_t cells_per_head(const Problem& problem);
 

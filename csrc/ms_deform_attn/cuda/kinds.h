@@ -7,7 +7,7 @@
 
 namespace tokendetr::cuda {
 
-// A group of kLanes lanes works on one query and head; a lane owns kVector neighbouring channels, kChunks times in a
+// A group of kLanes lanes works on one query and head; a lane owns kVector neighboring channels, kChunks times in a
 // forward pass over the samples. kUsual: heads of 32 channels with 4 levels of 4 points, known at compile time.
 template <class Accumulate, class Store, int kLanes_, int kVector_, int kChunks_, bool kUsual_>
 struct Kind {

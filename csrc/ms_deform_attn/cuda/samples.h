@@ -7,7 +7,7 @@
 namespace tokendetr::cuda {
 
 // What all lanes of a group need of a sample: where its four corners are and what they weigh, attention included.
-// Corner c = 2 * lower + right. A corner that lies outside its level stands on its neighbour inside, each with half the
+// Corner c = 2 * lower + right. A corner that lies outside its level stands on its neighbor inside, each with half the
 // weight: that way no corner needs a test of its own, and an infinite value is read with its true weight only.
 template <class T>
 struct alignas(16) Entry {
@@ -134,13 +134,13 @@ class Source {
         x = x * columns - T(0.5);
         y = y * lines - T(0.5);
       } else if (boxes_) {
-        const Packed<T, 2> centre = load<2>(reference_ + 4 * l), size = load<2>(reference_ + 4 * l + 2);
-        x = (centre.channel[0] + x * size.channel[0] * half_per_point()) * columns - T(0.5);
-        y = (centre.channel[1] + y * size.channel[1] * half_per_point()) * lines - T(0.5);
+        const Packed<T, 2> center = load<2>(reference_ + 4 * l), size = load<2>(reference_ + 4 * l + 2);
+        x = (center.channel[0] + x * size.channel[0] * half_per_point()) * columns - T(0.5);
+        y = (center.channel[1] + y * size.channel[1] * half_per_point()) * lines - T(0.5);
       } else {
-        const Packed<T, 2> centre = load<2>(reference_ + 2 * l);
-        x = centre.channel[0] * columns + x - T(0.5);
-        y = centre.channel[1] * lines + y - T(0.5);
+        const Packed<T, 2> center = load<2>(reference_ + 2 * l);
+        x = center.channel[0] * columns + x - T(0.5);
+        y = center.channel[1] * lines + y - T(0.5);
       }
     }
     return locate(level, geometry_.row, x, y, weight_of_sample, entry);

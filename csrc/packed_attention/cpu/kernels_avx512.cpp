@@ -3,7 +3,7 @@
 #include "kernels.h"
 
 #include "../../common/cpu/begin_avx512.h"
-#include "unit.h"
+#include "kernel_table.h"
 
 namespace tokendetr::packed {
 

@@ -2,7 +2,7 @@
 #include "kernels.h"
 
 #include "../../common/cpu/begin_portable.h"
-#include "unit.h"
+#include "kernel_table.h"
 
 namespace tokendetr::packed {
 

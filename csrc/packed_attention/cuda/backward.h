@@ -11,8 +11,9 @@ template <class K>
 TOKENDETR_DEVICE void backward_of_queries(const Problem& problem, const Work& work, const Inputs& in,
                                           const int32_t* all_segments, const Gradients& to, int64_t item, int lane) {
   using T = typename K::T;
-  const int64_t unit = item / work.tiles;
-  const Row<K> row(problem, work, all_segments, unit / problem.heads, unit % problem.heads, item % work.tiles, lane);
+  const int64_t container_head = item / work.tiles;
+  const Row<K> row(problem, work, all_segments, container_head / problem.heads, container_head % problem.heads,
+                   item % work.tiles, lane);
   const int32_t* segments = all_segments + row.container * problem.slots;
   const Biases<T> biases(problem, in, row.container, row.head);
   T query[K::kChannels] = {}, incoming[K::kChannels] = {}, gradient[K::kChannels] = {};
@@ -92,8 +93,8 @@ template <class K>
 TOKENDETR_DEVICE void backward_of_keys(const Problem& problem, const Work& work, const Inputs& in,
                                        const int32_t* all_segments, const Gradients& to, int64_t item, int lane) {
   using T = typename K::T;
-  const int64_t tile = item % work.tiles, unit = item / work.tiles;
-  const int64_t head = unit % problem.heads, run = unit / problem.heads;
+  const int64_t tile = item % work.tiles, run_head = item / work.tiles;
+  const int64_t head = run_head % problem.heads, run = run_head / problem.heads;
   const int64_t cells = (2 * problem.reach + 1) * (2 * problem.reach + 1);
   T* table = to.table == nullptr
                  ? nullptr

@@ -50,8 +50,9 @@ template <class K>
 TOKENDETR_DEVICE void forward_of_warp(const Problem& problem, const Work& work, const Inputs& in,
                                       const int32_t* all_segments, const Write& output, int64_t item, int lane) {
   using T = typename K::T;
-  const int64_t unit = item / work.tiles;
-  const Row<K> row(problem, work, all_segments, unit / problem.heads, unit % problem.heads, item % work.tiles, lane);
+  const int64_t container_head = item / work.tiles;
+  const Row<K> row(problem, work, all_segments, container_head / problem.heads, container_head % problem.heads,
+                   item % work.tiles, lane);
   const int32_t* segments = all_segments + row.container * problem.slots;
   const Biases<T> biases(problem, in, row.container, row.head);
   T query[K::kChannels] = {}, sum[K::kChannels] = {};

@@ -1,5 +1,5 @@
 // The plain kernels' view of the work: a group of lanes owns one row (a slot of one head), each lane some of its
-// channels; a warp owns neighbouring rows.
+// channels; a warp owns neighboring rows.
 #pragma once
 
 #include <type_traits>

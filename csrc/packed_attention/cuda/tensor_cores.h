@@ -2,7 +2,7 @@
 //
 // A warp owns 16 queries. Lane 4 * g + p holds of each product's tile rows g and g + 8, columns 2 * p and 2 * p + 1.
 // The order in which channels are summed is free, and so is which channel is which column of the output: both are
-// chosen so that a lane reads and writes neighbouring channels. Unlike in the plain kernels a value that is not finite
+// chosen so that a lane reads and writes neighboring channels. Unlike in the plain kernels a value that is not finite
 // reaches all queries of its container: 0 * nan is nan.
 #pragma once
 
@@ -103,9 +103,9 @@ struct TensorTile {
 
   TOKENDETR_DEVICE TensorTile(const Problem& problem, const int32_t* segments, int64_t item, int lane)
       : group(lane / 4), part(lane % 4) {
-    const int64_t tiles = (problem.slots + kTensorRows - 1) / kTensorRows, unit = item / tiles;
-    container = unit / problem.heads;
-    head = unit % problem.heads;
+    const int64_t tiles = (problem.slots + kTensorRows - 1) / kTensorRows, container_head = item / tiles;
+    container = container_head / problem.heads;
+    head = container_head % problem.heads;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       slot[h] = item % tiles * kTensorRows + group + 8 * h;

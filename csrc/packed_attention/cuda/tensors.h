@@ -16,8 +16,8 @@ struct Gradients {
 // The division of rows (slots of a head) among warps.
 struct Work {
   int32_t lanes;                                  // per row, a power of two
-  int64_t tiles;                                  // of neighbouring rows, per head of a container
-  int64_t runs;                                   // of neighbouring containers
+  int64_t tiles;                                  // of neighboring rows, per head of a container
+  int64_t runs;                                   // of neighboring containers
   int64_t run_length;                             // containers per run
   int64_t items;                                  // one warp's work: a tile of a head in each container of a run
   int64_t parts() const { return runs * tiles; }  // of a table gradient, summed apart

@@ -58,7 +58,7 @@ _methods = {
     "sparse": lambda: L(SparseSparsifier)(
         **_sizes,
         num_classes="${....num_classes}",
-        projection="host" if _two_stage else "own",
+        projection="detector" if _two_stage else "own",
     ),
 }
 if os.environ["FLOW_METHOD"] in _methods:

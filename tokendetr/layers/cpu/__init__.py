@@ -1,4 +1,4 @@
-"""Speed-ups of evaluation on CPUs, without changing results beyond rounding."""
+"""CPU optimizations of evaluation, which change results by rounding alone."""
 
 from tokendetr.layers.cpu.optimize import Optimized, optimize
 

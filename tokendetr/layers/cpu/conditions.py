@@ -1,4 +1,4 @@
-"""When the fast forms of layers may run, and in which precision."""
+"""Conditions for the fast forms of layers, and their precision."""
 
 import torch
 from torch import Tensor
@@ -11,16 +11,16 @@ from tokendetr.compat.torch_private import (
 
 
 def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """Return the precision that a layer works in for an evaluation on a CPU that nobody watches.
+    """Return the dtype in which a layer's fast form may compute, or None.
 
     Args:
         x: the input.
         weight: of the layer.
 
     Returns:
-        float32, or bfloat16 under autocast or for weights in bfloat16; None where the layer has to
-        do what it always does: gradients, other devices and precisions, compilers and tracers,
-        counters of operations, whoever replaces functions.
+        float32, or bfloat16 under autocast or with bfloat16 weights. None if the layer must run
+        PyTorch's own form: with gradients, on other devices or in other precisions, and under
+        compilers, tracers, operation counters and other dispatch or function modes.
     """
     if (
         torch.compiler.is_compiling()

@@ -1,9 +1,9 @@
-"""Convolutions in evaluation on CPUs: norms folded in, channels last, residual sums inside.
+"""Convolutions in CPU evaluation: folded norms, channels last, fused residual sums.
 
-A batch norm with fixed statistics is a scale and a shift per channel: the scale goes into the
-convolution's weights, the shift becomes its bias. With channels last oneDNN reads and writes its
-own layout, which spares two copies per convolution, and several times their cost in bfloat16. ReLU
-and the sum with a residual happen while a block of the output is in the cache.
+A batch norm with fixed statistics is a scale and a shift per channel: the scale is folded into the
+convolution's weights, the shift into its bias. Channels last is oneDNN's own layout, which saves
+two copies per convolution, and several times their cost in bfloat16. ReLU and the residual sum are
+computed while a block of the output is in the cache.
 
 Shapes: B image, C channel, H height, W width.
 """
@@ -28,7 +28,7 @@ _LAST = torch.channels_last
 
 
 def _folds(norm: Any) -> bool:
-    """Return whether a norm is a scale and a shift that do not depend on the input."""
+    """Return True if a norm is a scale and a shift that do not depend on the input."""
     if norm is None:
         return True
     if has_forward_hooks(norm):
@@ -39,7 +39,7 @@ def _folds(norm: Any) -> bool:
 
 
 def _fold(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return weights and bias of a convolution and its norm, in a precision, channels last."""
+    """Return weights (channels last) and bias of a convolution with its norm folded in."""
     weight, bias = conv.weight, conv.bias
     if norm is not None:
         scale_C = (norm.running_var + norm.eps).rsqrt()
@@ -55,7 +55,7 @@ def _fold(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 class _Folded:
-    """A convolution with its norm folded in, kept until one of their tensors changes.
+    """A convolution with its norm folded in, cached until one of their tensors changes.
 
     Args:
         conv: the convolution; its ``norm``, if it has one, is read at every call.
@@ -72,24 +72,24 @@ class _Folded:
         return getattr(self.conv, "norm", None)
 
     def __call__(self, x_BCHW: Tensor, dtype: torch.dtype, activation: str) -> Tensor:
-        """Convolve, and apply an activation ("none" or "relu")."""
+        """Apply the convolution and an activation ("none" or "relu")."""
         weight, bias = self.parameters(dtype)
         x_BCHW = x_BCHW.to(dtype, memory_format=_LAST)
         settings = _settings(self.conv)
         return onednn_convolution()(x_BCHW, weight, bias, *settings, activation, [], "")
 
     def parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return weights and bias in a precision."""
+        """Return folded weights and bias in a dtype."""
         norm = self.norm
         tensors = [self.conv.weight, self.conv.bias]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
         present = [each for each in tensors if each is not None]
-        if any(each.is_inference() for each in present):  # these do not tell when they change
+        if any(each.is_inference() for each in present):  # inference tensors have no version
             return _fold(self.conv, norm, dtype)
         made_of = (dtype, [(each.data_ptr(), each._version) for each in present])
         if self._made is None or self._made_of != made_of:
-            with torch.inference_mode(False), torch.no_grad():  # later calls may be in neither
+            with torch.inference_mode(False), torch.no_grad():  # later calls may be in any mode
                 self._made = _fold(self.conv, norm, dtype)
             self._made_of = made_of
         return self._made
@@ -100,7 +100,7 @@ def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:
 
 
 def _convolution(folded: _Folded, x: Tensor) -> Tensor:
-    """Do what a convolution, its norm and its activation do."""
+    """Apply a convolution, its norm and its activation, by the fast form if possible."""
     conv = folded.conv
     dtype = working_dtype(x, conv.weight)
     if dtype is None or x.dim() != 4 or not _folds(folded.norm):
@@ -117,7 +117,7 @@ def _convolutions(block: nn.Module) -> list[Any]:
 
 
 def _block(block: Any, main: list[_Folded], shortcut: _Folded | None, x: Tensor) -> Tensor:
-    """Do what a residual block does."""
+    """Apply a residual block, by the fast form if possible."""
     dtype = working_dtype(x, main[0].conv.weight)
     every = main if shortcut is None else [*main, shortcut]
     if dtype is None or any(has_forward_hooks(f.conv) or not _folds(f.norm) for f in every):
@@ -135,7 +135,7 @@ def _block(block: Any, main: list[_Folded], shortcut: _Folded | None, x: Tensor)
 
 
 def _is_plain(conv: Any) -> bool:
-    """Return whether a convolution pads with a fixed number of zeros and is nobody else's."""
+    """Return True if a convolution has zero padding of fixed size and its original ``forward``."""
     return (
         type(conv) in (Conv2d, nn.Conv2d)
         and "forward" not in vars(conv)
@@ -145,7 +145,7 @@ def _is_plain(conv: Any) -> bool:
 
 
 def fast_convolution(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return the faster form of a convolution's or a residual block's ``forward``, or None."""
+    """Return the fast form of a convolution's or a residual block's ``forward``, or None."""
     if onednn_convolution() is None:
         return None
     if _is_plain(module):

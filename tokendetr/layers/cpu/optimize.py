@@ -1,8 +1,8 @@
 """Speed up evaluation on CPUs: linear layers and convolutions through oneDNN.
 
-PyTorch multiplies float32 matrices with MKL, which leaves half of a processor's vector width unused
-on other makers' processors; oneDNN, which PyTorch carries for convolutions, does not. What happens
-to convolutions is told in :mod:`tokendetr.layers.cpu.convolutions`.
+PyTorch multiplies float32 matrices by MKL, which uses only half of the vector width of processors
+that are not Intel's; oneDNN, which PyTorch includes for convolutions, uses all of it. For
+convolutions see :mod:`tokendetr.layers.cpu.convolutions`.
 """
 
 from collections.abc import Callable
@@ -21,23 +21,23 @@ __all__ = ["Optimized", "optimize"]
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Do what ``nn.Linear.forward`` does; in bfloat16 PyTorch calls oneDNN by itself."""
+    """Apply a linear layer, in float32 by oneDNN; in bfloat16 PyTorch itself calls oneDNN."""
     if working_dtype(x, layer.weight) != torch.float32:
         return nn.Linear.forward(layer, x)
     return onednn_linear()(x, layer.weight, layer.bias, "none", [], "")
 
 
 def _fast_form(module: nn.Module) -> Callable[..., Tensor] | None:
-    """Return the faster form of a module's ``forward``; None for modules that have none."""
+    """Return the fast form of a module's ``forward``, or None if it has none."""
     if "forward" in vars(module):
-        return None  # somebody else's, or optimized already
+        return None  # replaced by other code, or optimized already
     if type(module) is nn.Linear and onednn_linear() is not None:
         return partial(_linear, module)
     return fast_convolution(module)
 
 
 class Optimized:
-    """What :func:`optimize` changed; :meth:`undo`, or the end of a ``with`` block, takes it back.
+    """Handle of :func:`optimize`; :meth:`undo`, or the end of a ``with`` block, reverts it.
 
     Args:
         modules: the modules whose ``forward`` was replaced.
@@ -47,7 +47,7 @@ class Optimized:
         self._modules = modules
 
     def undo(self) -> None:
-        """Give the modules their own ``forward`` back."""
+        """Restore the modules' own ``forward``."""
         while self._modules:
             vars(self._modules.pop()).pop("forward", None)
 
@@ -64,21 +64,21 @@ class Optimized:
 
 
 def optimize(model: nn.Module) -> Optimized:
-    """Give a model's linear layers and convolutions their fast forms for evaluation on CPUs.
+    """Replace ``forward`` of linear layers and convolutions by fast forms for CPU evaluation.
 
-    The fast forms work in calls without gradients on a CPU, in float32 or, under autocast, in
-    bfloat16; in any other call the module does what it always did, so the model may be trained,
-    moved, compiled and traced as before. Results differ by rounding, about 1e-6 of their size in
-    float32. Feature maps come with channels last. Parameters, hooks and the state dict stay.
-    Folded weights are made again when a tensor changes in place or is replaced; a change through
-    ``.data`` is not seen.
+    The fast forms run in calls without gradients on a CPU, in float32 or, under autocast, in
+    bfloat16. In any other call a module runs its own ``forward``, so the model may be trained,
+    moved, compiled and traced as before. Results differ by rounding, about 1e-6 relative in
+    float32. Feature maps have channels last. Parameters, hooks and the state dict stay unchanged.
+    Folded weights are recomputed when a tensor is replaced or changes in place; changes through
+    ``.data`` are not noticed.
 
     Args:
-        model: with ``nn.Linear``, ``nn.Conv2d``, ``detectron2.layers.Conv2d`` or the blocks of
-            detectron2's ResNet in it; subclasses keep their own ``forward``.
+        model: any model. Fast forms exist for ``nn.Linear``, ``nn.Conv2d``,
+            ``detectron2.layers.Conv2d`` and the blocks of detectron2's ResNet, not for subclasses.
 
     Returns:
-        The handle that undoes it.
+        A handle that reverts it.
     """
     changed: list[nn.Module] = []
     for module in model.modules():

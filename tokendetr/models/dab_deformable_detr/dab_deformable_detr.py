@@ -13,7 +13,7 @@ from torch import nn
 
 from tokendetr.detector import (
     AnchorDetector,
-    Detections,
+    DetectorOutput,
     DetectorParts,
     DetectorSizes,
     PixelScale,
@@ -27,7 +27,7 @@ from tokendetr.models.dab_deformable_detr.two_stage_criterion import TwoStageCri
 
 
 class DabDeformableDETR(AnchorDetector):
-    """The detector.
+    """DAB-Deformable DETR.
 
     Args:
         backbone: backbone module.
@@ -38,12 +38,12 @@ class DabDeformableDETR(AnchorDetector):
         num_queries: number of learned anchors (with two stages the transformer has its own number).
         criterion: a ``TwoStageCriterion``.
         pixel_mean: channel means, 0..255.
-        pixel_std: channel deviations.
+        pixel_std: channel standard deviations.
         embed_dim: width of the transformer.
         aux_loss: train every decoder layer.
         as_two_stage: anchors and content come from the encoder's proposals.
         select_box_nums_for_evaluation: detections per image.
-        device: accepted for upstream's configs; the model works where its parameters are.
+        device: ignored; accepted for upstream's configs. Move the model with ``.to(device)``.
 
     Raises:
         ValueError: ``as_two_stage`` differs from the transformer's.
@@ -76,6 +76,6 @@ class DabDeformableDETR(AnchorDetector):
             as_two_stage=as_two_stage,
         )
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> Detections:
-        """Predictions of every decoder layer and, with two stages, of the selected proposals."""
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> DetectorOutput:
+        """Return predictions of every decoder layer and, with two stages, of selected proposals."""
         return self.decode(pyramid, denoising=None)

@@ -12,14 +12,14 @@ from torch import nn
 
 from tokendetr.detector import detector as base
 from tokendetr.detector.heads import predict
-from tokendetr.detector.positioned import PositionedDetector
 from tokendetr.detector.pyramid import Pyramid
+from tokendetr.detector.reference_points import ReferencePointDetector
 from tokendetr.detector.targets import Target
 from tokendetr.models.deformable_detr.deformable_transformer import DeformableDetrTransformer
 
 
-class DeformableDETR(PositionedDetector):
-    """The detector.
+class DeformableDETR(ReferencePointDetector):
+    """Deformable DETR.
 
     Args:
         backbone: backbone module.
@@ -31,12 +31,12 @@ class DeformableDETR(PositionedDetector):
         num_queries: number of learned queries (with two stages the transformer has its own number).
         criterion: a ``DeformableCriterion``.
         pixel_mean: channel means, 0..255.
-        pixel_std: channel deviations.
+        pixel_std: channel standard deviations.
         aux_loss: train every decoder layer.
         with_box_refine: each layer refines the boxes of the one before, with heads of its own.
         as_two_stage: queries come from the encoder's proposals.
         select_box_nums_for_evaluation: detections per image.
-        device: accepted for upstream's configs; the model works where its parameters are.
+        device: ignored; accepted for upstream's configs. Move the model with ``.to(device)``.
 
     Raises:
         ValueError: ``as_two_stage`` differs from the transformer's, or comes without
@@ -72,11 +72,11 @@ class DeformableDETR(PositionedDetector):
             query_channels=query_channels,
         )
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.Detections:
-        """Predictions of every decoder layer and, with two stages, of every encoder token."""
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.DetectorOutput:
+        """Return predictions of every decoder layer and, with two stages, every encoder token."""
         output = self.transformer(pyramid, self.learned_table())
         layers = predict(
             output.decoded, self.class_embed, self.bbox_embed, self.transformer.decoder.num_layers
         )
         encoder = None if output.proposals is None else output.proposals.dense_outputs()
-        return base.Detections(layers, encoder)
+        return base.DetectorOutput(layers, encoder)

@@ -4,7 +4,7 @@ proposals, with fixed query positions.
 Source: Deformable DETR, arXiv 2010.04159.
 """
 
-from tokendetr.detector import DeformableDecoder, PositionedTransformer
+from tokendetr.detector import DeformableDecoder, ReferencePointTransformer
 from tokendetr.encoder import TokenEncoder
 
 
@@ -13,8 +13,8 @@ class DeformableDetrTransformerEncoder(TokenEncoder):
 
 
 class DeformableDetrTransformerDecoder(DeformableDecoder):
-    """Decoder with fixed query positions; refines boxes where the detector gives it box heads."""
+    """Decoder with fixed query positions; refines boxes if the detector attaches box heads."""
 
 
-class DeformableDetrTransformer(PositionedTransformer):
-    """Encoder, query initialisation, decoder."""
+class DeformableDetrTransformer(ReferencePointTransformer):
+    """Encoder, query initialization, decoder."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch.nn import Embedding, Module
 
 from tokendetr.detector import detector as base
-from tokendetr.detector.denoising import attach_unused, contrastive_queries, split_denoising
+from tokendetr.detector.denoising import contrastive_queries, keep_in_graph, split_denoising
 from tokendetr.detector.heads import predict
 from tokendetr.detector.pyramid import Pyramid
 from tokendetr.detector.targets import Target
@@ -20,7 +20,7 @@ from tokendetr.models.dino.dino_transformer import DINOTransformer
 
 
 class DINO(base.DeformableDetector):
-    """The detector.
+    """DINO.
 
     Args:
         backbone: backbone module.
@@ -32,15 +32,15 @@ class DINO(base.DeformableDetector):
         num_queries: number of matching queries.
         criterion: a ``DINOCriterion``.
         pixel_mean: channel means, 0..255.
-        pixel_std: channel deviations.
+        pixel_std: channel standard deviations.
         aux_loss: train every decoder layer.
         select_box_nums_for_evaluation: detections per image.
-        device: accepted for upstream's configs; the model works where its parameters are.
+        device: ignored; accepted for upstream's configs. Move the model with ``.to(device)``.
         dn_number: positive denoising queries per image; 0 turns denoising off.
         label_noise_ratio: label noise of denoising queries, 0..1.
         box_noise_scale: box noise of denoising queries.
-        input_format: channel order of ``image``, for pictures of training.
-        vis_period: iterations between pictures of training in the event storage; 0 for none.
+        input_format: channel order of ``image``, for training visualizations.
+        vis_period: iterations between training visualizations in the event storage; 0 for none.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class DINO(base.DeformableDetector):
         self.label_noise_ratio = label_noise_ratio
         self.box_noise_scale = box_noise_scale
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.Detections:
-        """Predictions of matching queries, of proposals and, in training, of denoising queries."""
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.DetectorOutput:
+        """Return predictions of matching queries, proposals and, in training, denoising queries."""
         denoising = None
         if targets is not None:
             denoising = contrastive_queries(
@@ -96,6 +96,6 @@ class DINO(base.DeformableDetector):
             output.decoded, self.class_embed, self.bbox_embed, self.transformer.decoder.num_layers
         )
         if targets is not None and denoising is None:
-            layers = attach_unused(layers, self.label_enc)
+            layers = keep_in_graph(layers, self.label_enc)
         layers, dn_metas = split_denoising(layers, denoising, aux=self.aux_loss)
-        return base.Detections(layers, output.proposals.selected_outputs(), (dn_metas,))
+        return base.DetectorOutput(layers, output.proposals.selected_outputs(), (dn_metas,))

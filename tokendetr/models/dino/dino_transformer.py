@@ -17,8 +17,8 @@ from tokendetr.detector import (
     Pyramid,
     TransformerOutput,
     TwoStageTransformer,
-    any_class_score,
     learned_queries,
+    max_class_score,
 )
 from tokendetr.encoder import TokenEncoder
 
@@ -28,7 +28,7 @@ class DINOTransformerEncoder(TokenEncoder):
 
 
 class DINOTransformerDecoder(AnchorDecoder):
-    """Anchor decoder whose states are normalised before the heads read them.
+    """Anchor decoder whose states are normalized before the heads read them.
 
     Args: as upstream; see :class:`tokendetr.detector.DeformableDecoder`.
     """
@@ -61,7 +61,7 @@ class DINOTransformerDecoder(AnchorDecoder):
         self.norm = nn.LayerNorm(embed_dim)
 
     def output_state(self, state_BQC: Tensor) -> Tensor:
-        """The normalised state."""
+        """Return the normalized state."""
         return self.norm(state_BQC)
 
 
@@ -73,7 +73,7 @@ class DINOTransformer(TwoStageTransformer):
         decoder: decoder module.
         num_feature_levels: levels of the pyramid.
         two_stage_num_proposals: number of matching queries Q.
-        learnt_init_query: content from a learned table; otherwise from the selected tokens.
+        learnt_init_query: take content from a learned table; otherwise from the selected tokens.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class DINOTransformer(TwoStageTransformer):
         """Encode the pyramid and decode matching queries, with denoising queries in front if
         given."""
         encoded = self.encode(pyramid)
-        proposals = self.propose(encoded, score=any_class_score, limit=self.two_stage_num_proposals)
+        proposals = self.propose(encoded, score=max_class_score, limit=self.two_stage_num_proposals)
         batch_size, num_matching = proposals.indices_BQ.shape
         if self.learnt_init_query:
             content_BQC = learned_queries(self.tgt_embed.weight[:num_matching], batch_size)

@@ -16,7 +16,7 @@ from torch.nn import Embedding, Module, ModuleDict
 from tokendetr.detector import anchored as base
 from tokendetr.detector.denoising import (
     DenoisingQueries,
-    attach_unused,
+    keep_in_graph,
     noised_queries,
     split_denoising,
 )
@@ -29,15 +29,15 @@ from tokendetr.models.dn_deformable_detr.dn_deformable_transformer import (
 
 
 class DNDeformableDETR(base.AnchorDetector):
-    """The detector.
+    """DN-Deformable DETR.
 
     Args: as upstream; see :class:`tokendetr.models.dab_deformable_detr.DabDeformableDETR`, and
 
         criterion: a ``DNCriterion``.
         denoising_groups: noised copies of the ground truth; 0 turns denoising off.
         label_noise_prob: probability that a copy's label is drawn anew, 0..1.
-        box_noise_scale: how far a copy's box moves, 0..1 of its size.
-        with_indicator: the last channel of the content tells denoising from matching queries.
+        box_noise_scale: noise of a copy's box as a fraction of its size, 0..1.
+        with_indicator: the last content channel is 1 for denoising and 0 for matching queries.
 
     Raises:
         ValueError: ``as_two_stage`` differs from the transformer's.
@@ -77,7 +77,7 @@ class DNDeformableDETR(base.AnchorDetector):
         self.denoising_groups = denoising_groups
         self.label_noise_prob = label_noise_prob
         self.box_noise_scale = box_noise_scale
-        # upstream's table has a row for "no object", which nothing reads
+        # Upstream's table has an unused row for "no object": published keys must fit.
         labels = Embedding(num_classes + 1, embed_dim - int(with_indicator))
         self.denoising_generator = ModuleDict({"label_encoder": labels})
 
@@ -89,7 +89,7 @@ class DNDeformableDETR(base.AnchorDetector):
         return table
 
     def noise(self, targets: list[Target]) -> DenoisingQueries | None:
-        """Denoising queries of a training batch; None without any box."""
+        """Return the denoising queries of a training batch; None without any box."""
         return noised_queries(
             targets,
             self.label_encoder,
@@ -100,11 +100,11 @@ class DNDeformableDETR(base.AnchorDetector):
             with_indicator=self.with_indicator,
         )
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.Detections:
-        """Predictions of the matching queries and, in training, of the denoising queries."""
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> base.DetectorOutput:
+        """Return predictions of the matching queries and, in training, of the denoising ones."""
         denoising = None if targets is None else self.noise(targets)
-        detections = self.decode(pyramid, denoising)
-        layers, dn_metas = split_denoising(detections.layers, denoising, aux=self.aux_loss)
+        output = self.decode(pyramid, denoising)
+        layers, dn_metas = split_denoising(output.layers, denoising, aux=self.aux_loss)
         if targets is not None and denoising is None:
-            layers = attach_unused(layers, self.label_encoder)
-        return replace(detections, layers=layers, criterion_extras=(dn_metas,))
+            layers = keep_in_graph(layers, self.label_encoder)
+        return replace(output, layers=layers, criterion_extras=(dn_metas,))

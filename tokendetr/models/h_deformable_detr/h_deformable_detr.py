@@ -3,7 +3,7 @@
 Source: arXiv 2207.13080, section 3.2 (hybrid branch scheme); names, arguments and state-dict keys
     of detrex ``projects/h_deformable_detr``.
 Differs: see :mod:`tokendetr.detector`: any device, exact padding at evaluation, images of any size.
-    Where a tiny image has fewer tokens than queries, the one-to-one branch gets them first.
+    If a tiny image has fewer tokens than queries, the one-to-one branch gets them first.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from tokendetr.detector import (
     ChannelValues,
-    Detections,
+    DetectorOutput,
     DetectorParts,
     DetectorSizes,
     PixelScale,
-    PositionedDetector,
     Predictions,
     Pyramid,
+    ReferencePointDetector,
     Target,
     predict,
 )
@@ -29,21 +29,21 @@ from tokendetr.models.h_deformable_detr.h_deformable_transformer import HDeforma
 
 
 @dataclass(frozen=True)
-class HybridDetections(Detections):
-    """Adds the predictions of the one-to-many branch; None in evaluation."""
+class HybridOutput(DetectorOutput):
+    """Raw predictions of both branches; ``one_to_many`` is None in evaluation."""
 
     one_to_many: Predictions | None = None
 
 
-class HDeformableDETR(PositionedDetector):
-    """The detector.
+class HDeformableDETR(ReferencePointDetector):
+    """H-Deformable DETR.
 
     Args: as upstream; see :class:`tokendetr.models.deformable_detr.DeformableDETR`, and
 
         num_queries_one2one: queries matched one to one, the only ones in evaluation.
         num_queries_one2many: further queries in training.
         mixed_selection: with two stages, positions from the proposals but learned content.
-        k_one2many: how often each box is matched in the one-to-many branch; 0 turns its loss off.
+        k_one2many: queries matched to each box in the one-to-many branch; 0 turns its loss off.
         lambda_one2many: weight of the one-to-many losses.
 
     Raises:
@@ -94,8 +94,8 @@ class HDeformableDETR(PositionedDetector):
         self.k_one2many = k_one2many
         self.lambda_one2many = lambda_one2many
 
-    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> HybridDetections:
-        """Predictions of the one-to-one branch and, in training, of the other one."""
+    def detect(self, pyramid: Pyramid, targets: list[Target] | None) -> HybridOutput:
+        """Return predictions of the one-to-one branch and, in training, of the one-to-many one."""
         first = self.num_queries_one2one
         output = self.transformer(
             pyramid,
@@ -106,17 +106,17 @@ class HDeformableDETR(PositionedDetector):
         layers = predict(
             output.decoded, self.class_embed, self.bbox_embed, self.transformer.decoder.num_layers
         )
-        return HybridDetections(
+        return HybridOutput(
             layers[:first],
             None if output.proposals is None else output.proposals.dense_outputs(),
             one_to_many=None if targets is None else layers[first:],
         )
 
-    def losses(self, detections: Detections, targets: list[Target]) -> dict[str, Tensor]:
-        """Losses of both branches; those of the one-to-many branch end in ``_one2many``."""
-        losses = super().losses(detections, targets)
-        assert isinstance(detections, HybridDetections)
-        if detections.one_to_many is None or self.k_one2many <= 0:
+    def losses(self, output: DetectorOutput, targets: list[Target]) -> dict[str, Tensor]:
+        """Return the losses of both branches; the one-to-many branch's end in ``_one2many``."""
+        losses = super().losses(output, targets)
+        assert isinstance(output, HybridOutput)
+        if output.one_to_many is None or self.k_one2many <= 0:
             return losses
         repeated = [
             {
@@ -125,14 +125,14 @@ class HDeformableDETR(PositionedDetector):
             }
             for target in targets
         ]
-        more = super().losses(Detections(detections.one_to_many), repeated)
+        more = super().losses(DetectorOutput(output.one_to_many), repeated)
         return losses | {f"{n}_one2many": v * self.lambda_one2many for n, v in more.items()}
 
 
 def check_two_stage(
     transformer: HDeformableDetrTransformer, num_queries: int, mixed_selection: bool
 ) -> None:
-    """Raise ValueError where the transformer selects other queries than the detector expects."""
+    """Raise ValueError if the transformer selects other queries than the detector expects."""
     for name, wanted in (
         ("two_stage_num_proposals", num_queries),
         ("mixed_selection", mixed_selection),

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from tokendetr.detector import (
     DeformableDecoder,
-    PositionedTransformer,
     Pyramid,
+    ReferencePointTransformer,
     TransformerOutput,
 )
 from tokendetr.encoder import TokenEncoder
 
 
 def blocked_between(num_queries: int, num_first: int, device: torch.device) -> Tensor:
-    """Self-attention mask [Q, Q], True between the first ``num_first`` queries and the others."""
+    """Return the self-attention mask [Q, Q], True (blocked) between the first ``num_first`` queries
+    and the others."""
     second_Q = torch.arange(num_queries, device=device) >= num_first
     return second_Q[:, None] != second_Q[None]
 
@@ -36,10 +37,10 @@ class HDeformableDetrTransformerDecoder(DeformableDecoder):
     looks_forward_twice = True
 
 
-class HDeformableDetrTransformer(PositionedTransformer):
-    """Encoder, query initialisation, decoder.
+class HDeformableDetrTransformer(ReferencePointTransformer):
+    """Encoder, query initialization, decoder.
 
-    Args: those of :class:`tokendetr.detector.PositionedTransformer`, and
+    Args: those of :class:`tokendetr.detector.ReferencePointTransformer`, and
 
         mixed_selection: with two stages, positions from the proposals but learned content.
     """
@@ -70,9 +71,9 @@ class HDeformableDetrTransformer(PositionedTransformer):
 
         Args:
             pyramid: the features.
-            learned_QD: learned queries, at least ``num_queries``; None where there are none.
+            learned_QD: learned queries, at least ``num_queries``; None if there are none.
             num_queries: Q of both groups; None for ``two_stage_num_proposals``.
-            num_first: queries of the first group, which does not see the second; None for all.
+            num_first: queries of the first group, which does not attend to the second; None: all.
         """
         if num_queries is None:
             num_queries = self.two_stage_num_proposals

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: public functions, plain PyTorch form, checks, cost."""
+"""Multi-scale deformable attention: public functions, PyTorch form, checks, cost."""
 
 from tokendetr.ops import library
 from tokendetr.ops.ms_deform_attn.flops import ms_deform_attn_flops

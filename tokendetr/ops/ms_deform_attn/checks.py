@@ -14,8 +14,8 @@ def flat_level_shapes(level_shapes: Sequence[Sequence[int]] | Tensor) -> list[in
     """Return ``[h0, w0, h1, w1, ...]`` from pairs or from an integer tensor of shape [L, 2].
 
     Raises:
-        ValueError: for another shape.
-        TypeError: for sizes that are no integers.
+        ValueError: another shape.
+        TypeError: sizes that are no integers.
     """
     if isinstance(level_shapes, Tensor):
         if level_shapes.dim() != 2 or level_shapes.shape[1] != 2:
@@ -113,8 +113,8 @@ def check_plain(
     """Check the arguments of ``ms_deform_attn``.
 
     Raises:
-        ValueError: for a wrong shape, size or device; the message names the argument.
-        TypeError: for a wrong type or dtype; the message names the argument.
+        ValueError: a wrong shape, size or device; the message names the argument.
+        TypeError: a wrong type or dtype; the message names the argument.
     """
     levels = check_value(value_BNMD, level_shapes)
     queries, points = _check_samples("sampling_locations", locations, levels, value_BNMD)

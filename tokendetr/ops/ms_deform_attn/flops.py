@@ -1,4 +1,4 @@
-"""Cost of multi-scale deformable attention, as the counter of fvcore counts."""
+"""Cost of multi-scale deformable attention in fvcore's convention."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ def ms_deform_attn_flops(
     """Return the multiply-adds that fvcore counts for the ``grid_sample`` form of the operator.
 
     A bilinear sample is 4 multiply-adds per channel. The weighted sum of the samples is an
-    element-wise product and a reduction there, and fvcore counts neither.
+    element-wise product and a reduction, of which fvcore counts neither.
 
     Args:
         locations_shape: [B, Q, M, L, P, 2], the shape of the locations or offsets.

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: the public functions, by the extension or plain PyTorch."""
+"""Multi-scale deformable attention: public functions, computed by kernels or by PyTorch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def _run_reference(
     shapes: Sequence[int],
     *coordinates: Tensor,
 ) -> Tensor:
-    """Run plain PyTorch under the operators' autocast rule: only values in low precision."""
+    """Run the PyTorch form under the operators' autocast rule: only values in low precision."""
     if not autocasts(value):
         check(value, shapes, *coordinates)
         return reference(value, _pairs(shapes), *coordinates)
@@ -59,7 +59,7 @@ def _run(
     level_shapes: Sequence[Sequence[int]] | Tensor,
     **coordinates: Tensor,
 ) -> Tensor:
-    """Run the operator of this name where it is compiled, else its plain PyTorch form."""
+    """Run the compiled operator of this name if there is one, else its PyTorch form."""
     check_dense(value=value, **coordinates)
     shapes = checks.flat_level_shapes(level_shapes)
     if use_extension(value):
@@ -74,26 +74,26 @@ def ms_deform_attn(
     sampling_locations_BQMLP2: Tensor,
     attention_weights_BQMLP: Tensor,
 ) -> Tensor:
-    """Sum bilinear samples of all levels with attention weights (arXiv 2010.04159, equation 2).
+    """Sum bilinear samples of all levels, weighted by attention (arXiv 2010.04159, equation 2).
 
     Args:
         value_BNMD: values of all levels' pixels, finest level first, row by row; float64, float32,
             bfloat16 or float16. B, and Q below, may be 0.
         level_shapes: ``(height, width)`` of each level as Python integers, or an integer tensor of
             shape [L, 2].
-        sampling_locations_BQMLP2: normalised ``(x, y)``; a pixel's centre is at
-            ``(index + 0.5) / size``; outside the level there are zeros. Float32 (float64 for
-            float64 values) or the values' dtype. A location that is not finite contributes 0 and
-            gets a gradient of 0.
+        sampling_locations_BQMLP2: normalized ``(x, y)``; a pixel's center is at
+            ``(index + 0.5) / size``; outside the level values are 0. Float32 (float64 for float64
+            values) or the values' dtype. A location that is not finite contributes 0 and has
+            gradient 0.
         attention_weights_BQMLP: weights, of the same dtypes as the locations.
 
     Returns:
-        Tensor of shape [B, Q, M * D] and the values' dtype; sums are made in float32 (float64 for
-        float64 values).
+        Tensor of shape [B, Q, M * D] and the values' dtype, summed in float32 (float64 for float64
+        values).
 
     Raises:
-        ValueError: for a wrong shape, level size or device; the message names the argument.
-        TypeError: for a wrong dtype; the message names the argument.
+        ValueError: a wrong shape, level size or device; the message names the argument.
+        TypeError: a wrong dtype; the message names the argument.
     """
     return _run(
         "ms_deform_attn",
@@ -113,14 +113,16 @@ def ms_deform_attn_fused(
     sampling_offsets_BQMLP2: Tensor,
     attention_logits_BQMLP: Tensor,
 ) -> Tensor:
-    """The same from reference points, raw offsets and logits; nothing in between is stored.
+    """Compute :func:`ms_deform_attn` from reference points, raw offsets and logits.
+
+    Locations and weights are never stored.
 
     Args:
         value_BNMD: as in :func:`ms_deform_attn`.
         level_shapes: as in :func:`ms_deform_attn`.
         reference_points_BQLX: X = 2: a location is ``point + offset / (width, height)`` of the
-            level; X = 4: it is ``centre + offset / P * size * 0.5`` for boxes ``(cx, cy, w, h)``.
-            All normalised.
+            level; X = 4: it is ``center + offset / P * size * 0.5`` for boxes ``(cx, cy, w, h)``.
+            All normalized.
         sampling_offsets_BQMLP2: raw offsets.
         attention_logits_BQMLP: raw logits; the weights are their softmax over the L * P samples of
             a head.
@@ -129,8 +131,8 @@ def ms_deform_attn_fused(
         Tensor of shape [B, Q, M * D] and the values' dtype.
 
     Raises:
-        ValueError: for a wrong shape, level size or device; the message names the argument.
-        TypeError: for a wrong dtype; the message names the argument.
+        ValueError: a wrong shape, level size or device; the message names the argument.
+        TypeError: a wrong dtype; the message names the argument.
     """
     return _run(
         "ms_deform_attn_fused",

@@ -1,9 +1,9 @@
-"""Multi-scale deformable attention in plain PyTorch: what the kernels mean, or their stand-in.
+"""Multi-scale deformable attention in PyTorch: the reference of the kernels and their fallback.
 
 Per level the sampled values come from :func:`torch.nn.functional.grid_sample` (Deformable DETR,
 arXiv 2010.04159, equation 2). Two rules go beyond ``grid_sample`` and hold for every kernel of this
-project as well: a sampling location that is not finite contributes 0 and receives a gradient of 0,
-and values stored in half precision are sampled and summed in float32.
+project too: a sampling location that is not finite contributes 0 and has gradient 0, and values in
+half precision are sampled and summed in float32.
 
 Shapes: B image, N token, Q query, M head, D head width, L level, P point, A pairs of image and
 head, S samples of a query.
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 LevelShapes = tuple[tuple[int, int], ...]
 
 _OUTSIDE = -2.0
-"""A coordinate that lies outside every level, one pixel wide levels included."""
+"""A normalized coordinate outside every level, even one that is a single pixel wide."""
 
 
 def _accumulate_dtype(value: Tensor) -> torch.dtype:
@@ -24,7 +24,7 @@ def _accumulate_dtype(value: Tensor) -> torch.dtype:
 
 
 def _finite_locations(locations_BQMLP2: Tensor) -> Tensor:
-    """Move non-finite locations outside the image (gradient 0) and far ones nearer."""
+    """Move locations that are not finite outside the image (gradient 0), and clamp distant ones."""
     finite = locations_BQMLP2.isfinite().all(dim=-1, keepdim=True)
     return torch.where(finite, locations_BQMLP2, _OUTSIDE).clamp(_OUTSIDE, 1.0 - _OUTSIDE)
 
@@ -78,21 +78,21 @@ def ms_deform_attn_reference(
 def sampling_locations(
     level_shapes: LevelShapes, reference_points_BQLX: Tensor, sampling_offsets_BQMLP2: Tensor
 ) -> Tensor:
-    """Turn raw offsets into normalised locations by Deformable DETR's two rules.
+    """Convert raw offsets to normalized locations by Deformable DETR's two rules.
 
     Args:
         level_shapes: ``(height, width)`` of each level.
-        reference_points_BQLX: X = 2: normalised points, offsets are in pixels of their level;
-            X = 4: normalised ``(cx, cy, w, h)`` boxes, offsets are in halves of the box divided by
-            the number of points.
+        reference_points_BQLX: X = 2: normalized points, and offsets in pixels of their level;
+            X = 4: normalized ``(cx, cy, w, h)`` boxes, and offsets in half box sizes divided by the
+            number of points.
         sampling_offsets_BQMLP2: raw offsets.
 
     Returns:
-        Normalised ``(x, y)`` locations of shape [B, Q, M, L, P, 2].
+        Normalized ``(x, y)`` locations of shape [B, Q, M, L, P, 2].
     """
     reference = reference_points_BQLX[:, :, None, :, None, :]
     if reference_points_BQLX.shape[-1] == 2:
-        # Made without new_tensor, which cannot be traced inside a decomposition.
+        # Not new_tensor, which cannot be traced inside a decomposition.
         sizes = [sampling_offsets_BQMLP2.new_full((1,), n) for h, w in level_shapes for n in (w, h)]
         size_L12 = torch.cat(sizes).view(-1, 1, 2)
         return reference + sampling_offsets_BQMLP2 / size_L12
@@ -107,7 +107,9 @@ def ms_deform_attn_fused_reference(
     sampling_offsets_BQMLP2: Tensor,
     attention_logits_BQMLP: Tensor,
 ) -> Tensor:
-    """The same from reference points, raw offsets and logits (softmax over L * P).
+    """Compute :func:`ms_deform_attn_reference` from reference points, raw offsets and logits.
+
+    Weights are the softmax of the logits over L * P.
 
     Returns:
         Tensor of shape [B, Q, M * D] and the dtype of ``value_BNMD``.

@@ -1,6 +1,6 @@
-"""What the compiled operators need in Python: fake kernels, autograd, autocast, FLOP formulas.
+"""Python registrations of the compiled operators: fake kernels, autograd, autocast, FLOP formulas.
 
-Imported once the library is loaded.
+Imported after the library is loaded.
 """
 
 from collections.abc import Callable, Sequence
@@ -122,7 +122,7 @@ torch.library.register_autograd(_PLAIN, _plain_backward, setup_context=_save)
 torch.library.register_autograd(_FUSED, _fused_backward, setup_context=_save)
 
 
-# Under autocast values take the low precision; coordinates, weights and sums are float32.
+# Under autocast only values have low precision; coordinates, weights and sums are float32.
 def _autocast(kind: str, name: str) -> Callable[..., Tensor]:
     operator = getattr(torch.ops.tokendetr, name)
 

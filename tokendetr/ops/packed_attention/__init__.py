@@ -1,4 +1,4 @@
-"""Packed attention: public function, plain PyTorch form, checks, cost."""
+"""Packed attention: public function, PyTorch form, checks, cost."""
 
 from tokendetr.ops import library
 from tokendetr.ops.packed_attention.flops import packed_attention_flops

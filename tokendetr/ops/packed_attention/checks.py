@@ -1,4 +1,4 @@
-"""Argument checks of packed attention, for plain PyTorch and the fake kernels.
+"""Argument checks of packed attention, for its PyTorch form and the fake kernels.
 
 Shapes: G container, T slot, M head, D head width, R side of a table of relative positions.
 """
@@ -12,11 +12,11 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def packed_scale(scale: float | None, query_GTMD: Tensor) -> float:
-    """Return the factor of the scores: ``scale``, by default one by the root of the head width.
+    """Return the factor of the logits: ``scale``, or by default 1 / sqrt(head width).
 
     Raises:
-        TypeError: if it is no number.
-        ValueError: if it is not finite.
+        TypeError: it is no number.
+        ValueError: it is not finite.
     """
     if scale is None:
         return 1.0 if query_GTMD.dim() != 4 else float(max(query_GTMD.shape[3], 1)) ** -0.5
@@ -65,8 +65,8 @@ def check_packed(
     """Check the tensors of ``packed_attention``.
 
     Raises:
-        ValueError: for a wrong shape or device; the message names the argument.
-        TypeError: for a wrong dtype; the message names the argument.
+        ValueError: a wrong shape or device; the message names the argument.
+        TypeError: a wrong dtype; the message names the argument.
     """
     if query_GTMD.dim() != 4:
         raise ValueError(f"query must have shape [G, T, M, D], got {list(query_GTMD.shape)}")

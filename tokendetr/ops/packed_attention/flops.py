@@ -1,4 +1,4 @@
-"""Cost of packed attention, as the counters of fvcore and of PyTorch count."""
+"""Cost of packed attention in the convention of fvcore's and PyTorch's counters."""
 
 from torch import Tensor
 
@@ -6,10 +6,10 @@ from tokendetr.compat.torch_private import FakeTensor
 
 
 def packed_attention_flops(segment_GT: Tensor, channels: int) -> int:
-    """Return the multiply-adds of packed attention's two products, segment by segment.
+    """Return the multiply-adds of packed attention's two matrix products.
 
-    A segment of n slots is two products of n * n * channels. Where the numbers of the segments are
-    not known (meta and fake tensors), each container counts as one full segment.
+    A segment of n slots has two products of n * n * channels. If the segments have no values (meta
+    and fake tensors), each container counts as one full segment.
 
     Args:
         segment_GT: segment of each slot, negative for padding.

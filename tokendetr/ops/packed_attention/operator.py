@@ -1,4 +1,5 @@
-"""Packed attention: sequences of many lengths in containers of one length, each to itself.
+"""Packed attention: sequences of many lengths in containers of one length, each attending to
+itself.
 
 Shapes: G container, T slot, M head, D head width, R side of a table of relative positions.
 """
@@ -23,7 +24,7 @@ def _run_reference(
     position: Tensor | None,
     biases: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
-    """Run plain PyTorch under the operator's autocast rule: biases stay in float32."""
+    """Run the PyTorch form under the operator's autocast rule: biases stay in float32."""
     kind, is_cast = tensors[0].device.type, autocasts(tensors[0])
     query, key, value = (low(x, kind) for x in tensors) if is_cast else tensors
     if is_cast:
@@ -47,32 +48,34 @@ def packed_attention(
     bias_table_MRR: Tensor | None = None,
     key_bias_GT: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention of each slot to the slots of its container that share its segment.
+    """Apply softmax attention among the slots of a container that share a segment.
 
     Differentiable in query, key, value, bias table and key bias.
 
     Args:
         query_GTMD: G containers of T slots, M heads of D channels; float64, float32, bfloat16 or
-            float16. G and T may be 0. Any strides: parts of one projection need no copy.
+            float16. G and T may be 0. Strides are free: slices of one projection need no copy.
         key_GTMD: keys, of the queries' shape and dtype.
         value_GTMD: values, of the queries' shape and dtype.
         segment_GT: int32; slots of a container with equal numbers >= 0 attend to each other, in any
-            order. Negative numbers are padding: its output is 0, and its content reaches neither an
-            output nor a gradient.
+            order. Negative numbers are padding: its output is 0, and its values affect neither
+            outputs nor gradients.
         scale: factor of the query-key products; by default ``D ** -0.5``.
         position_GT2: int32 ``(y, x)`` of each slot, for the bias table.
-        bias_table_MRR: [M, 2R + 1, 2R + 1], added to the logits at the offset query - key, each of
-            y and x clipped to [-R, R]; float32 (float64 for float64 queries) or the queries' dtype.
-        key_bias_GT: added to all logits of a key (such as the log of a merged token's size), of the
-            same dtypes as the table. A slot all of whose keys have -inf gets an output of 0.
+        bias_table_MRR: [M, 2R + 1, 2R + 1], added to the logits by the offset query - key, with y
+            and x clipped to [-R, R]: tokens keep their places in the image when they are packed, so
+            their distances can exceed a window's. Float32 (float64 for float64 queries) or the
+            queries' dtype.
+        key_bias_GT: added to all logits of a key: with log(n), a token merged from n counts n times
+            in the softmax. Same dtypes as the table. A slot whose keys all have -inf outputs 0.
 
     Returns:
-        Tensor of shape [G, T, M, D] and the queries' dtype; sums are made in float32 (float64 for
-        float64 queries).
+        Tensor of shape [G, T, M, D] and the queries' dtype, summed in float32 (float64 for float64
+        queries).
 
     Raises:
-        ValueError: for a wrong shape, scale or device; the message names the argument.
-        TypeError: for a wrong dtype; the message names the argument.
+        ValueError: a wrong shape, scale or device; the message names the argument.
+        TypeError: a wrong dtype; the message names the argument.
 
     Source: SPT (arXiv 2410.23608), attention in containers of selected tokens; Swin Transformer,
     relative position bias; Token Transforming (arXiv 2506.05709), log of token sizes as key bias.

@@ -1,7 +1,7 @@
-"""Packed attention in plain PyTorch: what the kernels mean, or their stand-in.
+"""Packed attention in PyTorch: the reference of the kernels and their fallback.
 
-Scores of all pairs of slots of a container are made and those of different segments masked, so it
-takes memory of size [G, M, T, T]; the kernels never do. One rule is the kernels' alone: here a
+Logits of all pairs of slots of a container are computed, and those of different segments masked, so
+it needs memory of size [G, M, T, T], unlike the kernels. It also differs from them in one rule: a
 value that is not finite reaches the other segments of its container (0 * nan is nan).
 
 Shapes: G container, T slot, M head, D head width, R side of a table of relative positions.
@@ -39,7 +39,7 @@ def packed_attention_reference(
     bias_table_MRR: Tensor | None = None,
     key_bias_GT: Tensor | None = None,
 ) -> Tensor:
-    """Attention of every slot to the slots of its container with the same segment.
+    """Apply attention among the slots of a container that share a segment.
 
     Arguments as in :func:`tokendetr.ops.packed_attention`, with the scale as a number.
 

@@ -1,6 +1,6 @@
-"""What compiled packed attention needs in Python: fake kernels, autograd, autocast, FLOP formulas.
+"""Python registrations of packed attention: fake kernels, autograd, autocast, FLOP formulas.
 
-Imported once the library is loaded.
+Imported after the library is loaded.
 """
 
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(_NAME, _backward, setup_context=_save)
 
 
-# Under autocast queries, keys and values take the low precision; biases and sums are float32.
+# Under autocast queries, keys and values have low precision; biases and sums are float32.
 def _autocast(kind: str) -> Callable[..., Tensor]:
     def run(*inputs: Any) -> Tensor:
         *tensors, segment, scale, position, bias_table, key_bias = inputs
@@ -94,8 +94,8 @@ for _kind in DEVICE_TYPES:
     _LIBRARY.impl("packed_attention", _autocast(_kind), f"Autocast{_kind.upper()}")
 
 
-# PyTorch counts a multiply-add as two operations; a backward makes the scores again and four
-# products more, where the forward has two.
+# PyTorch counts a multiply-add as two operations. The forward has two matrix products; the backward
+# recomputes the logits and has four more.
 def _forward_flop(
     query: Tensor, key: Tensor, value: Tensor, segment: Tensor, *args: Any, **kwargs: Any
 ) -> int:

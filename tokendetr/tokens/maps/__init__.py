@@ -1,1 +1,1 @@
-"""Token maps: how an encoder layer's tokens come from all tokens and go back."""
+"""Token maps: reduce all tokens to those of an encoder layer, and restore them."""

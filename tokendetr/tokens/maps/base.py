@@ -1,4 +1,4 @@
-"""Maps that shrink a token sequence before a layer and put the results back after it.
+"""Maps that reduce a token sequence before a layer and restore it afterwards.
 
 A map is the sparse matrix W of Y = W X (Token Transforming, arXiv 2506.05709, section 3): pruning
 has one-hot rows, merging rows that average, and their rows sum to 1. Shapes: B image, N all tokens,
@@ -30,9 +30,9 @@ def put_rows(base_BNC: Tensor, index_BK: Tensor, rows_BKC: Tensor) -> Tensor:
 
 
 class TokenMap(ABC):
-    """How N tokens become K and come back.
+    """A reduction of N tokens to K, and its inverse.
 
-    The encoder works on ``reduce(memory)`` and continues with ``restore(result, memory)``.
+    The encoder runs a layer on ``reduce(memory)`` and continues with ``restore(result, memory)``.
     """
 
     @property
@@ -43,12 +43,12 @@ class TokenMap(ABC):
     @property
     @abstractmethod
     def valid_BK(self) -> Tensor | None:
-        """Bool [B, K], True where a reduced token stands for real tokens; None where all do."""
+        """Bool [B, K], False for reduced tokens that are padding; None if there are none."""
 
     @property
     @abstractmethod
     def anchor_BK(self) -> Tensor | None:
-        """Long [B, K], the token whose place a reduced token takes; None: all in order."""
+        """Long [B, K], the token whose position each reduced token has; None: all, in order."""
 
     @abstractmethod
     def reduce(self, x_BNC: Tensor) -> Tensor:
@@ -56,10 +56,13 @@ class TokenMap(ABC):
 
     @abstractmethod
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
-        """Put reduced tokens back: [B, N, C], ``base_BNC`` where nothing was computed."""
+        """Return [B, N, C]: results at the tokens they belong to, ``base_BNC`` elsewhere."""
 
     def select(self, x_BN: Tensor) -> Tensor:
-        """Return the attributes [B, K, ...] that tokens [B, N, ...] have at the anchors."""
+        """Return the attributes [B, K, ...] of reduced tokens, given those of all tokens.
+
+        Used for positions and reference points: a reduced token attends from its anchor's place.
+        """
         anchor_BK = self.anchor_BK
         return x_BN if anchor_BK is None else take_rows(x_BN, anchor_BK)
 
@@ -69,8 +72,8 @@ class Identity(TokenMap):
 
     Args:
         num_tokens: number of tokens N.
-        valid_BN: bool [B, N], True where a token is real; None where all are. Padding is computed
-            as well, as dense encoders do; nothing reads it.
+        valid_BN: bool [B, N], True for real tokens; None if all are. Padding is computed too, as in
+            upstream's dense encoders, but nothing reads it.
     """
 
     def __init__(self, *, num_tokens: int, valid_BN: Tensor | None = None) -> None:
@@ -84,12 +87,12 @@ class Identity(TokenMap):
 
     @property
     def valid_BK(self) -> Tensor | None:
-        """Bool [B, N], True where a token is real; None where all are."""
+        """Bool [B, N], True for real tokens; None if all are."""
         return self._valid_BN
 
     @property
     def anchor_BK(self) -> None:
-        """None: every token stays in its place."""
+        """None: every token keeps its position."""
         return None
 
     def reduce(self, x_BNC: Tensor) -> Tensor:
@@ -102,11 +105,11 @@ class Identity(TokenMap):
 
 
 class AnchoredMap(TokenMap):
-    """Base of maps whose reduced tokens each stand in the place of one token.
+    """Base of maps whose reduced tokens each have one token's position.
 
     Args:
-        index_BK: long, these tokens' indices.
-        valid_BK: bool, False for the padding entries of a batch; None where there are none.
+        index_BK: long, the indices of these tokens.
+        valid_BK: bool, False for the padding entries of a batch; None if there are none.
     """
 
     def __init__(self, index_BK: Tensor, valid_BK: Tensor | None) -> None:
@@ -115,17 +118,17 @@ class AnchoredMap(TokenMap):
 
     @property
     def num_tokens(self) -> int:
-        """Number of reduced tokens K of the image that has most."""
+        """Number of reduced tokens K of the image with most."""
         return int(self._index_BK.shape[1])
 
     @property
     def valid_BK(self) -> Tensor | None:
-        """Bool [B, K], False for padding entries; None where there are none."""
+        """Bool [B, K], False for padding entries; None if there are none."""
         return self._valid_BK
 
     @property
     def anchor_BK(self) -> Tensor:
-        """Long [B, K], the token in whose place each reduced token stands."""
+        """Long [B, K], the token whose position each reduced token has."""
         return self._index_BK
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
@@ -137,13 +140,13 @@ class AnchoredMap(TokenMap):
 
 
 class Keep(AnchoredMap):
-    """Some tokens are kept; the others pass through unchanged (Sparse DETR, Focus-DETR).
+    """Keeps some tokens; the others pass through unchanged (Sparse DETR, Focus-DETR).
 
     Args:
         index_BK: long, the kept tokens' indices; an image's indices are distinct, its padding
             entries included.
-        valid_BK: bool, False where an image keeps fewer tokens than the batch's largest count: such
-            entries are computed and thrown away. None where all are kept.
+        valid_BK: bool, False for the padding entries of images that keep fewer tokens than the
+            batch's largest count; they are computed and discarded. None if there are none.
     """
 
     def __init__(self, *, index_BK: Tensor, valid_BK: Tensor | None = None) -> None:

@@ -1,9 +1,9 @@
-"""Merging tokens: windows that become one token, and tokens that are mixed into others of their
-level.
+"""Merge tokens: windows that become one token, and tokens that others of their level absorb.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, R merged tokens of the whole batch, P
-members of each, U tokens of a level as givers and V as receivers, T receivers of a giver, E all
-pairs of both. "Flat" indices count over the batch: ``image * N + token`` and ``image * K + slot``.
+members of each, U tokens of a level (V those that absorb), T neighbors of a token, E all pairs of
+a token and its neighbor. "Flat" indices count over the batch: ``image * N + token`` and
+``image * K + slot``.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ MERGE_RULES = ("mean", "sum", "max", "retain")
 
 @dataclass(frozen=True)
 class WindowGroup:
-    """Windows whose tokens become one token each.
+    """Windows that are merged into one token each.
 
     Attributes:
         slot_R: long, the flat reduced token of each window.
         member_RP: long, the flat tokens of each window; the last one is the window's anchor.
-        rule: "mean", "sum" or "max" of the members, or "retain" the anchor's own features.
-        locate: "anchor": the window's position and reference point are its anchor's; "mean": its
-            members' mean.
+        rule: "mean", "sum" or "max" of the members, or "retain": the anchor's own features.
+        locate: position and reference point of the merged token: those of its "anchor", or its
+            members' "mean".
     """
 
     slot_R: Tensor
@@ -57,71 +57,73 @@ class WindowGroup:
         weights_KN[self.slot_R[:, None], members_RP] = share
 
     def add_sizes(self, size_K: Tensor) -> None:
-        """Write the number of cells of each window."""
+        """Write the number of members of each window."""
         size_K[self.slot_R] = float(self.member_RP.shape[1])
 
 
 @dataclass(frozen=True)
 class AffinityGroup:
-    """Tokens of one (small) level that take in others; one token may go into several.
+    """Tokens of one (small) level that absorb others; several may absorb the same token.
 
     Attributes:
-        slot_R: long, the flat reduced token of each receiving token.
-        token_R: long, the receiving tokens, flat over this level: ``image * U + token of the
+        slot_R: long, the flat reduced token of each absorbing token.
+        token_R: long, the absorbing tokens, flat over this level: ``image * U + token of the
             level``.
-        match_BUT: long, tokens of the level that each token may go into; misses may repeat a hit.
-        hit_BUT: bool, True where it does.
+        neighbor_index_BUT: long, the most similar tokens of each token of the level. Entries that
+            do not absorb may repeat one that does.
+        absorbs_BUT: bool, True if that neighbor absorbs the token.
         start: the level's first token.
-        rule: as for windows; "mean" divides by 1 + the number of tokens taken in.
+        rule: as for windows; "mean" divides by 1 + the number of absorbed tokens.
     """
 
     slot_R: Tensor
     token_R: Tensor
-    match_BUT: Tensor
-    hit_BUT: Tensor
+    neighbor_index_BUT: Tensor
+    absorbs_BUT: Tensor
     start: int
     rule: MergeRule = "mean"
 
-    def taken_BVU(self) -> Tensor:
-        """Return float32 [B, U, U], 1 where the row's token takes in the column's."""
-        batch, tokens, _ = self.match_BUT.shape
-        goes_BUV = torch.zeros(batch, tokens, tokens, device=self.match_BUT.device)
-        # The largest wins: a miss may repeat the index of a hit where neighbours run out.
-        goes_BUV.scatter_reduce_(2, self.match_BUT, self.hit_BUT.float(), "amax")
-        return goes_BUV.transpose(1, 2)
+    def absorbed_BVU(self) -> Tensor:
+        """Return float32 [B, U, U], 1 if the row's token absorbs the column's."""
+        batch, tokens, _ = self.neighbor_index_BUT.shape
+        absorbed_BUV = torch.zeros(batch, tokens, tokens, device=self.neighbor_index_BUT.device)
+        # amax: if an image has fewer than T other tokens, an entry that does not absorb may repeat
+        # the index of one that does, and must not overwrite it.
+        absorbed_BUV.scatter_reduce_(2, self.neighbor_index_BUT, self.absorbs_BUT.float(), "amax")
+        return absorbed_BUV.transpose(1, 2)
 
     def merge(self, x_BNC: Tensor) -> Tensor:
         """Return the merged tokens [R, C]."""
-        level_BUC = x_BNC[:, self.start : self.start + self.match_BUT.shape[1]]
+        level_BUC = x_BNC[:, self.start : self.start + self.neighbor_index_BUT.shape[1]]
         if self.rule == "retain":
             merged_BUC = level_BUC
         elif self.rule == "max":
             merged_BUC = self._maximum(level_BUC)
         else:
             with torch.autocast(x_BNC.device.type, enabled=False):
-                taken_BVU = self.taken_BVU().to(x_BNC.dtype)
-                merged_BUC = level_BUC + taken_BVU @ level_BUC
+                absorbed_BVU = self.absorbed_BVU().to(x_BNC.dtype)
+                merged_BUC = level_BUC + absorbed_BVU @ level_BUC
                 if self.rule == "mean":
-                    merged_BUC = merged_BUC / (1 + taken_BVU.sum(dim=2, keepdim=True))
+                    merged_BUC = merged_BUC / (1 + absorbed_BVU.sum(dim=2, keepdim=True))
         return merged_BUC.flatten(0, 1).index_select(0, self.token_R)
 
     def _maximum(self, level_BUC: Tensor) -> Tensor:
-        neighbors = self.match_BUT.shape[2]
+        neighbors = self.neighbor_index_BUT.shape[2]
         source_BEC = level_BUC.repeat_interleave(neighbors, dim=1)
-        misses_BE1 = ~self.hit_BUT.flatten(1)[..., None]
-        index_BEC = self.match_BUT.flatten(1)[..., None].expand_as(source_BEC)
+        skipped_BE1 = ~self.absorbs_BUT.flatten(1)[..., None]
+        index_BEC = self.neighbor_index_BUT.flatten(1)[..., None].expand_as(source_BEC)
         return level_BUC.scatter_reduce(
-            1, index_BEC, source_BEC.masked_fill(misses_BE1, float("-inf")), "amax"
+            1, index_BEC, source_BEC.masked_fill(skipped_BE1, float("-inf")), "amax"
         )
 
     def add_weights(self, weights_KN: Tensor) -> None:
-        """Write a row for each receiver: itself and what it takes in."""
+        """Write a row for each absorbing token: itself and what it absorbs."""
         if self.rule == "retain":
             return
-        batch, level_tokens, _ = self.match_BUT.shape
+        batch, level_tokens, _ = self.neighbor_index_BUT.shape
         tokens = weights_KN.shape[1] // max(batch, 1)
         itself = torch.eye(level_tokens, device=weights_KN.device)
-        rows_BVU = self.taken_BVU() + itself
+        rows_BVU = self.absorbed_BVU() + itself
         if self.rule != "sum":
             rows_BVU = rows_BVU / rows_BVU.sum(dim=2, keepdim=True)
         rows_RU = rows_BVU.flatten(0, 1)[self.token_R].to(weights_KN.dtype)
@@ -130,25 +132,25 @@ class AffinityGroup:
         weights_KN[self.slot_R[:, None], columns_RU] = rows_RU
 
     def add_sizes(self, size_K: Tensor) -> None:
-        """Write 1 + the number of tokens taken in."""
-        taken_V = self.taken_BVU().sum(dim=2).flatten()
-        size_K[self.slot_R] = 1 + taken_V[self.token_R]
+        """Write 1 + the number of absorbed tokens."""
+        absorbed_V = self.absorbed_BVU().sum(dim=2).flatten()
+        size_K[self.slot_R] = 1 + absorbed_V[self.token_R]
 
 
 class Merge(AnchoredMap):
-    """Most tokens stay alone, groups of them become one (Dynamic DETR).
+    """Most tokens stay single, groups of tokens become one (Dynamic DETR).
 
-    Stored sparsely: single tokens are gathered, only groups are computed.
+    W is never made: single tokens are gathered, and only groups are computed.
 
     Args:
-        index_BK: long, the token in whose place each reduced token stands; an image's indices are
+        index_BK: long, the token whose position each reduced token has; an image's indices are
             distinct.
-        valid_BK: bool, False for the padding entries of images with fewer reduced tokens; None
-            where there are none.
-        groups: what the merged tokens are made from.
+        valid_BK: bool, False for the padding entries of images with fewer reduced tokens; None if
+            there are none.
+        groups: members of the merged tokens.
         num_all: number of tokens N before reduction.
-        broadcast: whether all cells of a window receive its result; otherwise only the anchor does
-            and the other cells keep what they had.
+        broadcast: write a window's result to all its members; otherwise to its anchor alone, and
+            the others keep what they had.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class Merge(AnchoredMap):
         return tuple(group for group in self.groups if isinstance(group, WindowGroup))
 
     def reduce(self, x_BNC: Tensor) -> Tensor:
-        """Return single tokens as they are and groups merged, [B, K, C]."""
+        """Return single tokens unchanged and groups merged, [B, K, C]."""
         tokens_BKC = take_rows(x_BNC, self._index_BK)
         return _replace(
             tokens_BKC,
@@ -180,8 +182,7 @@ class Merge(AnchoredMap):
         )
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
-        """Return ``base_BNC`` with the anchors (or, broadcasting, all cells of windows)
-        replaced."""
+        """Return ``base_BNC`` with the anchors (when broadcasting, all members) replaced."""
         restored_BNC = super().restore(y_BKC, base_BNC)
         if not self.broadcast:
             return restored_BNC
@@ -197,8 +198,7 @@ class Merge(AnchoredMap):
         )
 
     def select(self, x_BN: Tensor) -> Tensor:
-        """Return attributes at the anchors, or means over windows that are located by their
-        mean."""
+        """Return attributes of the anchors, or means over windows with ``locate="mean"``."""
         selected_BK = super().select(x_BN)
         groups = [group for group in self.windows if group.locate == "mean"]
         if not groups:
@@ -208,8 +208,7 @@ class Merge(AnchoredMap):
         return flat_BKC.view_as(selected_BK)
 
     def weights_BKN(self) -> Tensor:
-        """Return W as a dense float32 matrix [B, K, N] (for statistics and tests); padding rows
-        are 0."""
+        """Return W as a dense float32 matrix [B, K, N], for statistics; padding rows are 0."""
         batch, slots = self._index_BK.shape
         weights = torch.zeros(batch * slots, batch * self.num_all, device=self._index_BK.device)
         image_B1 = torch.arange(batch, device=weights.device)[:, None]
@@ -223,8 +222,8 @@ class Merge(AnchoredMap):
         return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
     def size_BK(self) -> Tensor:
-        """Return how many tokens each reduced token stands for, float32 [B, K]; 0 for padding
-        entries."""
+        """Return the number of tokens merged into each reduced token, float32 [B, K]; 0 for
+        padding."""
         size_K = torch.ones(self._index_BK.numel(), device=self._index_BK.device)
         for group in self.groups:
             group.add_sizes(size_K)
@@ -232,8 +231,8 @@ class Merge(AnchoredMap):
         return size_BK if self._valid_BK is None else size_BK.masked_fill(~self._valid_BK, 0.0)
 
     def cluster_BN(self) -> Tensor:
-        """Return the reduced token that stands for each token, long [B, N]; -1 where none or
-        several do."""
+        """Return the reduced token that represents each token, long [B, N]; -1 if none or several
+        do."""
         batch, slots = self._index_BK.shape
         slot_BK = torch.arange(slots, device=self._index_BK.device).expand(batch, -1)
         if self._valid_BK is not None:
@@ -246,7 +245,7 @@ class Merge(AnchoredMap):
 
 
 def _replace(x_BNC: Tensor, indices: list[Tensor], rows: list[Tensor]) -> Tensor:
-    """Return a tensor whose flat rows are replaced by others."""
+    """Return a copy of a tensor with some flat rows replaced."""
     if not indices:
         return x_BNC
     flat = x_BNC.flatten(0, 1)

@@ -1,6 +1,6 @@
-"""Mixing tokens: every token may go into several reduced ones (Token Transforming).
+"""Mix tokens: every token may contribute to several reduced ones (Token Transforming).
 
-W is m with rows that sum to 1; m itself is an :class:`~tokendetr.tokens.assignment.Assignment`.
+W is the assignment m (:class:`~tokendetr.tokens.assignment.Assignment`) with rows scaled to sum 1.
 Pruning and merging are the assignments with at most one entry in each column.
 Shapes: B image, N all tokens, K reduced tokens, C channel, T reduced tokens that restore one token.
 """
@@ -16,11 +16,11 @@ from tokendetr.tokens.maps.base import TokenMap, take_rows
 
 @dataclass(frozen=True)
 class Recovery:
-    """Which reduced tokens restore each token.
+    """The reduced tokens that restore each token.
 
     Attributes:
         index_BNT: long, the reduced tokens.
-        weight_BNT: what each contributes, summing to 1; None where T is 1.
+        weight_BNT: their weights, summing to 1; None if T is 1.
     """
 
     index_BNT: Tensor
@@ -39,7 +39,7 @@ class Recovery:
         """Return the recovery through two reductions, this one first.
 
         Raises:
-            ValueError: where either takes several reduced tokens for one.
+            ValueError: either restores a token from several reduced ones.
         """
         if self.index_BNT.shape[2] != 1 or later.index_BNT.shape[2] != 1:
             raise ValueError("only recoveries from one reduced token each can be composed")
@@ -47,14 +47,14 @@ class Recovery:
 
 
 def nearest_recovery(x_BNC: Tensor, y_BKC: Tensor, valid_BK: Tensor | None = None) -> Recovery:
-    """Let each token be restored from the reduced token nearest to it.
+    """Restore each token from the reduced token nearest to it.
 
     Args:
         x_BNC: the tokens as they were reduced.
-        y_BKC: what they were reduced to.
-        valid_BK: bool, False = reduced tokens that stand for nothing.
+        y_BKC: the reduced tokens.
+        valid_BK: bool, False = padding entries of ``y_BKC``.
 
-    Source: Token Transforming, arXiv 2506.05709, equation 9; the first of equals.
+    Source: Token Transforming, arXiv 2506.05709, equation 9. Of equally near ones, the first.
     """
     x_BNC, y_BKC = x_BNC.detach().float(), y_BKC.detach().float()
     square_BK = y_BKC.square().sum(dim=-1)
@@ -70,20 +70,21 @@ def nearest_recovery(x_BNC: Tensor, y_BKC: Tensor, valid_BK: Tensor | None = Non
 
 
 class Mix(TokenMap):
-    """Reduced tokens are weighted means of tokens; a token may go into several.
+    """Map whose reduced tokens are weighted means of tokens; a token may go into several.
 
     Args:
-        assignment: how much of each token goes where.
-        index_BK: long, the token in whose place each reduced token stands; distinct in an image.
-        valid_BK: bool, False for entries that stand for nothing; None where all do. Their rows of W
-            are 0 and what comes out of ``reduce`` there is 0.
-        size_BN: how many original tokens each token stands for; 1 where None.
-        weight_BN: what each token counts in the means; its size where None.
+        assignment: share of each token that goes into each reduced token.
+        index_BK: long, the token whose position each reduced token has; distinct in an image.
+        valid_BK: bool, False for padding entries, whose rows of W and of ``reduce`` are 0; None if
+            there are none.
+        size_BN: number of original tokens that each token represents; None: 1.
+        weight_BN: weight of each token in the means; None: its size.
         recovery: how tokens are restored; see :meth:`with_recovery`.
 
     Source: Token Transforming, arXiv 2506.05709, equations 1, 6 and 8.
-    Differs: with ``size_BN`` means and sizes count what tokens already stand for, so that repeated
-    reductions conserve the number of tokens; equation 8 as printed forgets it.
+    Differs: with ``size_BN``, means and sizes count the original tokens that a token represents, so
+    that sizes still sum to their number after repeated reductions; equation 8 as printed counts
+    every token once.
     """
 
     def __init__(
@@ -113,12 +114,12 @@ class Mix(TokenMap):
 
     @property
     def valid_BK(self) -> Tensor | None:
-        """Bool [B, K], False for entries that stand for nothing; None where there are none."""
+        """Bool [B, K], False for padding entries; None if there are none."""
         return self._valid_BK
 
     @property
     def anchor_BK(self) -> Tensor:
-        """Long [B, K], the token in whose place each reduced token stands."""
+        """Long [B, K], the token whose position each reduced token has."""
         return self._index_BK
 
     def mix(self, x_BNC: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,12 +136,12 @@ class Mix(TokenMap):
         return self.mix(x_BNC)[0]
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
-        """Return for each token the reduced token that stands for it; ``base_BNC`` is not used.
+        """Return each token restored from reduced tokens; ``base_BNC`` is not used.
 
-        Padding receives something as well; nothing reads it.
+        Padding gets arbitrary values, which nothing reads.
 
         Raises:
-            ValueError: where the map has no recovery.
+            ValueError: the map has no recovery.
         """
         if self.recovery is None:
             raise ValueError("this map does not know how to restore: make it with_recovery(x, y)")
@@ -158,7 +159,7 @@ class Mix(TokenMap):
         )
 
     def size_BK(self) -> Tensor:
-        """Return how many original tokens each reduced token stands for, float32 [B, K]."""
+        """Return the number of original tokens in each reduced token, float32 [B, K]."""
         sizes = []
         for span in self.assignment.blocks():
             share_BKn = self.assignment.columns(span.start, span.stop)
@@ -168,7 +169,7 @@ class Mix(TokenMap):
         return torch.stack(sizes).sum(dim=0)
 
     def weights_BKN(self) -> Tensor:
-        """Return W as a dense float32 matrix [B, K, N] (for statistics and tests)."""
+        """Return W as a dense float32 matrix [B, K, N], for statistics."""
         weight_BN = self._size_BN if self._weight_BN is None else self._weight_BN
         share_BKN = self.assignment.columns(0, self.assignment.num_all)
         if weight_BN is not None:

@@ -1,4 +1,4 @@
-"""Variable numbers of tokens per image in containers of one length.
+"""Pack variable numbers of tokens per image into containers of one length.
 
 Shapes: B image, N tokens of an image, C channel, P selected tokens of all images, G container, T
 slots of a container, K the largest number of selected tokens of an image.
@@ -15,13 +15,14 @@ from tokendetr.tokens.select import valid_from_counts
 
 
 class Pack(TokenMap):
-    """Selected tokens in containers of fixed length; the others pass through unchanged (SPT).
+    """Packs selected tokens into containers of one length; the others stay unchanged (SPT).
 
     The selected tokens of an image are cut, in their order, into groups of ``length``. A full group
-    is a container; the images' last, shorter groups share containers. A group is never torn apart
-    and no two groups of an image meet, so what attends to what depends on the image alone.
+    is a container; the shorter last groups of several images share containers. A group is never
+    split, and two groups of one image are never in one container, so which tokens attend to each
+    other depends on the image alone.
 
-    :meth:`reduce`, :meth:`restore` and :meth:`select` speak of containers [G, T]; the properties
+    :meth:`reduce`, :meth:`restore` and :meth:`select` work on containers [G, T]; the properties
     that all maps have describe the same choice image by image.
 
     Args:
@@ -32,11 +33,11 @@ class Pack(TokenMap):
         length: slots T of a container.
 
     Raises:
-        ValueError: where the numbers do not fit each other.
+        ValueError: the numbers do not fit each other.
 
     Source: SPT, arXiv 2410.23608, section 3.2 (token packing).
-    Differs: the paper cuts the concatenated tokens of all images, where an image's groups depend on
-    the images before it.
+    Differs: the paper cuts the concatenated tokens of all images, so that an image's groups depend
+    on the images before it.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Pack(TokenMap):
 
     @cached_property
     def index_GT(self) -> Tensor:
-        """Long [G, T], the flat position of each slot's token; padding slots repeat a token."""
+        """Long [G, T], flat position of each slot's token; padding slots repeat the first one."""
         shape = (self.num_containers, self.length)
         filler = self.index_P[:1] if len(self.index_P) else self.index_P.new_zeros(1)
         flat = filler.repeat(self.num_containers * self.length)
@@ -82,7 +83,7 @@ class Pack(TokenMap):
 
     @property
     def num_tokens(self) -> int:
-        """Number of selected tokens K of the image that has most."""
+        """Number of selected tokens K of the image with most."""
         return max(self.counts, default=0)
 
     @cached_property
@@ -102,7 +103,7 @@ class Pack(TokenMap):
 
     @property
     def valid_BK(self) -> Tensor | None:
-        """Bool [B, K], True where an entry is selected; None where all are."""
+        """Bool [B, K], False for padding entries; None if there are none."""
         return self._kept.valid_BK
 
     @property
@@ -111,7 +112,7 @@ class Pack(TokenMap):
         return self._kept.anchor_BK
 
     def reduce(self, x_BNC: Tensor) -> Tensor:
-        """Return the containers [G, T, C]; padding slots repeat a token."""
+        """Return the containers [G, T, C]; padding slots repeat the first token."""
         rows = x_BNC.flatten(0, 1).index_select(0, self.index_GT.flatten())
         return rows.unflatten(0, (self.num_containers, self.length))
 
@@ -132,8 +133,8 @@ def _place(counts: Sequence[int], length: int) -> tuple[int, list[int], list[int
     """Lay out the groups of all images.
 
     Returns:
-        The number of containers (at least 1), and per run of consecutive tokens in the order of the
-        tokens: how far its slots lie behind the tokens' own positions, and its length.
+        The number of containers (at least 1), and for each run of consecutive tokens its shift,
+        slot minus position among all selected tokens, and its length.
     """
     first_full, containers = [], 0
     for count in counts:
@@ -175,7 +176,7 @@ def window_order(
     multiple of the window: row by row, and inside a window row by row.
 
     Args:
-        grid: (height, width) of the grid that tokens are numbered in.
+        grid: (height, width) of the grid in which tokens are numbered.
         sizes: per image the (height, width) of its real part, at the upper left.
         window_size: side of a window in tokens.
         shift: cyclic shift in tokens, 0 <= shift < window_size.
@@ -184,7 +185,7 @@ def window_order(
     Returns:
         Long [B, N]; every row is a permutation.
     """
-    # A graph's tensors hold no values: they must not be remembered for calls outside of it.
+    # While a graph is traced, tensors hold no values and must not enter the cache.
     order_of = _image_order.__wrapped__ if torch.compiler.is_compiling() else _image_order
     orders = [order_of(grid, size, window_size, shift, device) for size in sizes]
     if len(set(sizes)) == 1:

@@ -8,6 +8,6 @@ sparsifier = L(SparseSparsifier)(
     num_layers="${..num_layers}",
     num_classes="${....num_classes}",
     selection="dam",
-    projection="host",
+    projection="detector",
     auxiliary_heads=True,
 )

@@ -1,4 +1,4 @@
-"""What changes for BDD100K: ten classes, boxes without masks, 69,863 labelled training images."""
+"""What changes for BDD100K: ten classes, boxes without masks, 69,863 labeled training images."""
 
 from tokendetr.data.bdd100k import register_bdd100k, register_bdd_s
 

@@ -3,7 +3,7 @@
 
 #include "../../common/cpu/simd.h"
 #include "../../common/cpu/lanes.h"
-#include "map.h"
+#include "padded_values.h"
 #include "samples.h"
 #include "sources.h"
 #include "forward.h"
@@ -34,27 +34,28 @@ inline bool reads_in_place(const Problem& problem, Storage storage) {
   });
 }
 
-inline int64_t map_tokens(const Problem& problem) {
+inline int64_t padded_tokens(const Problem& problem) {
   int64_t starts[kMaxLevels];
-  return map_starts(problem, starts);
+  return padded_starts(problem, starts);
 }
 
-inline int64_t map_bytes(const Problem& problem, Storage storage) {
+inline int64_t padded_bytes(const Problem& problem, Storage storage) {
   return with_types(storage, [&](auto types) {
     using Use = decltype(types);
-    return map_tokens(problem) * padded_width<typename Use::T>(problem) * static_cast<int64_t>(sizeof(typename Use::S));
+    return padded_tokens(problem) * padded_width<typename Use::T>(problem) *
+           static_cast<int64_t>(sizeof(typename Use::S));
   });
 }
 
-inline int64_t gradient_map_bytes(const Problem& problem, Storage storage) {
+inline int64_t padded_gradient_bytes(const Problem& problem, Storage storage) {
   return with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
-    return map_tokens(problem) * padded_width<T>(problem) * static_cast<int64_t>(sizeof(T));
+    return padded_tokens(problem) * padded_width<T>(problem) * static_cast<int64_t>(sizeof(T));
   });
 }
 
-inline void copy_map(const Problem& problem, Storage storage, const void* value, int64_t image, int64_t head,
-                     void* map) {
+inline void copy_padded(const Problem& problem, Storage storage, const void* value, int64_t image, int64_t head,
+                        void* padded_values) {
   with_types(storage, [&](auto types) {
     using Use = decltype(types);
     using T = typename Use::T;
@@ -62,62 +63,65 @@ inline void copy_map(const Problem& problem, Storage storage, const void* value,
     const S* from = static_cast<const S*>(value);
     if constexpr (std::is_same_v<S, BFloat16>) {
       if (is_packed<T, S>(padded_width<T>(problem) / kLanes<T>)) {
-        return copy_map_rows<T, true>(problem, from, image, head, static_cast<S*>(map));
+        return copy_padded_rows<T, true>(problem, from, image, head, static_cast<S*>(padded_values));
       }
     }
-    copy_map_rows<T, false>(problem, from, image, head, static_cast<S*>(map));
+    copy_padded_rows<T, false>(problem, from, image, head, static_cast<S*>(padded_values));
   });
 }
 
 template <class T, class S, bool kCopied, class Samples>
 void forward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
-                const void* map, void* output) {
+                const void* padded_values, void* output) {
   with_vectors<T>(problem, [&](auto vectors) {
     forward_queries<T, S, kCopied, Samples, decltype(vectors)::value>(
-        problem, in, image, head, begin, end, static_cast<const S*>(map), static_cast<S*>(output));
+        problem, in, image, head, begin, end, static_cast<const S*>(padded_values), static_cast<S*>(output));
   });
 }
 
 inline void forward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
-                    int64_t begin, int64_t end, const void* map, void* output) {
+                    int64_t begin, int64_t end, const void* padded_values, void* output) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
     const bool fused = in.reference != nullptr;
     auto run = fused ? forward_as<T, S, true, FusedSamples<T>> : forward_as<T, S, true, PlainSamples<T>>;
-    if (map == nullptr) {
+    if (padded_values == nullptr) {
       run = fused ? forward_as<T, S, false, FusedSamples<T>> : forward_as<T, S, false, PlainSamples<T>>;
     }
-    run(problem, in, image, head, begin, end, map, output);
+    run(problem, in, image, head, begin, end, padded_values, output);
   });
 }
 
 template <class T, class S, bool kCopied, class Samples>
 void backward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
-                 const void* map, void* gradient_map, const Gradients& gradient) {
+                 const void* padded_values, void* padded_gradient, const Gradients& gradient) {
   with_vectors<T>(problem, [&](auto vectors) {
-    backward_queries<T, S, kCopied, Samples, decltype(vectors)::value>(
-        problem, in, image, head, begin, end, static_cast<const S*>(map), static_cast<T*>(gradient_map), gradient);
+    backward_queries<T, S, kCopied, Samples, decltype(vectors)::value>(problem, in, image, head, begin, end,
+                                                                       static_cast<const S*>(padded_values),
+                                                                       static_cast<T*>(padded_gradient), gradient);
   });
 }
 
-// Half precision gradients are summed in a float map, so in place works for float and double alone.
+// Half precision gradients are summed in a padded float copy, so in place works for float and double alone.
 inline void backward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
-                     int64_t begin, int64_t end, const void* map, void* gradient_map, const Gradients& gradient) {
+                     int64_t begin, int64_t end, const void* padded_values, void* padded_gradient,
+                     const Gradients& gradient) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
     const bool fused = in.reference != nullptr;
     auto run = fused ? backward_as<T, S, true, FusedSamples<T>> : backward_as<T, S, true, PlainSamples<T>>;
     if constexpr (sizeof(T) == sizeof(S)) {
-      if (map == nullptr) {
+      if (padded_values == nullptr) {
         run = fused ? backward_as<T, S, false, FusedSamples<T>> : backward_as<T, S, false, PlainSamples<T>>;
       }
     }
-    if (map != nullptr) std::memset(gradient_map, 0, static_cast<size_t>(gradient_map_bytes(problem, storage)));
-    run(problem, in, image, head, begin, end, map, gradient_map, gradient);
-    if (map != nullptr) {
-      write_gradient<T>(problem, static_cast<const T*>(gradient_map), image, head, gradient.streams,
+    if (padded_values != nullptr)
+      std::memset(padded_gradient, 0, static_cast<size_t>(padded_gradient_bytes(problem, storage)));
+    run(problem, in, image, head, begin, end, padded_values, padded_gradient, gradient);
+    if (padded_values != nullptr) {
+      write_gradient<T>(problem, static_cast<const T*>(padded_gradient), image, head, gradient.streams,
                         static_cast<S*>(gradient.value));
     }
     finish_streams();

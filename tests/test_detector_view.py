@@ -11,7 +11,7 @@ from tests.small_detectors import LAYERS, NAMES, WIDTH, build, record
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import DetectorView, require_detector
 from tokendetr.encoder.forward_context import current_pass, observe
-from tokendetr.errors import HostError
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.layers import MultiScaleDeformableAttention
 from tokendetr.tokens import LevelLayout
 
@@ -35,20 +35,20 @@ def test_it_knows_two_stages_and_the_decoders_attentions(name):
     seen = []
     model = spy(build(name).eval(), lambda memory: seen.append(running_detector()))
     model(INPUTS)
-    (host,) = seen
-    assert host.detector is model
-    assert host.has_proposals == (name in TWO_STAGE)
-    assert len(host.cross_attentions) == LAYERS
-    assert host.cross_attentions[0] is model.transformer.decoder.layers[0].attentions[1]
+    (view,) = seen
+    assert view.detector is model
+    assert view.has_proposals == (name in TWO_STAGE)
+    assert len(view.cross_attentions) == LAYERS
+    assert view.cross_attentions[0] is model.transformer.decoder.layers[0].attentions[1]
 
 
 @pytest.mark.parametrize("name", TWO_STAGE)
 def test_the_projection_and_heads_are_those_of_the_proposals(name):
-    """What the host computes from the memory is what the detector's own two-stage head says."""
+    """What the view computes from the memory is what the detector's own two-stage head says."""
     seen = {}
     model = spy(
         build(name).eval(),
-        lambda memory: seen.update(memory=memory, host=running_detector()),
+        lambda memory: seen.update(memory=memory, view=running_detector()),
     )
     propose = model.transformer.propose
 
@@ -58,11 +58,11 @@ def test_the_projection_and_heads_are_those_of_the_proposals(name):
 
     model.transformer.propose = watched
     model(INPUTS)
-    tokens_BNC = seen["host"].project(seen["memory"], seen["layout"])
+    tokens_BNC = seen["view"].project(seen["memory"], seen["layout"])
     torch.testing.assert_close(tokens_BNC, seen["proposals"].tokens_BNC, rtol=0, atol=0)
-    logits_BNK = seen["host"].class_head(tokens_BNC)
+    logits_BNK = seen["view"].class_head(tokens_BNC)
     torch.testing.assert_close(logits_BNK, seen["proposals"].logits_BNK, rtol=0, atol=0)
-    boxes_BN4 = seen["host"].box_head(tokens_BNC) + seen["layout"].proposals()[0]
+    boxes_BN4 = seen["view"].box_head(tokens_BNC) + seen["layout"].proposals()[0]
     torch.testing.assert_close(boxes_BN4, seen["proposals"].boxes_logit_BN4, rtol=0, atol=0)
 
 
@@ -79,13 +79,13 @@ def test_a_copy_uses_its_own_parts():
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(HostError, match=r"tokendetr\.config\.sparsify"):
+    with pytest.raises(UnsupportedDetectorError, match=r"tokendetr\.config\.sparsify"):
         running_detector()
-    host = DetectorView(build("deformable"))
+    view = DetectorView(build("deformable"))
     layout = LevelLayout.from_valid_sizes([(4, 4)], [[(4, 4)]])
-    with pytest.raises(HostError, match="enc_output"):
-        host.project(torch.zeros(1, 16, 16), layout)
-    with pytest.raises(HostError, match="Linear has no transformer"):
+    with pytest.raises(UnsupportedDetectorError, match="enc_output"):
+        view.project(torch.zeros(1, 16, 16), layout)
+    with pytest.raises(UnsupportedDetectorError, match="Linear has no transformer"):
         _ = DetectorView(torch.nn.Linear(1, 1)).transformer
 
 

@@ -1,21 +1,21 @@
-// Head-major copies of the values with a border of zeros.
+// Padded values: head-major copies of the values with a border of zeros.
 //
 // A level of H x W pixels takes H + 3 rows of W + 1 tokens: a row of zeros above, the level, two rows of zeros below;
-// the last token of a row is zero and serves as the left neighbour of the next row too. One more token leads each
+// the last token of a row is zero and serves as the left neighbor of the next row too. One more token leads each
 // level. Channels are padded to whole vectors; bfloat16 is packed (see simd.h) where the number of vectors is a
 // constant and even.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA {
 
-TOKENDETR_INLINE int64_t map_row(const Level& level) { return level.width + 1; }
+TOKENDETR_INLINE int64_t padded_row(const Level& level) { return level.width + 1; }
 
-// Fills starts[level], the first token of each level in the map, and returns the number of tokens.
-TOKENDETR_INLINE int64_t map_starts(const Problem& problem, int64_t* starts) {
+// Fills starts[level], the first token of each level in the padded copy, and returns the number of tokens.
+TOKENDETR_INLINE int64_t padded_starts(const Problem& problem, int64_t* starts) {
   int64_t tokens = 0;
   for (int l = 0; l < problem.levels; ++l) {
     starts[l] = tokens;
-    tokens += (problem.level[l].height + 3) * map_row(problem.level[l]) + 1;
+    tokens += (problem.level[l].height + 3) * padded_row(problem.level[l]) + 1;
   }
   return tokens;
 }
@@ -27,8 +27,8 @@ TOKENDETR_INLINE int64_t padded_width(const Problem& problem) {
   return (problem.width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// Whether the kernels for this many vectors per head (0: any number) are compiled for it, and then whether they read
-// packed maps.
+// True if kernels are compiled for exactly this many vectors per head (0: any number), and true if those read packed
+// bfloat16 copies.
 template <class T>
 constexpr bool has_own_kernel(int64_t vectors) {
   return sizeof(T) == sizeof(float) && kVectorBytes > 16 && (vectors == 1 || vectors == 2 || vectors == 4);
@@ -73,11 +73,11 @@ TOKENDETR_INLINE void copy_token(S* to, const S* from, int64_t width, int64_t pa
 }
 
 template <class T, bool kPacked, class S>
-void copy_map_rows(const Problem& problem, const S* value, int64_t image, int64_t head, S* map) {
+void copy_padded_rows(const Problem& problem, const S* value, int64_t image, int64_t head, S* padded_values) {
   const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
   const size_t used = static_cast<size_t>(problem.width) * sizeof(S);
   const S* from = value + (image * problem.tokens * problem.heads + head) * problem.width;
-  S* to = map;
+  S* to = padded_values;
   const auto zeros = [&to, padded](int64_t tokens) {
     std::memset(static_cast<void*>(to), 0, static_cast<size_t>(tokens * padded) * sizeof(S));
     to += tokens * padded;
@@ -85,7 +85,7 @@ void copy_map_rows(const Problem& problem, const S* value, int64_t image, int64_
   constexpr int64_t kAhead = 24;  // tokens
   for (int l = 0; l < problem.levels; ++l) {
     const Level& level = problem.level[l];
-    zeros(map_row(level) + 1);
+    zeros(padded_row(level) + 1);
     for (int64_t y = 0; y < level.height; ++y) {
       for (int64_t x = 0; x < level.width; ++x, from += step, to += padded) {
         for (size_t line = 0; line < used; line += 64) {
@@ -95,22 +95,23 @@ void copy_map_rows(const Problem& problem, const S* value, int64_t image, int64_
       }
       zeros(1);
     }
-    zeros(2 * map_row(level));
+    zeros(2 * padded_row(level));
   }
 }
 
-// Writes a float (or double) gradient map back as the gradient of the values, past the caches where `streams`.
+// Writes a padded float (or double) gradient back as the gradient of the values, past the caches if `streams`.
 template <class T, class S>
-void write_gradient(const Problem& problem, const T* map, int64_t image, int64_t head, bool streams, S* gradient) {
+void write_gradient(const Problem& problem, const T* padded_gradient, int64_t image, int64_t head, bool streams,
+                    S* gradient) {
   const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
   S* to = gradient + (image * problem.tokens * problem.heads + head) * problem.width;
   streams = streams && can_stream<T>(gradient, problem.width);
   int64_t starts[kMaxLevels];
-  map_starts(problem, starts);
+  padded_starts(problem, starts);
   for (int l = 0; l < problem.levels; ++l) {
     const Level& level = problem.level[l];
     for (int64_t y = 0; y < level.height; ++y) {
-      const T* from = map + (starts[l] + (y + 1) * map_row(level) + 1) * padded;
+      const T* from = padded_gradient + (starts[l] + (y + 1) * padded_row(level) + 1) * padded;
       for (int64_t x = 0; x < level.width; ++x, from += padded, to += step) {
         for (int64_t c = 0; c < problem.width; c += kLanes<T>) {
           if constexpr (std::is_same_v<S, T>) {

@@ -1,10 +1,10 @@
-"""Detectors whose queries have fixed positions: learned ones, or made from proposals (Deformable
-DETR and H-Deformable DETR).
+"""Detectors whose queries have one position for all decoder layers, learned or made from proposals,
+and a reference point or box (Deformable DETR and H-Deformable DETR).
 
 Shapes: B image, Q query, C channel, D = C or 2 C channels of the learned queries.
 
 Source: Deformable DETR, arXiv 2010.04159; mixed selection: DINO, arXiv 2203.03605, section 3.4;
-content from memory: Efficient DETR, arXiv 2104.01318, as Sparse DETR takes it over.
+content from memory: Efficient DETR, arXiv 2104.01318, as adopted by Sparse DETR.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tokendetr.detector.detector import (
     PixelScale,
     check_stages,
 )
-from tokendetr.detector.proposals import Proposals, any_class_score, first_class_score
+from tokendetr.detector.proposals import Proposals, first_class_score, max_class_score
 from tokendetr.detector.pyramid import Pyramid
 from tokendetr.detector.queries import ObjectQueries, learned_queries
 from tokendetr.detector.transformer import EncodedTokens, TransformerOutput, TwoStageTransformer
 
 
-class PositionedTransformer(TwoStageTransformer):
-    """Encoder, query initialisation, decoder.
+class ReferencePointTransformer(TwoStageTransformer):
+    """Encoder, query initialization, decoder.
 
     Args:
         encoder: encoder module; see ``tokendetr.encoder``.
@@ -59,7 +59,7 @@ class PositionedTransformer(TwoStageTransformer):
         self.as_two_stage = as_two_stage
         self.two_stage_num_proposals = two_stage_num_proposals
         self.content_from_memory = content_from_memory
-        self.score = any_class_score if any_class_proposals else first_class_score
+        self.score = max_class_score if any_class_proposals else first_class_score
         if as_two_stage:
             self.add_proposal_projection()
             self.add_proposal_positions(with_content=not content_from_memory)
@@ -68,7 +68,7 @@ class PositionedTransformer(TwoStageTransformer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As the base class; points start at the centre, spread by the learned positions."""
+        """Initialize as the base class does; reference points start near the image's center."""
         super().init_weights()
         if not self.as_two_stage:
             nn.init.xavier_normal_(self.reference_points.weight)
@@ -88,12 +88,12 @@ class PositionedTransformer(TwoStageTransformer):
     def first_queries(
         self, encoded: EncodedTokens, learned_QD: Tensor | None, limit: int
     ) -> tuple[Proposals | None, ObjectQueries]:
-        """What the decoder starts from.
+        """Make the queries that enter the decoder.
 
         Args:
             encoded: the encoder's output.
             learned_QD: without two stages positions then content, D = 2 C; with mixed selection
-                content, D = C; otherwise unused.
+                content, D = C; else unused.
             limit: with two stages, the wanted number of queries.
 
         Returns:
@@ -135,16 +135,16 @@ class PositionedTransformer(TwoStageTransformer):
         return proposals, queries
 
 
-class PositionedDetector(DeformableDetector):
-    """A detector plain, with iterative box refinement, or with two stages.
+class ReferencePointDetector(DeformableDetector):
+    """Deformable detector: plain, with iterative box refinement, or with two stages.
 
     Args:
-        parts: the modules; the transformer is a :class:`PositionedTransformer`.
+        parts: the modules; the transformer is a :class:`ReferencePointTransformer`.
         sizes: the numbers.
-        pixels: how images are normalised.
+        pixels: how images are normalized.
         aux_loss: train every decoder layer.
         with_box_refine: each layer refines the boxes of the one before, with heads of its own.
-        as_two_stage: queries come from the encoder's proposals.
+        as_two_stage: take queries from the encoder's proposals.
         query_channels: channels D of the learned queries; 0 for none.
 
     Raises:
@@ -152,7 +152,7 @@ class PositionedDetector(DeformableDetector):
             ``with_box_refine``.
     """
 
-    query_embedding: nn.Embedding  # where query_channels is not 0
+    query_embedding: nn.Embedding  # absent if query_channels is 0
 
     def __init__(
         self,
@@ -181,5 +181,5 @@ class PositionedDetector(DeformableDetector):
             self.transformer.decoder.class_embed = self.class_embed
 
     def learned_table(self) -> Tensor | None:
-        """The learned queries [Q, D], or None where there are none."""
+        """Return the learned queries [Q, D], or None if there are none."""
         return self.query_embedding.weight if hasattr(self, "query_embedding") else None
