@@ -4,10 +4,11 @@
     python -m benchmarks.peers --files FOLDER --json  # measure, record, write docs/performance.md
     python -m benchmarks.peers --splice               # only write docs/performance.md
 
-Hugging Face transformers' model with random weights is converted by
-``tokendetr.integrations.from_huggingface``. All take turns on one image that fills its canvas. The
-bound of a row is what its matrix products and convolutions would take at the speed that a large
-product reaches here in its precision. Give an otherwise idle machine; its load is recorded.
+All take turns on one image that fills its canvas. The bound of a row is the time that its matrix
+products and convolutions would take at the speed that a large product reaches here in its
+precision. ``--extension`` adds OpenVINO with our operator (built by ``python csrc/openvino``),
+``--detrex CHECKOUT`` adds detrex where it is installed. Use an otherwise idle machine; its load is
+recorded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peer_networks import (
+    Run,
+    detrex_model,
+    huggingface_model,
+    image_3HW,
+    our_model,
+    run_detector,
+    run_huggingface,
+    run_onnxruntime,
+    run_openvino,
+)
 from benchmarks.whole_detectors import PAGE, processor
-from sparse_detr import SparseSparsifier
 from tokendetr import accelerate
 from tokendetr.analysis.flops import count_flops
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import Summary, timed
-from tokendetr.config import sparsify, zoo
-from tokendetr.integrations import from_huggingface
 from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
-from tokendetr.layers.precision import evaluated_in
 
 RESULTS = PAGE.parent / "performance" / "peers.json"
 CPU = torch.device("cpu")
 PRODUCT = (4096, 1024, 1024)
 """Rows, inner and outer channels of the product whose speed makes the bound."""
+PRECISIONS = ("float32", "bf16")
+NETWORKS = {"dense": None, "sparse": 0.3}
+"""Name in files -> share of the tokens that the encoder keeps."""
 
 
 @dataclass(frozen=True)
@@ -51,160 +62,77 @@ class Contender:
     Attributes:
         name: in the table.
         precision: that it computes in.
-        run: one forward pass; returns the scores of the detections, best first.
+        run: one forward pass.
         gmacs: multiply-adds of its products and convolutions, in thousands of millions.
     """
 
     name: str
     precision: str
-    run: Callable[[], Tensor]
+    run: Run
     gmacs: float
 
 
-def huggingface_model() -> nn.Module:
-    """Return transformers' model with seeded weights that make every head and point differ."""
-    from transformers import (
-        DeformableDetrConfig,
-        DeformableDetrForObjectDetection,
-        ResNetConfig,
-    )
-
-    torch.manual_seed(0)
-    backbone = ResNetConfig(out_features=["stage2", "stage3", "stage4"])
-    model = DeformableDetrForObjectDetection(
-        DeformableDetrConfig(backbone_config=backbone, num_labels=80)
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "sampling_offsets" in name and name.endswith("weight"):
-                nn.init.normal_(parameter, std=0.05)
-    return model.eval()
-
-
-def our_model(theirs: nn.Module, *, keep: float | None = None) -> nn.Module:
-    """Return our model with the same weights; ``keep`` makes its encoder Sparse DETR's."""
-    from detectron2.config import LazyCall, instantiate
-
-    node = zoo.get_config("deformable_detr_r50_50ep").model
-    node.device = "cpu"
-    if keep is not None:
-        method = LazyCall(SparseSparsifier)(
-            keep_ratio=keep, auxiliary_heads=False, projection="own"
-        )
-        sparsify(node, method)
-    model: nn.Module = instantiate(node).eval()
-    weights = from_huggingface(theirs.state_dict())
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if unexpected or any("sparsifier" not in name for name in missing):
-        raise RuntimeError(f"the weights do not fit: {missing} missing, {unexpected} unexpected")
-    return model
-
-
-def image_3HW(size: Sequence[int]) -> Tensor:
-    """Return the image, pixel values 0..255."""
-    return torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) * 255
-
-
 def prepare(folder: Path, size: Sequence[int]) -> None:
-    """Export the network for ONNX Runtime and OpenVINO."""
+    """Export the network for ONNX Runtime and OpenVINO, in standard operators and with ours."""
     from tokendetr.deploy.entry import DeployedDetector
-    from tokendetr.deploy.programs import trace, write_program
+    from tokendetr.deploy.programs import Format, trace, write_program
 
     folder.mkdir(parents=True, exist_ok=True)
     theirs = huggingface_model()
     canvas = (int(size[0]), int(size[1]))
-    for name, keep in (("dense", None), ("sparse", 0.3)):
+    formats: tuple[tuple[Format, str], ...] = (("onnx", "onnx"), ("onnx-custom", "custom.onnx"))
+    for name, keep in NETWORKS.items():
         torch.manual_seed(1)
-        entry = DeployedDetector(our_model(theirs, keep=keep), padding=False)
-        write_program(trace(entry, canvas), folder / f"{name}.onnx", "onnx")
-        print(f"{folder}/{name}.onnx", file=sys.stderr, flush=True)
+        program = trace(DeployedDetector(our_model(theirs, keep=keep), padding=False), canvas)
+        for format, ending in formats:
+            write_program(program, folder / f"{name}.{ending}", format)
+            print(f"{folder}/{name}.{ending}", file=sys.stderr, flush=True)
 
 
-def _theirs(model: nn.Module, image: Tensor, precision: str) -> Callable[[], Tensor]:
-    mean, std = (
-        torch.tensor(each)[:, None, None]
-        for each in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-    )
-    pixels = ((image - mean) / std)[None]
-    mask = torch.ones(1, *image.shape[1:], dtype=torch.long)
-
-    def run() -> Tensor:
-        with evaluated_in(precision, model):
-            logits_QV = model(pixel_values=pixels, pixel_mask=mask).logits[0].float()
-        return logits_QV.sigmoid().flatten().topk(300).values
-
-    return run
-
-
-def _ours(model: nn.Module, image: Tensor, precision: str) -> Callable[[], Tensor]:
-    optimize(model)
-    height, width = image.shape[1:]
-
-    def run() -> Tensor:
-        with evaluated_in(precision, model):
-            found = model([{"image": image, "height": height, "width": width}])
-        scores: Tensor = found[0]["instances"].scores.float()
-        return scores
-
-    return run
+def _exported(args: argparse.Namespace, name: str, image: Tensor) -> Iterable[tuple[str, str, Run]]:
+    """Yield name, precision and function of each runtime that has a file."""
+    if args.files is None:
+        return
+    onnx = args.files / f"{name}.onnx"
+    yield "ONNX Runtime", "float32", run_onnxruntime(onnx, image, args.threads)
+    for precision in PRECISIONS:
+        yield "OpenVINO", precision, run_openvino(onnx, image, args.threads, precision)
+    if args.extension is not None:
+        custom = args.files / f"{name}.custom.onnx"
+        for precision in PRECISIONS:
+            run = run_openvino(custom, image, args.threads, precision, args.extension)
+            yield "OpenVINO with our extension", precision, run
 
 
-def _onnxruntime(path: Path, image: Tensor, threads: int) -> Callable[[], Tensor]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = {"images": image[None].numpy(), "sizes": torch.tensor([image.shape[1:]]).numpy()}
-    return lambda: torch.from_numpy(session.run(["scores"], feeds)[0])[0]
-
-
-def _openvino(path: Path, image: Tensor, threads: int, precision: str) -> Callable[[], Tensor]:
-    import openvino
-
-    hint = {"float32": "f32", "bf16": "bf16"}[precision]
-    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
-    model = openvino.Core().compile_model(str(path), "CPU", settings)
-    arguments = [image[None].numpy(), torch.tensor([image.shape[1:]]).numpy()]
-    return lambda: torch.from_numpy(model(arguments)["scores"].copy())[0]
-
-
-def contenders(files: Path | None, size: Sequence[int], threads: int) -> list[Contender]:
+def contenders(args: argparse.Namespace) -> list[Contender]:
     """Build all that can run here."""
-    image = image_3HW(size)
-    inputs = [{"image": image, "height": int(size[0]), "width": int(size[1])}]
+    image = image_3HW(args.input_size)
+    inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
     theirs, quick = huggingface_model(), huggingface_model()
     accelerate(quick)
     torch.manual_seed(1)
-    models = {None: our_model(theirs), 0.3: our_model(theirs, keep=0.3)}
-    gmacs = {keep: count_flops(model, inputs).total / 1e9 for keep, model in models.items()}
-    dense = gmacs[None]
+    models = {name: our_model(theirs, keep=keep) for name, keep in NETWORKS.items()}
+    gmacs = {name: count_flops(model, inputs).total / 1e9 for name, model in models.items()}
     found = [
-        Contender(f"{name}{which}", precision, _theirs(model, image, precision), dense)
-        for precision in ("float32", "bf16")
-        for name, which, model in (
-            ("Hugging Face transformers", "", theirs),
-            ("Hugging Face transformers", ", `tokendetr.accelerate`", quick),
+        Contender(name, precision, run_huggingface(model, image, precision), gmacs["dense"])
+        for precision in PRECISIONS
+        for name, model in (
+            ("Hugging Face transformers", theirs),
+            ("Hugging Face transformers, `tokendetr.accelerate`", quick),
         )
     ]
-    for name, keep in (("dense", None), ("sparse", 0.3)):
-        label = "" if keep is None else ", Sparse DETR .3"
-        macs = gmacs[keep]
-        if files is not None and (files / f"{name}.onnx").exists():
-            onnx = files / f"{name}.onnx"
-            found.append(
-                Contender(
-                    f"ONNX Runtime{label}", "float32", _onnxruntime(onnx, image, threads), macs
-                )
+    if args.detrex is not None:
+        run = run_detector(detrex_model(theirs, args.detrex), image, optimized=False)
+        found.append(Contender("detrex", "float32", run, gmacs["dense"]))
+    for name, model in models.items():
+        label = "" if name == "dense" else ", Sparse DETR .3"
+        runs = list(_exported(args, name, image))
+        for precision in PRECISIONS:
+            runs.append(
+                ("tokendetr", precision, run_detector(model, image, precision, optimized=True))
             )
-            found += [
-                Contender(f"OpenVINO{label}", dtype, _openvino(onnx, image, threads, dtype), macs)
-                for dtype in ("float32", "bf16")
-            ]
         found += [
-            Contender(f"tokendetr{label}", dtype, _ours(models[keep], image, dtype), macs)
-            for dtype in ("float32", "bf16")
+            Contender(f"{who}{label}", precision, run, gmacs[name]) for who, precision, run in runs
         ]
     return found
 
@@ -227,7 +155,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if load > args.threads:
         logging.warning("the machine is not idle (load %.1f): times will be too long", load)
     speeds = {precision: product_speed(precision) for precision in ("float32", "bf16")}
-    taking_part = contenders(args.files, args.input_size, args.threads)
+    taking_part = contenders(args)
     samples: list[list[float]] = [[] for _ in taking_part]
     gaps = [0.0] * len(taking_part)
     reference: dict[float, Tensor] = {}
@@ -255,7 +183,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "rows": rows,
-        "command": "python -m benchmarks.peers --files FOLDER --json",
+        "command": "python -m benchmarks.peers --files FOLDER "
+        + "".join(f"--{name} PATH " for name in ("extension", "detrex") if getattr(args, name))
+        + "--json",
         "size": list(args.input_size),
         "threads": args.threads,
         "repeats": args.repeats,
@@ -309,6 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--prepare", type=Path, metavar="FOLDER", help="only export the network there")
     add("--files", type=Path, metavar="FOLDER", help="what --prepare wrote; without: no runtimes")
+    add("--extension", type=Path, metavar="FILE", help="the library of our OpenVINO extension")
+    add("--detrex", type=Path, metavar="CHECKOUT", help="detrex's source tree")
     add("--input-size", type=int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
     add("--threads", type=int, default=2)
     add("--repeats", type=int, default=3, help="turns (default 3)")

@@ -78,7 +78,12 @@ def comparisons() -> Iterable[Comparison]:
             weights=checkpoint_file(dense),
             images=f"{data}_train",
             test=f"{data}_test",
-            contestants=(Contestant("dense", dense), *_methods(0.3, data), *_methods(0.5, data)),
+            contestants=(
+                Contestant("dense", dense),
+                *_methods(0.3, data),
+                *_methods(0.5, data),
+                Contestant("Lite DETR", f"lite_dino_{data}"),  # all tokens, in turns
+            ),
             overrides=TRAINING,
         )
     yield Comparison(

@@ -6,13 +6,19 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyCall
+from omegaconf import OmegaConf
 
 from tests.train.toy import ToyDetector, toy_detector_of
+from tokendetr.analysis.inputs import build_measured_model
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.key_names import grouped_keys
 from tokendetr.checkpoint.safetensors import load_safetensors, save_safetensors
 from tokendetr.checkpoint.weights import load_weights, read_checkpoint
 from tokendetr.errors import CheckpointMismatchError, UnsafeCheckpointError
+from tokendetr.predict.predictor import build_model
+
+NAMED = ("train.init_checkpoint=FILE",)
 
 
 class Gadget:
@@ -124,6 +130,20 @@ def test_another_model_is_refused_with_its_keys(tmp_path):
         assert text in message, text
     report = load_weights(AtomicCheckpointer(ToyDetector()), path, strict=False)
     assert len(report.matched) == len(ToyDetector().state_dict()) - 3
+
+
+@pytest.mark.parametrize("build", [build_model, lambda cfg: build_measured_model(cfg, NAMED)])
+def test_every_tool_heeds_the_config_s_strictness(tmp_path, build):
+    state = toy_detector_of(0.25).state_dict()
+    del state["norm.bias"]
+    train = {"device": "cpu", "init_checkpoint": save(tmp_path, state)}
+    train["model_ema"] = {"enabled": False, "use_ema_weights_for_eval_only": False}
+    cfg = OmegaConf.create({"model": LazyCall(ToyDetector)(), "train": train})
+    cfg.train.init_checkpoint_strict = True
+    with pytest.raises(CheckpointMismatchError, match="init_checkpoint_strict=False"):
+        build(cfg)
+    cfg.train.init_checkpoint_strict = False
+    assert torch.equal(build(cfg).stem.weight, state["stem.weight"])
 
 
 def test_nothing_matches(tmp_path):

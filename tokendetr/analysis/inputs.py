@@ -66,7 +66,11 @@ def build_measured_model(cfg: DictConfig, overrides: Sequence[str] = ()) -> nn.M
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
     is_named = any(o.lstrip("+").startswith("train.init_checkpoint=") for o in overrides)
     if is_named and cfg.train.init_checkpoint:
-        load_weights(AtomicCheckpointer(model), cfg.train.init_checkpoint)
+        load_weights(
+            AtomicCheckpointer(model),
+            cfg.train.init_checkpoint,
+            strict=cfg.train.init_checkpoint_strict,
+        )
     optimize(model)
     return model.eval()
 

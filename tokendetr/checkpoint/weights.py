@@ -190,7 +190,9 @@ def load_weights(
             "%s has another number of classes: %s start anew", path, _shortened(grouped_keys(heads))
         )
     if report.is_complete or reporting.is_partial or not strict:
-        logger.info("Weights of %s:\n%s", path, report.table())
+        is_expected = report.is_complete or reporting.is_partial
+        level = logging.INFO if is_expected else logging.WARNING
+        logger.log(level, "Weights of %s:\n%s", path, report.table())
     if reporting.is_partial or not strict:
         if not report.matched:
             raise CheckpointMismatchError(f"no key of {path} fits the model:\n{report.table()}")

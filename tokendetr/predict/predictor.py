@@ -48,6 +48,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
         load_weights(
             AtomicCheckpointer(model),
             cfg.train.init_checkpoint,
+            strict=cfg.train.init_checkpoint_strict,
             choice="ema_if_kept" if only_average else "auto",
         )
     else:
