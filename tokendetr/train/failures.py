@@ -37,9 +37,12 @@ class Failure:
         """Describe an exception."""
         if isinstance(error, SystemExit):
             code = error.code
-            if code is None or isinstance(code, int):
-                return cls(rank, code or 0, "")
-            return cls(rank, 1, str(code))
+            if code is not None and not isinstance(code, int):
+                return cls(rank, 1, str(code))
+            if not (code or 0) & 0xFF:  # all that the system hands on: 256 would be a success
+                text = f"error: rank {rank} left the run before its end (SystemExit: {code})"
+                return cls(rank, 1, text)
+            return cls(rank, code or 1, "")
         if isinstance(error, KeyboardInterrupt):
             return cls(rank, 128 + signal.SIGINT, "")
         if isinstance(error, EXPECTED_ERRORS):

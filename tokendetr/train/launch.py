@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -108,13 +109,18 @@ def _supervise(count: int, arguments: tuple[Any, ...]) -> None:
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = []
     ends: list[Connection] = []
-    for local_rank in range(count):
-        own, other = context.Pipe()
-        process = context.Process(target=_child, args=(local_rank, other, *arguments))
-        process.start()
-        other.close()
-        processes.append(process)
-        ends.append(own)
+    try:
+        for local_rank in range(count):
+            own, other = context.Pipe()
+            process = context.Process(target=_child, args=(local_rank, other, *arguments))
+            process.start()
+            other.close()
+            processes.append(process)
+            ends.append(own)
+    except BaseException:
+        for started in processes:
+            started.kill()
+        raise
     with _handed_on(ends) as received:
         codes = _wait_for(processes)
     for end in ends:
@@ -182,10 +188,20 @@ def _child(
     device: str,
     timeouts: Timeouts,
 ) -> None:
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     rank = args.machine_rank * args.num_gpus + local_rank
     world_size = args.num_machines * args.num_gpus
     environment = Environment(rank, world_size, local_rank, args.num_gpus, url)
     _join(environment, main, args, device, timeouts, launcher)
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it, also while it waits for others to join."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    logger.error("The program that started process %d is gone: ending", os.getpid())
+    end_process(1)
 
 
 def _join(

@@ -34,6 +34,7 @@ logger = logging.getLogger("tokendetr.train")
 
 _CONSEQUENCE_SECONDS = 2.0
 _ANSWER_SECONDS = 6.0
+_MOST_OF_A_STRANGER = 4096  # bytes without a secret
 _LOST = (
     "error: the process of rank {rank} ended without a word. It was killed; most often the system "
     "does that when memory is used up (see dmesg)"
@@ -41,10 +42,15 @@ _LOST = (
 
 
 class _Line:
-    """A socket that carries messages, one JSON object per line."""
+    """A socket that carries messages, one JSON object per line.
+
+    Attributes:
+        rank: of the process at its other end; None until it has said the run's secret.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
+        self.rank: int | None = None
         self._rest = b""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
@@ -57,7 +63,8 @@ class _Line:
             self.socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that have arrived; None at the end of the connection."""
+        """The messages that have arrived; None at the end of the connection, and of one that
+        carries something else."""
         try:
             content = self.socket.recv(1 << 16)
         except OSError:
@@ -65,7 +72,12 @@ class _Line:
         if not content:
             return None
         *lines, self._rest = (self._rest + content).split(b"\n")
-        messages = [json.loads(line) for line in lines]
+        if self.rank is None and len(self._rest) > _MOST_OF_A_STRANGER:
+            return None
+        try:
+            messages = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError):
+            return None
         return [m for m in messages if isinstance(m, dict)]
 
 
@@ -100,44 +112,50 @@ class Hub:
                 if key.fileobj is self._listener:
                     self._accept()
                 else:
-                    self._read(*key.data)
+                    self._read(key.data)
             if self._doubtful is not None and time.monotonic() > self._doubtful[0]:
                 self._end(self._doubtful[1])
         self.is_empty.set()
         self._listener.close()
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        connection.settimeout(30)
-        line = _Line(connection)
-        messages = line.receive() or [{}]
-        hello = messages[0]
-        if not hmac.compare_digest(str(hello.get("secret")), self.secret):
-            connection.close()
-            return
-        rank = int(hello["rank"])
-        self._lines[rank] = line
-        self._selector.register(connection, selectors.EVENT_READ, (rank, line))
-        if self._ending is not None:
-            line.send("end", **self._ending.as_dict())
+        # Whoever it is, the ranks do not wait for what it says.
+        with contextlib.suppress(OSError):
+            connection, _ = self._listener.accept()
+            connection.settimeout(30)
+            self._selector.register(connection, selectors.EVENT_READ, _Line(connection))
 
-    def _read(self, rank: int, line: _Line) -> None:
+    def _read(self, line: _Line) -> None:
         messages = line.receive()
+        if messages and line.rank is None:
+            # More may have arrived with it already.
+            messages = messages[1:] if self._greet(line, messages[0]) else None
         if messages is None:
             self._selector.unregister(line.socket)
             line.socket.close()
-            if rank not in self._done:
-                self._done.add(rank)
-                self._end(_lost(rank))
+            if line.rank is not None and line.rank not in self._done:
+                self._done.add(line.rank)
+                self._end(_lost(line.rank))
             return
         for message in messages:
             kind = message.pop("kind", "")
-            if kind == "done":
-                self._done.add(rank)
+            if kind == "done" and line.rank is not None:
+                self._done.add(line.rank)
             elif kind == "stop":
                 self._tell_all("stop", number=int(message["number"]))
             elif kind == "failed":
                 self._consider(Failure(**message))
+
+    def _greet(self, line: _Line, hello: dict[str, Any]) -> bool:
+        """Take a rank in; whether it is one."""
+        said = str(hello.get("secret")).encode(errors="replace")
+        if not hmac.compare_digest(said, self.secret.encode()):
+            return False
+        line.rank = int(hello["rank"])
+        self._lines[line.rank] = line
+        if self._ending is not None:
+            line.send("end", **self._ending.as_dict())
+        return True
 
     def _consider(self, failure: Failure) -> None:
         """A broken connection waits a moment for what broke it."""
@@ -186,6 +204,7 @@ class Watch:
         self._wakeup, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         self._line = _Line(socket.create_connection(address, timeout=60))
+        self._line.rank = 0
         self._line.socket.settimeout(None)
         self._line.send("hello", rank=rank, secret=secret)
         # torchrun's agent may be killed too; other starters' shells may end as they like.
