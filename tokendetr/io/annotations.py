@@ -324,6 +324,11 @@ def _category(found: Annotations, category: dict[str, Any]) -> None:
         category["name"] = name = str(name)
     if not isinstance(name, str) or not name:
         found.faults.append(f"category id {category['id']} has no name, but {_shown(name)}")
+    elif any("\ud800" <= character <= "\udfff" for character in name):
+        found.faults.append(
+            f"category id {category['id']}: its name {_shown(ascii(name))} has halves of "
+            "characters, which no file can hold"
+        )
 
 
 def _annotation(

@@ -4,9 +4,10 @@ The readers see a temporary folder of links in which every label file has a numb
 that file names, subfolders and images without labels come out as they are on the disk.
 """
 
+import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,22 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from tokendetr.errors import DatasetError
-from tokendetr.io.label_folders.recognize import IMAGE_SUFFIXES, WHOLE, LabelFolder, Part
+from tokendetr.io.label_folders.recognize import (
+    IMAGE_SUFFIXES,
+    WHOLE,
+    LabelFolder,
+    Part,
+    read_text,
+)
 from tokendetr.io.optional_hotcoco import load_hotcoco
 
 __all__ = ["split_at_random", "to_coco"]
 
 Labelled = tuple[Path, dict[str, Any]]
 """Folder of the images, and a COCO data set."""
+
+_ORIENTATION = 0x0112
+_ON_A_SIDE = (5, 6, 7, 8)
 
 PURPOSE = "reading Pascal VOC and YOLO labels"
 
@@ -89,14 +99,15 @@ def _stage() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _read(read: Callable[[], Any], stage: Path, originals: dict[str, Path]) -> Any:
-    """Call one of hotcoco's readers; its messages name the files of the user."""
+def _read(read: Callable[[], Any], stage: Path, originals: Mapping[str, object]) -> Any:
+    """Call one of hotcoco's readers; its messages have the names that the user knows."""
     try:
         return read().dataset
     except (ValueError, OSError) as error:
         message = str(error)
-        for name, path in originals.items():
-            message = message.replace(str(stage / name), str(path)).replace(name, str(path))
+        for name, original in originals.items():
+            message = message.replace(str(stage / name), str(original))
+            message = message.replace(name, str(original))
         raise DatasetError(message.removeprefix("parse error: ")) from error
 
 
@@ -130,8 +141,11 @@ def _parse_xml(path: Path) -> ElementTree.Element:
         content = path.read_bytes()
         if b"<!DOCTYPE" in content:
             raise DatasetError(f"{path} declares a DOCTYPE, which annotations do not need: refused")
-        return ElementTree.fromstring(content)
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+        tree = ElementTree.fromstring(content)
+        if tree.tag != "annotation":
+            raise DatasetError(f"{path} holds <{tree.tag[:60]}>, not VOC's <annotation>")
+        return tree
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path} is no readable XML: {error}") from error
@@ -142,15 +156,20 @@ def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
     trees = [_parse_xml(path) for path in part.labels]
     images = [_voc_image(part, *pair) for pair in zip(part.labels, trees, strict=True)]
     with _stage() as stage:
-        (stage / "labels.txt").write_text("\n".join(names))
+        # The reader knows plain names only; they are put back below.
+        numbers = {name: f"class{number}" for number, name in enumerate(names)}
+        (stage / "labels.txt").write_text("\n".join(numbers.values()))
         (stage / "Annotations").mkdir()
-        originals = {}
+        originals: dict[str, object] = {f"`{n}`": f"`{name}`" for name, n in numbers.items()}
         for number, (path, tree) in enumerate(zip(part.labels, trees, strict=True)):
             name = f"Annotations/{number:08d}.xml"
             originals[name] = path
             _set_text(tree, "filename", f"{number:08d}")
+            for element in tree.iter("object"):
+                _set_text(element, "name", numbers[_object_name(element, path)])
             (stage / name).write_bytes(ElementTree.tostring(tree))
         data = _read(lambda: hotcoco.COCO.from_voc(str(stage)), stage, originals)
+    data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     _rename(data, part, images)
     _check_counts(data, [sum(1 for _ in tree.iter("object")) for tree in trees], part.labels)
     return dict(data)
@@ -187,19 +206,42 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
         # The reader's YAML knows plain names only; they are put back below.
         numbered = "".join(f"  {number}: class{number}\n" for number in range(len(names)))
         (labels / "data.yaml").write_text(f"names:\n{numbered}")
-        originals = {}
+        originals: dict[str, object] = {}
         for number, (path, image) in enumerate(zip(part.labels, images, strict=True)):
             name = f"{number:08d}.txt"
             originals[f"labels/{name}"] = path
-            (labels / name).write_bytes(path.read_bytes() if path.is_file() else b"")
-            (linked / f"{number:08d}{image.suffix.lower()}").symlink_to(image.resolve())
+            (labels / name).write_text(_labels(path))
+            link = f"{number:08d}{image.suffix.lower()}"
+            originals[f"images/{link}"] = image
+            (linked / link).symlink_to(os.path.realpath(image))
         read = hotcoco.COCO.from_yolo
         data = _read(lambda: read(str(labels), images_dir=str(linked)), stage, originals)
     data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     _rename(data, part, images)
-    lines = [path.read_text().splitlines() if path.is_file() else [] for path in part.labels]
+    _turn_upright(data, images)
+    lines = [_labels(path).splitlines() for path in part.labels]
     _check_counts(data, [sum(bool(line.strip()) for line in each) for each in lines], part.labels)
     return dict(data)
+
+
+def _labels(path: Path) -> str:
+    """The lines of a label file; an image without one has no boxes."""
+    return read_text(path) if os.path.lexists(path) else ""
+
+
+def _turn_upright(data: dict[str, Any], images: Sequence[Path]) -> None:
+    """Give images that lie on a side by their EXIF data the extents, and boxes, that they have when
+    they are shown: YOLO's numbers are shares of these."""
+    turned = {}
+    for record, path in zip(data["images"], images, strict=True):
+        width, height = record["width"], record["height"]
+        if _size(path) == (height, width) != (width, height):
+            record["width"], record["height"] = height, width
+            turned[record["id"]] = height / width
+    for annotation in data["annotations"]:
+        if (ratio := turned.get(annotation["image_id"])) is not None:
+            x, y, width, height = annotation["bbox"]
+            annotation["bbox"] = [x * ratio, y / ratio, width * ratio, height / ratio]
 
 
 def _yolo_images(part: Part) -> Iterator[Path]:
@@ -226,11 +268,14 @@ def _rename(data: dict[str, Any], part: Part, images: Sequence[Path]) -> None:
 
 
 def _size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as it is shown."""
     try:
         with Image.open(path) as image:
-            return image.size
-    except OSError as error:
+            width, height = image.size
+            lies = image.getexif().get(_ORIENTATION, 1) in _ON_A_SIDE
+    except Exception as error:  # the file may be anything, and Pillow's readers raise anything
         raise DatasetError(f"{path} is no readable image: {error}") from error
+    return (height, width) if lies else (width, height)
 
 
 def _check_counts(data: dict[str, Any], wanted: Sequence[int], labels: Sequence[Path]) -> None:

@@ -1,6 +1,7 @@
 """Tell which kind of labels a folder holds, and which of its files belong to which split."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from tokendetr.errors import DatasetError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["IMAGE_SUFFIXES", "KINDS", "WHOLE", "LabelFolder", "Part", "recognize"]
+__all__ = ["IMAGE_SUFFIXES", "KINDS", "WHOLE", "LabelFolder", "Part", "read_text", "recognize"]
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 KINDS = ("coco", "voc", "yolo")
@@ -86,6 +89,18 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
     )
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that a labelling tool wrote.
+
+    Raises:
+        DatasetError: it cannot be read, or is no text of UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
 # ------------------------------------------------------------------------------------------- COCO
 
 
@@ -149,7 +164,7 @@ def _coco_root(root: Path, path: Path, first: str) -> Path:
 
 def _voc(root: Path) -> LabelFolder | None:
     listed = root / "labels.txt"
-    names = listed.read_text().split("\n") if listed.is_file() else []
+    names = read_text(listed).split("\n") if listed.is_file() else []
     names = [name.strip() for name in names if name.strip()]
     whole = _voc_part(root)
     if whole is not None:
@@ -171,7 +186,7 @@ def _voc_lists(root: Path, whole: Part) -> Iterator[tuple[str, Part]]:
     """The splits of ``ImageSets/Main``; lists of one class, with a second column, are left out."""
     by_stem = {path.stem: path for path in whole.labels}
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
         if not lines or any(len(line) != 1 for line in lines):
             continue
         missing = [line[0] for line in lines if line[0] not in by_stem]
@@ -191,7 +206,7 @@ def _yolo(root: Path) -> LabelFolder | None:
     names = next((names for path in found if (names := _yolo_names(path))), [])
     listed = root / "classes.txt"
     if not names and listed.is_file():
-        names = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
     parts = {split: part for split, part in _yolo_parts(root) if part.labels}
     if not names or not parts:
         return None
@@ -201,15 +216,19 @@ def _yolo(root: Path) -> LabelFolder | None:
 def _yolo_names(path: Path) -> list[str]:
     """Class names of a data.yaml, in order; [] in another file."""
     try:
-        content = load_plain_yaml(path.read_text(), str(path))
-    except (ValueError, OSError) as error:
+        content = load_plain_yaml(read_text(path), str(path))
+    except ValueError as error:
         raise DatasetError(str(error)) from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
             raise DatasetError(f"{path}: names must be numbered 0 to {len(names) - 1}")
         names = [names[number] for number in range(len(names))]
-    return [str(name) for name in names] if isinstance(names, list) else []
+    if not isinstance(names, list):
+        return []
+    if bad := [name for name in names if name is None or isinstance(name, (list, dict))]:
+        raise DatasetError(f"{path}: {bad[0]!r} among its names is no name: write it in quotes")
+    return [str(name) for name in names]
 
 
 def _yolo_parts(root: Path) -> Iterator[tuple[str, Part]]:
@@ -224,7 +243,17 @@ def _yolo_parts(root: Path) -> Iterator[tuple[str, Part]]:
 
 def _yolo_part(images: Path, labels: Path) -> Part:
     files = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    return Part(images, [labels / path.relative_to(images).with_suffix(".txt") for path in files])
+    present = {path.with_suffix(".txt"): path for path in labels.rglob("*.[tT][xX][tT]")}
+    wanted = [labels / path.relative_to(images).with_suffix(".txt") for path in files]
+    strays = sorted(set(present) - set(wanted) - {labels / "classes.txt"})
+    if strays:
+        logger.warning(
+            "%d label files belong to no image of %s and are left out, such as %s",
+            len(strays),
+            images,
+            strays[0],
+        )
+    return Part(images, [present.get(path, path) for path in wanted])
 
 
 # ------------------------------------------------------------------------------------------ splits

@@ -1,0 +1,81 @@
+"""Labels as people's tools write them: names of any letters, sideways images, files left over."""
+
+from xml.sax.saxutils import escape
+
+import pytest
+from PIL import Image
+
+from tests.io.label_files import BOXES, SIZE, voc_xml, write_voc, write_yolo
+from tokendetr.errors import DatasetError
+from tokendetr.io.label_folders import recognize, to_coco
+
+pytest.importorskip("hotcoco", reason="hotcoco reads the labels")
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    return write_yolo(tmp_path / "yolo")
+
+
+def test_voc_names_of_any_letters_stay_whole(tmp_path):
+    names = ["Größe", "猫", "a&b <c>", "it's `x`"]
+    write_voc(tmp_path)
+    for encoding in ("utf-8", "latin-1", "utf-16"):
+        chosen = [name for name in names if encoding != "latin-1" or name != "猫"]
+        boxes = [(escape(name), (1, 1, 9, 9)) for name in chosen]
+        text = f'<?xml version="1.0" encoding="{encoding}"?>{voc_xml("a.jpg", boxes)}'
+        (tmp_path / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+        data = to_coco(recognize(tmp_path))["all"][1]
+        found = {c["id"]: c["name"] for c in data["categories"]}
+        assert sorted(found.values()) == sorted([*chosen, "cat", "dog"])
+        assert [found[a["category_id"]] for a in data["annotations"]][: len(chosen)] == chosen
+
+
+def test_sideways_images_have_the_extents_of_yolos_shares(yolo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source = yolo / "images" / "train" / "deep" / "a.png"
+    Image.new("RGB", SIZE).save(source.with_suffix(".jpg"), exif=exif)
+    source.unlink()
+    label = yolo / "labels" / "train" / "deep" / "a.txt"
+    label.write_text("0 0.5 0.25 0.2 0.1\n")
+    image, box = (to_coco(recognize(yolo))["train"][1][k][0] for k in ("images", "annotations"))
+    assert (image["width"], image["height"]) == SIZE[::-1]
+    assert box["bbox"] == pytest.approx([0.4 * 30, 0.2 * 40, 0.2 * 30, 0.1 * 40])
+
+
+def test_yolos_label_files_are_found_or_missed_aloud(yolo, caplog):
+    labels = yolo / "labels" / "train" / "deep"
+    (labels / "a.txt").rename(labels / "a.TXT")
+    (labels / "b.txt").write_text("0 0.5 0.5 0.1 0.1")
+    data = to_coco(recognize(yolo))["train"][1]
+    assert len(data["annotations"]) == len(BOXES["a"])
+    assert "1 label files belong to no image" in caplog.text and "b.txt" in caplog.text
+    (labels / "a.TXT").unlink()
+    (labels / "a.txt").mkdir()
+    with pytest.raises(DatasetError, match=r"a\.txt cannot be read"):
+        to_coco(recognize(yolo))
+
+
+ODD_FILES = {
+    "data.yaml": (b"names: [cat, null]", "None among its names"),
+    "data.yaml ": (b"names: [c\xe4t]", "cannot be read as UTF-8"),
+    "labels/train/deep/a.txt": (b"0 .5 .5 .1 .1 \xe9", "cannot be read as UTF-8"),
+    "images/train/deep/a.png": (b"no image", r"images/train/deep/a\.png"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_odd_files_of_yolo_are_named(yolo, name):
+    content, words = ODD_FILES[name]
+    (yolo / name.strip()).write_bytes(content)
+    with pytest.raises(DatasetError, match=words):
+        to_coco(recognize(yolo))
+
+
+@pytest.mark.parametrize("text", ["<root/>", '<annotation xmlns="http://x"/>'])
+def test_xml_of_something_else_is_no_image_without_boxes(tmp_path, text):
+    write_voc(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(DatasetError, match=r"a\.xml holds <.*not VOC's"):
+        to_coco(recognize(tmp_path))
