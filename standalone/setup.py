@@ -1,7 +1,7 @@
 """Build of the distribution ``tokendetr-standalone``; the metadata is in pyproject.toml.
 
-The stand-ins are installed inside ``tokendetr_standalone/packages/``, where no import finds them by
-chance and nothing of a real installation can be overwritten.
+The stand-ins are installed in ``tokendetr_standalone/packages/``, outside the import path, so that
+they cannot overwrite anything of a real installation.
 """
 
 from setuptools import find_packages, setup
@@ -12,7 +12,7 @@ STAND_INS = ("detectron2", "detrex")
 
 
 class BuildWithPth(build_py):
-    """Put the ``.pth`` file beside the packages, where Python reads it, in editable wheels too."""
+    """Install the ``.pth`` file beside the packages, in editable wheels too."""
 
     def run(self) -> None:
         """Build the packages, then copy the file."""

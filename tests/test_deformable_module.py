@@ -1,4 +1,4 @@
-"""The attention module: upstream's initialisation and argument conventions."""
+"""The attention module: upstream's initialization and argument conventions."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_heads_look_in_a_ring():
     assert isinstance(attention.sampling_offsets.bias, torch.nn.Parameter)
 
 
-def test_upstreams_class_recognises_ours_and_has_the_same_keys():
+def test_upstreams_class_recognizes_ours_and_has_the_same_keys():
     ours, theirs = make(), detrex.layers.MultiScaleDeformableAttention(16, 4, 2, 3)
     assert isinstance(ours, detrex.layers.MultiScaleDeformableAttention)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {

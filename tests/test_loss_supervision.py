@@ -79,7 +79,7 @@ def test_supervising_twice_changes_nothing():
     assert set(model(inputs())) == {"loss_own", "loss_part"}
 
 
-def test_targets_are_normalised_by_each_images_own_size():
+def test_targets_are_normalized_by_each_images_own_size():
     seen = {}
 
     class Looking(Part):

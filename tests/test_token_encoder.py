@@ -182,7 +182,7 @@ def test_padding_never_reaches_a_real_token():
             assert torch.equal(a, b)
 
 
-def test_pre_norm_order_normalises_values_too():
+def test_pre_norm_order_normalizes_values_too():
     order = ("norm", "self_attn", "norm", "ffn")
     _, (single, *_) = make_batch(SIZES, CHANNELS)
     dense = make_encoder(operation_order=order)

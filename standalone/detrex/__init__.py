@@ -1,4 +1,4 @@
-"""The part of detrex's public API that lazy-config projects use, for machines without detrex.
+"""The part of detrex's public API that lazy-config projects use.
 
 Names, signatures, defaults, state-dict keys and numbers are detrex's own; a real installation
 always takes precedence over this package. See https://detrex.readthedocs.io for the reference

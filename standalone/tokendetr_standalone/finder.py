@@ -1,11 +1,10 @@
-"""Let ``import detectron2`` and ``import detrex`` find stand-ins where the real ones are absent.
+"""Find the stand-ins for detectron2 and detrex if the real packages are absent.
 
-``tokendetr_standalone.pth`` imports this module when an interpreter starts, hence nothing here
-imports more than it must. The finder goes to the front of ``sys.meta_path``, because an empty
-namespace package (the working folder holds a clone's folder ``detectron2/``) would otherwise end
-the search before a finder at the back is asked. It puts nobody at a disadvantage: for its two names
-it asks all other finders first, also those that were registered later, and answers only where none
-of them has a real package.
+``tokendetr_standalone.pth`` imports this module at every start of the interpreter, so its imports
+are kept to a minimum. The finder is at the front of ``sys.meta_path``: a finder at the back would
+never be called when the working folder holds a clone's folder ``detectron2/``, which is an empty
+namespace package. For its two names it calls all other finders first, including later ones, and
+answers only if none of them finds a real package.
 """
 
 import os.path
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 STAND_INS = ("detectron2", "detrex")
-"""Top-level names that are stood in for."""
+"""Top-level packages with a stand-in."""
 
 
 def stand_in_folder(name: str) -> str:
@@ -29,23 +28,23 @@ def stand_in_folder(name: str) -> str:
 
 
 class StandInFinder:
-    """A meta path finder for the names of :data:`STAND_INS` that comes last wherever it stands."""
+    """Meta path finder for the names in :data:`STAND_INS` that defers to all other finders."""
 
     is_stand_in_finder = True
-    """By this, copies of this class know each other and do not ask each other in circles."""
+    """Marks all copies of this class, which must not call each other."""
 
     @classmethod
     def find_spec(
         cls, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return the real package's spec, or else the stand-in's; None for all other names."""
+        """Return the spec of the real package, or else of the stand-in; None for other names."""
         if name not in STAND_INS:
             return None
         for finder in [*sys.meta_path]:
             if _is_stand_in_finder(finder) or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(name, path, target)
-            # A folder without __init__.py makes a spec without loader: no real package.
+            # The spec of a folder without __init__.py has no loader: not a real package.
             if spec is not None and spec.loader is not None and spec.origin is not None:
                 return spec
         return _stand_in_spec(name)

@@ -178,7 +178,7 @@ def test_images_without_boxes_have_class_losses_only(counts):
     assert outputs["pred_boxes"].grad is not None
 
 
-def test_normaliser_is_at_least_one():
+def test_normalizer_is_at_least_one():
     assert world_average_boxes(truth(0, 0), torch.device("cpu")) == 1.0
     assert world_average_boxes(truth(3, 2), torch.device("cpu")) == 5.0
 

@@ -19,11 +19,11 @@ def targets(*counts: int, classes: int = 7) -> list[dict]:
     """Boxes in the middle of the image, so that noise does not reach the border."""
     made = []
     for count in counts:
-        centre = 0.45 + 0.1 * torch.rand(count, 2)
+        center = 0.45 + 0.1 * torch.rand(count, 2)
         made.append(
             {
                 "labels": torch.randint(classes, (count,)),
-                "boxes": torch.cat([centre, 0.05 + 0.1 * torch.rand(count, 2)], dim=1),
+                "boxes": torch.cat([center, 0.05 + 0.1 * torch.rand(count, 2)], dim=1),
             }
         )
     return made

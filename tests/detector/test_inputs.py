@@ -1,5 +1,5 @@
 """Images and ground truth that cannot be used are refused with the record's name; the rest is
-normalised."""
+normalized."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_an_empty_batch_is_refused():
         read([])
 
 
-def test_images_of_bytes_are_normalised_and_padded_with_zeros():
+def test_images_of_bytes_are_normalized_and_padded_with_zeros():
     images = [torch.full((3, 2, 3), 200, dtype=torch.uint8), torch.zeros(3, 1, 4)]
     batch = read([{"image": image} for image in images])
     assert batch.sizes == [(2, 3), (1, 4)]

@@ -83,7 +83,7 @@ def test_a_proposal_lies_on_its_token_and_border_tokens_propose_none():
     assert boxes[0, 4 * 64 + 1, :2].tolist() == pytest.approx([1.5 / 4, 64.5 / 128])
     assert boxes[0, 4 * 64 + 1, 2:].tolist() == pytest.approx([0.05, 0.05])
     assert boxes[0, 4 * 128, 2:].tolist() == pytest.approx([0.1, 0.1])
-    first_row = found.boxes_logit_BN4[0, :4]  # centres at 0.4 % of the height
+    first_row = found.boxes_logit_BN4[0, :4]  # centers at 0.4 % of the height
     assert torch.isposinf(first_row).all()
     torch.testing.assert_close(found.logits_BNK[0, 0], found.logits_BNK[0, 3])
 

@@ -28,7 +28,7 @@ class Detector(nn.Module):
         return {"loss_own": memory.square().mean()} if self.training else [memory]
 
 
-def test_two_pass_alignment_is_the_distance_to_the_dense_centre():
+def test_two_pass_alignment_is_the_distance_to_the_dense_center():
     batch, alone = make_batch(SIZES, CHANNELS, dtype=torch.float64)
     model = observe(Detector(dynamic_encoder(alignment="two_pass", alignment_weight=0.3))).double()
     losses = model(batch)

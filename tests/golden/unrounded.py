@@ -9,7 +9,7 @@ from tests.golden import formula
 class UnroundedMapper(DetrDatasetMapper):
     """Gives the pixels of the formula back what their file has rounded off.
 
-    With formula weights a detector can be so sensitive that half a grey level exchanges proposals.
+    With formula weights a detector can be so sensitive that half a gray level exchanges proposals.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:

@@ -72,7 +72,7 @@ def ours(name: str) -> nn.Module:
 
 
 def batch(sizes=EQUAL) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Two images, for us and, normalised and padded, for them."""
+    """Two images, for us and, normalized and padded, for them."""
     generator = torch.Generator().manual_seed(3)
     images = [torch.rand(3, h, w, generator=generator) * 255 for h, w in sizes]
     mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]

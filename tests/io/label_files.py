@@ -1,4 +1,4 @@
-"""Small folders of labelled images, in the layouts that people have."""
+"""Small folders of labeled images, in the layouts that people have."""
 
 from pathlib import Path
 

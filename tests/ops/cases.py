@@ -72,7 +72,7 @@ def oracle(case: Case) -> Tensor:
 
 
 def off_kinks(case: Case, distance: float = 1e-3) -> Case:
-    """Move samples `distance` pixels away from pixel centres, where the derivative jumps."""
+    """Move samples `distance` pixels away from pixel centers, where the derivative jumps."""
     locations = case.locations.clone()
     for level, (height, columns) in enumerate(case.shapes):
         size = locations.new_tensor([columns, height])

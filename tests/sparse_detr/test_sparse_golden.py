@@ -1,5 +1,5 @@
 """The published Sparse DETR's numbers, from formula weights in its own names, through the key map
-and the options that repeat its behaviour."""
+and the options that repeat its behavior."""
 
 import argparse
 import json

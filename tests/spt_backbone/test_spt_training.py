@@ -83,7 +83,7 @@ def test_cells_of_boxes_and_masks_are_those_with_any_overlap(seed):
 
 
 def test_a_box_that_ends_on_a_cells_edge_does_not_reach_the_next():
-    for width in (96, 100, 333):  # normalising and back must not move the edge
+    for width in (96, 100, 333):  # normalizing and back must not move the edge
         boxes = torch.tensor([[16.0, 16.0, 32.0, 48.0]])
         size = torch.tensor([width, 64.0, width, 64.0])
         cells = box_cells(boxes / size * size, (4, 6), 16)

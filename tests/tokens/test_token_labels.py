@@ -42,7 +42,7 @@ def random_boxes(count, seed, size=256):
     corner = torch.rand(count, 2, generator=generator) * size
     extent = torch.rand(count, 2, generator=generator) ** 2 * size
     boxes = torch.cat([corner, corner + extent], dim=1)
-    boxes[::3] = boxes[::3].round()  # sides that fall on cells' borders and centres
+    boxes[::3] = boxes[::3].round()  # sides that fall on cells' borders and centers
     return boxes
 
 

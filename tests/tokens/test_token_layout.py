@@ -21,7 +21,7 @@ def padding_masks() -> list[torch.Tensor]:
 
 
 def loop_reference_points(layout: LevelLayout) -> torch.Tensor:
-    """Every token's centre divided by the real size of its own level, times each level's ratio."""
+    """Every token's center divided by the real size of its own level, times each level's ratio."""
     rows = []
     for image in range(layout.batch_size):
         for level, (height, width) in enumerate(layout.level_shapes):
@@ -73,7 +73,7 @@ def test_reference_points_equal_a_loop():
     torch.testing.assert_close(layout.reference_points_BNL2(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_proposals_are_centred_boxes_of_growing_size_and_skip_padding_and_border():
+def test_proposals_are_centered_boxes_of_growing_size_and_skip_padding_and_border():
     layout = LevelLayout.from_masks(padding_masks())
     logits, usable = layout.proposals()
     boxes = logits.sigmoid()

@@ -218,13 +218,13 @@ def test_clusters_name_the_token_that_stands_for_each():
 
 def test_attributes_come_from_anchors_or_window_means():
     x = torch.randn(2, TOKENS, 3, 2)
-    anchored, centred = random_merge(6), random_merge(6, locate="mean", affinity=False)
+    anchored, centered = random_merge(6), random_merge(6, locate="mean", affinity=False)
     expected = torch.stack([x[i][anchored.anchor_BK[i]] for i in range(2)])
     assert torch.equal(anchored.select(x), expected)
-    weights = centred.weights_BKN()
+    weights = centered.weights_BKN()
     valid = weights.sum(dim=2) > 0
     mean = torch.einsum("bkn,bnlx->bklx", weights, x)
-    torch.testing.assert_close(centred.select(x)[valid], mean[valid])
+    torch.testing.assert_close(centered.select(x)[valid], mean[valid])
 
 
 @pytest.mark.parametrize("rule", ["mean", "sum", "max", "retain"])

@@ -71,8 +71,8 @@ def test_inside_a_level_no_mass_is_lost(half_cell):
 def test_conventions_differ_by_half_a_token():
     locations = torch.tensor([2.5, 1.5]).div(torch.tensor([7.0, 5.0])).view(1, 1, 1, 1, 1, 2)
     weights = torch.ones(1, 1, 1, 1, 1)
-    centred = splat_attention(locations, weights, ((5, 7),)).view(5, 7)
-    assert centred[1, 2] == pytest.approx(1.0)
+    centered = splat_attention(locations, weights, ((5, 7),)).view(5, 7)
+    assert centered[1, 2] == pytest.approx(1.0)
     shifted = splat_attention(locations, weights, ((5, 7),), half_cell=False).view(5, 7)
     for row, column in ((1, 2), (1, 3), (2, 2), (2, 3)):
         assert shifted[row, column] == pytest.approx(0.25, rel=1e-5)

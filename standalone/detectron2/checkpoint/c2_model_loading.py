@@ -101,7 +101,7 @@ def align_and_update_state_dicts(
         Weights under the model's names; those that fit no key of the model keep their own.
 
     Raises:
-        ValueError: when one key of the checkpoint fits several of the model.
+        ValueError: one key of the checkpoint fits several of the model.
     """
     logger = logging.getLogger(__name__)
     if c2_conversion:

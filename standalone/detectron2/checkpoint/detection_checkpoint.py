@@ -21,7 +21,7 @@ __all__ = ["DetectionCheckpointer"]
 
 
 class DetectionCheckpointer(Checkpointer):
-    """fvcore's ``Checkpointer`` that also reads model-zoo files and files only rank 0 can see.
+    """fvcore's ``Checkpointer``, extended to model-zoo files and to files only rank 0 can see.
 
     It loads ``.pth`` files (a dict with ``model``, or a bare state dict) and ``.pkl`` files of
     numpy arrays (detectron2's and Caffe2's zoo), from local paths, URLs and ``detectron2://``.
@@ -30,8 +30,8 @@ class DetectionCheckpointer(Checkpointer):
 
     Args:
         model: the model.
-        save_dir: where checkpoints are saved and looked for.
-        save_to_disk: whether this process writes; by default only rank 0.
+        save_dir: folder of the checkpoints.
+        save_to_disk: let this process write; by default only rank 0 does.
         checkpointables: further objects with ``state_dict`` and ``load_state_dict``.
     """
 
@@ -61,11 +61,11 @@ class DetectionCheckpointer(Checkpointer):
             kwargs: passed to fvcore's ``Checkpointer.load``.
 
         Returns:
-            What else the checkpoint holds, such as ``iteration``.
+            The other entries of the checkpoint, such as ``iteration``.
 
         Raises:
-            FileNotFoundError: when there is no such file (on rank 0).
-            ValueError: when the file holds more than weights and plain values.
+            FileNotFoundError: there is no such file (on rank 0).
+            ValueError: the file holds more than weights and plain values.
         """
         if not path:
             return super().load("", *args, **kwargs)
@@ -108,7 +108,7 @@ class DetectionCheckpointer(Checkpointer):
         """Read a checkpoint file into a dict with ``model``.
 
         Raises:
-            ValueError: it is damaged, or holds other things than weights and plain values.
+            ValueError: the file is damaged, or holds more than weights and plain values.
         """
         loaded = self._read_file(filename)
         weights = loaded["model"]
@@ -117,7 +117,7 @@ class DetectionCheckpointer(Checkpointer):
             for name, value in weights.items()
         ):
             raise ValueError(
-                f"{filename} is not a plain checkpoint: its weights are no tensors by name."
+                f"{filename} is not a plain checkpoint: 'model' is not a dict of tensors by name."
             )
         return loaded
 
@@ -191,7 +191,7 @@ class DetectionCheckpointer(Checkpointer):
         incompatible = super()._load_model(checkpoint)
         buffers = dict(self.model.named_buffers(recurse=False))
         for name in ("pixel_mean", "pixel_std"):
-            # the config initialises these
+            # the config initializes these
             if name in buffers and name in incompatible.missing_keys:
                 incompatible.missing_keys.remove(name)
         for key in incompatible.unexpected_keys[:]:

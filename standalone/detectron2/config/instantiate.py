@@ -37,7 +37,7 @@ def dump_dataclass(obj: Any) -> dict[str, Any]:
 
 
 def _node_path(cfg: Any) -> str:
-    """Return the dotted place of a node in the config it belongs to, or '' when it has none."""
+    """Return the dotted path of a node in its config, or '' without a config."""
     if not isinstance(cfg, (DictConfig, ListConfig)):
         return ""
     return str(cfg._get_full_key(None) or "")
@@ -65,10 +65,10 @@ def instantiate(cfg: Any) -> Any:
             on without building them.
 
     Returns:
-        The object, or the list of objects; anything that describes no object is returned as it is.
+        The object, or the list of objects; anything else is returned unchanged.
 
     Raises:
-        TypeError: when the arguments do not fit the target; the log names the target and its node.
+        TypeError: the arguments do not fit the target; the log names the target and its node.
     """
     if isinstance(cfg, ListConfig):
         return ListConfig([instantiate(item) for item in cfg], flags={"allow_objects": True})

@@ -78,7 +78,7 @@ def _validate_py_syntax(filename: str) -> str:
     with PathManager.open(filename, "rb") as file:
         raw = file.read()
     try:
-        # As the import system does: a byte order mark and a declared encoding are honoured.
+        # As the import system does: respect a byte order mark and a declared encoding.
         content = importlib.util.decode_source(raw)
         ast.parse(content)
     except (SyntaxError, ValueError) as error:
@@ -128,7 +128,7 @@ def _find_relative_file(original_file: str, relative_import_path: str, level: in
 
 @contextmanager
 def _patch_import() -> Iterator[None]:
-    """Within the context, relative imports made by config files load other config files.
+    """Within the context, load the relative imports of config files as config files.
 
     They are found by their path relative to the importing file, need no package, are executed anew
     each time (a config changed by its importer does not leak into the next load), and the dicts
@@ -186,11 +186,11 @@ def _load_py(filename: str) -> dict[str, Any]:
 def _load_yaml(filename: str) -> DictConfig:
     """Read a config saved by :meth:`LazyConfig.save`.
 
-    Reading it runs no code: tags are refused. (Instantiating a node calls what its ``_target_``
-    names.)
+    Tags are refused, so that reading runs no code. (Instantiating a node still calls its
+    ``_target_``.)
 
     Raises:
-        ValueError: the file has a tag, is no YAML, or grows too large when its aliases are
+        ValueError: the file has a tag, is not YAML, or grows too large when its aliases are
             expanded.
     """
     with PathManager.open(filename, "r", encoding="utf-8-sig") as file:
@@ -217,7 +217,7 @@ def _write_atomically(filename: str, content: bytes) -> None:
 
 
 def _name_targets(cfg: DictConfig) -> None:
-    """Replace the callable of a node by its dotted name, where it has one."""
+    """Replace the callable of a node by its dotted name, if it has one."""
     target = cfg.get("_target_", None)
     if callable(target):
         try:
@@ -227,7 +227,7 @@ def _name_targets(cfg: DictConfig) -> None:
 
 
 def _without_objects(content: Any) -> Any:
-    """Describe what YAML cannot hold as calls that make it: dataclasses, classes and functions."""
+    """Replace dataclasses, classes and functions, which YAML cannot hold, by calls."""
     if isinstance(content, dict):
         return {key: _without_objects(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -295,8 +295,8 @@ class LazyConfig:
 
         Raises:
             ValueError: for another kind of file.
-            FileNotFoundError: when there is no such file.
-            KeyError: when a wanted key is missing.
+            FileNotFoundError: there is no such file.
+            KeyError: a requested key is missing.
         """
         filename = str(filename).replace("/./", "/")
         extension = os.path.splitext(filename)[1]
@@ -324,7 +324,7 @@ class LazyConfig:
 
     @staticmethod
     def save(cfg: Any, filename: str) -> None:
-        """Save a config as YAML, and also as a ``.pkl`` twin where YAML cannot be loaded again.
+        """Save a config as YAML, and also as ``.pkl`` if the YAML cannot be loaded again.
 
         Each file appears whole or not at all.
 
@@ -405,7 +405,7 @@ class LazyConfig:
     def to_py(cfg: Any, prefix: str = "cfg.") -> str:
         """Print a config as readable pseudo-code, one ``prefix + key = value`` per line.
 
-        The text is for people; it is not made to be executed.
+        The text is for reading; it need not run.
 
         Args:
             cfg: an omegaconf config; interpolations are resolved.

@@ -1,4 +1,4 @@
-"""How fast a data set, its mapper and its loader are, under detectron2's names."""
+"""Measure the speed of a data set, its mapper and its loader, under detectron2's names."""
 
 import itertools
 import logging
@@ -25,10 +25,10 @@ def iter_benchmark(
     """Time an iterator.
 
     Args:
-        iterator: gives at least ``warmup + 1`` items.
-        num_iter: items that are timed, at most.
-        warmup: items before them.
-        max_time_seconds: stop after so long.
+        iterator: yields at least ``warmup + 1`` items.
+        num_iter: maximum number of timed items.
+        warmup: untimed items before them.
+        max_time_seconds: stop after this time.
 
     Returns:
         The mean seconds of an item, and the seconds of each.
@@ -47,7 +47,7 @@ def iter_benchmark(
 
 
 class _Emptied(torchdata.Dataset):
-    """Does a data set's work and gives nothing back, so that nothing is sent between processes."""
+    """A data set that does its work and returns nothing, so that no data cross processes."""
 
     def __init__(self, dataset: torchdata.Dataset) -> None:
         self.dataset = dataset
@@ -61,15 +61,15 @@ class _Emptied(torchdata.Dataset):
 
 
 class DataLoaderBenchmark:
-    """Times the parts of a training loader, each on its own.
+    """Time the parts of a training loader separately.
 
     Args:
-        dataset: records, as ``get_detection_dataset_dicts`` gives them.
+        dataset: records, as ``get_detection_dataset_dicts`` returns them.
         mapper: makes a sample of a record.
-        sampler: of positions; a shuffling endless one where None.
+        sampler: yields indices; an endless shuffling :class:`TrainingSampler` if None.
         total_batch_size: over all processes.
         num_workers: of each loader.
-        max_time_seconds: most seconds of one measurement.
+        max_time_seconds: limit of one measurement.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class DataLoaderBenchmark:
             self._benchmark(self._loader(dataset), num_iter * (self.num_workers or 1), warmup, what)
 
     def benchmark_IPC(self, num_iter: int, warmup: int = 10) -> None:
-        """Time the loader when its workers send nothing: what is left is their own work."""
+        """Time the loader with workers that send nothing, which leaves out communication."""
         dataset = _Emptied(MapDataset(self.dataset, self.mapper))
         self._benchmark(self._loader(dataset), num_iter, warmup, "loader that sends nothing")
 

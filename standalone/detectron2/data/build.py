@@ -1,4 +1,4 @@
-"""Loaders: from data set names to batches of mapped records."""
+"""Build loaders: from names of data sets to batches of mapped records."""
 # Over 350 lines: upstream has all of this in one module, and users find it there.
 
 import itertools
@@ -44,7 +44,7 @@ Collator = Callable[[list[Any]], Any]
 
 
 def filter_images_with_only_crowd_annotations(dataset_dicts: list[Record]) -> list[Record]:
-    """Keep the records with at least one annotation that is no crowd region."""
+    """Keep the records with at least one annotation that is not a crowd region."""
     kept = [
         record
         for record in dataset_dicts
@@ -61,16 +61,16 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: list[Record]) -> li
 def filter_images_with_few_keypoints(
     dataset_dicts: list[Record], min_keypoints_per_image: int
 ) -> list[Record]:
-    """Keep the records with at least this many labelled keypoints."""
+    """Keep the records with at least this many labeled keypoints."""
 
-    def labelled(record: Record) -> int:
+    def labeled(record: Record) -> int:
         return sum(
             int((np.array(annotation["keypoints"][2::3]) > 0).sum())
             for annotation in record["annotations"]
             if "keypoints" in annotation
         )
 
-    kept = [record for record in dataset_dicts if labelled(record) >= min_keypoints_per_image]
+    kept = [record for record in dataset_dicts if labeled(record) >= min_keypoints_per_image]
     logger.info(
         "Removed %d images with fewer than %d keypoints.",
         len(dataset_dicts) - len(kept),
@@ -138,7 +138,7 @@ def get_detection_dataset_dicts(
     Args:
         names: a name or several; their records are joined in order.
         filter_empty: drop images without annotations (crowd regions do not count).
-        min_keypoints: drop images with fewer labelled keypoints, if positive.
+        min_keypoints: drop images with fewer labeled keypoints, if positive.
         proposal_files: must be None: precomputed proposals are not supported.
         check_consistency: check that all data sets have the same ``thing_classes``, and log how
             many instances each class has.
@@ -179,7 +179,7 @@ def get_detection_dataset_dicts(
 
 
 def _report_classes(names: list[str], dataset_dicts: list[Record]) -> None:
-    """Check and log classes where the data sets name them (class-agnostic ones do not)."""
+    """Check and log classes if the data sets name them (class-agnostic ones do not)."""
     try:
         class_names = MetadataCatalog.get(names[0]).thing_classes
         check_metadata_consistency("thing_classes", names)
@@ -204,7 +204,7 @@ def build_batch_data_loader(
     seed: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A loader of training batches.
+    """Build a loader of training batches.
 
     Args:
         dataset: mapped items: map-style with a sampler, or iterable without one.
@@ -273,7 +273,7 @@ def build_detection_train_loader(
     collate_fn: Collator | None = None,
     **kwargs: Any,
 ) -> Any:
-    """A loader for training: endless where its sampler is.
+    """Build a loader for training, which is endless if its sampler is.
 
     Args:
         dataset: a list of records, a map-style data set or an iterable one.
@@ -319,7 +319,7 @@ def build_detection_test_loader(
     num_workers: int = 0,
     collate_fn: Collator | None = None,
 ) -> torchdata.DataLoader:
-    """A loader for evaluation: every record once over all ranks, in order.
+    """Build a loader for evaluation: every record once over all ranks, in order.
 
     Args:
         dataset: a list of records or a data set.
@@ -348,7 +348,7 @@ def build_detection_test_loader(
 
 
 def trivial_batch_collator(batch: list[Any]) -> list[Any]:
-    """The batch as it is: a list."""
+    """Return the batch unchanged, as a list."""
     return batch
 
 

@@ -1,4 +1,4 @@
-"""The two global catalogs: how to load a data set by name, and what is known about it."""
+"""The global catalogs of data sets: loading functions and metadata by name."""
 
 import builtins
 import logging
@@ -20,7 +20,7 @@ _OLD_METADATA_NAMES = {
 
 
 class _DatasetCatalog(UserDict):
-    """Maps a data set's name to a function without arguments that returns its list of records."""
+    """Mapping from a data set's name to a function that returns its list of records."""
 
     def register(self, name: str, func: Callable[[], list[dict[str, Any]]]) -> None:
         """Add a data set.
@@ -53,7 +53,7 @@ class _DatasetCatalog(UserDict):
         return self[name]()
 
     def list(self) -> builtins.list[str]:
-        """Names of all registered data sets."""
+        """Return the names of all registered data sets."""
         return [*self.data]
 
     def remove(self, name: str) -> None:
@@ -67,7 +67,7 @@ class _DatasetCatalog(UserDict):
 
 
 class Metadata(types.SimpleNamespace):
-    """What is known about one data set, as attributes that can be set once.
+    """Facts about one data set, as attributes that can be set once.
 
     Setting an attribute again is allowed only with an equal value, so that two parts of a program
     cannot silently disagree about, say, the class names.
@@ -99,7 +99,7 @@ class Metadata(types.SimpleNamespace):
         super().__setattr__(key, value)
 
     def as_dict(self) -> dict[str, Any]:
-        """A shallow copy of all attributes."""
+        """Return a shallow copy of all attributes."""
         return dict(self.__dict__)
 
     def set(self, **kwargs: Any) -> "Metadata":
@@ -109,7 +109,7 @@ class Metadata(types.SimpleNamespace):
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The attribute's value, or ``default`` where it does not exist."""
+        """Return the attribute's value, or ``default`` if it does not exist."""
         return getattr(self, key, default)
 
 
@@ -120,17 +120,17 @@ def _resolve_old_name(key: str) -> str:
 
 
 class _MetadataCatalog(UserDict):
-    """Maps a data set's name to its :class:`Metadata`, created empty on first use."""
+    """Mapping from a data set's name to its :class:`Metadata`, created empty on first use."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
-        """The metadata of ``name``; the same object on every call."""
+        """Return the metadata of ``name``, the same object on every call."""
         assert name, "A dataset name must not be empty."
         if name not in self:
             self[name] = Metadata(name=name)
         return self[name]
 
     def list(self) -> builtins.list[str]:
-        """Names of all data sets that have metadata."""
+        """Return the names of all data sets that have metadata."""
         return [*self.data]
 
     def remove(self, name: str) -> None:

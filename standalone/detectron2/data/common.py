@@ -1,4 +1,4 @@
-"""Dataset wrappers: serialised lists, mapped data sets, index streams, aspect-ratio batches."""
+"""Dataset wrappers: serialized lists, mapped data sets, index streams, aspect-ratio batches."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def _shard_for_worker(stream: Iterable[Any], chunk_size: int = 1) -> Iterator[Any]:
-    """This worker's part of a stream: every ``num_workers``-th chunk of ``chunk_size`` items.
+    """Yield this worker's part of a stream: every ``num_workers``-th chunk of ``chunk_size``.
 
     Outside a worker process the stream passes through whole.
     """
@@ -56,9 +56,8 @@ class _MappedIterable(torchdata.IterableDataset):
 class MapDataset(torchdata.Dataset):
     """Apply a function to the items of a data set.
 
-    Where the function returns ``None`` for an item of a map-style data set, another item takes its
-    place: one drawn at random among those that have not failed so far. An iterable data set simply
-    skips such items.
+    If the function returns ``None`` for an item of a map-style data set, a random item that has not
+    failed so far replaces it. An iterable data set skips such items.
     """
 
     def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
@@ -79,7 +78,7 @@ class MapDataset(torchdata.Dataset):
         return len(self._dataset)
 
     def __getitem__(self, idx: int) -> Any:
-        """The mapped item, or the mapped item of a random replacement.
+        """Return the mapped item, or the mapped item of a random replacement.
 
         Raises:
             ValueError: the function returned ``None`` for every item of the data set.
@@ -138,11 +137,11 @@ class _SerializedList:
 
 
 class DatasetFromList(torchdata.Dataset):
-    """A list as a map-style data set.
+    """Map-style data set over a list.
 
     Args:
         lst: the items.
-        copy: hand out deep copies, so that a mapper may edit its input in place. Serialised items
+        copy: hand out deep copies, so that a mapper may edit its input in place. Serialized items
             are fresh objects anyway.
         serialize: keep the items as bytes, which worker processes share instead of duplicating; or
             a function that turns the list into such a container.
@@ -171,13 +170,13 @@ class DatasetFromList(torchdata.Dataset):
 
 
 class ToIterableDataset(torchdata.IterableDataset):
-    """A map-style data set read in the order of a sampler, the index stream shared among workers.
+    """Iterate over a map-style data set in the order of a sampler shared among workers.
 
     Args:
         dataset: a map-style data set.
         sampler: yields indices, a finite or an endless stream.
-        shard_sampler: give each worker process its own part of the stream; False where the sampler
-            does so itself.
+        shard_sampler: give each worker process its own part of the stream; False if the sampler
+            already does.
         shard_chunk_size: number of consecutive indices that go to one worker.
     """
 
@@ -207,7 +206,7 @@ class ToIterableDataset(torchdata.IterableDataset):
 
 
 class AspectRatioGroupedDataset(torchdata.IterableDataset):
-    """Batches of images that are all landscape or all portrait, which keeps padding small.
+    """Batches of only landscape or only portrait images, which keeps padding small.
 
     Items are dicts with ``width`` and ``height``. The order inside each group is kept; a batch is
     handed out as soon as its group is full.

@@ -1,4 +1,4 @@
-"""The default mapper: one record of a data set into a model's input."""
+"""The default mapper, from a record of a data set to a model's input."""
 
 import copy
 import logging
@@ -70,7 +70,7 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
-        """The constructor's arguments that a yacs config asks for."""
+        """Return the constructor's arguments that a yacs config describes."""
         augmentations = utils.build_augmentation(cfg, is_train)
         crops = cfg.INPUT.CROP.ENABLED and is_train
         if crops:

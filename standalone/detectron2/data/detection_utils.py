@@ -32,7 +32,6 @@ __all__ = [
     "convert_image_to_rgb",
     "create_keypoint_hflip_indices",
     "filter_empty_instances",
-    "gen_crop_transform_with_instance",
     "read_image",
     "transform_instance_annotations",
     "transform_keypoint_annotations",
@@ -46,7 +45,7 @@ _YUV_FROM_RGB = np.array(
 
 
 class SizeMismatchError(ValueError):
-    """The image on disk has another size than its record says."""
+    """The size of an image differs from that in its record."""
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
@@ -57,7 +56,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         format: a Pillow mode, ``"BGR"``, ``"YUV-BT.601"``, or None to keep the image's mode.
 
     Returns:
-        ``[H, W, C]``; ``"L"`` gives one channel, YUV is float in the range of its matrix.
+        ``[H, W, C]``; ``"L"`` has one channel; YUV is float in the range of its matrix.
     """
     if format is not None:
         image = image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format)
@@ -94,7 +93,7 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Read an image, turned upright as its EXIF orientation says.
+    """Read an image and rotate it as its EXIF orientation says.
 
     Args:
         file_name: a path that PathManager can open.
@@ -102,12 +101,12 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
             keeps the file's own mode.
 
     Returns:
-        ``[H, W, C]``, uint8 in [0, 255] except for YUV (float); ``[H, W]`` for a grey file when
+        ``[H, W, C]``, uint8 in [0, 255] except for YUV (float); ``[H, W]`` for a gray file when
         ``format`` is None.
 
     Raises:
         FileNotFoundError: no such file.
-        OSError: the file is no image or is damaged.
+        OSError: the file is not an image or is damaged.
     """
     with PathManager.open(file_name, "rb") as file:
         try:
@@ -121,7 +120,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is where its EXIF data are damaged."""
+    """Rotate an image as its EXIF orientation says, unless its EXIF data are damaged."""
     try:
         return ImageOps.exif_transpose(image) or image
     except Exception:
@@ -129,10 +128,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _with_8_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 bits scaled to 8, where Pillow's own conversion would clip it at 255.
+    """Scale 16-bit images to 8 bits; Pillow's own conversion clips at 255.
 
     Raises:
-        ValueError: its values have no range that is known: 32 bits, or floating point.
+        ValueError: the range of its values is unknown: 32 bits, or floating point.
     """
     if image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
@@ -224,16 +223,16 @@ def transform_keypoint_annotations(
     image_size: tuple[int, int],
     keypoint_hflip_indices: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Apply transforms to keypoints; those that leave the image become unlabelled.
+    """Apply transforms to keypoints; those that leave the image become unlabeled.
 
     Args:
         keypoints: ``[3 * K]`` numbers (x, y, visibility).
         transforms: the transform.
         image_size: (height, width) of the transformed image.
-        keypoint_hflip_indices: where keypoints go when the image was mirrored.
+        keypoint_hflip_indices: order of the keypoints after mirroring.
 
     Returns:
-        ``[K, 3]`` float64; unlabelled keypoints (visibility 0) are all zero.
+        ``[K, 3]`` float64; unlabeled keypoints (visibility 0) are all zero.
     """
     points = np.asarray(keypoints, dtype=np.float64).reshape(-1, 3)
     xy = transforms.apply_coords(points[:, :2].copy())
@@ -268,8 +267,8 @@ def annotations_to_instances(
         mask_format: ``"polygon"`` or ``"bitmask"``.
 
     Returns:
-        Instances with ``gt_boxes``, ``gt_classes`` and, where the annotations have them,
-        ``gt_masks`` and ``gt_keypoints``.
+        Instances with ``gt_boxes``, ``gt_classes`` and, if the annotations have them, ``gt_masks``
+        and ``gt_keypoints``.
     """
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annos]
     target = Instances(image_size)
@@ -288,7 +287,7 @@ def annotations_to_instances(
 
 
 def _of_all(annos: list[dict[str, Any]], key: str) -> list[Any]:
-    """A field of all annotations.
+    """Return one field of all annotations.
 
     Raises:
         ValueError: some have it and some do not; names the first without.
@@ -310,7 +309,7 @@ def _polygon_masks(segmentations: list[Any]) -> PolygonMasks:
     except (ValueError, TypeError) as error:
         raise ValueError(
             "Failed to use mask_format=='polygon' from the given annotations: some segmentation "
-            "is no list of polygons. Use mask_format 'bitmask' for RLE masks."
+            "is not a list of polygons. Use mask_format 'bitmask' for RLE masks."
         ) from error
 
 
@@ -346,9 +345,9 @@ def filter_empty_instances(
     Args:
         instances: a training target.
         by_box: drop boxes with a side not longer than ``box_threshold``.
-        by_mask: drop empty masks, where there are masks.
+        by_mask: drop empty masks, if there are masks.
         box_threshold: in pixels.
-        return_mask: also return which ones were kept.
+        return_mask: also return the mask of kept rows.
 
     Returns:
         The kept instances, and with ``return_mask`` the bool vector of kept rows.
@@ -363,7 +362,7 @@ def filter_empty_instances(
 
 
 def create_keypoint_hflip_indices(dataset_names: str | list[str]) -> list[int]:
-    """Where each keypoint goes in a mirrored image, from the metadata of the data sets."""
+    """Return the index of each keypoint's mirror twin, from the metadata of the data sets."""
     names = [dataset_names] if isinstance(dataset_names, str) else dataset_names
     check_metadata_consistency("keypoint_names", names)
     check_metadata_consistency("keypoint_flip_map", names)
@@ -391,32 +390,8 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
             )
 
 
-def gen_crop_transform_with_instance(
-    crop_size: tuple[int, int], image_size: tuple[int, int], instance: dict[str, Any]
-) -> T.CropTransform:
-    """A crop at a random place that contains the centre of an instance.
-
-    Args:
-        crop_size: (height, width), at most the image's.
-        image_size: (height, width).
-        instance: an annotation with ``bbox`` and ``bbox_mode``.
-    """
-    size = np.asarray(crop_size, dtype=np.int32)
-    limit = np.asarray(image_size, dtype=np.int32)
-    box = BoxMode.convert(instance["bbox"], instance["bbox_mode"], BoxMode.XYXY_ABS)
-    center = np.array([(box[1] + box[3]) * 0.5, (box[0] + box[2]) * 0.5])
-    assert (limit >= center).all(), "The annotation bounding box is outside of the image!"
-    assert (limit >= size).all(), "Crop size is larger than image size!"
-    first = np.maximum(np.floor(center).astype(np.int32) - size, 0)
-    last = np.maximum(np.minimum(limit - size, np.ceil(center).astype(np.int32)), first)
-    top, left = (
-        int(np.random.randint(low, high + 1)) for low, high in zip(first, last, strict=True)
-    )
-    return T.CropTransform(left, top, int(size[1]), int(size[0]), int(limit[1]), int(limit[0]))
-
-
 def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
-    """The default augmentations of a yacs config: resize, and random flip in training."""
+    """Return the default augmentations of a yacs config: resize, and random flip in training."""
     if is_train:
         size, limit = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
         style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING

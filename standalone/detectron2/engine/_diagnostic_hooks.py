@@ -1,4 +1,4 @@
-"""Hooks that measure: profilers, memory, exact batch-norm statistics. Public through ``hooks``."""
+"""Hooks for profilers, memory and exact batch-norm statistics; public through ``hooks``."""
 
 import itertools
 import logging
@@ -18,7 +18,7 @@ __all__ = ["AutogradProfiler", "PreciseBN", "TorchMemoryStats", "TorchProfiler"]
 
 
 class PreciseBN(HookBase):
-    """Recomputes batch-norm statistics over many batches every ``period`` iterations.
+    """Recompute batch-norm statistics over many batches every ``period`` iterations.
 
     Args:
         period: in iterations; 0 means only after the last one.
@@ -76,12 +76,12 @@ class PreciseBN(HookBase):
 
 
 class TorchProfiler(HookBase):
-    """Profiles chosen iterations with ``torch.profiler``.
+    """Profile chosen iterations with ``torch.profiler``.
 
     Args:
-        enable_predicate: takes the trainer; says whether to profile the coming iteration.
-        output_dir: where traces go, for chrome://tracing.
-        activities: what to profile; CPU and, where there is one, CUDA when None.
+        enable_predicate: takes the trainer; True to profile the coming iteration.
+        output_dir: folder of the traces, for chrome://tracing.
+        activities: activities to profile; CPU and, if available, CUDA when None.
         save_tensorboard: write the trace for TensorBoard's profiler below ``output_dir/log``.
     """
 
@@ -129,11 +129,11 @@ class TorchProfiler(HookBase):
 
 
 class AutogradProfiler(HookBase):
-    """Profiles chosen iterations with the autograd profiler and writes a chrome trace.
+    """Profile chosen iterations with the autograd profiler and write a chrome trace.
 
     Args:
-        enable_predicate: takes the trainer; says whether to profile the coming iteration.
-        output_dir: where traces go.
+        enable_predicate: takes the trainer; True to profile the coming iteration.
+        output_dir: folder of the traces.
         use_cuda: also time CUDA kernels.
     """
 
@@ -176,11 +176,11 @@ def _export_trace(profiler: Any, output_dir: str, iteration: int) -> None:
 
 
 class TorchMemoryStats(HookBase):
-    """Logs CUDA memory use every ``period`` iterations, a limited number of times.
+    """Log CUDA memory use every ``period`` iterations, a limited number of times.
 
     Args:
         period: in iterations.
-        max_runs: how often at most.
+        max_runs: maximum number of logs.
     """
 
     def __init__(self, period: int = 20, max_runs: int = 10) -> None:

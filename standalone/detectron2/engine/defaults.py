@@ -1,4 +1,4 @@
-"""What most training scripts start with: arguments, set-up, DDP, writers, a simple predictor."""
+"""Defaults of training scripts: arguments, setup, DDP, writers, a simple predictor."""
 
 import argparse
 import logging
@@ -36,10 +36,10 @@ __all__ = [
 
 
 def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any) -> Any:
-    """Wrap a model in DistributedDataParallel where there is more than one process.
+    """Wrap a model in DistributedDataParallel if there is more than one process.
 
     Args:
-        model: on the device it shall run on.
+        model: the model, on its device.
         fp16_compression: send gradients as float16.
         **kwargs: further arguments of ``DistributedDataParallel``.
 
@@ -60,7 +60,7 @@ def create_ddp_model(model: nn.Module, *, fp16_compression: bool = False, **kwar
 
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """The command line that training scripts share.
+    """Return the command-line parser that training scripts share.
 
     Args:
         epilog: text after the help; examples by default.
@@ -95,7 +95,7 @@ Run on multiple machines:
     parser.add_argument(
         "--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)"
     )
-    # Runs of one user meet on one port and those of other users rarely on the same.
+    # Derived from the user's id, so that runs of different users rarely share a port.
     user = os.getuid() if sys.platform != "win32" else 1
     port = 2**15 + 2**14 + hash(user) % 2**14
     parser.add_argument(
@@ -113,7 +113,7 @@ Run on multiple machines:
 
 
 def _try_get_key(cfg: Any, *keys: str, default: Any = None) -> Any:
-    """The value of the first of several dotted keys that a config of either kind has."""
+    """Return the value of the first of several dotted keys that a config of either kind has."""
     # A yacs CfgNode is a dict with attributes and is not known to OmegaConf.
     tree = cfg if OmegaConf.is_config(cfg) else OmegaConf.create(_plain(cfg))
     missing = object()
@@ -135,7 +135,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
 
     Args:
         cfg: a lazy config with ``train.output_dir``, ``train.seed`` (negative: random) and
-            ``train.cudnn_benchmark`` where present, or a yacs config.
+            ``train.cudnn_benchmark`` if present, or a yacs config.
         args: parsed command line; ``config_file`` and ``eval_only`` are used.
     """
     output_dir = _try_get_key(cfg, "OUTPUT_DIR", "output_dir", "train.output_dir")
@@ -175,7 +175,7 @@ def _save_config(cfg: Any, path: str, logger: logging.Logger) -> None:
 
 
 def _highlight(code: str, file_name: str) -> str:
-    """Colour code for a terminal, where pygments is installed."""
+    """Color code for a terminal if pygments is installed."""
     try:
         import pygments
         from pygments.formatters import Terminal256Formatter
@@ -187,7 +187,7 @@ def _highlight(code: str, file_name: str) -> str:
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
-    """Writers to the log, to ``metrics.json`` and to TensorBoard.
+    """Return writers to the log, to ``metrics.json`` and to TensorBoard.
 
     Args:
         output_dir: created if missing.
@@ -202,7 +202,7 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventW
 
 
 class DefaultPredictor:
-    """Runs a model that a yacs config describes on single BGR images.
+    """Run the model of a yacs config on single BGR images.
 
     Args:
         cfg: a yacs config: ``MODEL.WEIGHTS``, ``INPUT.{MIN_SIZE_TEST, MAX_SIZE_TEST, FORMAT}`` and

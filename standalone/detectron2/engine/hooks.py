@@ -44,7 +44,7 @@ __all__ = [
 
 
 class CallbackHook(HookBase):
-    """A hook made of functions that take the trainer; those not given do nothing."""
+    """A hook made of functions that take the trainer; omitted ones do nothing."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class CallbackHook(HookBase):
     def after_train(self) -> None:
         if self._after_train:
             self._after_train(self.trainer)
-        # The functions may close over the trainer: let it go.
+        # The functions may close over the trainer: drop the reference cycle.
         self._before_train = self._after_train = None
         self._before_step = self._after_step = None
 
@@ -80,7 +80,7 @@ class CallbackHook(HookBase):
 
 
 class IterationTimer(HookBase):
-    """Records each step's seconds as ``time`` and logs a summary at the end.
+    """Record the seconds of each step as ``time`` and log a summary at the end.
 
     Args:
         warmup_iter: the first steps that the summary leaves out.
@@ -122,7 +122,7 @@ class IterationTimer(HookBase):
             self._total_timer.resume()
 
     def after_step(self) -> None:
-        # This hook is the first: what the hooks after it take is not part of the step.
+        # This hook is the first: the time of the hooks after it is not part of the step.
         steps_done = self.trainer.storage.iter - self.trainer.start_iter + 1
         if steps_done >= self._warmup_iter:
             self.trainer.storage.put_scalars(time=self._step_timer.seconds())
@@ -134,7 +134,7 @@ class IterationTimer(HookBase):
 
 
 class PeriodicWriter(HookBase):
-    """Lets event writers write every ``period`` steps and after the last one.
+    """Call event writers every ``period`` steps and after the last one.
 
     Args:
         writers: event writers.
@@ -171,7 +171,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 
 
 class BestCheckpointer(HookBase):
-    """Saves a checkpoint whenever a metric is better than ever before.
+    """Save a checkpoint whenever a metric improves.
 
     Register it after the evaluation hook.
 
@@ -179,7 +179,7 @@ class BestCheckpointer(HookBase):
         eval_period: the evaluation's period.
         checkpointer: saves the checkpoint.
         val_metric: name of the metric in the event storage, such as ``"bbox/AP50"``.
-        mode: ``"max"`` or ``"min"``: what is better.
+        mode: ``"max"`` if larger is better, or ``"min"``.
         file_prefix: the checkpoint's name without ``.pth``.
     """
 
@@ -247,7 +247,7 @@ class BestCheckpointer(HookBase):
 
 
 class LRScheduler(HookBase):
-    """Steps a learning-rate schedule after each iteration and records ``lr``.
+    """Step a learning-rate schedule after each iteration and record ``lr``.
 
     Args:
         optimizer: the optimizer; the trainer's when None.
@@ -273,7 +273,7 @@ class LRScheduler(HookBase):
 
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
-        """Index of the parameter group whose learning rate stands for all in the log.
+        """Return the index of the parameter group whose learning rate is logged.
 
         The group with the most parameters, or, if every group has one parameter, the first with the
         most frequent learning rate.
@@ -303,7 +303,7 @@ class LRScheduler(HookBase):
 
 
 class EvalHook(HookBase):
-    """Runs an evaluation every ``eval_period`` iterations and after the last one.
+    """Run an evaluation every ``eval_period`` iterations and after the last one.
 
     Args:
         eval_period: in iterations; 0 means only after training.
@@ -351,5 +351,5 @@ class EvalHook(HookBase):
         # After an error the iteration has not reached the end.
         if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
             self._do_eval()
-        # The function may close over the trainer: let it go.
+        # The function may close over the trainer: drop the reference cycle.
         self._func = None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Imported while there is no group yet: its functions keep the group of that moment for ever.
+# Imported before a group exists: its functions bind the default group of that moment permanently.
 import torch.distributed.nn.functional
 import torch.multiprocessing as mp
 from detectron2.utils import comm
@@ -21,7 +21,7 @@ DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
 def _find_free_port() -> int:
-    """A TCP port of this machine that is free at the moment."""
+    """Return a TCP port of this machine that is free at the moment."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -39,16 +39,16 @@ def launch(
     """Run ``main_func(*args)`` in one process per device.
 
     With one machine and at most one device it runs in this process. Otherwise it runs in spawned
-    processes joined in a process group: nccl where there are GPUs, gloo where there are none (then
-    ``num_gpus_per_machine`` counts CPU processes).
+    processes joined in a process group: nccl with GPUs, gloo without (``num_gpus_per_machine`` then
+    counts CPU processes).
 
     Args:
         main_func: importable by name, because the processes are spawned.
         num_gpus_per_machine: processes on each machine.
         num_machines: number of machines; this must be called once on each.
-        machine_rank: which machine this is.
-        dist_url: where the processes meet, such as ``"tcp://127.0.0.1:8686"``; ``"auto"`` finds a
-            free port of this machine (one machine only).
+        machine_rank: number of this machine, from 0.
+        dist_url: rendezvous address, such as ``"tcp://127.0.0.1:8686"``; ``"auto"`` finds a free
+            port of this machine (one machine only).
         args: arguments of ``main_func``.
         timeout: limit of collective operations.
 
@@ -112,7 +112,7 @@ def _run_process(
         comm.create_local_process_group(num_gpus_per_machine)
         if has_gpu:
             torch.cuda.set_device(local_rank)
-        # Wait for all, so that a slow starter does not meet a process that is already far ahead.
+        # Wait for all, so that no process runs into time-outs of a slow starter.
         comm.synchronize()
         main_func(*args)
     finally:

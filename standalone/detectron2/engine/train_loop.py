@@ -1,4 +1,4 @@
-"""The training loop: a trainer that runs steps, and hooks around them."""
+"""The training loop: trainers that run steps, and hooks around them."""
 # Over 350 lines: upstream has all of this in one module, and users find it there.
 
 import concurrent.futures
@@ -20,7 +20,7 @@ __all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
 
 
 class HookBase:
-    """Something that happens around training steps.
+    """Base class of callbacks around training steps.
 
     The trainer calls ``before_train``, then for each step ``before_step``, ``after_backward`` (once
     gradients exist, if the trainer says so) and ``after_step``, and finally ``after_train``.
@@ -32,22 +32,22 @@ class HookBase:
     trainer: "TrainerBase" = None  # type: ignore[assignment]
 
     def before_train(self) -> None:
-        """Called before the first step."""
+        """Run before the first step."""
 
     def after_train(self) -> None:
-        """Called after the last step, also when training ends with an error."""
+        """Run after the last step, also if training ends with an error."""
 
     def before_step(self) -> None:
-        """Called before each step."""
+        """Run before each step."""
 
     def after_backward(self) -> None:
-        """Called between the backward pass and the update."""
+        """Run between the backward pass and the update."""
 
     def after_step(self) -> None:
-        """Called after each step."""
+        """Run after each step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold of this hook.
+        """Return the state to checkpoint.
 
         A hook that returns something here also defines ``load_state_dict``.
         """
@@ -55,7 +55,7 @@ class HookBase:
 
 
 class TrainerBase:
-    """An iterative trainer with hooks; subclasses define :meth:`run_step`.
+    """Base class of iterative trainers with hooks; subclasses define :meth:`run_step`.
 
     Attributes:
         iter: the current iteration.
@@ -83,7 +83,7 @@ class TrainerBase:
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run the iterations ``start_iter <= iter < max_iter``.
 
-        Hooks' ``after_train`` runs also after an error, which is then raised.
+        ``after_train`` of the hooks also runs after an error, which is then raised.
         """
         logger = logging.getLogger(__name__)
         logger.info("Starting training from iteration %d", start_iter)
@@ -131,7 +131,7 @@ class TrainerBase:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration and the hooks' states by class name (only the first hook of a class)."""
+        """Return iteration and hook states by class name (only the first hook of a class)."""
         states: dict[str, Any] = {}
         for hook in self._hooks:
             state = hook.state_dict()
@@ -152,13 +152,13 @@ class TrainerBase:
 
 
 class SimpleTrainer(TrainerBase):
-    """One model, one optimizer, one loader: load, forward, backward, update.
+    """Trainer of one model with one optimizer and loader: load, forward, backward, update.
 
     Args:
         model: maps a batch to a loss or a dict of losses, which are summed. Set to training mode.
         data_loader: an iterable of batches, started again when it ends.
         optimizer: the optimizer.
-        gather_metric_period: every how many steps losses are averaged over ranks and recorded.
+        gather_metric_period: steps between averages of the losses over ranks, which are recorded.
         zero_grad_before_forward: clear gradients before the forward pass instead of before the
             backward pass.
         async_write_metrics: record metrics in a thread, so that a GPU need not wait. Then a
@@ -193,14 +193,14 @@ class SimpleTrainer(TrainerBase):
         return self._data_loader_iter_obj
 
     def _next_batch(self) -> tuple[Any, float]:
-        """The next batch, and the seconds spent waiting for it."""
+        """Return the next batch and the seconds spent waiting for it."""
         assert self.model.training, f"[{type(self).__name__}] model was changed to eval mode!"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         return data, time.perf_counter() - start
 
     def _forward(self, data: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The losses by name, and their sum."""
+        """Return the losses by name and their sum."""
         loss_dict = self.model(data)
         if isinstance(loss_dict, torch.Tensor):
             return {"total_loss": loss_dict}, loss_dict
@@ -298,7 +298,7 @@ class SimpleTrainer(TrainerBase):
 
 
 class AMPTrainer(SimpleTrainer):
-    """As :class:`SimpleTrainer`, with automatic mixed precision.
+    """:class:`SimpleTrainer` with automatic mixed precision.
 
     Args:
         model, data_loader, optimizer, gather_metric_period, zero_grad_before_forward,

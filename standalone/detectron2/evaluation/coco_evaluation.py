@@ -41,7 +41,7 @@ _METRICS = {
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """Box, mask and keypoint AP in COCO's way, for any data set that can be written as a COCO JSON.
+    """COCO's box, mask and keypoint AP, for any data set that converts to a COCO JSON.
 
     Args:
         dataset_name: a registered data set. With ``json_file`` in its metadata that file is the
@@ -49,7 +49,7 @@ class COCOEvaluator(DatasetEvaluator):
         tasks: which of ``bbox``, ``segm``, ``keypoints``; found from the predictions when None.
         distributed: collect the predictions of all ranks on rank 0; otherwise each rank evaluates
             its own.
-        output_dir: where to write ``instances_predictions.pth`` (predictions as collected) and
+        output_dir: folder for ``instances_predictions.pth`` (predictions as collected) and
             ``coco_instances_results.json`` (in COCO's result format).
         max_dets_per_image: best-scored predictions per image that count: one number, or the three
             numbers of pycocotools' ``maxDets``; (1, 10, 100) when None.
@@ -110,7 +110,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: Iterable[dict[str, Any]], outputs: Iterable[dict[str, Any]]) -> None:
-        """Take in a batch.
+        """Collect the predictions of a batch.
 
         Args:
             inputs: dicts with ``image_id``.
@@ -132,7 +132,7 @@ class COCOEvaluator(DatasetEvaluator):
             img_ids: evaluate on these images only.
 
         Returns:
-            task -> metric -> number from 0 to 100 (NaN where nothing can be measured), with
+            task -> metric -> number from 0 to 100 (NaN if it cannot be measured), with
             ``AP-<class>`` for each class; empty without predictions and on ranks other than 0.
         """
         predictions = self._predictions
@@ -157,7 +157,7 @@ class COCOEvaluator(DatasetEvaluator):
         return copy.deepcopy(self._results)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
-        """The tasks that COCO-format predictions allow."""
+        """Return the tasks that COCO-format predictions allow."""
         keys = {key for prediction in predictions for key in prediction}
         tasks = ["bbox"]
         if "segmentation" in keys:
@@ -187,7 +187,7 @@ class COCOEvaluator(DatasetEvaluator):
     ) -> None:
         """Evaluate collected predictions and fill ``self._results``."""
         self._logger.info("Preparing results for COCO format ...")
-        # Copies: what was collected stays as it is for another call.
+        # Copies, so that another call sees the predictions as they were collected.
         coco_results = [dict(result) for p in predictions for result in p["instances"]]
         tasks = self._tasks or self._tasks_from_predictions(coco_results)
         self._to_dataset_categories(coco_results)
@@ -248,7 +248,7 @@ class COCOEvaluator(DatasetEvaluator):
 
 
 def _per_category_ap(coco_eval: Any, class_names: Sequence[str]) -> list[tuple[str, float]]:
-    """AP over all IoU thresholds for each class, all areas, the most detections allowed."""
+    """Compute AP by class over all IoU thresholds and areas, with the most detections allowed."""
     # [thresholds, recalls, classes, areas, max dets]; -1 where a class has no ground truth.
     precisions = coco_eval.eval["precision"]
     assert len(class_names) == precisions.shape[2], (
@@ -267,7 +267,7 @@ def _per_category_ap(coco_eval: Any, class_names: Sequence[str]) -> list[tuple[s
 
 
 def _category_table(per_category: list[tuple[str, float]], max_columns: int = 6) -> str:
-    """The APs as a table of several category / AP column pairs."""
+    """Format the APs as a table of several category / AP column pairs."""
     columns = min(max_columns, len(per_category) * 2)
     cells: list[Any] = list(itertools.chain(*per_category))
     cells.extend([None] * (-len(cells) % columns))
@@ -411,7 +411,7 @@ class COCOevalMaxDets(COCOeval):
         logging.getLogger(__name__).info("COCO summary:\n%s", "\n".join(lines))
 
     def _mean(self, kind: str, max_dets: int, iou: float | None, area: str) -> float:
-        """Mean precision or recall at an IoU (None: all) and an area; -1 if undefined."""
+        """Return mean precision or recall at an IoU (None: all) and an area; -1 if undefined."""
         area_index = self.params.areaRngLbl.index(area)
         dets_index = list(self.params.maxDets).index(max_dets)
         values = self.eval[kind][..., area_index, dets_index]

@@ -17,21 +17,21 @@ __all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "infere
 
 
 class DatasetEvaluator:
-    """Collects a model's outputs over a data set and turns them into numbers."""
+    """Base class of evaluators: collect a model's outputs over a data set and score them."""
 
     def reset(self) -> None:
-        """Forget everything; called before a round of evaluation."""
+        """Clear the collected outputs; called before each evaluation."""
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        """Take in one batch.
+        """Collect the outputs of one batch.
 
         Args:
-            inputs: what the model was given: a list of dicts.
-            outputs: what it returned: a list of dicts.
+            inputs: the model's inputs, a list of dicts.
+            outputs: the model's outputs, a list of dicts.
         """
 
     def evaluate(self) -> dict[str, Any] | None:
-        """The results over all batches, task -> metric -> number; None on ranks other than 0."""
+        """Return the results, task -> metric -> number; None on ranks other than 0."""
 
 
 class DatasetEvaluators(DatasetEvaluator):
@@ -80,7 +80,7 @@ class _Clock:
         self._last = self.start
 
     def lap(self, phase: str) -> None:
-        """Book the time since the last lap to a phase."""
+        """Add the time since the last lap to a phase."""
         now = time.perf_counter()
         self.seconds[phase] += now - self._last
         self._last = now
@@ -97,7 +97,7 @@ def inference_on_dataset(
 ) -> dict[str, Any]:
     """Run a model over a data set and evaluate it.
 
-    A module is in evaluation mode meanwhile and keeps its mode afterwards. No gradients.
+    Without gradients; a module runs in evaluation mode and returns to its mode.
 
     Args:
         model: takes a batch of the loader.
@@ -107,7 +107,7 @@ def inference_on_dataset(
             batch), and ``on_end``.
 
     Returns:
-        The evaluator's results, empty where it has none (ranks other than 0).
+        The evaluator's results; empty if it has none (ranks other than 0).
     """
     num_devices = get_world_size()
     logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _log_summary(clock: _Clock, num_batches: int, num_devices: int) -> None:
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of a ``with`` block, then the mode from before."""
+    """Within the context, hold a module in evaluation mode; then restore its mode."""
     training_mode = model.training
     model.eval()
     try:

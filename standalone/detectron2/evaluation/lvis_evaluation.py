@@ -62,7 +62,7 @@ def _aliases_of_old_numpy(lvis_eval: Any) -> Iterator[None]:
 
 
 class LVISEvaluator(DatasetEvaluator):
-    """Box and mask AP in LVIS's way: federated annotations, 300 detections per image.
+    """LVIS's box and mask AP: federated annotations, 300 detections per image.
 
     Args:
         dataset_name: a registered data set with ``json_file`` in its metadata.
@@ -73,7 +73,7 @@ class LVISEvaluator(DatasetEvaluator):
 
     Raises:
         ImportError: the ``lvis`` package is missing.
-        AnnotationError: the annotations lack what LVIS's evaluation needs.
+        AnnotationError: the annotations lack fields that LVIS's evaluation needs.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ _IOU_PERCENT = range(50, 100, 5)
 
 
 class PascalVOCDetectionEvaluator(DatasetEvaluator):
-    """AP in PASCAL VOC's way: AP50 and AP75, and the mean over IoU 0.5 to 0.95.
+    """PASCAL VOC's AP: AP50, AP75 and the mean over IoU 0.5 to 0.95.
 
     Objects marked difficult neither count as found nor as missed. The metric of 2007 samples
     precision at 11 recalls; later years integrate it.
@@ -98,7 +98,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
         return results
 
     def _read_objects(self) -> dict[str, dict[str, "_Objects"]]:
-        """The annotated objects: class -> image -> objects (images without any are left out)."""
+        """Read the annotated objects: class -> image -> objects; images without any are omitted."""
         with PathManager.open(self._image_set_path) as file:
             image_ids = [line.split()[0] for line in file if line.strip()]
         objects: dict[str, dict[str, _Objects]] = {name: {} for name in self._class_names}
@@ -127,7 +127,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
 
 @dataclass(frozen=True)
 class _Objects:
-    """The objects of a class in an image: ``boxes [N, 4]`` (VOC's XYXY) and ``difficult [N]``."""
+    """Objects of a class in an image: ``boxes [N, 4]`` (VOC's XYXY) and ``difficult [N]``."""
 
     boxes: np.ndarray
     difficult: np.ndarray
@@ -135,7 +135,7 @@ class _Objects:
 
 @dataclass(frozen=True)
 class _Detections:
-    """The detections of a class over all images, the best score first."""
+    """Detections of a class over all images, by descending score."""
 
     image_ids: list[str]
     boxes: np.ndarray
@@ -150,11 +150,11 @@ class _Detections:
 def _voc_average_precision(
     detections: _Detections, objects: dict[str, _Objects], iou_threshold: float, use_07_metric: bool
 ) -> float:
-    """AP of one class.
+    """Compute the AP of one class.
 
-    Each detection, the best first, is compared with the object it overlaps most: right if the IoU
-    exceeds the threshold and no better detection took the object; without effect if the object is
-    difficult; wrong otherwise.
+    Each detection, by descending score, is compared with the object it overlaps most: a true
+    positive if the IoU exceeds the threshold and no better detection matched the object; ignored if
+    the object is difficult; a false positive otherwise.
 
     Args:
         detections: all detections of the class.
@@ -193,7 +193,7 @@ def _voc_average_precision(
 
 
 def _inclusive_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of a box with ``[N, 4]`` boxes whose last pixel belongs to them."""
+    """Compute the IoU of a box with ``[N, 4]`` boxes, the last pixel included."""
     top_left = np.maximum(box[:2], boxes[:, :2])
     bottom_right = np.minimum(box[2:], boxes[:, 2:])
     overlap = np.maximum(bottom_right - top_left + 1.0, 0.0).prod(axis=1)
@@ -203,7 +203,7 @@ def _inclusive_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def _average_precision(recall: np.ndarray, precision: np.ndarray, use_07_metric: bool) -> float:
-    """Area under a precision-recall curve whose recall grows.
+    """Compute the area under a precision-recall curve with ascending recall.
 
     Precision at a recall is the best one at that recall or any higher one.
 

@@ -1,4 +1,4 @@
-"""Printing and checking evaluation results."""
+"""Print and verify evaluation results."""
 
 import logging
 import pprint

@@ -55,8 +55,7 @@ def flatten_to_tuple(obj: Any) -> tuple[tuple[Any, ...], Rebuild]:
 
 
 class TracingAdapter(nn.Module):
-    """A model whose inputs and outputs are tuples of tensors, around one with nested inputs and
-    outputs.
+    """Adapt a model with nested inputs and outputs to tuples of tensors.
 
     Args:
         model: the model.

@@ -1,6 +1,6 @@
 """Layers and tensor helpers under detectron2's names."""
 
-from .batch_norm import FrozenBatchNorm2d, NaiveSyncBatchNorm, get_norm
+from .batch_norm import FrozenBatchNorm2d, get_norm
 from .blocks import CNNBlockBase
 from .nms import batched_nms, nms
 from .roi_align import ROIAlign, roi_align
@@ -24,7 +24,6 @@ __all__ = [
     "ConvTranspose2d",
     "FrozenBatchNorm2d",
     "Linear",
-    "NaiveSyncBatchNorm",
     "ROIAlign",
     "ShapeSpec",
     "batched_nms",

@@ -1,22 +1,19 @@
-"""Normalisation layers and their short names."""
+"""Normalization layers and their short names."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from detectron2.utils import comm
-from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .wrappers import BatchNorm2d
 
-__all__ = ["FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBatchNorm", "get_norm"]
+__all__ = ["FrozenBatchNorm2d", "LayerNorm", "get_norm"]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine parameters are buffers, so that nothing changes them.
+    """Batch norm with fixed statistics and affine parameters, which are buffers.
 
     It starts as the identity. State-dict keys: ``weight``, ``bias``, ``running_mean``,
     ``running_var``, and ``num_batches_tracked`` only when it was converted from a batch norm that
@@ -47,10 +44,10 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("num_batches_tracked", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, H, W] with the stored statistics."""
+        """Normalize [B, C, H, W] with the stored statistics."""
         if x.requires_grad:
-            # F.batch_norm would keep what the gradients of weight and bias need; an affine map
-            # keeps only the scale
+            # F.batch_norm would save tensors for the gradients of weight and bias; an affine map
+            # saves only the scale
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             shift = self.bias - self.running_mean * scale
             return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
@@ -129,50 +126,6 @@ def _convert_children(module: nn.Module, convert: Callable[[nn.Module], nn.Modul
     return module
 
 
-class NaiveSyncBatchNorm(BatchNorm2d):
-    """Batch norm over all processes, differentiable through the exchanged statistics.
-
-    Args:
-        stats_mode: "" weighs every process alike (all need a non-empty input); "N" weighs each by
-            its batch size.
-    """
-
-    def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        assert stats_mode in ("", "N")
-        self._stats_mode = stats_mode
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise [B, C, H, W] over B, H, W of all processes."""
-        if comm.get_world_size() == 1 or not self.training:
-            return super().forward(input)
-        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        batch = x.shape[0]
-        if self._stats_mode == "":
-            assert batch > 0, 'SyncBatchNorm(stats_mode="") does not support zero batch size.'
-            moments = torch.cat([x.mean(dim=(0, 2, 3)), (x * x).mean(dim=(0, 2, 3))])
-            moments = differentiable_all_reduce(moments) / dist.get_world_size()
-            momentum: Any = self.momentum
-        else:
-            if batch == 0:
-                moments = x.new_zeros(2 * self.num_features + 1) + x.sum()
-            else:
-                counted = [x.mean(dim=(0, 2, 3)), (x * x).mean(dim=(0, 2, 3)), x.new_ones(1)]
-                moments = torch.cat(counted) * batch
-            moments = differentiable_all_reduce(moments)
-            total = moments[-1].detach()
-            momentum = total.clamp(max=1) * self.momentum
-            moments = moments[:-1] / total.clamp(min=1)
-        mean, square = moments.split(self.num_features)
-        variance = square - mean * mean
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        assert self.running_mean is not None and self.running_var is not None
-        self.running_mean += momentum * (mean.detach() - self.running_mean)
-        self.running_var += momentum * (variance.detach() - self.running_var)
-        return (x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(input.dtype)
-
-
 class LayerNorm(nn.Module):
     """Layer norm over the channels of [B, C, H, W].
 
@@ -189,9 +142,9 @@ class LayerNorm(nn.Module):
         self.normalized_shape = (normalized_shape,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise every pixel over its channels."""
-        centred = x - x.mean(1, keepdim=True)
-        x = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + self.eps)
+        """Normalize every pixel over its channels."""
+        centered = x - x.mean(1, keepdim=True)
+        x = centered / torch.sqrt(centered.pow(2).mean(1, keepdim=True) + self.eps)
         return self.weight[:, None, None] * x + self.bias[:, None, None]
 
 
@@ -201,30 +154,31 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,
     "GN": lambda channels: nn.GroupNorm(32, channels),
     "nnSyncBN": nn.SyncBatchNorm,
-    "naiveSyncBN": NaiveSyncBatchNorm,
-    "naiveSyncBN_N": lambda channels: NaiveSyncBatchNorm(channels, stats_mode="N"),
     "LN": LayerNorm,
 }
 
 
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
-    """Build a normalisation layer.
+    """Build a normalization layer.
 
     Args:
-        norm: "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", or
-            a callable from channels to a module. None and "" mean no norm.
+        norm: "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", or a callable from
+            channels to a module. None and "" mean no norm.
         out_channels: channels of the layer.
 
     Returns:
         The layer, or None.
 
     Raises:
-        KeyError: for an unknown name.
+        KeyError: another name.
     """
     if norm is None or (isinstance(norm, str) and not norm):
         return None
     if isinstance(norm, str):
         if norm not in _NORMS:
-            raise KeyError(f"Unknown norm '{norm}': use one of {', '.join(_NORMS)}, or a callable.")
+            raise KeyError(
+                f"Unknown norm '{norm}': this subset of detectron2 has {', '.join(_NORMS)}. "
+                "Use one of them, or a callable."
+            )
         norm = _NORMS[norm]
     return norm(out_channels)

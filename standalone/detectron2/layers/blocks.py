@@ -1,4 +1,4 @@
-"""Base class of the blocks that convolutional networks are made of."""
+"""Base class of the blocks of convolutional networks."""
 
 from torch import nn
 

@@ -9,7 +9,7 @@ _BLOCK = 1024
 
 
 def _iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
-    """Intersection over union of xyxy boxes, [N, M]; empty unions give 0."""
+    """Compute the IoU of xyxy boxes, [N, M]; empty unions give 0."""
     corner_low = torch.maximum(a_N4[:, None, :2], b_M4[None, :, :2])
     corner_high = torch.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:])
     inter_NM = (corner_high - corner_low).clamp(min=0).prod(dim=2)
@@ -20,12 +20,12 @@ def _iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy suppression within each group: boxes of different groups do not suppress each other.
+    """Apply greedy non-maximum suppression within each group of boxes.
 
-    Boxes are taken in descending score (ties in input order) in blocks. A block is first cut by all
-    boxes kept so far; inside it, ``keep = not suppressed by a kept earlier box`` is iterated to its
-    fixed point, which is the greedy solution because suppression only points from earlier to later
-    boxes.
+    Boxes of different groups do not suppress each other. Boxes are processed by descending score
+    (ties in input order) in blocks. All boxes kept so far first suppress those of a block; inside
+    it, ``keep = not suppressed by a kept earlier box`` is iterated to its fixed point, which is the
+    greedy solution because only earlier boxes suppress later ones.
 
     Args:
         boxes: [N, 4] xyxy.
@@ -59,5 +59,5 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """:func:`batched_nms` with all boxes in one group."""
+    """Apply :func:`batched_nms` with all boxes in one group."""
     return batched_nms(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)

@@ -12,7 +12,7 @@ __all__ = ["ROIAlign", "roi_align"]
 def _axis_weights(
     low_N: Tensor, high_N: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Weights [N, bins, size] that average the bilinear samples of every bin along one axis."""
+    """Return weights [N, bins, size] that average the samples of every bin along one axis."""
     length_N = high_N - low_N
     if not aligned:
         length_N = length_N.clamp(min=1.0)
@@ -54,7 +54,7 @@ def roi_align(
         output_size: bins (height, width).
         spatial_scale: factor from box coordinates to feature coordinates.
         sampling_ratio: samples per bin and axis; 0 or less means ``ceil(bin size)``.
-        aligned: shift boxes by half a pixel, so that pixel centres lie at half-integers.
+        aligned: shift boxes by half a pixel, so that pixel centers are at half-integers.
 
     Returns:
         [N, C, height, width].

@@ -1,4 +1,4 @@
-"""Shape of a feature map, as far as it is known before running the network."""
+"""Shape of a feature map as far as it is known before a forward pass."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ __all__ = ["ShapeSpec"]
 
 @dataclass
 class ShapeSpec:
-    """Channels, height, width and stride of a tensor; None where unknown."""
+    """Channels, height, width and stride of a tensor; None if unknown."""
 
     channels: int | None = None
     height: int | None = None

@@ -26,7 +26,7 @@ Linear = nn.Linear
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """``torch.cat`` that returns a single tensor as it is instead of copying it."""
+    """Concatenate tensors; a single tensor is returned without a copy."""
     assert isinstance(tensors, (list, tuple))
     if len(tensors) == 1:
         return tensors[0]
@@ -36,7 +36,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def cross_entropy(
     input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any
 ) -> Tensor:
-    """``F.cross_entropy`` whose mean over no elements is a differentiable 0 instead of NaN."""
+    """``F.cross_entropy`` with a mean over no elements of differentiable 0 instead of NaN."""
     if target.numel() == 0 and reduction == "mean":
         return input.sum() * 0.0
     return F.cross_entropy(input, target, reduction=reduction, **kwargs)

@@ -18,11 +18,10 @@ def build_model(cfg: Any) -> nn.Module:
     """Build the model of a lazy config and move it to the config's device.
 
     Args:
-        cfg: a lazy config with ``model`` (and maybe ``train.device``), or the model node itself.
+        cfg: a lazy config with ``model`` (and optionally ``train.device``), or the model node.
 
     Raises:
-        ValueError: for a yacs config (``cfg.MODEL...``), which this subset of detectron2 cannot
-            build.
+        ValueError: ``cfg`` is a yacs config (``cfg.MODEL...``), which is not supported here.
     """
     if hasattr(cfg, "MODEL") and not (isinstance(cfg, Mapping) and "MODEL" not in cfg):
         raise ValueError(

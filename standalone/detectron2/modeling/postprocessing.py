@@ -1,4 +1,4 @@
-"""From the coordinates of the network's input to those of the image the user gave."""
+"""Transform detections from the coordinates of the network's input to those of the image."""
 
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -14,7 +14,7 @@ def detector_postprocess(
 
     Args:
         results: detections at ``results.image_size``, with ``pred_boxes`` or ``proposal_boxes`` and
-            maybe ``pred_masks`` and ``pred_keypoints``. Its boxes are not changed.
+            optionally ``pred_masks`` and ``pred_keypoints``. Its boxes are not changed.
         output_height: wanted height in pixels.
         output_width: wanted width in pixels.
         mask_threshold: probability from which a pixel belongs to a mask.

@@ -41,9 +41,9 @@ def get_default_optimizer_params(
         weight_decay_norm: weight decay of the parameters of norms.
         bias_lr_factor: factor on the learning rate of parameters named ``bias``; needs ``base_lr``.
         weight_decay_bias: weight decay of parameters named ``bias``.
-        lr_factor_func: gives a factor on the learning rate for a parameter's full name; needs
+        lr_factor_func: factor on the learning rate by a parameter's full name; needs
             ``base_lr``.
-        overrides: settings for parameters with a given last name; they win over all else.
+        overrides: settings by a parameter's last name; they override all others.
 
     Raises:
         ValueError: for a factor without ``base_lr``, or two ways to set the bias.

@@ -16,7 +16,7 @@ __all__ = ["LRMultiplier", "LRScheduler", "WarmupParamScheduler"]
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """A schedule with a warm-up in front.
+    """A schedule preceded by a warm-up.
 
     Args:
         scheduler: the schedule, a function of progress in [0, 1].
@@ -24,7 +24,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_length: progress in [0, 1) at which the warm-up ends.
         warmup_method: "linear", or "constant".
         rescale_interval: squeeze the whole schedule into the time after the warm-up, instead of
-            joining it where it is by then.
+            skipping its part during the warm-up.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LRMultiplier(LRScheduler):
         super().__init__(optimizer, last_epoch=last_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what changes; the schedule itself comes from the config."""
+        """Return the mutable state; the schedule itself comes from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def get_lr(self) -> list[float | Tensor]:

@@ -13,7 +13,7 @@ __all__ = ["BoxMode", "Boxes", "pairwise_ioa", "pairwise_iou", "pairwise_point_b
 
 @unique
 class BoxMode(IntEnum):
-    """Ways to write a box."""
+    """Formats of boxes."""
 
     XYXY_ABS = 0
     """(x0, y0, x1, y1) in pixels."""
@@ -24,15 +24,14 @@ class BoxMode(IntEnum):
     XYWH_REL = 3
     """(x0, y0, w, h) as fractions of the image; cannot be converted."""
     XYWHA_ABS = 4
-    """(xc, yc, w, h, a): rotated, a in degrees counter-clockwise."""
+    """(xc, yc, w, h, a): rotated, a in degrees counter-clockwise; cannot be converted."""
 
     @staticmethod
     def convert(box: Any, from_mode: "BoxMode", to_mode: "BoxMode") -> Any:
         """Convert boxes between the formats in pixels.
 
         Args:
-            box: a list or tuple of one box, or an array or tensor [N, k]; k is 4, or 5 for rotated
-                boxes.
+            box: a list or tuple of one box, or an array or tensor [N, 4].
             from_mode: the format of ``box``.
             to_mode: the wanted format.
 
@@ -40,7 +39,8 @@ class BoxMode(IntEnum):
             The boxes in the container type of ``box``.
 
         Raises:
-            NotImplementedError: for a pair of formats with no conversion.
+            NotImplementedError: rotated boxes.
+            AssertionError: a format relative to the image.
         """
         if from_mode == to_mode:
             return box
@@ -68,25 +68,7 @@ class BoxMode(IntEnum):
 
     @staticmethod
     def _convert_tensor(boxes: Tensor, from_mode: "BoxMode", to_mode: "BoxMode") -> Tensor:
-        """Convert [N, k] boxes in pixels; may change its argument."""
-        if from_mode == BoxMode.XYWHA_ABS and to_mode == BoxMode.XYXY_ABS:
-            assert boxes.shape[-1] == 5, (
-                "The last dimension of input shape must be 5 for XYWHA format"
-            )
-            wide = boxes.double()
-            angle = wide[:, 4] * (torch.pi / 180.0)
-            cos, sin = angle.cos().abs(), angle.sin().abs()
-            half_w = (cos * wide[:, 2] + sin * wide[:, 3]) / 2
-            half_h = (cos * wide[:, 3] + sin * wide[:, 2]) / 2
-            x, y = wide[:, 0], wide[:, 1]
-            corners = torch.stack([x - half_w, y - half_h, x + half_w, y + half_h], dim=1)
-            return corners.to(boxes.dtype)
-        if from_mode == BoxMode.XYWH_ABS and to_mode == BoxMode.XYWHA_ABS:
-            wide = boxes.double()
-            wide[:, 0] += wide[:, 2] / 2.0
-            wide[:, 1] += wide[:, 3] / 2.0
-            angles = wide.new_zeros((wide.shape[0], 1))
-            return torch.cat((wide, angles), dim=1).to(boxes.dtype)
+        """Convert [N, 4] boxes in pixels; may change its argument."""
         if from_mode == BoxMode.XYXY_ABS and to_mode == BoxMode.XYWH_ABS:
             boxes[:, 2] -= boxes[:, 0]
             boxes[:, 3] -= boxes[:, 1]
@@ -96,7 +78,8 @@ class BoxMode(IntEnum):
             boxes[:, 3] += boxes[:, 1]
             return boxes
         raise NotImplementedError(
-            f"Conversion from BoxMode {from_mode} to {to_mode} is not supported yet"
+            f"BoxMode {from_mode} to {to_mode}: rotated boxes are not part of this subset of "
+            "detectron2"
         )
 
 
@@ -126,7 +109,7 @@ class Boxes:
         return Boxes(self.tensor.to(device=device))
 
     def area(self) -> Tensor:
-        """Areas [N] in square pixels."""
+        """Return the areas [N] in square pixels."""
         box = self.tensor
         return (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
 
@@ -169,7 +152,7 @@ class Boxes:
         )
 
     def get_centers(self) -> Tensor:
-        """Centres [N, 2] as (x, y)."""
+        """Return the centers [N, 2] as (x, y)."""
         return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
 
     def scale(self, scale_x: float, scale_y: float) -> None:
@@ -197,7 +180,7 @@ class Boxes:
 
 
 def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Areas [N, M] of the intersections."""
+    """Return the areas [N, M] of the intersections."""
     box1, box2 = boxes1.tensor, boxes2.tensor
     low = torch.maximum(box1[:, None, :2], box2[:, :2])
     high = torch.minimum(box1[:, None, 2:], box2[:, 2:])
@@ -205,20 +188,20 @@ def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersections over unions [N, M]; 0 for boxes that do not meet."""
+    """Return the intersections over unions [N, M]; 0 for boxes that do not meet."""
     inter = pairwise_intersection(boxes1, boxes2)
     union = boxes1.area()[:, None] + boxes2.area() - inter
     return torch.where(inter > 0, inter / union, torch.zeros_like(inter))
 
 
 def pairwise_ioa(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """Intersections over the areas of ``boxes2``, [N, M]."""
+    """Return the intersections over the areas of ``boxes2``, [N, M]."""
     inter = pairwise_intersection(boxes1, boxes2)
     return torch.where(inter > 0, inter / boxes2.area(), torch.zeros_like(inter))
 
 
 def pairwise_point_box_distance(points: Tensor, boxes: Boxes) -> Tensor:
-    """Distances [P, N, 4] of points [P, 2] from the left, top, right and bottom sides.
+    """Return the distances [P, N, 4] of points [P, 2] from left, top, right and bottom sides.
 
     They are positive inside the box.
     """

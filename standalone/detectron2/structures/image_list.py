@@ -11,10 +11,10 @@ __all__ = ["ImageList"]
 
 
 class ImageList:
-    """A padded batch that remembers the size of every image.
+    """A padded batch that keeps the size of every image.
 
     Args:
-        tensor: [B, H, W] or [B, C, H, W]; images lie at the top left.
+        tensor: [B, H, W] or [B, C, H, W], with images at the top left.
         image_sizes: (height, width) of each image before padding.
     """
 
@@ -53,7 +53,7 @@ class ImageList:
             size_divisibility: make height and width multiples of this, if it is more than 1.
             pad_value: value of the padding.
             padding_constraints: ``square_size`` > 0 pads to a square of this side
-                (``size_divisibility`` of the dict then takes the place of the argument).
+                (``size_divisibility`` of the dict then replaces the argument).
 
         Returns:
             The batch.

@@ -1,4 +1,4 @@
-"""Everything known about the instances of one image."""
+"""Fields of the instances of one image."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ["Instances"]
 
 
 class Instances:
-    """Fields of equal length (boxes, classes, scores, ...) for the instances of an image.
+    """Fields of equal length (boxes, classes, scores, ...) of the instances of an image.
 
     Fields are set and read as attributes. Indexing selects instances in all fields.
 
@@ -52,7 +52,7 @@ class Instances:
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
-        """Whether there is such a field."""
+        """Return True if there is such a field."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
@@ -68,7 +68,7 @@ class Instances:
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
-        """Return instances whose fields are moved like a tensor's ``to``, where they can be."""
+        """Return instances with every field that has a ``to`` method moved or cast."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)

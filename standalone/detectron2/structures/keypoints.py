@@ -10,11 +10,11 @@ __all__ = ["Keypoints"]
 
 
 class Keypoints:
-    """The labelled points of N instances.
+    """Labeled points of N instances.
 
     Args:
         keypoints: ``[N, K, 3]``: x, y in continuous image coordinates, and COCO's visibility
-            (0 unlabelled, 1 hidden, 2 visible).
+            (0 unlabeled, 1 hidden, 2 visible).
     """
 
     def __init__(self, keypoints: torch.Tensor | np.ndarray | Sequence[Any]) -> None:
@@ -31,11 +31,11 @@ class Keypoints:
         return self.tensor.device
 
     def to(self, *args: Any, **kwargs: Any) -> "Keypoints":
-        """As ``torch.Tensor.to``."""
+        """Move or cast the points, as ``torch.Tensor.to``."""
         return type(self)(self.tensor.to(*args, **kwargs))
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> "Keypoints":
-        """The chosen instances; an int gives one instance with the first axis kept."""
+        """Select instances; an int gives one instance with the first axis kept."""
         return Keypoints(
             self.tensor[item : item + 1] if isinstance(item, int) else self.tensor[item]
         )

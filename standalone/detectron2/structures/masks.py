@@ -17,14 +17,14 @@ __all__ = ["BitMasks", "PolygonMasks", "polygons_to_bitmask"]
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
-    """Area enclosed by a polygon (shoelace formula)."""
+    """Compute the area enclosed by a polygon (shoelace formula)."""
     return float(0.5 * np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
 def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Rasterise the union of polygons (flat x0, y0, x1, y1, .
+    """Rasterize the union of polygons to a bool array [height, width].
 
-    In pixels) to a bool array [height, width].
+    Each polygon is a flat array x0, y0, x1, y1, ... in pixels.
     """
     if len(polygons) == 0:
         return np.zeros((height, width), dtype=bool)
@@ -35,10 +35,7 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
 
 
 def _rasterize_in_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> Tensor:
-    """Rasterise polygons cropped to ``box`` (xyxy) on a square grid, bool [mask_size.
-
-    Mask_size].
-    """
+    """Rasterize polygons, cropped to ``box`` (xyxy), to a bool array [mask_size, mask_size]."""
     width, height = box[2] - box[0], box[3] - box[1]
     scale_x = mask_size / max(width, 0.1)
     scale_y = mask_size / max(height, 0.1)
@@ -97,7 +94,7 @@ class BitMasks:
     def from_polygon_masks(
         polygon_masks: "PolygonMasks | list[list[np.ndarray]]", height: int, width: int
     ) -> "BitMasks":
-        """Rasterise polygons at an image size."""
+        """Rasterize polygons at an image size."""
         if isinstance(polygon_masks, PolygonMasks):
             polygon_masks = polygon_masks.polygons
         masks = [polygons_to_bitmask(polygons, height, width) for polygons in polygon_masks]
@@ -105,15 +102,11 @@ class BitMasks:
             return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
         return BitMasks(torch.from_numpy(np.stack(masks)))
 
-    @staticmethod
-    def from_roi_masks(roi_masks: Any, height: int, width: int) -> "BitMasks":
-        """Paste masks of regions into an image of this size; ``roi_masks`` has ``to_bitmasks``."""
-        return roi_masks.to_bitmasks(height, width)
-
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Crop each mask by its box [N, 4] and resize it by RoIAlign; bool [N, mask_size.
+        """Crop each mask by its box [N, 4] and resize it by RoIAlign.
 
-        Mask_size].
+        Returns:
+            bool [N, mask_size, mask_size].
         """
         assert len(boxes) == len(self), f"{len(boxes)} != {len(self)}"
         device = self.tensor.device
@@ -125,7 +118,7 @@ class BitMasks:
         return pooled[:, 0] >= 0.5
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes around the masks, zero for empty ones."""
+        """Return the tight boxes around the masks, zeros for empty ones."""
         boxes = torch.zeros(len(self), 4, dtype=torch.float32, device=self.device)
         if self.tensor.numel() == 0:
             return Boxes(boxes)
@@ -146,10 +139,7 @@ class BitMasks:
 
 
 class PolygonMasks:
-    """N masks, each a list of polygons as flat arrays x0, y0, x1, y1, .
-
-    In pixels (at least 3 points).
-    """
+    """N masks, each a list of polygons: flat arrays x0, y0, x1, y1, ... in pixels."""
 
     def __init__(self, polygons: Sequence[Sequence[Any]]) -> None:
         if not isinstance(polygons, list):
@@ -186,7 +176,7 @@ class PolygonMasks:
         return torch.device("cpu")
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes around the polygons, zero for instances without any."""
+        """Return the tight boxes around the polygons, zeros for instances without any."""
         boxes = torch.zeros(len(self.polygons), 4, dtype=torch.float32)
         for index, polygons in enumerate(self.polygons):
             if polygons:
@@ -221,9 +211,10 @@ class PolygonMasks:
         return len(self.polygons)
 
     def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """Crop each mask by its box [N, 4] and rasterise it; bool [N, mask_size.
+        """Crop each mask by its box [N, 4] and rasterize it.
 
-        Mask_size] on the boxes' device.
+        Returns:
+            bool [N, mask_size, mask_size] on the boxes' device.
         """
         assert len(boxes) == len(self), f"{len(boxes)} != {len(self)}"
         if len(boxes) == 0:
@@ -235,7 +226,7 @@ class PolygonMasks:
         return torch.stack(masks).to(boxes.device)
 
     def area(self) -> Tensor:
-        """Areas [N] in square pixels; overlaps of an instance's polygons count twice."""
+        """Return the areas [N] in square pixels; overlaps of an instance's polygons count twice."""
         areas = [
             sum(polygon_area(polygon[0::2], polygon[1::2]) for polygon in polygons)
             for polygons in self.polygons

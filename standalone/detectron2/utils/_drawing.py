@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 
 class VisImage:
-    """An image to draw on.
+    """Canvas over an image.
 
     Args:
         img: [H, W, 3], RGB in [0, 255].
@@ -39,17 +39,17 @@ class VisImage:
         self.reset_image(img)
 
     def reset_image(self, img: np.ndarray) -> None:
-        """Replace the picture below the drawing."""
+        """Replace the image below the drawing."""
         self.ax.imshow(
             img.astype("uint8"), extent=(0, self.width, self.height, 0), interpolation="nearest"
         )
 
     def save(self, filepath: str) -> None:
-        """Write the picture to a file; the ending chooses the format."""
+        """Write the image to a file; the suffix chooses the format."""
         self.fig.savefig(filepath)
 
     def get_image(self) -> np.ndarray:
-        """Return the picture as uint8 RGB [H * scale, W * scale, 3]."""
+        """Return the image as uint8 RGB [H * scale, W * scale, 3]."""
         stream, (width, height) = self.canvas.print_to_buffer()
         rgba = np.frombuffer(stream, dtype="uint8").reshape(height, width, 4)
         return rgba[:, :, :3].copy()
@@ -61,7 +61,7 @@ def _signed_area(points_P2: np.ndarray) -> float:
 
 
 class GenericMask:
-    """A mask as polygons and as a bitmap, whichever it was made from.
+    """A mask as polygons and as a bitmap, converted on demand.
 
     Args:
         mask_or_polygons: a bool array [H, W], an RLE dict, or a list of flat polygons x0, y0, ...
@@ -102,10 +102,10 @@ class GenericMask:
 
     @cached_property
     def _outlines(self) -> list[np.ndarray]:
-        """Closed outlines [P, 2] of a bitmap; holes run the other way round."""
+        """Return closed outlines [P, 2] of a bitmap; holes run in the opposite direction."""
         padded = np.pad(self.mask.astype(float), 1)
         lines = contour_generator(z=padded, name="serial").lines(0.5)
-        # the centre of pixel (0, 0) is at 1 in the padded grid and at 0.5 in the image
+        # the center of pixel (0, 0) is at 1 in the padded grid and at 0.5 in the image
         return [np.asarray(line) - 0.5 for line in lines if len(line) >= 4]
 
     @cached_property
@@ -117,17 +117,17 @@ class GenericMask:
 
     @property
     def has_holes(self) -> bool:
-        """Whether the bitmap has a hole; polygons never do."""
+        """True if the bitmap has a hole; polygons never do."""
         if self._given_polygons is not None:
             return False
         return any(_signed_area(line) < 0 for line in self._outlines)
 
     def area(self) -> int:
-        """Number of pixels."""
+        """Return the number of pixels."""
         return int(self.mask.sum())
 
     def bbox(self) -> Sequence[float]:
-        """Tight box (x0, y0, x1, y1)."""
+        """Return the tight box (x0, y0, x1, y1)."""
         points = np.concatenate([np.zeros(0), *self.polygons]).reshape(-1, 2)
         if len(points) == 0:
             return (0.0, 0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Single shapes on an image: text, boxes, lines, circles, polygons and masks."""
+"""Draw text, boxes, lines, circles, polygons and masks on an image."""
 
 import colorsys
 import math
@@ -28,7 +28,7 @@ def as_tensor(value: Any) -> Any:
 
 
 class ShapeDrawer:
-    """Draws shapes; every method returns the canvas, so that calls can be chained.
+    """Draw shapes on an image; every method returns the canvas, so that calls can be chained.
 
     Args:
         img_rgb: [H, W, 3], RGB in [0, 255].
@@ -39,7 +39,7 @@ class ShapeDrawer:
     def __init__(self, img_rgb: Any, scale: float = 1.0, font_size_scale: float = 1.0) -> None:
         self.img = np.asarray(img_rgb).clip(0, 255).astype(np.uint8)
         self.output = VisImage(self.img, scale=scale)
-        # text too small to read helps nobody
+        # smaller text is unreadable
         size = math.sqrt(self.output.height * self.output.width)
         self._default_font_size = max(size // 90, 10 // scale) * font_size_scale
 
@@ -53,7 +53,7 @@ class ShapeDrawer:
         horizontal_alignment: str = "center",
         rotation: float = 0,
     ) -> VisImage:
-        """Write text whose top is at ``position`` (x, y), in a light colour on a dark ground."""
+        """Write text whose top is at ``position`` (x, y), in a light color on a dark ground."""
         rgb = np.maximum(list(mplc.to_rgb(color)), 0.2)
         rgb[np.argmax(rgb)] = max(0.8, float(np.max(rgb)))
         self.output.ax.text(
@@ -88,41 +88,6 @@ class ShapeDrawer:
                 linestyle=line_style,
             )
         )
-        return self.output
-
-    def draw_rotated_box_with_label(
-        self,
-        rotated_box: Sequence[float],
-        alpha: float = 0.5,
-        edge_color: Any = "g",
-        line_style: str = "-",
-        label: str | None = None,
-    ) -> VisImage:
-        """Draw a rotated box (xc, yc, w, h, degrees counter-clockwise) and its label."""
-        x, y, width, height, angle = (float(v) for v in rotated_box)
-        sin, cos = math.sin(math.radians(angle)), math.cos(math.radians(angle))
-        signs = ((-1, 1), (-1, -1), (1, -1), (1, 1))
-        offsets = [(a * width / 2, b * height / 2) for a, b in signs]
-        corners = [(sin * dy + cos * dx + x, cos * dy - sin * dx + y) for dx, dy in offsets]
-        thin = width * height < SMALL_OBJECT_AREA * self.output.scale
-        for k in range(4):
-            (x0, y0), (x1, y1) = corners[k], corners[(k + 1) % 4]
-            self.draw_line(
-                [x0, x1],
-                [y0, y1],
-                color=edge_color,
-                linestyle="--" if k == 1 else line_style,
-                linewidth=self._default_font_size / (6 if thin else 3),
-            )
-        if label is not None:
-            ratio = height * width / (self.output.height * self.output.width)
-            self.draw_text(
-                label,
-                corners[1],
-                color=self._change_color_brightness(edge_color, 0.7),
-                font_size=self._font_size(math.sqrt(max(ratio, 0.0))),
-                rotation=angle,
-            )
         return self.output
 
     def draw_circle(self, circle_coord: Any, color: Any, radius: float = 3) -> VisImage:
@@ -242,13 +207,13 @@ class ShapeDrawer:
         self.draw_text(text, (float(np.median(columns)), float(np.median(rows))), color=color)
 
     def _font_size(self, relative_height: float) -> float:
-        """Labels of large objects are larger."""
+        """Return a font size that grows with the object."""
         factor = float(np.clip((relative_height - 0.02) / 0.08 + 1, 1.2, 2))
         return factor * 0.5 * self._default_font_size
 
     @staticmethod
     def _change_color_brightness(color: Any, brightness_factor: float) -> tuple[float, ...]:
-        """Make a colour lighter (factor in (0, 1]) or darker (factor in [-1, 0))."""
+        """Make a color lighter (factor in (0, 1]) or darker (factor in [-1, 0))."""
         assert -1.0 <= brightness_factor <= 1.0
         hue, lightness, saturation = colorsys.rgb_to_hls(*mplc.to_rgb(color))
         lightness = float(np.clip(lightness * (1 + brightness_factor), 0.0, 1.0))

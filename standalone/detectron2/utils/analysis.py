@@ -51,12 +51,11 @@ _IGNORED_OPS = {
 
 
 class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
-    """fvcore's analysis for models with nested inputs, such as ``list[dict]``; a multiply-add is
-    one operation.
+    """fvcore's operation count for nested inputs; a multiply-add is one operation.
 
     Args:
         model: the model, in evaluation mode for a deterministic result.
-        inputs: what the model is called with: one argument, or a tuple of arguments.
+        inputs: arguments of the model: one, or a tuple.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
@@ -66,11 +65,11 @@ class FlopCountAnalysis(fvcore.nn.FlopCountAnalysis):
 
 
 class _ActivationCountAnalysis(fvcore.nn.ActivationCountAnalysis):
-    """fvcore's count of activations for models with nested inputs.
+    """fvcore's activation count for models with nested inputs.
 
     Args:
         model: the model, in evaluation mode for a deterministic result.
-        inputs: what the model is called with: one argument, or a tuple of arguments.
+        inputs: arguments of the model: one, or a tuple.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
@@ -108,8 +107,7 @@ def _count(
 
 
 def find_unused_parameters(model: nn.Module, inputs: Any) -> list[str]:
-    """Return the names of parameters that get no gradient from the sum of the model's training
-    losses.
+    """Return the names of parameters without a gradient from the model's training losses.
 
     Args:
         model: a model in training mode that returns a loss, or a dict of losses.

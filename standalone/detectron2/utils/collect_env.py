@@ -1,4 +1,4 @@
-"""Facts about the machine and the installed software, for bug reports."""
+"""Collect facts about the machine and the installed software, for bug reports."""
 
 import importlib
 import os

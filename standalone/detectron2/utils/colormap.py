@@ -1,4 +1,4 @@
-"""Distinct colours for classes and instances."""
+"""Distinct colors for classes and instances."""
 
 import colorsys
 
@@ -11,7 +11,7 @@ _GOLDEN = 0.618033988749895
 
 
 def _make_palette() -> np.ndarray:
-    """Colours [count, 3] in [0, 1]: hues by the golden ratio, so that neighbours differ most."""
+    """Return colors [count, 3] in [0, 1], hues by the golden ratio so that neighbors differ."""
     rows = []
     for index in range(_COUNT):
         hue = (0.6 + index * _GOLDEN) % 1.0
@@ -25,18 +25,18 @@ _COLORS = _make_palette()
 
 
 def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """Return all colours, float32 [count, 3] in [0, maximum]; BGR unless ``rgb``."""
+    """Return all colors, float32 [count, 3] in [0, maximum]; BGR unless ``rgb``."""
     assert maximum in (255, 1), maximum
     colors = _COLORS * maximum
     return colors if rgb else colors[:, ::-1]
 
 
 def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """Return one colour [3] in [0, maximum]."""
+    """Return one color [3] in [0, maximum]."""
     return random_colors(1, rgb, maximum)[0]
 
 
 def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
-    """Return N different colours (fewer if there are not as many), each [3] in [0, maximum]."""
+    """Return N different colors (fewer if there are fewer), each [3] in [0, maximum]."""
     chosen = np.random.permutation(len(_COLORS))[:N]
     return list(colormap(rgb, maximum)[chosen])

@@ -21,19 +21,20 @@ def _initialized() -> bool:
 
 
 def get_world_size() -> int:
-    """Number of processes in the run."""
+    """Return the number of processes in the run."""
     return dist.get_world_size() if _initialized() else 1
 
 
 def get_rank() -> int:
-    """Number of this process in the run, from 0."""
+    """Return the number of this process in the run, from 0."""
     return dist.get_rank() if _initialized() else 0
 
 
 @functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Make the groups of processes on the same machine; every process must call this once, with the
-    same argument.
+    """Create the groups of processes on the same machine.
+
+    Every process must call this once, with the same argument.
 
     Args:
         num_workers_per_machine: processes on each machine; ranks are assigned to machines in
@@ -52,7 +53,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
 
 
 def get_local_process_group() -> dist.ProcessGroup:
-    """Group of the processes on this machine.
+    """Return the group of the processes on this machine.
 
     :func:`create_local_process_group` must have been called.
     """
@@ -61,7 +62,7 @@ def get_local_process_group() -> dist.ProcessGroup:
 
 
 def get_local_rank() -> int:
-    """Number of this process on its machine, from 0."""
+    """Return the number of this process on its machine, from 0."""
     if not _initialized():
         return 0
     assert _LOCAL_PROCESS_GROUP is not None, (
@@ -71,7 +72,7 @@ def get_local_rank() -> int:
 
 
 def get_local_size() -> int:
-    """Number of processes on this machine."""
+    """Return the number of processes on this machine."""
     if not _initialized():
         return 1
     assert _LOCAL_PROCESS_GROUP is not None, (
@@ -81,12 +82,12 @@ def get_local_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process with rank 0."""
+    """Return True in the process with rank 0."""
     return get_rank() == 0
 
 
 def synchronize() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this point."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
@@ -150,7 +151,7 @@ def gather(data: Any, dst: int = 0, group: Any = None) -> list[Any]:
 
 
 def shared_random_seed() -> int:
-    """Return a random number that is the same in all processes; all of them must call this."""
+    """Return a random number, equal in all processes; all of them must call this."""
     return int(all_gather(int(np.random.randint(2**31)))[0])
 
 

@@ -1,7 +1,4 @@
-"""Metrics of a training run: one storage that everything puts into.
-
-And writers that report from it.
-"""
+"""Storage for the metrics of a training run, and writers that report them."""
 # Over 350 lines: upstream has all of this in one module, and users find it there.
 
 import datetime
@@ -42,7 +39,7 @@ def get_event_storage() -> "EventStorage":
 
 
 def has_event_storage() -> bool:
-    """Whether there is a ``with EventStorage(...)`` block around the caller."""
+    """Return True inside a ``with EventStorage(...)`` block."""
     return len(_CURRENT_STORAGE_STACK) > 0
 
 
@@ -77,8 +74,8 @@ class EventStorage:
         Args:
             name: its name; the current :meth:`name_scope` goes in front.
             value: a number, or a tensor with one element.
-            smoothing_hint: whether writers should show a median over a window; the same for all
-                values of a name.
+            smoothing_hint: let writers show a median over a window; the same for all values of a
+                name.
             cur_iter: iteration of the value; by default the storage's.
         """
         name = self._current_prefix + name
@@ -119,7 +116,7 @@ class EventStorage:
         """Return the history of a scalar.
 
         Raises:
-            KeyError: when there is no such scalar.
+            KeyError: there is no such scalar.
         """
         found = self._history.get(name, None)
         if found is None:
@@ -135,9 +132,9 @@ class EventStorage:
         return self._latest_scalars
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Like :meth:`latest`.
+        """Return :meth:`latest`, as medians for the scalars with a smoothing hint.
 
-        With the median of the last ``window_size`` iterations where smoothing was hinted.
+        Medians are over the last ``window_size`` iterations.
         """
         result = {}
         for name, (value, iteration) in self._latest_scalars.items():
@@ -175,7 +172,7 @@ class EventStorage:
 
     @property
     def iteration(self) -> int:
-        """Older name of :attr:`iter`."""
+        """Alias of :attr:`iter`."""
         return self._iter
 
     def __enter__(self) -> "EventStorage":
@@ -188,7 +185,7 @@ class EventStorage:
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Within the context, scalars are named ``name/...``."""
+        """Within the context, put ``name/`` before the names of scalars."""
         previous = self._current_prefix
         self._current_prefix = name.rstrip("/") + "/"
         try:
@@ -206,14 +203,14 @@ class EventStorage:
 
 
 class EventWriter:
-    """Base class of all writers: they read the current storage."""
+    """Base class of writers, which read the current storage."""
 
     def write(self) -> None:
-        """Report what is new in the storage."""
+        """Report the new contents of the storage."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what the writer holds."""
+        """Release the resources of the writer."""
 
 
 class JSONWriter(EventWriter):
@@ -230,7 +227,7 @@ class JSONWriter(EventWriter):
         self._last_write = -1
 
     def write(self) -> None:
-        """Write the scalars put since the last time."""
+        """Write the scalars added since the last call."""
         storage = get_event_storage()
         rows: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (value, iteration) in storage.latest_with_smoothing_hint(
@@ -255,8 +252,7 @@ class JSONWriter(EventWriter):
 
 
 class TensorboardXWriter(EventWriter):
-    """Write scalars, images and histograms for tensorboard; the folder appears with the first
-    write.
+    """Write scalars, images and histograms for TensorBoard.
 
     Args:
         log_dir: folder of the event files.
@@ -276,7 +272,7 @@ class TensorboardXWriter(EventWriter):
         return SummaryWriter(**self._writer_args)
 
     def write(self) -> None:
-        """Write what was put since the last time, and clear images and histograms."""
+        """Write new contents, and clear images and histograms."""
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(

@@ -1,4 +1,4 @@
-"""Log set-up, rate-limited logging and small tables."""
+"""Logging setup, rate-limited logging and small tables."""
 
 import atexit
 import functools
@@ -28,7 +28,7 @@ _DATE_FORMAT = "%m/%d %H:%M:%S"
 
 
 class _ColorfulFormatter(logging.Formatter):
-    """Abbreviates the logger's name and colours warnings and errors."""
+    """Formatter that abbreviates logger names and colors warnings and errors."""
 
     def __init__(self, *args: Any, root_name: str, abbrev_name: str = "", **kwargs: Any) -> None:
         self._root_name = root_name + "."
@@ -58,16 +58,15 @@ def setup_logger(
     enable_propagation: bool = False,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Send a logger to the terminal (rank 0) and to a file (every rank); repeated calls change
-    nothing.
+    """Send a logger to the terminal (rank 0) and to a file (every rank), once.
 
     Args:
-        output: a folder, where ``log.txt`` is written, or a file ending in .txt or .log; None for
-            no file. Other ranks than 0 append ``.rank<N>``.
+        output: a folder for ``log.txt``, or a file ending in .txt or .log; None for no file. Other
+            ranks than 0 append ``.rank<N>``.
         distributed_rank: rank of this process.
-        color: colour the terminal output.
+        color: color the terminal output.
         name: name of the logger, and so of all loggers below it.
-        abbrev_name: what to print for ``name``; by default "d2" for detectron2.
+        abbrev_name: printed instead of ``name``; by default "d2" for detectron2.
         enable_propagation: pass records on to the parent logger.
         configure_stdout: write to the terminal.
 
@@ -154,8 +153,7 @@ def log_first_n(
         msg: the message.
         n: how often to log.
         name: name of the logger; by default the caller's module.
-        key: what counts as the same: "caller" (the place in the code), "message", or both as a
-            tuple.
+        key: identity of a log: "caller" (the place in the code), "message", or both as a tuple.
     """
     if isinstance(key, str):
         key = (key,)
@@ -172,7 +170,7 @@ def log_first_n(
 
 
 def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log the first and then every ``n``-th time this place is reached."""
+    """Log the first and then every ``n``-th call at this place in the code."""
     module, key = _find_caller()
     _LOG_COUNTER[key] += 1
     if n == 1 or _LOG_COUNTER[key] % n == 1:
@@ -180,7 +178,7 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log at most once in ``n`` seconds at this place."""
+    """Log at most once in ``n`` seconds at this place in the code."""
     module, key = _find_caller()
     last = _LOG_TIMER.get(key)
     now = time.time()

@@ -23,12 +23,10 @@ def _convert_target_to_string(target: Any) -> str:
 
 
 def locate(name: str) -> Any:
-    """Return the object with a dotted name such as ``torch.nn.Linear`` or
-    ``my.module.Class.method``.
+    """Return the object with a dotted name such as ``torch.nn.Linear``.
 
     Raises:
-        ImportError: if no such object can be found; the message carries the reason where there is
-            one.
+        ImportError: no such object can be found; the message carries the reason if there is one.
     """
     try:
         found = pydoc.locate(name)

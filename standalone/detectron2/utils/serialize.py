@@ -8,10 +8,7 @@ __all__ = ["PicklableWrapper"]
 
 
 class PicklableWrapper:
-    """Wrap a callable (a lambda, a local function) so that it survives pickling.
-
-    Through cloudpickle.
-    """
+    """Pickle a callable (a lambda, a local function) through cloudpickle."""
 
     def __init__(self, obj: Any) -> None:
         # wrapping twice would pickle twice

@@ -1,4 +1,4 @@
-"""Predictions drawn on the frames of a video, under detectron2's names."""
+"""Draw predictions on the frames of a video, under detectron2's names."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["VideoVisualizer"]
 
 
 class VideoVisualizer:
-    """Draws one frame after the other.
+    """Draw predictions on frames, each on its own.
 
     Differs from detectron2's: objects are not followed from frame to frame, so that an instance
     may change its color.

@@ -23,14 +23,14 @@ _KEYPOINT_THRESHOLD = 0.05
 
 @unique
 class ColorMode(Enum):
-    """How to colour predictions."""
+    """Choice of colors for predictions."""
 
     IMAGE = 0
-    """A random colour for every instance."""
+    """A random color for every instance."""
     SEGMENTATION = 1
-    """Similar colours for instances of a class (``thing_colors`` of the metadata)."""
+    """Similar colors for instances of a class (``thing_colors`` of the metadata)."""
     IMAGE_BW = 2
-    """Like IMAGE, on an image that is grey where nothing was found."""
+    """Like IMAGE, on an image that is gray outside the detections."""
 
 
 def _create_text_labels(
@@ -57,13 +57,13 @@ def _create_text_labels(
 
 
 class Visualizer(ShapeDrawer):
-    """Draws detections and ground truth on one image; every method returns the canvas.
+    """Draw detections and ground truth on one image; every method returns the canvas.
 
     Args:
         img_rgb: [H, W, 3], RGB in [0, 255].
         metadata: of the data set: ``thing_classes``, ``thing_colors``, ``stuff_classes``, ...
         scale: size of the result relative to the image.
-        instance_mode: how to colour predictions.
+        instance_mode: how to color predictions.
         font_size_scale: factor on the size of labels.
     """
 
@@ -89,7 +89,7 @@ class Visualizer(ShapeDrawer):
 
         Args:
             predictions: detections at the size of the image; missing fields are not drawn.
-            jittering: in SEGMENTATION mode, vary the colours of a class a little.
+            jittering: in SEGMENTATION mode, vary the colors of a class a little.
         """
         boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
         scores = predictions.scores if predictions.has("scores") else None
@@ -145,7 +145,7 @@ class Visualizer(ShapeDrawer):
         return self.output
 
     def draw_dataset_dict(self, dic: Mapping[str, Any]) -> VisImage:
-        """Draw the ground truth of a data set's record: ``annotations`` and maybe ``sem_seg``."""
+        """Draw the ground truth of a data set's record: ``annotations`` and any ``sem_seg``."""
         annos = dic.get("annotations", None)
         if annos:
             masks = None
@@ -201,12 +201,15 @@ class Visualizer(ShapeDrawer):
         """Draw instances, the large ones first.
 
         Args:
-            boxes: ``Boxes`` or [N, 4] xyxy in pixels, or [N, 5] rotated (xc, yc, w, h, degrees).
+            boxes: ``Boxes`` or [N, 4] xyxy in pixels.
             labels: N texts.
             masks: ``BitMasks``, ``PolygonMasks``, or N of: bool [H, W], RLE dict, list of polygons.
             keypoints: [N, K, 3] (x, y, visibility).
-            assigned_colors: N colours that matplotlib takes; random by default.
+            assigned_colors: N colors that matplotlib takes; random by default.
             alpha: opacity of masks.
+
+        Raises:
+            NotImplementedError: rotated boxes [N, 5].
         """
         boxes_N4 = self._convert_boxes(boxes)
         generic = self._convert_masks(masks)
@@ -221,7 +224,7 @@ class Visualizer(ShapeDrawer):
             colors = [tuple(random_color(rgb=True, maximum=1)) for _ in range(count)]
 
         if boxes_N4 is not None and boxes_N4.shape[1] == 5:
-            return self.overlay_rotated_instances(boxes_N4, labels, colors)
+            raise NotImplementedError("rotated boxes are not part of this subset of detectron2")
         areas = np.zeros(count)
         if boxes_N4 is not None:
             areas = np.prod(boxes_N4[:, 2:] - boxes_N4[:, :2], axis=1)
@@ -238,22 +241,6 @@ class Visualizer(ShapeDrawer):
         if points_NK3 is not None:
             for points in points_NK3:
                 self.draw_and_connect_keypoints(points)
-        return self.output
-
-    def overlay_rotated_instances(
-        self,
-        boxes: Any,
-        labels: Sequence[str] | None = None,
-        assigned_colors: Sequence[Any] | None = None,
-    ) -> VisImage:
-        """Draw rotated boxes [N, 5] (xc, yc, w, h, degrees counter-clockwise)."""
-        boxes_N5 = np.asarray(as_tensor(boxes))
-        for i in np.argsort(-boxes_N5[:, 2] * boxes_N5[:, 3]):
-            color = random_color(rgb=True, maximum=1)
-            if assigned_colors is not None:
-                color = assigned_colors[i]
-            label = None if labels is None else labels[i]
-            self.draw_rotated_box_with_label(boxes_N5[i], edge_color=color, label=label)
         return self.output
 
     def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
@@ -297,17 +284,17 @@ class Visualizer(ShapeDrawer):
 
     @staticmethod
     def _jitter(color: np.ndarray) -> np.ndarray:
-        """Return a colour close to the given one."""
+        """Return a color close to the given one."""
         shift = np.random.rand(3)
         shift = shift / np.linalg.norm(shift) * 0.5 / 255 * 20
         return np.clip(color + shift - shift.mean(), 0.0, 1.0)
 
     def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
-        """Return the image in grey, with colours kept inside the mask [H, W]."""
-        grey = self.img.astype("f4").mean(axis=2, keepdims=True).repeat(3, axis=2)
+        """Return the image in gray, with colors kept inside the mask [H, W]."""
+        gray = self.img.astype("f4").mean(axis=2, keepdims=True).repeat(3, axis=2)
         if mask is not None:
-            grey[mask] = self.img[mask]
-        return grey
+            gray[mask] = self.img[mask]
+        return gray
 
     @staticmethod
     def _convert_boxes(boxes: Any) -> np.ndarray | None:

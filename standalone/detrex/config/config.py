@@ -13,7 +13,7 @@ _MISSING = object()
 
 
 def try_get_key(cfg: DictConfig, *keys: str, default: Any = None) -> Any:
-    """Value of the first of ``keys`` (dotted paths) that the config has, else ``default``."""
+    """Return the value of the first of ``keys`` (dotted paths) in the config, else ``default``."""
     for key in keys:
         value = OmegaConf.select(cfg, key, default=_MISSING)
         if value is not _MISSING:
@@ -31,7 +31,7 @@ def get_config(config_path: str) -> Any:
         The config: its top-level names as attributes.
 
     Raises:
-        RuntimeError: there is no such config; the message lists those that exist.
+        RuntimeError: there is no such config; the message lists the available ones.
     """
     path = CONFIG_ROOT / config_path
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""From a data set record to the input of a detection transformer."""
+"""Convert a data set record to the input of a detection transformer."""
 
 import copy
 import logging
@@ -14,13 +14,13 @@ __all__ = ["DetrDatasetMapper"]
 
 
 class DetrDatasetMapper:
-    """Reads and augments an image and its annotations.
+    """Read and augment an image and its annotations.
 
     Args:
         augmentation: augmentations applied in order.
-        augmentation_with_crop: where given, used for every other image (at random) instead.
-        is_train: whether annotations are kept.
-        mask_on: whether segmentation masks are kept beside the boxes.
+        augmentation_with_crop: if given, used for half of the images (at random) instead.
+        is_train: keep annotations.
+        mask_on: keep segmentation masks beside the boxes.
         img_format: channel order of the image, e.g. "RGB" or "BGR".
     """
 
@@ -46,7 +46,7 @@ class DetrDatasetMapper:
     def _instances(
         self, annotations: list[dict[str, Any]], transforms: Any, image_size: tuple[int, int]
     ) -> Any:
-        """Transformed boxes (and masks) of all annotations but crowds, empty ones left out."""
+        """Return transformed boxes (and masks) of all annotations but crowds and empty ones."""
         kept = []
         for annotation in annotations:
             if annotation.get("iscrowd", 0) != 0:

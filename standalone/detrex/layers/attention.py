@@ -16,7 +16,7 @@ def _key_position(
     query_pos: torch.Tensor | None,
     key_pos: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """The keys' position embedding: as given, else the queries' where the shapes allow it."""
+    """Return the keys' position embedding; by default the queries', if the shapes allow it."""
     if key_pos is not None or query_pos is None:
         return key_pos
     if query_pos.shape == key.shape:
@@ -26,7 +26,7 @@ def _key_position(
 
 
 class MultiheadAttention(nn.Module):
-    """``torch.nn.MultiheadAttention`` with position embeddings, dropout and a residual connection.
+    """``torch.nn.MultiheadAttention`` with position embeddings, dropout and a residual.
 
     Args:
         embed_dim: channels C.
@@ -73,7 +73,7 @@ class MultiheadAttention(nn.Module):
             query: [Q, B, C] ([B, Q, C] when batch-first).
             key: [K, B, C], ``query`` when None.
             value: the shape of ``key``, ``key`` when None.
-            identity: what the result is added to, ``query`` (without position) when None.
+            identity: residual to add the result to, ``query`` (without position) when None.
             query_pos: added to ``query``.
             key_pos: added to ``key``; ``query_pos`` when None and of the shape of ``key``.
             attn_mask: [Q, K] or [B * heads, Q, K], True (or -inf) where attention is forbidden.
@@ -91,7 +91,7 @@ class MultiheadAttention(nn.Module):
             query = query + query_pos
         if key_pos is not None:
             key = key + key_pos
-        # At evaluation only a hook can see the weights, and it is faster not to make them.
+        # In evaluation only a hook could read the weights, and omitting them is faster.
         out, _ = self.attn(
             query,
             key,
@@ -104,7 +104,7 @@ class MultiheadAttention(nn.Module):
 
 
 class _ConditionalAttention(nn.Module):
-    """What the two conditional attentions share: layouts and masked dot-product attention."""
+    """Base of the conditional attentions: layouts and masked dot-product attention."""
 
     attn_drop: nn.Dropout
     proj_drop: nn.Dropout
@@ -121,20 +121,20 @@ class _ConditionalAttention(nn.Module):
         self.batch_first = batch_first
 
     def _batch_first(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The tensors as [B, *, C]."""
+        """Return the tensors as [B, *, C]."""
         return tensors if self.batch_first else tuple(t.transpose(0, 1) for t in tensors)
 
     def _positions(
         self, key: torch.Tensor, query_pos: torch.Tensor | None, key_pos: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both position embeddings; ValueError when one is missing."""
+        """Return both position embeddings; raise ValueError if one is missing."""
         key_pos = _key_position(self, key, query_pos, key_pos)
         if query_pos is None or key_pos is None:
             raise ValueError(f"{type(self).__name__} needs query_pos and key_pos, one is None")
         return query_pos, key_pos
 
     def _heads(self, x_BNC: torch.Tensor) -> torch.Tensor:
-        """[B, N, C] as [B, heads, N, C / heads]."""
+        """Reshape [B, N, C] to [B, heads, N, C / heads]."""
         return x_BNC.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _attend(
@@ -145,7 +145,7 @@ class _ConditionalAttention(nn.Module):
         attn_mask: torch.Tensor | None,
         key_padding_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Projected result of masked attention, in the module's layout."""
+        """Return the projected result of masked attention in the module's layout."""
         logits = (q_BMQD * q_BMQD.shape[-1] ** -0.5) @ k_BMKD.transpose(-2, -1)
         if attn_mask is not None:
             if attn_mask.dim() == 3:
@@ -162,7 +162,7 @@ class _ConditionalAttention(nn.Module):
 
 
 class ConditionalSelfAttention(_ConditionalAttention):
-    """Self-attention whose content and position parts are projected separately and then added.
+    """Self-attention that projects content and position parts separately and adds them.
 
     Args:
         embed_dim: channels C.
@@ -278,14 +278,14 @@ class ConditionalCrossAttention(_ConditionalAttention):
             query: see :class:`MultiheadAttention`, as for the arguments not listed here.
             key: [K, B, C].
             value: the shape of ``key``.
-            identity: what the result is added to.
+            identity: residual to add the result to.
             query_pos: learned query positions, used by the first layer only.
             key_pos: position embedding of the keys.
             query_sine_embed: sine embedding of the queries' reference points, the shape of
                 ``query``.
-            is_first_layer: whether the position parts are also added to the content parts.
-            attn_mask: where attention is forbidden.
-            key_padding_mask: where a key is padding.
+            is_first_layer: also add the position parts to the content parts.
+            attn_mask: True where attention is forbidden.
+            key_padding_mask: True where a key is padding.
             **kwargs: ignored.
 
         Raises:

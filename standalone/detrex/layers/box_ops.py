@@ -7,26 +7,26 @@ _EPS = 1e-6
 
 
 def box_cxcywh_to_xyxy(bbox: torch.Tensor) -> torch.Tensor:
-    """Boxes [..., 4] from (centre x, centre y, width, height) to (x0, y0, x1, y1)."""
+    """Convert boxes [..., 4] from (center x, center y, width, height) to (x0, y0, x1, y1)."""
     cx, cy, w, h = bbox.unbind(-1)
     return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
 
 
 def box_xyxy_to_cxcywh(bbox: torch.Tensor) -> torch.Tensor:
-    """Boxes [..., 4] from (x0, y0, x1, y1) to (centre x, centre y, width, height)."""
+    """Convert boxes [..., 4] from (x0, y0, x1, y1) to (center x, center y, width, height)."""
     x0, y0, x1, y1 = bbox.unbind(-1)
     return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
 
 
 def _area(boxes: torch.Tensor) -> torch.Tensor:
-    """Signed areas [...] of xyxy boxes [..., 4]; half precision is widened against overflow."""
+    """Return signed areas [...] of xyxy boxes [..., 4], in at least float32 against overflow."""
     if boxes.dtype in (torch.float16, torch.bfloat16):
         boxes = boxes.float()
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def _extent_area(top_left: torch.Tensor, bottom_right: torch.Tensor) -> torch.Tensor:
-    """Areas [...] between corners [..., 2]; 0 where they are inverted."""
+    """Return areas [...] between corners [..., 2]; 0 if they are inverted."""
     width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
     return width * height
 
@@ -34,7 +34,7 @@ def _extent_area(top_left: torch.Tensor, bottom_right: torch.Tensor) -> torch.Te
 def _broadcast_iou(
     boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """IoU and union area of xyxy boxes whose leading dimensions broadcast against each other."""
+    """Return IoU and union area of xyxy boxes with broadcastable leading dimensions."""
     inter = _extent_area(
         torch.max(boxes1[..., :2], boxes2[..., :2]), torch.min(boxes1[..., 2:], boxes2[..., 2:])
     )
@@ -43,7 +43,7 @@ def _broadcast_iou(
 
 
 def _broadcast_giou(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float) -> torch.Tensor:
-    """Generalised IoU of xyxy boxes whose leading dimensions broadcast against each other."""
+    """Return the generalized IoU of xyxy boxes with broadcastable leading dimensions."""
     iou, union = _broadcast_iou(boxes1, boxes2, eps)
     hull = _extent_area(
         torch.min(boxes1[..., :2], boxes2[..., :2]), torch.max(boxes1[..., 2:], boxes2[..., 2:])
@@ -52,7 +52,7 @@ def _broadcast_giou(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float) -> t
 
 
 def box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overlap of every box of one set with every box of another.
+    """Compute the IoU of every pair of boxes from two sets.
 
     Args:
         boxes1: xyxy boxes [N, 4].
@@ -77,7 +77,7 @@ def _require_ordered(boxes: torch.Tensor, name: str) -> None:
 
 
 def generalized_box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
-    """Generalised IoU (Rezatofighi et al., 2019) of every pair of boxes.
+    """Compute the generalized IoU (Rezatofighi et al., 2019) of every pair of boxes.
 
     Args:
         boxes1: xyxy boxes [N, 4].
@@ -97,7 +97,7 @@ def generalized_box_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Ten
 def _paired_generalized_box_iou(
     boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = _EPS
 ) -> torch.Tensor:
-    """Generalised IoU of the boxes at the same place of two sets.
+    """Compute the generalized IoU of boxes at the same index of two sets.
 
     The diagonal of :func:`generalized_box_iou` without the rest of the matrix.
 
@@ -118,7 +118,7 @@ def _paired_generalized_box_iou(
 
 
 def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """Smallest boxes around masks.
+    """Return the tight boxes around masks.
 
     Args:
         masks: [N, H, W], non-zero inside.

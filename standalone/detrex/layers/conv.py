@@ -1,4 +1,4 @@
-"""A convolution with what usually follows it."""
+"""Convolution followed by normalization and activation."""
 
 from functools import partial
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class ConvNormAct(nn.Module):
-    """A 2-D convolution, then a normalisation, then an activation; the last two may be absent.
+    """2-D convolution, normalization and activation; the last two are optional.
 
     Args:
         in_channels: channels of the input.
@@ -18,7 +18,7 @@ class ConvNormAct(nn.Module):
         padding: zeros added to each side of the input.
         dilation: distance between kernel elements.
         groups: number of independent channel groups.
-        bias: whether the convolution adds a bias.
+        bias: add a bias to the convolution.
         norm_layer: module applied to the convolution's output, held as given (not copied).
         activation: module applied last, held as given.
         **kwargs: further arguments of ``torch.nn.Conv2d``.

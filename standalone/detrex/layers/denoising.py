@@ -1,4 +1,4 @@
-"""Denoising queries: noised copies of the ground truth that the decoder learns to restore.
+"""Denoising queries: noised ground truth that the decoder learns to restore.
 
 Source: Li et al., 2022, "DN-DETR: Accelerate DETR Training by Introducing Query DeNoising".
 """
@@ -16,7 +16,7 @@ def apply_label_noise(
     """Replace labels by random ones.
 
     Args:
-        labels: integers [N]; left unchanged (the result is a new tensor where noise is on).
+        labels: integers [N]; not changed in place.
         label_noise_prob: probability that a label is redrawn, uniformly from all classes.
         num_classes: number of classes.
 
@@ -30,10 +30,10 @@ def apply_label_noise(
 
 
 def apply_box_noise(boxes: torch.Tensor, box_noise_scale: float = 0.4) -> torch.Tensor:
-    """Shift centres by up to half a box and scale sides by up to a box, times the noise scale.
+    """Jitter boxes: centers by up to half a box, sides by up to a box, times the noise scale.
 
     Args:
-        boxes: normalised cxcywh boxes [N, 4]; left unchanged.
+        boxes: normalized cxcywh boxes [N, 4]; left unchanged.
         box_noise_scale: scale of the noise.
 
     Returns:
@@ -48,7 +48,7 @@ def apply_box_noise(boxes: torch.Tensor, box_noise_scale: float = 0.4) -> torch.
 
 
 class GenerateDNQueries(nn.Module):
-    """Builds the denoising queries of a batch and the mask that keeps groups apart.
+    """Build the denoising queries of a batch and the mask that separates their groups.
 
     Args:
         num_queries: ordinary queries of the detector, placed after the denoising ones.
@@ -57,7 +57,7 @@ class GenerateDNQueries(nn.Module):
         denoising_groups: independently noised copies of the ground truth.
         label_noise_prob: see :func:`apply_label_noise`.
         box_noise_scale: see :func:`apply_box_noise`.
-        with_indicator: whether the last channel is 1 to mark a denoising query.
+        with_indicator: use the last channel as an indicator, 1 for denoising queries.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class GenerateDNQueries(nn.Module):
     def generate_query_masks(
         self, max_gt_num_per_image: int, device: torch.device | str
     ) -> torch.Tensor:
-        """Which query may not see which.
+        """Build the self-attention mask of denoising and ordinary queries.
 
-        Denoising queries see only their own group and the ordinary queries; ordinary queries see no
-        denoising ones.
+        Denoising queries attend to their own group and to the ordinary queries; ordinary queries
+        attend to no denoising ones.
 
         Args:
             max_gt_num_per_image: size G of a denoising group.
-            device: where the mask is made.
+            device: device of the mask.
 
         Returns:
             bool [T, T] with T = groups * G + num_queries, True where row may not attend to column.
@@ -102,7 +102,7 @@ class GenerateDNQueries(nn.Module):
         return is_noised[None] & (~is_noised[:, None] | (group[:, None] != group[None]))
 
     def _embed_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Noised and embedded labels [N, label_embed_dim]."""
+        """Return noised and embedded labels [N, label_embed_dim]."""
         noised = apply_label_noise(labels, self.label_noise_prob, self.num_classes)
         embedded = self.label_encoder(noised)
         if self.with_indicator:
@@ -116,7 +116,7 @@ class GenerateDNQueries(nn.Module):
 
         Args:
             gt_labels_list: integers [n] per image.
-            gt_boxes_list: normalised cxcywh boxes [n, 4] per image.
+            gt_boxes_list: normalized cxcywh boxes [n, 4] per image.
 
         Returns:
             Queries [B, groups * G, label_embed_dim], their box logits [B, groups * G, 4], the mask

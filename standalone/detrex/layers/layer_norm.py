@@ -1,4 +1,4 @@
-"""Layer normalisation over channels in either memory layout."""
+"""Layer normalization over channels in either memory layout."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class LayerNorm(nn.Module):
-    """Normalise over the channel dimension of [B, H, W, C] or [B, C, H, W].
+    """Normalize over the channel dimension of [B, H, W, C] or [B, C, H, W].
 
     Args:
         normalized_shape: number of channels.
@@ -24,10 +24,10 @@ class LayerNorm(nn.Module):
         self.normalized_shape = (normalized_shape,)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the normalised, scaled and shifted input, same shape."""
+        """Return the normalized, scaled and shifted input, same shape."""
         if self.channel_last:
             return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        centred = x - x.mean(1, keepdim=True)
-        variance = centred.pow(2).mean(1, keepdim=True)
-        normalised = centred / torch.sqrt(variance + self.eps)
-        return self.weight[:, None, None] * normalised + self.bias[:, None, None]
+        centered = x - x.mean(1, keepdim=True)
+        variance = centered.pow(2).mean(1, keepdim=True)
+        normalized = centered / torch.sqrt(variance + self.eps)
+        return self.weight[:, None, None] * normalized + self.bias[:, None, None]

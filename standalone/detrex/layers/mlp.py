@@ -41,8 +41,8 @@ class FFN(nn.Module):
         num_fcs: number of linear layers, at least 2.
         activation: module between the layers (shared by all of them); a ReLU when None.
         ffn_drop: dropout probability.
-        fc_bias: whether the linear layers add a bias.
-        add_identity: whether the result is added to the identity.
+        fc_bias: add a bias to the linear layers.
+        add_identity: add the result to the identity.
 
     Raises:
         ValueError: ``num_fcs`` below 2.
@@ -84,7 +84,7 @@ class FFN(nn.Module):
 
         Args:
             x: the input.
-            identity: what is added to the result where configured, ``x`` when None.
+            identity: residual to add to the result if configured, ``x`` when None.
         """
         out = self.layers(x)
         if not self.add_identity:

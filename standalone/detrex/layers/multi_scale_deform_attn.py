@@ -16,9 +16,9 @@ def multi_scale_deformable_attn_pytorch(
     sampling_locations: torch.Tensor,
     attention_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Weighted sum of bilinear samples of several feature maps.
+    """Sum weighted bilinear samples of several feature maps.
 
-    Pixel centres lie at (i + 0.5) / size; samples outside a map are zero.
+    Pixel centers are at (i + 0.5) / size; samples outside a map are zero.
 
     Args:
         value: [B, N, M, D], the maps' pixels row by row, one map after the other.
@@ -56,26 +56,26 @@ def multi_scale_deformable_attn_pytorch(
 
 
 def _python_shapes(shapes: torch.Tensor | Sequence[Any]) -> list[tuple[int, int]]:
-    """(height, width) of every level as Python ints."""
+    """Return (height, width) of every level as Python ints."""
     if isinstance(shapes, torch.Tensor):
         shapes = shapes.tolist()
     return [(int(height), int(width)) for height, width in shapes]
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Attention that reads a few learned points around each query's reference on every level.
+    """Attention to a few learned points around each query's reference on every level.
 
     Args:
         embed_dim: channels C.
         num_heads: heads M, a divisor of ``embed_dim``.
         num_levels: feature maps L.
         num_points: sampling points P per head and level.
-        img2col_step: images handled at once by compiled kernels; kept for their sake.
+        img2col_step: images that compiled kernels process at once; unused in plain PyTorch.
         dropout: dropout probability of the output before the residual connection.
         batch_first: True for [B, Q, C] inputs, False for [Q, B, C].
 
     Raises:
-        ValueError: ``embed_dim`` is no multiple of ``num_heads``.
+        ValueError: ``embed_dim`` is not a multiple of ``num_heads``.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class MultiScaleDeformableAttention(nn.Module):
     def _sampling_locations(
         self, query: torch.Tensor, reference_points: torch.Tensor, shapes: list[tuple[int, int]]
     ) -> torch.Tensor:
-        """Normalised sampling points [B, Q, M, L, P, 2] around the points or boxes."""
+        """Return normalized sampling points [B, Q, M, L, P, 2] around the points or boxes."""
         offsets = self.sampling_offsets(query).unflatten(
             -1, (self.num_heads, self.num_levels, self.num_points, 2)
         )
@@ -167,10 +167,10 @@ class MultiScaleDeformableAttention(nn.Module):
             query: [Q, B, C] ([B, Q, C] when batch-first).
             key: ignored; the attention weights come from the query alone.
             value: flattened feature maps [N, B, C] ([B, N, C]), ``query`` when None.
-            identity: what the result is added to, ``query`` (without position) when None.
+            identity: residual to add the result to, ``query`` (without position) when None.
             query_pos: added to ``query``.
             key_padding_mask: [B, N], True where the value is padding and reads as zero.
-            reference_points: normalised points (x, y) [B, Q, L, 2] or boxes (x, y, w, h) [B, Q, L,
+            reference_points: normalized points (x, y) [B, Q, L, 2] or boxes (x, y, w, h) [B, Q, L,
                 4].
             spatial_shapes: integers [L, 2], (height, width) of every map.
             level_start_index: [L], first row of every map in ``value``; it follows from

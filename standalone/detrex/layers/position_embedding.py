@@ -8,14 +8,14 @@ from torch import nn
 
 
 def _wavelengths(num_pos_feats: int, temperature: float, device: torch.device) -> torch.Tensor:
-    """``temperature ** (2 * floor(i / 2) / num_pos_feats)`` for each channel i, in float32."""
+    """Return ``temperature ** (2 * floor(i / 2) / num_pos_feats)`` by channel i, in float32."""
     channel = torch.arange(num_pos_feats, dtype=torch.float32, device=device)
     pair = torch.div(channel, 2, rounding_mode="floor")
     return temperature ** (2 * pair / num_pos_feats)
 
 
 def _interleave_sin_cos(angle: torch.Tensor) -> torch.Tensor:
-    """Sine of the even and cosine of the odd channels, in place of each; same shape."""
+    """Replace even channels by their sine and odd ones by their cosine."""
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
@@ -27,13 +27,13 @@ class PositionEmbeddingSine(nn.Module):
     Args:
         num_pos_feats: channels per axis, even; the output has twice as many, those of y first.
         temperature: base of the geometric series of wavelengths.
-        scale: range of normalised positions, in radians; used with ``normalize`` only.
+        scale: range of normalized positions, in radians; used with ``normalize`` only.
         eps: added to the extent that positions are divided by.
-        offset: added to positions before normalisation (-0.5 gives pixel centres).
-        normalize: whether positions are counted in parts of the valid extent instead of pixels.
+        offset: added to positions before normalization; -0.5 for pixel centers.
+        normalize: measure positions as shares of the valid extent instead of pixels.
 
     Raises:
-        TypeError: ``normalize`` with a ``scale`` that is no number.
+        TypeError: ``normalize`` with a ``scale`` that is not a number.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ def get_sine_pos_embed(
     temperature: int = 10000,
     exchange_xy: bool = True,
 ) -> torch.Tensor:
-    """Sine embedding of coordinates.
+    """Compute the sine embedding of coordinates.
 
     Args:
-        pos_tensor: normalised coordinates [..., n] (1 is the image's whole extent): points (x, y)
+        pos_tensor: normalized coordinates [..., n] (1 is the image's whole extent): points (x, y)
             or boxes (x, y, w, h).
         num_pos_feats: channels per coordinate, even.
         temperature: base of the geometric series of wavelengths.
-        exchange_xy: whether the embedding of y comes before that of x.
+        exchange_xy: put the embedding of y before that of x.
 
     Returns:
         [..., n * num_pos_feats].

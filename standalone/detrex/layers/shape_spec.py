@@ -1,11 +1,11 @@
-"""Static facts about a feature map."""
+"""Shape of a feature map as far as it is known before a forward pass."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class ShapeSpec:
-    """Channels, size and stride of a feature map, as far as known before a forward pass."""
+    """Channels, height, width and stride of a feature map; None if unknown."""
 
     channels: int | None = None
     height: int | None = None

@@ -1,4 +1,4 @@
-"""Transformer layers assembled from attention, feed-forward and normalisation modules."""
+"""Transformer layers assembled from attention, feed-forward and normalization modules."""
 
 import copy
 import warnings
@@ -12,7 +12,7 @@ _OPERATIONS = ("self_attn", "cross_attn", "norm", "ffn")
 
 
 class BaseTransformerLayer(nn.Module):
-    """One transformer layer whose operations run in a configured order.
+    """Transformer layer that runs its operations in a configured order.
 
     An order that starts with "norm" makes a pre-norm layer: its residual connections start before
     the norm.
@@ -21,7 +21,7 @@ class BaseTransformerLayer(nn.Module):
         attn: one attention module (copied for each attention of the order) or one module per
             attention.
         ffn: feed-forward module, copied for each "ffn".
-        norm: normalisation module, copied for each "norm".
+        norm: normalization module, copied for each "norm".
         operation_order: of "self_attn", "cross_attn", "norm" and "ffn", e.g. ("self_attn", "norm",
             "ffn", "norm").
 
@@ -62,7 +62,7 @@ class BaseTransformerLayer(nn.Module):
     def _masks_per_attention(
         self, attn_masks: torch.Tensor | Sequence[torch.Tensor | None] | None
     ) -> Sequence[torch.Tensor | None]:
-        """One mask (or None) for each attention of this layer."""
+        """Return one mask (or None) for each attention of this layer."""
         if attn_masks is None:
             return [None] * self.num_attn
         if isinstance(attn_masks, torch.Tensor):
@@ -90,7 +90,7 @@ class BaseTransformerLayer(nn.Module):
         """Run the operations in order.
 
         Args:
-            query: [Q, B, C], or [B, Q, C] where the attentions are batch-first.
+            query: [Q, B, C], or [B, Q, C] if the attentions are batch-first.
             key: keys of "cross_attn".
             value: values of "cross_attn", the shape of ``key``.
             query_pos: position embedding of ``query`` (also of the keys of "self_attn").
@@ -98,7 +98,7 @@ class BaseTransformerLayer(nn.Module):
             attn_masks: one mask per attention, or one for all of them.
             query_key_padding_mask: [B, Q], True where a query is padding; for "self_attn".
             key_padding_mask: [B, K], True where a key is padding; for "cross_attn".
-            **kwargs: handed to every attention.
+            **kwargs: passed to every attention.
 
         Returns:
             The shape of ``query``.
@@ -131,7 +131,7 @@ class BaseTransformerLayer(nn.Module):
 
 
 class TransformerLayerSequence(nn.Module):
-    """Base of encoders and decoders: holds the layers, subclasses say how they run.
+    """Base class of encoders and decoders: holds the layers; subclasses run them.
 
     Args:
         transformer_layers: one layer, copied ``num_layers`` times, or a list of ``num_layers``

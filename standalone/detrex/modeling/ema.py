@@ -23,7 +23,7 @@ class EMAState:
 
     @classmethod
     def FromModel(cls, model: nn.Module, device: torch.device | str | None = "") -> "EMAState":
-        """A copy of the model's present state, on ``device`` where one is given."""
+        """Return a copy of the model's present state, on ``device`` if one is given."""
         state = cls()
         state.save_from(model, device)
         return state
@@ -61,14 +61,14 @@ class EMAState:
             own_state.apply_to(model)
 
     def get_ema_model(self, model: nn.Module) -> nn.Module:
-        """A copy of the model that holds this state."""
+        """Return a copy of the model that holds this state."""
         averaged = copy.deepcopy(model)
         self.apply_to(averaged)
         return averaged
 
     @property
     def device(self) -> torch.device | None:
-        """Where the state lives, None before it is filled."""
+        """Device of the state, None before it is filled."""
         return next(iter(self.state.values())).device if self.state else None
 
     def to(self, device: torch.device | str) -> "EMAState":
@@ -78,7 +78,7 @@ class EMAState:
         return self
 
     def has_inited(self) -> bool:
-        """Whether the state is filled."""
+        """Return True if the state is filled."""
         return bool(self.state)
 
     def clear(self) -> "EMAState":
@@ -87,15 +87,15 @@ class EMAState:
         return self
 
     def get_model_state_iterator(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors of all parameters, then all buffers; shared tensors once."""
+        """Iterate over the names and tensors of parameters, then buffers; shared tensors once."""
         return itertools.chain(model.named_parameters(), model.named_buffers())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The averaged tensors by name."""
+        """Return the averaged tensors by name."""
         return self.state
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True) -> Any:
-        """Replace the state by that of a checkpoint; whether it fits shows when it is applied."""
+        """Replace the state by that of a checkpoint; :meth:`apply_to` checks that it fits."""
         self.clear()
         self.state.update(state_dict)
         return nn.modules.module._IncompatibleKeys(missing_keys=[], unexpected_keys=[])
@@ -105,14 +105,14 @@ class EMAState:
 
 
 class EMAUpdater:
-    """Moves an :class:`EMAState` towards a model: ``ema = decay * ema + (1 - decay) * model``.
+    """Update an :class:`EMAState` by ``ema = decay * ema + (1 - decay) * model``.
 
     Parameters and floating buffers are averaged; integer buffers take the model's value.
 
     Args:
-        state: what is updated.
+        state: the average to update.
         decay: share of the old average, in [0, 1].
-        device: where the average is kept; the model's device when empty.
+        device: device of the average; the model's when empty.
     """
 
     def __init__(self, state: EMAState, decay: float = 0.999, device: str = "") -> None:
@@ -127,7 +127,7 @@ class EMAUpdater:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step towards the model."""
+        """Update the average with the model's present state."""
         averaged, current = [], []
         for name, value in self.state.get_model_state_iterator(model):
             average = self.state.state[name]
@@ -142,12 +142,12 @@ class EMAUpdater:
 
 
 def _remove_ddp(model: nn.Module) -> nn.Module:
-    """The model inside its distributed wrapper, if it has one."""
+    """Return the model inside its distributed wrapper, if it has one."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def may_build_model_ema(cfg: Any, model: nn.Module) -> None:
-    """Give the model an empty ``ema_state`` when ``cfg.train.model_ema.enabled``.
+    """Give the model an empty ``ema_state`` if ``cfg.train.model_ema.enabled``.
 
     Raises:
         ValueError: the model has an ``ema_state`` already.
@@ -162,14 +162,14 @@ def may_build_model_ema(cfg: Any, model: nn.Module) -> None:
 
 
 def may_get_ema_checkpointer(cfg: Any, model: nn.Module) -> dict[str, EMAState]:
-    """What a checkpointer must save beside the model: the EMA state when it is enabled."""
+    """Return the EMA state for a checkpointer if EMA is enabled."""
     if not cfg.train.model_ema.enabled:
         return {}
     return {"ema_state": get_model_ema_state(model)}
 
 
 def get_model_ema_state(model: nn.Module) -> EMAState:
-    """The EMA state of a model.
+    """Return the EMA state of a model.
 
     Raises:
         ValueError: it has none.
@@ -183,7 +183,7 @@ def get_model_ema_state(model: nn.Module) -> EMAState:
 def apply_model_ema(
     model: nn.Module, state: EMAState | None = None, save_current: bool = False
 ) -> EMAState | None:
-    """Write the average (or ``state``) into the model for good.
+    """Write the average (or ``state``) into the model permanently.
 
     Returns:
         The model's own state before, with ``save_current``; else None.
@@ -206,7 +206,7 @@ def apply_model_ema_and_restore(
 
 
 class EMAHook(HookBase):
-    """Updates the model's EMA state after every training step.
+    """Update the model's EMA state after every training step.
 
     Args:
         cfg: the whole config; reads ``train.model_ema`` (enabled, decay, device) and
@@ -226,12 +226,12 @@ class EMAHook(HookBase):
         self.ema_updater = EMAUpdater(self.ema, decay=cfg.train.model_ema.decay, device=self.device)
 
     def before_train(self) -> None:
-        """Start from the model, or go on with a state that a checkpoint brought."""
+        """Start from the model, or continue from the state of a checkpoint."""
         if self.ema.has_inited():
             self.ema.to(self.device)
         else:
             self.ema_updater.init_state(self.model)
 
     def after_step(self) -> None:
-        """Take one step towards the model."""
+        """Update the average with the model's present state."""
         self.ema_updater.update(self.model)

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 
 class WandbWriter(EventWriter):
-    """Writes all scalars and images of the event storage to a wandb run.
+    """Write all scalars and images of the event storage to a wandb run.
 
     Args:
         cfg: the whole config; ``cfg.train.wandb.params`` are the arguments of ``wandb.init``.

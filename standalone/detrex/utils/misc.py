@@ -20,7 +20,7 @@ def interpolate(
 
 
 def inverse_sigmoid(x: torch.Tensor, eps: float = 1e-3) -> torch.Tensor:
-    """Logit of ``x`` with both ends held away from infinity.
+    """Compute the logit of ``x``, bounded at both ends.
 
     Args:
         x: probabilities, any shape; values outside [0, 1] are clamped.

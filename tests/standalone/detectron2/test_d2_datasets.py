@@ -128,7 +128,7 @@ def test_bad_polygons_are_left_out_and_their_boxes_kept(tmp_path, caplog):
     assert "1 annotations whose segmentation cannot be read" in caplog.text
 
 
-def test_keypoints_move_to_pixel_centres(tmp_path):
+def test_keypoints_move_to_pixel_centers(tmp_path):
     json_file, root = write_coco(
         tmp_path,
         sizes=[(10, 10)],

@@ -48,7 +48,7 @@ def coco_name(tmp_path, name):
 
 
 def predictions_of(record: dict, *, seed: int | None = None, masks: bool = False) -> Instances:
-    """The ground truth as predictions; with a seed moved, mislabelled and partly dropped."""
+    """The ground truth as predictions; with a seed moved, mislabeled and partly dropped."""
     size = (record["height"], record["width"])
     boxes, classes = [], []
     for anno in record["annotations"]:

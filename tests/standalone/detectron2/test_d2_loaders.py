@@ -353,7 +353,7 @@ def test_keypoints_flip_with_the_image():
     moved = utils.transform_keypoint_annotations(
         keypoints, T.TransformList([T.HFlipTransform(30)]), (20, 30), np.array([1, 0, 2])
     )
-    # The third point lies outside the image and becomes unlabelled.
+    # The third point lies outside the image and becomes unlabeled.
     np.testing.assert_allclose(moved, [[5, 8, 1], [25, 6, 2], [0, 0, 0]])
     with pytest.raises(ValueError, match="flip indices"):
         utils.transform_keypoint_annotations(keypoints, T.HFlipTransform(30), (20, 30))

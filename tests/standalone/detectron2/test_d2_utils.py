@@ -301,8 +301,8 @@ def test_predictions_are_drawn_where_they_are(scene, mode):
     if mode == ColorMode.SEGMENTATION:
         assert picture[45, 62, 1] > 180 and picture[45, 62, 0] < 120
     if mode == ColorMode.IMAGE_BW:
-        grey = picture[2, 2].astype(int)
-        assert grey.max() - grey.min() <= 1
+        gray = picture[2, 2].astype(int)
+        assert gray.max() - gray.min() <= 1
     else:
         assert not touched[:5].any() and not touched[16:19, 16:19].any()
 
@@ -333,7 +333,6 @@ def test_ground_truth_and_shapes_are_drawn(scene, tmp_path):
     plain.draw_circle((70, 10), color="r", radius=4)
     plain.draw_binary_mask(masks[0], color="g", area_threshold=10_000)
     plain.draw_soft_mask(masks[1] * 0.7, color=(0.0, 1.0, 0.0))
-    plain.draw_rotated_box_with_label((40, 30, 20, 10, 30.0))
     touched = changed(image, plain.get_output().get_image())
     assert touched[50, 5:75].all() and touched[10, 70] and touched[45, 60]
     assert not touched[12:28, 12:26].any(), "a mask below the area threshold is not drawn"

@@ -101,7 +101,7 @@ def test_position_embeddings_are_resized():
     absolute = torch.randn(1, 17, 3)
     assert torch.equal(get_abs_pos(absolute, True, (4, 4))[0, 1, 2], absolute[0, 1 + 6])
     assert get_abs_pos(absolute[:, 1:], False, (6, 5)).shape == (1, 6, 5, 3)
-    with pytest.raises(AssertionError, match="17 positions are no square"):
+    with pytest.raises(AssertionError, match="17 positions do not form a square"):
         get_abs_pos(absolute, False, (4, 4))
 
 

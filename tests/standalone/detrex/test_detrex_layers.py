@@ -88,11 +88,11 @@ def test_deformable_attention_module(reference_dim, batch_first):
     offsets = attention.sampling_offsets(query + pos).view(2, 4, 2, 2, 3, 2)
     weights = attention.attention_weights(query + pos).view(2, 4, 2, 6).softmax(-1)
     size = torch.tensor([[5, 3], [2, 2]]).view(1, 1, 1, 2, 1, 2)
-    centre = reference[:, :, None, :, None, :2]
+    center = reference[:, :, None, :, None, :2]
     if reference_dim == 2:
-        locations = centre + offsets / size
+        locations = center + offsets / size
     else:
-        locations = centre + offsets / 3 * reference[:, :, None, :, None, 2:] * 0.5
+        locations = center + offsets / 3 * reference[:, :, None, :, None, 2:] * 0.5
     sampled = naive_deformable(projected, shapes.tolist(), locations, weights.view(2, 4, 2, 2, 3))
     expected = attention.output_proj(sampled) + query
 

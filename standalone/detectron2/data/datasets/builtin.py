@@ -47,7 +47,7 @@ _VOC_SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "t
 
 
 def register_all_coco(root: str) -> None:
-    """Register COCO detection and person keypoints; files lie in ``root/coco``."""
+    """Register COCO detection and person keypoints; files are in ``root/coco``."""
     groups = ((_COCO_SPLITS, _coco_instances_meta()), (_COCO_PERSON_SPLITS, _coco_person_keypoints_meta()))
     for splits, metadata in groups:
         for name, (folder, json_name) in splits.items():
@@ -56,14 +56,14 @@ def register_all_coco(root: str) -> None:
 
 
 def register_all_lvis(root: str) -> None:
-    """Register LVIS; annotations lie in ``root/lvis``, images in ``root/coco``."""
+    """Register LVIS; annotations are in ``root/lvis``, images in ``root/coco``."""
     for name, json_name in _LVIS_SPLITS.items():
         json_file = os.path.join(root, "lvis", json_name)
         register_lvis_instances(name, {}, json_file, os.path.join(root, "coco"))
 
 
 def register_all_pascal_voc(root: str) -> None:
-    """Register PASCAL VOC; files lie in ``root/VOC2007`` and ``root/VOC2012``."""
+    """Register PASCAL VOC; files are in ``root/VOC2007`` and ``root/VOC2012``."""
     for year, splits in _VOC_SPLITS.items():
         for split in splits:
             name = f"voc_{year}_{split}"

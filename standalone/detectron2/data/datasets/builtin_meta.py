@@ -25,7 +25,7 @@ _SIDED_KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "
 
 
 def _coco_instances_meta() -> dict[str, Any]:
-    """``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of COCO detection."""
+    """Return ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of COCO detection."""
     return {
         "thing_classes": list(_NAMES),
         "thing_dataset_id_to_contiguous_id": {k: i for i, k in enumerate(_IDS)},
@@ -33,7 +33,7 @@ def _coco_instances_meta() -> dict[str, Any]:
 
 
 def _coco_person_keypoints_meta() -> dict[str, Any]:
-    """The one class of COCO keypoints, the 17 names and which ones swap in a mirrored image."""
+    """Return the metadata of COCO keypoints: class, names, and pairs that mirroring swaps."""
     pairs = [(f"left_{part}", f"right_{part}") for part in _SIDED_KEYPOINTS]
     return {
         "thing_classes": ["person"],

@@ -43,18 +43,19 @@ def load_coco_json(
     Args:
         json_file: path of the JSON.
         image_root: folder to which the images' ``file_name`` are relative.
-        dataset_name: where to put ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``. None
-            leaves category ids as they are in the file; otherwise they become 0, 1, ... in order.
+        dataset_name: data set whose metadata receive ``thing_classes`` and
+            ``thing_dataset_id_to_contiguous_id``; category ids then become 0, 1, ... in order. None
+            keeps the ids of the file.
         extra_annotation_keys: further keys to take over from each annotation.
 
     Returns:
         One record per image, ordered by image id: ``file_name``, ``height``, ``width``, ``image_id``
-        and ``annotations`` with ``iscrowd``, ``bbox`` (XYWH_ABS), ``category_id`` and, where they
-        can be read, ``segmentation`` and ``keypoints``.
+        and ``annotations`` with ``iscrowd``, ``bbox`` (XYWH_ABS), ``category_id`` and, if they can be
+        read, ``segmentation`` and ``keypoints``.
 
     Raises:
         FileNotFoundError: no such file.
-        AnnotationError: the file is no COCO JSON, or records cannot be used; they are named.
+        AnnotationError: the file is not COCO JSON, or records cannot be used; they are named.
         ValueError: ``dataset_name`` belongs to a data set with other classes.
     """
     timer = Timer()
@@ -82,7 +83,7 @@ def load_coco_json(
 
 
 def _record(raw: dict[str, Any], keys: list[str], id_map: dict[Any, int] | None) -> Record:
-    """An annotation in detectron2's form; masks that cannot be read were left out before."""
+    """Convert an annotation to detectron2's form; unreadable masks were removed before."""
     annotation = {key: raw[key] for key in keys if key in raw}
     annotation["bbox_mode"] = BoxMode.XYWH_ABS
     segmentation = raw.get("segmentation")
@@ -158,7 +159,7 @@ def _register_categories(coco: COCO, json_file: str, dataset_name: str) -> dict[
 
 
 def _shift_keypoints(keypoints: list[float]) -> list[float]:
-    """Move x and y from COCO's pixel indices (centres at integers) to continuous coordinates."""
+    """Move x and y from COCO's pixel indices (centers at integers) to continuous coordinates."""
     return [value if i % 3 == 2 else value + 0.5 for i, value in enumerate(keypoints)]
 
 
@@ -183,9 +184,9 @@ def register_coco_instances(
 
 
 def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
-    """The annotations of a registered data set of any format, as a COCO dict.
+    """Convert a registered data set of any format to a COCO dict.
 
-    Category ids become those of the original file where the metadata know them.
+    Category ids become those of the original file if the metadata have them.
     """
     records = DatasetCatalog.get(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
@@ -261,7 +262,7 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     Args:
         dataset_name: a registered name.
         output_file: path of the JSON.
-        allow_cached: leave an existing file as it is.
+        allow_cached: keep an existing file.
     """
     PathManager.mkdirs(os.path.dirname(output_file) or ".")
     with file_lock(output_file):

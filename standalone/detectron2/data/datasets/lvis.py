@@ -1,4 +1,4 @@
-"""LVIS-format JSON. Categories come from the file itself."""
+"""LVIS-format JSON. Categories are read from the file itself."""
 
 import logging
 import os
@@ -35,18 +35,18 @@ def register_lvis_instances(
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
-    """Class names of a registered LVIS data set, read from its annotation file.
+    """Return the class names of a registered LVIS data set, read from its annotation file.
 
     Args:
         dataset_name: a name given to :func:`register_lvis_instances`.
 
     Returns:
         ``thing_classes`` (first synonym of each category, by id) and ``class_image_count`` (for each
-        category its ``id`` and ``image_count``, where the file has them).
+        category its ``id`` and ``image_count``, if the file has them).
 
     Raises:
-        ValueError: the name is no registered LVIS data set.
-        FileNotFoundError: its file is not there.
+        ValueError: the name is not a registered LVIS data set.
+        FileNotFoundError: its file does not exist.
     """
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if json_file is None:
@@ -97,8 +97,8 @@ def load_lvis_json(
     Args:
         json_file: path of the JSON.
         image_root: folder of the images; COCO's for LVIS.
-        dataset_name: where to put the class names; None leaves category ids as they are in the file
-            minus one.
+        dataset_name: data set whose metadata receive the class names; None keeps the category ids of
+            the file minus one.
         extra_annotation_keys: further keys to take over from each annotation.
 
     Returns:
@@ -131,7 +131,7 @@ def load_lvis_json(
 
 def _image_record(image: dict[str, Any], image_root: str) -> dict[str, Any]:
     if "coco_url" in image:
-        # Images lie in the train and val folders of COCO, whatever split of LVIS they are in.
+        # Images are in the train and val folders of COCO, independent of the split of LVIS.
         split_folder, file_name = image["coco_url"].split("/")[-2:]
         path = os.path.join(image_root, split_folder, file_name)
     else:

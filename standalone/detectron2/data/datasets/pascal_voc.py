@@ -37,9 +37,9 @@ def load_voc_instances(
         One record per image, in the list's order; ``image_id`` is VOC's string id.
 
     Raises:
-        FileNotFoundError: the list or an annotation is not there.
-        ValueError: an annotation is no VOC XML, names an unknown class or has a box that is none;
-            an id of the list is no name of a file.
+        FileNotFoundError: the list or an annotation does not exist.
+        ValueError: an annotation is not VOC XML, names an unknown class or has an invalid box; an
+            id of the list is not a file name.
     """
     list_file = os.path.join(dirname, "ImageSets", "Main", split + ".txt")
     with PathManager.open(list_file) as file:
@@ -54,7 +54,7 @@ def _read_record(
     dirname: str, annotation_dir: str, image_id: str, class_names: list[str]
 ) -> dict[str, Any]:
     if os.path.basename(image_id) != image_id or "\\" in image_id or image_id in ("", ".", ".."):
-        raise ValueError(f"the id {image_id!r} in the list of {dirname} is no name of a file")
+        raise ValueError(f"the id {image_id!r} in the list of {dirname} is not a file name")
     annotation_file = os.path.join(annotation_dir, image_id + ".xml")
     with PathManager.open(annotation_file) as file:
         try:
@@ -93,7 +93,7 @@ def _read_object(element: ElementTree.Element, class_names: list[str]) -> dict[s
     )
     if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))) or xmax < xmin or ymax < ymin:
         raise ValueError(
-            f"the box of an object '{name}' is none: xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, "
+            f"the box of an object '{name}' is empty: xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, "
             f"ymax {ymax:g}"
         )
     _is_difficult(element)
@@ -106,7 +106,7 @@ def _read_object(element: ElementTree.Element, class_names: list[str]) -> dict[s
 
 
 def _is_difficult(element: ElementTree.Element) -> bool:
-    """Whether an object is marked as difficult; an empty mark and "Unspecified" mean no.
+    """Return True for an object marked as difficult; no mark and "Unspecified" mean False.
 
     Raises:
         ValueError: the mark is another word.

@@ -6,10 +6,8 @@ from detectron2.data.samplers.distributed_sampler import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
-from detectron2.data.samplers.grouped_batch_sampler import GroupedBatchSampler
 
 __all__ = [
-    "GroupedBatchSampler",
     "InferenceSampler",
     "RandomSubsetTrainingSampler",
     "RepeatFactorTrainingSampler",

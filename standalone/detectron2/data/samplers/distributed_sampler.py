@@ -1,4 +1,4 @@
-"""Samplers that know about ranks: endless streams for training, fixed shards for evaluation."""
+"""Samplers across ranks: endless streams for training, fixed shards for evaluation."""
 
 import itertools
 import logging
@@ -26,7 +26,7 @@ def _shared_seed(seed: int | None) -> int:
 
 
 class _EndlessSampler(Sampler):
-    """An endless stream of indices, the same on all ranks, of which each rank reads its share."""
+    """Endless stream of indices, equal on all ranks, of which each rank reads its share."""
 
     def __init__(self) -> None:
         self._rank = comm.get_rank()
@@ -40,7 +40,7 @@ class _EndlessSampler(Sampler):
 
 
 class TrainingSampler(_EndlessSampler):
-    """Endless passes over all indices, reshuffled each pass.
+    """Endless passes over all indices, reshuffled in each pass.
 
     Conceptually all ranks produce the same stream ``shuffle(range(size)) + shuffle(range(size))
     + ...`` and rank ``r`` takes every ``world_size``-th element of it, from the ``r``-th on.
@@ -76,7 +76,7 @@ class TrainingSampler(_EndlessSampler):
 
 
 class RandomSubsetTrainingSampler(TrainingSampler):
-    """A fixed random part of the data set, then an endless stream over that part.
+    """Endless stream over a fixed random subset of the data set.
 
     Args:
         size: number of items of the data set.
@@ -115,7 +115,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 
 
 class RepeatFactorTrainingSampler(_EndlessSampler):
-    """Endless passes in which item ``i`` appears ``repeat_factors[i]`` times on average.
+    """Endless passes that contain item ``i`` ``repeat_factors[i]`` times on average.
 
     The fractional part of a factor is rounded up or down at random, anew each pass.
 
@@ -140,7 +140,7 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
     def repeat_factors_from_category_frequency(
         dataset_dicts: list[dict[str, Any]], repeat_thresh: float, sqrt: bool = True
     ) -> torch.Tensor:
-        """Factors that oversample images with rare categories.
+        """Compute factors that oversample images with rare categories.
 
         A category seen in the share ``f`` of the images gets ``max(1, sqrt(thresh / f))`` (without
         the root if ``sqrt`` is False); an image gets the largest factor of its categories, or 1.
@@ -185,7 +185,7 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
 
 
 class InferenceSampler(Sampler):
-    """Each index exactly once over all ranks, in order, in contiguous shards.
+    """Every index exactly once over all ranks, in order, in contiguous shards.
 
     Shard sizes differ by at most one and the first ranks take the larger ones, so that no sample is
     padded in or dropped.

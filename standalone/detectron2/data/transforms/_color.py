@@ -1,4 +1,4 @@
-"""Random changes of colour."""
+"""Random changes of color."""
 
 import numpy as np
 from detectron2.data.transforms.augmentation import Augmentation
@@ -47,7 +47,7 @@ class RandomContrast(_RandomBlend):
 
 
 class RandomSaturation(_RandomBlend):
-    """Blend an RGB image with its grey version."""
+    """Blend an RGB image with its gray version."""
 
     def _other(self, image: np.ndarray) -> np.ndarray:
         assert image.shape[-1] == 3, f"RandomSaturation works on RGB images, got {image.shape}"
@@ -55,7 +55,7 @@ class RandomSaturation(_RandomBlend):
 
 
 class RandomLighting(Augmentation):
-    """Add random multiples of ImageNet's principal colour components to an RGB image.
+    """Add random multiples of ImageNet's principal color components to an RGB image.
 
     Args:
         scale: standard deviation of the multiples.

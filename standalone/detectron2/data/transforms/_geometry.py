@@ -42,7 +42,7 @@ class RandomApply(Augmentation):
     """Apply another augmentation (or transform) with a probability.
 
     Args:
-        tfm_or_aug: what to apply.
+        tfm_or_aug: the augmentation or transform.
         prob: probability in [0, 1].
     """
 
@@ -113,7 +113,7 @@ class Resize(Augmentation):
 class ResizeShortestEdge(Augmentation):
     """Scale so that the shorter side gets a chosen length, the longer one at most ``max_size``.
 
-    The aspect ratio is kept; where ``max_size`` would be exceeded the longer side gets that length.
+    The aspect ratio is kept; if ``max_size`` would be exceeded, the longer side gets that length.
 
     Args:
         short_edge_length: (min, max) for ``"range"``, the possible lengths for ``"choice"``, or one
@@ -163,7 +163,7 @@ class ResizeShortestEdge(Augmentation):
     def get_output_shape(
         oldh: int, oldw: int, short_edge_length: int, max_size: float
     ) -> tuple[int, int]:
-        """The (h, w) that the rule above gives, rounded to the nearest pixel."""
+        """Return the output's (h, w), rounded to the nearest pixel."""
         scale = short_edge_length / min(oldh, oldw)
         new_height, new_width = scale * oldh, scale * oldw
         if max(new_height, new_width) > max_size:
@@ -269,7 +269,7 @@ class RandomCrop(Augmentation):
     """Cut a random rectangle out of the image.
 
     Args:
-        crop_type: what ``crop_size`` means:
+        crop_type: meaning of ``crop_size``:
             ``"relative"``: (height, width) as shares of the image in (0, 1];
             ``"relative_range"``: the smallest shares, the actual ones are drawn up to 1;
             ``"absolute"``: pixels, cut down to the image's size;
@@ -312,7 +312,7 @@ class RandomCrop(Augmentation):
 
 
 class FixedSizeCrop(Augmentation):
-    """Crop at random where the image is larger than a size, pad right and bottom where smaller.
+    """Crop at random to a size, and pad smaller images at the right and the bottom.
 
     Args:
         crop_size: (height, width) of the result.
@@ -354,11 +354,11 @@ class FixedSizeCrop(Augmentation):
 
 
 class RandomExtent(Augmentation):
-    """Cut a rectangle around a random centre, larger or smaller than the image, padded with black.
+    """Cut a rectangle around a random center, larger or smaller than the image, padded with black.
 
     Args:
         scale_range: (min, max) factor of the rectangle's size to the image's.
-        shift_range: (x, y) largest shift of the centre as a share of the image's size.
+        shift_range: (x, y) largest shift of the center as a share of the image's size.
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]) -> None:

@@ -29,9 +29,9 @@ def _as_augmentation(tfm_or_aug: "Augmentation | Transform") -> "Augmentation":
 
 
 def _requested_attributes(augmentation: "Augmentation") -> tuple[str, ...]:
-    """Names of the inputs that ``get_transform`` asks for, read off its signature.
+    """Return the names of the inputs of ``get_transform``, read off its signature.
 
-    An only positional argument always means the image, whatever it is called.
+    A single positional argument always means the image, under any name.
     """
     parameters = list(inspect.signature(augmentation.get_transform).parameters.values())
     if len(parameters) == 1 and parameters[0].kind is parameters[0].POSITIONAL_OR_KEYWORD:
@@ -52,8 +52,8 @@ def _requested_attributes(augmentation: "Augmentation") -> tuple[str, ...]:
 class Augmentation:
     """A policy that produces a transform for a given input, usually at random.
 
-    Subclasses implement ``get_transform``, whose argument names (``image``, ``boxes``, ``sem_seg``
-    or any attribute of the input) say what it needs to see.
+    Subclasses implement ``get_transform``; its argument names (``image``, ``boxes``, ``sem_seg`` or
+    any attribute of the input) are the inputs it receives.
 
     Attributes:
         input_args: those names; found from the signature on first use unless a subclass sets it.
@@ -98,7 +98,7 @@ class Augmentation:
     def _rand_range(
         self, low: float = 1.0, high: float | None = None, size: Any = None
     ) -> np.ndarray | float:
-        """Uniform numbers in [low, high), or in [0, low) when only one bound is given."""
+        """Draw uniformly from [low, high), or from [0, low) if only one bound is given."""
         if high is None:
             low, high = 0, low
         return np.random.uniform(low, high, [] if size is None else size)
@@ -123,7 +123,7 @@ TransformGen = Augmentation
 
 
 class _ConstantAugmentation(Augmentation):
-    """Always the same transform."""
+    """An augmentation that always returns the same transform."""
 
     input_args = ()
 
@@ -140,7 +140,7 @@ class _ConstantAugmentation(Augmentation):
 
 
 class AugmentationList(Augmentation):
-    """Apply augmentations one after another; each sees what the ones before it produced.
+    """Apply augmentations one after another; each sees the result of the ones before it.
 
     Args:
         augs: augmentations or plain transforms.
@@ -159,7 +159,7 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """What augmentations look at and change: an image and, if given, boxes and a segmentation.
+    """Input of augmentations: an image and, if given, boxes and a segmentation.
 
     Args:
         image: ``[H, W]`` or ``[H, W, C]``, uint8 in [0, 255] or float in [0, 1] or [0, 255].

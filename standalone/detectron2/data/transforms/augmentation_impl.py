@@ -1,4 +1,4 @@
-"""Every augmentation, under the path that detectron2's configs and saved configs name it by."""
+"""Every augmentation, under the module path that configs and saved configs of detectron2 use."""
 
 from detectron2.data.transforms import _color, _geometry
 from detectron2.data.transforms._color import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""Transforms beyond fvcore's: resize, extent, rotation and colour, on Pillow and torch alone."""
+"""Transforms beyond fvcore's: resize, extent, rotation and color, on Pillow and torch alone."""
 
 import math
 from collections.abc import Callable
@@ -28,33 +28,16 @@ _TORCH_MODES = {
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:
-    """A uint8 array HxW, HxWx1 or HxWx3 as a Pillow image."""
+    """Convert a uint8 array HxW, HxWx1 or HxWx3 to a Pillow image."""
     if image.ndim == 3 and image.shape[2] == 1:
         return Image.fromarray(np.ascontiguousarray(image[:, :, 0]))
     return Image.fromarray(np.ascontiguousarray(image))
 
 
 def _like(image: np.ndarray, result: Image.Image) -> np.ndarray:
-    """Back to an array with as many axes as ``image``."""
+    """Restore as many axes as ``image`` has."""
     array = np.asarray(result)
     return array[:, :, None] if image.ndim == 3 and array.ndim == 2 else array
-
-
-def _scale_rotated_boxes(boxes: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
-    """Scale ``[N, 5]`` boxes (cx, cy, w, h, degrees counter-clockwise) by two factors.
-
-    Sides change by the length of their scaled direction vectors, the angle by the scaled direction
-    of the height axis; exact when both factors are equal, otherwise the closest rectangle.
-    """
-    boxes = np.asarray(boxes, dtype=np.float64).copy()
-    theta = np.deg2rad(boxes[:, 4])
-    cos, sin = np.cos(theta), np.sin(theta)
-    boxes[:, 0] *= scale_x
-    boxes[:, 1] *= scale_y
-    boxes[:, 2] *= np.hypot(scale_x * cos, scale_y * sin)
-    boxes[:, 3] *= np.hypot(scale_x * sin, scale_y * cos)
-    boxes[:, 4] = np.rad2deg(np.arctan2(scale_x * sin, scale_y * cos))
-    return boxes
 
 
 class ResizeTransform(Transform):
@@ -106,16 +89,12 @@ class ResizeTransform(Transform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
 
-    def apply_rotated_box(self, rotated_boxes: np.ndarray) -> np.ndarray:
-        """Transform ``[N, 5]`` boxes (cx, cy, w, h, degrees)."""
-        return _scale_rotated_boxes(rotated_boxes, self.new_w / self.w, self.new_h / self.h)
-
     def inverse(self) -> "ResizeTransform":
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 
 
 def _clip_polygon(polygon: np.ndarray, axis: int, bound: float, keep_above: bool) -> np.ndarray:
-    """The part of a polygon ``[N, 2]`` on one side of an axis-parallel line.
+    """Return the part of a polygon ``[N, 2]`` on one side of an axis-parallel line.
 
     Source: Sutherland and Hodgman, "Reentrant polygon clipping", 1974.
     """
@@ -138,7 +117,7 @@ def _twice_area(polygon: np.ndarray) -> float:
 
 
 class CropTransform(_CropTransform):
-    """fvcore's crop, whose polygons are cut without the shapely package.
+    """fvcore's crop, with polygons clipped without the shapely package.
 
     A polygon that the window cuts into several pieces stays one, its pieces joined along the
     window's border: the area is the same.
@@ -161,7 +140,7 @@ class ExtentTransform(Transform):
     """Cut a rectangle of the image, which may reach beyond it, and scale it to a size.
 
     Args:
-        src_rect: (x0, y0, x1, y1) in pixels of the input; outside the image is ``fill``.
+        src_rect: (x0, y0, x1, y1) in pixels of the input; ``fill`` outside the image.
         output_size: (h, w) of the output.
         interp: Pillow resampling filter for images.
         fill: value outside the image.
@@ -207,8 +186,8 @@ class RotationTransform(Transform):
         h, w: size of the input.
         angle: degrees, counter-clockwise as seen on the screen.
         expand: grow the output so that it holds the whole rotated image.
-        center: (x, y) of the fixed point; the image's centre when None. Without effect on the
-            picture when ``expand`` is set.
+        center: (x, y) of the fixed point; the image's center when None. It does not change the
+            image if ``expand`` is set.
         interp: Pillow resampling filter; bilinear when None.
     """
 
@@ -262,7 +241,7 @@ class RotationTransform(Transform):
         return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
 
     def inverse(self) -> Transform:
-        """The transform that turns the picture back.
+        """Return the opposite rotation.
 
         Raises:
             NotImplementedError: without ``expand`` the corners are lost.
@@ -305,7 +284,7 @@ class ColorTransform(Transform):
 
 
 class PILColorTransform(ColorTransform):
-    """As :class:`ColorTransform`, with a function of Pillow images."""
+    """:class:`ColorTransform` with a function of Pillow images."""
 
     def __init__(self, op: Callable[[Image.Image], Image.Image]) -> None:
         super().__init__(op)  # type: ignore[arg-type]

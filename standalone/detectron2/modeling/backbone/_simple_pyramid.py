@@ -15,7 +15,7 @@ __all__ = ["SimpleFeaturePyramid"]
 
 
 class SimpleFeaturePyramid(Backbone):
-    """Maps ``p<k>`` of several strides, each made from the one map of a plain backbone.
+    """Feature maps ``p<k>`` of several strides, all made from the last map of a plain backbone.
 
     Args:
         net: the backbone.
@@ -72,7 +72,7 @@ class SimpleFeaturePyramid(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Stride of the coarsest map made here, and the square's side, if any."""
+        """Stride of the coarsest map made here, and the side of ``square_pad``, if any."""
         return {"size_divisiblity": self._size_divisibility, "square_size": self._square_pad}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

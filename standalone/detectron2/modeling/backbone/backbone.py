@@ -9,7 +9,7 @@ __all__ = ["Backbone"]
 
 
 class Backbone(nn.Module, metaclass=ABCMeta):
-    """A network from images to named feature maps.
+    """Base class of networks from images to named feature maps.
 
     Subclasses set ``_out_features`` (names in order), ``_out_feature_channels`` and
     ``_out_feature_strides`` (by name), or override :meth:`output_shape`.
@@ -28,19 +28,19 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     @property
     def size_divisibility(self) -> int:
-        """Height and width of the input must be multiples of this; 0 when any size works."""
+        """Divisor of the input's height and width; 0 if any size works."""
         return 0
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What padding the input needs otherwise.
+        """Further constraints on the padding of the input.
 
         Keys: ``square_size`` (side of the square to pad to), ``size_divisibility``.
         """
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each feature map."""
+        """Return the channels and stride of each feature map."""
         return {
             name: ShapeSpec(
                 channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]

@@ -15,7 +15,7 @@ __all__ = ["FPN", "LastLevelMaxPool", "LastLevelP6P7"]
 
 
 class FPN(Backbone):
-    """Feature maps ``p<k>`` of one width from those of another backbone, coarse added to fine.
+    """Top-down pyramid: maps ``p<k>`` of one width from those of another backbone.
 
     Args:
         bottom_up: the backbone.
@@ -87,7 +87,7 @@ class FPN(Backbone):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Square side, if any."""
+        """Side of the square that images are padded to, if any."""
         return {"square_size": self._square_pad}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ def name_levels(
     Args:
         results: maps of the pyramid, finest first.
         names: of all levels.
-        features: maps that the pyramid was made from, which the top block may ask for.
+        features: maps that the pyramid was made from, for the top block.
         top_block: see :class:`FPN`, or None.
     """
     if top_block is not None:
@@ -141,7 +141,7 @@ def name_levels(
 
 
 class LastLevelMaxPool(nn.Module):
-    """Adds P6 by subsampling P5."""
+    """Make P6 by subsampling P5."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class LastLevelMaxPool(nn.Module):
 
 
 class LastLevelP6P7(nn.Module):
-    """Adds P6 and P7 by convolutions with stride 2 (RetinaNet)."""
+    """Make P6 and P7 by convolutions with stride 2 (RetinaNet)."""
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5") -> None:
         super().__init__()

@@ -27,7 +27,7 @@ ResNetBlockBase = CNNBlockBase
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, norm: Any) -> Conv2d | None:
-    """1x1 convolution of the shortcut, or None where input and output have the same channels."""
+    """Return the 1x1 convolution of the shortcut; None if the channels do not change."""
     if in_channels == out_channels:
         return None
     return Conv2d(
@@ -193,14 +193,14 @@ _DEPTHS: dict[int, list[int]] = {
 
 
 class ResNet(Backbone):
-    """A stem, stages named ``res2``, ``res3``, ... and maybe a classifier.
+    """A stem, stages named ``res2``, ``res3``, ... and optionally a classifier.
 
     Args:
         stem: the stem block.
         stages: lists of blocks, one list per stage (3 or more names follow: ``res2`` first).
         num_classes: add average pooling and a linear classifier ``linear`` when given.
-        out_features: what :meth:`forward` returns, of "stem", "res2", ..., "linear"; by default
-            only the last.
+        out_features: outputs of :meth:`forward`, of "stem", "res2", ..., "linear"; by default only
+            the last.
         freeze_at: see :meth:`freeze`.
     """
 
@@ -220,7 +220,7 @@ class ResNet(Backbone):
         self._out_feature_channels = {"stem": stem.out_channels}
 
         if out_features is not None:
-            # stages after the last one that is asked for are not built
+            # stages after the last requested one are not built
             wanted = [{"res2": 1, "res3": 2, "res4": 3, "res5": 4}.get(f, 0) for f in out_features]
             stages = stages[: max(wanted)]
         self.stage_names = tuple(f"res{index + 2}" for index in range(len(stages)))
@@ -271,7 +271,7 @@ class ResNet(Backbone):
         return outputs
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each output."""
+        """Return the channels and stride of each output."""
         return {
             name: ShapeSpec(
                 channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]

@@ -29,14 +29,14 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.device) -> Tensor:
-    """Additive mask [windows, S, S] between pixels that only the cyclic shift made neighbours.
+    """Build the additive mask [windows, S, S] between pixels that only the shift made neighbors.
 
     Args:
         height: padded height, a multiple of ``size``.
         width: padded width.
         size: window size; S = size * size.
         shift: cyclic shift in pixels.
-        device: where to make it.
+        device: device of the mask.
     """
     strips = []
     for length in (height, width):
@@ -49,13 +49,13 @@ def _shift_mask(height: int, width: int, size: int, shift: int, device: torch.de
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within windows, with a learnt bias for each relative position.
+    """Self-attention within windows, with a learned bias for each relative position.
 
     Args:
         dim: channels C.
         window_size: height and width of a window in tokens.
         num_heads: attention heads M.
-        qkv_bias: whether query, key and value have a bias.
+        qkv_bias: add a bias to query, key and value.
         qk_scale: scale of the logits; by default (C / M) ** -0.5.
         attn_drop: dropout of the attention weights.
         proj_drop: dropout of the output.
@@ -120,7 +120,7 @@ class WindowAttention(nn.Module):
 
 
 class SwinTransformerBlock(nn.Module):
-    """Window attention and MLP, each with a norm before it and a residual around it.
+    """Window attention and MLP, each pre-norm and with a residual connection.
 
     Args:
         dim: channels C.
@@ -186,7 +186,7 @@ class SwinTransformerBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve height and width: concatenate 2x2 neighbours and project 4C to 2C."""
+    """Halve height and width: concatenate 2x2 neighbors and project 4C to 2C."""
 
     def __init__(self, dim: int, norm_layer: NormLayer) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class BasicLayer(nn.Module):
         window_size: side of a window in tokens.
         drop_path: drop-path probability of each block; their number is the depth.
         norm_layer: makes a norm for a number of channels.
-        downsample: whether patch merging follows.
+        downsample: append patch merging.
         use_checkpoint: recompute blocks in the backward pass to save memory.
         block: further arguments of :class:`SwinTransformerBlock`.
     """
@@ -309,7 +309,7 @@ class PatchEmbed(nn.Module):
 
 
 class SwinTransformer(Backbone):
-    """Swin backbone with outputs ``p0`` ... ``p3`` at strides 4 ... 32.
+    """Swin backbone with outputs ``p0``, ..., ``p3`` at strides 4 to 32.
 
     Args:
         pretrain_img_size: image size the absolute position embedding was made for.
@@ -320,14 +320,14 @@ class SwinTransformer(Backbone):
         num_heads: attention heads of each stage.
         window_size: side of a window in tokens.
         mlp_ratio: hidden width of MLPs divided by their channels.
-        qkv_bias: whether query, key and value have a bias.
+        qkv_bias: add a bias to query, key and value.
         qk_scale: scale of the attention logits; by default head width ** -0.5.
         drop_rate: dropout of projections.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: drop-path probability of the last block; it grows linearly from 0.
         norm_layer: makes a norm for a number of channels.
-        ape: add a learnt absolute position embedding.
-        patch_norm: normalise the patch embedding.
+        ape: add a learned absolute position embedding.
+        patch_norm: normalize the patch embedding.
         out_indices: stages to return.
         frozen_stages: 0 freezes the patch embedding, 1 also the position embedding, k >= 2 also the
             first k - 1 stages.
@@ -436,7 +436,7 @@ class SwinTransformer(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """Images are padded to multiples of 32."""
+        """Divisor of the input's height and width: 32."""
         return self._size_divisibility
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

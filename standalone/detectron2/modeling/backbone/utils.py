@@ -1,4 +1,4 @@
-"""What the transformer backbones share: windows, position embeddings, patches."""
+"""Windows, position embeddings and patches, shared by the transformer backbones."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 
 class _Mlp(nn.Module):
-    """Two linear layers with an activation between; dropout after both."""
+    """Two linear layers with an activation between them; dropout after both."""
 
     def __init__(
         self,
@@ -77,9 +77,8 @@ def get_rel_pos(q_size: int, k_size: int, rel_pos: Tensor) -> Tensor:
 
     Args:
         q_size: queries along the side.
-        k_size: keys along the same side; where the two differ, the fewer are spread out.
-        rel_pos: [L, C] for the offsets -(L - 1) / 2 to (L - 1) / 2, interpolated where there are
-            more or fewer.
+        k_size: keys along the same side; if the two differ, the fewer are spread out.
+        rel_pos: [L, C] for the offsets -(L - 1) / 2 to (L - 1) / 2, interpolated for another range.
 
     Returns:
         [q_size, k_size, C].
@@ -98,7 +97,7 @@ def get_abs_pos(abs_pos: Tensor, has_cls_token: bool, hw: Size) -> Tensor:
 
     Args:
         abs_pos: [1, positions, C].
-        has_cls_token: whether the first one is a class token's, which is left out.
+        has_cls_token: the first one is a class token's, which is removed.
         hw: wanted height and width.
 
     Returns:
@@ -108,7 +107,7 @@ def get_abs_pos(abs_pos: Tensor, has_cls_token: bool, hw: Size) -> Tensor:
         abs_pos = abs_pos[:, 1:]
     positions = int(abs_pos.shape[1])
     side = round(positions**0.5)
-    assert side * side == positions, f"{positions} positions are no square"
+    assert side * side == positions, f"{positions} positions do not form a square"
     if hw == (side, side):
         return abs_pos.reshape(1, side, side, -1)
     square = abs_pos.reshape(1, side, side, -1).permute(0, 3, 1, 2)

@@ -33,10 +33,10 @@ class Attention(nn.Module):
     Args:
         dim: channels C.
         num_heads: attention heads M.
-        qkv_bias: whether query, key and value have a bias.
-        use_rel_pos: whether the logits get a query's product with embeddings of row and column
-            offsets.
-        rel_pos_zero_init: whether these start as zeros.
+        qkv_bias: add a bias to query, key and value.
+        use_rel_pos: add the product of a query with embeddings of row and column offsets to the
+            logits.
+        rel_pos_zero_init: initialize these with zeros.
         input_size: height and width of the map that they are made for.
     """
 
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, -1))
 
     def _position_bias(self, query_BMND: Tensor, height: int, width: int) -> Tensor:
-        """Return what relative positions add to the logits, [B, M, N, N]."""
+        """Return the relative-position bias of the logits, [B, M, N, N]."""
         grid = query_BMND.unflatten(2, (height, width))
         rows = torch.einsum("bmhwc,hkc->bmhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
         columns = torch.einsum("bmhwc,wkc->bmhwk", grid, get_rel_pos(width, width, self.rel_pos_w))
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
 
 class ResBottleneckBlock(CNNBlockBase):
-    """Three convolutions (1, 3, 1 wide) around a residual, which starts as the identity."""
+    """Residual block of three convolutions (1, 3, 1 wide), the identity at the start."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class ResBottleneckBlock(CNNBlockBase):
 
 
 class Block(nn.Module):
-    """Attention, in windows or over the whole map, and MLP; a convolution block may follow.
+    """Attention, in windows or over the whole map, and MLP, optionally a convolution block.
 
     Args:
         dim: channels C.
@@ -125,7 +125,7 @@ class Block(nn.Module):
         norm_layer: makes a norm for a number of channels.
         act_layer: class of the activations.
         window_size: side of the windows; 0 for the whole map.
-        use_residual_block: whether a convolution block follows.
+        use_residual_block: append a convolution block.
         input_size: height and width of the map.
         attention: further arguments of :class:`Attention`.
     """
@@ -172,30 +172,30 @@ class Block(nn.Module):
 
 
 class ViT(Backbone):
-    """Vision transformer of one resolution.
+    """Plain vision transformer: one map at the resolution of the patches.
 
     Args:
         img_size: side of the images in pixels, for relative positions.
-        patch_size: side of a patch in pixels; what is left over at the right and bottom is not
-            seen.
+        patch_size: side of a patch in pixels; an incomplete patch at the right or bottom is
+            ignored.
         in_chans: channels of the image.
         embed_dim: channels C.
         depth: number of blocks.
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLPs divided by C.
-        qkv_bias: whether query, key and value have a bias.
+        qkv_bias: add a bias to query, key and value.
         drop_path_rate: drop-path probability of the last block; it grows from 0.
         norm_layer: makes a norm for a number of channels.
         act_layer: class of the activations.
-        use_abs_pos: whether patches get position embeddings.
-        use_rel_pos: whether attention gets relative ones.
-        rel_pos_zero_init: whether these start as zeros.
+        use_abs_pos: add position embeddings to the patches.
+        use_rel_pos: add relative ones in attention.
+        rel_pos_zero_init: initialize these with zeros.
         window_size: side of the windows, in tokens.
         window_block_indexes: blocks that attend in windows.
         residual_block_indexes: blocks that end with convolutions.
         use_act_checkpoint: recompute blocks in the backward pass to save memory.
         pretrain_img_size: side of the images that ``pos_embed`` is for.
-        pretrain_use_cls_token: whether its first row is a class token's.
+        pretrain_use_cls_token: its first row is a class token's.
         out_feature: name of the map.
     """
 

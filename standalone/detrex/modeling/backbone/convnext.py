@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Block(nn.Module):
-    """Depthwise 7x7 convolution, norm and a two-layer perceptron over channels, with residual.
+    """Residual block: depthwise 7x7 convolution, norm and a two-layer MLP over channels.
 
     Args:
         dim: channels.
@@ -111,7 +111,7 @@ class ConvNeXt(Backbone):
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
-        """Truncated normal weights of linear layers, biases 0."""
+        """Draw truncated normal weights of linear layers and set biases to 0."""
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
@@ -123,7 +123,7 @@ class ConvNeXt(Backbone):
         return self
 
     def forward_features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Normalised outputs of the configured stages by name."""
+        """Return the normalized outputs of the configured stages by name."""
         outputs = {}
         for index, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True)

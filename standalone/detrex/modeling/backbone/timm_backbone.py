@@ -16,16 +16,16 @@ class TimmBackbone(Backbone):
 
     Args:
         model_name: name of the timm model.
-        features_only: whether timm builds a feature extractor.
-        pretrained: whether timm downloads weights.
+        features_only: let timm build a feature extractor.
+        pretrained: let timm download weights.
         checkpoint_path: file with weights to load.
         in_channels: channels of the images.
-        out_indices: which features are returned.
-        norm_layer: class of the normalisation layers, e.g. ``FrozenBatchNorm2d``.
+        out_indices: indices of the returned features.
+        norm_layer: class of the normalization layers, e.g. ``FrozenBatchNorm2d``.
 
     Raises:
         ImportError: timm is not installed.
-        TypeError: ``pretrained`` is no bool.
+        TypeError: ``pretrained`` is not a bool.
         ValueError: timm cannot build the model with these arguments.
     """
 

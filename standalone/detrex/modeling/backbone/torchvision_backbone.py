@@ -13,13 +13,13 @@ class TorchvisionBackbone(Backbone):
 
     Args:
         model_name: name of the function in ``torchvision.models``.
-        pretrained: whether torchvision downloads its default weights.
+        pretrained: let torchvision download its default weights.
         return_nodes: name of each returned feature by the name of its node in the model;
             by default the four stages of a ResNet as res2 to res5.
-        train_return_nodes: nodes in training, where they differ.
-        eval_return_nodes: nodes in evaluation, where they differ.
+        train_return_nodes: nodes in training, if they differ.
+        eval_return_nodes: nodes in evaluation, if they differ.
         tracer_kwargs: arguments of the tracer.
-        suppress_diff_warnings: whether differences between both modes go without a warning.
+        suppress_diff_warnings: do not warn about differences between both modes.
         **kwargs: arguments of the model, ``weights`` among them.
 
     Raises:

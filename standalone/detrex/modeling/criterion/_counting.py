@@ -1,4 +1,4 @@
-"""The number of ground truth boxes that losses are averaged over."""
+"""Count the ground-truth boxes that losses are averaged over."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,11 +7,11 @@ from detrex.utils import get_world_size, is_dist_avail_and_initialized
 
 
 def average_num_boxes(targets: Sequence[Mapping[str, torch.Tensor]], device: torch.device) -> float:
-    """Boxes per process, averaged over all processes, at least 1.
+    """Return the boxes per process, averaged over all processes, at least 1.
 
     Args:
         targets: per image "labels" [G].
-        device: where the count is exchanged between processes.
+        device: device of the exchange between processes.
     """
     num_boxes = float(sum(len(target["labels"]) for target in targets))
     if is_dist_avail_and_initialized():

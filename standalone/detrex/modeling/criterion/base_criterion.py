@@ -1,4 +1,4 @@
-"""A criterion put together from loss modules."""
+"""A criterion assembled from loss modules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ from torch import nn
 
 
 class BaseCriterion(nn.Module):
-    """Losses of a set of predictions matched with the ground truth; the modules hold the weights.
+    """Losses of matched predictions; the loss modules hold the weights.
 
     Args:
         num_classes: number of classes, without "no object".
         matcher: by default ``ModifedMatcher()`` with weights 2, 5, 2.
         loss_class: loss of (logits [N, C], labels [N]); by default the focal loss with weight 1.
         loss_bbox: loss of (cxcywh boxes, cxcywh boxes); by default L1 with weight 5.
-        loss_giou: loss of (xyxy boxes, xyxy boxes); by default generalised IoU with weight 2.
+        loss_giou: loss of (xyxy boxes, xyxy boxes); by default generalized IoU with weight 2.
     """
 
     def __init__(
@@ -39,24 +39,24 @@ class BaseCriterion(nn.Module):
         self.loss_giou = GIoULoss(loss_weight=2.0) if loss_giou is None else loss_giou
 
     def _get_src_permutation_idx(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """(image, query) of every matched prediction."""
+        """Return (image, query) of every matched prediction."""
         return _batch_and_place([query for query, _ in indices])
 
     def _get_tgt_permutation_idx(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """(image, box) of every matched target."""
+        """Return (image, box) of every matched target."""
         return _batch_and_place([truth for _, truth in indices])
 
     def _matched(
         self, pred_boxes: torch.Tensor, targets: Targets, indices: Indices
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Matched predicted boxes and their targets, both cxcywh [N, 4]."""
+        """Return matched predicted boxes and their targets, both cxcywh [N, 4]."""
         truth = [target["boxes"][i] for target, (_, i) in zip(targets, indices, strict=True)]
         return pred_boxes[self._get_src_permutation_idx(indices)], torch.cat(truth)
 
     def calculate_class_loss(
         self, pred_logits: torch.Tensor, targets: Targets, indices: Indices, num_boxes: float
     ) -> torch.Tensor:
-        """Classification loss of logits [B, Q, C]."""
+        """Compute the classification loss of logits [B, Q, C]."""
         matched = [target["labels"][i] for target, (_, i) in zip(targets, indices, strict=True)]
         labels = torch.full(
             pred_logits.shape[:2], self.num_classes, dtype=torch.int64, device=pred_logits.device
@@ -67,14 +67,14 @@ class BaseCriterion(nn.Module):
     def calculate_bbox_loss(
         self, pred_boxes: torch.Tensor, targets: Targets, indices: Indices, num_boxes: float
     ) -> torch.Tensor:
-        """Regression loss of normalised cxcywh boxes [B, Q, 4]."""
+        """Compute the regression loss of normalized cxcywh boxes [B, Q, 4]."""
         pred, truth = self._matched(pred_boxes, targets, indices)
         return self.loss_bbox(pred, truth, avg_factor=num_boxes)
 
     def calculate_giou_loss(
         self, pred_boxes: torch.Tensor, targets: Targets, indices: Indices, num_boxes: float
     ) -> torch.Tensor:
-        """Overlap loss of normalised cxcywh boxes [B, Q, 4]."""
+        """Compute the generalized IoU loss of normalized cxcywh boxes [B, Q, 4]."""
         pred, truth = self._matched(pred_boxes, targets, indices)
         return self.loss_giou(
             box_cxcywh_to_xyxy(pred), box_cxcywh_to_xyxy(truth), avg_factor=num_boxes

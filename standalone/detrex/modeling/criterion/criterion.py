@@ -22,33 +22,33 @@ def sigmoid_focal_loss(
     alpha: float = 0.25,
     gamma: float = 2,
 ) -> torch.Tensor:
-    """Focal loss averaged over queries, summed over images and classes, per ground truth box.
+    """Compute the focal loss: mean over queries, sum over images and classes, per true box.
 
     Args:
         inputs: logits [B, Q, C].
         targets: 0 or 1, the shape of ``inputs``.
-        num_boxes: what the sum is divided by.
-        alpha: balance of positives against negatives; a negative value leaves it out.
-        gamma: how strongly easy examples are damped.
+        num_boxes: divisor of the sum.
+        alpha: weight of positives against negatives; unused if negative.
+        gamma: focusing exponent, which down-weights easy examples.
     """
     loss = elementwise_focal_loss(inputs, targets, alpha=alpha, gamma=gamma, reduction="none")
     return loss.mean(1).sum() / num_boxes
 
 
 def _batch_and_place(indices: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per-image indices as one (image, index) pair of vectors that selects from [B, Q, ...]."""
+    """Join per-image indices into one (image, index) pair that selects from [B, Q, ...]."""
     image = torch.cat([torch.full_like(index, i) for i, index in enumerate(indices)])
     return image, torch.cat(list(indices))
 
 
 class SetCriterion(nn.Module):
-    """Losses of a set of predictions matched with the ground truth.
+    """Losses of predictions matched with the ground truth.
 
     Args:
         num_classes: number of classes, without "no object".
         matcher: matches outputs with targets, e.g. ``HungarianMatcher``.
         weight_dict: factor of each loss by name; the detector applies it.
-        losses: which losses are computed: "class" and "boxes".
+        losses: losses to compute, of "class" and "boxes".
         eos_coef: weight of "no object" in the cross entropy.
         loss_class_type: "focal_loss" or "ce_loss".
         alpha: alpha of the focal loss.
@@ -96,7 +96,7 @@ class SetCriterion(nn.Module):
         indices: Indices,
         num_boxes: float,
     ) -> Losses:
-        """Classification loss; arguments as for :meth:`get_loss`."""
+        """Compute the classification loss; arguments as for :meth:`get_loss`."""
         logits = outputs["pred_logits"]
         matched = torch.cat(
             [target["labels"][truth] for target, (_, truth) in zip(targets, indices, strict=True)]
@@ -121,7 +121,7 @@ class SetCriterion(nn.Module):
         indices: Indices,
         num_boxes: float,
     ) -> Losses:
-        """L1 and generalised IoU losses of matched boxes; arguments as for :meth:`get_loss`."""
+        """Compute L1 and generalized IoU losses of matched boxes; see :meth:`get_loss`."""
         pred = outputs["pred_boxes"][self._get_src_permutation_idx(indices)]
         truth = torch.cat(
             [target["boxes"][index] for target, (_, index) in zip(targets, indices, strict=True)]
@@ -133,11 +133,11 @@ class SetCriterion(nn.Module):
         }
 
     def _get_src_permutation_idx(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """(image, query) of every matched prediction."""
+        """Return (image, query) of every matched prediction."""
         return _batch_and_place([query for query, _ in indices])
 
     def _get_tgt_permutation_idx(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """(image, box) of every matched target."""
+        """Return (image, box) of every matched target."""
         return _batch_and_place([truth for _, truth in indices])
 
     def get_loss(
@@ -153,11 +153,11 @@ class SetCriterion(nn.Module):
 
         Args:
             loss: "class" or "boxes".
-            outputs: "pred_logits" [B, Q, C] and "pred_boxes" [B, Q, 4] (normalised cxcywh).
-            targets: per image "labels" [G] and "boxes" [G, 4] (normalised cxcywh).
+            outputs: "pred_logits" [B, Q, C] and "pred_boxes" [B, Q, 4] (normalized cxcywh).
+            targets: per image "labels" [G] and "boxes" [G, 4] (normalized cxcywh).
             indices: per image the matched queries and boxes.
-            num_boxes: what sums are divided by.
-            **kwargs: handed to the loss.
+            num_boxes: divisor of the sums.
+            **kwargs: passed to the loss.
 
         Raises:
             KeyError: an unknown loss.
@@ -178,8 +178,8 @@ class SetCriterion(nn.Module):
         Args:
             outputs: "pred_logits" and "pred_boxes" of the last layer, and "aux_outputs", a list of
                 the same for the layers before.
-            targets: per image "labels" [G] and "boxes" [G, 4] (normalised cxcywh).
-            return_indices: whether to return the matches too.
+            targets: per image "labels" [G] and "boxes" [G, 4] (normalized cxcywh).
+            return_indices: also return the matches.
 
         Returns:
             The losses by name, those of layer i with the suffix ``_i``; with ``return_indices``

@@ -22,7 +22,7 @@ def cross_entropy(
     ignore_index: int | None = _IGNORE_INDEX,
     avg_non_ignore: bool = False,
 ) -> torch.Tensor:
-    """Cross entropy of logits.
+    """Compute the softmax cross entropy of logits.
 
     Args:
         preds: logits [N, C] or [N, C, ...].
@@ -30,9 +30,9 @@ def cross_entropy(
         weight: factors, the shape of ``targets``.
         class_weight: factor [C] of each class.
         reduction: "none", "mean" or "sum".
-        avg_factor: what "mean" divides by instead of the number of labels.
-        ignore_index: label that costs nothing.
-        avg_non_ignore: whether "mean" counts only the other labels.
+        avg_factor: divisor of "mean" instead of the number of labels.
+        ignore_index: label without a loss.
+        avg_non_ignore: let "mean" count only the other labels.
     """
     ignore_index = _IGNORE_INDEX if ignore_index is None else ignore_index
     loss = F.cross_entropy(
@@ -46,13 +46,13 @@ def cross_entropy(
 
 
 class CrossEntropyLoss(nn.Module):
-    """Cross entropy of class logits.
+    """Softmax cross entropy of class logits.
 
     Args:
         reduction: "none", "mean" or "sum".
         loss_weight: factor of the result.
-        ignore_index: label that costs nothing.
-        avg_non_ignore: whether "mean" counts only the other labels.
+        ignore_index: label without a loss.
+        avg_non_ignore: let "mean" count only the other labels.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CrossEntropyLoss(nn.Module):
         ignore_index: int | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Loss of logits [N, C] against labels [N]; ``ignore_index`` overrides the module's."""
+        """Compute the loss of logits [N, C]; ``ignore_index`` overrides the module's."""
         return self.loss_weight * cross_entropy(
             preds,
             targets,

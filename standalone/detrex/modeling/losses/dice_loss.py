@@ -13,7 +13,7 @@ def dice_loss(
     reduction: str = "mean",
     avg_factor: float | None = None,
 ) -> torch.Tensor:
-    """One minus the smoothed Dice coefficient of each mask.
+    """Compute one minus the smoothed Dice coefficient of each mask.
 
     Args:
         preds: probabilities [N, ...].
@@ -21,7 +21,7 @@ def dice_loss(
         weight: factors [N].
         eps: added to numerator and denominator, beside the constant 1.
         reduction: "none", "mean" or "sum".
-        avg_factor: what "mean" divides by instead of N.
+        avg_factor: divisor of "mean" instead of N.
     """
     preds = preds.flatten(1)
     targets = targets.flatten(1).to(preds.dtype)
@@ -34,7 +34,7 @@ class DiceLoss(nn.Module):
     """Dice loss of masks.
 
     Args:
-        use_sigmoid: whether predictions are logits.
+        use_sigmoid: predictions are logits.
         reduction: "none", "mean" or "sum".
         loss_weight: factor of the result.
         eps: see :func:`dice_loss`.
@@ -60,7 +60,7 @@ class DiceLoss(nn.Module):
         weight: torch.Tensor | None = None,
         avg_factor: float | None = None,
     ) -> torch.Tensor:
-        """Loss of masks [N, ...] against their targets."""
+        """Compute the loss of masks [N, ...] against their targets."""
         if self.use_sigmoid:
             preds = preds.sigmoid()
         return self.loss_weight * dice_loss(

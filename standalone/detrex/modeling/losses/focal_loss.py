@@ -22,7 +22,7 @@ def _modulate(
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32, or unchanged in float64."""
+    """Return the tensor in float32, or unchanged in float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -35,16 +35,16 @@ def sigmoid_focal_loss(
     reduction: str = "mean",
     avg_factor: float | None = None,
 ) -> torch.Tensor:
-    """Focal loss of logits.
+    """Compute the focal loss of logits.
 
     Args:
         preds: logits, any shape.
         targets: 0 or 1, the shape of ``preds``.
         weight: factors, see :func:`weight_reduce_loss`.
-        alpha: balance in [0, 1] of positives against negatives; a negative value leaves it out.
-        gamma: how strongly easy examples are damped.
+        alpha: weight in [0, 1] of positives against negatives; unused if negative.
+        gamma: focusing exponent, which down-weights easy examples.
         reduction: "none", "mean" or "sum".
-        avg_factor: what "mean" divides by instead of the number of elements.
+        avg_factor: divisor of "mean" instead of the number of elements.
     """
     preds, targets = _at_least_float32(preds), _at_least_float32(targets)
     cross_entropy = F.binary_cross_entropy_with_logits(preds, targets, reduction="none")
@@ -53,7 +53,7 @@ def sigmoid_focal_loss(
 
 
 def _one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Labels [N] as [N, num_classes] of 0 and 1; label ``num_classes`` (background) is all 0."""
+    """Encode labels [N] as [N, num_classes] of 0 and 1; ``num_classes`` (background) is all 0."""
     return F.one_hot(labels, num_classes=num_classes + 1)[:, :num_classes]
 
 
@@ -66,7 +66,7 @@ def _focal_loss_with_prob(
     reduction: str = "mean",
     avg_factor: float | None = None,
 ) -> torch.Tensor:
-    """Focal loss of probabilities.
+    """Compute the focal loss of probabilities.
 
     Args:
         preds: probabilities [N, C].
@@ -75,7 +75,7 @@ def _focal_loss_with_prob(
         alpha: see :func:`sigmoid_focal_loss`.
         gamma: see :func:`sigmoid_focal_loss`.
         reduction: "none", "mean" or "sum".
-        avg_factor: what "mean" divides by instead of the number of elements.
+        avg_factor: divisor of "mean" instead of the number of elements.
     """
     one_hot = _one_hot(targets, preds.size(1)).type_as(preds)
     cross_entropy = F.binary_cross_entropy(preds, one_hot, reduction="none")
@@ -91,7 +91,7 @@ class FocalLoss(nn.Module):
         gamma: see :func:`sigmoid_focal_loss`.
         reduction: "none", "mean" or "sum".
         loss_weight: factor of the result.
-        activated: whether predictions are probabilities instead of logits.
+        activated: predictions are probabilities instead of logits.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FocalLoss(nn.Module):
         weight: torch.Tensor | None = None,
         avg_factor: float | None = None,
     ) -> torch.Tensor:
-        """Loss of predictions [N, C] against labels [N] in [0, C], C being background."""
+        """Compute the loss of predictions [N, C] and labels [N] in [0, C], C being background."""
         if self.activated:
             loss_function = _focal_loss_with_prob
         else:

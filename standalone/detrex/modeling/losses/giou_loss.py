@@ -1,4 +1,4 @@
-"""Generalised IoU loss (Rezatofighi et al., 2019)."""
+"""Generalized IoU loss (Rezatofighi et al., 2019)."""
 
 import torch
 from detrex.layers.box_ops import _paired_generalized_box_iou
@@ -14,7 +14,7 @@ def giou_loss(
     reduction: str = "mean",
     avg_factor: float | None = None,
 ) -> torch.Tensor:
-    """One minus the generalised IoU of box pairs; 0 without targets.
+    """Compute one minus the generalized IoU of box pairs; 0 without targets.
 
     Args:
         preds: xyxy boxes [N, 4].
@@ -22,7 +22,7 @@ def giou_loss(
         weight: factors [N].
         eps: added to the areas that are divided by.
         reduction: "none", "mean" or "sum".
-        avg_factor: what "mean" divides by instead of N.
+        avg_factor: divisor of "mean" instead of N.
 
     Raises:
         ValueError: an inverted box.
@@ -34,7 +34,7 @@ def giou_loss(
 
 
 class GIoULoss(nn.Module):
-    """One minus the generalised IoU of box pairs.
+    """One minus the generalized IoU of box pairs.
 
     Args:
         eps: added to the areas that are divided by.
@@ -57,7 +57,7 @@ class GIoULoss(nn.Module):
         weight: torch.Tensor | None = None,
         avg_factor: float | None = None,
     ) -> torch.Tensor:
-        """Loss of xyxy boxes [N, 4] against their targets [N, 4]."""
+        """Compute the loss of xyxy boxes [N, 4] against their targets [N, 4]."""
         return self.loss_weight * giou_loss(
             preds,
             targets,

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def _require_same_shape(preds: torch.Tensor, targets: torch.Tensor) -> None:
-    """ValueError where broadcasting would silently pair the wrong elements."""
+    """Raise ValueError if broadcasting would silently pair the wrong elements."""
     if preds.shape != targets.shape:
         raise ValueError(
             f"predictions {tuple(preds.shape)} and targets {tuple(targets.shape)} differ in shape"
@@ -22,7 +22,7 @@ def smooth_l1_loss(
     reduction: str = "mean",
     avg_factor: float | None = None,
 ) -> torch.Tensor:
-    """L1 loss that is quadratic below ``beta``; 0 without targets.
+    """Compute the L1 loss that is quadratic below ``beta``; 0 without targets.
 
     Args:
         preds: any shape.
@@ -30,7 +30,7 @@ def smooth_l1_loss(
         weight: factors, see :func:`weight_reduce_loss`.
         beta: difference at which the loss becomes linear; below 1e-5 it is the L1 loss.
         reduction: "none", "mean" or "sum".
-        avg_factor: what "mean" divides by instead of the number of elements.
+        avg_factor: divisor of "mean" instead of the number of elements.
 
     Raises:
         ValueError: ``beta`` is not positive, or the shapes differ.
@@ -54,7 +54,7 @@ def l1_loss(
     reduction: str = "mean",
     avg_factor: float | None = None,
 ) -> torch.Tensor:
-    """Absolute difference; 0 without targets. Arguments as for :func:`smooth_l1_loss`.
+    """Compute the absolute difference; 0 without targets. See :func:`smooth_l1_loss`.
 
     Raises:
         ValueError: the shapes differ.
@@ -85,7 +85,7 @@ class L1Loss(nn.Module):
         weight: torch.Tensor | None = None,
         avg_factor: float | None = None,
     ) -> torch.Tensor:
-        """Loss of ``preds`` against ``targets`` of the same shape."""
+        """Compute the loss of ``preds`` against ``targets`` of the same shape."""
         return self.loss_weight * l1_loss(
             preds, targets, weight=weight, reduction=self.reduction, avg_factor=avg_factor
         )

@@ -34,7 +34,7 @@ def weight_reduce_loss(
         loss: any shape.
         weight: factors that broadcast against ``loss``; they must have as many dimensions.
         reduction: "none", "mean" or "sum".
-        avg_factor: what "mean" divides the sum by, instead of the number of elements.
+        avg_factor: divisor of the sum in "mean", instead of the number of elements.
 
     Raises:
         ValueError: ``weight`` has another number of dimensions, or ``avg_factor`` comes with "sum".

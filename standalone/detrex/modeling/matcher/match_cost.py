@@ -1,4 +1,4 @@
-"""Parts of the matching cost, each a matrix [queries, ground truth]."""
+"""Terms of the matching cost, each a matrix [queries, ground truth]."""
 
 import torch
 from detrex.layers.box_ops import generalized_box_iou
@@ -8,13 +8,13 @@ from torch import nn
 def _focal_cost(
     pred_logits: torch.Tensor, gt_labels: torch.Tensor, alpha: float, gamma: float, eps: float
 ) -> torch.Tensor:
-    """Focal loss of calling query q class ``gt_labels[g]``, minus that of calling it background.
+    """Focal loss of classifying query q as ``gt_labels[g]`` minus that of background.
 
     Args:
         pred_logits: [Q, C].
         gt_labels: integers [G].
-        alpha: balance of positives against negatives.
-        gamma: how strongly easy examples are damped.
+        alpha: weight of positives against negatives.
+        gamma: focusing exponent, which down-weights easy examples.
         eps: added inside the logarithms.
 
     Returns:
@@ -30,8 +30,8 @@ class FocalLossCost(nn.Module):
     """Classification cost of detectors trained with the focal loss.
 
     Args:
-        alpha: balance of positives against negatives.
-        gamma: how strongly easy examples are damped.
+        alpha: weight of positives against negatives.
+        gamma: focusing exponent, which down-weights easy examples.
         weight: factor of the cost.
         eps: added inside the logarithms.
     """
@@ -46,7 +46,7 @@ class FocalLossCost(nn.Module):
         self.eps = eps
 
     def forward(self, pred_logits: torch.Tensor, gt_labels: torch.Tensor) -> torch.Tensor:
-        """Cost [Q, G] of logits [Q, C] for labels [G]."""
+        """Return the cost [Q, G] of logits [Q, C] for labels [G]."""
         return self.weight * _focal_cost(pred_logits, gt_labels, self.alpha, self.gamma, self.eps)
 
 
@@ -58,19 +58,19 @@ class CrossEntropyCost(nn.Module):
         self.weight = weight
 
     def forward(self, pred_logits: torch.Tensor, gt_labels: torch.Tensor) -> torch.Tensor:
-        """Cost [Q, G] of logits [Q, C] for labels [G]."""
+        """Return the cost [Q, G] of logits [Q, C] for labels [G]."""
         return -self.weight * pred_logits.softmax(-1)[:, gt_labels]
 
 
 class GIoUCost(nn.Module):
-    """Minus the generalised IoU; ``weight`` is its factor."""
+    """Minus the generalized IoU; ``weight`` is its factor."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, pred_bboxes: torch.Tensor, gt_bboxes: torch.Tensor) -> torch.Tensor:
-        """Cost [Q, G] of xyxy boxes [Q, 4] for xyxy boxes [G, 4]."""
+        """Return the cost [Q, G] of xyxy boxes [Q, 4] for xyxy boxes [G, 4]."""
         return -self.weight * generalized_box_iou(pred_bboxes, gt_bboxes)
 
 
@@ -82,5 +82,5 @@ class L1Cost(nn.Module):
         self.weight = weight
 
     def forward(self, pred_bboxes: torch.Tensor, gt_bboxes: torch.Tensor) -> torch.Tensor:
-        """Cost [Q, G] of normalised cxcywh boxes [Q, 4] for boxes [G, 4]."""
+        """Return the cost [Q, G] of normalized cxcywh boxes [Q, 4] for boxes [G, 4]."""
         return self.weight * torch.cdist(pred_bboxes, gt_bboxes, p=1)

@@ -12,12 +12,12 @@ _EPS = 1e-8
 
 
 class HungarianMatcher(nn.Module):
-    """Matches each ground truth box with one prediction at the least total cost.
+    """Match each ground-truth box with one prediction at the least total cost.
 
     Args:
         cost_class: factor of the classification cost.
-        cost_bbox: factor of the L1 distance of normalised boxes.
-        cost_giou: factor of minus the generalised IoU.
+        cost_bbox: factor of the L1 distance of normalized boxes.
+        cost_giou: factor of minus the generalized IoU.
         cost_class_type: "focal_loss_cost" or "ce_cost".
         alpha: alpha of the focal cost.
         gamma: gamma of the focal cost.
@@ -50,7 +50,7 @@ class HungarianMatcher(nn.Module):
         self.gamma = gamma
 
     def _class_cost(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Classification cost of logits [Q, C] for labels [G], [Q, G]."""
+        """Return the classification cost [Q, G] of logits [Q, C] for labels [G]."""
         if self.cost_class_type == "ce_cost":
             return -logits.softmax(-1)[:, labels]
         return _focal_cost(logits, labels, self.alpha, self.gamma, _EPS)
@@ -64,8 +64,8 @@ class HungarianMatcher(nn.Module):
         """Match a batch.
 
         Args:
-            outputs: "pred_logits" [B, Q, C] and "pred_boxes" [B, Q, 4] (normalised cxcywh).
-            targets: per image "labels" [G] and "boxes" [G, 4] (normalised cxcywh).
+            outputs: "pred_logits" [B, Q, C] and "pred_boxes" [B, Q, 4] (normalized cxcywh).
+            targets: per image "labels" [G] and "boxes" [G, 4] (normalized cxcywh).
 
         Returns:
             Per image the indices of min(Q, G) queries and of the boxes they are matched with.

@@ -1,4 +1,4 @@
-"""Hungarian matching whose cost is put together from modules."""
+"""Hungarian matching with a cost assembled from modules."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 class HungarianMatcher(nn.Module):
-    """Matches each ground truth box with one prediction at the least sum of three costs.
+    """Match each ground-truth box with one prediction at the least sum of three costs.
 
     Args:
         cost_class: cost of (logits, labels); by default the focal cost with weight 2.
         cost_bbox: cost of (cxcywh boxes, cxcywh boxes); by default L1 with weight 5.
-        cost_giou: cost of (xyxy boxes, xyxy boxes); by default generalised IoU with weight 2.
+        cost_giou: cost of (xyxy boxes, xyxy boxes); by default generalized IoU with weight 2.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class HungarianMatcher(nn.Module):
 
         Args:
             pred_logits: [B, Q, C].
-            pred_bboxes: normalised cxcywh boxes [B, Q, 4].
+            pred_bboxes: normalized cxcywh boxes [B, Q, 4].
             gt_labels: per image [G].
-            gt_bboxes: per image normalised cxcywh boxes [G, 4].
+            gt_bboxes: per image normalized cxcywh boxes [G, 4].
 
         Returns:
             Per image the indices of min(Q, G) queries and of the boxes they are matched with.

@@ -1,4 +1,4 @@
-"""The neck that brings all feature maps to one number of channels and adds coarser ones."""
+"""Neck that maps all features to one number of channels and adds coarser ones."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class ChannelMapper(nn.Module):
         out_channels: channels of every output.
         kernel_size: side of the kernels that map backbone features.
         stride: stride of these kernels.
-        bias: whether convolutions add a bias.
+        bias: add a bias to the convolutions.
         groups: channel groups of all convolutions.
         dilation: dilation of all convolutions.
         norm_layer: module after each convolution, copied for each.
