@@ -1,5 +1,4 @@
-"""Shared settings of the test suite: CPU threads, time limits that grow with the load, skipping
-CUDA tests with a reason, a check that this checkout's stand-ins are tested."""
+"""Shared settings: CPU threads, time limits by load, reasons of skips, a check of the stand-ins."""
 
 import importlib.util
 import os
@@ -25,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def check_stand_ins() -> None:
-    """Refuse to run on nobody's detectron2, or on the stand-in of another checkout."""
+    """Refuse to run without detectron2, or on the stand-in of another checkout."""
     for name in ("detectron2", "detrex"):
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin) if spec is not None and spec.origin else None
@@ -38,13 +37,13 @@ def check_stand_ins() -> None:
 
 
 def stand_ins_are_used() -> bool:
-    """Whether ``detectron2`` is this project's stand-in."""
+    """Return True if ``detectron2`` is this project's stand-in."""
     spec = importlib.util.find_spec("detectron2")
     return spec is not None and spec.origin is not None and STANDALONE in Path(spec.origin).parents
 
 
 def differing() -> dict[str, str]:
-    """What the real ones do instead, by test."""
+    """Return the behavior of the real packages by test, where it differs."""
     lines = Path(__file__).with_name("differs.txt").read_text().splitlines()
     return dict(line.split(" | ", 1) for line in lines if not line.startswith("#"))
 
@@ -71,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:
-    """Give a test twice its limit, and as many times that as processes share a CPU."""
+    """Double a test's limit, and scale it by the number of processes per CPU."""
     import pytest_timeout
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

@@ -1,4 +1,4 @@
-"""Time limits that grow with how busy the machine is."""
+"""Time limits that scale with the load of the machine."""
 
 import time
 from collections.abc import Callable
@@ -9,9 +9,9 @@ _BUSY_SECONDS = 0.2
 
 
 def slowness() -> float:
-    """How many times longer than alone this process takes now (at least 1), measured.
+    """Measure how many times slower than alone this process runs now (at least 1).
 
-    The wall-clock time of a short loop over the processor time that it was given.
+    The factor is the wall-clock time of a short loop divided by its processor time.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     while time.process_time() - cpu < _BUSY_SECONDS:
@@ -20,28 +20,28 @@ def slowness() -> float:
 
 
 def patience(seconds: float) -> float:
-    """A limit for what takes less than ``seconds`` on an idle machine, on this one as it is now.
+    """Return a time limit, in seconds, for work that takes ``seconds`` on an idle machine.
 
-    Doubled, because the load may grow while one waits.
+    The limit is doubled because the load may grow during the wait.
     """
     return seconds * 2 * slowness()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for an event instead of for a time.
+    """Wait until a condition holds.
 
     Args:
-        condition: what to wait for; called again and again.
-        seconds: in which it happens on an idle machine.
-        what: named when it does not.
+        condition: called repeatedly until it is true.
+        seconds: time that it takes on an idle machine.
+        what: name of the event in the error.
 
     Raises:
-        TimeoutError: it did not happen, although the machine's load was allowed for.
+        TimeoutError: the condition is still false, with the machine's load allowed for.
     """
     limit = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > limit:
-            # Asked for again only now: a loaded machine may have become so in the meantime.
+            # Measured only now: the machine may have become busy in the meantime.
             limit = time.monotonic() + patience(seconds)
             while not condition():
                 if time.monotonic() > limit:

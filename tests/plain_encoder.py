@@ -21,7 +21,7 @@ def make_encoder(sparsifier=None, *, seed=0, **kwargs) -> TokenEncoder:
 
 
 def plain_layer(layer, tokens, value, pos, reference, valid, shapes):
-    """One post-norm layer for one image, written out with the layer's weights."""
+    """Apply one post-norm layer to one image, written out with the layer's weights."""
     attention, ffn, (norm1, norm2) = layer.attentions[0], layer.ffns[0], layer.norms
     heads, levels, points = attention.num_heads, attention.num_levels, attention.num_points
     query = tokens if pos is None else tokens + pos

@@ -1,4 +1,4 @@
-"""Two gloo processes on this machine."""
+"""Two gloo processes on this machine, and models that they train together."""
 
 import atexit
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tokendetr.train.process_group import Environment, process_group
 
@@ -29,11 +31,37 @@ def _join(rank: int, work: Callable[..., None], folder: str, args: tuple[Any, ..
 
 
 def report_threads_at_exit(file: Path) -> None:
-    """Write, when this process ends, which gloo threads it still has."""
+    """Write the gloo threads of this process to a file when the process ends."""
     atexit.register(lambda: file.write_text(" ".join(gloo_threads())))
 
 
 def gloo_threads() -> list[str]:
-    """The names of this process's gloo threads (none outside Linux)."""
+    """Return the names of this process's gloo threads (none outside Linux)."""
     names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
     return [name for name in names if "gloo" in name]
+
+
+def gradients(model: nn.Module, records: list[dict]) -> dict[str, Tensor]:
+    """Gradients of the sum of all losses, by parameter, with images in float64."""
+    losses = model([one | {"image": one["image"].double()} for one in records])
+    sum(losses.values()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def save_common_gradients(rank: int, model: nn.Module, records: list[dict], file: Path) -> None:
+    """Train on this rank's records; rank 0 saves the gradients that all ranks agree on."""
+    wrapped = DistributedDataParallel(model)
+    for _ in range(2):  # the second pass raises if a parameter had no gradient in the first
+        wrapped.zero_grad()
+        gradients(wrapped, records)
+    if rank == 0:
+        torch.save({name: one.grad for name, one in model.named_parameters()}, file)
+
+
+def assert_gradients_of_whole_batch(file: Path, model: nn.Module, records: list[dict]) -> None:
+    """Compare saved gradients with those of one process on all records."""
+    both = torch.load(file, weights_only=True)
+    alone = gradients(model, records)
+    assert set(both) == set(alone)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(both[name], gradient, rtol=1e-9, atol=1e-12)

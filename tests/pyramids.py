@@ -75,5 +75,5 @@ def make_batch(
 
 
 def valid_rows(layout: LevelLayout, x_BNC: Tensor, image: int) -> Tensor:
-    """Return one image's real tokens, in order: what the image alone has."""
+    """Return one image's real tokens, in order."""
     return x_BNC[image][layout.valid_BN[image]]

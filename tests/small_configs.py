@@ -1,4 +1,4 @@
-"""Any listed config's model, narrow enough to run in a moment: everything else stays as listed."""
+"""Shrink the model of any listed config to a few channels, and change nothing else."""
 
 import copy
 
@@ -11,7 +11,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tokendetr.config import resize, target_name
+from tokendetr.config import observed, resize, sparsify, target_name
 
 CLASSES = 7
 QUERIES = 24
@@ -27,9 +27,24 @@ COUNTS = {
     "dn_number": 6,
 }
 
+# The detectors, as changes of a config's model: every method is put into each of them.
+ONE_STAGE = {"as_two_stage": False}
+DETECTORS = {
+    "dino": ("dino_shapes", {}),
+    "deformable": ("deformable_detr_shapes", {**ONE_STAGE, "with_box_refine": False}),
+    "deformable_refine": ("deformable_detr_shapes", ONE_STAGE),
+    "deformable_two_stage": ("deformable_detr_shapes", {}),
+    "dab": ("dab_deformable_detr_shapes", {}),
+    "dab_two_stage": ("dab_deformable_detr_shapes", {"as_two_stage": True}),
+    "dn": ("dn_deformable_detr_shapes", {}),
+    "dn_two_stage": ("dn_deformable_detr_shapes", {"as_two_stage": True}),
+    "h": ("h_deformable_detr_shapes", ONE_STAGE),
+    "h_two_stage": ("h_deformable_detr_shapes", {}),
+}
+
 
 class CannotShrinkError(Exception):
-    """The config has a part that this file does not know."""
+    """The config has a part that this module does not know."""
 
 
 def narrow_resnet(backbone: DictConfig) -> None:
@@ -103,15 +118,36 @@ def shrink(model: DictConfig) -> DictConfig:
 
 
 def identity(model: DictConfig) -> str:
-    """A text that two configs share if and only if they describe the same model."""
+    """Return a text that two configs share if and only if they describe the same model."""
     return repr(OmegaConf.to_container(model, resolve=True))
 
 
 def build(model: DictConfig) -> nn.Module:
-    """A model of a config, random but the same every time, with weights that make heads differ."""
+    """Build a model of a config, with reproducible random weights that make heads differ."""
     torch.manual_seed(0)
     built = instantiate(copy.deepcopy(model))
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return built
+
+
+def has_two_stages(model: DictConfig) -> bool:
+    return model.get("as_two_stage", True)  # DINO always has them
+
+
+def put_into(model: DictConfig, method: DictConfig) -> None:
+    """Put the method of one model (its sparsifier or its backbone) into another."""
+    sparsifier = method.transformer.encoder.get("sparsifier")
+    if sparsifier is None:
+        model.backbone = method.backbone
+        model.neck.in_features = method.neck.in_features
+        observed(model)
+        return
+    sparsify(model, sparsifier)
+    if not has_two_stages(model):
+        own = model.transformer.encoder.sparsifier
+        if "projection" in own:  # Sparse DETR
+            own.projection = "own"
+        if "num_objects" in own:  # Focus-DETR
+            own.num_classes = "${....num_classes}"

@@ -1,4 +1,4 @@
-"""Detectors of a few thousand parameters with everything the real ones have, for fast tests."""
+"""Detectors of a few thousand parameters with all parts of real ones, for fast tests."""
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -61,7 +61,7 @@ NAMES = (
 
 
 class StridedBackbone(nn.Module):
-    """Two maps of stride 8 and 16, whose borders see zero padding as real backbones' do."""
+    """Two maps of stride 8 and 16 with zero padding at the borders, as in real backbones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ FAMILIES = {"dab": dab, "dn": dn, "h": h}
 
 
 def build(name: str, num_queries: int = 12, **options) -> nn.Module:
-    """A detector by name, random but the same every time, with weights that make heads differ."""
+    """Build a detector by name, with reproducible random weights that make heads differ."""
     torch.manual_seed(0)
     if name == "dino":
         model = dino(num_queries, **options)
@@ -249,10 +249,52 @@ def build(name: str, num_queries: int = 12, **options) -> nn.Module:
 
 
 def record(height: int, width: int, boxes=(), *, seed: int = 0) -> dict:
-    """An input of noise with the given boxes (xyxy pixels); class i for box i."""
+    """Make an input of noise with the given boxes (xyxy pixels); class i for box i."""
     generator = torch.Generator().manual_seed(seed)
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.arange(len(boxes)) % CLASSES
     image = torch.rand(3, height, width, generator=generator) * 255
     return {"image": image, "height": height, "width": width, "instances": instances}
+
+
+ONE_WITHOUT_BOXES = [
+    record(64, 96, [[5, 5, 60, 50], [20, 10, 40, 30]], seed=1),
+    record(64, 96, [], seed=2),
+]
+
+
+def detections(model: nn.Module, records: list[dict]) -> list[Instances]:
+    model.eval()
+    torch.manual_seed(0)  # for methods that select at random
+    with torch.no_grad():
+        return [output["instances"] for output in model(records)]
+
+
+def assert_same(one: Instances, other: Instances, atol_px: float = 1e-2) -> None:
+    assert len(one) == len(other)
+    torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=1e-3, atol=atol_px
+    )
+    assert torch.equal(one.pred_classes, other.pred_classes)
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return sum(losses.values())
+
+
+def trained_parameters(model: nn.Module, records: list[dict]) -> set[str]:
+    """Names of the parameters that get a gradient in one training step."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    total(model(records)).backward()
+    return {n for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_compiled_equals_eager(model: nn.Module, records: list[dict]) -> None:
+    """Compare the detections of ``torch.compile`` with those of the model itself."""
+    compiled = torch.compile(model, backend="aot_eager")
+    for one, other in zip(detections(compiled, records), detections(model, records), strict=True):
+        torch.testing.assert_close(one.scores, other.scores)
+        torch.testing.assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor)

@@ -1,4 +1,4 @@
-"""The public interface is what ``api_surface.json`` says: a change of it is made on purpose.
+"""The public interface equals ``api_surface.json``, so that every change of it is deliberate.
 
 ``python -m tests.test_api_surface --write`` records a changed one.
 """
@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import tokendetr
+from tests.source_tree import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDED = Path(__file__).with_name("api_surface.json")
 HEAVY = ("torch", "scipy", "numpy", "detectron2", "detrex", "omegaconf")
 MOST_MODULES = 20
@@ -20,7 +20,7 @@ MOST_MODULES = 20
 
 
 def parameters(value) -> list[str]:
-    """Names, kinds and defaults of parameters; annotations may be sharpened."""
+    """Return names, kinds and defaults of parameters; annotations may become narrower."""
     shown = []
     for parameter in inspect.signature(value).parameters.values():
         bare = parameter.replace(annotation=inspect.Parameter.empty)

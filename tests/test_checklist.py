@@ -1,5 +1,4 @@
-"""Every equation, hyper-parameter, table and figure of the papers is held by something that exists,
-or decided against."""
+"""Every equation, hyper-parameter, table and figure of the papers is held or decided against."""
 
 import json
 

@@ -1,12 +1,12 @@
-"""What docs/conventions.md says of names and sizes."""
+"""The rules of docs/conventions.md about names and sizes."""
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.source_tree import ROOT
+
 FOLDERS = (
     *("tokendetr", "dynamic_detr", "focus_detr", "lite_detr", "sparse_detr", "spt_backbone"),
     *("token_transforming", "projects", "standalone", "benchmarks"),
@@ -19,7 +19,7 @@ LEGEND = set(
 
 
 def defined(docstring: str) -> set[str]:
-    """Letters that the paragraph ``Shapes: B image, N token.`` of a docstring explains."""
+    """Return the letters that a docstring's paragraph ``Shapes: B image, N token.`` explains."""
     paragraphs = re.findall(r"^Shapes: (.*?)(?:\n\n|\Z)", docstring, re.MULTILINE | re.DOTALL)
     return set(
         re.findall(r"\b([A-Z])\b(?:,| and)? (?=[a-z=(A-Z])", " ".join(" ".join(paragraphs).split()))
@@ -27,7 +27,7 @@ def defined(docstring: str) -> set[str]:
 
 
 def used(tree: ast.AST) -> dict[str, str]:
-    """Letters in the names of tensors, each with a name that has it."""
+    """Return the letters in the names of tensors, each with a name that has it."""
     names = [
         node.id if isinstance(node, ast.Name) else node.arg
         for node in ast.walk(tree)
@@ -69,7 +69,7 @@ EVERYTHING = sorted(
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function, its docstring not counted."""
+    """Return the lines of a function without its docstring."""
     first = function.body[0]
     has_docstring = ast.get_docstring(function, clean=False) is not None
     docstring = (first.end_lineno or 0) - first.lineno + 1 if has_docstring else 0

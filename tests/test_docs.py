@@ -1,4 +1,4 @@
-"""What the documentation shows exists and works as printed."""
+"""The examples and names in the documentation exist and work as printed."""
 
 import ast
 import re

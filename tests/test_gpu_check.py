@@ -1,4 +1,4 @@
-"""The check that travels to a machine with a GPU: its bookkeeping, and a dry run of it all."""
+"""The check for machines with a GPU: its bookkeeping, and a dry run."""
 
 import json
 import runpy
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.patience import patience
+from tests.source_tree import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
 MACHINE = {"card": "a card"}
 

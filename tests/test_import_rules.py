@@ -1,30 +1,17 @@
-"""The ladder of docs/layout.md, held against the real imports of every module (also those inside
-functions)."""
+"""The ladder of docs/layout.md, checked against all imports, also those inside functions."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-METHODS = (
-    "sparse_detr",
-    "focus_detr",
-    "dynamic_detr",
-    "lite_detr",
-    "token_transforming",
-    "spt_backbone",
-)
+from tests.source_tree import METHODS, ROOT, detectors, python_files
+
 OURS = ("tokendetr", "projects", "tools", "benchmarks", *METHODS)
 
 
-def python_files(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-
-
 def imported_modules(path: Path) -> set[str]:
-    """Dotted names of all absolute imports in a file; relative ones resolve to the file's own
-    package."""
+    """Return dotted names of all absolute imports in a file; relative ones are left out."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -68,10 +55,6 @@ LADDER = (
     ("cli",),
 )
 """Rooms of the library, top rung first; a room imports only rooms of rungs above its own."""
-
-
-def detectors() -> list[str]:
-    return sorted(path.parent.name for path in (ROOT / "tokendetr/models").glob("*/__init__.py"))
 
 
 def test_every_room_of_the_library_stands_on_the_ladder():

@@ -1,4 +1,4 @@
-"""VOC and BDD100K as their makers lay them out on disk, through training and evaluation."""
+"""VOC and BDD100K in their original layout on disk, through training and evaluation."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +48,7 @@ def write_voc(root):
 
 
 class Oracle(nn.Module):
-    """Detects what the annotations say."""
+    """A detector that returns the annotations."""
 
     def __init__(self, records):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Annotations and pictures as people's tools write them: read right, or refused by name."""
+"""Annotations and images as common tools write them are read correctly or refused by name."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def fruit(tmp_path):
 
 @pytest.fixture
 def load(fruit):
-    """Write a changed file, check it and load it; all names are forgotten in the end."""
+    """Write a changed file, check it and load it; unregister all names at the end."""
     names = []
 
     def change_and_load(change):

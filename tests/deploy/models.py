@@ -15,7 +15,7 @@ ONE_STAGE = ("deformable", "deformable_refine", "dab", "dn", "h")
 
 
 def sparsifier(method: str, *, two_stage: bool) -> TokenSparsifier | None:
-    """A method for the small detectors; None for the dense encoder."""
+    """Return a method for the small detectors; None for the dense encoder."""
     sizes = {"embed_dim": small.WIDTH, "num_layers": small.LAYERS}
     if method == "sparse":
         return SparseSparsifier(
@@ -41,7 +41,7 @@ def sparsifier(method: str, *, two_stage: bool) -> TokenSparsifier | None:
 
 
 def build(detector: str, method: str = "dense") -> nn.Module:
-    """A detector with a method, random but the same every time."""
+    """Build a detector with a method and reproducible random weights."""
     model = small.build(detector)
     torch.manual_seed(1)
     model.transformer.encoder.sparsifier = sparsifier(method, two_stage=detector not in ONE_STAGE)
@@ -49,6 +49,6 @@ def build(detector: str, method: str = "dense") -> nn.Module:
 
 
 def images(sizes=SIZES) -> list[torch.Tensor]:
-    """Noise of the given sizes, 0..255."""
+    """Return noise of the given sizes, 0..255."""
     generator = torch.Generator().manual_seed(0)
     return [torch.rand(3, *size, generator=generator) * 255 for size in sizes]

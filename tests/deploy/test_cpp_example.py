@@ -1,4 +1,4 @@
-"""The C++ example detects what the model detects, in a process without Python."""
+"""The C++ example returns the model's detections, in a process without Python."""
 
 import shutil
 import subprocess
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.deploy.models import CANVAS, build, images
+from tests.source_tree import ROOT
 from tokendetr.deploy import ExportOptions, export
 from tokendetr.ops.library import library_facts
 
-ROOT = Path(__file__).resolve().parents[2]
 MISSING = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
 
 

@@ -1,4 +1,4 @@
-"""The entry for deployment says what the detector says, whatever lies beyond an image."""
+"""The entry for deployment gives the detector's results, whatever lies beyond an image."""
 
 import pytest
 import torch

@@ -1,17 +1,17 @@
-"""Exported files compute what the model computes, and none is kept that does not."""
+"""Exported files compute what the model computes; a file that does not is not kept."""
 
 import json
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests import small_detectors as small
 from tests.deploy.models import CANVAS, build, images
+from tests.source_tree import ROOT
 from tests.tools.configs import write_config
 from tokendetr import record_tokens
 from tokendetr.analysis.flops import count_flops
@@ -27,7 +27,6 @@ from tokendetr.ops import extension_available, ms_deform_attn_reference
 pytestmark = pytest.mark.skipif(
     not extension_available(), reason="models are exported with the compiled kernels"
 )
-ROOT = Path(__file__).resolve().parents[2]
 NO_ONNX = [name for name in ("onnxscript", "onnxruntime") if find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(NO_ONNX), reason=f"not installed: {', '.join(NO_ONNX)}")
 

@@ -35,7 +35,7 @@ def naive_l1(a, b):
 
 
 def naive_assignment(logits, boxes, labels, truth):
-    """The cheapest of all assignments: query of each target."""
+    """Return the cheapest of all assignments: query of each target."""
 
     def cost(query, target):
         p = 1 / (1 + math.exp(-logits[query][labels[target]]))

@@ -1,4 +1,4 @@
-"""Backbones see whole images: what they ask for is padded, and padding changes nothing else."""
+"""Backbones see whole images: inputs are padded to their constraints, and nothing else changes."""
 
 import pytest
 import torch
@@ -186,7 +186,7 @@ def test_a_detector_answers_to_the_last_row(training):
 
 
 class Patches(nn.Module):
-    """Maps of stride 8 and 16 from patches that do not overlap; it says what it needs."""
+    """Maps of stride 8 and 16 from patches that do not overlap, with padding constraints."""
 
     padding_constraints = {"size_divisibility": 16}
 

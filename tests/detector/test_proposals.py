@@ -1,4 +1,4 @@
-"""Two-stage selection: which tokens, how many, and what padding may do."""
+"""Two-stage selection: chosen tokens, their number, and the effect of padding."""
 
 import pytest
 import torch

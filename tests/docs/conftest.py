@@ -1,4 +1,4 @@
-"""Says after the tests how many of the pages' blocks were left out."""
+"""Report the number of skipped blocks of the pages after the tests."""
 
 from pathlib import Path
 

@@ -5,13 +5,13 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from sybil.document import Document
 from sybil.example import Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.source_tree import ROOT
+
 # Lists of what there is, made by commands or by hand, where commands stand in tables.
 NOT_READ = ("docs/reproduction/", "CHANGELOG.md")
 REASONS = ("COCO", "a GPU")
@@ -28,7 +28,7 @@ _OVERRIDE = re.compile(r"(?:\+{0,2}|~)(?:model|train|dataloader|optimizer|lr_mul
 
 @dataclass(frozen=True)
 class ShownCommand:
-    """A command as a page shows it.
+    """A command shown on a page.
 
     Attributes:
         page: file of the page.
@@ -44,7 +44,7 @@ class ShownCommand:
 
 
 def pages() -> list[str]:
-    """Markdown files that git knows or would take in."""
+    """Return the Markdown files that git tracks or would add."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     names = sorted(set(listed.splitlines()))
@@ -52,24 +52,24 @@ def pages() -> list[str]:
 
 
 def python_blocks(page: str) -> list[Example]:
-    """The page's Python blocks, which share a namespace."""
+    """Return the page's Python blocks, which share a namespace."""
     return list(Document.parse(str(ROOT / page), PythonCodeBlockParser()).examples())
 
 
 def skipped(page: str) -> list[str]:
-    """Why blocks of a page are left out, a reason per block."""
+    """Return the reasons for skipped blocks of a page, one per block."""
     lines = (ROOT / page).read_text().splitlines()
     return [found[1] for line in lines if (found := _SKIP.match(line))]
 
 
 def is_skipped(example: Example) -> bool:
-    """Whether a comment before a block says that it is left out."""
+    """Return True if a comment before a block skips it."""
     before = example.document.text[: example.region.start].rstrip()
     return _SKIP.search(before) is not None
 
 
 def shown_commands(page: str) -> Iterator[ShownCommand]:
-    """Every command of a page: in blocks of the shell, in indented blocks, and in backticks."""
+    """Return every command of a page: in shell blocks, in indented blocks, and in backticks."""
     text = (ROOT / page).read_text()
     variables = {name: value.strip('"') for name, value in _ASSIGNED.findall(text)}
     for line, is_mentioned in _lines(text):
@@ -84,7 +84,7 @@ def shown_commands(page: str) -> Iterator[ShownCommand]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, bool]]:
-    """Lines that may be commands, and whether they are only mentioned in a sentence."""
+    """Yield lines that may be commands, and True for those mentioned in a sentence."""
     fence = re.compile(r"(<!-- skip: needs .+? -->\s*)?^```([\w{}-]*)\n(.*?)^```", re.M | re.S)
     shells = ("bash", "console", "sh", "shell")
     blocks = [body for skip, kind, body in fence.findall(text) if kind in shells and not skip]

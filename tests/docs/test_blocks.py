@@ -1,4 +1,4 @@
-"""Every Python block of every page runs, in order, in a folder that has what the pages name."""
+"""Every Python block of every page runs, in order, in a folder with the files that pages name."""
 
 import shutil
 
@@ -61,7 +61,7 @@ SLOW = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder: the shapes data set, a photo, and a checkpoint's name."""
+    """Make a working folder: the shapes data set, a photo, and a checkpoint's name."""
     folder = tmp_path_factory.mktemp("reader")
     ensure_shapes(folder / "datasets" / "shapes", ShapesSpec(num_train=8, num_val=2), workers=1)
     (folder / "my_cells").symlink_to(folder / "datasets" / "shapes")
@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture()
 def published(folder):
-    """A checkpoint of random weights under the name of a published one."""
+    """Make a checkpoint of random weights under the name of a published one."""
     from detectron2.config import instantiate
 
     model = instantiate(load_config("dino_r50_4scale_12ep").model)

@@ -1,4 +1,4 @@
-"""Every command of every page: the program exists, takes these flags, and knows the config's keys.
+"""Every command of every page is valid: its program exists, and its flags and config keys do.
 
 Nothing is run: a program stops where its command line is parsed.
 """
@@ -39,7 +39,7 @@ def _stop_after_parsing(monkeypatch):
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
-    """What a Python program makes of its command line."""
+    """Return the command line as a Python program parses it."""
     program, *rest = words
     if program == "-m":
         program, *rest = rest
@@ -66,7 +66,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 
 def _is_without_options(script: str) -> bool:
-    """Whether a script, or a folder's ``__main__``, parses no command line: it would just run."""
+    """Return True for a script, or a folder's ``__main__``, that parses no command line."""
     path = ROOT / script / "__main__.py" if (ROOT / script).is_dir() else ROOT / script
     return path.is_file() and not script.startswith("tools/") and "parse" not in path.read_text()
 
@@ -77,7 +77,7 @@ def config_of(name: str, overrides: tuple[str, ...]):
 
 
 def check_config(command: ShownCommand, options: argparse.Namespace, words: list[str]) -> None:
-    """The config exists, and its keys are those that the overrides name."""
+    """Assert that the config exists and that the overrides name its keys."""
     named = getattr(options, "config_file", None) or getattr(options, "config", None) or []
     for name in [named] if isinstance(named, str) else named:
         if not MINE.match(name):

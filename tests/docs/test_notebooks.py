@@ -1,11 +1,11 @@
 """The notebooks run from the first cell to the last, and are committed without outputs."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.source_tree import ROOT
+
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 nbformat = pytest.importorskip("nbformat", reason="pip install -r requirements-docs.txt")

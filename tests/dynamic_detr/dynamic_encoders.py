@@ -1,4 +1,4 @@
-"""Small encoders with Dynamic DETR, and pyramids of unequal images for them."""
+"""Small encoders with Dynamic DETR, and batches of unequal images for them."""
 
 from dynamic_detr import DynamicSparsifier
 from tests.plain_encoder import make_encoder

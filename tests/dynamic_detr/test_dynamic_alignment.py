@@ -1,4 +1,4 @@
-"""The alignment loss of Dynamic DETR: its value, its gradients, and where it is left out."""
+"""The alignment loss of Dynamic DETR: its value, its gradients, and the cases without it."""
 
 import copy
 import logging
@@ -136,7 +136,7 @@ def test_a_teacher_keeps_the_weights_of_the_dense_checkpoint():
 
 
 def center(batch, encoder):
-    """The mean of each image's real tokens after an encoder, [B, C]."""
+    """Return the mean of each image's real tokens after an encoder, [B, C]."""
     memory = encoder(**batch.inputs)
     valid = batch.layout.valid_BN[..., None]
     return (memory * valid).sum(dim=1) / valid.sum(dim=1)

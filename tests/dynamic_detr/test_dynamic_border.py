@@ -1,4 +1,4 @@
-"""Queries go to the border as often as tokens lie there, at the sizes that detectors work on."""
+"""Border cells get their share of the queries, at the image sizes of detectors."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ RATIOS = [(0.5, 0.4, 0.3, 0.2), (0.4, 0.3, 0.2, 0.1)]
 
 
 def border(height: int, width: int, cells: int) -> torch.Tensor:
-    """The cells that lie in the outermost rows and columns, on each side, bool [H, W]."""
+    """Return the cells of the outermost rows and columns, on each side, bool [H, W]."""
     inside = torch.zeros(height, width, dtype=torch.bool)
     inside[cells : height - cells, cells : width - cells] = True
     return ~inside
 
 
 def corner_strip(height: int, width: int, cells: int) -> torch.Tensor:
-    """The cells of the last rows and columns alone."""
+    """Return the cells of the last rows and columns."""
     strip = torch.zeros(height, width, dtype=torch.bool)
     strip[height - cells :] = True
     strip[:, width - cells :] = True
@@ -40,7 +40,7 @@ def context_of(layout: LevelLayout, x: torch.Tensor) -> EncoderContext:
 
 
 def query_shares(shapes, sizes, features, options, regions, images=1, seed=0):
-    """Per stage, level and region: (share of the queries, share of the tokens) of real cells.
+    """Return per stage, level and region: (share of queries, share of tokens) of real cells.
 
     ``sizes`` are the real sizes of the images of a batch; the shares are those of the first one.
     """

@@ -18,7 +18,7 @@ from tokendetr.tokens import Identity, Keep, spread_order
 
 
 def naive_merges(x, height, width, ratio, window):
-    """One level of one image: the windows that merge, from those of each size the most alike."""
+    """Choose the windows of one level that merge: the most similar ones of each size."""
     by_shape = {}
     for cells in naive_windows(height, width, window):
         shape = (cells[-1] // width - cells[0] // width, cells[-1] % width - cells[0] % width)
@@ -66,7 +66,7 @@ def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
 
 
 def naive_encoder(encoder, pyramid, options):
-    """One image: the whole encoder, stage by stage."""
+    """Run the whole encoder on one image, stage by stage."""
     layout, budget = pyramid.layout, encoder.sparsifier.budget
     memory, pos = pyramid.x_BNC[0], pyramid.pos_BNC[0]
     reference = layout.reference_points_BNL2()[0].to(memory.dtype)

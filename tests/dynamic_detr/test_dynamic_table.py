@@ -1,4 +1,4 @@
-"""Tables of costs: dense detectors cost what was measured, dynamic ones what the formula says."""
+"""Tables of costs: recorded costs of dense detectors, and the formula for dynamic ones."""
 
 import pytest
 

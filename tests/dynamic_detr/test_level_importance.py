@@ -36,7 +36,7 @@ def make_encoder(*, layers=2, seed=0, **options) -> TokenEncoder:
 
 
 def prefer_level(attention, level: int) -> None:
-    """Let all heads look at one level alone, at their own place."""
+    """Let all heads attend to one level, at their own position."""
     with torch.no_grad():
         for part in (attention.attention_weights, attention.sampling_offsets):
             part.weight.zero_()
@@ -45,7 +45,7 @@ def prefer_level(attention, level: int) -> None:
 
 
 def loop_mass(attention, query, reference, shapes):
-    """Attention paid to every token of one image, by plain loops."""
+    """Sum the attention on every token of one image, by plain loops."""
     heads, levels, points = attention.num_heads, len(shapes), attention.num_points
     offsets = attention.sampling_offsets(query).view(-1, heads, levels, points, 2)
     weights = attention.attention_weights(query).view(-1, heads, levels * points).softmax(-1)
@@ -62,7 +62,7 @@ def loop_mass(attention, query, reference, shapes):
 
 
 def loop_scores(mass, fraction, statistic):
-    """Each level's part of the heaviest tokens that carry a fraction, one at a time."""
+    """Return each level's part of the heaviest tokens that carry a fraction, one at a time."""
     if statistic == "mass":
         return [float(grid.sum() / sum(g.sum() for g in mass)) for grid in mass]
     tokens = [(float(m), level) for level, grid in enumerate(mass) for m in grid.flatten()]

@@ -17,7 +17,7 @@ NUM_IMAGES = 12
 
 
 def a_data_set(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ground truth with crowds and an empty image, and detections near it and elsewhere."""
+    """Make ground truth with crowds and an empty image, and detections near it and elsewhere."""
     random = np.random.default_rng(seed)
     truths: list[dict[str, Any]] = []
     detections = []

@@ -25,7 +25,7 @@ def focus_sparsifier(**options) -> FocusSparsifier:
 
 
 def put_into(model: nn.Module, sparsifier: FocusSparsifier | None) -> nn.Module:
-    """Exchange a model's encoder for one with the same weights and a sparsifier; supervise it."""
+    """Replace a model's encoder by one with the same weights and a sparsifier; supervise it."""
     weights = model.transformer.encoder.state_dict()
     encoder = TokenEncoder(**sizes(), sparsifier=sparsifier)
     encoder.load_state_dict(weights, strict=False)
@@ -34,7 +34,7 @@ def put_into(model: nn.Module, sparsifier: FocusSparsifier | None) -> nn.Module:
 
 
 def focus_model(name: str = "dino", **options) -> nn.Module:
-    """A detector by name; what the method adds to it is random too, larger than at its start."""
+    """Build a detector by name; the method's own weights are random and larger than usual."""
     model = put_into(build(name), None)
     torch.manual_seed(1)
     sparsifier = focus_sparsifier(**options)

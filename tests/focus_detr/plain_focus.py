@@ -1,4 +1,4 @@
-"""Focus-DETR's encoder for a single image, written out after the paper's text."""
+"""Focus-DETR's encoder for a single image, written out from the paper's text."""
 
 import math
 
@@ -52,7 +52,7 @@ def plain_objects(block, x, pos):
 
 
 def plain_encoder(encoder, heads, x, pos, reference, layout, ratios):
-    """The memory of one image without padding [N, C], by loops over tokens where it chooses."""
+    """Compute the memory of one image without padding [N, C], by loops over tokens."""
     projection, norm, class_head = heads
     focus, shapes = encoder.sparsifier, layout.level_shapes
     usable = layout.proposals()[1][0]

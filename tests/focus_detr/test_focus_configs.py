@@ -1,10 +1,10 @@
-"""The configs: schedules, sizes that follow the encoder, and what the published settings change."""
+"""The configs: schedules, sizes that follow the encoder, and the published settings."""
 
 import pytest
 from detectron2.config import LazyConfig, instantiate
 
 from focus_detr import FocusSparsifier
-from tests.projects.test_golden import ROOT
+from tests.golden.reference import ROOT
 from tokendetr.config import zoo
 from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import RENAMED

@@ -1,5 +1,4 @@
-"""With the published code's options this is the published network: its checkpoints load, and give
-its detections, its encoder output and its losses."""
+"""With the published options Focus-DETR is the published network, weights and numbers included."""
 
 import re
 
@@ -10,7 +9,7 @@ from detectron2.config import LazyConfig, instantiate
 
 from focus_detr import PUBLISHED_OPTIONS
 from tests.golden import formula
-from tests.projects.test_golden import (
+from tests.golden.reference import (
     GOLDEN,
     ROOT,
     TOLERANCE,
@@ -28,7 +27,7 @@ CONFIG = ROOT / "projects/focus_detr/configs/focus_detr_resnet/focus_detr_r50_4s
 
 
 def shared_name(key: str) -> str:
-    """The first of the names that one tensor has in the published model."""
+    """Return the first of the names of one tensor in the published model."""
     key = (
         key.removeprefix("transformer.decoder.") if "bbox_embed" in key or "class_" in key else key
     )
@@ -38,7 +37,7 @@ def shared_name(key: str) -> str:
 
 
 def published_state() -> dict[str, torch.Tensor]:
-    """The published model's state dict with formula weights; of aliases the last one stays."""
+    """Return the published state dict with formula weights; of aliases the last one wins."""
     shapes = expected(NAME)["state_dict"]
     values = {
         shared_name(key): formula.parameter_value(key, torch.zeros(shape))
@@ -49,7 +48,7 @@ def published_state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """The model with the weights of a published checkpoint file."""
+    """Load the model from a published checkpoint file."""
     config = LazyConfig.load(str(CONFIG))
     config.model.device = "cpu"
     config.model.dn_number = 0

@@ -1,5 +1,4 @@
-"""Weights, images and boxes as formulas: what the golden numbers beside this file were computed
-from."""
+"""Weights, images and boxes as formulas, the inputs of the golden numbers in this folder."""
 
 import math
 import zlib
@@ -15,8 +14,7 @@ CLASSES = ([3, 17], [0])
 
 
 def parameter_value(name: str, like: Tensor) -> Tensor:
-    """A sine of the element's index, its phase from the name's checksum, scaled by what the tensor
-    is."""
+    """Return a sine of the element's index, with a phase from the name, scaled by kind."""
     phase = (zlib.crc32(name.encode()) % 997) * 0.0123
     wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) * 0.7310585 + phase)
     if name.endswith("running_var"):
@@ -32,15 +30,14 @@ def parameter_value(name: str, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Set every floating-point entry of the state dict, in its order (of aliases the last one
-    stays)."""
+    """Set every floating-point entry of the state dict in order (of aliases the last one wins)."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(parameter_value(name, tensor))
 
 
 def image(height: int, width: int, number: int) -> Tensor:
-    """Stripes [3, height, width] in 0..255, other ones for each channel and number."""
+    """Return stripes [3, height, width] in 0..255, different for each channel and number."""
     y = torch.arange(height, dtype=torch.float64)[:, None]
     x = torch.arange(width, dtype=torch.float64)[None, :]
     channels = [0.05 * (c + 1) * x + 0.03 * (c + number) * y + number for c in range(3)]
@@ -48,7 +45,7 @@ def image(height: int, width: int, number: int) -> Tensor:
 
 
 def records(sizes: tuple[tuple[int, int], ...] = SIZES) -> list[dict]:
-    """The two sample images with their ground truth, as detectron2 inputs."""
+    """Return the two sample images with their ground truth, as detectron2 inputs."""
     batch = []
     for number, ((height, width), boxes, classes) in enumerate(
         zip(sizes, BOXES_XYXY_PX, CLASSES, strict=True), start=1

@@ -1,4 +1,4 @@
-"""Reading the golden samples as data: a PNG holds them rounded to whole numbers."""
+"""A mapper for the golden samples, whose PNG files are rounded to integers."""
 
 import torch
 from detrex.data import DetrDatasetMapper
@@ -7,7 +7,7 @@ from tests.golden import formula
 
 
 class UnroundedMapper(DetrDatasetMapper):
-    """Gives the pixels of the formula back what their file has rounded off.
+    """Replace the pixels of a file by the unrounded ones of the formula.
 
     With formula weights a detector can be so sensitive that half a gray level exchanges proposals.
     """

@@ -1,5 +1,4 @@
-"""Models of Hugging Face transformers of a few thousand parameters, with weights that make every
-head and point differ."""
+"""Models of Hugging Face transformers of a few thousand parameters, with distinct heads."""
 
 from collections.abc import Callable
 
@@ -108,6 +107,6 @@ ATTENTIONS = {"rt_detr": 2, "rt_detr_v2": 2, "d_fine": 2, "mask2former": 2}
 
 
 def build(name: str) -> nn.Module:
-    """A model by name, random but the same every time."""
+    """Build a model by name, with reproducible random weights."""
     torch.manual_seed(0)
     return MODELS[name]()

@@ -1,4 +1,4 @@
-"""One call puts our kernels into other people's models: same results, and everything goes back."""
+"""``accelerate`` puts our kernels into models of other libraries: same results, and reversible."""
 
 import copy
 import functools
@@ -21,7 +21,7 @@ TOKENS, WIDTH, HEADS = 69, 16, 2
 
 
 class Seen(TorchDispatchMode):
-    """Counts calls of our operator."""
+    """Count calls of our operator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def core_pytorch(value, shapes, locations, weights):
 
 
 class MSDeformAttnFunction(torch.autograd.Function):
-    """A library's own CUDA kernels, which are not there."""
+    """A library's own CUDA kernels, which are not installed."""
 
     @staticmethod
     def forward(ctx, *arguments):
@@ -171,7 +171,7 @@ def deprecated_arguments(function):
 
 
 class MSDeformAttn(nn.Module):
-    """The original's module in short, with Mask2Former's way out where no CUDA kernel is."""
+    """The original's module in short, with Mask2Former's fallback without a CUDA kernel."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hugging Face's Deformable DETR and ours are one network, and its encoder may be ours."""
+"""Hugging Face's Deformable DETR and ours are one network, and our encoder runs in theirs."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""Small folders of labeled images, in the layouts that people have."""
+"""Small folders of labeled images in common layouts."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def write_voc(root: Path, lists: dict[str, list[str]] | None = None) -> Path:
 
 
 def write_yolo(root: Path) -> Path:
-    """The boxes of ``BOXES``, one split per image, and a validation image without labels."""
+    """Write ``BOXES``, one split per image, and a validation image without labels."""
     root.mkdir(parents=True)
     (root / "data.yaml").write_text("names:\n  0: cat\n  1: 'dog: small'\nnc: 2\n")
     for split, stem in (("train", "a"), ("val", "b")):

@@ -1,4 +1,4 @@
-"""The reader of pickles: what it reads equals what was written; everything else is refused."""
+"""The pickle reader returns what was written, and refuses everything else by name."""
 
 import io
 import pickle
@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.source_tree import ROOT
 from tokendetr.io.plain_pickle import PlainPickleError, load_arrays
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def read(content):
@@ -61,7 +60,7 @@ def test_plain_values_round_trip(protocol):
 
 
 def test_strings_of_python_2_are_latin_1():
-    """What Python 2 wrote for {'w': numpy.array([1.5], 'f4'), 'n': 'caf\xe9'}."""
+    """The bytes are Python 2's pickle of {'w': numpy.array([1.5], 'f4'), 'n': 'café'}."""
     content = (
         b"\x80\x02}q\x01(U\x01wq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\n"
         b"q\x04K\x00\x85U\x01b\x87Rq\x05(K\x01K\x01\x85cnumpy\ndtype\nq\x06U\x02f4K\x00K\x01\x87R"

@@ -1,4 +1,4 @@
-"""A run's config.yaml is data: it is read without running anything, and builds the same model."""
+"""A run's config.yaml is data: reading it executes nothing, and it builds the same model."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A bar for people, lines for logs."""
+"""Progress is a bar on a terminal and lines in a log."""
 
 import sys
 

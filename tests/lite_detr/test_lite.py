@@ -24,7 +24,7 @@ def lite_encoder(**options):
 
 
 def naive_encoder(encoder, pyramid, low, full_layers):
-    """One image: coarse levels in every layer, the fine ones by another network in some."""
+    """Run one image: coarse levels in every layer, fine ones in some layers by another network."""
     layout, memory, pos = pyramid.layout, pyramid.x_BNC[0], pyramid.pos_BNC[0]
     reference = layout.reference_points_BNL2()[0].to(memory.dtype)
     valid = torch.ones(len(memory), dtype=memory.dtype)

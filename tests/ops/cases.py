@@ -30,7 +30,7 @@ def pick(generator: torch.Generator, low: int, high: int) -> int:
 
 
 def random_case(seed: int, *, width: int | None = None, dtype: torch.dtype = torch.float64) -> Case:
-    """Batch 0-3, heads 1-8, 1-5 levels from 1x1, 1-16 points, 0-50 queries, in [-1, 2]."""
+    """Draw batch 0-3, heads 1-8, 1-5 levels from 1x1, 1-16 points, 0-50 queries, in [-1, 2]."""
     g = torch.Generator().manual_seed(seed)
     batch, heads = pick(g, 0 if seed % 16 == 0 else 1, 3), pick(g, 1, 8)
     width = width or (71, 1, 1025, 32)[seed % 4] if seed % 25 == 0 else width or pick(g, 1, 72)
@@ -47,7 +47,7 @@ def random_case(seed: int, *, width: int | None = None, dtype: torch.dtype = tor
 
 
 def oracle(case: Case) -> Tensor:
-    """The definition: four corners of a sample, zeros outside, 0 for non-finite locations."""
+    """Apply the definition: four corners of a sample, zeros outside, 0 for non-finite locations."""
     batch, _, heads, width = case.value.shape
     queries = case.locations.shape[1]
     output = case.value.new_zeros(batch, queries, heads, width)
@@ -90,3 +90,41 @@ def fused_case(seed: int, reference_width: int, *, dtype: torch.dtype = torch.fl
     reference = torch.rand(batch, queries, levels, reference_width, generator=g, dtype=dtype)
     offsets = torch.randn(case.locations.shape, generator=g, dtype=dtype) * 2
     return case.value, case.shapes, reference, offsets, case.weights * 3
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    assert actual.shape == expected.shape
+    if expected.numel() == 0:
+        return 0.0
+    return float(
+        (actual.double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1)
+    )
+
+
+def odd_locations(case: Case) -> Case:
+    locations = case.locations.clone().view(-1, 2)
+    odd = [float("nan"), float("inf"), -float("inf"), 1e38, -1e38, 3e9, -3e9]
+    for i in range(0, len(locations), 3):
+        locations[i, i % 2] = odd[i // 3 % len(odd)]
+    return Case(case.shapes, case.value, locations.view(case.locations.shape), case.weights)
+
+
+def gradients(function, inputs, grad):
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return torch.autograd.grad(function(*leaves), leaves, grad)
+
+
+def flat(shapes):
+    return [size for pair in shapes for size in pair]
+
+
+def usual_case(seed: int, dtype: torch.dtype = torch.float32) -> Case:
+    """Draw 4 levels, 4 points, 32 channels; for odd seeds the queries are the tokens."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((9, 13), (5, 7), (3, 4), (2, 2))
+    tokens = sum(h * w for h, w in shapes)
+    queries = tokens if seed % 2 else 21
+    value = torch.randn(2, tokens, 2, 32, generator=g, dtype=dtype)
+    locations = torch.rand(2, queries, 2, 4, 4, 2, generator=g, dtype=dtype) * 1.6 - 0.3
+    weights = torch.randn(2, queries, 2, 4, 4, generator=g, dtype=dtype)
+    return Case(shapes, value, locations, weights)

@@ -1,13 +1,16 @@
-"""Compiles CUDA kernels for the CPU, with cuda_emulation/emulated_device.h for the device."""
+"""Compile CUDA kernels for the CPU; cuda_emulation/emulated_device.h stands for the device."""
 
+import ctypes
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+STORAGE = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 def compiled_emulation(source: str, kernels: str, folder: Path) -> Path:
@@ -31,3 +34,15 @@ def compiled_emulation(source: str, kernels: str, folder: Path) -> Path:
     folders = [f"-I{here}", f"-I{ROOT / 'csrc' / kernels / 'cuda'}"]
     subprocess.run([*command, *folders, str(here / source), "-o", str(path)], check=True)
     return path
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def pointers(*tensors):
+    return (ctypes.c_void_p * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])
+
+
+def numbers(values):
+    return (ctypes.c_int64 * len(values))(*values)

@@ -56,7 +56,7 @@ class PackedCase:
 
 
 def random_segments(g: torch.Generator, containers: int, slots: int, kind: int) -> Tensor:
-    """0: runs with padding behind; 1: shuffled, padding anywhere; 2: one segment; 3: padding."""
+    """Draw 0: runs, then padding; 1: shuffled, padding anywhere; 2: one segment; 3: padding."""
     if kind == 3:
         return torch.full((containers, slots), -1, dtype=torch.int32)
     if kind == 2:
@@ -79,7 +79,7 @@ def random_packed(
     width: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> PackedCase:
-    """1-4 containers (0 for multiples of 16) of 1-70 slots, 1-5 heads of 1-72 channels."""
+    """Draw 1-4 containers (0 for multiples of 16) of 1-70 slots, 1-5 heads of 1-72 channels."""
     g = torch.Generator().manual_seed(seed)
     containers, heads = pick(g, 1, 4) if seed % 16 else 0, pick(g, 1, 5)
     slots, width = slots or pick(g, 1, 70), width or pick(g, 1, 72)
@@ -98,7 +98,7 @@ def random_packed(
 
 
 def packed_oracle(case: PackedCase) -> Tensor:
-    """The definition: dense attention of each segment alone."""
+    """Apply the definition: dense attention of each segment alone."""
     scale = case.query.shape[-1] ** -0.5 if case.scale is None else case.scale
     rows = []
     for g, segment in enumerate(case.segment):
@@ -121,3 +121,19 @@ def packed_oracle(case: PackedCase) -> Tensor:
         rows.append(output)
     touched = sum(0 * x.sum() for x in case.leaves)  # padding alone has a gradient of 0, not none
     return torch.stack(rows) + touched if rows else torch.zeros_like(case.query) + touched
+
+
+def incoming(case: PackedCase) -> torch.Tensor:
+    g = torch.Generator().manual_seed(7)
+    return torch.randn(case.query.shape, generator=g).to(case.query.dtype)
+
+
+def packed_gradients(case: PackedCase, grad: torch.Tensor, run=PackedCase.run) -> list:
+    leaves = [x.detach().clone().requires_grad_() for x in case.leaves]
+    output = run(case.with_leaves(leaves))
+    return list(torch.autograd.grad(output, leaves, grad))
+
+
+def arguments(case: PackedCase) -> tuple:
+    tensors = (case.query, case.key, case.value, case.segment)
+    return (*tensors, case.scale or 0.25, case.position, case.table, case.key_bias)

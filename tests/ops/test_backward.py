@@ -3,31 +3,17 @@
 import pytest
 import torch
 
-from tests.ops.cases import NAMES, Case, fused_case, off_kinks, random_case
-from tests.ops.test_forward import odd_locations
+from tests.ops.cases import (
+    NAMES,
+    Case,
+    fused_case,
+    gradients,
+    odd_locations,
+    off_kinks,
+    random_case,
+)
+from tests.ops.checks import check_gradients
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
-
-
-def gradients(function, inputs, grad):
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    return torch.autograd.grad(function(*leaves), leaves, grad)
-
-
-def check_gradients(width: int, seeds: range) -> None:
-    for seed in seeds:
-        case = off_kinks(random_case(seed, width=width))
-        queries = slice(0, 2)
-        inputs = [
-            case.value[:1, :, :2].clone(),
-            case.locations[:1, queries, :2].clone(),
-            case.weights[:1, queries, :2].clone(),
-        ]
-        leaves = [x.requires_grad_() for x in inputs]
-        torch.autograd.gradcheck(
-            lambda *x, shapes=case.shapes: ms_deform_attn(x[0], shapes, *x[1:]),
-            leaves,
-            fast_mode=True,
-        )
 
 
 @pytest.mark.parametrize("width", [1, 30, 32, 64, 71, pytest.param(1025, marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""Builds on machines that lack something: what is made, and the one line that says what is not."""
+"""Builds without a compiler or CUDA: their products, and one line for each missing part."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def no_settings_of_this_machine(monkeypatch) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A checkout that can be built, in a folder with a space, whose kernels compile at once."""
+    """Make a checkout that builds quickly, in a folder with a space."""
     folder = tmp_path / "a check out"
     folder.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):

@@ -8,16 +8,21 @@ import sys
 import pytest
 import torch
 
-from tests.ops.cases import Case, fused_case, off_kinks, random_case
-from tests.ops.test_backward import gradients
-from tests.ops.test_cuda_emulated import usual_case
-from tests.ops.test_forward import odd_locations, relative
-from tests.ops.test_registration import flat
+from tests.ops.cases import (
+    Case,
+    flat,
+    fused_case,
+    gradients,
+    odd_locations,
+    off_kinks,
+    random_case,
+    relative,
+    usual_case,
+)
+from tests.ops.gpu_cases import BOUND, DTYPES, attention, on_gpu
 from tokendetr.ops import library_facts, ms_deform_attn, ms_deform_attn_fused, use_reference
 
 pytestmark = pytest.mark.cuda
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-BOUND = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
 @contextlib.contextmanager
@@ -30,12 +35,8 @@ def deterministic():
         torch.use_deterministic_algorithms(before)
 
 
-def on_gpu(case: Case) -> Case:
-    return Case(case.shapes, *[x.cuda() for x in case.tensors])
-
-
 def cases(dtype: torch.dtype) -> list[Case]:
-    """Random sizes and the usual ones, coordinates in float32 or float64."""
+    """Return random sizes and the usual ones, with coordinates in float32 or float64."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     chosen = [off_kinks(random_case(seed)).to(wide) for seed in range(1, 25)]
     chosen += [off_kinks(usual_case(seed, wide)) for seed in (0, 1)]
@@ -45,10 +46,6 @@ def cases(dtype: torch.dtype) -> list[Case]:
 def incoming(case: Case) -> torch.Tensor:
     shape = (*case.locations.shape[:2], case.value.shape[2] * case.value.shape[3])
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(case.value.dtype)
-
-
-def attention(case: Case):
-    return lambda *x: ms_deform_attn(x[0], case.shapes, *x[1:])
 
 
 def test_extension_has_kernels_for_cuda() -> None:
@@ -213,7 +210,8 @@ def test_autocast_and_another_stream() -> None:
 
 LAUNCH_AFTER_A_FAULT = """
 import torch
-from tests.ops.test_cuda import attention, on_gpu, usual_case
+from tests.ops.cases import usual_case
+from tests.ops.gpu_cases import attention, on_gpu
 case = on_gpu(usual_case(0))
 attention(case)(*case.tensors)
 torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""The CUDA kernels' source, compiled for the CPU, its warps run lane by lane, against PyTorch."""
+"""The CUDA kernels' source, compiled for the CPU with emulated warps, against PyTorch."""
 
 import ctypes
 from pathlib import Path
@@ -6,29 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ops.cases import Case, fused_case, off_kinks, oracle, random_case
-from tests.ops.emulation import compiled_emulation
-from tests.ops.test_backward import gradients
-from tests.ops.test_forward import odd_locations, relative
+from tests.ops.cases import (
+    Case,
+    fused_case,
+    gradients,
+    odd_locations,
+    off_kinks,
+    oracle,
+    random_case,
+    relative,
+    usual_case,
+)
+from tests.ops.emulation import STORAGE, compiled_emulation, numbers, pointer, pointers
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
-
-STORAGE = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-
-
-def pointer(tensor):
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def pointers(*tensors):
-    return (ctypes.c_void_p * len(tensors))(*[None if x is None else x.data_ptr() for x in tensors])
-
-
-def numbers(values):
-    return (ctypes.c_int64 * len(values))(*values)
 
 
 class Emulator:
-    """What the CUDA binding does, around the emulated kernels."""
+    """The CUDA binding around the emulated kernels."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -55,7 +49,7 @@ class Emulator:
         return output
 
     def backward(self, grad, shapes, value, locations, weights, reference=None, ordered=False):
-        """Return the gradients of value, locations, weights and, where it is given, reference."""
+        """Return the gradients of value, locations, weights and, if given, reference."""
         call = self.call(shapes, value, reference, locations, weights)
         wide = locations.dtype
         to_locations, to_weights = (
@@ -107,20 +101,8 @@ def emulator(tmp_path_factory) -> Emulator:
     return Emulator(path)
 
 
-def usual_case(seed: int, dtype: torch.dtype = torch.float32) -> Case:
-    """4 levels, 4 points, 32 channels; odd seeds: the queries are the tokens."""
-    g = torch.Generator().manual_seed(seed)
-    shapes = ((9, 13), (5, 7), (3, 4), (2, 2))
-    tokens = sum(h * w for h, w in shapes)
-    queries = tokens if seed % 2 else 21
-    value = torch.randn(2, tokens, 2, 32, generator=g, dtype=dtype)
-    locations = torch.rand(2, queries, 2, 4, 4, 2, generator=g, dtype=dtype) * 1.6 - 0.3
-    weights = torch.randn(2, queries, 2, 4, 4, generator=g, dtype=dtype)
-    return Case(shapes, value, locations, weights)
-
-
 def cases() -> list[Case]:
-    """A few of every kind of kernel: usual sizes, vectors, partly filled passes, scalars."""
+    """Return some cases of every kind of kernel: usual sizes, vectors, partial passes, scalars."""
     chosen = [usual_case(0), usual_case(1)]
     for seed, width in ((1, 64), (2, 16), (3, 7), (4, 71), (5, 40), (10, 8), (30, 96)):
         case = random_case(seed, width=width, dtype=torch.float32)

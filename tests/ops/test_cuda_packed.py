@@ -5,11 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.ops.packed_cases import PackedCase, packed_oracle, random_packed
-from tests.ops.test_cuda import BOUND, DTYPES
-from tests.ops.test_forward import relative
-from tests.ops.test_packed_backward import incoming, packed_gradients
-from tests.ops.test_packed_registration import arguments
+from tests.ops.cases import relative
+from tests.ops.gpu_cases import BOUND, DTYPES
+from tests.ops.packed_cases import (
+    PackedCase,
+    arguments,
+    incoming,
+    packed_gradients,
+    packed_oracle,
+    random_packed,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -21,7 +26,7 @@ def on_gpu(case: PackedCase) -> PackedCase:
 
 
 def cases(dtype: torch.dtype) -> list[PackedCase]:
-    """Random sizes, the usual ones, and containers of many tiles."""
+    """Return random sizes, the usual ones, and containers of many tiles."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     shapes = [(49, 32), (64, 64), (200, 40), (130, 256)]
     chosen = [random_packed(seed) for seed in range(1, 25)]

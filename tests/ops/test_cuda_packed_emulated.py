@@ -1,4 +1,4 @@
-"""Packed attention's CUDA kernels, compiled for the CPU, their warps run lane by lane."""
+"""Packed attention's CUDA kernels, compiled for the CPU with emulated warps."""
 
 import ctypes
 from dataclasses import replace
@@ -7,15 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ops.emulation import compiled_emulation
-from tests.ops.packed_cases import PackedCase, packed_oracle, random_packed
-from tests.ops.test_cuda_emulated import STORAGE, numbers, pointer, pointers
-from tests.ops.test_forward import relative
-from tests.ops.test_packed_backward import incoming, packed_gradients
+from tests.ops.cases import relative
+from tests.ops.emulation import STORAGE, compiled_emulation, numbers, pointer, pointers
+from tests.ops.packed_cases import (
+    PackedCase,
+    incoming,
+    packed_gradients,
+    packed_oracle,
+    random_packed,
+)
 
 
 class Emulator:
-    """What the CUDA binding does, around the emulated kernels."""
+    """The CUDA binding around the emulated kernels."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -82,7 +86,7 @@ def contiguous(case: PackedCase) -> PackedCase:
 
 
 def cases() -> list[PackedCase]:
-    """Every kind of lane: whole and partial vectors, one to eight lanes per row."""
+    """Return every kind of lane: whole and partial vectors, one to eight lanes per row."""
     widths = (1, 7, 8, 16, 20, 32, 33, 64, 72, 128)
     return [
         contiguous(random_packed(seed, slots=(5, 19, 33)[seed % 3], width=width))

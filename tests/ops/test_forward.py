@@ -3,46 +3,21 @@
 import pytest
 import torch
 
-from tests.ops.cases import Case, fused_case, oracle, random_case
+from tests.ops.cases import Case, fused_case, oracle, random_case, relative
+from tests.ops.checks import (
+    check_against_oracle,
+    check_half_precision,
+    check_odd_locations,
+    check_poisoned,
+    run,
+)
 from tokendetr.ops import (
     extension_available,
     ms_deform_attn,
     ms_deform_attn_fused,
-    ms_deform_attn_reference,
     sampling_locations,
     use_reference,
 )
-
-
-def run(case: Case) -> torch.Tensor:
-    return ms_deform_attn(case.value, case.shapes, case.locations, case.weights)
-
-
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    assert actual.shape == expected.shape
-    if expected.numel() == 0:
-        return 0.0
-    return float(
-        (actual.double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1)
-    )
-
-
-def check_against_oracle(seeds: range) -> None:
-    for seed in seeds:
-        case = random_case(seed)
-        expected = oracle(case)
-        assert relative(run(case), expected) <= 1e-12, seed
-        with use_reference():
-            assert relative(run(case), expected) <= 1e-12, seed
-        assert relative(run(case.to(torch.float32)), expected) <= 2e-5, seed
-        rounded = case.to(torch.bfloat16)
-        mixed = Case(case.shapes, rounded.value, case.locations.float(), case.weights.float())
-        assert (
-            relative(
-                run(mixed), oracle(Case(case.shapes, rounded.value.double(), *case.tensors[1:]))
-            )
-            <= 2e-2
-        )
 
 
 def test_extension_is_built_where_the_suite_runs() -> None:
@@ -56,40 +31,6 @@ def test_matches_oracle() -> None:
 @pytest.mark.slow
 def test_matches_oracle_on_a_thousand_cases() -> None:
     check_against_oracle(range(1000))
-
-
-def grid_sample_form(case: Case) -> torch.Tensor:
-    """The usual PyTorch form, every step in the dtype of the case."""
-    samples, start = [], 0
-    for level, (h, w) in enumerate(case.shapes):
-        image = case.value[:, start : start + h * w].permute(0, 2, 3, 1).flatten(0, 1)
-        grid = (2 * case.locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
-        samples.append(
-            torch.nn.functional.grid_sample(image.unflatten(-1, (h, w)), grid, align_corners=False)
-        )
-        start += h * w
-    weights = case.weights.transpose(1, 2).flatten(0, 1).flatten(2)[:, None]
-    summed = (torch.stack(samples, -2).flatten(-2) * weights).sum(-1)
-    return summed.unflatten(0, case.value.shape[::2][:2]).flatten(1, 2).transpose(1, 2)
-
-
-def check_half_precision(dtype: torch.dtype, seeds: range) -> None:
-    compared = finite = total = 0
-    for seed in seeds:
-        low = random_case(seed).to(dtype)
-        exact = oracle(low.to(torch.float64))
-        if exact.numel() == 0:
-            continue
-        ours, theirs = run(low), grid_sample_form(low)
-        assert ours.isfinite().all()
-        usable = theirs.isfinite()  # PyTorch's float16 form overflows here and there
-        finite, total = finite + int(usable.sum()), total + usable.numel()
-        if usable.any():
-            bound = 2 * relative(theirs[usable], exact[usable]) + 1e-5
-            assert relative(ours[usable], exact[usable]) <= bound, seed
-            compared += 1
-    assert compared >= len(seeds) * 3 // 4
-    assert finite >= 0.9 * total
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -160,45 +101,9 @@ def test_the_same_bits_every_time_and_for_every_number_of_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def odd_locations(case: Case) -> Case:
-    locations = case.locations.clone().view(-1, 2)
-    odd = [float("nan"), float("inf"), -float("inf"), 1e38, -1e38, 3e9, -3e9]
-    for i in range(0, len(locations), 3):
-        locations[i, i % 2] = odd[i // 3 % len(odd)]
-    return Case(case.shapes, case.value, locations.view(case.locations.shape), case.weights)
-
-
-def check_odd_locations(dtype: torch.dtype, seeds: range) -> None:
-    for seed in seeds:
-        case = odd_locations(random_case(seed, dtype=dtype))
-        expected = oracle(case.to(torch.float64))
-        assert expected.isfinite().all()
-        assert relative(run(case), expected) <= 2e-5
-        assert (
-            relative(ms_deform_attn_reference(case.value, case.shapes, *case.tensors[1:]), expected)
-            <= 2e-5
-        )
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_non_finite_and_huge_locations_contribute_nothing(dtype: torch.dtype) -> None:
     check_odd_locations(dtype, range(1, 33))
-
-
-def check_poisoned(seeds: range) -> None:
-    for seed in seeds:
-        case = odd_locations(random_case(seed, dtype=torch.float32))
-        g = torch.Generator().manual_seed(seed)
-        value = torch.where(
-            torch.rand(case.value.shape, generator=g) < 0.002, torch.nan, case.value
-        )
-        weights = torch.where(
-            torch.rand(case.weights.shape, generator=g) < 0.002, torch.nan, case.weights
-        )
-        poisoned = Case(case.shapes, value, case.locations, weights)
-        with use_reference():
-            expected = run(poisoned)
-        assert torch.equal(run(poisoned).isnan(), expected.isnan())
 
 
 def test_non_finite_values_and_weights_reach_exactly_what_samples_them() -> None:

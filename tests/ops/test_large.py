@@ -1,4 +1,4 @@
-"""Tensors with more than 2^31 elements, most of whose pages are never touched."""
+"""Tensors with more than 2^31 elements, stored sparsely."""
 
 import os
 

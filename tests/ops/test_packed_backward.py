@@ -7,20 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.ops.packed_cases import PackedCase, packed_oracle, random_packed
-from tests.ops.test_forward import relative
+from tests.ops.cases import relative
+from tests.ops.packed_cases import (
+    PackedCase,
+    incoming,
+    packed_gradients,
+    packed_oracle,
+    random_packed,
+)
 from tokendetr.ops import use_reference
-
-
-def incoming(case: PackedCase) -> torch.Tensor:
-    g = torch.Generator().manual_seed(7)
-    return torch.randn(case.query.shape, generator=g).to(case.query.dtype)
-
-
-def packed_gradients(case: PackedCase, grad: torch.Tensor, run=PackedCase.run) -> list:
-    leaves = [x.detach().clone().requires_grad_() for x in case.leaves]
-    output = run(case.with_leaves(leaves))
-    return list(torch.autograd.grad(output, leaves, grad))
 
 
 def test_gradcheck() -> None:
@@ -120,8 +115,7 @@ def test_strided_gradient() -> None:
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(int(sys.argv[2]))
-from tests.ops.packed_cases import random_packed
-from tests.ops.test_packed_backward import incoming, packed_gradients
+from tests.ops.packed_cases import incoming, packed_gradients, random_packed
 results = []
 for seed in (1, 2, 4, 5, 7, 11):
     case = random_packed(seed, dtype=torch.float32)

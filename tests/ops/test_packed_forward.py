@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.ops.cases import relative
 from tests.ops.packed_cases import PackedCase, packed_oracle, random_packed
-from tests.ops.test_forward import relative
 from tokendetr.ops import packed_attention, use_reference
 
 SHAPES = [(1, 1), (16, 16), (17, 31), (49, 32), (64, 64), (65, 24), (130, 8), (200, 40)]

@@ -1,4 +1,4 @@
-"""What PyTorch asks of packed attention: schema, autograd, compile, export, FLOPs; ISAs."""
+"""Registration of packed attention: schema, autograd, compile, export, FLOPs; instruction sets."""
 
 import os
 import subprocess
@@ -9,14 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.ops.packed_cases import PackedCase, random_packed
+from tests.ops.packed_cases import PackedCase, arguments, random_packed
 from tokendetr.analysis.flops import count_flops
 from tokendetr.ops import packed_attention_flops
-
-
-def arguments(case: PackedCase) -> tuple:
-    tensors = (case.query, case.key, case.value, case.segment)
-    return (*tensors, case.scale or 0.25, case.position, case.table, case.key_bias)
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -126,8 +121,7 @@ def test_flop_report_counts_it() -> None:
 
 SCRIPT = """
 import sys, torch
-from tests.ops.packed_cases import random_packed
-from tests.ops.test_packed_backward import incoming, packed_gradients
+from tests.ops.packed_cases import incoming, packed_gradients, random_packed
 from tokendetr.ops import library_facts
 results = []
 for seed in range(1, 16):

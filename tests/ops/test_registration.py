@@ -1,4 +1,4 @@
-"""What PyTorch asks of an operator: schema, autograd, compile, export, FLOPs; instruction sets."""
+"""Registration of an operator: schema, autograd, compile, export, FLOPs; instruction sets."""
 
 import os
 import subprocess
@@ -8,12 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.ops.cases import fused_case, random_case
+from tests.ops.cases import flat, fused_case, random_case
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_flops, ms_deform_attn_fused
-
-
-def flat(shapes):
-    return [size for pair in shapes for size in pair]
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -105,7 +101,7 @@ def test_flop_formulas() -> None:
 
 SCRIPT = """
 import sys, torch
-from tests.ops.cases import fused_case, random_case
+from tests.ops.cases import flat, fused_case, random_case
 from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused
 from tokendetr.ops import library_facts
 results = []

@@ -8,19 +8,20 @@ import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.source_tree import ROOT
+
 SCRATCH = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
 
 
 def tracked_files(*folders: str) -> list[str]:
-    """Files of the checkout that git knows or would take in, sorted."""
+    """Return the files of the checkout that git tracks or would add, sorted."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).exists())
 
 
 def copy_checkout(target: Path) -> Path:
-    """Copy what is needed to install: no tests, no documents, nothing that was made by chance."""
+    """Copy the files of an installation: no tests, no documents, no generated files."""
     folders = [path.name for path in ROOT.iterdir() if path.name not in ("tests", "docs")]
     for name in tracked_files(*folders):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,7 @@ def copy_checkout(target: Path) -> Path:
 
 
 class Environment:
-    """A virtual environment that has nothing but what is laid into it."""
+    """A virtual environment that contains only the wheels unpacked into it."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, symlinks=True)
@@ -40,7 +41,7 @@ class Environment:
         self.packages = next(folder.glob("lib/python*/site-packages"))
 
     def run(self, code: str, *, cwd: Path, path: str = "") -> str:
-        """Run code in a fresh interpreter and return what it printed."""
+        """Run code in a fresh interpreter and return its output."""
         done = subprocess.run(
             [self.python, "-c", code],
             cwd=cwd,
@@ -74,7 +75,7 @@ def build(project: Path, output: Path, kind: str = "wheel", **environment: str) 
 
 
 def fake_project(folder: Path, packages: tuple[str, ...]) -> Path:
-    """Write a tiny project with packages of these names, as a clone of a real one would lie."""
+    """Write a tiny project with packages of these names, laid out as a clone of a real one."""
     for name in packages:
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text("REAL = True\n")

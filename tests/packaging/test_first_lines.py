@@ -25,13 +25,13 @@ SHORTER = (
 
 
 def first_block(page: str) -> str:
-    """The first Python block of a page."""
+    """Return the first Python block of a page."""
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)[0]
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Runs Python of a fresh environment in an empty folder with pictures and a data set."""
+    """Return a function that runs Python of a fresh environment beside images and a data set."""
     folder = tmp_path_factory.mktemp("a reader")
     checkout = copy_checkout(folder / "checkout" / "tokendetr")
     environment = Environment(folder / "environment")

@@ -1,4 +1,4 @@
-"""What a repository says of itself agrees with itself."""
+"""The repository's statements about itself are consistent."""
 
 import re
 

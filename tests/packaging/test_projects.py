@@ -1,4 +1,4 @@
-"""Configs, weights and detectors are found from anywhere, whoever else is called ``projects``."""
+"""Configs, weights and detectors are found from any folder, beside any other ``projects``."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ model = L(DINO)(device="cpu")
 
 
 def fake_clone(folder: Path) -> Path:
-    """A clone of detrex as far as its ``projects`` go: namespace packages, classes without use."""
+    """Write the ``projects`` of a clone of detrex: namespace packages, unused classes."""
     for name in ("dino", "common", "dynamic_detr"):
         modeling = folder / "projects" / name / "modeling"
         modeling.mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_an_upstream_config_says_once_whose_classes_it_builds(tmp_path, caplog):
 
 
 def test_upstreams_import_path_leads_to_a_real_one_wherever_it_comes_on_the_path(tmp_path):
-    """Installed, our own are found by a finder that is asked last, level by level."""
+    """An installed package finds its own projects last, level by level."""
     clone = fake_clone(tmp_path / "detrex")
     environment = Environment(tmp_path / "environment")
     package = environment.packages / "tokendetr"

@@ -1,11 +1,11 @@
 """The locked requirements: every package with one release and its hashes, and nothing local."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.source_tree import ROOT
+
 RUNTIME, DEV, DOCS, TORCH = (f"requirements{kind}.txt" for kind in ("", "-dev", "-docs", "-torch"))
 LOCKED = (RUNTIME, DEV, DOCS, TORCH)
 # A requirement with the lines of its hashes.

@@ -1,4 +1,4 @@
-"""``import detectron2`` and ``import detrex`` lead to the stand-ins only where no real one is."""
+"""``import detectron2`` and ``import detrex`` find the stand-ins only if no real package exists."""
 
 import shutil
 import subprocess
@@ -68,7 +68,7 @@ def in_editable(environment, project):
 
 
 def in_later_editable(environment, project):
-    """An editable install whose finder is registered after the stand-ins' own."""
+    """Install a package in editable mode, with a finder registered after the stand-ins' own."""
     in_editable(environment, project)
     (pth,) = environment.packages.glob("__editable__.detectron2*.pth")
     pth.rename(pth.with_name("zz_detectron2.pth"))

@@ -1,4 +1,4 @@
-"""What the wheel of ``tokendetr`` holds, and what the repository weighs."""
+"""The contents of the wheel of ``tokendetr``, and the size of the repository."""
 
 import zipfile
 
@@ -18,7 +18,7 @@ MOST_BYTES = 40 * 2**20
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """Names in a wheel without kernels, built in a folder with a space in its name."""
+    """Return the names in a wheel without kernels, built in a folder with a space in its name."""
     checkout = copy_checkout(tmp_path_factory.mktemp("a checkout") / "tokendetr")
     wheel = build(checkout, checkout / "dist", TOKENDETR_NO_EXTENSION="1")
     return set(zipfile.ZipFile(wheel).namelist())

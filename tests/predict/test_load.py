@@ -1,4 +1,4 @@
-"""A trained detector in three lines: what it takes, what it gives, what it refuses."""
+"""A trained detector in three lines: its inputs, its results, its refusals."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tokendetr.errors import ConfigError, NotSparsifiableError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A few images of the shapes data set, and their annotations."""
+    """Make a few images of the shapes data set, and their annotations."""
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))

@@ -1,11 +1,19 @@
-"""What every detector must do with ordinary and awkward batches, on small networks."""
+"""Every detector handles ordinary and degenerate batches, on small networks."""
 
 import copy
 
 import pytest
 import torch
 
-from tests.small_detectors import NAMES, build, record
+from tests.small_detectors import (
+    NAMES,
+    assert_same,
+    build,
+    detections,
+    record,
+    total,
+    trained_parameters,
+)
 
 BOXES = [[5, 5, 60, 50], [20, 10, 40, 30], [50, 20, 90, 60]]
 
@@ -15,34 +23,10 @@ def name(request):
     return request.param
 
 
-def detections(model, records):
-    model.eval()
-    with torch.no_grad():
-        return [output["instances"] for output in model(records)]
-
-
-def assert_same(one, other):
-    assert len(one) == len(other)
-    torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-4)
-    torch.testing.assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=1e-3, atol=1e-2)
-    assert torch.equal(one.pred_classes, other.pred_classes)
-
-
-def total(losses):
-    return sum(losses.values())
-
-
 def turn_off_denoising(model):
     for option in ("dn_number", "denoising_groups"):
         if hasattr(model, option):
             setattr(model, option, 0)
-
-
-def trained_parameters(model, records):
-    model.train()
-    model.zero_grad(set_to_none=True)
-    total(model(records)).backward()
-    return {n for n, p in model.named_parameters() if p.grad is not None}
 
 
 def test_an_image_in_a_padded_batch_gives_what_it_gives_alone(name):

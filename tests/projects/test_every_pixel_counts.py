@@ -1,4 +1,4 @@
-"""Every pixel row and column of an image can change what an encoder makes of it."""
+"""Every pixel row and column of an image can change an encoder's memory."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""``tools/train_net.py --eval-only`` gives upstream's detections: config file, checkpoint file, PNG
-images and COCO annotations on disk, loader processes, evaluator, and the results file."""
+"""``tools/train_net.py --eval-only`` gives upstream's detections, from files to results file."""
 
 import json
 import os
@@ -15,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from tests.golden import formula
-from tests.projects import test_golden as golden
+from tests.golden import reference as golden
 
 DEFAULT = "deformable_detr_r50_with_box_refinement"
 NAMES = [
@@ -29,7 +28,7 @@ def contiguous_ids() -> dict[int, int]:
 
 
 def write_coco(root: Path) -> None:
-    """The golden samples as ``coco_2017_val``."""
+    """Write the golden samples as ``coco_2017_val``."""
     category_of = {index: category for category, index in contiguous_ids().items()}
     images, annotations = [], []
     (root / "coco" / "val2017").mkdir(parents=True)
@@ -62,7 +61,7 @@ def write_coco(root: Path) -> None:
 
 
 def evaluate(name: str, folder: Path) -> list[dict]:
-    """Run the tool on a checkpoint of formula weights; the entries of its results file."""
+    """Run the tool on a checkpoint of formula weights; return the entries of its results file."""
     write_coco(folder / "datasets")
     model = golden.build(name)
     formula.fill(model)
@@ -91,7 +90,7 @@ def evaluate(name: str, folder: Path) -> list[dict]:
 
 
 def to_instances(results: list[dict], image_id: int) -> Instances:
-    """The results of one image, best first, as a detector gives them."""
+    """Convert the results of one image, by descending score, to a detector's output."""
     found = [entry for entry in results if entry["image_id"] == image_id]
     found.sort(key=lambda entry: -entry["score"])
     instances = Instances(formula.SIZES[image_id - 1])

@@ -1,10 +1,9 @@
-"""Detectors and methods share parts instead of repeating them: no block of six equal lines in two
-detectors' folders (models and configs) or in two methods' packages."""
+"""Detectors and methods share parts: no two of them contain the same block of six lines."""
 
 import itertools
 from pathlib import Path
 
-from tests.test_import_rules import METHODS, ROOT, detectors
+from tests.source_tree import METHODS, ROOT, detectors
 
 BLOCK = 6
 

@@ -1,5 +1,4 @@
-"""Our encoders inside upstream's transformers: called with tensors alone, they give the memory and
-ask for the losses that they give and ask for in our detectors."""
+"""Our encoders, called by upstream's transformers, give the same memory and losses."""
 
 from collections.abc import Callable
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import small_configs
-from tests.projects.test_zoo_contract import DETECTORS, put_into
+from tests.small_configs import DETECTORS, put_into
 from tests.small_detectors import record
 from tokendetr.config import zoo
 from tokendetr.encoder.forward_context import observe
@@ -30,7 +29,7 @@ BATCH = [
 
 
 class UpstreamTransformer(nn.Module):
-    """What the transformers of detrex's five detectors do up to their encoder's result.
+    """The transformers of detrex's five detectors up to the encoder's result.
 
     All five flatten, derive the geometry and call alike; only what follows differs. Parts other
     than the encoder are held under upstream's names.
@@ -115,7 +114,7 @@ class UpstreamDetector(nn.Module):
 
 
 def watch(module: nn.Module, seen: list) -> Callable[[], None]:
-    """Note what a module is called with and returns; its random draws start anew."""
+    """Record a module's arguments and result, from a fixed random state."""
     before = module.register_forward_pre_hook(lambda *_: torch.manual_seed(0) and None)
     after = module.register_forward_hook(
         lambda module, args, kwargs, output: seen.append((args, kwargs, output)), with_kwargs=True
@@ -133,7 +132,7 @@ def build(detector: str, method: str) -> nn.Module:
 
 
 def run_both(ours: nn.Module) -> tuple[tuple, tuple, dict, dict]:
-    """The encoder's call and the model's output, in our detector and in upstream's."""
+    """Return the encoder's call and the model's output, in our detector and in upstream's."""
     calls, outer = [], []
     stop = watch(ours.transformer.encoder, calls)
     stop_outer = watch(ours.transformer, outer)

@@ -1,4 +1,4 @@
-"""Config files written as upstream's are load unmodified, and say the same as ours."""
+"""Config files in upstream's style load unmodified, with the same values as ours."""
 
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def build(model: DictConfig) -> nn.Module:
 
 
 def rates(config: DictConfig, model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Learning rate and weight decay of every parameter that is trained."""
+    """Return learning rate and weight decay of every trained parameter."""
     config.optimizer.params.model = model
     optimizer = instantiate(config.optimizer)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -116,7 +116,7 @@ def plain(node: DictConfig) -> dict:
 
 
 def numbers(module: nn.Module) -> dict[str, object]:
-    """Every number, text and flag that the parts of a model hold."""
+    """Return every number, text and flag in the parts of a model."""
     return {
         f"{path}.{key}": value
         for path, part in module.named_modules()

@@ -1,4 +1,4 @@
-"""Configs of detrex's names say what detrex's say, and build on what detrex ships alone."""
+"""Configs with detrex's names have detrex's values, and build on detrex's own files."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_detrex_ships_the_shared_configs_that_are_here():
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_a_foreign_backbone_needs_is_one_line(name):
-    """Where detrex itself is absent; with it, the model is built."""
+    """Checked without detrex; with it, the model is built."""
     backbone = zoo.get_config(name).model.backbone
     if _is_there(backbone.get("net", backbone)["_target_"]):
         pytest.skip("detrex itself is installed")

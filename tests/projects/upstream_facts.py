@@ -1,4 +1,4 @@
-"""What detrex's own configs say, and the comparison of this project's configs with it.
+"""Values of detrex's own configs, and their comparison with this project's configs.
 
     python -m tests.projects.upstream_facts
 
@@ -22,7 +22,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.source_tree import ROOT
+
 TABLE = ROOT / "docs" / "upstream_differences.md"
 FACTOR = "lr_factor_func"
 MISSING = "(not there)"
@@ -42,7 +43,7 @@ def _read(name: str) -> Any:
 
 
 def _facts() -> dict[str, dict[str, Any]]:
-    """By config: key -> value. The file tells a config by how it differs from another one."""
+    """Return key -> value by config; the file stores differences between configs."""
     facts: dict[str, dict[str, Any]] = {}
     for name, fact in _read("upstream_configs.json").items():
         like = facts.get(fact["like"], {})
@@ -62,7 +63,7 @@ def _defaults() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _exported() -> dict[Any, str]:
-    """The detectors' classes, by their place under ``projects``."""
+    """Return the detectors' classes by their names under ``projects``."""
     names = {}
     for project in DETECTORS:
         module = importlib.import_module(f"projects.{project}.modeling")
@@ -73,7 +74,7 @@ def _exported() -> dict[Any, str]:
 
 
 def target_name(target: Any) -> str:
-    """Return the name of a class or function under which both sides know it.
+    """Return the name of a class or function that both sides use.
 
     A package's parts may lie in other modules here: ``detectron2.data`` and the name count.
     """
@@ -88,7 +89,7 @@ def target_name(target: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a config's value as JSON holds it."""
+    """Return a config's value as JSON represents it."""
     if isinstance(value, ListConfig | list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, DictConfig | dict):
@@ -117,7 +118,7 @@ def flatten(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def load(name: str, root: Path = ROOT) -> dict[str, Any]:
-    """Return the keys and values that one of this project's configs says, factors probed."""
+    """Return the keys and values of one of this project's configs, factors evaluated."""
     config = LazyConfig.load(str(root / name))
     factor = config.optimizer.params.pop(FACTOR, None)
     values = dict(flatten(config))
@@ -129,7 +130,7 @@ def load(name: str, root: Path = ROOT) -> dict[str, Any]:
 
 
 def effective(values: Mapping[str, Any], *, ours: bool) -> dict[str, Any]:
-    """Return the values with the constructors' defaults where they say nothing.
+    """Return the values, completed by the constructors' defaults.
 
     The defaults are those that detectron2 and detrex have; of this project's own classes, its own.
     """
@@ -157,7 +158,7 @@ def _signature(target: str) -> dict[str, Any]:
 
 
 def differences(name: str, root: Path = ROOT) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between detrex's config of a path and this project's.
+    """Return the differences between detrex's config of a path and this project's.
 
     A parameter that only a class of this project has, and that the config leaves alone, is no value
     of the config.
@@ -180,7 +181,7 @@ def differences(name: str, root: Path = ROOT) -> dict[str, tuple[Any, Any]]:
 
 
 def _topmost(key: str, other: Mapping[str, Any]) -> str:
-    """The shortest beginning of a key that ``other`` has nothing under."""
+    """Return the shortest prefix of a key that ``other`` has nothing under."""
     parts = key.split(".")
     for length in range(1, len(parts)):
         place = ".".join(parts[:length])
@@ -200,7 +201,7 @@ def deliberate(table: Path = TABLE) -> dict[str, set[str]]:
 
 
 def _configs(text: str) -> set[str]:
-    """The configs that a cell of the table speaks of: a name, or all of a folder."""
+    """Return the configs that a cell of the table names: one, or all of a folder."""
     text = text.strip("`")
     paths = {path for path in UPSTREAM if text in ("all", Path(path).stem, *path.split("/"))}
     if not paths:
@@ -209,7 +210,7 @@ def _configs(text: str) -> set[str]:
 
 
 def main() -> None:
-    """Print what differs beyond the table, and the count of configs that agree."""
+    """Print the differences beyond the table, and the number of equal configs."""
     allowed, agreeing = deliberate(), 0
     for name in UPSTREAM:
         try:

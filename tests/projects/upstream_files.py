@@ -185,14 +185,14 @@ def write(path: Path, text: str) -> Path:
 
 
 def write_model(folder: Path, project: str) -> None:
-    """A detector's ``models/<project>_r50.py``."""
+    """Write a detector's ``models/<project>_r50.py``."""
     facts = {"decoder": "", "losses": "", "weights": WEIGHTS, **DETECTORS[project]}
     text = (IMPORTS + MODEL).format(project=project, **facts) + LAYER_WEIGHTS
     write(folder / "models" / f"{project}_r50.py", text)
 
 
 def write_run(folder: Path, project: str, *, name: str, epochs: int, seed: int = -1) -> Path:
-    """A whole config of a detector: its model, and a run with the shared data and schedule."""
+    """Write a whole config of a detector: its model, and a run with the shared fragments."""
     write_model(folder, project)
     text = RUN.format(
         module=f".models.{project}_r50",

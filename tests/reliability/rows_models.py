@@ -5,9 +5,16 @@ from pathlib import Path
 
 import torch
 
-from tests.projects.test_detectors import assert_same, detections, total, trained_parameters
 from tests.reliability.campaign import row
-from tests.small_detectors import NAMES, build, record
+from tests.small_detectors import (
+    NAMES,
+    assert_same,
+    build,
+    detections,
+    record,
+    total,
+    trained_parameters,
+)
 
 
 def name_of(seed: int) -> str:

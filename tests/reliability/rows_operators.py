@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from tests.ops import test_backward, test_forward
-from tests.ops.cases import random_case
+from tests.ops import checks
+from tests.ops.cases import gradients as gradients_of
+from tests.ops.cases import random_case, relative
 from tests.ops.packed_cases import packed_oracle, random_packed
 from tests.reliability.campaign import ROOT, Unavailable, row
 from tokendetr.ops import ms_deform_attn
@@ -31,12 +32,12 @@ def seeds_of(case: int, count: int) -> range:
     unit="problems",
 )
 def values(seed: int, folder: Path) -> int:
-    test_forward.check_against_oracle(seeds_of(seed, 80))
+    checks.check_against_oracle(seeds_of(seed, 80))
     for packed_seed in seeds_of(seed, 20):
         case = random_packed(packed_seed)
         expected = packed_oracle(case)
-        assert test_forward.relative(case.run(), expected) <= 1e-12, packed_seed
-        assert test_forward.relative(case.to(torch.float32).run(), expected) <= 2e-5, packed_seed
+        assert relative(case.run(), expected) <= 1e-12, packed_seed
+        assert relative(case.to(torch.float32).run(), expected) <= 2e-5, packed_seed
     return 100
 
 
@@ -50,7 +51,7 @@ def values(seed: int, folder: Path) -> int:
 )
 def low_precision(seed: int, folder: Path) -> int:
     dtype = (torch.bfloat16, torch.float16)[seed % 2]
-    test_forward.check_half_precision(dtype, seeds_of(seed, 50))
+    checks.check_half_precision(dtype, seeds_of(seed, 50))
     return 50
 
 
@@ -63,7 +64,7 @@ def low_precision(seed: int, folder: Path) -> int:
     unit="problems",
 )
 def gradients(seed: int, folder: Path) -> int:
-    test_backward.check_gradients(WIDTHS[seed % len(WIDTHS)], seeds_of(seed, 5))
+    checks.check_gradients(WIDTHS[seed % len(WIDTHS)], seeds_of(seed, 5))
     return 5
 
 
@@ -77,8 +78,8 @@ def gradients(seed: int, folder: Path) -> int:
 )
 def not_finite(seed: int, folder: Path) -> int:
     for dtype in (torch.float64, torch.float32):
-        test_forward.check_odd_locations(dtype, seeds_of(seed, 8))
-    test_forward.check_poisoned(seeds_of(seed, 8))
+        checks.check_odd_locations(dtype, seeds_of(seed, 8))
+    checks.check_poisoned(seeds_of(seed, 8))
     return 24
 
 
@@ -127,9 +128,7 @@ def same_bits(seed: int, folder: Path) -> int:
             found = []
             for count in (1, 2, 3, 1):
                 torch.set_num_threads(count)
-                found.append(
-                    [run(*case.tensors), *test_backward.gradients(run, case.tensors, grad)]
-                )
+                found.append([run(*case.tensors), *gradients_of(run, case.tensors, grad)])
             for other in found[1:]:
                 assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True)), problem
     finally:

@@ -45,7 +45,7 @@ SUITE = {
     "MD7": Suite(
         "names and shapes of every weight; the shipped weights load strictly",
         "exactly upstream's",
-        ["tests/projects/test_golden.py -k state_dict", "tests/test_zoo.py"],
+        ["tests/projects/test_golden.py -k state_dict", "tests/config/test_zoo.py"],
     ),
     "OP4": Suite(
         "opcheck of every operator, forward and backward",
@@ -89,7 +89,8 @@ SUITE = {
         "bit for bit",
         ["tests/sparse_detr -k bitwise", "tests/focus_detr -k bitwise",
          "tests/dynamic_detr -k bitwise", "tests/lite_detr -k bitwise",
-         "tests/test_token_encoder.py -k bitwise", "tests/test_bypass.py -k bitwise"],
+         "tests/encoder/test_token_encoder.py -k bitwise",
+         "tests/encoder/test_bypass.py -k bitwise"],
     ),
     "TR4": Suite(
         "2 and 4 processes train like one, uneven and empty boxes, detectors of every kind",

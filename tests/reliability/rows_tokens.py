@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from tests.reliability.campaign import row
-from tests.tokens.test_token_mix import random_mix
-from tests.tokens.test_token_select import naive_topk
+from tests.tokens.naive_selection import naive_topk
+from tests.tokens.random_mixes import random_mix
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import match_by_affinity, topk_valid
 

@@ -27,8 +27,6 @@ from detectron2.config import LazyConfig, instantiate
 from tests.patience import patience
 from tests.reliability.campaign import ROOT, row
 from tests.train import failing, toy
-from tests.train.test_failures import OUTCOMES, check_failure
-from tests.train.test_train_guards import batch
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.errors import NonFiniteLossError
@@ -240,7 +238,7 @@ def non_finite(seed: int, folder: Path) -> None:
             for name, loss in losses(*args).items()
         }
     trainer = Trainer(
-        model, [batch(4, s) for s in range(8)], torch.optim.AdamW(model.parameters(), lr=1e-2)
+        model, [toy.batch(4, s) for s in range(8)], torch.optim.AdamW(model.parameters(), lr=1e-2)
     )
     try:
         trainer.train(0, 8)
@@ -263,7 +261,7 @@ def accumulation(seed: int, folder: Path) -> None:
     torch.manual_seed(seed)
     large = toy.ToyDetector(dtype="float64", normalize="boxes")
     small = copy.deepcopy(large)
-    whole = [batch(8, seed * 10 + s) for s in range(4)]
+    whole = [toy.batch(8, seed * 10 + s) for s in range(4)]
     parts = [b[i : i + 2] for b in whole for i in range(0, 8, 2)]
     clip = {"max_norm": draw.choice([0.05, 1.0])}
     for model, batches, steps in ((large, whole, 1), (small, parts, 4)):
@@ -295,10 +293,10 @@ def accumulation(seed: int, folder: Path) -> None:
 )
 def failing_process(seed: int, folder: Path) -> None:
     draw = random.Random(seed)
-    how = sorted(OUTCOMES)[seed % len(OUTCOMES)]
+    how = sorted(failing.OUTCOMES)[seed % len(failing.OUTCOMES)]
     assert how in failing.FAILURES
     processes = draw.choice([2, 2, 3, 4])
-    check_failure(folder, how, processes=processes, who=draw.randrange(processes))
+    failing.check_failure(folder, how, processes=processes, who=draw.randrange(processes))
 
 
 @row(

@@ -1,4 +1,4 @@
-"""Open a report in a real browser with the network off, and use it.
+"""Open a report in a real browser without network, and operate it.
 
 python -m tests.report.browse report.html /usr/bin/chromium profile-folder
 """

@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.report.report_runs import NAMES, write_runs
+from tests.source_tree import ROOT
 from tokendetr.cli import report
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.errors import OutputError
@@ -22,7 +22,6 @@ from tokendetr.report import Run, write_page
 pytest.importorskip("hotcoco", reason="hotcoco analyzes the results")
 pytest.importorskip("plotly", reason="plotly draws the charts")
 
-ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

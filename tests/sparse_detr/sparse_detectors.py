@@ -14,7 +14,7 @@ RECORDS = [
 
 
 def sparse(name: str = "dino", *, seed: int = 5, detector: dict | None = None, **options):
-    """A supervised small detector with random weights that keeps some of its tokens."""
+    """Build a supervised small detector with random weights that keeps some of its tokens."""
     model = build(name, **(detector or {}))
     torch.manual_seed(seed)
     sparsifier = SparseSparsifier(
@@ -34,7 +34,7 @@ def sparse(name: str = "dino", *, seed: int = 5, detector: dict | None = None, *
 
 
 def run_encoder(model: nn.Module, records: list[dict]) -> torch.Tensor:
-    """The encoder's output in a forward pass of the whole detector."""
+    """Return the encoder's output in a forward pass of the whole detector."""
     seen = []
     hook = model.transformer.encoder.register_forward_hook(
         lambda module, args, output: seen.append(output)

@@ -1,9 +1,6 @@
-"""The published Sparse DETR's numbers, from formula weights in its own names, through the key map
-and the options that repeat its behavior."""
+"""The published Sparse DETR's numbers, from formula weights under its own names."""
 
 import argparse
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +10,15 @@ from torch import nn
 
 from sparse_detr import decoder_attention_loss, from_published
 from tests.golden import formula
+from tests.golden.reference import GOLDEN, ROOT, TOLERANCE, expected
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.encoder.decoder_attention import MAP_NAME
 from tokendetr.encoder.forward_context import record_tokens
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "kakaobrain_sparse_detr_r50"
-FACTS = json.loads(GOLDEN.with_suffix(".json").read_text())
-NUMBERS = np.load(GOLDEN.with_suffix(".npz"))
-TOLERANCE = 1e-3
+NAME = "kakaobrain_sparse_detr_r50"
+FACTS = expected(NAME)
+NUMBERS = np.load(GOLDEN / f"{NAME}.npz")
 
 
 def published_weights(part: str = "") -> dict[str, torch.Tensor]:
@@ -35,7 +31,7 @@ def published_weights(part: str = "") -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The config with the published options, its weights read from a file as a user would."""
+    """Load the config with the published options from a checkpoint file."""
     config = LazyConfig.load(
         str(ROOT / "projects/sparse_detr/configs/sparse_deformable_detr_r50_50ep.py")
     )

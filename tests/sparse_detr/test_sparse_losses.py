@@ -1,4 +1,4 @@
-"""What Sparse DETR's scores and heads are trained on, and what the gradients reach."""
+"""Training targets of Sparse DETR's scores and heads, and the reach of their gradients."""
 
 import math
 
@@ -29,7 +29,7 @@ AUXILIARY = {
 
 
 def naive_map(looks, layout, shift):
-    """Loops in float64 over everything that the decoder samples."""
+    """Sum over everything that the decoder samples, by loops in float64."""
     mass = [[0.0] * layout.num_tokens for _ in range(layout.batch_size)]
     for locations, weights in looks:
         images, queries, heads, levels, points = weights.shape
@@ -55,7 +55,7 @@ def naive_map(looks, layout, shift):
 
 
 def looks_of(model, records, queries: slice):
-    """Locations and weights of some queries in every decoder layer, and the traced pass."""
+    """Return locations and weights of some queries in every decoder layer, and the traced pass."""
     looks, handles = [], []
 
     def look(attention, args, kwargs):
@@ -141,7 +141,7 @@ def test_each_layer_but_the_last_has_heads_that_its_losses_train():
 
 
 class Context:
-    """What the losses need of a running supervision."""
+    """The part of a forward context that the losses use."""
 
     def __init__(self, criterion, targets) -> None:
         self.criterion, self.targets, self.losses = criterion, targets, {}

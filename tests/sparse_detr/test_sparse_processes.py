@@ -1,25 +1,18 @@
-"""Two gloo processes, one without boxes; and compiled evaluation."""
+"""Sparse DETR in two gloo processes, one without boxes; and compiled evaluation."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.processes import run_two_processes
-from tests.small_detectors import record
+from tests.processes import (
+    assert_gradients_of_whole_batch,
+    run_two_processes,
+    save_common_gradients,
+)
+from tests.small_detectors import ONE_WITHOUT_BOXES, assert_compiled_equals_eager, record
 from tests.sparse_detr.sparse_detectors import sparse
 
 VARIANTS = (("dino", "dam"), ("deformable_two_stage", "objectness"))
-PER_PROCESS = [
-    [record(64, 96, [[5, 5, 60, 50], [20, 10, 40, 30]], seed=1)],
-    [record(64, 96, [], seed=2)],
-]
-
-
-def step(model, records):
-    losses = model([one | {"image": one["image"].double()} for one in records])
-    sum(losses.values()).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def build(name: str, selection: str):
@@ -30,35 +23,18 @@ def build(name: str, selection: str):
 def worker(rank: int, folder: str) -> None:
     for name, selection in VARIANTS:
         model = build(name, selection)
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        step(wrapped, PER_PROCESS[rank])
-        wrapped.zero_grad()
-        step(wrapped, PER_PROCESS[rank])  # raises where a parameter had no gradient before
-        if rank == 0:
-            grads = {n: p.grad for n, p in model.named_parameters()}
-            torch.save(grads, Path(folder) / f"{name}.pth")
+        save_common_gradients(rank, model, [ONE_WITHOUT_BOXES[rank]], Path(folder, f"{name}.pth"))
 
 
 def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
     run_two_processes(worker, tmp_path)
     for name, selection in VARIANTS:
-        both = torch.load(tmp_path / f"{name}.pth", weights_only=True)
-        alone = step(build(name, selection), [one for records in PER_PROCESS for one in records])
-        assert set(both) == set(alone)
-        for key, gradient in alone.items():
-            torch.testing.assert_close(both[key], gradient, rtol=1e-9, atol=1e-12)
+        model = build(name, selection)
+        assert_gradients_of_whole_batch(tmp_path / f"{name}.pth", model, ONE_WITHOUT_BOXES)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param("dino", marks=pytest.mark.slow), "deformable_two_stage"]
 )
 def test_compiled_evaluation_gives_the_same_detections(name):
-    model = sparse(name).eval()
-    records = [record(64, 96, seed=1), record(64, 96, seed=2)]
-    compiled = torch.compile(model, backend="aot_eager")
-    with torch.no_grad():
-        results = compiled(records), model(records)
-    for ours, theirs in zip(*results, strict=True):
-        ours, theirs = ours["instances"], theirs["instances"]
-        torch.testing.assert_close(ours.scores, theirs.scores)
-        torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    assert_compiled_equals_eager(sparse(name), [record(64, 96, seed=1), record(64, 96, seed=2)])

@@ -21,7 +21,7 @@ ONE_STAGE = ("deformable", "deformable_refine", "dab", "dn", "h")
 
 
 def own(**options) -> SparseSparsifier:
-    """A sparsifier that needs no detector."""
+    """Return a sparsifier that needs no detector."""
     torch.manual_seed(2)
     return SparseSparsifier(
         **{"embed_dim": CHANNELS, "num_layers": 3, "projection": "own", **options}
@@ -40,7 +40,7 @@ def test_the_former_name_of_a_projection_is_read_with_a_warning():
 
 
 def naive_encoder(encoder, pyramid):
-    """One image, written out from the paper: rank, keep, and update only what is kept."""
+    """Run one image, written out from the paper: rank, keep, and update only the kept tokens."""
     sparsifier, layout = encoder.sparsifier, pyramid.layout
     memory, pos = pyramid.x_BNC[0], pyramid.pos_BNC[0]
     reference = layout.reference_points_BNL2()[0].to(memory.dtype)

@@ -1,4 +1,4 @@
-"""Keep ratios of a loaded detector, by hand and by a clock."""
+"""Keep ratios of a loaded detector, set by hand and by a time limit."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ RECORDS = [record(64, 80)]
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """A detector that takes 10 ms and 100 ms times its keep ratio."""
+    """Make a detector that takes 10 ms plus 100 ms times its keep ratio."""
     model = sparse(keep_ratio=0.3).eval()
     sparsifier = model.transformer.encoder.sparsifier
     monkeypatch.setattr(dial, "timed", lambda run, device: 0.010 + 0.1 * sparsifier.keep_ratio)

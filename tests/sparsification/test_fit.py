@@ -1,4 +1,4 @@
-"""Fitting a sparse detector to its dense twin: against plain least squares, and its promises."""
+"""Fitting a sparse detector to its dense twin, against plain least squares."""
 
 import copy
 
@@ -51,7 +51,7 @@ def images(tmp_path_factory) -> UnlabeledImages:
 
 
 def twins(name: str = "dino", method: str = "sparse"):
-    """A dense detector and its sparse copy."""
+    """Build a dense detector and its sparse copy."""
     dense = build(name).eval()
     two_stage = name == "dino" or name.endswith("two_stage")
     torch.manual_seed(3)
@@ -83,7 +83,7 @@ def twins(name: str = "dino", method: str = "sparse"):
 
 
 def naive_rows(teacher, level):
-    """The level's real tokens of both records, each run alone: input and movement per layer."""
+    """Return inputs and movements per layer of the level's real tokens, each record run alone."""
     inputs, moved = [], []
     for single in RECORDS:
         dense = teacher([single])

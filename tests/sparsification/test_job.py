@@ -1,4 +1,4 @@
-"""The command: from a config's name and a folder to a config and weights that tools accept."""
+"""The command: from a config's name and a folder to a config and weights that programs load."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""SPT's laws: which tokens attend, with whom, and what reaches the gradients."""
+"""SPT's laws: which tokens attend to each other, and the reach of gradients."""
 
 import pytest
 import torch
@@ -6,39 +6,10 @@ from detectron2.modeling.backbone import SwinTransformer
 from torch import nn
 
 from spt_backbone import SPT
-from tests.tokens.test_token_pack import order_by_hand
+from tests.spt_backbone.spt_models import SMALL, half_selecting, maps_of, small_spt
+from tests.tokens.naive_windows import shifted_window_order
 from tokendetr.encoder import image_extents
-from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.tokens import LevelLayout
-
-SMALL = dict(
-    embed_dim=12,
-    depths=(1, 1, 2, 2),
-    num_heads=(1, 2, 2, 3),
-    window_size=4,
-    out_indices=(1, 2, 3),
-    drop_path_rate=0.0,
-)
-
-
-def small_spt(seed: int = 0, **options) -> SPT:
-    torch.manual_seed(seed)
-    model = SPT(**{**SMALL, **options})
-    for name, parameter in model.named_parameters():
-        if "gate.weight" in name or "position" in name:
-            nn.init.normal_(parameter, std=0.7)
-    return model.eval()
-
-
-def maps_of(model: SPT, images) -> list:
-    with record_tokens() as trace:
-        model(images)
-    return [layer.token_map for forward in trace.forwards for layer in forward.layers]
-
-
-def half_selecting(seed: int = 0, **options) -> SPT:
-    """A model whose gates select about half of the tokens."""
-    return small_spt(seed, threshold=0.5, **options)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -88,7 +59,7 @@ def test_threshold_zero_selects_everything_and_uniform_selection_its_share():
 
 
 def saturated(model: SPT) -> SPT:
-    """Gates that select everything with a weight of exactly 1."""
+    """Set gates that select everything with a weight of exactly 1."""
     for name, parameter in model.named_parameters():
         if "gate" in name:
             nn.init.zeros_(parameter) if "weight" in name else nn.init.constant_(parameter, 60.0)
@@ -122,7 +93,7 @@ def test_selecting_all_of_one_image_is_window_attention(shifted):
 
 
 def block_by_hand(block, x_NC, selected_N, order, grid, finer_N=None):
-    """One block on one image with plain loops over groups of the selected tokens."""
+    """Apply one block to one image with plain loops over groups of the selected tokens."""
     attn, width = block.attn, grid[1]
     normed = block.norm1(x_NC)
     logit = block.gate(normed)[:, 0]
@@ -164,9 +135,8 @@ def test_a_block_matches_plain_loops(index):
     with torch.no_grad():
         ours, (logit, _, pack) = block(x, layout, finer)
         selected = (logit[0].sigmoid() > 0.5) & layout.valid_BN[0]
-        wanted = block_by_hand(
-            block, x[0], selected, order_by_hand(grid, size, 4, block.shift_size), grid, finer[0]
-        )
+        order = shifted_window_order(grid, size, 4, block.shift_size)
+        wanted = block_by_hand(block, x[0], selected, order, grid, finer[0])
     assert 16 < len(pack.index_P) < 48
     torch.testing.assert_close(ours[0], wanted, rtol=1e-9, atol=1e-9)
 

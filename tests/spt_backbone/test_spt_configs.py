@@ -5,7 +5,6 @@ import json
 import logging
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +18,7 @@ from torch import nn
 from dynamic_detr import DynamicSparsifier
 from spt_backbone import SPT
 from spt_backbone.config import use_spt, watch_selection
+from tests.source_tree import ROOT
 from token_transforming.config import transform_backbone
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.safetensors import save_safetensors
@@ -27,7 +27,6 @@ from tokendetr.config import edit, resize, sparsify, target_name, zoo
 from tokendetr.data.object_ratio import object_ratio
 from tokendetr.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "projects" / "spt_backbone" / "configs"
 DETR = sorted(path.stem for path in CONFIGS.glob("spt_*.py"))
 RCNN = sorted(path.stem for path in CONFIGS.glob("*mask_rcnn_*.py"))
@@ -136,7 +135,7 @@ class TwoStage(nn.Module):
 
 
 def stand_in(name):
-    """What detectron2's configs look like, as far as ours change them."""
+    """Return detectron2's config, reduced to what ours change."""
     heads = dict(num_classes=80, mask_in_features=[], mask_pooler={}, mask_head={})
     return SimpleNamespace(
         model=L(TwoStage)(
@@ -261,7 +260,7 @@ def test_spt_takes_the_place_of_a_pyramids_bottom_up():
 
 
 def dino():
-    """A model that lacks what resize() changes last."""
+    """Return a model without the part that resize() changes last."""
     model = copy.deepcopy(zoo.get_config("spt_dino_tiny_4scale_12ep").model)
     del model["position_embedding"]
     return model

@@ -1,4 +1,4 @@
-"""SPT's cost: the formula is what is counted, and dense Swin costs what is published."""
+"""SPT's cost: the formula equals the count, and dense Swin costs the published number."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from projects.spt_backbone import table
 from spt_backbone import SPT
 from spt_backbone.flops import BackboneShape, backbone_macs, backbone_parameters
-from tests.spt_backbone.test_spt import SMALL, half_selecting, maps_of
+from tests.spt_backbone.spt_models import SMALL, half_selecting, maps_of
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 
 SHAPE = dict(embed_dim=12, window_size=4, container_length=16, out_stages=(2, 3, 4))

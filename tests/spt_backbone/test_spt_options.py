@@ -1,4 +1,4 @@
-"""SPT's options for what the gates see, learn and decide, its calibration, and its export."""
+"""SPT's options for the inputs, targets and thresholds of its gates, calibration, and export."""
 
 import math
 
@@ -13,8 +13,7 @@ from spt_backbone.calibration import calibrate_threshold, find_spt, selected_rat
 from spt_backbone.losses import THRESHOLDS, selection_loss
 from spt_backbone.selection import pack_selected
 from spt_backbone.static_pack import StaticPack
-from tests.spt_backbone.test_spt import half_selecting, maps_of, small_spt
-from tests.spt_backbone.test_spt_training import Detector, records
+from tests.spt_backbone.spt_models import Detector, half_selecting, maps_of, records, small_spt
 from tokendetr.encoder.forward_context import observe
 from tokendetr.tokens import LevelLayout
 

@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,50 +18,20 @@ from spt_backbone import SPT
 from spt_backbone.config import watch_selection
 from spt_backbone.labels import box_cells, mask_cells, object_cells
 from tests.processes import run_two_processes
-from tests.spt_backbone.test_spt import SMALL, small_spt
+from tests.spt_backbone.spt_models import (
+    BOXES,
+    SIZES,
+    SMALL,
+    Detector,
+    records,
+    small_spt,
+)
 from tokendetr.encoder.aux_losses import ImageTargets
 from tokendetr.encoder.forward_context import observe, record_tokens
 
 
-class Detector(nn.Module):
-    """The shape of a detectron2 model: pads a batch, runs its backbone once."""
-
-    def __init__(self, backbone: SPT) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, batched_inputs):
-        images = [record["image"] for record in batched_inputs]
-        height, width = (max(i.shape[side] for i in images) for side in (1, 2))
-        canvas = torch.stack(
-            [nn.functional.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images]
-        )
-        features = self.backbone(canvas)
-        if self.training:
-            return {"loss_own": sum(value.square().mean() for value in features.values())}
-        return [{"instances": image} for image in range(len(images))]
-
-
-SIZES = [(96, 64), (64, 120)]
-BOXES = [[[3.0, 5.0, 20.0, 31.0], [40.0, 60.0, 63.0, 90.0]], [[100.0, 10.0, 118.0, 12.0]]]
-
-
-def records(*, masks=None, annotated: bool = True) -> list[dict]:
-    found = []
-    for index, ((height, width), boxes) in enumerate(zip(SIZES, BOXES, strict=True)):
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.tensor(boxes))
-        instances.gt_classes = torch.zeros(len(boxes), dtype=torch.long)
-        if masks is not None:
-            instances.gt_masks = masks[index]
-        generator = torch.Generator().manual_seed(index)
-        record = {"image": torch.randn(3, height, width, generator=generator), "image_id": index}
-        found.append({**record, "instances": instances} if annotated else record)
-    return found
-
-
 def cells_by_hand(boxes, grid, stride):
-    """A cell counts where any box covers a part of it, on a raster of quarter pixels."""
+    """Mark the cells that any box covers in part, on a raster of quarter pixels."""
     fine = torch.zeros(grid[0] * stride * 4, grid[1] * stride * 4, dtype=torch.bool)
     for x1, y1, x2, y2 in boxes:
         fine[int(y1 * 4) : int(y2 * 4), int(x1 * 4) : int(x2 * 4)] = True
@@ -179,7 +149,7 @@ class Count(DatasetEvaluator):
 
 
 def data_set(name: str) -> None:
-    """The images of ``records()`` at twice the size, as a data set."""
+    """Return the images of ``records()`` at twice the size, as a data set."""
     DatasetCatalog.register(
         name,
         lambda: [

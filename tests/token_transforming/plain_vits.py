@@ -1,4 +1,4 @@
-"""detectron2's small ViT, and a stand-in for timm's: its attributes and its calls.
+"""detectron2's small ViT, and a stand-in for timm's with its attributes and calls.
 
 One set of weights fits both, so what is checked on sequences carries over to maps.
 """
@@ -72,7 +72,7 @@ VisionTransformer.__module__ = "timm.models.vision_transformer"
 
 
 def vit(**options: object) -> ViT:
-    """Return detectron2's, without windows and relative positions where nothing else is said."""
+    """Return detectron2's, by default without windows and relative positions."""
     settings = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS, "patch_size": PATCH}
     return _sharpened(
         lambda: ViT(

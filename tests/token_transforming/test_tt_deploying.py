@@ -11,8 +11,8 @@ import torch
 from tests.token_transforming import small_transformers
 from tests.token_transforming.plain_vits import images as pictures
 from tests.token_transforming.plain_vits import vit
-from tests.token_transforming.test_tt_swin import images as maps
-from tests.token_transforming.test_tt_swin import swin
+from tests.token_transforming.small_swins import images as maps
+from tests.token_transforming.small_swins import swin
 from token_transforming import METHODS, restore, transform
 
 HOW = {"layers": (1, 3), "keep_ratio": 0.6}

@@ -1,12 +1,12 @@
-"""Restoring tokens by what their reduced tokens changed."""
+"""Restoring tokens by the change of their reduced tokens."""
 
 import pytest
 import torch
 from torch import nn
 
 from tests.token_transforming.plain_vits import SIZE, images, vision_transformer, vit
-from tests.token_transforming.test_tt_swin import images as pictures
-from tests.token_transforming.test_tt_swin import swin
+from tests.token_transforming.small_swins import images as pictures
+from tests.token_transforming.small_swins import swin
 from token_transforming import (
     METHODS,
     NoMapsError,
@@ -23,7 +23,7 @@ HOW = {"keep_ratio": 0.5, "threshold": 0.2, "temperature": 20.0, "recovery": "re
 
 
 def silence(block: nn.Module) -> None:
-    """Let a block's branches add nothing."""
+    """Make a block's branches add nothing."""
     for branch in (block.attn.proj, block.mlp.fc2):
         branch.weight.data.zero_()
         branch.bias.data.zero_()
@@ -102,7 +102,7 @@ def test_an_unknown_recovery_is_refused():
 
 
 def affine(kind: str):
-    """A transformed model with maps, batches to fit to and to judge by, and how to run it."""
+    """Return a transformed model with maps, batches to fit and to evaluate, and a way to run it."""
     if kind == "windows":
         model, layers, options = swin(), (4, 6), {}
         batches = [torch.randn(2, 3, 100, 140, generator=seeded(seed)) for seed in range(8)]

@@ -1,4 +1,4 @@
-"""Building W: selection, merging, fusing, clustering, and what all methods have in common."""
+"""Building W: selection, merging, fusing, clustering, and the laws of all methods."""
 # Over 350 lines: every method of reduction against the same references.
 
 from dataclasses import replace
@@ -139,7 +139,7 @@ def test_uniform_selection_takes_evenly_spaced_rows_and_columns():
 
 
 def naive_bipartite(metric, kept, size):
-    """One round of bipartite merging on lists; kept is at least half."""
+    """Apply one round of bipartite merging on lists; kept is at least half."""
     tokens = len(metric)
     unit = [m / m.norm() for m in metric.double()]
     pairs = []

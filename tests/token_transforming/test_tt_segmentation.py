@@ -18,7 +18,7 @@ def root(tmp_path_factory):
 
 
 class Oracle(torch.nn.Module):
-    """Knows the labels, and takes every second column of squares for discs."""
+    """Return the labels, but take every second column of squares for discs."""
 
     def __init__(self, spoiled: bool) -> None:
         super().__init__()

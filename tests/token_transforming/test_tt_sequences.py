@@ -15,7 +15,7 @@ SEQUENCES = ("vit", "deit", "dinov2", "dinov2_registers", "clip")
 
 
 def reference_vit(model, x, layer, kept, threshold, temperature):
-    """A ViT with one transform, in float64 and without anything of the package."""
+    """Run a ViT with one transform, in float64 and without anything of the package."""
     model = copy.deepcopy(model).double()
     hidden = model.embeddings(x.double())
     log_size = torch.zeros(hidden.shape[:2], dtype=torch.float64)

@@ -9,6 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.modeling.backbone import SwinTransformer
 
+from tests.token_transforming.small_swins import SETTINGS, images, swin
 from token_transforming import METHODS, UnsupportedModelError, restore, transform
 from token_transforming.config import transform_backbone
 from token_transforming.merging import kept_tokens
@@ -23,28 +24,8 @@ from token_transforming.windows import (
 from tokendetr.config import zoo
 from tokendetr.ops import use_reference
 
-SETTINGS = {
-    "embed_dim": 16,
-    "depths": (2, 2, 6, 2),
-    "num_heads": (1, 2, 4, 8),
-    "window_size": 4,
-    "drop_path_rate": 0.0,
-}
 SIZES = [(128, 128), (100, 140), (33, 70)]
 """Without padding; with; and with windows that are mostly padding."""
-
-
-def swin(**changes) -> SwinTransformer:
-    torch.manual_seed(0)
-    model = SwinTransformer(**{**SETTINGS, **changes})
-    for parameter in model.parameters():
-        # Fresh weights make all tokens alike, all attention even and all biases nothing.
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def images(size, batch=2) -> torch.Tensor:
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 def assert_alike(ours, theirs, **tolerance):

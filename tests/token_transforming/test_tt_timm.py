@@ -1,4 +1,4 @@
-"""timm's own models, where timm is installed."""
+"""timm's own models, if timm is installed."""
 
 import pytest
 import torch

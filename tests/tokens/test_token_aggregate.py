@@ -10,7 +10,7 @@ from tokendetr.tokens import match_by_affinity
 
 
 def naive_match(x_NC, important_count, num_neighbors, min_cosine):
-    """Rarity, important set and merges of one image without padding."""
+    """Return rarity, important set and merges of one image without padding."""
     tokens = len(x_NC)
     table = [[cosine(a, b) for b in x_NC] for a in x_NC]
     rarity = [
@@ -76,7 +76,7 @@ def test_opposite_and_orthogonal_tokens_do_not_flip_or_blow_up_the_ranking():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_tokens_that_tie_stay_tied_in_any_order_and_among_padding(seed):
-    """Pairs of tokens that are alike only to each other: both of a pair are equally rare."""
+    """In each pair of tokens that are similar only to each other, both are equally rare."""
     generator = torch.Generator().manual_seed(seed)
     pairs = 5
     place = torch.randperm(2 * pairs, generator=generator).view(pairs, 2)

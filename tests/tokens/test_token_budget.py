@@ -7,7 +7,7 @@ from tokendetr.tokens import MassBudget
 
 
 def scores(count: int, sharpness: float, seed: int) -> torch.Tensor:
-    """Logits of an image: the sharper, the fewer tokens hold its mass."""
+    """Return logits of an image: the sharper, the fewer tokens hold its mass."""
     generator = torch.Generator().manual_seed(seed)
     return sharpness * torch.randn(count, generator=generator) - sharpness
 

@@ -1,4 +1,4 @@
-"""Boxes on token grids against loops over tokens and boxes."""
+"""Labels of tokens from boxes, against loops over tokens and boxes."""
 
 import math
 

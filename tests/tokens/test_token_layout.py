@@ -21,7 +21,7 @@ def padding_masks() -> list[torch.Tensor]:
 
 
 def loop_reference_points(layout: LevelLayout) -> torch.Tensor:
-    """Every token's center divided by the real size of its own level, times each level's ratio."""
+    """Divide every token's center by the real size of its own level, times each level's ratio."""
     rows = []
     for image in range(layout.batch_size):
         for level, (height, width) in enumerate(layout.level_shapes):

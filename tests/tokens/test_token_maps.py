@@ -30,8 +30,7 @@ def random_keep(seed: int, batch: int = 3, tokens: int = 20) -> Keep:
 def random_merge(
     seed: int, *, rule="mean", broadcast=False, locate="anchor", affinity=True
 ) -> Merge:
-    """Two images; a 6 x 8 level with 2 x 2 windows, some of which merge, and a last level with
-    matches."""
+    """Draw two images; a 6 x 8 level with 2 x 2 windows, some merging, and a matched level."""
     generator = torch.Generator().manual_seed(seed)
     layout = LevelLayout.from_valid_sizes([(HEIGHT, WIDTH)], [[(HEIGHT, WIDTH)]])
     members = LevelWindows.of(layout, 0, 2).token_A.view(-1, 4)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tokens.random_mixes import random_mix
 from tokendetr.tokens import (
     ClusterAssignment,
     DenseAssignment,
@@ -20,7 +21,7 @@ from tokendetr.tokens import (
 
 
 def naive_transform(x, chosen, threshold, temperature, size, valid):
-    """Equations 3 to 8 for one image, entry by entry; also equation 9's indices."""
+    """Apply equations 3 to 8 to one image, entry by entry; also equation 9's indices."""
     x, tokens = x.double(), range(len(x))
     share = torch.zeros(len(chosen), len(x), dtype=torch.float64)
     for j in tokens:
@@ -43,32 +44,6 @@ def naive_transform(x, chosen, threshold, temperature, size, valid):
         min(range(len(chosen)), key=lambda i: float((x[j] - mixed[i]).norm())) for j in tokens
     ]
     return share, sizes, mixed, nearest
-
-
-def random_mix(
-    seed, batch=2, tokens=17, kept=6, channels=5, temperature=20.0, padding=0, threshold=0.3
-):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, tokens, channels, generator=generator)
-    size = torch.rand(batch, tokens, generator=generator) * 3 + 0.2
-    valid = torch.ones(batch, tokens, dtype=torch.bool)
-    if padding:
-        valid[0, -padding:] = False
-        size = size * valid
-    index = torch.stack(
-        [
-            torch.randperm(tokens - padding, generator=generator)[:kept].sort().values
-            for _ in range(batch)
-        ]
-    )
-    mix = Mix(
-        assignment=assign_by_similarity(
-            x, index, threshold=threshold, temperature=temperature, valid_BN=valid
-        ),
-        index_BK=index,
-        size_BN=size,
-    )
-    return x, size, valid, index, mix
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,10 +1,11 @@
-"""The laws of packing: nothing lost, padding apart, every image by itself."""
+"""The laws of packing: nothing is lost, and padding and images stay separate."""
 
 import random
 
 import pytest
 import torch
 
+from tests.tokens.naive_windows import shifted_window_order
 from tokendetr.tokens import Pack, window_order
 
 TOKENS = 120
@@ -107,24 +108,10 @@ def test_wrong_numbers_are_refused():
         Pack(index_P=torch.arange(3), counts=[2], num_all=9, length=4)
 
 
-def order_by_hand(grid, size, window, shift):
-    """Walk over the windows of the shifted, padded image and note the real tokens."""
-    height, width = (-(-side // window) * window for side in size)
-    order = []
-    for top in range(0, height, window):
-        for left in range(0, width, window):
-            for y in range(top, top + window):
-                for x in range(left, left + window):
-                    row, column = (y + shift) % height, (x + shift) % width
-                    if row < size[0] and column < size[1]:
-                        order.append(row * grid[1] + column)
-    return order
-
-
 @pytest.mark.parametrize("shift", [0, 1, 3])
 def test_window_order_is_that_of_shifted_windows_and_padding_comes_last(shift):
     grid, sizes = (9, 11), [(9, 11), (5, 8), (1, 1), (9, 3)]
     order = window_order(grid, sizes, window_size=4, shift=shift, device=torch.device("cpu"))
     for row, size in zip(order, sizes, strict=True):
         assert sorted(row.tolist()) == list(range(99))
-        assert row[: size[0] * size[1]].tolist() == order_by_hand(grid, size, 4, shift)
+        assert row[: size[0] * size[1]].tolist() == shifted_window_order(grid, size, 4, shift)

@@ -1,4 +1,4 @@
-"""The score head against naive loops, and what it may depend on."""
+"""The score head against naive loops, and its independence of padding."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tokendetr.layers.score_head import ScoreHead
 
 
 def naive(head: ScoreHead, x_NC: torch.Tensor, counted: list[int]) -> torch.Tensor:
-    """One image: every token by itself, the mean over the counted ones by hand."""
+    """Score one image token by token, with the mean over the counted ones."""
     hidden = [head.layer1(row) for row in x_NC]
     half = x_NC.shape[1] // 2
     mean = sum(hidden[i][half:] for i in counted) / len(counted)

@@ -1,17 +1,12 @@
+"""Selecting and reordering tokens of images with different counts."""
+
 import random
 
 import pytest
 import torch
 
+from tests.tokens.naive_selection import naive_topk
 from tokendetr.tokens import partition, ragged_index, topk_valid
-
-
-def naive_topk(scores: list[float], valid: list[bool], count: int) -> list[int]:
-    order = sorted(
-        (i for i, ok in enumerate(valid) if ok),
-        key=lambda i: (-scores[i] if scores[i] == scores[i] else float("inf"), i),
-    )
-    return order[:count]
 
 
 @pytest.mark.parametrize("seed", range(20))

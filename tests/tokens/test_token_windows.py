@@ -18,7 +18,7 @@ from tokendetr.tokens import (
 
 
 def layout_of(*sizes: tuple[int, int]) -> LevelLayout:
-    """One level, padded to the largest of the images."""
+    """Return one level, padded to the largest of the images."""
     padded = tuple(max(size[axis] for size in sizes) for axis in range(2))
     return LevelLayout.from_valid_sizes((padded,), [(size,) for size in sizes])
 

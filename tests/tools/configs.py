@@ -28,7 +28,7 @@ dataloader.test = L(build_detection_test_loader)(
 
 
 def drawn(count: int) -> list[dict]:
-    """Records of images that the mapper draws."""
+    """Return records of images that the mapper draws."""
     return [{"image_id": index, "height": 64, "width": 64 + 32 * index} for index in range(count)]
 
 

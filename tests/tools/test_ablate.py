@@ -1,4 +1,4 @@
-"""Studies: what their tables say, and that the tool runs what is missing and nothing else."""
+"""Studies: the contents of their tables, and that the tool runs only what is missing."""
 
 import json
 from pathlib import Path

@@ -14,13 +14,13 @@ def config(tmp_path) -> str:
 
 
 def analyzed(capsys, *arguments: str) -> dict:
-    """What the tool writes to stdout, which must be JSON and nothing else."""
+    """Return the tool's stdout, which must be JSON and nothing else."""
     analyze_model.main(arguments)
     return json.loads(capsys.readouterr().out)
 
 
 def refused(capsys, *arguments: str) -> str:
-    """The message that the tool stops with."""
+    """Return the message that the tool stops with."""
     with pytest.raises(SystemExit) as stop:
         analyze_model.main(arguments)
     assert stop.value.code not in (0, None)

@@ -23,13 +23,13 @@ def same_threads():
 
 
 def measured(capsys, *arguments: str) -> list[dict]:
-    """The results that the tool writes to stdout, which must be JSON and nothing else."""
+    """Return the tool's stdout, which must be JSON and nothing else."""
     benchmark.main(("--json", *arguments))
     return json.loads(capsys.readouterr().out)["results"]
 
 
 def refused(capsys, *arguments: str) -> str:
-    """The message that the tool stops with."""
+    """Return the message that the tool stops with."""
     with pytest.raises(SystemExit) as stop:
         benchmark.main(arguments)
     assert stop.value.code not in (0, None)

@@ -10,11 +10,10 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from tests.source_tree import ROOT
 from tests.train import toy
 from tokendetr.cli import check_dataset
 from tokendetr.config.load import load_config
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def edit(root, change):
 
 
 def run(capsys, root, *arguments) -> tuple[str, str]:
-    """What the command prints, and the error it exits with ("" where it succeeds)."""
+    """Return the command's output, and the error it exits with ("" if it succeeds)."""
     files = ["--json", str(root / "annotations.json"), "--images", str(root / "images")]
     error = ""
     try:
@@ -145,7 +144,7 @@ def test_faults_are_errors(fruit, capsys, damage, arguments, message):
 
 
 def documented_config(folder: Path) -> Path:
-    """The documentation's config of a data set of one's own, beside the config it derives from."""
+    """Return the documentation's config of a custom data set, beside its base config."""
     text = (ROOT / "docs" / "train.md").read_text().split("## A data set of your own")[1]
     code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL).group(1)
     lines = [line for line in code.splitlines() if line and not line.startswith(("from", "import"))]

@@ -1,4 +1,4 @@
-"""Figures of the source tree: what they count, and the bounds that the tree keeps."""
+"""Figures of the source tree: their definition, and the bounds that the tree keeps."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""The comparison of small detectors: its rows, and what it says about those that are missing."""
+"""The comparison of small detectors: its rows, and messages about missing ones."""
 
 import argparse
 import json

@@ -76,7 +76,7 @@ def test_the_loaders_pictures_are_drawn_as_they_are_trained_on(shapes, tmp_path)
 
 
 def halves(path: Path, image: dict) -> tuple[np.ndarray, np.ndarray]:
-    """A picture's left and right half, at the image's own size: small ones are drawn larger."""
+    """Return an image's left and right half, at its own size: small ones are drawn larger."""
     drawn = Image.open(path)
     scale = drawn.height / image["height"]
     assert scale >= 1
@@ -170,7 +170,7 @@ def test_a_failed_training_names_its_log(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole_demo(tmp_path, monkeypatch, capsys):
-    """Needs the shipped checkpoints and, unless it is there, draws the full data set."""
+    """Needs the shipped checkpoints and draws the full data set if it is missing."""
     monkeypatch.delenv("DETECTRON2_DATASETS")
     run_demo.main(
         ["--output", str(tmp_path), "--iterations", "16", "--timed-images", "5"]

@@ -1,4 +1,4 @@
-"""``tokendetr doctor``: what it finds, and that a broken part fails alone."""
+"""``tokendetr doctor``: its findings, and that a broken check fails alone."""
 
 import importlib.util
 import json

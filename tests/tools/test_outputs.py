@@ -1,4 +1,4 @@
-"""No tool writes over an input, two outputs to one file, or a file that it did not check."""
+"""No program overwrites an input, writes two outputs to one file, or works before checking."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Comparisons as evidence: every row can be built, and the tool runs what is missing."""
+"""Comparisons as evidence: every row builds, and the tool runs only what is missing."""
 
 import json
 from pathlib import Path

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests.patience import patience
+from tests.source_tree import ROOT
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes
 
-ROOT = Path(__file__).resolve().parents[2]
 DETECTORS = (
     "dino",
     "deformable_detr",
@@ -40,7 +40,7 @@ def datasets(tmp_path_factory) -> Path:
 
 
 class Run:
-    """One start of the training tool, in a process group of its own."""
+    """One run of the training program, in a process group of its own."""
 
     def __init__(self, detector: str, datasets: Path, output: Path, *options: str):
         config = f"projects/{detector}/configs/{detector}_shapes.py"
@@ -69,7 +69,7 @@ class Run:
 
 
 def losses(output: Path) -> dict[int, float]:
-    """The total loss by iteration, smoothed over the 20 last ones of each process."""
+    """Return the total loss by iteration, smoothed over the last 20 of each process."""
     path = output / "metrics.json"
     text = path.read_text() if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

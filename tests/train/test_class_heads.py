@@ -1,4 +1,4 @@
-"""Weights of another number of classes: the heads start anew; a table of keys stays short."""
+"""Weights for another number of classes: the heads start fresh, and the table of keys is short."""
 
 import pytest
 import torch

@@ -1,69 +1,13 @@
-"""Whatever ends one process of a run ends all of them, soon, with its error and exit code."""
+"""When one process of a run ends, all end soon, with its error and exit code."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-from tests.patience import patience, wait_until
+from tests.patience import wait_until
+from tests.train.failing import OUTCOMES, check_failure, is_alive, run_failing
 from tokendetr.errors import SampleError
 from tokendetr.train.failures import Failure
-
-ROOT = Path(__file__).resolve().parents[2]
-
-OUTCOMES = {
-    # how: exit code, what is shown, whether a traceback is
-    "assertion": (1, "AssertionError: an assertion of rank", True),
-    "exit": (7, "", False),
-    "expected": (1, "error: the config of rank ", False),
-    "kill": (137, "ended without a word", False),
-    "memory": (1, "MemoryError: no memory for this", True),
-    "segmentation fault": (137, "ended without a word", False),
-    "signal": (143, "", False),
-}
-
-
-def run_failing(folder: Path, how: str, *, processes: int = 2, who: int = 1):
-    """Start the run; returns its exit code, its output and the seconds from failure to end."""
-    command = [sys.executable, "-m", "tests.train.run_failing", str(folder), how]
-    done = subprocess.run(
-        [*command, str(processes), str(who)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=patience(60),
-        check=False,
-    )
-    lasted = time.time() - float((folder / "failed_at").read_text())
-    return done.returncode, done.stdout, lasted
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def check_failure(folder: Path, how: str, *, processes: int = 2, who: int = 1) -> None:
-    """Run, and assert on everything that a failing run owes."""
-    code, output, lasted = run_failing(folder, how, processes=processes, who=who)
-    expected_code, text, has_traceback = OUTCOMES[how]
-    if how == "segmentation fault":
-        expected_code = code if code in (137, 139) else expected_code
-    assert code == expected_code, output
-    assert text in output, output
-    assert ("Traceback" in output) == has_traceback, output
-    assert output.count(text or "Traceback") == (1 if text else 0), output
-    assert lasted < patience(10)
-    pids = [int((folder / f"pid{rank}").read_text()) for rank in range(processes)]
-    wait_until(lambda: not any(map(is_alive, pids)), 2, "the end of all ranks")
 
 
 @pytest.mark.parametrize("how", ["expected", "kill", "signal"])
@@ -92,7 +36,7 @@ def test_broken_connections_are_taken_for_consequences():
 
 
 def test_a_loader_processs_traceback_is_left_out():
-    """As torch raises it: the type, called with everything that the loader process had to say."""
+    """The exception is made as torch makes it, from the type and the loader's whole text."""
     wrapped = (
         "Caught SampleError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
         'last):\n  File "x.py", line 1, in f\ntokendetr.errors.SampleError: cannot load a.png: '

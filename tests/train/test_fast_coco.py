@@ -29,7 +29,7 @@ CATEGORY_IDS = [2, 5, 9, 11]
 
 @pytest.fixture
 def dataset(tmp_path, request):
-    """Random ground truth with crowds, an empty image, and a category that never occurs."""
+    """Make random ground truth with crowds, an empty image, and a category that never occurs."""
     name = "fast_coco_test"
 
     def make(seed):
@@ -68,7 +68,7 @@ def dataset(tmp_path, request):
 
 
 def predictions(images, annotations, rng, per_image=(0, 130)):
-    """Noisy copies of the truth, random boxes, tied scores, some images without any."""
+    """Make noisy copies of the truth, random boxes, tied scores, some images without any."""
     outputs = []
     for image in images:
         boxes, classes = [], []

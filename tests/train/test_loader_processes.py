@@ -1,4 +1,4 @@
-"""A loader process that dies is said in one line, in training and in evaluation."""
+"""A loader process that dies is reported in one line, in training and in evaluation."""
 
 import os
 import signal

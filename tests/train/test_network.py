@@ -1,22 +1,21 @@
-"""Where the processes of a run listen, and through which interface they talk."""
+"""The address at which processes of a run listen, and the interface between them."""
 
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.patience import patience
+from tests.source_tree import ROOT
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.errors import RendezvousError
 from tokendetr.train import network
 from tokendetr.train.process_group import Environment, process_group
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -80,7 +79,7 @@ def run(*words: str) -> bool:
 
 @pytest.fixture
 def two_machines():
-    """Two network namespaces joined by a cable, 10.77.0.1 and 10.77.0.2."""
+    """Make two network namespaces joined by a virtual cable, 10.77.0.1 and 10.77.0.2."""
     if os.name != "posix" or os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     names = [f"tokendetr{os.getpid()}{end}" for end in "ab"]
@@ -106,7 +105,7 @@ def two_machines():
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["machines", "torchrun"])
 def test_two_machines_train_together(two_machines, toy_root, tmp_path, how):
-    """The name of the machine means loopback in both, as on many."""
+    """The name of the machine resolves to loopback in both, as on many machines."""
     out = tmp_path / "out"
     base = {**os.environ, "TOY_ROOT": str(toy_root), "TOY_OUTPUT": str(out)}
     base |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""A folder belongs to one run and one writer; what is damaged or does not fit is said in words."""
+"""A folder belongs to one run and one writer; damage and mismatches are reported."""
 
 import json
 import os
@@ -26,7 +26,7 @@ FEW = ["train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"]
 
 @pytest.fixture(scope="module")
 def finished(toy_run, tmp_path_factory):
-    """Copied by the tests that change it."""
+    """Train once; the tests that change the run copy it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     toy_run(folder, *FEW)
     return folder
@@ -55,7 +55,7 @@ def test_checkpoints_of_another_run_are_not_resumed(toy_run, run_folder, tmp_pat
 
 
 def test_checkpoints_without_identity_are_taken_on(toy_run, run_folder):
-    """Another code's files, or a checkpoint that was copied alone."""
+    """Files of another program, or a checkpoint that was copied alone."""
     identity = json.loads((run_folder / "run.json").read_text())["run"]
     (run_folder / "run.json").unlink()
     toy_run(run_folder, *FEW, resume=True)

@@ -1,4 +1,4 @@
-"""Values of options: written in any letters, whole where they are counts, in range or refused."""
+"""Values of options: any spelling, integers for counts, and ranges."""
 
 import math
 from pathlib import Path
@@ -193,7 +193,7 @@ def test_an_absent_package_is_said_before_anything_is_built(tmp_path, monkeypatc
 
 
 def test_the_settings_of_every_range_pass():
-    """The limits themselves, and infinity where it means that there is none."""
+    """The limits themselves, and infinity if it means no limit."""
     check_settings(config())
     cfg = apply_overrides(config(), ["train.clip_grad.params.max_norm=inf"])
     check_settings(cfg)

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detrex.config import get_config
 from omegaconf import OmegaConf
 
+from tests.source_tree import ROOT
 from tests.train.toy import make_config
 from tokendetr.cli import train_net
 from tokendetr.config.load import (
@@ -23,7 +23,6 @@ from tokendetr.config.overrides import apply_overrides
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import check_device, default_best_metric
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "tests/train/toy_config.py"
 
 
@@ -112,7 +111,7 @@ def test_model_device_follows(toy_root, tmp_path, monkeypatch):
 
 
 def test_result_files_follow_the_output_folder(toy_root, tmp_path, monkeypatch):
-    """In a config that copies the folder, as many people's do."""
+    """Also in a config that copies the folder."""
     monkeypatch.setenv("TOY_ROOT", str(toy_root))
     monkeypatch.setenv("TOY_OUTPUT", str(tmp_path))
     path = tmp_path / "mine.py"
@@ -214,7 +213,7 @@ def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
     ],
 )
 def test_slips_end_in_one_line(toy_root, tmp_path, monkeypatch, capfd, options, text):
-    """Whatever the command line asks for in vain is said by name, before there is a run."""
+    """A wrong command line is reported by name before there is a run."""
     monkeypatch.setenv("TOY_ROOT", str(toy_root))
     monkeypatch.setenv("TOY_OUTPUT", str(tmp_path / "out"))
     monkeypatch.chdir(ROOT)

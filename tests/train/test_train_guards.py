@@ -1,30 +1,14 @@
-"""The step: stops before a bad update, accumulates like a large batch, clips, scales."""
+"""The step: it stops before a bad update, accumulates like a large batch, clips, scales."""
 
 import copy
 
 import pytest
 import torch
 from detectron2.engine import hooks
-from detectron2.structures import Boxes, Instances
 
-from tests.train.toy import ToyDetector, write_dataset
+from tests.train.toy import ToyDetector, batch, write_dataset
 from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.trainer import Trainer, parse_dtype
-
-
-def batch(size, seed=0, boxes=None):
-    generator = torch.Generator().manual_seed(seed)
-    records = []
-    for i in range(size):
-        count = i % 4 if boxes is None else boxes[i]
-        instances = Instances((20, 30))
-        instances.gt_boxes = Boxes(torch.rand(count, 4, generator=generator) * 20)
-        instances.gt_classes = torch.randint(0, 3, (count,), generator=generator)
-        image = torch.randint(0, 255, (3, 20, 30), generator=generator, dtype=torch.uint8)
-        records.append(
-            {"image": image, "instances": instances, "image_id": i, "file_name": f"image{i}.png"}
-        )
-    return records
 
 
 def make_model(**kwargs):

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, then --resume: whole files, and the bits of an uninterrupted run."""
+"""After kill -9 at any moment files are whole, and a resumed run ends with the same bits."""
 
 import os
 import random
@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tests.patience import patience
+from tests.source_tree import ROOT
 from tokendetr.checkpoint.weights import read_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = [
     "train.max_iter=60",
     "train.checkpointer.period=3",
@@ -108,7 +108,7 @@ def uninterrupted(toy_root, tmp_path_factory):
 
 
 def kill_and_resume(toy_root, folder: Path, kills: int, seed: int) -> int:
-    """Kill at random moments, each time resuming; returns how often a run was really killed."""
+    """Kill at random moments, resuming each time; return how often a run was really killed."""
     moments = random.Random(seed)
     done = 0
     for _ in range(kills):

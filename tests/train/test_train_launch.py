@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from tests.patience import patience
 from tests.processes import report_threads_at_exit
 from tests.small_detectors import build, record
+from tests.source_tree import ROOT
 from tests.train import toy
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
@@ -24,8 +25,6 @@ from tokendetr.train.launch import launch
 from tokendetr.train.process_group import detect_environment, first_host
 from tokendetr.train.run import train
 from tokendetr.train.trainer import Trainer
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(processes, output, root, *overrides, resume=False):
@@ -42,7 +41,7 @@ def arguments(processes, output, root, *overrides, resume=False):
 
 
 def train_toy(args):
-    """What every process runs."""
+    """Train the toy detector; run by every process."""
     torch.set_num_threads(1)
     if comm.get_world_size() > 1:
         report_threads_at_exit(Path(args.output) / f"threads{comm.get_rank()}.txt")
@@ -258,7 +257,7 @@ def test_no_more_processes_than_torchrun_started_are_warned_of(monkeypatch, capl
 
 
 def commands_of(how: str, port: int) -> list[tuple[list[str], dict[str, str]]]:
-    """Commands, with what they need in the environment, that make up a run of two processes."""
+    """Return the commands, with their environment, of a run of two processes."""
     train_net = ["tools/train_net.py", "--config-file", "tests/train/toy_config.py"]
     python, address = [sys.executable], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if how == "torchrun":
@@ -316,7 +315,7 @@ def test_another_batch_size_gets_a_hint(toy_run, tmp_path, caplog, batch, is_hin
 
 
 def train_dino(args):
-    """20 updates of a small DINO on four images per step; the second of each pair is empty."""
+    """Train a small DINO for 20 updates on four images; in every second pair one is empty."""
     torch.set_num_threads(1)
     dtype = getattr(torch, args.overrides[0])
     model = build("dino").to(dtype).train()

@@ -66,7 +66,7 @@ def test_seed_changes_the_run(toy_run, tmp_path):
 
 
 def test_random_seed_is_restored(toy_run, tmp_path):
-    """With seed -1 the stream's seed is drawn; a resumed run goes on with the drawn one."""
+    """With seed -1 the stream's seed is drawn; a resumed run uses the drawn one."""
     with pytest.raises(KeyboardInterrupt):
         toy_run(tmp_path, "train.seed=-1", interrupt_at=5)
     saved = read_checkpoint(str(tmp_path / "model_0000003.pth"))["data_state"]

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at every moment of a run, and what a resumed run makes up."""
+"""SIGTERM and SIGINT at every moment of a run, and the work that a resumed run makes up for."""
 
 import json
 import os
@@ -16,14 +16,14 @@ OPTIONS = ["train.eval_period=5", "train.checkpointer.period=4", "train.log_peri
 
 
 def metrics(folder):
-    """The lines of metrics.json, without what is measured in seconds."""
+    """Return the lines of metrics.json without the measured seconds."""
     rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     timed = ("time", "data_time", "rank_data_time", "eta_seconds")
     return [{k: v for k, v in row.items() if k not in timed} for row in rows]
 
 
 def assert_same_run(one, two):
-    """Weights, best weights and metrics are those of the uninterrupted run."""
+    """Compare weights, best weights and metrics with those of the uninterrupted run."""
     for name in ("model_final.pth", "model_best.pth"):
         first, second = (read_checkpoint(str(folder / name)) for folder in (one, two))
         assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items()), name
@@ -43,7 +43,7 @@ def whole(toy_run, tmp_path_factory):
 
 
 def call_after(monkeypatch, owner, name, count, action):
-    """Let the ``count``-th call of a method begin with an action."""
+    """Precede the ``count``-th call of a method by an action."""
     original, calls = getattr(owner, name), [0]
 
     def counted(self, *args):
@@ -99,7 +99,7 @@ def test_before_the_first_step_nothing_is_left(toy_run, tmp_path, monkeypatch):
 
 
 class Killed(BaseException):
-    """As SIGKILL: nothing of the run's own runs afterwards that would save anything."""
+    """Stands for SIGKILL: no code of the run that would save anything runs afterward."""
 
 
 def kill():

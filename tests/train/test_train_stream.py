@@ -1,4 +1,4 @@
-"""The stream of batches: one fixed sequence, whatever reads it and from wherever."""
+"""The stream of batches: one fixed sequence, independent of its readers and starting point."""
 
 import itertools
 

@@ -22,7 +22,7 @@ NAMED = ("train.init_checkpoint=FILE",)
 
 
 class Gadget:
-    """Writes a file when it is unpickled."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, path):
         self.path = str(path)

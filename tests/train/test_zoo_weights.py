@@ -1,4 +1,4 @@
-"""Weights of the model zoos find their places: whole detectors, ResNets and Swins of ImageNet.
+"""Weights of the model zoos load: whole detectors, ResNets and Swins of ImageNet.
 
 Files hold upstream's key names at small sizes; addresses go to a folder instead of the network.
 """
@@ -69,7 +69,7 @@ SWIN_KEYS = [
 
 
 class Detector(nn.Module):
-    """A backbone and something else, as detectors have them."""
+    """A backbone and another module, as in detectors."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def swin() -> Detector:
 
 
 def imagenet(model: Detector, seed: int = 5) -> dict[str, torch.Tensor]:
-    """Weights for the model's backbone under the backbone's own names."""
+    """Return weights for the model's backbone under the backbone's own names."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.rand(value.shape, generator=generator)
@@ -110,7 +110,7 @@ def imagenet(model: Detector, seed: int = 5) -> dict[str, torch.Tensor]:
 
 
 def torchvision_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights as torchvision's ResNets name them, with a head and counters."""
+    """Return the same weights under torchvision's names of ResNets, with a head and counters."""
     renamed = {}
     for name, value in weights.items():
         parts = name.split(".")
@@ -126,7 +126,7 @@ def torchvision_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 class Folder(PathHandler):
-    """Stands for a model zoo on the network."""
+    """A model zoo on the network, replaced by a folder."""
 
     def __init__(self, prefix: str, folder) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Folder(PathHandler):
 
 @pytest.fixture
 def model_zoo(tmp_path):
-    """Addresses detectron2://... are files below a folder."""
+    """Resolve addresses detectron2://... to files below a folder."""
     handlers = dict(PathManager._path_handlers)
     folder = Folder("detectron2://", tmp_path)
     PathManager.register_handler(folder, allow_override=True)

@@ -30,7 +30,7 @@ NUM_CLASSES = 3
 
 
 def write_dataset(root: Path, num_images: int = 10, seed: int = 0) -> Path:
-    """Images and a COCO JSON; the fourth image has no boxes, the rest one to four."""
+    """Write images and a COCO JSON; the fourth image has no boxes, the others one to four."""
     rng = np.random.default_rng(seed)
     (root / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -155,7 +155,7 @@ class ToyDetector(nn.Module):
 
 
 def toy_detector_of(value: float) -> ToyDetector:
-    """A detector with all parameters at one value."""
+    """Build a detector with all parameters at one value."""
     model = ToyDetector()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -164,7 +164,7 @@ def toy_detector_of(value: float) -> ToyDetector:
 
 
 def make_config(root: Path, output_dir: Path, name: str = "toy"):
-    """A complete config over the data set in ``root``."""
+    """Return a complete config over the data set in ``root``."""
     register(name, root)
     cfg = OmegaConf.create({}, flags={"allow_objects": True})
     flip = [
@@ -209,3 +209,18 @@ def make_config(root: Path, output_dir: Path, name: str = "toy"):
         "clip_grad": {"enabled": True, "params": {"max_norm": 0.5, "norm_type": 2}},
     }
     return cfg
+
+
+def batch(size, seed=0, boxes=None):
+    generator = torch.Generator().manual_seed(seed)
+    records = []
+    for i in range(size):
+        count = i % 4 if boxes is None else boxes[i]
+        instances = Instances((20, 30))
+        instances.gt_boxes = Boxes(torch.rand(count, 4, generator=generator) * 20)
+        instances.gt_classes = torch.randint(0, 3, (count,), generator=generator)
+        image = torch.randint(0, 255, (3, 20, 30), generator=generator, dtype=torch.uint8)
+        records.append(
+            {"image": image, "instances": instances, "image_id": i, "file_name": f"image{i}.png"}
+        )
+    return records

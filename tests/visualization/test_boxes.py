@@ -1,4 +1,4 @@
-"""Boxes over an image: where lines and labels lie, and in which colors."""
+"""Boxes on an image: positions of lines and labels, and their colors."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ RED = (255, 0, 0)
 
 @pytest.fixture()
 def labels(monkeypatch):
-    """Texts of a drawing with the rectangles that they stand in."""
+    """Collect the texts of a drawing with their rectangles."""
     written = []
     text = ImageDraw.ImageDraw.text
 

@@ -1,4 +1,4 @@
-"""Private names of PyTorch, checked with torch 2.13 and 2.14; ``tests/test_compat.py`` calls each.
+"""Private names of PyTorch, checked with torch 2.13 and 2.14; ``tests/compat/test_torch_private.py`` calls each.
 
 A release of PyTorch that moves one of them breaks here, loudly, and nowhere else.
 """

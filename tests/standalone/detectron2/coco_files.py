@@ -56,7 +56,7 @@ def write_coco(
 
 
 def random_coco(root: Path, *, num_images: int = 12, seed: int = 0, **kwargs) -> tuple[str, str]:
-    """Images of two shapes with random boxes of small, medium and large objects."""
+    """Make images of two shapes with random boxes of small, medium and large objects."""
     rng = np.random.default_rng(seed)
     sizes = [(120, 160) if rng.random() < 0.5 else (160, 120) for _ in range(num_images)]
     annotations = []

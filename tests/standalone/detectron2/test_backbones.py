@@ -128,7 +128,7 @@ def small_swin(**kwargs):
 
 
 def attention_by_hand(block, x_HWC, height, width):
-    """Shifted window attention of one block, token by token."""
+    """Compute the shifted window attention of one block, token by token."""
     size, shift, attn = block.window_size, block.shift_size, block.attn
     tall, wide = height + -height % size, width + -width % size
     padded = x_HWC.new_zeros(tall, wide, x_HWC.shape[2])

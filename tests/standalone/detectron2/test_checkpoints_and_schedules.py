@@ -1,4 +1,4 @@
-"""Checkpoints of every kind, what they must refuse, name matching, schedules, parameter groups."""
+"""Checkpoints of every kind, refused files, name matching, schedules, parameter groups."""
 
 import os
 import pickle

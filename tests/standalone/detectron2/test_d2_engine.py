@@ -1,4 +1,4 @@
-"""The training loop, its hooks, set-up and launching."""
+"""The training loop, its hooks, setup and launching."""
 # Over 350 lines: one file per stand-in package.
 
 import argparse
@@ -335,7 +335,7 @@ def test_argument_parser_takes_overrides_last():
 
 @pytest.fixture
 def loggers_as_before():
-    """Undo what setting up the global loggers changes."""
+    """Restore the global loggers."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
     before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     yield
@@ -381,7 +381,7 @@ def test_launch_checks_its_arguments():
 
 
 class Oracle(nn.Module):
-    """Returns the annotations of a record as detections."""
+    """A model that returns the annotations of a record as detections."""
 
     def forward(self, records):
         return [{"instances": self.detections(record)} for record in records]

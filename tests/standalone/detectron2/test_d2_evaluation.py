@@ -48,7 +48,7 @@ def coco_name(tmp_path, name):
 
 
 def predictions_of(record: dict, *, seed: int | None = None, masks: bool = False) -> Instances:
-    """The ground truth as predictions; with a seed moved, mislabeled and partly dropped."""
+    """Return the ground truth as predictions; with a seed moved, mislabeled and partly dropped."""
     size = (record["height"], record["width"])
     boxes, classes = [], []
     for anno in record["annotations"]:
@@ -257,7 +257,7 @@ def test_lvis_evaluator_asks_for_its_package(coco_name):
 
 
 def test_lvis_results_are_handed_over_in_lvis_form(tmp_path, name, monkeypatch):
-    """With a stand-in for the package: what it is given, and what becomes of its numbers."""
+    """A stand-in for the package records its arguments and returns fixed numbers."""
     given: dict = {}
 
     class Api:
@@ -313,7 +313,7 @@ def test_lvis_results_are_handed_over_in_lvis_form(tmp_path, name, monkeypatch):
 
 
 def naive_voc_ap(truth, detections, iou_threshold: float, eleven_points: bool) -> float:
-    """VOC's AP in plain Python. truth: image -> [(box, difficult)]; boxes 1-based, inclusive."""
+    """Compute VOC's AP in plain Python; truth: image -> [(1-based inclusive box, difficult)]."""
 
     def iou(a, b):
         w = min(a[2], b[2]) - max(a[0], b[0]) + 1

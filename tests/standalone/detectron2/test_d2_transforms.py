@@ -218,7 +218,7 @@ def test_plain_integer_images_other_than_uint8_are_refused():
 
 
 def star(points: int, rng: np.random.Generator) -> np.ndarray:
-    """A random star-shaped polygon, in general not convex."""
+    """Draw a random star-shaped polygon, in general not convex."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, points))
     radii = rng.uniform(8, 45, points)
     center = rng.uniform(20, 90, 2)

@@ -218,7 +218,7 @@ def test_remote_names_resolve_through_the_model_repository(monkeypatch, tmp_path
 
 
 class TinyDetector(nn.Module):
-    """Takes and returns what detectors do."""
+    """A model with the inputs and outputs of detectors."""
 
     def __init__(self):
         super().__init__()

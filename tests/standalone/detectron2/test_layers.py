@@ -107,7 +107,7 @@ def test_block_freezes_itself():
 
 
 def greedy(boxes, scores, groups, threshold):
-    """The definition, one box at a time."""
+    """Apply the definition, one box at a time."""
     iou = pairwise_iou(Boxes(boxes), Boxes(boxes))
     kept = []
     for i in scores.argsort(descending=True, stable=True).tolist():

@@ -1,4 +1,4 @@
-"""What detrex's own programs ask for beside training: timing of loaders, drawing of videos."""
+"""Names that detrex's own programs use beside training: timing of loaders, drawing of videos."""
 
 import logging
 

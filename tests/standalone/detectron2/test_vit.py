@@ -27,7 +27,7 @@ def small_vit(**options) -> ViT:
 
 
 def attention_by_hand(attn, x_HWC: torch.Tensor) -> torch.Tensor:
-    """Every query's weighted mean, position by position."""
+    """Compute every query's weighted mean, position by position."""
     height, width, channels = x_HWC.shape
     places = [(row, column) for row in range(height) for column in range(width)]
     query, key, value = attn.qkv(x_HWC).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)

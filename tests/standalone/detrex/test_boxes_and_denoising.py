@@ -26,7 +26,7 @@ def random_boxes(count):
 
 
 def naive_giou(a, b):
-    """Generalized IoU of two boxes in Python numbers."""
+    """Return the generalized IoU of two boxes in Python numbers."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     inter = width * height

@@ -52,7 +52,7 @@ model = L(nn.Linear)(in_features=2, out_features="${.in_features}")
 
 
 def multipliers(name, epochs):
-    """Multiplier at the middle of every epoch."""
+    """Return the multiplier at the middle of every epoch."""
     schedule = instantiate(getattr(get_config("common/coco_schedule.py"), name))
     return [round(schedule((epoch + 0.5) / epochs), 6) for epoch in range(epochs)]
 
@@ -176,7 +176,7 @@ def test_try_get_key_takes_the_first_key_that_exists():
 
 @pytest.fixture
 def record(tmp_path):
-    """A 40 x 60 image, red above and green below, with three annotations."""
+    """Return a 40 x 60 image, red above and green below, with three annotations."""
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[:20, :, 0] = 255
     pixels[20:, :, 1] = 255
@@ -247,7 +247,7 @@ def test_mapper_names_missing_and_mismatched_images(record, tmp_path):
 
 
 class FakeRun:
-    """Remembers what a wandb run is sent."""
+    """Record what is sent to a wandb run."""
 
     def __init__(self):
         self.logged, self.finished = [], False

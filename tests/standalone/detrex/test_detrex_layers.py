@@ -31,7 +31,7 @@ def seed():
 
 
 def pixel(grid, y, x):
-    """Value at integer coordinates, zero outside."""
+    """Return the value at integer coordinates, zero outside."""
     height, width, _ = grid.shape
     if 0 <= y < height and 0 <= x < width:
         return grid[y, x]

@@ -26,7 +26,7 @@ def make_model():
 
 
 def step(model):
-    """A change of all weights and buffers, as training makes it."""
+    """Change all weights and buffers, as training does."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))

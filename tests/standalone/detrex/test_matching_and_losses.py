@@ -44,7 +44,7 @@ def batch(queries=5, sizes=(3, 0, 2), classes=4):
 
 
 def naive_focal(logit, positive):
-    """Focal loss of one logit in Python numbers."""
+    """Return the focal loss of one logit in Python numbers."""
     p = 1 / (1 + math.exp(-logit))
     if positive:
         return -0.25 * (1 - p) ** 2 * math.log(p)
@@ -52,7 +52,7 @@ def naive_focal(logit, positive):
 
 
 def pair_cost(logits, box, target, index):
-    """Matching cost of one query and one target with weights 2, 5, 2."""
+    """Return the matching cost of one query and one target with weights 2, 5, 2."""
     logit = logits[target["labels"][index]].item()
     truth = target["boxes"][index]
     overlap = generalized_box_iou(box_cxcywh_to_xyxy(box[None]), box_cxcywh_to_xyxy(truth[None]))
@@ -220,7 +220,7 @@ def test_reduction_with_weights():
 
 
 def expected_losses(outputs, targets, matches, classes=4):
-    """Losses of one layer, written out over matched pairs."""
+    """Return the losses of one layer, written out over matched pairs."""
     num_boxes = sum(len(t["labels"]) for t in targets)
     positive = {
         (image, q, targets[image]["labels"][t].item())

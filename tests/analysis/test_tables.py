@@ -7,7 +7,6 @@ import pytest
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.cli import table
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLE = Table(
     name="gflops",
     title="What it costs.",

@@ -1,4 +1,4 @@
-"""What sparsifiers find of the detector around their encoder."""
+"""Sparsifiers have read-only access to the detector around their encoder."""
 
 import copy
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ def test_it_knows_two_stages_and_the_decoders_attentions(name):
 
 @pytest.mark.parametrize("name", TWO_STAGE)
 def test_the_projection_and_heads_are_those_of_the_proposals(name):
-    """What the view computes from the memory is what the detector's own two-stage head says."""
+    """The view computes from the memory exactly the scores and boxes of the two-stage head."""
     seen = {}
     model = spy(
         build(name).eval(),
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
 
 
 def test_further_passes_of_a_decoder_are_not_looked_at():
-    """Mr.DETR decodes three times in training; the first time as in evaluation."""
+    """Mr.DETR decodes three times in training; only the first pass equals that of evaluation."""
     torch.manual_seed(0)
     detector = nn.Module()
     detector.transformer = nn.Module()

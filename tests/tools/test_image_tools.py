@@ -1,4 +1,4 @@
-"""The tools that draw: pictures in, pictures and counts out, on the small configs."""
+"""The programs that draw: images in, images and counts out, on the small configs."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ DYNAMIC = "projects/dynamic_detr/configs/dynamic_dino_shapes.py"
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes(tmp_path_factory: pytest.TempPathFactory):
-    """A small shapes data set instead of the machine's."""
+    """Use a small shapes data set instead of the machine's."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(folder))
@@ -37,14 +37,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def quiet_loggers():
-    """Tools log to the stdout of the moment; pytest closes it after each test."""
+    """Close the tools' loggers: their stdout is closed by pytest after each test."""
     yield
     logging.getLogger("tokendetr").handlers.clear()
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
-    """A checkpoint of a random model that detects with high scores."""
+    """Return a checkpoint of a random model that detects with high scores."""
     from detectron2.config import instantiate
 
     torch.manual_seed(0)
@@ -196,7 +196,7 @@ def test_results_carry_the_data_sets_category_ids():
 
 
 def small_layout() -> LevelLayout:
-    """Two levels, 4 x 4 and 2 x 2, whose last column of the fine level is padding."""
+    """Return two levels, 4 x 4 and 2 x 2, with padding in the last column of the fine one."""
     fine, coarse = torch.zeros(1, 4, 4, dtype=torch.bool), torch.zeros(1, 2, 2, dtype=torch.bool)
     fine[..., 3] = True
     return LevelLayout.from_masks([fine, coarse])

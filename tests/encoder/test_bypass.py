@@ -2,6 +2,7 @@
 # Over 350 lines: the bypass in every method and detector, one law after the other.
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,21 @@ from torch import nn
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
-from tests.processes import run_two_processes
+from tests.processes import (
+    assert_gradients_of_whole_batch,
+    run_two_processes,
+    save_common_gradients,
+)
 from tests.pyramids import make_batch, valid_rows
-from tests.small_detectors import CLASSES, LAYERS, LEVELS, WIDTH, build, record
+from tests.small_detectors import (
+    CLASSES,
+    LAYERS,
+    LEVELS,
+    WIDTH,
+    assert_compiled_equals_eager,
+    build,
+    record,
+)
 from tests.sparse_detr.sparse_detectors import RECORDS, run_encoder, sparse
 from tokendetr.analysis.flops import count_flops
 from tokendetr.config import add_bypass, zoo
@@ -27,7 +40,7 @@ DEPTH = 4
 
 
 class Scheduled(TokenSparsifier):
-    """Keeps per layer the tokens whose features are largest in one channel of the input."""
+    """Keep per layer the tokens with the largest features in one channel of the input."""
 
     def __init__(self, shares, *, carry=False, **options):
         super().__init__(**options)
@@ -79,7 +92,7 @@ def scheduled(shares, *, bypass=True, carry=False, pre_norm=False, **options):
 
 
 def naive_encoder(encoder, pyramid):
-    """One image, token by token: where each is, and where the maps say it would be."""
+    """Run one image token by token: its features, and its position under the maps."""
     sparsifier, layout = encoder.sparsifier, pyramid.layout
     bypass = sparsifier.bypass
     x_NC, pos = pyramid.x_BNC[0], pyramid.pos_BNC[0]
@@ -366,36 +379,20 @@ def test_a_config_gets_one_with_the_encoders_sizes(name):
 PER_PROCESS = [RECORDS[:1], [record(96, 128, seed=4)]]  # one image without boxes
 
 
-def _gradients(model, records):
-    losses = model([one | {"image": one["image"].double()} for one in records])
-    sum(losses.values()).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
 def _double():
     return sparse_with_bypass(detector={"dn_number": 0}).double().train()
 
 
 def _worker(rank: int, folder: str) -> None:
-    model = _double()
-    wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    _gradients(wrapped, PER_PROCESS[rank])
-    if rank == 0:
-        torch.save({n: p.grad for n, p in model.named_parameters()}, f"{folder}/grads.pth")
+    save_common_gradients(rank, _double(), PER_PROCESS[rank], Path(folder, "gradients.pth"))
 
 
 def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
     run_two_processes(_worker, tmp_path)
-    both = torch.load(tmp_path / "grads.pth", weights_only=True)
-    alone = _gradients(_double(), [one for records in PER_PROCESS for one in records])
-    for name, gradient in alone.items():
-        torch.testing.assert_close(both[name], gradient, rtol=1e-9, atol=1e-12)
+    records = [one for records in PER_PROCESS for one in records]
+    assert_gradients_of_whole_batch(tmp_path / "gradients.pth", _double(), records)
 
 
 @pytest.mark.slow
 def test_compiled_evaluation_gives_the_same_detections():
-    model = sparse_with_bypass("deformable_two_stage").eval()
-    compiled = torch.compile(model, backend="aot_eager")
-    with torch.no_grad():
-        for one, other in zip(compiled(RECORDS), model(RECORDS), strict=True):
-            torch.testing.assert_close(one["instances"].scores, other["instances"].scores)
+    assert_compiled_equals_eager(sparse_with_bypass("deformable_two_stage"), RECORDS)

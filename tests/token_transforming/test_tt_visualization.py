@@ -1,4 +1,4 @@
-"""Pictures of W: what is recorded, which rows are typical, and the tool that draws them."""
+"""Heat maps of W: recorded matrices, typical rows, and the program that draws them."""
 
 import json
 

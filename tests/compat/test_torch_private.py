@@ -1,4 +1,4 @@
-"""Private names of PyTorch mean what the library takes them for."""
+"""Private names of PyTorch behave as the library assumes."""
 
 import torch
 from torch import nn

@@ -17,7 +17,7 @@ BOXES = torch.tensor(
 
 
 def naive_counts(boxes, shapes, kept):
-    """For one image alone: by level, what is inside boxes and kept; ``kept`` holds flat indices."""
+    """Count by level the tokens inside boxes, and the kept ones, of one image; ``kept`` is flat."""
     rows, start = [], 0
     for height, width in shapes:
         tokens = [

@@ -1,4 +1,4 @@
-"""What parts of a model may rely on when they ask for losses."""
+"""Auxiliary losses and outputs that submodules add during a forward pass."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from tokendetr.encoder.forward_context import current_pass, observe, replay_cont
 
 
 class Part(nn.Module):
-    """Asks for a loss whenever it runs inside a supervised model."""
+    """A submodule that adds a loss whenever it runs inside a supervised model."""
 
     def __init__(self, name: str = "loss_part") -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``tokendetr.config.sparsify`` puts a method into a model's config and leaves the rest alone."""
+"""``tokendetr.config.sparsify`` replaces the encoder of a model's config and nothing else."""
 
 import pytest
 from detectron2.config import LazyCall as L

@@ -1,4 +1,4 @@
-"""Frozen norms inside convolutions give what they give by themselves, and leave no trace."""
+"""Frozen norms folded into convolutions change no result and leave the module unchanged."""
 
 import copy
 
@@ -15,7 +15,7 @@ from tokendetr.layers.cpu import optimize
 
 
 def make_network(norm: str = "FrozenBN") -> nn.Sequential:
-    """Convolutions with norms whose statistics are far from the identity."""
+    """Return convolutions with norms whose statistics are far from the identity."""
     torch.manual_seed(0)
 
     def norm_of(channels: int) -> nn.Module:
@@ -33,7 +33,7 @@ def make_network(norm: str = "FrozenBN") -> nn.Sequential:
 
 
 def norm_calls(network: nn.Module, run) -> int:
-    """Count how often ``F.batch_norm`` runs."""
+    """Count the calls of ``F.batch_norm``."""
     with torch.profiler.profile() as profile:
         run()
     return sum(event.count for event in profile.key_averages() if event.key == "aten::batch_norm")

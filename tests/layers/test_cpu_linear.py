@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN give what they give by themselves, and leave no trace."""
+"""Linear layers through oneDNN equal PyTorch's own and leave the module unchanged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Corr against sums over lists, as an evaluator beside others."""
+"""Corr equals sums over lists, and records beside other evaluators."""
 
 import math
 

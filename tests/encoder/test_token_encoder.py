@@ -20,7 +20,7 @@ SIZES = [(12, 16), (9, 10), (12, 7)]
 
 
 class KeepSome(TokenSparsifier):
-    """Keeps the tokens of the largest norm, chosen once (as Sparse DETR) or before each layer."""
+    """Keep the tokens of the largest norm, chosen once (as Sparse DETR) or before each layer."""
 
     def __init__(self, *, keep_ratio: float, once: bool = False, value_policy="updated") -> None:
         super().__init__(value_policy=value_policy)

@@ -1,4 +1,4 @@
-"""Pictures of what SPT selects."""
+"""Drawings of SPT's selected tokens."""
 
 import json
 

@@ -24,7 +24,7 @@ def test_every_listed_config_loads_with_the_five_top_level_names():
 
 
 def assert_follows_train(config) -> None:
-    """By interpolation, so that a plain load and other people's trainers follow it too."""
+    """Follow by interpolation, so that a plain load and other trainers do too."""
     LazyConfig.apply_overrides(config, ["train.output_dir=mine", "train.device=meta"])
     if "device" in config.model:
         assert config.model.device == "meta"
