@@ -11,7 +11,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [r for reports in terminalreporter.stats.values() for r in reports]
     if not any(str(getattr(r, "nodeid", "")).startswith(f"tests/{folder.name}/") for r in reports):
         return
-    from pages import pages, python_blocks, shown_commands, skipped
+    from tests.docs.pages import pages, python_blocks, shown_commands, skipped
 
     blocks = sum(len(python_blocks(page)) for page in pages())
     commands = sum(len(list(shown_commands(page))) for page in pages())

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
-from pages import REASONS, ROOT, is_skipped, pages, python_blocks, skipped
 from sybil.region import Lexeme
 
+from tests.docs.pages import REASONS, is_skipped, pages, python_blocks, skipped
+from tests.source_tree import ROOT
 from tokendetr.config import load_config
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes
 

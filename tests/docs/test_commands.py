@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from pages import ROOT, ShownCommand, pages, shown_commands
 
+from tests.docs.pages import ShownCommand, pages, shown_commands
+from tests.source_tree import ROOT
 from tokendetr.cli import main as console
 from tokendetr.config import load_config
 

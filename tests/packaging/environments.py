@@ -4,11 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
 
 from tests.source_tree import ROOT
+
+KEPT = ("PATH", "OMP_NUM_THREADS", "DETECTRON2_DATASETS")
+"""Variables that a started program keeps; the last one saves drawing the data set again."""
+WITHOUT_KERNELS = {"TOKENDETR_NO_EXTENSION": "1"}
 
 SCRATCH = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
 
@@ -53,14 +58,44 @@ class Environment:
         assert not done.stderr, done.stderr
         return done.stdout.strip()
 
+    def start(self, *arguments: str, cwd: Path) -> str:
+        """Run Python as a user would, with little more than the PATH; return stdout."""
+        done = subprocess.run(
+            [self.python, *arguments],
+            cwd=cwd,
+            env={name: os.environ[name] for name in KEPT if name in os.environ},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
     def lay(self, wheel: Path) -> None:
         """Unpack a wheel of pure Python."""
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(self.packages)
 
+    def share_requirements(self) -> None:
+        """Make the running interpreter's packages importable, after those of this environment."""
+        shared = sysconfig.get_path("purelib")
+        (self.packages / "zz_requirements.pth").write_text(f"{shared}\n")
+
+    def install(self, wheel: Path) -> None:
+        """Install a wheel with pip, without its requirements and without the network."""
+        command = [sys.executable, "-m", "pip", "--python", self.python, "install"]
+        options = ["--no-deps", "--no-index", "--quiet", wheel]
+        subprocess.run([*command, *options], check=True, capture_output=True, cwd=wheel.parent)
+
 
 def build(project: Path, output: Path, kind: str = "wheel", **environment: str) -> Path:
-    """Build a project's wheel, or "editable" wheel, with the running interpreter's setuptools."""
+    """Build a distribution with the running interpreter's setuptools.
+
+    Args:
+        project: folder with the pyproject.toml.
+        output: folder of the result, created if missing.
+        kind: "wheel", "editable" or "sdist".
+        environment: further environment variables.
+    """
     output.mkdir(parents=True, exist_ok=True)
     code = f"import sys\nfrom setuptools.build_meta import build_{kind} as b\nb(sys.argv[1])"
     subprocess.run(
@@ -70,8 +105,8 @@ def build(project: Path, output: Path, kind: str = "wheel", **environment: str) 
         check=True,
         capture_output=True,
     )
-    (wheel,) = output.glob("*.whl")
-    return wheel
+    (built,) = output.glob("*.tar.gz" if kind == "sdist" else "*.whl")
+    return built
 
 
 def fake_project(folder: Path, packages: tuple[str, ...]) -> Path:

@@ -4,22 +4,18 @@ PyTorch and the other requirements are the running interpreter's; the kernels ar
 other tests build. About two minutes on two idle cores.
 """
 
-import os
+import functools
 import shutil
 import subprocess
-import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
-from environments import Environment, build, copy_checkout
+
+from tests.packaging.environments import WITHOUT_KERNELS, Environment, build, copy_checkout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-KEPT = ("PATH", "OMP_NUM_THREADS", "DETECTRON2_DATASETS")
-"""What of the environment an installed program gets; the last saves drawing the data set anew."""
 
 PREDICTION = """
 import numpy as np
@@ -46,36 +42,21 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(params=["wheel", "editable", "sdist"])
 def installed(request, checkout, tmp_path):
-    """A fresh environment with both distributions, in a folder whose name has a space."""
+    """Install both distributions into a fresh environment, in a folder with a space in its name."""
     environment = Environment(tmp_path / "an environment")
-    shared = sysconfig.get_path("purelib")
-    (environment.packages / "zz_requirements.pth").write_text(f"{shared}\n")
+    environment.share_requirements()
     for project in (checkout, checkout / "standalone"):
         output = tmp_path / request.param / project.name
         if request.param == "sdist":
             wheel = build(unpacked_sdist(project, output), output / "wheel", **WITHOUT_KERNELS)
         else:
             wheel = build(project, output, request.param, **WITHOUT_KERNELS)
-        command = [sys.executable, "-m", "pip", "--python", environment.python, "install"]
-        command += ["--no-deps", "--no-index", "--quiet", wheel]
-        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+        environment.install(wheel)
     return environment
 
 
-WITHOUT_KERNELS = {"TOKENDETR_NO_EXTENSION": "1"}
-
-
 def unpacked_sdist(project: Path, output: Path) -> Path:
-    output.mkdir(parents=True)
-    code = "import sys\nfrom setuptools.build_meta import build_sdist as b\nb(sys.argv[1])"
-    subprocess.run(
-        [sys.executable, "-c", code, str(output)],
-        cwd=project,
-        env={**os.environ, **WITHOUT_KERNELS},
-        check=True,
-        capture_output=True,
-    )
-    (archive,) = output.glob("*.tar.gz")
+    archive = build(project, output, "sdist", **WITHOUT_KERNELS)
     with tarfile.open(archive) as content:
         content.extractall(output, filter="data")
     return Path(str(archive).removesuffix(".tar.gz"))
@@ -84,18 +65,7 @@ def unpacked_sdist(project: Path, output: Path) -> Path:
 def test_it_works_from_an_empty_folder(installed, tmp_path):
     empty = tmp_path / "an empty folder"
     empty.mkdir()
-
-    def python(*arguments: str) -> str:
-        done = subprocess.run(
-            [installed.python, *arguments],
-            cwd=empty,
-            env={name: os.environ[name] for name in KEPT if name in os.environ},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
-
+    python = functools.partial(installed.start, cwd=empty)
     python("-c", "from detectron2.config import LazyConfig")
     assert python("-c", UPSTREAM_CONFIG).split() == ["tokendetr.models.dino.dino", "90000"]
     assert python("-c", PREDICTION).split() == ["True", "True", "tokendetr"]

@@ -3,9 +3,9 @@
 import re
 
 import yaml
-from environments import ROOT
 
 import tokendetr
+from tests.source_tree import ROOT
 
 
 def test_one_version_everywhere():

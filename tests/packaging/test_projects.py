@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from environments import ROOT, Environment
 
+from tests.packaging.environments import Environment
+from tests.source_tree import ROOT
 from tokendetr.config import load_config, target_name
 
 CONFIGS = """

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from environments import ROOT, SCRATCH, Environment, build, fake_project
+
+from tests.packaging.environments import SCRATCH, Environment, build, fake_project
+from tests.source_tree import ROOT
 
 BOTH = ("detectron2", "detrex")
 WHICH = """

@@ -3,16 +3,10 @@
 import zipfile
 
 import pytest
-from environments import ROOT, build, copy_checkout, tracked_files
 
-METHODS = (
-    "dynamic_detr",
-    "focus_detr",
-    "lite_detr",
-    "sparse_detr",
-    "spt_backbone",
-    "token_transforming",
-)
+from tests.packaging.environments import WITHOUT_KERNELS, build, copy_checkout, tracked_files
+from tests.source_tree import METHODS, ROOT
+
 MOST_BYTES = 40 * 2**20
 
 
@@ -20,7 +14,7 @@ MOST_BYTES = 40 * 2**20
 def names(tmp_path_factory):
     """Return the names in a wheel without kernels, built in a folder with a space in its name."""
     checkout = copy_checkout(tmp_path_factory.mktemp("a checkout") / "tokendetr")
-    wheel = build(checkout, checkout / "dist", TOKENDETR_NO_EXTENSION="1")
+    wheel = build(checkout, checkout / "dist", **WITHOUT_KERNELS)
     return set(zipfile.ZipFile(wheel).namelist())
 
 

@@ -5,7 +5,6 @@ import logging
 import uuid
 
 import pytest
-from coco_files import annotation, box_polygon, random_coco, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.datasets import (
     convert_to_coco_json,
@@ -19,6 +18,8 @@ from detectron2.data.datasets import (
 )
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
+
+from tests.standalone.detectron2.coco_files import annotation, box_polygon, random_coco, write_coco
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_files import random_coco
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, build_detection_test_loader
@@ -39,6 +38,7 @@ from torch import nn
 
 from tests.patience import patience
 from tests.processes import report_threads_at_exit
+from tests.standalone.detectron2.coco_files import random_coco
 
 
 class Regression(nn.Module):

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from coco_files import annotation, random_coco, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_pascal_voc
 from detectron2.evaluation import (
@@ -31,6 +30,8 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Boxes, BoxMode, Instances, polygons_to_bitmask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from tests.standalone.detectron2.coco_files import annotation, random_coco, write_coco
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 

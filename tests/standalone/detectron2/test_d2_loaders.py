@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_files import annotation, box_polygon, random_coco, write_coco
 from detectron2.config import LazyCall, instantiate
 from detectron2.data import (
     DatasetFromList,
@@ -31,6 +30,8 @@ from detectron2.data.samplers import (
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
+
+from tests.standalone.detectron2.coco_files import annotation, box_polygon, random_coco, write_coco
 
 
 def as_rank(monkeypatch, rank: int, world_size: int) -> None:
