@@ -1,6 +1,7 @@
-"""Private names of PyTorch, checked with torch 2.13 and 2.14; ``tests/compat/test_torch_private.py`` calls each.
+"""Private names of PyTorch, checked with torch 2.13 and 2.14.
 
-A release of PyTorch that moves one of them breaks here, loudly, and nowhere else.
+A release of PyTorch that moves one of them breaks here, loudly, and nowhere else:
+``tests/compat/test_torch_private.py`` calls each.
 """
 
 from typing import Any

@@ -48,7 +48,10 @@ _VOC_SPLITS = {2007: ("trainval", "train", "val", "test"), 2012: ("trainval", "t
 
 def register_all_coco(root: str) -> None:
     """Register COCO detection and person keypoints; files are in ``root/coco``."""
-    groups = ((_COCO_SPLITS, _coco_instances_meta()), (_COCO_PERSON_SPLITS, _coco_person_keypoints_meta()))
+    groups = (
+        (_COCO_SPLITS, _coco_instances_meta()),
+        (_COCO_PERSON_SPLITS, _coco_person_keypoints_meta()),
+    )
     for splits, metadata in groups:
         for name, (folder, json_name) in splits.items():
             json_file = os.path.join(root, "coco", "annotations", json_name)

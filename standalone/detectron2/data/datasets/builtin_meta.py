@@ -19,7 +19,9 @@ _NAMES = (
     "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 _IDS = [i for i in range(1, 91) if i not in _UNUSED_IDS]
-COCO_CATEGORIES = [{"id": i, "name": name, "isthing": 1} for i, name in zip(_IDS, _NAMES, strict=True)]
+COCO_CATEGORIES = [
+    {"id": i, "name": name, "isthing": 1} for i, name in zip(_IDS, _NAMES, strict=True)
+]
 
 _SIDED_KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from fvcore.common.timer import Timer
-from iopath.common.file_io import file_lock
-from pycocotools.coco import COCO
-
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets._annotations import read_annotations
 from detectron2.structures import Boxes, BoxMode, PolygonMasks
 from detectron2.utils.file_io import PathManager
+from fvcore.common.timer import Timer
+from iopath.common.file_io import file_lock
+from pycocotools.coco import COCO
 
 __all__ = [
     "convert_to_coco_dict",
@@ -49,9 +48,9 @@ def load_coco_json(
         extra_annotation_keys: further keys to take over from each annotation.
 
     Returns:
-        One record per image, ordered by image id: ``file_name``, ``height``, ``width``, ``image_id``
-        and ``annotations`` with ``iscrowd``, ``bbox`` (XYWH_ABS), ``category_id`` and, if they can be
-        read, ``segmentation`` and ``keypoints``.
+        One record per image, ordered by image id: ``file_name``, ``height``, ``width``,
+        ``image_id`` and ``annotations`` with ``iscrowd``, ``bbox`` (XYWH_ABS), ``category_id`` and,
+        if they can be read, ``segmentation`` and ``keypoints``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -98,6 +97,21 @@ def _record(raw: dict[str, Any], keys: list[str], id_map: dict[Any, int] | None)
     return annotation
 
 
+def local_annotation_file(json_file: str) -> str:
+    """Return the local path of an annotation file.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    path = PathManager.get_local_path(json_file)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"The annotation file '{json_file}' does not exist. Data sets are looked up under the "
+            "folder in the environment variable DETECTRON2_DATASETS, by default ./datasets."
+        )
+    return path
+
+
 def read_coco_api(json_file: str) -> COCO:
     """Open a COCO JSON with pycocotools, without its messages on stdout.
 
@@ -106,12 +120,7 @@ def read_coco_api(json_file: str) -> COCO:
         AnnotationError: the file is not JSON, not laid out as COCO's, or has records that cannot
             be used.
     """
-    path = PathManager.get_local_path(json_file)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"The annotation file '{json_file}' does not exist. Data sets are looked up under the "
-            "folder in the environment variable DETECTRON2_DATASETS, by default ./datasets."
-        )
+    path = local_annotation_file(json_file)
     # The "minival" files of the early COCO releases are known to repeat ids.
     found = read_annotations(path, f"'{json_file}'", unique_ids="minival" not in json_file)
     if found.note():
@@ -214,9 +223,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     categories = [
         {"id": original_id.get(i, i), "name": name} for i, name in enumerate(metadata.thing_classes)
     ]
-    logger.info(
-        "Conversion finished, #images: %d, #annotations: %d", len(images), len(annotations)
-    )
+    logger.info("Conversion finished, #images: %d, #annotations: %d", len(images), len(annotations))
     info = {
         "date_created": str(datetime.datetime.now()),
         "description": "Automatically generated COCO json file for Detectron2.",
@@ -268,8 +275,8 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     with file_lock(output_file):
         if PathManager.exists(output_file) and allow_cached:
             logger.warning(
-                "Using previously cached COCO format annotations at '%s'. You need to clear the cache "
-                "file if your dataset has been modified.",
+                "Using previously cached COCO format annotations at '%s'. You need to clear the "
+                "cache file if your dataset has been modified.",
                 output_file,
             )
             return

@@ -5,12 +5,11 @@ import os
 from functools import partial
 from typing import Any
 
-from fvcore.common.timer import Timer
-
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets._annotations import read_annotations
+from detectron2.data.datasets.coco import local_annotation_file
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
+from fvcore.common.timer import Timer
 
 __all__ = ["get_lvis_instances_meta", "load_lvis_json", "register_lvis_instances"]
 
@@ -41,8 +40,8 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
         dataset_name: a name given to :func:`register_lvis_instances`.
 
     Returns:
-        ``thing_classes`` (first synonym of each category, by id) and ``class_image_count`` (for each
-        category its ``id`` and ``image_count``, if the file has them).
+        ``thing_classes`` (first synonym of each category, by id) and ``class_image_count`` (``id``
+        and ``image_count`` of each category, if the file has them).
 
     Raises:
         ValueError: the name is not a registered LVIS data set.
@@ -51,7 +50,8 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if json_file is None:
         raise ValueError(
-            f"No built-in metadata for dataset {dataset_name}: it is not a registered LVIS data set."
+            f"No built-in metadata for dataset {dataset_name}: it is not a registered LVIS data "
+            "set."
         )
     return _categories_to_meta(_read_json(json_file)["categories"], json_file)
 
@@ -60,24 +60,22 @@ def _categories_to_meta(categories: list[dict[str, Any]], json_file: str) -> dic
     categories = sorted(categories, key=lambda category: category["id"])
     ids = [category["id"] for category in categories]
     if ids != list(range(1, len(ids) + 1)):
-        raise ValueError(f"Category ids in '{json_file}' are not in [1, #categories], as LVIS has them.")
+        raise ValueError(
+            f"Category ids in '{json_file}' are not in [1, #categories], as LVIS has them."
+        )
     meta: dict[str, Any] = {
         "thing_classes": [(c.get("synonyms") or [c.get("name")])[0] for c in categories]
     }
     if all("image_count" in category for category in categories):
         meta["class_image_count"] = [
-            {"id": category["id"], "image_count": category["image_count"]} for category in categories
+            {"id": category["id"], "image_count": category["image_count"]}
+            for category in categories
         ]
     return meta
 
 
 def _read_json(json_file: str) -> dict[str, Any]:
-    path = PathManager.get_local_path(json_file)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"The annotation file '{json_file}' does not exist. Data sets are looked up under the "
-            "folder in the environment variable DETECTRON2_DATASETS, by default ./datasets."
-        )
+    path = local_annotation_file(json_file)
     found = read_annotations(path, f"'{json_file}'", has_file_names=False)
     if found.note():
         logger.info("%s: %s", json_file, found.note())
@@ -97,8 +95,8 @@ def load_lvis_json(
     Args:
         json_file: path of the JSON.
         image_root: folder of the images; COCO's for LVIS.
-        dataset_name: data set whose metadata receive the class names; None keeps the category ids of
-            the file minus one.
+        dataset_name: data set whose metadata receive the class names; None keeps the category ids
+            of the file minus one.
         extra_annotation_keys: further keys to take over from each annotation.
 
     Returns:

@@ -67,7 +67,9 @@ def _read_record(
                 "annotations": [_read_object(o, class_names) for o in root.findall("object")],
             }
         except (ElementTree.ParseError, ValueError) as error:
-            raise ValueError(f"Cannot read the VOC annotation '{annotation_file}': {error}") from error
+            raise ValueError(
+                f"Cannot read the VOC annotation '{annotation_file}': {error}"
+            ) from error
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

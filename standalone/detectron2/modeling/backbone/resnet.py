@@ -270,15 +270,6 @@ class ResNet(Backbone):
                 outputs["linear"] = x
         return outputs
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Return the channels and stride of each output."""
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
-
     def freeze(self, freeze_at: int = 0) -> "ResNet":
         """Freeze the first parts: 0 none, 1 the stem, 2 also ``res2``, and so on.
 
