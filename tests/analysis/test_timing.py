@@ -76,7 +76,7 @@ def test_hooks_are_removed_when_the_model_fails():
     assert not model.backbone._forward_hooks
 
 
-def test_time_of_a_call():
+def test_a_call_is_timed():
     assert timed(lambda: time.sleep(0.03), CPU) >= 0.03
 
 

@@ -92,7 +92,7 @@ def voc(tmp_path):
         MetadataCatalog.remove(name)
 
 
-def test_true_boxes_of_voc_score_100_where_there_are_any(voc):
+def test_voc_ground_truth_scores_100_for_classes_with_boxes(voc):
     """Of 20 classes two have boxes, so the mean over classes is a tenth."""
     metrics = oracle_metrics(voc)
     assert metrics["AP"] == pytest.approx(10.0)
@@ -136,7 +136,7 @@ def bdd100k(tmp_path, monkeypatch):
         MetadataCatalog.remove(name)
 
 
-def test_true_boxes_of_bdd100k_score_100(bdd100k):
+def test_bdd100k_ground_truth_scores_100(bdd100k):
     assert oracle_metrics(bdd100k)["AP"] == pytest.approx(100.0)
     assert len(instantiate(bdd100k.train.dataset)) == 3, "images without boxes train nobody"
 
@@ -152,7 +152,7 @@ def test_bdd100k_is_checked_before_training(bdd100k, tmp_path):
     MetadataCatalog.remove("toy")
 
 
-def test_a_name_follows_the_folder_it_was_last_given(bdd100k, tmp_path):
+def test_a_name_means_the_folder_registered_last(bdd100k, tmp_path):
     assert len(DatasetCatalog.get("bdd100k_val")) == 4
     write_bdd100k(tmp_path / "other", num_images=7)
     register_bdd100k(str(tmp_path / "other"))
@@ -184,7 +184,7 @@ def test_configs_that_register_may_be_loaded_again_with_other_paths(tmp_path):
     MetadataCatalog.remove("again")
 
 
-def test_configs_that_register_may_be_loaded_in_threads_and_change_nobody_s_catalog(tmp_path):
+def test_configs_that_register_data_sets_load_in_threads_without_changing_the_catalog(tmp_path):
     register, names = DatasetCatalog.register, {"first", "second", "third"}
     body = f"from detectron2.data import DatasetCatalog\nfor name in {sorted(names)}:\n"
     config, twice = tmp_path / "config.py", tmp_path / "twice.py"
@@ -201,7 +201,7 @@ def test_configs_that_register_may_be_loaded_in_threads_and_change_nobody_s_cata
         DatasetCatalog.remove(name)
 
 
-def test_a_name_of_another_kind_of_data_set_is_taken_over(tmp_path):
+def test_a_name_may_be_registered_again_for_another_kind_of_data_set(tmp_path):
     DatasetCatalog.register("taken", list)
     register_coco_format("taken", str(toy.write_dataset(tmp_path)), str(tmp_path / "images"))
     assert len(DatasetCatalog.get("taken")) == 10

@@ -174,14 +174,14 @@ def test_sixteen_bits_keep_their_range(tmp_path, values, mode, expected):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_pictures_without_a_known_range_are_refused_by_name(tmp_path, dtype):
+def test_images_without_a_known_range_are_refused_by_name(tmp_path, dtype):
     path = str(tmp_path / "deep.tiff")
     Image.fromarray(np.ones((2, 2), dtype)).save(path)
     with pytest.raises(OSError, match="deep.tiff.*range is not known"):
         utils.read_image(path, format="RGB")
 
 
-def test_damaged_pictures_and_bombs_are_named(tmp_path, monkeypatch):
+def test_damaged_images_and_decompression_bombs_are_named(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     Image.new("RGB", (100, 100)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
@@ -192,7 +192,7 @@ def test_damaged_pictures_and_bombs_are_named(tmp_path, monkeypatch):
         utils.read_image(str(tmp_path / "junk.png"))
 
 
-def test_the_check_turns_pictures_as_the_loader_does(fruit):
+def test_the_check_rotates_images_as_the_loader_does(fruit):
     path = fruit / "annotations.json"
     data = json.loads(path.read_text())
     for orientation, record in zip((1, 3, 6, 8), data["images"], strict=True):
@@ -211,7 +211,7 @@ def test_the_check_turns_pictures_as_the_loader_does(fruit):
         check_image_files(str(path), str(fruit / "images"))
 
 
-def test_a_very_long_picture_keeps_a_pixel():
+def test_a_very_long_image_keeps_a_pixel():
     picture = np.zeros((3, 4000, 3), np.uint8)
     resized, _ = T.apply_transform_gens([T.ResizeShortestEdge((80,), 96, "choice")], picture)
     assert resized.shape == (1, 96, 3)
@@ -252,7 +252,7 @@ def load_voc(folder, text, image_id="7"):
 
 
 @pytest.mark.parametrize("word", ["", "Unspecified", "0", "1"])
-def test_the_difficult_mark_of_voc(tmp_path, word):
+def test_every_spelling_of_vocs_difficult_mark_is_read(tmp_path, word):
     (record,) = load_voc(tmp_path, VOC.replace(">0</difficult>", f">{word}</difficult>"))
     assert len(record["annotations"]) == 1
 
@@ -281,7 +281,7 @@ def test_ids_of_voc_stay_in_its_folders(tmp_path, image_id):
         load_voc(tmp_path, VOC, image_id)
 
 
-def test_parts_of_a_config_that_do_not_fit(fruit, tmp_path):
+def test_config_parts_that_do_not_fit_are_named(fruit, tmp_path):
     data = json.loads((fruit / "annotations.json").read_text())
     other = json.loads(json.dumps(data))
     for record, key in [(c, "id") for c in other["categories"]] + [

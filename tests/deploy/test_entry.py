@@ -39,7 +39,7 @@ def test_each_image_of_a_canvas_gets_what_it_gets_alone(detector, method):
 
 
 @pytest.mark.parametrize("method", ("dense", *METHODS))
-def test_images_that_fill_the_canvas(method):
+def test_images_that_fill_the_canvas_give_the_same(method):
     model = build("dino", method)
     pictures = images([CANVAS, CANVAS])
     assert_same(model, DeployedDetector(model, padding=False), pictures)
@@ -76,7 +76,7 @@ def test_windows_of_dynamic_detr_need_images_that_fill_the_canvas():
 
 
 @pytest.mark.parametrize("part", ["bypass", "mass_budget"])
-def test_numbers_of_tokens_that_depend_on_the_picture_are_refused(part):
+def test_token_counts_that_depend_on_the_image_are_refused(part):
     model = build("dino", "sparse")
     setattr(model.transformer.encoder.sparsifier, part, torch.nn.Identity())
     with pytest.raises(ExportError, match=f"with a {part} the number of tokens"):

@@ -71,13 +71,13 @@ def test_unknown_options_are_named(options, message):
         ExportOptions(**{"size": CANVAS, **options})
 
 
-def test_the_ending_of_a_file_is_its_formats(tmp_path):
+def test_the_suffix_of_a_file_must_match_its_format(tmp_path):
     with pytest.raises(ExportError, match=r"named \*\.pt2"):
         export(build("dino"), tmp_path / "model.onnx", ExportOptions("pt2", CANVAS))
     assert not list(tmp_path.iterdir())
 
 
-def test_models_elsewhere_are_refused(tmp_path):
+def test_models_on_another_device_are_refused(tmp_path):
     with pytest.raises(ExportError, match="train.device=cpu"):
         export(build("dino").to("meta"), tmp_path / "model.pt2", ExportOptions("pt2", CANVAS))
 
@@ -88,7 +88,7 @@ def test_proofs_see_images_smaller_than_the_canvas():
     assert {tuple(i.shape[1:]) for i in proof_images(CANVAS, padding=False)} == {CANVAS}
 
 
-def test_gathering_is_sampling():
+def test_gathered_attention_equals_sampled_attention():
     generator = torch.Generator().manual_seed(0)
     shapes = ((5, 7), (3, 2))
     value = torch.randn(2, 41, 3, 4, generator=generator, dtype=torch.float64)

@@ -115,7 +115,7 @@ def test_labels_flip_with_the_given_probability_to_any_class():
     assert torch.equal(flip_labels(labels, 0.0, 5), labels)
 
 
-def test_half_of_the_label_noise_ratio_of_positives_and_negatives_is_drawn_anew():
+def test_half_of_the_label_noise_ratio_of_positives_and_negatives_is_redrawn():
     torch.manual_seed(0)
     truth = [{"labels": torch.full((500,), 2), "boxes": torch.full((500, 4), 0.5)}]
     numbered = nn.Embedding.from_pretrained(torch.arange(5.0)[:, None])

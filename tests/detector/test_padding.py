@@ -144,7 +144,7 @@ def test_padding_to_the_multiple_changes_nothing_else(name):
         torch.testing.assert_close(inputs.pop()[0], whole, rtol=0, atol=1e-4)
 
 
-def test_what_of_a_level_is_real_is_what_shows_the_image():
+def test_the_real_part_of_a_level_is_the_part_that_shows_the_image():
     backbone, neck, positions = parts("vit_square")
     batch = read([torch.rand(3, 95, 111), torch.rand(3, 192, 33)], backbone)
     for share_canvas in (True, False):
@@ -166,7 +166,7 @@ def test_images_larger_than_the_square_are_named():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_detector_answers_to_the_last_row(training):
+def test_the_last_pixel_row_changes_a_detectors_result(training):
     model = build("dino")
     model.backbone = Patches()
     model.train(training)

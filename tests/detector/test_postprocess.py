@@ -8,7 +8,7 @@ from tokendetr.detector.postprocess import best_detections, to_instances, to_ori
 
 
 @pytest.mark.parametrize("limit", [1, 7, 12, 50])
-def test_best_pairs_of_query_and_class(limit):
+def test_detections_are_the_best_pairs_of_query_and_class(limit):
     torch.manual_seed(0)
     logits, boxes = torch.randn(2, 4, 3), torch.rand(2, 4, 4)
     scores, classes, chosen = best_detections(logits, boxes, None, limit)
@@ -23,7 +23,7 @@ def test_best_pairs_of_query_and_class(limit):
             assert torch.equal(chosen[image, place], boxes[image, query])
 
 
-def test_queries_that_do_not_exist_give_no_detection():
+def test_padding_queries_give_no_detection():
     logits = torch.zeros(1, 2, 3, 2)
     logits[:, 1, 2] = 9.0  # the best query of the second image does not exist
     valid = torch.tensor([[True, True, True], [True, False, False]])

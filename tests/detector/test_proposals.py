@@ -54,7 +54,7 @@ def test_selection_carries_no_gradient_and_survives_an_image_alone():
     assert not indices.requires_grad
 
 
-def test_scores_of_tokens():
+def test_a_tokens_score_is_that_of_any_class_or_of_the_first():
     logits = torch.tensor([[[1.0, 3.0, 2.0]]])
     assert float(max_class_score(logits)) == 3.0
     assert float(first_class_score(logits)) == 1.0

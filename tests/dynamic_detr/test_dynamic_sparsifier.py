@@ -105,7 +105,7 @@ def test_it_equals_the_naive_encoder_also_in_a_padded_batch():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_one_keep_ratio_of_one_is_bitwise_dense(training):
+def test_keep_ratio_one_is_bitwise_the_dense_encoder(training):
     batch, _ = make_batch(SIZES, CHANNELS)
     ones = make_encoder(DynamicSparsifier(keep_ratios=(1.0,) * 4), num_layers=6, attn_dropout=0.1)
     dense = make_encoder(num_layers=6, attn_dropout=0.1)
@@ -170,7 +170,7 @@ def test_kept_counts_are_the_budgets_and_padding_is_never_chosen_or_merged():
     assert set(layers[0].scores) == {f"coherence_level{n}" for n in (1, 2, 3)} | {"rarity_level4"}
 
 
-def test_layouts_from_masks_give_the_same():
+def test_layouts_from_masks_give_the_same_memory():
     batch, _ = make_batch(SIZES, CHANNELS)
     encoder, layout = dynamic_encoder(), batch.layout
     expected = encoder(**batch.inputs)
@@ -215,7 +215,7 @@ def test_random_selection_keeps_the_same_number():
     assert not torch.equal(maps[0].anchor_BK, maps[1].anchor_BK)
 
 
-def test_random_tokens_stay_alone_at_each_levels_ratio():
+def test_random_tokens_are_not_merged_at_each_levels_ratio():
     batch, alone = make_batch(SIZES, CHANNELS)
     encoder = dynamic_encoder(selection="random_tokens")
     with record_tokens() as trace:
@@ -237,7 +237,7 @@ def test_random_tokens_stay_alone_at_each_levels_ratio():
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
-def test_only_so_many_stages_choose_anew(stages):
+def test_only_the_configured_number_of_stages_chooses_again(stages):
     batch, _ = make_batch(SIZES, CHANNELS)
     with record_tokens() as trace:
         encoder = dynamic_encoder(stages=stages)

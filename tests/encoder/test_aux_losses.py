@@ -67,7 +67,7 @@ def test_losses_join_in_training_only_and_the_state_dict_stays():
     assert current_pass().losses is None
 
 
-def test_gradients_of_asked_losses_reach_the_part():
+def test_gradients_of_added_losses_reach_the_submodule():
     model = observe(Model())
     losses = model(inputs())
     losses["loss_part"].backward()
@@ -269,7 +269,7 @@ def train_rank(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_ddp_averages_the_gradients_of_asked_losses(tmp_path):
+def test_ddp_averages_the_gradients_of_added_losses(tmp_path):
     run_two_processes(train_rank, tmp_path)
     torch.manual_seed(0)
     model = observe(Model())

@@ -109,7 +109,7 @@ def test_callbacks_run_after_the_model_and_may_add_losses():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_was_entered_is_left_also_after_a_failure(fails):
+def test_every_context_is_left_even_after_a_failure(fails):
     model = build("dino").eval()
     events = []
 
@@ -156,7 +156,7 @@ class Decoder(nn.Module):
         )
 
 
-def test_further_passes_of_a_decoder_are_not_looked_at():
+def test_further_passes_of_a_decoder_are_not_recorded():
     """Mr.DETR decodes three times in training; only the first pass equals that of evaluation."""
     torch.manual_seed(0)
     detector = nn.Module()

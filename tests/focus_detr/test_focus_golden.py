@@ -61,7 +61,7 @@ def published(tmp_path_factory):
     return model
 
 
-def test_it_has_as_many_parameters(published):
+def test_it_has_the_published_number_of_parameters(published):
     assert sum(p.numel() for p in published.parameters()) == expected(NAME)["num_params"]
 
 

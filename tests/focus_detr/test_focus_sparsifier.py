@@ -116,7 +116,7 @@ def test_each_layer_keeps_a_prefix_of_one_ranking():
     assert ((score[:, 1:] <= score[:, :-1]) | ~maps[0].valid_BK[:, 1:]).all()
 
 
-def test_traces_and_pictures_show_scores_of_foreground_and_objects():
+def test_traces_and_drawings_show_scores_of_foreground_and_objects():
     model = focus_model(layer_ratios=(1.0, 0.3)).eval()
     with record_tokens() as trace:
         model(RECORDS[:1])
@@ -135,7 +135,7 @@ def test_traces_and_pictures_show_scores_of_foreground_and_objects():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_keep_ratio_of_one_without_dual_attention_is_bitwise_dense(training):
+def test_keep_ratio_one_without_dual_attention_is_bitwise_the_dense_encoder(training):
     results = []
     for sparsifier in (None, focus_sparsifier(keep_ratio=1.0, num_objects=0)):
         model = put_into(build("dino", dn_number=0), sparsifier).train(training)
@@ -266,7 +266,7 @@ def test_mixed_precision_keeps_the_class_heads_gradient():
     assert grad is not None and grad.abs().sum() > 0
 
 
-def test_random_selection_keeps_as_many_but_others():
+def test_random_selection_keeps_as_many_other_tokens():
     batch, _ = pyramids(torch.float32)
     learned = run_encoder(focus_model().eval(), batch)[1].layers[0].token_map
     random = run_encoder(focus_model(selection="random").eval(), batch)[1].layers[0].token_map

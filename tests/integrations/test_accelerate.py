@@ -64,7 +64,7 @@ def test_a_model_of_transformers_gives_the_same_on_our_kernels(name):
 
 
 @pytest.mark.parametrize("name", ["deformable_detr", "d_fine", "mask2former"])
-def test_it_trains_the_same(name):
+def test_training_gives_the_same_gradients(name):
     model = small_huggingface.build(name).eval()  # without dropout
 
     def gradients() -> list[Tensor]:
@@ -124,7 +124,7 @@ def test_the_layer_behind_the_kernel_hook_of_every_family(family):
     assert seen.calls == 1
 
 
-def test_oneformers_layer():
+def test_oneformers_layer_runs_on_our_kernels():
     home = importlib.import_module("transformers.models.oneformer.modeling_oneformer")
     torch.manual_seed(0)
     layer = home.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention(WIDTH, HEADS, 2, 3)
@@ -222,7 +222,7 @@ def test_modules_that_call_a_function_of_their_file(kind):
     assert "forward" not in vars(model[0])
 
 
-def test_a_decorator_keeps_its_work():
+def test_a_decorator_of_forward_still_applies():
     model = Decorated()
     with tokendetr.accelerate(model), pytest.warns(UserWarning, match="residual"):
         moved = model(*inputs(), residual=2.0)
@@ -255,7 +255,7 @@ def test_compiled_it_runs_our_operator():
     assert any("ms_deform_attn" in name and "grid" not in name for name in found), found
 
 
-def test_what_has_none_is_refused_and_our_own_detectors_are_left_alone():
+def test_models_without_deformable_attention_are_refused_and_ours_are_left_alone():
     with pytest.raises(ValueError, match="no deformable attention"):
         tokendetr.accelerate(nn.Linear(2, 2))
     accelerated = tokendetr.accelerate(build_ours("dino"))

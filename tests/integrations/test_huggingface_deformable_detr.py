@@ -192,7 +192,7 @@ def test_padding_reaches_our_encoder_as_it_reaches_theirs():
     torch.testing.assert_close(after.pred_boxes, before.pred_boxes, rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_method_lacks_is_said_and_nothing_is_changed():
+def test_a_methods_missing_needs_are_named_and_nothing_is_changed():
     one_stage = theirs("deformable_detr")
     encoder = one_stage.model.encoder
     with pytest.raises(UnsupportedDetectorError, match="two-stage"):

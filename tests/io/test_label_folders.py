@@ -120,7 +120,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_a_spoilt_xml_file_is_named_and_nothing_is_written(tmp_path, case):
+def test_a_damaged_xml_file_is_named_and_nothing_is_written(tmp_path, case):
     root = write_voc(tmp_path / "voc")
     text, message = SPOILT[case]
     spoil_voc(root, text)
@@ -132,7 +132,7 @@ def test_a_spoilt_xml_file_is_named_and_nothing_is_written(tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_image_and_a_missing_size(tmp_path):
+def test_a_missing_image_and_a_missing_size_are_handled_by_name(tmp_path):
     root = write_voc(tmp_path / "voc")
     spoil_voc(root, voc_xml("b.jpg", BOXES["b"], size=(0, 0)))
     sizes = [(i["width"], i["height"]) for i in to_coco(recognize(root))["all"][1]["images"]]
@@ -151,7 +151,7 @@ def test_a_missing_image_and_a_missing_size(tmp_path):
         ("0 .9 .9 .9 .9", r"deep/a\.png.*outside"),
     ],
 )
-def test_a_spoilt_yolo_line_is_named(tmp_path, line, message):
+def test_a_malformed_yolo_line_is_named(tmp_path, line, message):
     root = write_yolo(tmp_path / "yolo")
     (root / "labels" / "train" / "deep" / "a.txt").write_text(line + "\n")
     with pytest.raises(DatasetError, match=message):
@@ -167,7 +167,7 @@ def test_files_that_exist_are_not_replaced(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["val.json"]
 
 
-def test_what_is_no_data_folder_is_refused_in_plain_words(tmp_path):
+def test_folders_without_data_are_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         recognize(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="holds no COCO JSON, Pascal VOC XML or YOLO"):

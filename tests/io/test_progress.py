@@ -5,7 +5,7 @@ import sys
 from tokendetr.io.progress import Progress
 
 
-def test_elsewhere_than_on_a_terminal_there_is_a_line_for_each_tenth(capsys):
+def test_outside_a_terminal_each_tenth_gets_a_line(capsys):
     for _ in Progress(range(200), desc="reading", unit="image", mininterval=0):
         pass
     lines = capsys.readouterr().err.splitlines()

@@ -27,7 +27,7 @@ def operators(run) -> set[str]:
 
 @pytest.mark.parametrize("shape", [(24,), (5, 24), (2, 300, 24), (2, 0, 24)])
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
-def test_the_same_but_for_rounding(shape, guard):
+def test_results_equal_up_to_rounding(shape, guard):
     network, x = make_network(), torch.randn(shape)
     with guard():
         expected = network(x)
@@ -38,14 +38,14 @@ def test_the_same_but_for_rounding(shape, guard):
     torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_strided_input():
+def test_strided_input_gives_the_same():
     network, x = make_network(), torch.randn(24, 10, 6).permute(2, 1, 0)
     with torch.no_grad(), optimize(network):
         actual = network(x)
     torch.testing.assert_close(actual, network(x), rtol=1e-5, atol=1e-5)
 
 
-def test_only_where_nothing_needs_gradients():
+def test_it_applies_only_without_gradients():
     network, x = make_network(), torch.randn(4, 24)
     with torch.no_grad(), optimize(network):
         inside = operators(lambda: network(x))
@@ -57,7 +57,7 @@ def test_only_where_nothing_needs_gradients():
         assert network(x).dtype == torch.bfloat16
 
 
-def test_leaves_the_layers_as_they_were():
+def test_the_layers_are_restored():
     network = make_network()
     before = [set(vars(module)) for module in network.modules()]
     with torch.no_grad(), pytest.raises(RuntimeError), optimize(network):
@@ -65,7 +65,7 @@ def test_leaves_the_layers_as_they_were():
     assert [set(vars(module)) for module in network.modules()] == before
 
 
-def test_counters_of_operations_see_products():
+def test_operation_counters_see_the_products():
     network, x = make_network(), torch.randn(4, 24)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, optimize(network):
         network(x)

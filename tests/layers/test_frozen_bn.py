@@ -103,7 +103,7 @@ def test_weights_that_change_while_optimized_count_at_once(guard):
         torch.testing.assert_close(network(x), third, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_other_norms_and_hooks_keep_the_plain_way():
+def test_gradients_other_norms_and_hooks_keep_the_plain_path():
     network, x = make_network(), torch.randn(1, 3, 9, 9)
     expected = network(x)
     with optimize(network):
@@ -177,7 +177,7 @@ def test_in_bfloat16_the_folded_block_is_as_exact_as_the_plain_one(name, size):
     )
 
 
-def test_who_replaces_functions_is_asked():
+def test_torch_function_modes_see_the_convolutions():
     class Counting(TorchFunctionMode):
         calls = 0
 
@@ -191,7 +191,7 @@ def test_who_replaces_functions_is_asked():
     assert Counting.calls == 3
 
 
-def test_a_listener_inside_a_block_is_called():
+def test_hooks_inside_a_block_are_called():
     block, seen = make_block("bottleneck"), []
     block.conv2.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad(), optimize(block):
@@ -199,7 +199,7 @@ def test_a_listener_inside_a_block_is_called():
     assert len(seen) == 1
 
 
-def test_convolutions_without_a_norm_and_other_paddings():
+def test_convolutions_without_a_norm_and_other_paddings_are_unchanged():
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),

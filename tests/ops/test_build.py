@@ -100,7 +100,7 @@ def test_a_switch_that_is_off_requires_what_it_would_leave_out(tree: Path) -> No
     assert "TOKENDETR_NO_EXTENSION=1" in result.stdout
 
 
-def test_the_words_of_a_switch(monkeypatch) -> None:
+def test_a_switch_takes_the_usual_words_and_no_others(monkeypatch) -> None:
     assert switch("TOKENDETR_NO_CUDA") is None
     for text, value in [
         ("", None),
@@ -173,7 +173,7 @@ def test_a_whole_toolkit_is_found_through_a_wrapper(monkeypatch, tmp_path: Path)
     assert (found.home, found.version) == (home, "13.0")
 
 
-def test_what_else_keeps_cuda_kernels_out(monkeypatch, tmp_path: Path) -> None:
+def test_other_reasons_against_cuda_kernels_are_named(monkeypatch, tmp_path: Path) -> None:
     with pytest.raises(Missing, match="not a CUDA build"):
         find_toolkit(cuda_torch(None))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))

@@ -78,7 +78,7 @@ def test_equals_cpu_and_plain_pytorch(dtype: torch.dtype, ordered: bool) -> None
 
 @pytest.mark.parametrize("reference_width", [2, 4])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_fused_form(reference_width: int, ordered: bool) -> None:
+def test_the_fused_form_equals_the_plain_one(reference_width: int, ordered: bool) -> None:
     for seed in range(1, 20):
         value, shapes, *coordinates = fused_case(seed, reference_width)
         if not len(value):

@@ -169,7 +169,7 @@ def test_backward_matches_autograd(emulator, ordered: bool) -> None:
 
 
 @pytest.mark.parametrize("reference_width", [2, 4])
-def test_fused_form(emulator, reference_width: int) -> None:
+def test_the_fused_form_equals_the_plain_one(emulator, reference_width: int) -> None:
     for seed in (1, 2, 3, 5):
         value, shapes, reference, offsets, logits = fused_case(seed, reference_width)
         usual = usual_case(seed)

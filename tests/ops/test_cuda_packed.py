@@ -88,7 +88,7 @@ def test_views_and_addresses_that_are_not_aligned() -> None:
     assert torch.equal(case.with_leaves([*shifted, *case.leaves[3:]]).run(), expected)
 
 
-def test_opcheck_and_too_wide_heads() -> None:
+def test_opcheck_passes_and_too_wide_heads_are_refused() -> None:
     for seed in (1, 3, 16):
         case = on_gpu(random_packed(seed, dtype=torch.float32))
         case = case.with_leaves([x.requires_grad_() for x in case.leaves])

@@ -136,7 +136,7 @@ def test_tensor_cores(emulator, dtype: torch.dtype) -> None:
         assert torch.equal(emulator.forward(poisoned), emulator.forward(low))
 
 
-def test_strided_input(emulator) -> None:
+def test_strided_input_gives_the_same(emulator) -> None:
     case = random_packed(1, slots=9, width=16, dtype=torch.float32)
     together = torch.stack(case.leaves[:3], dim=3)
     views = case.with_leaves([*together.unbind(3), *case.leaves[3:]])

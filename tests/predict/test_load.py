@@ -118,7 +118,7 @@ def test_a_sparse_detector_takes_a_keep_ratio(folder):
         (torch.full((3, 4, 4), 200.0), ValueError, r"\[0, 1\]"),
     ],
 )
-def test_what_is_no_image_is_named(detector, images, error, message):
+def test_files_that_are_not_images_are_named(detector, images, error, message):
     with pytest.raises(error, match=message):
         detector(images)
 
@@ -155,7 +155,7 @@ def test_a_time_limit_chooses_the_keep_ratio(folder, paths, monkeypatch):
     assert sparse.model.transformer.encoder.sparsifier.keep_ratio == 0.35
 
 
-def test_the_machine_is_measured_when_a_detector_is_loaded():
+def test_a_time_limit_may_be_given_when_a_detector_is_loaded():
     assert load("sparse_dino_shapes", device="cpu", max_ms=1e6).model is not None
     with pytest.raises(ValueError, match="give one of them"):
         load("sparse_dino_shapes", keep=0.3, max_ms=60)

@@ -172,7 +172,7 @@ def test_two_stages_must_be_set_alike_in_model_and_transformer():
         )
 
 
-def test_pictures_of_training_are_stored_when_due():
+def test_images_of_training_are_stored_when_due():
     from detectron2.utils.events import EventStorage
 
     model = build("dino", vis_period=2).train()

@@ -126,7 +126,7 @@ def numbers(module: nn.Module) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", [*RUNS, *DERIVED])
-def test_a_config_file_of_upstreams_says_what_ours_says(name, tmp_path):
+def test_a_config_file_in_upstreams_style_has_the_values_of_ours(name, tmp_path):
     theirs, ours = LazyConfig.load(str(write_config(tmp_path, name))), zoo.get_config(name)
     built, expected = build(theirs.model), build(ours.model)
     shapes = [(key, value.shape) for key, value in expected.state_dict().items()]
@@ -149,7 +149,7 @@ def test_a_config_file_of_upstreams_says_what_ours_says(name, tmp_path):
     assert plain(theirs.train) == plain(ours.train)
 
 
-def test_changes_that_users_make_arrive(tmp_path):
+def test_edits_of_users_take_effect(tmp_path):
     write_config(tmp_path, "dino_r50_4scale_12ep")
     path = write(
         tmp_path / "mine.py",

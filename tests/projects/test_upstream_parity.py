@@ -30,7 +30,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", UPSTREAM, ids=lambda name: Path(name).stem)
 @pytest.mark.xdist_group("upstream_parity")
-def test_a_config_says_what_detrex_s_says(name):
+def test_a_config_has_detrexs_values(name):
     found = FOUND[name] = differences(name)
     assert not {k: pair for k, pair in found.items() if name not in DELIBERATE.get(k, ())}
     assert str(zoo.get_config_file(Path(name).stem)) == str(ROOT / name)
@@ -73,7 +73,7 @@ def test_a_wrong_value_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(COMMON))
-def test_shared_configs_are_detrex_s_names_keys_and_values(path):
+def test_shared_configs_have_detrexs_names_keys_and_values(path):
     ours = dict(flatten(get_config(path)))
     assert ours == COMMON[path]
 
@@ -84,7 +84,7 @@ def test_detrex_ships_the_shared_configs_that_are_here():
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_a_foreign_backbone_needs_is_one_line(name):
+def test_the_package_that_a_foreign_backbone_needs_is_named_in_one_line(name):
     """Checked without detrex; with it, the model is built."""
     backbone = zoo.get_config(name).model.backbone
     if _is_there(backbone.get("net", backbone)["_target_"]):

@@ -28,7 +28,7 @@ def sparsifier_of(config) -> SparseSparsifier:
     return encoder.sparsifier
 
 
-def test_every_host_has_a_config():
+def test_every_detector_has_a_config():
     hosts = ("dino", "deformable_detr", "dab_deformable_detr", "dn_deformable_detr", "h_deformable")
     for host in hosts:
         assert any(name.startswith(f"sparse_{host}_") for name in NAMES)

@@ -40,7 +40,7 @@ def test_a_time_out_of_reach_is_an_error_and_changes_nothing(clock):
         keep_ratio_within(clock, RECORDS, 0)
 
 
-def test_a_real_clock_works():
+def test_any_ratio_is_within_a_generous_time_limit():
     ratio, taken = keep_ratio_within(sparse().eval(), RECORDS, 1e6, repeats=1)
     assert ratio == 1.0 and taken > 0
 

@@ -331,7 +331,7 @@ def test_random_tokens_have_no_mass():
         SparseSparsifier(selection="random", mass_budget=MassBudget())
 
 
-def test_a_data_sets_name_means_its_pictures(tmp_path):
+def test_a_data_sets_name_means_its_images(tmp_path):
     for name in "abcdef":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     records = [{"file_name": str(tmp_path / f"{name}.png")} for name in "abcd"]

@@ -202,7 +202,7 @@ def test_spt_exports_and_the_graph_selects_by_its_input(options):
 
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"keep_ratio": 0.4}, {"ffn_on": "selected"}])
-def test_spt_works_in_bfloat16(options):
+def test_spt_runs_in_bfloat16(options):
     model = half_selecting(2, **options).to(torch.bfloat16)
     for value in model(torch.randn(2, 3, 70, 96, dtype=torch.bfloat16)).values():
         assert value.dtype == torch.bfloat16

@@ -217,7 +217,7 @@ def test_fusing_makes_one_token_of_the_least_informative():
         assert (weights[image, others].max(dim=1).values == 1).all()
 
 
-def test_clustering_recovers_smooth_features_better_than_one_centre_could():
+def test_clustering_recovers_smooth_features_better_than_one_center_could():
     rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
     x = torch.stack([rows, columns], dim=-1).flatten(0, 1)[None] * 20
     tokens = Candidates(

@@ -61,7 +61,7 @@ def test_all_rules_equal_loops(level, seed):
     assert torch.equal(grid_labels(boxes, **shape, rule="overlap"), naive_overlap(boxes, **shape))
 
 
-def test_any_centre_inside_a_box_overlaps_it_but_not_the_other_way_round():
+def test_a_center_inside_a_box_implies_overlap_but_not_conversely():
     boxes = torch.tensor([[9.0, 9.0, 11.0, 30.0]])
     shape = {"height": 6, "width": 6, "stride": 8}
     center = grid_labels(boxes, **shape, rule="center")

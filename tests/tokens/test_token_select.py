@@ -58,5 +58,5 @@ def test_partition_is_a_stable_permutation(seed):
         assert order[image][slot[image]].tolist() == list(range(keep.shape[1]))
 
 
-def test_ragged_index():
+def test_a_ragged_index_lists_the_rows_of_each_image():
     assert ragged_index([2, 0, 3], 4, torch.device("cpu")).tolist() == [0, 1, 8, 9, 10]

@@ -27,7 +27,7 @@ def refused(capsys, *arguments: str) -> str:
     return f"{stop.value.code}{capsys.readouterr().err}"
 
 
-def test_all_tasks_as_json(capsys, config):
+def test_every_task_is_printed_as_json(capsys, config):
     tasks = ["flop", "parameter", "activation", "structure"]
     size = ("--input-size", "64", "96")
     result = analyzed(capsys, "--config-file", config, "--tasks", *tasks, *size, "--json")
@@ -51,7 +51,7 @@ def test_overrides_change_the_model_also_right_after_json(capsys, config):
     assert many["overrides"] == ["model.num_queries=20"]
 
 
-def test_json_to_a_file(capsys, config, tmp_path):
+def test_json_may_go_to_a_file(capsys, config, tmp_path):
     target = tmp_path / "new" / "result.json"
     arguments = ("--config-file", config, "--tasks", "parameter", "--json", str(target))
     analyze_model.main(arguments)

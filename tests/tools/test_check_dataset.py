@@ -204,7 +204,7 @@ def test_names_that_are_not_registered_and_missing_arguments(tmp_path, capsys):
     assert "--images" in capsys.readouterr().err
 
 
-def test_pictures_show_the_boxes_and_sample_images(fruit, capsys):
+def test_drawings_show_the_boxes_and_sample_images(fruit, capsys):
     printed, error = run(capsys, fruit, "--pictures", str(fruit / "out"))
     assert error == ""
     assert str(fruit / "out" / "annotations") in printed

@@ -53,7 +53,7 @@ def test_make_shapes_says_what_it_made(tmp_path, monkeypatch, capsys):
         make_shapes.main()
 
 
-def test_annotations_are_drawn_over_the_pictures(shapes, tmp_path):
+def test_annotations_are_drawn_on_the_images(shapes, tmp_path):
     visualize_data.main(
         ["--source", "annotation", "--config-file", DENSE, "--output-dir", str(tmp_path)]
         + ["--num", "2", "dataloader.train.dataset.names=shapes_val"]
@@ -65,7 +65,7 @@ def test_annotations_are_drawn_over_the_pictures(shapes, tmp_path):
     assert np.abs(drawn - np.asarray(original, dtype=float)).mean() > 3
 
 
-def test_the_loaders_pictures_are_drawn_as_they_are_trained_on(shapes, tmp_path):
+def test_the_loaders_images_are_drawn_as_training_sees_them(shapes, tmp_path):
     visualize_data.main(
         ["--source", "dataloader", "--config-file", DENSE, "--output-dir", str(tmp_path)]
         + ["--num", "3", "dataloader.train.num_workers=0", "dataloader.train.total_batch_size=2"]

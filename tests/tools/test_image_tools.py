@@ -57,7 +57,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
     return path
 
 
-def test_demo_writes_pictures_and_coco_results(shapes, weights, tmp_path, capsys):
+def test_demo_writes_drawings_and_coco_results(shapes, weights, tmp_path, capsys):
     output = tmp_path / "out"
     demo.main(
         ["--config-file", DENSE, "--input", str(shapes / "val"), "--output", str(output)]
@@ -102,7 +102,7 @@ def test_the_threshold_decides_what_is_drawn(shapes, weights, tmp_path):
     assert difference[1] < 8 < 3 * difference[1] + 8 < difference[0]
 
 
-def test_demo_goes_on_after_an_unreadable_picture_and_says_so(shapes, weights, tmp_path):
+def test_demo_reports_an_unreadable_image_and_continues(shapes, weights, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"no picture")

@@ -12,7 +12,7 @@ CONFIG = "projects/dino/configs/dino_shapes_swin.py"
 WAY = "transforming:selection=uniform:threshold=-1"
 
 
-def test_features_of_several_methods_are_swept_into_a_table_and_a_picture(tmp_path, monkeypatch):
+def test_features_of_several_methods_are_swept_into_a_table_and_a_plot(tmp_path, monkeypatch):
     from tokendetr.analysis.flops import synthetic_inputs
 
     monkeypatch.setattr(
@@ -38,7 +38,7 @@ def test_features_of_several_methods_are_swept_into_a_table_and_a_picture(tmp_pa
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_keep_ratios_of_encoders_are_swept_into_one_picture(tmp_path, monkeypatch):
+def test_keep_ratios_of_encoders_are_swept_into_one_plot(tmp_path, monkeypatch):
     scores = iter(range(10))
     monkeypatch.setattr(sweep_tokens, "average_precision", lambda *_: lambda: float(next(scores)))
     arguments = ["--keep-ratios", "1", "0.3", "--repeats", "1", "--input-size", "96", "128"]

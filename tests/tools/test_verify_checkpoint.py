@@ -19,7 +19,7 @@ def weights():
     return instantiate(config.model).state_dict()
 
 
-def test_a_file_that_fits(weights, tmp_path, capsys):
+def test_a_matching_checkpoint_is_confirmed(weights, tmp_path, capsys):
     torch.save({"model": weights}, tmp_path / "mine.pth")
     verify_checkpoint.main([str(tmp_path / "mine.pth"), "--config-file", "dino_shapes"])
     printed = capsys.readouterr().out
@@ -27,7 +27,7 @@ def test_a_file_that_fits(weights, tmp_path, capsys):
     assert "every key fits" in printed and "authors" not in printed
 
 
-def test_a_file_that_does_not(weights, tmp_path, capsys):
+def test_differing_keys_and_shapes_are_listed(weights, tmp_path, capsys):
     changed = {**weights, "stranger": torch.zeros(1), "label_enc.weight": torch.zeros(3, 2)}
     del changed["transformer.level_embeds"]
     torch.save({"model": changed}, tmp_path / "mine.pth")

@@ -131,7 +131,7 @@ def test_other_limits_and_image_subsets(dataset, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_masks(dataset, tmp_path, backend):
+def test_masks_give_the_same_digits(dataset, tmp_path, backend):
     name, images, annotations, rng = dataset(7)
     path = MetadataCatalog.get(name).json_file
     data = json.loads(Path(path).read_text())
@@ -155,7 +155,7 @@ def test_masks(dataset, tmp_path, backend):
     assert_same(reference["segm"], result["segm"])
 
 
-def test_no_predictions(dataset):
+def test_no_predictions_give_nan_or_nothing(dataset):
     name, images, annotations, rng = dataset(1)
     evaluator = FastCOCOEvaluator(name, backend="pycocotools")
     assert run(evaluator, [], []) == {}
@@ -166,7 +166,7 @@ def test_no_predictions(dataset):
     assert all(math.isnan(value) for value in result.values())
 
 
-def test_class_that_the_data_set_lacks(dataset):
+def test_a_class_that_the_data_set_lacks_is_an_error(dataset):
     name, images, annotations, rng = dataset(1)
     inputs, outputs = predictions(images, annotations, rng)
     outputs[1]["instances"].pred_classes[:] = 7
@@ -174,6 +174,6 @@ def test_class_that_the_data_set_lacks(dataset):
         run(FastCOCOEvaluator(name, backend="pycocotools"), inputs, outputs)
 
 
-def test_unknown_backend():
+def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="use auto, hotcoco"):
         load_backend("fastest")

@@ -27,7 +27,7 @@ def no_choice(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.1.1"])
-def test_loopback_by_name_and_number(host):
+def test_loopback_is_known_by_name_and_number(host):
     assert network.is_loopback(host)
     if host != "::1":
         with network.listener(host) as listening:

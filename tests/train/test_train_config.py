@@ -102,7 +102,7 @@ def test_defaults_are_filled_and_kept(cfg):
     assert cfg.train.max_iter == 12 and cfg.train.checkpointer.period == 4
 
 
-def test_model_device_follows(toy_root, tmp_path, monkeypatch):
+def test_the_models_device_follows_train_device(toy_root, tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_ROOT", str(toy_root))
     monkeypatch.setenv("TOY_OUTPUT", str(tmp_path))
     path = str(ROOT / CONFIG)
@@ -166,7 +166,7 @@ def test_absent_cuda_is_explained():
         check_device("cuda")
 
 
-def test_best_metric(cfg):
+def test_the_default_best_metric_is_box_ap(cfg):
     assert default_best_metric(cfg) == "bbox/AP"
     cfg.train.model_ema = {"enabled": True, "use_ema_weights_for_eval_only": True}
     assert default_best_metric(cfg) == "bbox_ema/AP"

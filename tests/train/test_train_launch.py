@@ -149,7 +149,7 @@ def test_all_ranks_stop_at_a_non_finite_loss_of_one(toy_root, tmp_path):
     assert "Rank" in reports[0][1]
 
 
-def test_torchrun_environment():
+def test_torchruns_environment_is_read():
     env = {
         "RANK": "5",
         "WORLD_SIZE": "8",
@@ -168,7 +168,7 @@ def test_torchrun_environment():
     assert detect_environment(env) is None
 
 
-def test_slurm_environment():
+def test_slurms_environment_is_read():
     env = {
         "SLURM_STEP_NUM_TASKS": "8",
         "SLURM_STEP_NUM_NODES": "2",
@@ -199,11 +199,11 @@ def test_slurm_environment():
         ("rack[1-2]n0", "rack1n0"),
     ],
 )
-def test_first_host(nodes, host):
+def test_the_first_host_of_a_slurm_list_is_found(nodes, host):
     assert first_host(nodes) == host
 
 
-def test_one_process_runs_here():
+def test_one_process_runs_in_this_one():
     seen = []
     launch(lambda args: seen.append(os.getpid()), arguments(1, "", ""), device="cpu")
     assert seen == [os.getpid()]

@@ -68,7 +68,7 @@ def test_every_image_once_per_epoch_with_new_augmentations():
     assert len({noise for _, noise in drawn}) == 28
 
 
-def test_grouping_by_aspect_ratio():
+def test_a_batch_has_one_orientation():
     for batch in take(loader(), 12):
         assert len({image_id % 2 for image_id, _ in batch}) == 1
 

@@ -63,14 +63,14 @@ def test_globals_of_a_zoo_pickle(tmp_path, function):
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
 @pytest.mark.parametrize("ending", [".pth", ".pkl", ".safetensors"])
-def test_damaged_files(tmp_path, content, ending):
+def test_damaged_files_are_named(tmp_path, content, ending):
     path = tmp_path / f"damaged{ending}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         read_checkpoint(str(path))
 
 
-def test_truncated_checkpoint(tmp_path):
+def test_a_truncated_checkpoint_is_named(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": ToyDetector().state_dict()}, path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -78,7 +78,7 @@ def test_truncated_checkpoint(tmp_path):
         read_checkpoint(str(path))
 
 
-def test_missing_file():
+def test_a_missing_file_is_named():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         read_checkpoint("nowhere.pth")
 
@@ -146,7 +146,7 @@ def test_every_tool_heeds_the_config_s_strictness(tmp_path, build):
     assert torch.equal(build(cfg).stem.weight, state["stem.weight"])
 
 
-def test_nothing_matches(tmp_path):
+def test_weights_without_any_match_are_refused(tmp_path):
     path = save(tmp_path, {"other.weight": torch.zeros(1)})
     with pytest.raises(CheckpointMismatchError, match="no key"):
         load_weights(AtomicCheckpointer(ToyDetector()), path, strict=False)
@@ -244,7 +244,7 @@ def test_safetensors_round_trip(tmp_path):
     assert torch.equal(other.class_embed.weight, model.class_embed.weight.half().float())
 
 
-def test_safetensors_file_without_aliases_loads(tmp_path):
+def test_a_safetensors_file_without_aliases_loads(tmp_path):
     """Other programs drop the second name of a shared tensor without saying so."""
     from safetensors.torch import save_file
 
@@ -260,7 +260,7 @@ def test_safetensors_file_without_aliases_loads(tmp_path):
     assert model.class_embed.weight.unique().tolist() == [0.5]
 
 
-def test_safetensors_keeps_what_half_precision_cannot_hold(tmp_path):
+def test_safetensors_keep_what_half_precision_cannot_hold(tmp_path):
     model = ToyDetector()
     with torch.no_grad():
         model.bbox_embed.weight[0, 0] = 1e6

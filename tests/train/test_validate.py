@@ -90,13 +90,13 @@ def test_boxes_that_loaders_cope_with(dataset, caplog):
     check(dataset, annotation("bbox", [width - 5, 5, 5.9, 7]))
 
 
-def test_annotation_id_zero(dataset):
+def test_annotation_id_zero_is_refused(dataset):
     check(dataset, annotation("id", 0))
     with pytest.raises(DatasetError, match="annotation id 0"):
         check(dataset, for_evaluation=True)
 
 
-def test_more_categories_than_classes(dataset):
+def test_more_categories_than_classes_are_refused(dataset):
     with pytest.raises(DatasetError, match=r"3 categories.*model\.num_classes=3"):
         check(dataset, num_classes=2)
 
@@ -185,7 +185,7 @@ def test_missing_annotations_name_the_root(dataset, monkeypatch):
         validate_coco(str(dataset / "none.json"), str(dataset / "images"))
 
 
-def test_missing_image_folder(dataset):
+def test_a_missing_image_folder_is_named(dataset):
     with pytest.raises(FileNotFoundError, match=r"image folder '.*gone'"):
         validate_coco(str(dataset / "annotations.json"), str(dataset / "gone"))
 
@@ -201,7 +201,7 @@ def test_missing_image_folder(dataset):
         (b"\xff\xfe\x00", "no readable JSON"),
     ],
 )
-def test_broken_json(dataset, content, text):
+def test_broken_json_is_named(dataset, content, text):
     path = dataset / "broken.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DatasetError, match=text):

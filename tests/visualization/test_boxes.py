@@ -31,7 +31,7 @@ def overlap(one, other):
 
 
 @pytest.mark.parametrize("kind", ["spread", "one place", "border"])
-def test_labels_lie_inside_the_picture_and_never_over_each_other(labels, kind):
+def test_labels_are_inside_the_image_and_never_overlap(labels, kind):
     generator = np.random.default_rng(0)
     corners = {
         "spread": generator.uniform(0, 200, (12, 2)),
@@ -50,7 +50,7 @@ def test_labels_lie_inside_the_picture_and_never_over_each_other(labels, kind):
         assert left >= 0 and top >= 0 and right <= 320 and bottom <= 240
 
 
-def test_what_finds_no_room_is_left_out_and_the_most_important_stays(labels):
+def test_labels_without_room_are_dropped_and_the_most_important_stay(labels):
     tiny = np.zeros((24, 60, 3), dtype=np.uint8)
     draw_boxes(tiny, [DrawnBox((5, 5, 20, 20), f"word {n}", RED) for n in range(9)])
     assert labels[0][0] == "word 0" and len(labels) < 9
@@ -86,7 +86,7 @@ def test_a_class_has_one_color_and_near_classes_have_unlike_ones():
     assert box == DrawnBox((10.0, 20.0, 40.0, 60.0), "d", class_color(3), is_truth=True)
 
 
-def test_small_pictures_are_enlarged_until_labels_can_be_read():
+def test_small_images_are_enlarged_until_labels_are_readable():
     assert module.legible_scale(np.zeros((100, 160, 3))) == 4.0
     assert module.legible_scale(np.zeros((800, 1333, 3))) == 1.0
     assert isinstance(draw_boxes(GRAY, []), Image.Image)

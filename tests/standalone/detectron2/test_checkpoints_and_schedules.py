@@ -71,7 +71,7 @@ def test_caffe2_pickles_are_renamed(tmp_path):
     assert np.array_equal(model.backbone.res2[0].conv1.norm.weight.numpy(), scale)
 
 
-def test_caffe2_names():
+def test_caffe2_names_become_detectron2s():
     names = {
         "conv1_w": "stem.conv1.weight",
         "res_conv1_bn_s": "stem.conv1.norm.weight",
@@ -189,7 +189,7 @@ def test_periodic_checkpointer_keeps_the_newest(tmp_path):
 
 @pytest.mark.parametrize("method", ["linear", "constant"])
 @pytest.mark.parametrize("rescale", [False, True])
-def test_warmup(method, rescale):
+def test_warmup_leads_from_its_factor_to_the_schedule(method, rescale):
     inner = CosineParamScheduler(1.0, 0.0)
     schedule = WarmupParamScheduler(inner, 0.1, 0.2, method, rescale)
     assert schedule(0.0) == pytest.approx(0.1)
@@ -223,7 +223,7 @@ def test_lr_multiplier_scales_every_group_and_resumes():
         LRMultiplier(other, lambda x: 1.0, max_iter=3)
 
 
-def test_parameter_groups():
+def test_parameter_groups_follow_every_option():
     model = nn.ModuleDict(
         {
             "backbone": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)),

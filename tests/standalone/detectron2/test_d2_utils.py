@@ -126,7 +126,7 @@ def test_rate_limited_logging(caplog):
     assert [t for t in texts if "message" in t] == ["message 0", "message 1"]
 
 
-def test_small_table():
+def test_a_small_table_has_a_column_per_entry():
     lines = create_small_table({"AP": 12.34567, "AP50": 30.0}).splitlines()
     assert lines[0].replace(" ", "") == "|AP|AP50|"
     assert lines[2].replace(" ", "") == "|12.346|30.000|"

@@ -100,14 +100,14 @@ def test_imports_elsewhere_are_left_alone(project):
         ("from .models.base import *\n", "Cannot import \\*"),
     ],
 )
-def test_bad_relative_imports(project, text, message):
+def test_bad_relative_imports_are_named(project, text, message):
     bad = project / "bad.py"
     bad.write_text(text)
     with pytest.raises(ImportError, match=message):
         LazyConfig.load(str(bad))
 
 
-def test_bad_files(project):
+def test_bad_config_files_are_named(project):
     with pytest.raises(FileNotFoundError, match="nowhere.py"):
         LazyConfig.load(str(project / "nowhere.py"))
     with pytest.raises(ValueError, match="has to be a python or yaml file"):
@@ -221,7 +221,7 @@ class Point:
     children: list = field(default_factory=list)
 
 
-def test_instantiate_kinds():
+def test_instantiate_builds_nested_calls_lists_and_plain_dicts():
     cfg = L(SimpleNamespace)(
         by_name=L("torch.nn.Linear")(in_features=2, out_features=3),
         point=L(Point)(x=4),
@@ -263,7 +263,7 @@ def test_wrong_arguments_name_the_target_and_the_node(caplog):
     assert "model.head" in caplog.text
 
 
-def test_bad_targets():
+def test_bad_targets_are_named():
     with pytest.raises(ImportError, match="no_such_module.thing"):
         instantiate({"_target_": "no_such_module.thing"})
     with pytest.raises(AssertionError, match="does not define a valid object"):

@@ -82,7 +82,7 @@ def test_warmup_covers_a_thousandth_of_an_epoch_and_1x_drops_twice():
     )
 
 
-def test_train_defaults():
+def test_train_has_detrexs_defaults():
     train = get_config("common/train.py").train
     expected = {
         "max_iter": 90000,

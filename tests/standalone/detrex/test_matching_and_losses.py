@@ -129,7 +129,7 @@ def test_matcher_rejects_bad_arguments():
         HungarianMatcher(cost_class_type="l1")
 
 
-def test_cost_modules():
+def test_cost_modules_equal_their_formulas():
     outputs, (target, *_) = batch()
     logits, boxes = outputs["pred_logits"][0], outputs["pred_boxes"][0]
     focal = FocalLossCost(weight=3.0)(logits, target["labels"])
@@ -175,7 +175,7 @@ def test_focal_loss_and_its_gradient_stay_finite(logit):
     assert torch.isfinite(loss) and torch.isfinite(x.grad).all()
 
 
-def test_box_losses():
+def test_box_losses_equal_their_formulas():
     pred, truth = torch.rand(2, 5, 4)
     torch.testing.assert_close(L1Loss(loss_weight=5)(pred, truth), 5 * F.l1_loss(pred, truth))
     torch.testing.assert_close(
@@ -191,7 +191,7 @@ def test_box_losses():
         L1Loss()(torch.zeros(2, 4), torch.zeros(1, 4))
 
 
-def test_dice_and_cross_entropy_losses():
+def test_dice_and_cross_entropy_losses_equal_their_formulas():
     mask = torch.tensor([[1.0, 1, 0, 0]])
     logits = torch.tensor([[9.0, -9, 9, -9]])
     # overlap 1 of 2 + 2 pixels: 1 - (2 + 1) / (4 + 1)
