@@ -18,7 +18,7 @@ QUERIES = 24
 RESNET_CHANNELS = {"res2": 8, "res3": 12, "res4": 16, "res5": 24}  # growing: shortcuts are needed
 WINDOWED = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
 PLAIN = {"embed_dim": 16, "depth": 2, "num_heads": 2}
-# What the detectors' configs count queries with; all of them where a config has several.
+# Numbers of queries in the detectors' configs; all that a config has are replaced.
 COUNTS = {
     "num_queries": QUERIES,
     "num_queries_one2one": QUERIES,
@@ -27,7 +27,7 @@ COUNTS = {
     "dn_number": 6,
 }
 
-# The detectors, as changes of a config's model: every method is put into each of them.
+# Configs of the detectors with changes of the model, for combination with every method.
 ONE_STAGE = {"as_two_stage": False}
 DETECTORS = {
     "dino": ("dino_shapes", {}),
@@ -100,7 +100,7 @@ def shrink(model: DictConfig) -> DictConfig:
     """Make a detector's model a few channels wide, in place; its device becomes the CPU.
 
     Raises:
-        CannotShrinkError: where a part is unknown here; the message names it.
+        CannotShrinkError: a part is unknown; the message names it.
     """
     resize(model, width=16, num_heads=2, feedforward_dim=16)
     narrow_backbone(model.backbone)

@@ -41,7 +41,7 @@ def test_figures_are_those_of_fvcore(name):
     model = small_detectors.build(name).eval()
     inputs = synthetic_inputs(*SIZE)
     report = count_flops(model, inputs)
-    with use_reference():  # the form whose sampling fvcore knows by itself
+    with use_reference():  # fvcore counts the sampling of this form
         analysis = FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False)
         analysis.uncalled_modules_warnings(False)
         theirs = analysis.by_operator()
@@ -52,7 +52,7 @@ def test_figures_are_those_of_fvcore(name):
     ):
         assert report.by_operator[ours] == theirs[kind]
     assert report.by_operator["deformable_sampling"] == theirs["grid_sampler"]
-    # A traced graph drops what nobody reads: the last refinement of references, one box head.
+    # A traced graph drops unused results: the last refinement of references, one box head.
     products = sum(theirs[kind] for kind in ("linear", "matmul", "bmm", "mm", "addmm", "einsum"))
     width, queries = small_detectors.WIDTH, 12
     unread_head = queries * (2 * width * width + 4 * width)

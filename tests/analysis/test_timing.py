@@ -104,7 +104,7 @@ def test_peak_of_tensors_counts_what_lives_at_once():
 def test_peak_memory_sees_what_is_gone_already():
     reset_peak_memory(CPU)
     before = peak_memory(CPU)
-    torch.ones(50 * 2**20)  # 200 MiB, freed at once
+    torch.ones(50 * 2**20)  # 200 MiB, freed immediately
     assert peak_memory(CPU) - before > 150 * 2**20
 
 

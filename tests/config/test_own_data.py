@@ -38,7 +38,7 @@ def test_a_voc_folder_gives_classes_data_sets_and_starting_weights(tmp_path):
     cfg = load(root, tmp_path / "run")
     assert cfg.model.num_classes == cfg.model.criterion.num_classes == 2
     assert cfg.dataloader.train.dataset.names == "own_pets_train"
-    # Without a validation set the test set is what training evaluates on.
+    # Without a validation set, training evaluates on the test set.
     assert cfg.dataloader.test.dataset.names == "own_pets_test"
     assert cfg.dataloader.evaluator.dataset_name == "own_pets_test"
     assert cfg.train.init_checkpoint.endswith("dino_shapes.safetensors")
@@ -60,7 +60,7 @@ def test_overrides_win_over_the_folder(tmp_path):
                "train.init_checkpoint=mine.pth")  # fmt: skip
     assert cfg.dataloader.evaluator.dataset_name == "own_cells_test"
     assert cfg.train.init_checkpoint == "mine.pth"
-    assert not (tmp_path / "run").exists()  # COCO's JSON is used where it lies
+    assert not (tmp_path / "run").exists()  # COCO's JSON is used in place
 
 
 def test_one_file_is_divided_the_same_way_every_time(tmp_path):
@@ -137,7 +137,7 @@ def test_a_fitted_run_has_its_metrics_as_a_table_and_as_curves(tmp_path):
     assert [int(row["iteration"]) for row in table] == [row["iteration"] for row in rows]
     assert float(table[-1]["bbox/AP"]) == results["bbox"]["AP"]
     assert (tmp_path / "run/results.png").read_bytes().startswith(b"\x89PNG")
-    # The run's config is plain data, and finds its data sets by itself all the same.
+    # The run's config is plain data and still finds its data sets.
     DatasetCatalog.remove("toy")
     MetadataCatalog.remove("toy")
     load_config(str(tmp_path / "run/config.yaml"))

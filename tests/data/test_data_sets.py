@@ -159,7 +159,7 @@ def test_a_name_means_the_folder_registered_last(bdd100k, tmp_path):
     records = DatasetCatalog.get("bdd100k_val")
     assert len(records) == 7
     assert records[0]["file_name"].startswith(str(tmp_path / "other"))
-    register_bdd100k(str(tmp_path / "other"))  # the same again is no change
+    register_bdd100k(str(tmp_path / "other"))  # repeating a registration changes nothing
     assert MetadataCatalog.get("bdd100k_val").thing_classes == ["class0", "class1", "class2"]
 
 

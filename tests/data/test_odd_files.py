@@ -156,7 +156,7 @@ def test_masks_on_some_annotations_only(load, fruit):
         validate_coco(*files, needs_masks=True)
 
 
-# ----------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize(

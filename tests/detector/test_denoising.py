@@ -72,7 +72,7 @@ def test_without_noise_every_group_repeats_the_ground_truth_twice():
 
 
 def test_positives_move_less_and_negatives_more_than_the_scale():
-    scale = 0.4  # corners do not cross, so boxes tell where both corners went
+    scale = 0.4  # corners do not cross, so a box shows the noise of both corners
     torch.manual_seed(0)
     truth = targets(20)
     queries = contrastive_queries(

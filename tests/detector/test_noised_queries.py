@@ -93,7 +93,7 @@ def test_noised_labels_are_real_classes_and_groups_differ():
         with_indicator=False,
     )
     labels = queries.content_BDC.view(4, 500)
-    assert labels.max() == CLASSES - 1  # never the spare row
+    assert labels.max() == CLASSES - 1  # never the extra row of the table
     assert labels.min() == 0
     kept = 0.5 + 0.5 / CLASSES
     assert abs(float((labels == 2).float().mean()) - kept) < 0.04

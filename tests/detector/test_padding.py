@@ -136,7 +136,7 @@ def test_padding_to_the_multiple_changes_nothing_else(name):
         assert canvas.sizes == ((95, 111),)
         for ours, theirs in zip(pyramid.features, neck(backbone(expected)), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-        # An image of such a size is handed over as it is.
+        # An image of a valid size is passed on unchanged.
         whole = expected[:, :, :96, :112] if name == "vit" else expected
         build_pyramid(
             backbone, neck, positions, read([whole[0] * STD + MEAN], backbone), share_canvas=False

@@ -12,7 +12,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 from tests.source_tree import ROOT
 
-# Lists of what there is, made by commands or by hand, where commands stand in tables.
+# Pages that only list things, with commands inside tables.
 NOT_READ = ("docs/reproduction/", "CHANGELOG.md")
 REASONS = ("COCO", "a GPU")
 """The only reasons for which a block may be left out: ``<!-- skip: needs COCO -->`` before it."""
@@ -31,10 +31,10 @@ class ShownCommand:
     """A command shown on a page.
 
     Attributes:
-        page: file of the page.
+        page: the page's file.
         text: the command, variables filled in, without comments.
-        words: of it.
-        is_mentioned: in a sentence, where arguments that a program needs may be missing.
+        words: the command split into words.
+        is_mentioned: it is part of a sentence, so required arguments may be missing.
     """
 
     page: str

@@ -12,7 +12,7 @@ from tokendetr.config import load_config
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes
 
 WITH_BLOCKS = [page for page in pages() if python_blocks(page)]
-# What a page's text takes for granted before its first block.
+# State that a page's text assumes before its first block.
 BEFORE = {
     "docs/other_libraries.md": (
         "from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection\n"

@@ -1,6 +1,6 @@
 """Every command of every page is valid: its program exists, and its flags and config keys do.
 
-Nothing is run: a program stops where its command line is parsed.
+Nothing runs: a program stops after parsing its command line.
 """
 
 import argparse

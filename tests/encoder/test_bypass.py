@@ -170,7 +170,7 @@ def test_a_pre_norm_encoder_sees_moved_values():
     batch, _ = make_batch(SIZES, CHANNELS, dtype=torch.float64)
     with torch.no_grad():
         memory = encoder(**batch.inputs)
-        encoder.sparsifier.bypass.weight[:-1] = 0  # what the inner layers see
+        encoder.sparsifier.bypass.weight[:-1] = 0  # input of the inner layers
         assert not torch.allclose(encoder(**batch.inputs), memory)
 
 
@@ -283,7 +283,7 @@ def test_it_costs_one_product_of_the_left_out_tokens(ratio):
     kept = without.transformer.encoder.sparsifier.kept_tokens(tokens)
     extra = ours.by_part["encoder"] - theirs.by_part["encoder"]
     assert extra == (tokens - kept) * WIDTH**2
-    # Counting does not leave anything wrong behind.
+    # Counting leaves no trace.
     fresh = copy.deepcopy(with_maps).eval()
     count_flops(with_maps, record, arithmetic=False)
     with torch.no_grad():

@@ -84,7 +84,7 @@ def dataset():
 def test_the_evaluator_adds_up_images_and_forgets_what_it_has_counted(dataset):
     (layout,) = (single.layout for single in make_batch([(10, 10)], 4)[1])
     evaluator = TokenRecall(dataset)
-    for _ in range(2):  # a second evaluation starts anew
+    for _ in range(2):  # a second evaluation starts from zero
         evaluator.reset()
         for image_id, token_map in (
             (7, Keep(index_BK=torch.tensor([[33, 99]]))),

@@ -124,7 +124,7 @@ def test_a_damaged_xml_file_is_named_and_nothing_is_written(tmp_path, case):
     root = write_voc(tmp_path / "voc")
     text, message = SPOILT[case]
     spoil_voc(root, text)
-    if message is None:  # the image of the file's own name stands in
+    if message is None:  # falls back to the image with the file's own name
         assert len(convert_folder(root, tmp_path / "out")) == 2
         return
     with pytest.raises(DatasetError, match=message):

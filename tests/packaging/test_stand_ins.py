@@ -101,7 +101,7 @@ def test_a_clones_folder_is_no_package_but_the_package_in_it_is(environment, tmp
     # From the folder that holds the clone, `detectron2` is a namespace package with nothing in it.
     assert which(environment, parent) == dict.fromkeys(BOTH, "stand-in")
     assert which(environment, clone) == {"detectron2": "real", "detrex": "stand-in"}
-    # Installed, the same clone is found from both, although the empty one lies before it.
+    # Once installed, the clone is found from both folders, although the empty one comes first.
     in_editable(environment, clone)
     for folder in (parent, clone):
         assert which(environment, folder) == {"detectron2": "real", "detrex": "stand-in"}

@@ -18,7 +18,7 @@ CASES = [
     for method in ("dense", "dynamic", "sparse", "focus")
     for detector in DETECTORS
     for training in (False, True)
-    # losses that need what follows the encoder, where the stand-in ends
+    # losses that need the decoder, which the stand-in lacks
     if not (method == "sparse" and training)
     if not (method == "focus" and training and detector in ONE_STAGE)
 ]
@@ -31,8 +31,8 @@ BATCH = [
 class UpstreamTransformer(nn.Module):
     """The transformers of detrex's five detectors up to the encoder's result.
 
-    All five flatten, derive the geometry and call alike; only what follows differs. Parts other
-    than the encoder are held under upstream's names.
+    All five flatten, derive the geometry and call the encoder in the same way. Other parts have
+    upstream's names.
     """
 
     def __init__(self, encoder: nn.Module, others: dict[str, nn.Module], level_embeds: Tensor):

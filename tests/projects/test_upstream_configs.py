@@ -142,7 +142,7 @@ def test_a_config_file_in_upstreams_style_has_the_values_of_ours(name, tmp_path)
     moments = [step / 1000 for step in range(1000)]
     assert [schedules[0](x) for x in moments] == [schedules[1](x) for x in moments]
     for config in (theirs, ours):
-        # Ours writes results beside the run's other files also where a derived config forgets to.
+        # Ours writes results to the run's folder even if a derived config omits the option.
         config.dataloader.evaluator.output_dir = config.train.output_dir
         config.train.init_checkpoint = ""  # which upstream has as a path to fill in for Swin
     assert plain(theirs.dataloader) == plain(ours.dataloader)

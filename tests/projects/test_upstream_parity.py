@@ -44,7 +44,7 @@ def test_every_row_of_the_table_names_a_difference():
     for key, names in DELIBERATE.items():
         used = {name for name, found in FOUND.items() if key in found}
         assert used, f"no config differs in {key}"
-        # Rows for all configs, or for all of a project, speak of those where it comes to that.
+        # Rows for all configs, or for a project's, apply to those that differ.
         if len(names) <= 3:
             assert used == names, key
 

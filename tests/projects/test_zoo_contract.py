@@ -68,8 +68,8 @@ def padded_batches(node: DictConfig) -> None:
     batch = records(BOXES, BOXES[:1], BOXES[:2])
     dead = without_gradient(train(model, batch))
     if dead:
-        # Fresh class weights may rank every token of a picture below places without one, whose
-        # features are 0; then no proposal comes from a token. The opposite weights rank them above.
+        # Initial class weights may rank every token of an image below padding, whose features are
+        # 0; then no proposal comes from a token. The negated weights rank tokens above it.
         with torch.no_grad():
             for head in model.class_embed:
                 head.weight.neg_()

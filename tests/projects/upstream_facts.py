@@ -2,9 +2,9 @@
 
     python -m tests.projects.upstream_facts
 
-Values are effective ones: what a config leaves to a constructor's default is filled in on both
-sides, learning-rate factors are the numbers that a factor function gives for names of modules, and
-classes of the detectors go by the name under which ``projects/<name>/modeling`` exports them.
+Values are effective ones: defaults of constructors are filled in on both sides, learning-rate
+factors are the factor function's results for names of modules, and classes of the detectors have
+the name under which ``projects/<name>/modeling`` exports them.
 """
 
 import dataclasses
@@ -76,13 +76,14 @@ def _exported() -> dict[Any, str]:
 def target_name(target: Any) -> str:
     """Return the name of a class or function that both sides use.
 
-    A package's parts may lie in other modules here: ``detectron2.data`` and the name count.
+    Modules may be split differently here: only the package (``detectron2.data``) and the name
+    count.
     """
     if not isinstance(target, str):
         if target in _exported():
             return _exported()[target]
         target = f"{target.__module__}.{target.__qualname__}"
-    # A class that a config's folder defines is loaded under a name of chance.
+    # A class that a config's folder defines is loaded under a random name.
     target = re.sub(r"detectron2\._cfg_loader\w+\.(\w+)\.py\.", r"\1.", target)
     target = re.sub(r"^(projects\.\w+\.modeling)\.[\w.]*?(\w+)$", r"\1.\2", target)
     return re.sub(rf"^({FOREIGN}\.\w+)\.(?:[a-z]\w*\.)+(?=\w)", r"\1.", target)
@@ -160,11 +161,10 @@ def _signature(target: str) -> dict[str, Any]:
 def differences(name: str, root: Path = ROOT) -> dict[str, tuple[Any, Any]]:
     """Return the differences between detrex's config of a path and this project's.
 
-    A parameter that only a class of this project has, and that the config leaves alone, is no value
-    of the config.
+    A parameter that only this project's class has and that the config does not set is ignored.
 
     Returns:
-        By key, upstream's value and ours. What one side has not at all is one difference, under the
+        Upstream's value and ours, by key. A part that one side lacks is one difference, under the
         key of its topmost node.
     """
     theirs, said = UPSTREAM[name], load(name, root)

@@ -79,7 +79,7 @@ def looks_of(model, records, queries: slice):
 def test_the_map_equals_a_loop_over_the_matching_queries(name):
     model = sparse(name, detector={"num_queries": 3}).train()
     matching = getattr(model.transformer, "two_stage_num_proposals", 3)
-    # H-Deformable DETR's queries that are matched one to many, which stand last, are left out.
+    # H-Deformable DETR's one-to-many queries, the last ones, are left out.
     matched = getattr(model, "num_queries_one2one", matching)
     queries = slice(-matching, None if matched == matching else matched - matching)
     looks, forward, _ = looks_of(model, RECORDS, queries)

@@ -213,7 +213,7 @@ def train_in_process(rank: int, folder: str, threshold: float) -> None:
     batch = records()
     if rank == 1:  # a rank without objects
         batch = [{**record, "instances": record["instances"][:0]} for record in batch]
-    for _ in range(2):  # a second step fails where the first left parameters without gradients
+    for _ in range(2):  # a second step fails if the first left parameters without gradients
         losses = wrapped(batch)
         sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}

@@ -1,6 +1,6 @@
 """detectron2's small ViT, and a stand-in for timm's with its attributes and calls.
 
-One set of weights fits both, so what is checked on sequences carries over to maps.
+One set of weights fits both, so results on sequences apply to maps.
 """
 
 import torch

@@ -16,7 +16,7 @@ def swin(**changes) -> SwinTransformer:
     torch.manual_seed(0)
     model = SwinTransformer(**{**SETTINGS, **changes})
     for parameter in model.parameters():
-        # Fresh weights make all tokens alike, all attention even and all biases nothing.
+        # Initial weights make all tokens similar, attention uniform and biases zero.
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 

@@ -59,7 +59,7 @@ def build(kind: str, **changes) -> torch.nn.Module:
         "dpt": lambda: DPTForDepthEstimation(DPTConfig(**settings, **dpt)),
     }[kind]()
     for parameter in model.parameters():
-        # Fresh weights make all tokens nearly alike and all attention even.
+        # Initial weights make all tokens similar and attention uniform.
         if parameter.dim() > 1:
             parameter.data.mul_(4)
     return model.eval()

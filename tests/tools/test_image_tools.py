@@ -311,7 +311,7 @@ def test_visualize_tokens_reports_the_maps_of_the_model(shapes, tmp_path):
         assert report["queries"] < 0.8 * report["tokens"]
     sparsifier = load_config(DYNAMIC).model.transformer.encoder.sparsifier
     for report, order in zip(reports, sparsifier.level_orders, strict=True):
-        # The finest level keeps what its rank in the stage says, up to whole windows.
+        # The finest level keeps the share of its rank in the stage, up to whole windows.
         finest = report["levels"][0]
         ratio = sparsifier.keep_ratios[list(order).index(1)]
         assert finest["queries"] / finest["tokens"] == pytest.approx(ratio, abs=0.05)

@@ -45,7 +45,7 @@ def measured(ap: float, spread: float = 0.5) -> dict[str, Any]:
 
 def test_differences_are_paired() -> None:
     accuracy, pairs = TRIED.tables({"dense": {"0": measured(50)}, "sparse": {"0": measured(48)}})
-    # Both rows vary with the images alike, so that their difference does not vary at all.
+    # Both rows vary with the images in the same way, so their difference is constant.
     assert accuracy.rows[1][7] == "-2.0 (-2.0 to -2.0)"
     assert len(accuracy.rows) == 2
     assert "Not measured yet: label-free." in accuracy.notes

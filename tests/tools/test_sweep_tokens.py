@@ -23,7 +23,7 @@ def test_features_of_several_methods_are_swept_into_a_table_and_a_plot(tmp_path,
     arguments = ["--config-file", CONFIG, "--layers", "2", "4", "--keep-ratios", "1", "0.5"]
     arguments += ["--features", "2", "--repeats", "1", "--input-size", "96", "128"]
     arguments += ["--output", str(tmp_path), "--ways", "pruning"]
-    # The second run measures what the first has not.
+    # The second run measures only the points that the first did not.
     sweep_tokens.main([*arguments, "--resume", "train.device=cpu"])
     first = (tmp_path / "sweep.csv").read_text()
     sweep_tokens.main([*arguments, WAY, "--resume", "train.device=cpu"])

@@ -91,7 +91,7 @@ def test_training_lowers_the_loss_and_resumes(detector, datasets, tmp_path):
     assert last < ITERATIONS - 21  # so that something is left to compare
     assert Run(detector, datasets, parts, "--resume").wait() == 0
     resumed = losses(parts)
-    for iteration in range(last + 21, ITERATIONS):  # the smoothing starts anew with the process
+    for iteration in range(last + 21, ITERATIONS):  # each process smooths its own steps
         assert resumed[iteration] == curve[iteration]
     weights = [read_checkpoint(str(p / "model_final.pth"))["model"] for p in (whole, parts)]
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())

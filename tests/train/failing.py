@@ -104,7 +104,7 @@ FAILURES = {
 }
 
 OUTCOMES = {
-    # how: exit code, what is shown, whether a traceback is
+    # how: exit code, text shown, whether a traceback is shown
     "assertion": (1, "AssertionError: an assertion of rank", True),
     "exit": (7, "", False),
     "expected": (1, "error: the config of rank ", False),

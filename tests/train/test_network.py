@@ -22,7 +22,7 @@ NAMES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 @pytest.fixture
 def no_choice(monkeypatch):
     for name in NAMES:
-        monkeypatch.setenv(name, "")  # restored afterwards, whatever the code sets
+        monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
 
 

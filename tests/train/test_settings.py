@@ -127,7 +127,7 @@ def test_whole_floats_are_counts():
     cfg = apply_overrides(config(), ["train.max_iter=1e4", "train.weight=1.5"])
     assert cfg.train.max_iter == 10000 and isinstance(cfg.train.max_iter, int)
     assert cfg.train.weight == 1.5
-    cfg.train.max_iter = 2e1  # as a config file may say it
+    cfg.train.max_iter = 2e1  # as in a config file
     check_settings(cfg)
     assert isinstance(cfg.train.max_iter, int)
 

@@ -41,7 +41,7 @@ def test_evaluation_repeats_the_run(toy_run, toy_root, tmp_path):
     only = "train.model_ema.use_ema_weights_for_eval_only=True"
     cfg, model = make(toy_root, tmp_path, *options, only, path)
     assert same(evaluate(cfg, model)["bbox_ema"], results["bbox_ema"])
-    # The moving average's result file stands beside the model's, not in its place.
+    # The moving average's result file is written beside the model's, not over it.
     assert (tmp_path / "ema" / "coco_instances_results.json").is_file()
 
 
@@ -92,7 +92,7 @@ def test_whole_program_in_this_process(toy_root, tmp_path, monkeypatch):
     )
     results = run(args)
     assert 0 <= results["bbox"]["AP"] <= 100
-    out = tmp_path / "fast_dev_run"  # nothing of a trial is where a run would be resumed
+    out = tmp_path / "fast_dev_run"  # a trial leaves nothing that a resumed run would find
     assert [p.name for p in tmp_path.iterdir()] == ["fast_dev_run"]
     names = {p.name for p in out.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint"} <= names

@@ -98,7 +98,7 @@ def test_best_checkpoint_survives_resume(toy_run, tmp_path):
     values = [line["bbox/AP"] for line in metric_lines(tmp_path) if "bbox/AP" in line]
     assert best["best_metric_name"] == "bbox/AP"
     assert best["best_metric"] == max(values)
-    # A best value that cannot be beaten stays, whatever the rest of the run brings.
+    # A best value that cannot be exceeded stays to the end of the run.
     best["best_metric"] = 1000.0
     torch.save(best, tmp_path / "model_best.pth")
     toy_run(tmp_path, "train.max_iter=15", "train.eval_period=1", resume=True)

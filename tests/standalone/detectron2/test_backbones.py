@@ -56,7 +56,7 @@ def test_resnet_strides_and_channels():
     assert list(out) == ["stem", "res2", "res5"]
     for name, shape in model.output_shape().items():
         assert out[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
-    # stages nobody asks for are not built
+    # stages that are not requested are not built
     assert not hasattr(resnet(out_features=["res3"]), "res4")
     with pytest.raises(AssertionError, match="res9"):
         resnet(out_features=["res5", "res9"])

@@ -216,7 +216,7 @@ def test_conversion_to_coco_keeps_boxes_and_ids(tmp_path, name):
         original = json.load(file)
     assert len(converted["annotations"]) == len(original["annotations"])
     by_id = {a["id"]: a for a in original["annotations"]}
-    # Annotations are numbered anew in the order of images, which is that of the file here.
+    # Annotations are renumbered in the order of images, which is that of the file here.
     for new in converted["annotations"]:
         old = by_id[new["id"]]
         assert new["category_id"] == old["category_id"]

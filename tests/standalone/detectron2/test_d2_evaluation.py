@@ -122,7 +122,7 @@ def test_results_equal_pycocotools(coco_name, tmp_path):
         for i, metric in enumerate(METRICS):
             expected = run.stats[i] * 100 if run.stats[i] >= 0 else math.nan
             assert results[task][metric] == pytest.approx(expected, abs=0, nan_ok=True)
-        # A per-class AP is what pycocotools gives with that class alone.
+        # A per-class AP equals pycocotools' AP of that class alone.
         for category, label in ((3, "cat"), (7, "dog"), (9, "cow")):
             precision = run.eval["precision"][:, :, run.params.catIds.index(category), 0, -1]
             assert results[task][f"AP-{label}"] == pytest.approx(100 * precision.mean())

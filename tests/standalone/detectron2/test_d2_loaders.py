@@ -275,7 +275,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     """Pixels stored as each of the eight orientations prescribes come out upright."""
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:8, :8] = 255
-    # What a camera stores for each orientation, by the EXIF definition of row 0 and column 0.
+    # Pixels as a camera stores them for each orientation, by EXIF's definition of the first row.
     stored = {
         1: upright,
         2: upright[:, ::-1],
