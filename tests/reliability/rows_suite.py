@@ -90,7 +90,7 @@ SUITE = {
         ["tests/sparse_detr -k bitwise", "tests/focus_detr -k bitwise",
          "tests/dynamic_detr -k bitwise", "tests/lite_detr -k bitwise",
          "tests/encoder/test_token_encoder.py -k bitwise",
-         "tests/encoder/test_bypass.py -k bitwise"],
+         "tests/encoder/test_bypass_detectors.py -k bitwise"],
     ),
     "TR4": Suite(
         "2 and 4 processes train like one, uneven and empty boxes, detectors of every kind",

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import uuid
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -20,11 +19,6 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
 
 from tests.standalone.detectron2.coco_files import annotation, box_polygon, random_coco, write_coco
-
-
-@pytest.fixture
-def name() -> str:
-    return f"test_{uuid.uuid4().hex}"
 
 
 def edit(json_file: str, change) -> None:

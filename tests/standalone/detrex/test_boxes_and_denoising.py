@@ -16,11 +16,6 @@ from detrex.modeling.losses import GIoULoss
 from detrex.utils import interpolate, inverse_sigmoid
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def random_boxes(count):
     return box_cxcywh_to_xyxy(torch.rand(count, 4, dtype=torch.float64))
 

@@ -29,11 +29,6 @@ from detrex.modeling.matcher import (
 )
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def batch(queries=5, sizes=(3, 0, 2), classes=4):
     outputs = {
         "pred_logits": torch.randn(len(sizes), queries, classes),
