@@ -44,7 +44,7 @@ def test_counts_of_kept_tokens():
     assert Reduction(keep_ratio=0.5).kept_grid(8, 8) in ((5, 6), (6, 5))
 
 
-def test_methods_say_what_they_need():
+def test_missing_inputs_of_a_method_are_named():
     tokens = random_candidates()
     sequence = Candidates(
         x_BNC=tokens.x_BNC,
@@ -82,7 +82,7 @@ def test_pooled_queries_are_adaptive_means():
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("selection", ["attention", "pooled"])
 @pytest.mark.parametrize("padding", [False, True])
-def test_similarity_and_normalization_are_what_they_say(similarity, normalize, selection, padding):
+def test_similarity_and_normalization_follow_their_formulas(similarity, normalize, selection, padding):
     tokens = random_candidates(padding=padding)
     how = Reduction(
         threshold=0.3,
