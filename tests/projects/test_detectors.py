@@ -29,14 +29,6 @@ def turn_off_denoising(model):
             setattr(model, option, 0)
 
 
-def test_an_image_in_a_padded_batch_gives_what_it_gives_alone(name):
-    model = build(name)
-    records = [record(64, 96, seed=1), record(120, 72, seed=2), record(33, 47, seed=3)]
-    together = detections(model, records)
-    for one, found in zip(records, together, strict=True):
-        assert_same(found, detections(model, [one])[0])
-
-
 def test_images_smaller_than_the_number_of_queries(name):
     model = build(name, num_queries=60)
     records = [record(8, 8, seed=1), record(1, 1, seed=2), record(96, 128, seed=3)]

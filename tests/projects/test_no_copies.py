@@ -27,8 +27,8 @@ def assert_nothing_shared(folders: list[Path]) -> None:
         assert not shared, shared[0]
 
 
-def test_no_two_detector_folders_share_a_block():
-    folders = [ROOT / "projects" / name for name in detectors()]
+def test_no_two_detectors_share_a_block():
+    folders = [ROOT / "tokendetr" / "models" / name for name in detectors()]
     assert len(folders) >= 5
     assert all(blocks(folder) for folder in folders)
     assert_nothing_shared(folders)

@@ -82,7 +82,7 @@ def test_pooled_queries_are_adaptive_means():
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("selection", ["attention", "pooled"])
 @pytest.mark.parametrize("padding", [False, True])
-def test_similarity_and_normalization_follow_their_formulas(similarity, normalize, selection, padding):
+def test_similarity_and_normalization_follow_formulas(similarity, normalize, selection, padding):
     tokens = random_candidates(padding=padding)
     how = Reduction(
         threshold=0.3,
