@@ -123,3 +123,24 @@ def test_optional_packages_are_never_imported_at_module_level():
                 f"{path.relative_to(ROOT)}: {n}" for n in names if n.split(".")[0] in optional
             ]
     assert not found
+
+
+def test_no_test_module_imports_another():
+    """What two test modules need is in a helper module beside them."""
+    tests = python_files("tests")
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in tests]
+    test_modules = tuple(name for name in modules if name.split(".")[-1].startswith("test_"))
+    assert len(test_modules) > 100
+    assert not offending(tests, test_modules)
+
+
+def test_test_modules_have_names_of_their_own():
+    """Without packages, pytest imports them by their names alone."""
+    folders = [path.parent for path in python_files("tests") if path.name.startswith("test_")]
+    names = [
+        path.name
+        for folder in set(folders)
+        for path in folder.glob("test_*.py")
+        if not (folder / "__init__.py").exists()
+    ]
+    assert len(names) == len(set(names))

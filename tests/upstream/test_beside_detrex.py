@@ -3,17 +3,13 @@
 Skipped where their stand-ins are used.
 """
 
-from pathlib import Path
-
-import detectron2
 import pytest
 from detectron2.config import LazyConfig, instantiate
 
 from tokendetr.config import zoo
 from tokendetr.config.targets import check_targets
 
-STAND_IN = (Path(detectron2.__file__).parents[1] / "tokendetr_standalone").is_dir()
-pytestmark = pytest.mark.skipif(STAND_IN, reason="detectron2 and detrex are the stand-ins")
+pytestmark = pytest.mark.upstream
 
 
 @pytest.mark.parametrize("name", zoo.list())

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.upstream.test_beside_detrex import STAND_IN
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes
 
 CHECKOUT = os.environ.get("UPSTREAM_DETREX", "")
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(STAND_IN, reason="detectron2 and detrex are the stand-ins"),
+    pytest.mark.upstream,
     pytest.mark.skipif(not CHECKOUT, reason="UPSTREAM_DETREX names no checkout of detrex"),
 ]
 
