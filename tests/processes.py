@@ -58,10 +58,12 @@ def save_common_gradients(rank: int, model: nn.Module, records: list[dict], file
         torch.save({name: one.grad for name, one in model.named_parameters()}, file)
 
 
-def assert_gradients_of_whole_batch(file: Path, model: nn.Module, records: list[dict]) -> None:
+def assert_gradients_of_whole_batch(
+    file: Path, model: nn.Module, records: list[dict], *, rtol: float = 1e-9, atol: float = 1e-12
+) -> None:
     """Compare saved gradients with those of one process on all records."""
     both = torch.load(file, weights_only=True)
     alone = gradients(model, records)
     assert set(both) == set(alone)
     for name, gradient in alone.items():
-        torch.testing.assert_close(both[name], gradient, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(both[name], gradient, rtol=rtol, atol=atol)

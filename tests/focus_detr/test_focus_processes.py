@@ -36,7 +36,8 @@ def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
     run_two_processes(worker, tmp_path)
     for name, num_classes in VARIANTS:
         model = build(name, num_classes)
-        assert_gradients_of_whole_batch(tmp_path / f"{name}.pth", model, ONE_WITHOUT_BOXES)
+        file = tmp_path / f"{name}.pth"  # a part of the loss is computed in float32
+        assert_gradients_of_whole_batch(file, model, ONE_WITHOUT_BOXES, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -18,12 +18,12 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from tests.standalone.detectron2.evaluation_cases import predictions_of
 
 
-def test_lvis_evaluator_asks_for_its_package(coco_name):
+def test_lvis_evaluator_asks_for_its_package(name):
     try:
         import lvis  # noqa: F401
     except ImportError:
         with pytest.raises(ImportError, match="pip install lvis"):
-            LVISEvaluator(coco_name)
+            LVISEvaluator(name)
     else:
         pytest.skip("lvis is installed: nothing to ask for")
 
