@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.patience import patience
 from tests.processes import run_two_processes
 from tokendetr.config.wrap import build_observed
 from tokendetr.encoder.forward_context import current_pass, observe, replay_contexts
@@ -208,13 +209,13 @@ def test_copies_and_pickles_are_supervised_on_their_own():
 
 def test_threads_do_not_see_each_other():
     model, other = observe(Model()), observe(Model())
-    barrier, found = threading.Barrier(2), {}
+    barrier, found, limit = threading.Barrier(2), {}, patience(10)
 
     class Waiting(Part):
         def forward(self, x):
-            barrier.wait(10)
+            barrier.wait(limit)
             found[threading.get_ident()] = current_pass().losses.owner
-            barrier.wait(10)
+            barrier.wait(limit)
             return super().forward(x)
 
     model.part, other.part = Waiting(), Waiting()

@@ -124,10 +124,10 @@ def test_other_limits_and_image_subsets(dataset, backend):
     reference = COCOEvaluator(name, max_dets_per_image=20)
     fast = FastCOCOEvaluator(name, max_dets_per_image=20, backend=backend)
     assert_same(run(reference, inputs, outputs)["bbox"], run(fast, inputs, outputs)["bbox"])
-    some = {"img_ids": [1, 2, 5]}
-    assert_same(
-        run(reference, inputs, outputs, **some)["bbox"], run(fast, inputs, outputs, **some)["bbox"]
-    )
+    for ids in ([1, 2, 5], [5, 1, 1], [], [99]):
+        some = {"img_ids": ids}
+        expected = run(reference, inputs, outputs, **some)["bbox"]
+        assert_same(expected, run(fast, inputs, outputs, **some)["bbox"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -172,6 +172,32 @@ def test_a_class_that_the_data_set_lacks_is_an_error(dataset):
     outputs[1]["instances"].pred_classes[:] = 7
     with pytest.raises(ValueError, match="class 7.*only 4 categories"):
         run(FastCOCOEvaluator(name, backend="pycocotools"), inputs, outputs)
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_what_a_task_lacks_is_said_alike(dataset, backend):
+    name, images, annotations, rng = dataset(1)
+    path = Path(MetadataCatalog.get(name).json_file)
+    data = json.loads(path.read_text())
+    for a in data["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path.write_text(json.dumps(data))
+    inputs, outputs = predictions(images, annotations, rng)
+
+    def make(**options):
+        if backend is None:
+            return COCOEvaluator(name, **options)
+        return FastCOCOEvaluator(name, backend=backend, **options)
+
+    with pytest.raises(ValueError, match="image 1 has no segmentation, which tasks=segm"):
+        run(make(tasks=("bbox", "segm")), inputs, outputs)
+    outputs[1]["instances"].pred_classes[:] = -1
+    with pytest.raises(ValueError, match="image 2 has class -1, but the data set has only 4"):
+        run(make(), inputs, outputs)
+    for limit in (2.5, 10**9, [1, 10], "100"):
+        with pytest.raises(ValueError, match="give one positive number, or three"):
+            make(max_dets_per_image=limit)
 
 
 def test_an_unknown_backend_is_refused():

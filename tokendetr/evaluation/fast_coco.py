@@ -28,6 +28,7 @@ from tokendetr.errors import DatasetError
 from tokendetr.evaluation.numbering import Numbering
 from tokendetr.io.annotations import (
     AnnotationError,
+    check_classes,
     check_results,
     max_detections,
     require_evaluable,
@@ -216,10 +217,10 @@ class FastCOCOEvaluator(DatasetEvaluator):
         if "annotations" not in self._data:
             logger.info("Annotations are not available for evaluation.")
             return OrderedDict()
-        check_results(rows, self._numbering.images)
-        rows = self._numbering.of_results(rows)
         has_masks = any("segmentation" in row for row in rows)
         tasks = self._tasks or (("bbox", "segm") if has_masks else ("bbox",))
+        check_results(rows, self._numbering.images, tasks)
+        rows = self._numbering.of_results(rows)
         if "segm" in tasks:
             require_evaluable(self._data, str(self._metadata.json_file), tasks)
         results = OrderedDict((task, self._evaluate_task(task, rows, img_ids)) for task in tasks)
@@ -247,12 +248,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         if id_map is None:
             return rows
         original = {contiguous: category for category, contiguous in id_map.items()}
-        for row in rows:
-            if row["category_id"] not in original:
-                raise ValueError(
-                    f"a prediction of image {row['image_id']} has class {row['category_id']}, but "
-                    f"the data set has only {len(original)} categories"
-                )
+        check_classes(rows, len(original))
         return [{**row, "category_id": original[row["category_id"]]} for row in rows]
 
     def _save(self, rows: list[dict[str, Any]]) -> None:
@@ -270,6 +266,11 @@ class FastCOCOEvaluator(DatasetEvaluator):
         if not rows:
             logger.warning("No predictions from the model!")
             return dict.fromkeys(metrics, float("nan"))
+        known = self._numbering.images
+        chosen = None if img_ids is None else [known[each] for each in img_ids if each in known]
+        if chosen == []:  # for one implementation no images means all of them
+            per_class = _class_keys(names) if names is not None and len(names) > 1 else []
+            return dict.fromkeys((*metrics, *per_class), float("nan"))
         if task == "segm":
             # With a box in the row, areas would be taken from it and not from the mask.
             rows = [{k: v for k, v in row.items() if k != "bbox"} for row in rows]
@@ -277,9 +278,8 @@ class FastCOCOEvaluator(DatasetEvaluator):
             detections = self._ground_truth.loadRes(rows)
             evaluation = self._backend.coco_eval(self._ground_truth, detections, task)
             evaluation.params.maxDets = self._max_dets
-            if img_ids is not None:
-                known = self._numbering.images
-                evaluation.params.imgIds = [known[each] for each in img_ids if each in known]
+            if chosen is not None:
+                evaluation.params.imgIds = chosen
             evaluation.evaluate()
             evaluation.accumulate()
         results = _metrics(np.asarray(evaluation.eval["precision"]), evaluation.params)
@@ -320,11 +320,13 @@ def _metrics(precision: np.ndarray, params: Any) -> dict[str, float]:
     }
 
 
-def _per_category(precision: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+def _class_keys(names: Sequence[str]) -> list[str]:
+    """What the AP of each class is called; two classes of one name are told apart."""
     twice = {name for name, count in Counter(names).items() if count > 1}
-    return {
-        f"AP-{name} (class {k})" if name in twice else f"AP-{name}": _mean(
-            precision[:, :, k, 0, -1]
-        )
-        for k, name in enumerate(names)
-    }
+    return [
+        f"AP-{name} (class {k})" if name in twice else f"AP-{name}" for k, name in enumerate(names)
+    ]
+
+
+def _per_category(precision: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    return {key: _mean(precision[:, :, k, 0, -1]) for k, key in enumerate(_class_keys(names))}

@@ -22,6 +22,7 @@ from typing import Any
 __all__ = [
     "AnnotationError",
     "Annotations",
+    "check_classes",
     "check_results",
     "federated_faults",
     "max_detections",
@@ -34,6 +35,7 @@ __all__ = [
 _SHOWN = 20
 _MAX_ID = 1 << 53  # larger ones change when a backend stores them as float64
 _MAX_SIDE = 1 << 20
+_MAX_DETECTIONS = 100_000
 
 
 class AnnotationError(ValueError):
@@ -178,17 +180,45 @@ def require_evaluable(data: Mapping[str, Any], label: str, tasks: Sequence[str] 
             )
 
 
-def check_results(rows: Sequence[Mapping[str, Any]], image_ids: Container[Any]) -> None:
+def check_classes(rows: Sequence[Mapping[str, Any]], count: int) -> None:
+    """Refuse predictions of classes that a data set does not have.
+
+    Args:
+        rows: in COCO's result format, with the model's classes, which count from 0.
+        count: number of categories.
+
+    Raises:
+        ValueError: naming image and class.
+    """
+    for row in rows:
+        if not 0 <= row["category_id"] < count:
+            raise ValueError(
+                f"a prediction of image {_shown(row['image_id'])} has class {row['category_id']}, "
+                f"but the data set has only {count} categories"
+            )
+
+
+def check_results(
+    rows: Sequence[Mapping[str, Any]], image_ids: Container[Any], tasks: Sequence[str] = ()
+) -> None:
     """Refuse predictions on which the implementations of COCO's evaluation differ.
 
     Args:
         rows: in COCO's result format.
         image_ids: those of the ground truth.
+        tasks: ``segm`` needs a mask in every prediction, ``keypoints`` its keypoints.
 
     Raises:
-        ValueError: a prediction of another image, or a box or score that is not finite.
+        ValueError: a prediction of another image, without what a task needs, or with a box or score
+            that is not finite.
     """
     for row in rows:
+        for task, part in (("segm", "segmentation"), ("keypoints", "keypoints")):
+            if task in tasks and part not in row:
+                raise ValueError(
+                    f"a prediction of image {_shown(row['image_id'])} has no {part}, which "
+                    f"tasks={task} evaluates: ask only for what the model predicts"
+                )
         if row["image_id"] not in image_ids:
             raise ValueError(
                 f"a prediction is of image {_shown(row['image_id'])}, which the annotations do "
@@ -208,16 +238,18 @@ def max_detections(given: int | Sequence[int] | None) -> list[int]:
         given: the most detections per image, or three numbers; (1, 10, 100) if None.
 
     Raises:
-        ValueError: other than one or three positive numbers.
+        ValueError: other than one or three positive numbers up to 100,000.
     """
     if given is None:
         return [1, 10, 100]
-    numbers = [1, min(10, given), given] if isinstance(given, int) else sorted(given)
-    if len(numbers) != 3 or not all(isinstance(n, int) and n > 0 for n in numbers):
+    numbers: Any = [1, min(10, given), given] if isinstance(given, int) else given
+    is_right = isinstance(numbers, Sequence) and len(numbers) == 3
+    if not is_right or not all(isinstance(n, int) and 0 < n <= _MAX_DETECTIONS for n in numbers):
         raise ValueError(
-            f"max_dets_per_image={_shown(given)}: give one positive number, or three as maxDets"
+            f"max_dets_per_image={_shown(given)}: give one positive number, or three as maxDets "
+            f"(at most {_MAX_DETECTIONS:,})"
         )
-    return numbers
+    return sorted(numbers)
 
 
 def federated_faults(data: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.data.catalog import MetadataCatalog
 from detectron2.data.datasets._annotations import (
+    check_classes,
     check_results,
     max_detections,
     require_evaluable,
@@ -174,13 +175,9 @@ class COCOEvaluator(DatasetEvaluator):
         num_classes = len(id_map)
         assert min(id_map.values()) == 0 and max(id_map.values()) == num_classes - 1, id_map
         original_id = {contiguous: original for original, contiguous in id_map.items()}
+        check_classes(coco_results, num_classes)
         for result in coco_results:
-            category = result["category_id"]
-            assert category < num_classes, (
-                f"A prediction has class={category}, but the dataset only has {num_classes} "
-                f"classes and predicted class id should be in [0, {num_classes - 1}]."
-            )
-            result["category_id"] = original_id[category]
+            result["category_id"] = original_id[result["category_id"]]
 
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
@@ -199,7 +196,7 @@ class COCOEvaluator(DatasetEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return
-        check_results(coco_results, self._coco_api.imgs)
+        check_results(coco_results, self._coco_api.imgs, tasks)
         self._logger.info("Evaluating predictions with official COCO API...")
         for task in sorted(tasks):
             assert task in _METRICS, f"Got unknown task: {task}!"

@@ -157,7 +157,8 @@ def test_class_out_of_range_is_an_error(coco_name):
     instances = predictions_of(record)
     instances.pred_classes = instances.pred_classes + 5
     evaluator.process([record], [{"instances": instances}])
-    with pytest.raises(AssertionError, match=r"class=\d, but the dataset only has 3"):
+    # detectron2 asserts; the stand-in says what every evaluator of this project says.
+    with pytest.raises((AssertionError, ValueError), match=r"class.\d, but the data ?set .*only"):
         evaluator.evaluate()
 
 
