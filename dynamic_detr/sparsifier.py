@@ -34,6 +34,7 @@ from tokendetr.tokens import (
     Merge,
     TokenMap,
     WindowGroup,
+    flat_index,
     inverse_norms,
     match_by_affinity,
     partition,
@@ -237,7 +238,6 @@ class DynamicPlan(TokenPlan):
         self._stage = -1
         self._map: TokenMap | None = None
         self._stage_input_BNC: Tensor | None = None
-        self._windows: dict[int, LevelWindows] = {}
         self._alignment: CenterAlignment | None = None
         if (
             sparsifier.alignment != "off"
@@ -295,21 +295,19 @@ class DynamicPlan(TokenPlan):
             return self._identity
         if self.options.selection == "random_tokens":
             return self._random_tokens(ratios)
-        layout, options = self.context.layout, self.options
+        layout = self.context.layout
         counts = [sum(image) for image in layout.valid_counts]
         keep_BN = layout.valid_BN.clone()
-        windows: list[Tensor] = []
-        inverse_norm_BN = inverse_norms(memory_BNC)
-        for level, ratio in enumerate(ratios[:-1]):
-            merged = [
-                options.budget.merged_windows(level, ratio, *sizes[level])
-                for sizes in layout.valid_sizes
-            ]
-            counts = [count - saved_tokens(m) for count, m in zip(counts, merged, strict=True)]
-            for member_RP in self._merged_windows(level, merged, memory_BNC, inverse_norm_BN):
-                # The last member, at the bottom right, is the anchor: it stands for the window.
-                keep_BN.view(-1)[member_RP[:, :-1].flatten()] = False
-                windows.append(member_RP)
+        merged = self._merged_windows(ratios[:-1])
+        for shapes in merged.values():
+            counts = [count - saved_tokens(m) for count, m in zip(counts, shapes, strict=True)]
+        windows = self._best_windows(merged, memory_BNC) if merged else []
+        anchors = [member_RP[:, -1] for member_RP in windows]
+        if windows:
+            keep_N = keep_BN.view(-1)
+            keep_N.index_fill_(0, torch.cat([member_RP.view(-1) for member_RP in windows]), False)
+            # The last member, at the bottom right, is the anchor: it stands for the window.
+            keep_N.index_fill_(0, torch.cat(anchors), True)
         match, important = self._match_coarsest(ratios[-1], memory_BNC)
         if match is not None:
             keep_BN[:, layout.level_starts[-1] :] = match.important_BN
@@ -340,37 +338,49 @@ class DynamicPlan(TokenPlan):
         return Keep(index_BK=order_BN[:, :length], valid_BK=valid_BK)
 
     def _merged_windows(
-        self,
-        level: int,
-        merged: Sequence[Mapping[tuple[int, int], int]],
-        memory_BNC: Tensor,
-        inverse_norm_BN: Tensor,
-    ) -> list[Tensor]:
-        """Return the flat tokens [R, P] of a level's merged windows, one tensor per window size P.
+        self, ratios: Sequence[float]
+    ) -> dict[int, list[dict[tuple[int, int], int]]]:
+        """Return, for each level with merged windows, their number of each (rows, columns) in each
+        image.
 
         Args:
-            level: any but the coarsest, from 0.
-            merged: in each image, the number of merged windows of each (rows, columns).
+            ratios: of all levels but the coarsest.
+        """
+        merged = {}
+        for level, ratio in enumerate(ratios):
+            images = [
+                self.options.budget.merged_windows(level, ratio, *sizes[level])
+                for sizes in self.context.layout.valid_sizes
+            ]
+            if any(any(image.values()) for image in images):
+                merged[level] = images
+        return merged
+
+    def _best_windows(
+        self, merged: Mapping[int, Sequence[Mapping[tuple[int, int], int]]], memory_BNC: Tensor
+    ) -> list[Tensor]:
+        """Return the flat tokens [R, P] of the merged windows, one tensor per window size P.
+
+        Args:
+            merged: see :meth:`_merged_windows`.
             memory_BNC: the tokens.
-            inverse_norm_BN: their :func:`tokendetr.tokens.inverse_norms`.
         """
         layout, options = self.context.layout, self.options
-        if not any(any(image.values()) for image in merged):
-            return []
-        if level not in self._windows:
-            size = options.budget.window_sizes[level]
-            self._windows[level] = LevelWindows.of(layout, level, size)
-        windows = self._windows[level]
+        windows = LevelWindows.of_levels(
+            layout, [(level, options.budget.window_sizes[level]) for level in merged]
+        )
         if options.selection == "random":
             score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
         else:
-            score_S = window_coherence(memory_BNC, inverse_norm_BN, windows)
+            score_S = window_coherence(memory_BNC, inverse_norms(memory_BNC), windows)
         recorder = self.context.recorder
         if recorder.forward is not None:
-            map_BN = windows.per_token(score_S, inverse_norm_BN)
-            recorder.record_score(f"coherence_level{level + 1}", layout.split(map_BN)[level])
-        counts = [merged[each.image][each.shape] for each in windows.classes]
-        return windows.choose(score_S, counts)
+            levels = layout.split(windows.per_token(score_S, layout.valid_BN))
+            for level in merged:
+                recorder.record_score(f"coherence_level{level + 1}", levels[level])
+        return windows.choose(
+            score_S, [merged[each.level][each.image][each.shape] for each in windows.classes]
+        )
 
     def _match_coarsest(
         self, ratio: float, memory_BNC: Tensor
@@ -410,35 +420,34 @@ class DynamicPlan(TokenPlan):
         important: list[int],
     ) -> Merge:
         length, tokens = max(counts), order_BN.shape[1]
-
-        def flat_slots(token_R: Tensor) -> Tensor:
-            return slot_BN.flatten()[token_R] + token_R // tokens * length
-
-        groups: list[WindowGroup | AffinityGroup] = [
-            WindowGroup(
-                slot_R=flat_slots(member_RP[:, -1]),
-                member_RP=member_RP,
-                rule=self.options.merge,
-                locate="anchor" if self.options.anchor == "bottom_right" else "mean",
-            )
-            for member_RP in windows
-        ]
-        if match is not None and self.options.affinity_matching:
-            start, level_tokens = self.context.layout.level_starts[-1], match.score_BN.shape[1]
-            index_BK = match.index_BK
-            chosen_R = ragged_index(important, index_BK.shape[1], order_BN.device)
-            image_R = chosen_R // max(index_BK.shape[1], 1)
-            token_R = index_BK.flatten()[chosen_R]
+        anchors = [member_RP[:, -1] for member_RP in windows]
+        takes_in = match is not None and self.options.affinity_matching
+        if match is not None and takes_in:
+            start = self.context.layout.level_starts[-1]
+            receiver_R, token_R = _receivers(match, important, start, tokens)
+            anchors.append(token_R)
+        slots = _slots(anchors, slot_BN, length)
+        groups: list[WindowGroup | AffinityGroup] = []
+        if match is not None and takes_in:
             groups.append(
                 AffinityGroup(
-                    slot_R=flat_slots(token_R + start + image_R * tokens),
-                    token_R=token_R + image_R * level_tokens,
+                    slot_R=slots.pop(),
+                    token_R=receiver_R,
                     neighbor_index_BUT=match.neighbor_index_BNT,
                     absorbs_BUT=match.absorbs_BNT,
                     start=start,
                     rule=self.options.merge,
                 )
             )
+        groups += (
+            WindowGroup(
+                slot_R=slot_R,
+                member_RP=member_RP,
+                rule=self.options.merge,
+                locate="anchor" if self.options.anchor == "bottom_right" else "mean",
+            )
+            for slot_R, member_RP in zip(slots, windows, strict=True)
+        )
         return Merge(
             index_BK=order_BN[:, :length],
             valid_BK=valid_from_counts(counts, length, order_BN.device),
@@ -446,3 +455,34 @@ class DynamicPlan(TokenPlan):
             num_all=tokens,
             broadcast=self.options.window_update == "broadcast",
         )
+
+
+def _receivers(
+    match: AffinityMatch, counts: Sequence[int], start: int, tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens that take in others, counted over the coarsest level and flat.
+
+    Args:
+        match: of the coarsest level.
+        counts: important tokens of each image.
+        start: the level's first token.
+        tokens: of all levels.
+    """
+    level_tokens, most = match.score_BN.shape[1], match.index_BK.shape[1]
+    receiver_R = flat_index(match.index_BK, level_tokens)
+    token_R = flat_index(match.index_BK + start, tokens)
+    if any(count != most for count in counts):
+        chosen_R = ragged_index(counts, most, token_R.device)
+        receiver_R, token_R = receiver_R[chosen_R], token_R[chosen_R]
+    return receiver_R, token_R
+
+
+def _slots(anchors: Sequence[Tensor], slot_BN: Tensor, length: int) -> list[Tensor]:
+    """Return the flat reduced tokens that stand for flat tokens, where images have ``length``."""
+    if not anchors:
+        return []
+    anchor_R = torch.cat(list(anchors))
+    slot_R = slot_BN.flatten().index_select(0, anchor_R)
+    if slot_BN.shape[0] > 1:
+        slot_R = slot_R + anchor_R // slot_BN.shape[1] * length
+    return list(slot_R.split([each.shape[0] for each in anchors]))

@@ -94,8 +94,9 @@ def test_coherence_is_the_mean_pairwise_cosine(height, width, window):
             assert score == pytest.approx(naive_coherence(rows), abs=1e-12)
 
 
-def test_the_best_windows_of_each_class_are_chosen():
-    layout = layout_of((5, 7), (4, 4))
+@pytest.mark.parametrize("images", [2, 12], ids=["few classes", "many classes"])
+def test_the_best_windows_of_each_class_are_chosen(images):
+    layout = layout_of(*([(5, 7), (4, 4)] * (images // 2)))
     windows = LevelWindows.of(layout, 0, 2)
     generator = torch.Generator().manual_seed(0)
     score = torch.rand(len(windows.cells_S), generator=generator)
@@ -112,6 +113,18 @@ def test_the_best_windows_of_each_class_are_chosen():
         expected += [found[s] for s in own[:count]]
         start += each.count
     assert sorted(chosen) == sorted(expected)
+
+
+def test_windows_of_several_levels_are_those_of_each():
+    shapes = ((9, 8), (4, 4), (2, 2))
+    layout = LevelLayout.from_valid_sizes(shapes, [shapes, ((7, 8), (3, 4), (2, 2))])
+    both = LevelWindows.of_levels(layout, ((0, 4), (1, 2)))
+    apart = [LevelWindows.of(layout, 0, 4), LevelWindows.of(layout, 1, 2)]
+    assert window_tokens(both) == window_tokens(apart[0]) + window_tokens(apart[1])
+    assert both.classes == apart[0].classes + apart[1].classes
+    assert [each.level for each in both.classes] == [
+        level for level, part in enumerate(apart) for _ in part.classes
+    ]
 
 
 def test_scores_are_drawn_where_their_windows_are():

@@ -12,7 +12,7 @@ from tokendetr.tokens.budget import MassBudget
 from tokendetr.tokens.counts import Counts, TracedCounts, longest_count, map_counts
 from tokendetr.tokens.labels import box_labels, grid_labels, overlapping_size_ranges
 from tokendetr.tokens.layout import LevelLayout
-from tokendetr.tokens.maps.base import Identity, Keep, TokenMap, put_rows, take_rows
+from tokendetr.tokens.maps.base import Identity, Keep, TokenMap, flat_index, put_rows, take_rows
 from tokendetr.tokens.maps.merge import AffinityGroup, Merge, WindowGroup
 from tokendetr.tokens.maps.mix import Mix, Recovery, nearest_recovery
 from tokendetr.tokens.maps.pack import Pack, window_order
@@ -52,6 +52,7 @@ __all__ = [
     "grid_labels",
     "overlapping_size_ranges",
     "assign_by_similarity",
+    "flat_index",
     "inverse_norms",
     "longest_count",
     "map_counts",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.select import topk_valid
 from tokendetr.tokens.windows import ZERO_NORM
 
@@ -74,16 +75,14 @@ def match_by_affinity(
     cosine_BNN = unit_BNC @ unit_BNC.transpose(1, 2)
     # A matrix product rounds (i, j) and (j, i) differently: equally rare tokens must tie exactly.
     cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2
-    itself_NN = torch.eye(tokens, dtype=torch.bool, device=x_BNC.device)
-    other_BNN = ~itself_NN.expand(batch, -1, -1)
+    hidden_BNN = _diagonal(tokens, x_BNC.device)[None]  # pairs that count nothing
     if valid_BN is not None:
-        other_BNN = other_BNN & valid_BN[:, None, :]
+        hidden_BNN = hidden_BNN | ~valid_BN[:, None, :]
     if score_BN is None:
-        others_B1 = torch.tensor(valid_counts, device=x_BNC.device)[:, None].sub(1).clamp_min(1)
         inverse_BNN = cosine_BNN.clamp_min(min_cosine).reciprocal()
         # In float64 the order of the sum hardly matters, so equally rare tokens tie in any batch.
-        sum_BN = inverse_BNN.masked_fill(~other_BNN, 0.0).sum(dim=2, dtype=torch.float64)
-        score_BN = (sum_BN / others_B1).to(x_BNC.dtype)
+        sum_BN = inverse_BNN.masked_fill(hidden_BNN, 0.0).sum(dim=2, dtype=torch.float64)
+        score_BN = (sum_BN / _others(valid_counts, x_BNC.device)).to(x_BNC.dtype)
     if valid_BN is not None:
         score_BN = score_BN.masked_fill(~valid_BN, float("-inf"))
     if order_BN is None:
@@ -96,32 +95,44 @@ def match_by_affinity(
     )
     index_BK = order_BN.gather(1, place_BK)
     important_BN = torch.zeros(batch, tokens, dtype=torch.bool, device=x_BNC.device)
-    chosen_BK = torch.ones_like(index_BK, dtype=torch.bool) if chosen_BK is None else chosen_BK
-    important_BN = important_BN.scatter(1, index_BK, chosen_BK)
+    if chosen_BK is None:
+        important_BN.scatter_(1, index_BK, True)
+    else:
+        important_BN.scatter_(1, index_BK, chosen_BK)
     neighbor_index_BNT, found_BNT = _nearest(
-        cosine_BNN.masked_fill(~other_BNN, float("-inf")), num_neighbors
+        cosine_BNN.masked_fill(hidden_BNN, float("-inf")), num_neighbors
     )
     source_BN = ~important_BN if valid_BN is None else ~important_BN & valid_BN
-    flat_BM = neighbor_index_BNT.flatten(1)
-    absorbs_BNT = (
-        important_BN.gather(1, flat_BM).view_as(neighbor_index_BNT)
-        & found_BNT
-        & source_BN[..., None]
+    near_important_BNT = important_BN.gather(1, neighbor_index_BNT.flatten(1)).view_as(
+        neighbor_index_BNT
     )
+    absorbs_BNT = near_important_BNT & found_BNT & source_BN[..., None]
     return AffinityMatch(score_BN, important_BN, index_BK, neighbor_index_BNT, absorbs_BNT)
+
+
+@kept_tensors
+def _diagonal(tokens: int, device: torch.device) -> Tensor:
+    return torch.eye(tokens, dtype=torch.bool, device=device)
+
+
+def _others(valid_counts: Sequence[int], device: torch.device) -> Tensor | int:
+    """Return how many other tokens each image has, at least 1: a number where all have as many."""
+    others = [max(count - 1, 1) for count in valid_counts]
+    return others[0] if len(set(others)) == 1 else torch.tensor(others, device=device)[:, None]
 
 
 def _nearest(similarity_BNN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return each row's ``count`` highest columns, the first of equals, and a mask of those above
-    -inf."""
-    similarity_BNN = similarity_BNN.clone()
-    columns, found = [], []
+    -inf. Overwrites its argument."""
+    similarities: list[Tensor] = []
+    columns: list[Tensor] = []
     for _ in range(min(count, similarity_BNN.shape[2])):
-        best_BN1 = similarity_BNN.argmax(dim=2, keepdim=True)
-        found.append(similarity_BNN.gather(2, best_BN1) > float("-inf"))
-        columns.append(best_BN1)
-        similarity_BNN.scatter_(2, best_BN1, float("-inf"))
+        if columns:
+            similarity_BNN.scatter_(2, columns[-1], float("-inf"))
+        best_BN1, column_BN1 = similarity_BNN.max(dim=2, keepdim=True)
+        similarities.append(best_BN1)
+        columns.append(column_BN1)
     if not columns:
         empty = similarity_BNN.new_zeros(*similarity_BNN.shape[:2], 0)
         return empty.long(), empty.bool()
-    return torch.cat(columns, dim=2), torch.cat(found, dim=2)
+    return torch.cat(columns, dim=2), torch.cat(similarities, dim=2) > float("-inf")

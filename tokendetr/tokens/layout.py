@@ -6,15 +6,15 @@ Shapes: B image, N all tokens (finest level first, row by row), L level, H and W
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from tokendetr.errors import ExportError
+from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
-
-LevelShapes = tuple[tuple[int, int], ...]
+from tokendetr.tokens.geometry import LevelShapes, proposals, reference_points
 
 
 @dataclass(frozen=True)
@@ -94,32 +94,8 @@ class LevelLayout:
             device: of the masks.
         """
         shapes = tuple((int(height), int(width)) for height, width in level_shapes)
-        sizes_BL2 = torch.tensor([[list(size) for size in image] for image in valid_sizes]).to(
-            device
-        )
-        sizes_BL2 = sizes_BL2.view(len(valid_sizes), len(shapes), 2)
-        masks = []
-        for level, (height, width) in enumerate(shapes):
-            rows_H = torch.arange(height, device=device)
-            columns_W = torch.arange(width, device=device)
-            valid_BH = rows_H < sizes_BL2[:, level, 0, None]
-            valid_BW = columns_W < sizes_BL2[:, level, 1, None]
-            masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
-        ratios = [
-            [
-                (size[1] / shape[1], size[0] / shape[0])
-                for size, shape in zip(image, shapes, strict=True)
-            ]
-            for image in valid_sizes
-        ]
-        return cls(
-            level_shapes=shapes,
-            valid_BN=torch.cat(masks, dim=1),
-            valid_ratios_BL2=torch.tensor(ratios, dtype=torch.float32)
-            .view(-1, len(shapes), 2)
-            .to(device),
-            known_sizes=tuple(tuple((int(h), int(w)) for h, w in image) for image in valid_sizes),
-        )
+        sizes = tuple(tuple((int(h), int(w)) for h, w in image) for image in valid_sizes)
+        return _of_valid_sizes(shapes, sizes, torch.device(device))
 
     @classmethod
     def from_traced_sizes(
@@ -293,17 +269,12 @@ class LevelLayout:
 
         Source: ``get_reference_points`` of Deformable DETR and detrex.
         """
-        points = []
-        for level, (height, width) in enumerate(self.level_shapes):
-            y_H = torch.linspace(0.5, height - 0.5, height, dtype=torch.float32, device=self.device)
-            x_W = torch.linspace(0.5, width - 0.5, width, dtype=torch.float32, device=self.device)
-            ratio_B2 = self.valid_ratios_BL2[:, level]
-            y_BH = y_H / (ratio_B2[:, 1, None] * height)
-            x_BW = x_W / (ratio_B2[:, 0, None] * width)
-            shape = (self.batch_size, height, width)
-            pair = (x_BW[:, None, :].expand(shape), y_BH[:, :, None].expand(shape))
-            points.append(torch.stack(pair, dim=-1).flatten(1, 2))
-        return torch.cat(points, dim=1)[:, :, None] * self.valid_ratios_BL2[:, None]
+        return self._reference_points_BNL2
+
+    @cached_property
+    def _reference_points_BNL2(self) -> Tensor:
+        with torch.inference_mode(False):  # later passes may need gradients
+            return reference_points(self.level_shapes, self.valid_ratios_BL2)
 
     def proposals(self) -> tuple[Tensor, Tensor]:
         """Return the two-stage head's anchors: a box per token, centered on it, 0.05 * 2^level wide
@@ -316,18 +287,40 @@ class LevelLayout:
 
         Source: ``gen_encoder_output_proposals`` of Deformable DETR and detrex.
         """
-        boxes = []
-        for level, (height, width) in enumerate(self.level_shapes):
-            valid_BHW = self.grid(self.valid_BN, level)
-            y_H = torch.arange(height, dtype=torch.float32, device=self.device) + 0.5
-            x_W = torch.arange(width, dtype=torch.float32, device=self.device) + 0.5
-            y_BH = y_H / valid_BHW[:, :, 0].sum(dim=1, keepdim=True)
-            x_BW = x_W / valid_BHW[:, 0, :].sum(dim=1, keepdim=True)
-            shape = (self.batch_size, height, width)
-            size = torch.full(shape, 0.05 * 2.0**level, device=self.device)
-            box = (x_BW[:, None, :].expand(shape), y_BH[:, :, None].expand(shape), size, size)
-            boxes.append(torch.stack(box, dim=-1).flatten(1, 2))
-        boxes_BN4 = torch.cat(boxes, dim=1)
-        usable_BN = ((boxes_BN4 > 0.01) & (boxes_BN4 < 0.99)).all(dim=-1) & self.valid_BN
-        logits_BN4 = torch.log(boxes_BN4 / (1 - boxes_BN4))
-        return logits_BN4.masked_fill(~usable_BN[..., None], float("inf")), usable_BN
+        return self._proposals
+
+    @cached_property
+    def _proposals(self) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False):
+            return proposals(self.level_shapes, self.valid_BN)
+
+
+def _layout_bytes(layout: LevelLayout) -> int:
+    """Return the bytes of a layout's mask, reference points and proposals."""
+    return layout.valid_BN.numel() * (1 + 8 * layout.num_levels + 17)
+
+
+@partial(kept_tensors, measure=_layout_bytes)
+def _of_valid_sizes(
+    shapes: LevelShapes, valid_sizes: tuple[LevelShapes, ...], device: torch.device
+) -> LevelLayout:
+    sizes_BL2 = torch.tensor(valid_sizes, dtype=torch.long).to(device)
+    sizes_BL2 = sizes_BL2.view(len(valid_sizes), len(shapes), 2)
+    masks = []
+    for level, (height, width) in enumerate(shapes):
+        rows_H = torch.arange(height, device=device)
+        columns_W = torch.arange(width, device=device)
+        valid_BH = rows_H < sizes_BL2[:, level, 0, None]
+        valid_BW = columns_W < sizes_BL2[:, level, 1, None]
+        masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
+    ratios = [
+        [
+            (size[1] / shape[1], size[0] / shape[0])
+            for size, shape in zip(image, shapes, strict=True)
+        ]
+        for image in valid_sizes
+    ]
+    ratios_BL2 = torch.tensor(ratios, dtype=torch.float32).view(-1, len(shapes), 2)
+    return LevelLayout(
+        shapes, torch.cat(masks, dim=1), ratios_BL2.to(device), known_sizes=valid_sizes
+    )

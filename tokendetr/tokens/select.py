@@ -94,12 +94,9 @@ def partition(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
         The order, long [B, N] (``order[b, s]`` is the candidate at place s), and its inverse, long
         [B, N] (``slot[b, n]`` is the place of candidate n).
     """
-    kept_BN = keep_BN.long()
-    places_before_BN = kept_BN.cumsum(dim=1)
-    position_N = torch.arange(1, keep_BN.shape[1] + 1, device=keep_BN.device)
-    dropped_before_BN = position_N - places_before_BN
-    slot_BN = torch.where(
-        keep_BN, places_before_BN, places_before_BN[:, -1:] + dropped_before_BN
-    ).sub_(1)
-    position_BN = (position_N - 1).expand_as(slot_BN)
+    kept_up_to_BN = keep_BN.cumsum(dim=1)
+    position_N = torch.arange(keep_BN.shape[1], device=keep_BN.device)
+    behind_kept_BN = kept_up_to_BN[:, -1:] + (position_N - kept_up_to_BN)
+    slot_BN = torch.where(keep_BN, kept_up_to_BN - 1, behind_kept_BN)
+    position_BN = position_N.expand_as(slot_BN)
     return torch.empty_like(slot_BN).scatter_(1, slot_BN, position_BN), slot_BN

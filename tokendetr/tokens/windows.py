@@ -1,21 +1,22 @@
 """Windows of the levels of a padded batch, and their coherence.
 
-Shapes: B image, N all tokens, S windows of a level (of all images), A their tokens one window after
-the other, G classes: the windows of one size in one image, R chosen windows, P tokens of a window.
+Shapes: B image, N all tokens, S windows of some levels (of all images), A their tokens one window
+after the other, G classes: the windows of one size in one level of one image, R chosen windows, P
+tokens of a window.
 "Flat" tokens count over the batch: ``image * N + token``. Nothing here carries a gradient.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tokendetr.tokens.layout import LevelLayout
+from tokendetr.tokens.constants import kept_tensors
+from tokendetr.tokens.layout import LevelLayout, LevelShapes
 from tokendetr.tokens.select import ragged_index, topk_valid, valid_from_counts
 
 ZERO_NORM = 1e-12
@@ -27,17 +28,22 @@ ZERO_NORM = 1e-12
 _BORDER_FIRST = 0.8
 _ROW_STEP, _COLUMN_STEP = 0.7548776662466927, 0.5698402909980532
 
+_FEW_CLASSES = 16
+"""So many classes are ranked one by one; more of them together, as rows of one padded matrix."""
+
 
 @dataclass(frozen=True)
 class WindowClass:
-    """Windows of one size in one image.
+    """Windows of one size in one level of one image.
 
     Attributes:
+        level: from 0.
         image: number of the image in the batch.
         shape: (rows, columns) of each window.
         count: number of windows.
     """
 
+    level: int
     image: int
     shape: tuple[int, int]
     count: int
@@ -95,11 +101,16 @@ def spread_tokens(layout: LevelLayout, level: int) -> Tensor:
     and avoids its border (:func:`spread_order` reversed), padding last.
 
     Returns:
-        Long [B, T], tokens counted from the level's first one.
+        Long [B, T], tokens counted from the level's first one. Do not write to it.
     """
-    shape = layout.level_shapes[level]
-    orders = [_spread_tokens(sizes[level], shape) for sizes in layout.valid_sizes]
-    return torch.from_numpy(np.array(orders, dtype=np.int64)).to(layout.device)
+    sizes = tuple(image[level] for image in layout.valid_sizes)
+    return _spread_level(sizes, layout.level_shapes[level], layout.device)
+
+
+@kept_tensors
+def _spread_level(sizes: LevelShapes, shape: tuple[int, int], device: torch.device) -> Tensor:
+    orders = [_spread_tokens(size, shape) for size in sizes]
+    return torch.from_numpy(np.array(orders, dtype=np.int64)).to(device)
 
 
 @lru_cache(maxsize=256)
@@ -113,13 +124,14 @@ def _spread_tokens(real_size: tuple[int, int], shape: tuple[int, int]) -> np.nda
 
 @dataclass(frozen=True)
 class LevelWindows:
-    """The windows of one level, over all images of a batch, without padding.
+    """The windows of one or several levels, over all images of a batch, without padding.
 
     They are ordered by class and within a class by :func:`spread_order`, so that among equally
-    coherent windows the chosen ones are spread over the image.
+    coherent windows the chosen ones are spread over the image. Batches of equal sizes share the
+    tensors: do not write to them.
 
     Attributes:
-        classes: image by image, the smallest windows first.
+        classes: level by level, in it image by image, the smallest windows first.
         token_A: long, the flat tokens window by window, each window's bottom-right one last.
         first_S: long, offset of each window's tokens in ``token_A``.
         cells_S: long, tokens of each window.
@@ -139,21 +151,17 @@ class LevelWindows:
             level: from 0.
             window: least cells per side of a window (:func:`split_evenly`).
         """
-        width = layout.level_shapes[level][1]
-        classes: list[WindowClass] = []
-        tokens, cells = [], []
-        for image, sizes in enumerate(layout.valid_sizes):
-            token_A, cells_S, counts = _image_windows(*sizes[level], width, window)
-            tokens.append(token_A + image * layout.num_tokens + layout.level_starts[level])
-            cells.append(cells_S)
-            classes.extend(WindowClass(image, shape, count) for shape, count in counts)
-        cells_S = np.concatenate(cells) if cells else np.zeros(0, dtype=np.int64)
-        token_A = np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int64)
-        first_S = np.cumsum(cells_S) - cells_S
-        return cls(
-            tuple(classes),
-            *(torch.from_numpy(each).to(layout.device) for each in (token_A, first_S, cells_S)),
-        )
+        return cls.of_levels(layout, ((level, window),))
+
+    @classmethod
+    def of_levels(cls, layout: LevelLayout, windows: Sequence[tuple[int, int]]) -> "LevelWindows":
+        """Divide the real part of several levels.
+
+        Args:
+            layout: the batch.
+            windows: for each level (from 0) the cells per side of a window, as in :meth:`of`.
+        """
+        return _windows(layout.level_shapes, layout.valid_sizes, tuple(windows), layout.device)
 
     def choose(self, score_S: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Return the tokens of each class's best windows.
@@ -163,20 +171,43 @@ class LevelWindows:
             counts: number of windows to choose from each class.
 
         Returns:
-            Long flat tokens [R, P], one tensor for each window size P, the smallest first.
+            Long flat tokens [R, P], one tensor for each window size P of which any is chosen, the
+            smallest first.
         """
+        if len(self.classes) > _FEW_CLASSES:
+            return self._choose_together(score_S, counts)
+        lowest = torch.finfo(score_S.dtype).min
+        scores = score_S.nan_to_num(nan=lowest, neginf=lowest).split(
+            [each.count for each in self.classes]
+        )
+        chosen: dict[int, list[Tensor]] = {}
+        for score_M, token_MP, count in zip(scores, self._tokens_by_class, counts, strict=True):
+            if count:
+                order_M = score_M.sort(descending=True, stable=True).indices
+                best_RP = token_MP.index_select(0, order_M[:count])
+                chosen.setdefault(token_MP.shape[1], []).append(best_RP)
+        return [
+            parts[0] if len(parts) == 1 else torch.cat(parts) for _, parts in sorted(chosen.items())
+        ]
+
+    @cached_property
+    def _tokens_by_class(self) -> tuple[Tensor, ...]:
+        """The tokens [M, P] of each class's windows."""
+        sizes = [each.count * each.cells for each in self.classes]
+        parts = zip(self.token_A.split(sizes), self.classes, strict=True)
+        return tuple(part.view(each.count, each.cells) for part, each in parts)
+
+    def _choose_together(self, score_S: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Do the same with a number of operators that does not grow with the classes."""
         sizes = [each.count for each in self.classes]
-        length, device = max(sizes, default=0), score_S.device
-        alike = len({(each.count, each.cells) for each in self.classes}) == 1
-        if alike and len(set(counts)) == 1:  # the usual case of one image: nothing is ragged
-            return [self._best_of_alike(score_S.view(len(sizes), length), counts[0])]
+        length, device = max(sizes), score_S.device
         starts_G = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
         valid_GM = valid_from_counts(sizes, length, device)
         if valid_GM is None:
             score_GM = score_S.view(len(sizes), length)
         else:
             place_GM = starts_G[:, None] + torch.arange(length, device=device)
-            score_GM = score_S[place_GM.clamp(max=max(score_S.numel() - 1, 0))]
+            score_GM = score_S[place_GM.clamp(max=score_S.numel() - 1)]
         order_GK, _ = topk_valid(score_GM, counts, valid_BN=valid_GM, valid_counts=sizes)
         chosen = []
         for cells in sorted({each.cells for each in self.classes}):
@@ -184,6 +215,8 @@ class LevelWindows:
                 count if each.cells == cells else 0
                 for count, each in zip(counts, self.classes, strict=True)
             ]
+            if not any(own):
+                continue
             place_R = ragged_index(own, order_GK.shape[1], device)
             class_R = place_R // max(order_GK.shape[1], 1)
             window_R = starts_G[class_R] + order_GK.flatten()[place_R]
@@ -191,20 +224,36 @@ class LevelWindows:
             chosen.append(self.token_A[member_RP])
         return chosen
 
-    def _best_of_alike(self, score_GM: Tensor, count: int) -> Tensor:
-        """Return the tokens of each class's best windows; all classes have one size and count."""
-        classes, length = score_GM.shape
-        order_GK, _ = topk_valid(score_GM, [count] * classes, valid_counts=[length] * classes)
-        token_GMP = self.token_A.view(classes, length, self.classes[0].cells)
-        if classes == 1:
-            return token_GMP[0].index_select(0, order_GK[0])
-        return torch.cat([token_GMP[row].index_select(0, order_GK[row]) for row in range(classes)])
-
     def per_token(self, score_S: Tensor, like_BN: Tensor) -> Tensor:
         """Return the windows' scores as a map of all tokens [B, N], NaN outside the windows."""
         map_N = like_BN.new_full((like_BN.numel(),), float("nan"), dtype=score_S.dtype)
         map_N[self.token_A] = score_S.repeat_interleave(self.cells_S)
         return map_N.view(like_BN.shape)
+
+
+@kept_tensors
+def _windows(
+    level_shapes: LevelShapes,
+    valid_sizes: tuple[LevelShapes, ...],
+    windows: tuple[tuple[int, int], ...],
+    device: torch.device,
+) -> LevelWindows:
+    """Return the windows of levels; arguments as in :class:`tokendetr.tokens.LevelLayout`."""
+    starts = [0]
+    for height, width in level_shapes:
+        starts.append(starts[-1] + height * width)
+    classes: list[WindowClass] = []
+    tokens, cells = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for level, window in windows:
+        for image, sizes in enumerate(valid_sizes):
+            token_A, cells_S, counts = _image_windows(*sizes[level], level_shapes[level][1], window)
+            tokens.append(token_A + image * starts[-1] + starts[level])
+            cells.append(cells_S)
+            classes.extend(WindowClass(level, image, shape, count) for shape, count in counts)
+    cells_S = np.concatenate(cells)
+    first_S = np.cumsum(cells_S) - cells_S
+    arrays = (np.concatenate(tokens), first_S, cells_S)
+    return LevelWindows(tuple(classes), *(torch.from_numpy(x).to(device) for x in arrays))
 
 
 @lru_cache(maxsize=256)
@@ -248,7 +297,7 @@ def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindo
     Args:
         x_BNC: tokens of all levels.
         inverse_norm_BN: their :func:`inverse_norms`.
-        windows: of one level.
+        windows: of the levels.
 
     Returns:
         Float32 (float64 for float64 tokens) [S] in [-1e-6, 1 + 1e-6].
@@ -259,11 +308,11 @@ def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindo
     if windows.token_A.numel() == 0:
         return x_BNC.new_zeros(windows.first_S.shape)
     # One fused gather and weighted sum: the unit vectors are never stored.
-    sum_SC = F.embedding_bag(
-        windows.token_A,
+    sum_SC = torch.embedding_bag(
         x_BNC.flatten(0, 1),
+        windows.token_A,
         windows.first_S,
-        mode="sum",
-        per_sample_weights=inverse_norm_BN.flatten()[windows.token_A],
-    )
+        mode=0,  # sum
+        per_sample_weights=inverse_norm_BN.flatten().index_select(0, windows.token_A),
+    )[0]
     return (sum_SC / windows.cells_S[:, None]).square().sum(dim=-1)

@@ -11,22 +11,28 @@ import torch
 from torch import Tensor
 
 
+def flat_index(index_BK: Tensor, tokens: int) -> Tensor:
+    """Return where rows ``index_BK`` of tensors [B, N, ...] stand in [B * N, ...], long [B * K]."""
+    batch = index_BK.shape[0]
+    if batch == 1:
+        return index_BK[0]
+    offset_B1 = torch.arange(batch, device=index_BK.device)[:, None] * tokens
+    return (index_BK + offset_B1).flatten()
+
+
 def take_rows(x_BN: Tensor, index_BK: Tensor) -> Tensor:
     """Return ``x_BN[b, index_BK[b, k]]`` for tensors [B, N, ...]: whole rows are copied."""
-    batch, tokens = x_BN.shape[:2]
-    offset_B1 = torch.arange(batch, device=index_BK.device)[:, None] * tokens
-    rows = x_BN.flatten(0, 1).index_select(0, (index_BK + offset_B1).flatten())
-    return rows.unflatten(0, index_BK.shape)
+    rows = x_BN.flatten(0, 1).index_select(0, flat_index(index_BK, x_BN.shape[1]))
+    return rows.view(*index_BK.shape, *x_BN.shape[2:])
 
 
 def put_rows(base_BNC: Tensor, index_BK: Tensor, rows_BKC: Tensor) -> Tensor:
     """Return a copy of ``base_BNC`` with rows ``index_BK`` (distinct in an image) replaced."""
-    batch, tokens = base_BNC.shape[:2]
-    offset_B1 = torch.arange(batch, device=index_BK.device)[:, None] * tokens
-    dtype = torch.promote_types(base_BNC.dtype, rows_BKC.dtype)
-    flat = base_BNC.flatten(0, 1).to(dtype)
-    rows = rows_BKC.flatten(0, 1).to(dtype)
-    return flat.index_copy(0, (index_BK + offset_B1).flatten(), rows).view_as(base_BNC)
+    flat, rows = base_BNC.flatten(0, 1), rows_BKC.flatten(0, 1)
+    if flat.dtype != rows.dtype:
+        dtype = torch.promote_types(flat.dtype, rows.dtype)
+        flat, rows = flat.to(dtype), rows.to(dtype)
+    return flat.index_copy(0, flat_index(index_BK, base_BNC.shape[1]), rows).view_as(base_BNC)
 
 
 class TokenMap(ABC):

@@ -42,8 +42,8 @@ class WindowGroup:
         flat = x_BNC.flatten(0, 1)
         if rule == "retain":
             return flat.index_select(0, self.member_RP[:, -1])
-        members_RPC = flat.index_select(0, self.member_RP.flatten()).unflatten(
-            0, self.member_RP.shape
+        members_RPC = flat.index_select(0, self.member_RP.flatten()).view(
+            *self.member_RP.shape, flat.shape[1]
         )
         if rule == "max":
             return members_RPC.amax(dim=1)
