@@ -4,22 +4,26 @@
 
 Makes a virtual environment from two source checkouts (kept for the next run), installs this
 project's wheel there without the stand-ins, and runs the tests in a folder that has everything of
-this checkout but its packages, so that the installed ones are tested. The last line has the counts.
-Needs nothing but Python's standard library.
+this checkout but its packages, so that the installed ones are tested. Each folder of tests is a
+pytest run of its own, so that ``--resume`` can go on after an interruption. The last line has the
+counts. Needs nothing but Python's standard library.
 """
 
 import argparse
-import collections
+import json
 import os
 import subprocess
 import sys
 import venv
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from tests.upstream.reports import added, counts_of, line_of, record
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "upstream"
+REPORTS = WORK / "reports"
 PACKAGES = ("tokendetr", "dynamic_detr", "focus_detr", "lite_detr", "sparse_detr")
 PACKAGES += ("spt_backbone", "token_transforming", "standalone")
 LEFT_OUT = {
@@ -33,7 +37,10 @@ LEFT_OUT = {
 }
 # detrex imports pkg_resources, which later setuptools do not have; both build with torch at hand.
 BUILD_TOOLS = ("setuptools<82", "wheel", "ninja")
-LIBRARIES = ("timm", "fairscale", "einops", "wandb", "lvis", "submitit", "opencv-python-headless")
+LIBRARIES = ("timm", "fairscale", "einops", "wandb", "lvis", "shapely", "submitit")
+LIBRARIES += ("opencv-python-headless",)
+CHANGED = ", changed"  # behind the commit of a checkout that is not as committed
+NO_TESTS = 5  # pytest's exit status where a folder has none of those that were asked for
 
 
 def run(command: Sequence[object], **options: object) -> int:
@@ -62,15 +69,19 @@ def requirements(name: str) -> list[str]:
 
 
 def environment(folder: Path, torch: Sequence[str], checkouts: Sequence[Path]) -> Path:
-    """Return the interpreter of an environment with detectron2 and detrex, made if need be."""
+    """Return the interpreter of an environment with detectron2 and detrex, made if need be.
+
+    One that has both is used; it gets the libraries that it lacks, and keeps its versions.
+    """
     python = folder / "bin" / "python"
+    libraries = [*LIBRARIES, *requirements("requirements.in"), *requirements("requirements-dev.in")]
     if python.exists() and not run([python, "-c", "import detectron2, detrex"], cwd=folder):
+        install(python, *(line.partition("==")[0] for line in libraries))
         return python
     venv.create(folder, with_pip=True)
     install(python, *BUILD_TOOLS)
     install(python, *torch)
-    install(python, *LIBRARIES, *requirements("requirements.in"))
-    install(python, *requirements("requirements-dev.in"))
+    install(python, *libraries)
     for checkout in checkouts:
         install(python, "--no-build-isolation", checkout)
     return python
@@ -86,6 +97,19 @@ def install_project(python: Path) -> None:
     install(python, "--no-deps", "--force-reinstall", *WORK.glob("*.whl"))
 
 
+def prepared(folder: Path, torch: Sequence[str], checkouts: Sequence[Path]) -> Path:
+    """Return the interpreter of an environment that has everything.
+
+    Nothing is done if this commit, unchanged, is installed there already.
+    """
+    state, stamp = state_of(ROOT), folder / "tokendetr-installed"
+    if not stamp.is_file() or stamp.read_text() != state or CHANGED in state:
+        stamp.unlink(missing_ok=True)
+        install_project(environment(folder, torch, checkouts))
+        stamp.write_text(state)
+    return folder / "bin" / "python"
+
+
 def working_folder() -> Path:
     """Return a folder with links to all of this checkout but its packages."""
     folder = WORK / "checkout"
@@ -99,63 +123,116 @@ def working_folder() -> Path:
     return folder
 
 
-def summary(report: Path) -> str:
-    """Print why tests were skipped, and return the line of counts."""
-    counts: collections.Counter[str] = collections.Counter()
-    reasons: collections.Counter[str] = collections.Counter()
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-        counts[kinds[0] if kinds else "passed"] += 1
-        skipped = case.find("skipped")
-        if skipped is not None:
-            reasons[skipped.get("message", "")] += 1
-    for reason, count in reasons.most_common():
-        print(f"skipped {count}: {reason}")
-    return (
-        f"{counts['passed']:,} passed, {counts['failure']} failed, {counts['error']} errors, "
-        f"{counts['skipped']} skipped for {len(reasons)} reasons"
-    )
+def pieces_of(tests: Path) -> dict[str, list[str]]:
+    """The folders of tests, each with its test files as the working folder names them."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(tests.rglob("test_*.py")):
+        place = path.relative_to(tests.parent)
+        found.setdefault(place.parent.as_posix(), []).append(place.as_posix())
+    return found
 
 
-def versions(python: Path, checkouts: Sequence[Path]) -> str:
-    """What the tests ran beside."""
+def run_piece(
+    python: Path, name: str, options: Sequence[str], variables: dict[str, str]
+) -> dict[str, Any]:
+    """Test one folder and return its counts, which are kept.
+
+    Raises:
+        SystemExit: pytest itself failed.
+    """
+    kept = REPORTS / f"{name.replace('/', '.')}.json"
+    report = kept.with_suffix(".xml")
+    for old in (kept, report):
+        old.unlink(missing_ok=True)
+    pytest = [python, "-m", "pytest", "--junitxml", report, *options]
+    status = run([*pytest, *pieces_of(ROOT / "tests")[name]], cwd=working_folder(), env=variables)
+    if status not in (0, 1, NO_TESTS):
+        sys.exit(f"pytest ended with {status} in {name}; --resume goes on there")
+    counts = {"tested": state_of(ROOT), **counts_of(report)}
+    kept.write_text(json.dumps(counts))
+    return counts
+
+
+def earlier(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The counts of the folders where nothing failed before, at whatever commit that was."""
+    found = {}
+    for name in names:
+        kept = REPORTS / f"{name.replace('/', '.')}.json"
+        counts = json.loads(kept.read_text()) if kept.is_file() else {"failures": ["not run"]}
+        if not counts["failures"]:
+            found[name] = counts
+    return found
+
+
+def state_of(checkout: Path) -> str:
+    """The commit of a checkout, and whether it was changed."""
+    git = ["git", "-C", str(checkout)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    return (head.stdout.strip() or "(no git)") + (CHANGED if status.stdout.strip() else "")
+
+
+def versions(python: Path, checkouts: Sequence[Path]) -> dict[str, str]:
+    """What the tests run, and beside what."""
     asked = subprocess.run(
         [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
     )
-    commits = []
-    for checkout in checkouts:
-        git = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-        done = subprocess.run(git, capture_output=True, text=True)
-        commits.append(f"{checkout.name} {done.stdout.strip() or '(no git)'}")
-    return f"beside {', '.join(commits)}, torch {asked.stdout.strip()}"
+    places = dict(zip(("tokendetr", "detectron2", "detrex"), (ROOT, *checkouts), strict=True))
+    found = {name: state_of(place) for name, place in places.items()}
+    return found | {"torch": asked.stdout.strip()}
 
 
-def main() -> None:
-    """Make the environment, install, test, and end with the exit status of the tests."""
+def commits(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The commits that the folders were tested at."""
+    return list(dict.fromkeys(piece["tested"] for piece in counts.values()))
+
+
+def parsed() -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what is pytest's of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--detectron2", type=Path, required=True, help="its source checkout")
     parser.add_argument("--detrex", type=Path, required=True, help="its source checkout")
     parser.add_argument("--venv", type=Path, default=WORK / "venv", help="reused where it exists")
     parser.add_argument("--torch", default="torch torchvision", help="what pip installs first")
+    parser.add_argument(
+        "--only", action="append", choices=pieces_of(ROOT / "tests"), help="a folder of tests"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out the folders where nothing failed before"
+    )
+    parser.add_argument("--record", type=Path, help="JSON file of the counts, if all was run")
     args, pytest_arguments = parser.parse_known_args()
-    checkouts = [args.detectron2.resolve(), args.detrex.resolve()]
-    for checkout in checkouts:
+    for checkout in (args.detectron2, args.detrex):
         if not (checkout / "setup.py").is_file():
             parser.error(f"{checkout} is no source checkout: it has no setup.py")
-    WORK.mkdir(parents=True, exist_ok=True)
-    python = environment(args.venv.absolute(), args.torch.split(), checkouts)
-    install_project(python)
-    report = WORK / "report.xml"
-    report.unlink(missing_ok=True)
+    return args, pytest_arguments
+
+
+def main() -> None:
+    """Make the environment, install, test, and end with the exit status of the tests."""
+    args, pytest_arguments = parsed()
+    checkouts = [args.detectron2.resolve(), args.detrex.resolve()]
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    names = args.only or list(pieces_of(ROOT / "tests"))
+    counts = earlier(names) if args.resume else {}
+    python = prepared(args.venv.absolute(), args.torch.split(), checkouts)
     variables = {**os.environ, "UPSTREAM_DETECTRON2": str(checkouts[0])}
     variables |= {"UPSTREAM_DETREX": str(checkouts[1])}
     variables.pop("PYTHONPATH", None)
-    pytest = [python, "-m", "pytest", "--junitxml", report, *pytest_arguments]
-    status = run(pytest, cwd=working_folder(), env=variables)
-    if not report.is_file():
-        sys.exit(f"pytest ended with {status} before it wrote {report}")
-    print(f"make test-upstream: {summary(report)}, {versions(python, checkouts)}")
-    sys.exit(status)
+    for name in names:
+        if name not in counts:
+            counts[name] = run_piece(python, name, pytest_arguments, variables)
+    beside = versions(python, checkouts) | {"tokendetr": " and ".join(commits(counts))}
+    if args.record and not args.only:
+        record(args.record, counts, beside)
+    total = added(counts)
+    for reason, count in total["reasons"].items():
+        print(f"skipped {count}: {reason}")
+    for failure in total["failures"]:
+        print(f"failed: {failure}")
+    told = ", ".join(f"{name} {version}" for name, version in beside.items())
+    print(f"make test-upstream: {line_of(counts)}, {told}")
+    sys.exit(bool(total["failures"]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Every config beside detectron2 and detrex themselves: it loads, and a plain trainer's steps hold.
-
-Skipped where their stand-ins are used.
-"""
+"""Every config beside detectron2 and detrex: it loads, and a plain trainer's steps hold."""
 
 import pytest
 from detectron2.config import LazyConfig, instantiate

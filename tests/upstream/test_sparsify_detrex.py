@@ -16,8 +16,8 @@ from tokendetr.data.shapes import ShapesSpec, ensure_shapes
 CHECKOUT = os.environ.get("UPSTREAM_DETREX", "")
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.upstream,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not CHECKOUT, reason="UPSTREAM_DETREX names no checkout of detrex"),
 ]
 

@@ -5,6 +5,7 @@ Read by detrex's programs in its checkout. The environment says which config and
 """
 
 import os
+from inspect import signature
 from pathlib import Path
 
 from detectron2.config import LazyCall as L
@@ -38,9 +39,10 @@ dataloader.train.total_batch_size = 2
 dataloader.evaluator.dataset_name = "flow"
 dataloader.evaluator.output_dir = os.environ["FLOW_OUTPUT"]
 model.num_classes = model.criterion.num_classes = NUM_CLASSES
-for _key in ("num_queries", "num_queries_one2one", "select_box_nums_for_evaluation"):
+for _key in ("num_queries", "num_queries_one2one"):
     if _key in model:
         model[_key] = QUERIES
+model.select_box_nums_for_evaluation = QUERIES  # not every config says it; the default is 300
 if "num_queries_one2many" in model:
     model.num_queries_one2many = QUERIES
     model.transformer.two_stage_num_proposals = 2 * QUERIES
@@ -48,7 +50,8 @@ model.device = train.device = "cpu"
 train.init_checkpoint, train.output_dir, train.seed = "", os.environ["FLOW_OUTPUT"], 1
 train.log_period = 1
 
-_two_stage = model.get("as_two_stage", True)  # DINO always has two
+# DINO always has two stages, and no such argument.
+_two_stage = model.get("as_two_stage", "as_two_stage" not in signature(_class).parameters)
 _sizes = dict(embed_dim="${..embed_dim}", num_layers="${..num_layers}")
 _methods = {
     "dynamic": lambda: L(DynamicSparsifier)(),
