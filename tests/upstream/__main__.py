@@ -189,7 +189,8 @@ def commits(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what is pytest's of it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    first = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(description=first, allow_abbrev=False)
     parser.add_argument("--detectron2", type=Path, required=True, help="its source checkout")
     parser.add_argument("--detrex", type=Path, required=True, help="its source checkout")
     parser.add_argument("--venv", type=Path, default=WORK / "venv", help="reused where it exists")
