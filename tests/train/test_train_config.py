@@ -233,6 +233,12 @@ def test_slips_end_in_one_line(toy_root, tmp_path, monkeypatch, capfd, options, 
         ("a.txt", "", "neither .py nor .yaml"),
         ("a.py", "x = (\n", "is no Python"),
         ("a.py", "import no_such_module\n", "no_such_module"),
+        (
+            "a.py",
+            "from detrex.modeling.backbone import NoSuch\n",
+            "this config needs detrex itself",
+        ),
+        ("a.py", "import projects.no_such.modeling\n", "needs detrex's own projects"),
         ("a.py", "train = dict(device='cpu', output_dir='out')\n", "has no model, dataloader"),
     ],
 )

@@ -10,14 +10,9 @@ on two images of different sizes; with all tokens kept, the largest difference t
 encoder with equal weights.
 """
 
-import argparse
 import copy
-import datetime
 import importlib
-import json
-import os
 import sys
-import tempfile
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +29,7 @@ from torch import nn
 from dynamic_detr import DynamicSparsifier
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
-from tests.upstream.flows.on_a_cpu import stay_on_the_cpu
-from tests.upstream.flows.programs import detrexs_projects
+from tests.upstream.rows import parser_of, rows_of
 from tokendetr import encoder as encoder_api
 from tokendetr.analysis.tables import Table
 from tokendetr.config import sparsify, sparsify_pixel_decoder
@@ -261,41 +255,25 @@ def table(results: dict[str, Any]) -> Table:
         rows.append((name, found["offers"], *cells, equal))
     columns = ("detector", "offers", "dense", "Sparse DETR", "Focus-DETR", "Dynamic DETR")
     columns += ("scores, all tokens kept",)
-    note = f"`python -m tests.upstream.clients`; {results['versions']}; {results['date']}."
+    note = f"{results['command']}; {results['versions']}; {results['date']}."
     return Table("clients", "", columns, rows, [note])
 
 
 def main() -> None:
     """Try the detectors, or print the table of a result file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--detrex", type=Path, default=Path(), help="its source checkout")
+    parser = parser_of(__doc__)
     parser.add_argument("--others", type=Path, help="folder of further checkouts")
-    parser.add_argument("--output", type=Path, help="JSON file of the rows, continued if it exists")
-    parser.add_argument("--table", type=Path, help="print the table of such a file")
     parser.add_argument("names", nargs="*", help="detectors; all by default")
-    args = parser.parse_args()
-    if args.table:
-        print(table(json.loads(args.table.read_text())).markdown())
-        return
-    if args.output is None:
-        parser.error("say --output or --table")
-    stay_on_the_cpu()
-    os.environ["UPSTREAM_DETREX"] = str(args.detrex.resolve())
-    sys.path.insert(0, str(detrexs_projects(Path(tempfile.mkdtemp()))))
-    results = json.loads(args.output.read_text()) if args.output.exists() else {"rows": {}}
+    args, rows = rows_of(parser, "tests.upstream.clients", table)
     for name, client in CLIENTS.items():
         place = args.others / client.folder if args.others and client.folder else None
         missing = client.folder and (place is None or not place.is_dir())
-        known = name in results["rows"] and not args.names
+        known = name in rows and not args.names
         if missing or known or (args.names and name not in args.names):
             continue
         if place:
             sys.path.append(str(place.resolve()))
-        results["rows"][name] = row(client)
-        print(name, json.dumps(results["rows"][name]), flush=True)
-        results["versions"] = f"detectron2 02b5c4e2, detrex e244e6c, torch {torch.__version__}, CPU"
-        results["date"] = datetime.date.today().isoformat()
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        rows.keep(name, row(client))
 
 
 if __name__ == "__main__":

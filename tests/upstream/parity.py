@@ -1,7 +1,7 @@
 """Compare detectors of detrex's own and of this project: keys, detections, losses, gradients.
 
     python -m tests.upstream.parity --detrex CHECKOUT --output parity.json
-    python -m tests.upstream.parity --table parity.json    # the table of docs/upstream_parity.md
+    python -m tests.upstream.parity --table parity.json  # of docs/upstream_differences.md
 
 Runs where detectron2 and detrex are installed. Both sides' configs are made narrow in the same way,
 filled with weights that are a formula of their names, and run in float64 on two images of different
@@ -10,14 +10,7 @@ is padding), both in training. "Noise" is what is random in a training pass: den
 where it is on, both sides start from the same seed.
 """
 
-import argparse
 import copy
-import datetime
-import json
-import os
-import platform
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +22,7 @@ from torch import nn
 
 from tests import small_configs
 from tests.golden import formula
-from tests.upstream.flows.on_a_cpu import stay_on_the_cpu
-from tests.upstream.flows.programs import detrexs_projects
+from tests.upstream.rows import parser_of, rows_of
 from tokendetr.analysis.tables import Table
 from tokendetr.config import resize, zoo
 
@@ -167,36 +159,12 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Compare, or print the table of a result file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--detrex", type=Path, default=Path(), help="its source checkout")
-    parser.add_argument("--output", type=Path, help="JSON file of the rows, continued if it exists")
-    parser.add_argument("--table", type=Path, help="print the table of such a file")
-    args = parser.parse_args()
-    if args.table:
-        print(table(json.loads(args.table.read_text())).markdown())
-        return
-    if args.output is None:
-        parser.error("say --output or --table")
+    args, rows = rows_of(parser_of(__doc__), "tests.upstream.parity", table)
     torch.set_default_dtype(torch.float64)
-    stay_on_the_cpu()
     Boxes.to = lambda boxes, *args, **options: boxes  # it would make them float32
-    os.environ["UPSTREAM_DETREX"] = str(args.detrex.resolve())
-    sys.path.insert(0, str(detrexs_projects(Path(tempfile.mkdtemp()))))
-    results: dict[str, Any] = {"rows": {}}
-    if args.output.is_file():
-        results = json.loads(args.output.read_text())
     for name, path in CONFIGS.items():
-        if name in results["rows"]:
-            continue
-        results["rows"][name] = compare(name, path, args.detrex)
-        print(name, json.dumps(results["rows"][name]), flush=True)
-        results["command"] = "`python -m tests.upstream.parity`"
-        results["versions"] = (
-            f"detectron2 02b5c4e2, detrex e244e6c, torch {torch.__version__}, CPU "
-            f"({platform.machine()})"
-        )
-        results["date"] = datetime.date.today().isoformat()
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        if name not in rows:
+            rows.keep(name, compare(name, path, args.detrex))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tokendetr.config.own_data import (
 )
 from tokendetr.config.registration import load_repeatably
 from tokendetr.config.settings import check_settings
-from tokendetr.config.targets import check_targets
+from tokendetr.config.targets import check_targets, source_of
 from tokendetr.config.tree import RENAMED, config_files, shipped_weights
 from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
@@ -147,7 +147,9 @@ def _load_file(config_file: str) -> DictConfig:
     except SyntaxError as error:
         raise ConfigError(f"{config_file} is no Python: {error.__cause__ or error}") from error
     except ImportError as error:
-        raise ConfigError(f"{config_file} imports what is not there: {error}") from error
+        needs = source_of(error.name or "")
+        hint = f"; this config needs {needs}" if needs else ""
+        raise ConfigError(f"{config_file} imports what is not there: {error}{hint}") from error
 
 
 def fill_defaults(cfg: DictConfig) -> None:

@@ -24,13 +24,23 @@ def check_targets(node: DictConfig) -> None:
         try:
             locate(target)
         except ImportError as error:
-            package = target.split(".")[0]
-            needs = f"{package}: {error}"
-            if package in SOURCES:
-                needs = f"{package} itself, which has it; install it from {SOURCES[package]}"
+            needs = source_of(target) or f"{target.split('.')[0]}: {error}"
             raise ConfigError(
                 f"{key} is {target}, which cannot be imported: this config needs {needs}"
             ) from error
+
+
+def source_of(module: str) -> str:
+    """Return what has a module of detectron2 or detrex that is not there, and where to get it.
+
+    Empty for other packages' modules.
+    """
+    package = module.split(".")[0]
+    if package == "projects":
+        return f"detrex's own projects; run it at the root of a checkout of {SOURCES['detrex']}"
+    if package in SOURCES:
+        return f"{package} itself, which has it; install it from {SOURCES[package]}"
+    return ""
 
 
 def _names(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
