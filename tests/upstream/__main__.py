@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,15 +153,16 @@ def run_piece(
     return counts
 
 
-def earlier(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The counts of the folders where nothing failed before, at whatever commit that was."""
-    found = {}
-    for name in names:
-        kept = REPORTS / f"{name.replace('/', '.')}.json"
-        counts = json.loads(kept.read_text()) if kept.is_file() else {"failures": ["not run"]}
-        if not counts["failures"]:
-            found[name] = counts
-    return found
+def earlier(names: Iterable[str], *, green: bool) -> dict[str, dict[str, Any]]:
+    """The counts of the folders that were tested before, at whatever commit that was.
+
+    Args:
+        names: of the folders.
+        green: only where nothing failed.
+    """
+    files = {name: REPORTS / f"{name.replace('/', '.')}.json" for name in names}
+    found = {name: json.loads(f.read_text()) for name, f in files.items() if f.is_file()}
+    return {name: counts for name, counts in found.items() if not (green and counts["failures"])}
 
 
 def state_of(checkout: Path) -> str:
@@ -201,7 +202,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--resume", action="store_true", help="leave out the folders where nothing failed before"
     )
-    parser.add_argument("--record", type=Path, help="JSON file of the counts, if all was run")
+    parser.add_argument("--record", type=Path, help="JSON file of all counts so far")
     args, pytest_arguments = parser.parse_known_args()
     for checkout in (args.detectron2, args.detrex):
         if not (checkout / "setup.py").is_file():
@@ -215,7 +216,7 @@ def main() -> None:
     checkouts = [args.detectron2.resolve(), args.detrex.resolve()]
     REPORTS.mkdir(parents=True, exist_ok=True)
     names = args.only or list(pieces_of(ROOT / "tests"))
-    counts = earlier(names) if args.resume else {}
+    counts = earlier(names, green=True) if args.resume else {}
     python = prepared(args.venv.absolute(), args.torch.split(), checkouts)
     variables = {**os.environ, "UPSTREAM_DETECTRON2": str(checkouts[0])}
     variables |= {"UPSTREAM_DETREX": str(checkouts[1])}
@@ -223,9 +224,11 @@ def main() -> None:
     for name in names:
         if name not in counts:
             counts[name] = run_piece(python, name, pytest_arguments, variables)
+    if args.record:
+        counts = earlier(pieces_of(ROOT / "tests"), green=False)
     beside = versions(python, checkouts) | {"tokendetr": " and ".join(commits(counts))}
-    if args.record and not args.only:
-        record(args.record, counts, beside)
+    if args.record:
+        record(args.record, counts, beside, set(pieces_of(ROOT / "tests")) - set(counts))
     total = added(counts)
     for reason, count in total["reasons"].items():
         print(f"skipped {count}: {reason}")

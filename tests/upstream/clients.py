@@ -29,6 +29,7 @@ from torch import nn
 from dynamic_detr import DynamicSparsifier
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
+from tests.upstream import first_code
 from tests.upstream.rows import parser_of, rows_of
 from tokendetr import encoder as encoder_api
 from tokendetr.analysis.tables import Table
@@ -137,6 +138,24 @@ def mask2former(node: Node) -> nn.Module:
     return of_detectron2("mask2former", config, ("add_maskformer2_config",), node)
 
 
+def maskdino_of_its_authors(node: Node) -> nn.Module:
+    config = "configs/coco/instance-segmentation/maskdino_R50_bs16_50ep_3s.yaml"
+    return of_detectron2("maskdino", config, ("add_maskdino_config",), node)
+
+
+def of_first_code(folder: str, *arguments: str) -> Callable[[Node], nn.Module]:
+    """A detector on the code of the first Deformable DETR."""
+
+    def make(node: Node) -> nn.Module:
+        place = next(Path(path) for path in sys.path if Path(path).name == folder)
+        model = first_code.build(place, *arguments)
+        if node is None:
+            return model
+        return encoder_api.sparsify_pixel_decoder(model, instantiate(node))
+
+    return make
+
+
 @dataclass(frozen=True)
 class Client:
     """A detector of other people.
@@ -167,6 +186,15 @@ CLIENTS = {
     "Mr.DETR": Client(of_config(mr_detr), "two stages", "mr_detr"),
     "Stable-DINO": Client(of_config(stable_dino), "two stages", "stable_dino"),
     "Mask2Former": Client(mask2former, "pixel decoder", "mask2former"),
+    "MaskDINO, its authors'": Client(maskdino_of_its_authors, "pixel decoder", "maskdino"),
+    "Deformable DETR, its authors'": Client(
+        of_first_code("deformable_detr"), "pixel decoder", "deformable_detr"
+    ),
+    "DETA, its authors'": Client(
+        of_first_code("deta", "--with_box_refine", "--two_stage", "--num_queries", "300"),
+        "pixel decoder",
+        "deta",
+    ),
 }
 
 

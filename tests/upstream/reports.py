@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,18 @@ def line_of(pieces: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def record(
-    file: Path, pieces: Mapping[str, Mapping[str, Any]], versions: Mapping[str, str]
+    file: Path,
+    pieces: Mapping[str, Mapping[str, Any]],
+    versions: Mapping[str, str],
+    not_run: Iterable[str],
 ) -> None:
-    """Keep the result of a whole run.
+    """Keep the result of a run.
 
     Args:
         file: JSON, replaced at once.
         pieces: the counts of each folder of tests.
         versions: what the tests ran beside, by name.
+        not_run: the folders that are still to come.
     """
     content = {
         "command": "make test-upstream",
@@ -86,6 +90,7 @@ def record(
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
         "versions": dict(versions),
         "total": added(pieces),
+        "not_run": sorted(not_run),
         "pieces": {name: pieces[name] for name in sorted(pieces)},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +111,8 @@ def table(result: Mapping[str, Any]) -> "Table":
     beside = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     notes = [f"`{result['command']}`; {beside}; {result['machine']}; {result['date']}."]
     notes += [f"Skipped {n}: {reason}." for reason, n in result["total"]["reasons"].items()]
+    if result["not_run"]:
+        notes.append(f"Not run: {', '.join(result['not_run'])}.")
     return Table("upstream_suite", "", columns, rows, notes)
 
 

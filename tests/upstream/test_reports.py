@@ -18,9 +18,11 @@ def test_reports_are_added_up_and_shown(tmp_path):
     assert counts["failures"] == ["tests.a::fails", "tests.a::breaks"]
     pieces = {"tests/b": counts, "tests/a": counts}
     assert line_of(pieces) == "2 passed, 2 failed, 2 errors, 2 skipped for 1 reasons"
-    record(tmp_path / "kept" / "suite.json", pieces, {"detrex": "e244e6c", "torch": "2.14.1"})
-    result = json.loads((tmp_path / "kept" / "suite.json").read_text())
+    file = tmp_path / "kept" / "suite.json"
+    record(file, pieces, {"detrex": "e244e6c", "torch": "2.14.1"}, {"tests/c"})
+    result = json.loads(file.read_text())
     assert result["total"]["seconds"] == 3.0
     text = table(result).markdown()
     assert text.index("| tests/a |") < text.index("| tests/b |") < text.index("| all |")
     assert "detrex e244e6c, torch 2.14.1" in text and "Skipped 2: needs a GPU." in text
+    assert "Not run: tests/c." in text
