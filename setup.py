@@ -1,9 +1,9 @@
-"""Build of the distribution ``tokendetr``; the metadata is in pyproject.toml.
+"""Build the distribution ``tokendetr``; its metadata is in pyproject.toml.
 
-The operators' library is built by ``csrc/setup``, which also lists the environment variables.
+``csrc/setup`` builds the operators' library and lists the environment variables of its build.
 
-The folder ``projects/`` is installed inside the package, as ``tokendetr/projects/``: there no other
-package of that name can be mixed with it.
+The folder ``projects/`` is installed inside the package, as ``tokendetr/projects/``, where it
+cannot be mixed up with another package of that name.
 """
 
 import runpy
@@ -17,7 +17,7 @@ PROJECT_FILES = (".md", ".py", ".safetensors")
 
 
 class BuildWithProjects(build_py):
-    """Add the projects to the package, and the ``.pth`` file beside it, where Python reads it."""
+    """Add the projects to the package, and the ``.pth`` file to the site folder."""
 
     def run(self) -> None:
         """Build the packages, then copy the rest; an editable install reads projects in place."""

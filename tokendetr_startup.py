@@ -1,8 +1,8 @@
-"""Offer ``import projects...`` to interpreters where nobody else has it.
+"""Make ``import projects...`` work in interpreters that have no other package of that name.
 
-``tokendetr.pth`` runs this module when an interpreter starts, in every program of the environment.
-So it imports nothing but ``sys``; the package is first imported when somebody asks for
-``projects``. See ``tokendetr/_projects.py`` for what is found, and why.
+``tokendetr.pth`` runs this module at the start of every interpreter of the environment. So it
+imports nothing but ``sys``; ``tokendetr`` itself is imported when ``projects`` first is.
+``tokendetr/_projects.py`` says what is found, and why.
 """
 
 import sys
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ProjectsFinder:
-    """A meta path finder for ``projects`` and what is below it, to be asked last."""
+    """Meta path finder for ``projects`` and its submodules; meant to be the last one."""
 
     is_projects_finder = True
 
@@ -22,7 +22,7 @@ class ProjectsFinder:
     def find_spec(
         cls, name: str, path: "Sequence[str] | None" = None, target: object = None
     ) -> "ModuleSpec | None":
-        """Return the spec of a folder, package or module of ours, None for all other names."""
+        """Return the import spec of one of our folders, packages or modules, else None."""
         if name.partition(".")[0] != "projects":
             return None
         from tokendetr._projects import find_project
@@ -31,6 +31,6 @@ class ProjectsFinder:
 
 
 def install() -> None:
-    """Put the finder to the end of ``sys.meta_path``, once."""
+    """Append the finder to ``sys.meta_path``, once."""
     if not any(getattr(finder, "is_projects_finder", False) for finder in sys.meta_path):
         sys.meta_path.append(ProjectsFinder)

@@ -1,7 +1,7 @@
 """Efficient detection transformers for detectron2 and detrex.
 
-The names of ``__all__`` are the public interface. They are imported when they are first used:
-importing the package alone loads neither torch nor detectron2.
+The names in ``__all__`` are the public interface. Each is imported on first use, so importing the
+package alone loads neither torch nor detectron2.
 """
 
 import importlib
@@ -59,13 +59,13 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'tokendetr' has no attribute {name!r}")
     try:
         module = importlib.import_module(home)
-        # zoo is a module itself, which tokendetr.config does not import.
+        # zoo is a submodule that tokendetr.config does not import, so it is no attribute of it.
         value = importlib.import_module(f"{home}.zoo") if name == "zoo" else getattr(module, name)
     except ModuleNotFoundError as error:
         from tokendetr.errors import UPSTREAM, upstream_missing
@@ -78,5 +78,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """List the public names beside what is imported already."""
+    """Return the public names and whatever has been imported already."""
     return sorted({*globals(), *__all__})

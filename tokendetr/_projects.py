@@ -1,10 +1,10 @@
-"""Where configs, weights and documents are, and ``import projects...`` for upstream's config files.
+"""Locate the ``projects`` folder, and resolve ``import projects...`` for upstream's config files.
 
 Upstream's configs import their detectors from ``projects.<name>.modeling``. Ours re-export
-``tokendetr.models`` under that name, but must never take the place of a real one, say of a detrex
-clone on the path. So they are installed where no path leads, and a finder at the end of
-``sys.meta_path`` (``tokendetr_startup.py``, registered by ``tokendetr.pth`` when an interpreter
-starts) offers them for whatever nobody else has.
+``tokendetr.models`` under that name but must never shadow a real one, such as that of a detrex
+clone on the path. They are therefore installed outside of every import path, and a finder at the
+end of ``sys.meta_path`` (``tokendetr_startup.py``, registered by ``tokendetr.pth`` when an
+interpreter starts) offers them only for names that no other finder resolves.
 """
 
 import os.path
@@ -15,7 +15,7 @@ _PACKAGE = os.path.dirname(os.path.realpath(__file__))
 
 
 def projects_folder() -> str:
-    """Return the folder of the projects: inside the package, or beside it in a source checkout."""
+    """Return the ``projects`` folder: inside the package, or beside it in a source checkout."""
     installed = os.path.join(_PACKAGE, "projects")
     if os.path.isdir(installed):
         return installed
@@ -23,10 +23,10 @@ def projects_folder() -> str:
 
 
 def find_project(name: str) -> ModuleSpec | None:
-    """Return the spec of a folder, package or module of ours; None where there is none.
+    """Return the import spec of one of our folders, packages or modules, or None.
 
     Args:
-        name: dotted, ``projects`` first.
+        name: dotted name that starts with ``projects``.
     """
     place = os.path.join(projects_folder(), *name.split(".")[1:])
     if os.path.isfile(package := os.path.join(place, "__init__.py")):

@@ -1,11 +1,11 @@
 """Typed errors that the library raises; every message names what is wrong and what to do."""
 
 UPSTREAM = ("detectron2", "detrex")
-"""Packages that this one extends; neither is on the package index."""
+"""Packages that this one extends; neither is on PyPI."""
 
 
 def upstream_missing(name: str) -> str:
-    """Return what to do about a package of :data:`UPSTREAM` that is not installed."""
+    """Return the message for a package of :data:`UPSTREAM` that is not installed."""
     return (
         f"{name} is not installed. Install it from its sources, or this project's stand-ins: "
         "pip install ./standalone (tokendetr-standalone)"
@@ -21,18 +21,18 @@ class UnsupportedDetectorError(RuntimeError):
 
 
 class NotSparsifiableError(ConfigError):
-    """A detector cannot be made sparse, or is not; the message says what it lacks."""
+    """A detector cannot be made sparse, or has no sparsifier; the message says what it lacks."""
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss or a gradient is infinite or NaN; the weights are those before the step."""
+    """A loss or a gradient is infinite or NaN; the weights are those from before the step."""
 
 
 class SampleError(RuntimeError):
     """A record could not be turned into a sample; the message names its file and image id.
 
-    Raised in a loader process it arrives wrapped in that process's traceback, which says nothing
-    more than the message: only that is kept.
+    PyTorch re-raises the error of a worker process with the worker's traceback as its message; only
+    the original message is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -42,7 +42,7 @@ class SampleError(RuntimeError):
 
 
 class LoaderError(RuntimeError):
-    """A loader process ended by itself or was killed; the message says how to go on."""
+    """A data-loading worker exited or was killed; the message says how to continue."""
 
 
 class DatasetError(ValueError):
@@ -50,19 +50,19 @@ class DatasetError(ValueError):
 
 
 class CheckpointWriteError(OSError):
-    """A file could not be written; what was there before is unchanged."""
+    """A file could not be written; the one that was there before is unchanged."""
 
 
 class OutputError(OSError):
-    """A file that a tool is asked to write would be lost or cannot be written."""
+    """An output cannot be written, or would overwrite an input or another output."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: damaged, or no checkpoint. The message names the file."""
+    """A file that is damaged or is no checkpoint; the message names it."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A file holds more than weights and plain values; nothing of it was executed."""
+    """A checkpoint holds more than weights and plain values; nothing in it was executed."""
 
 
 class CheckpointMismatchError(CheckpointError):
@@ -74,15 +74,15 @@ class ExportError(ValueError):
 
 
 class ExportCheckError(RuntimeError):
-    """An exported model does not compute what the model computes; the message says how far off."""
+    """An exported model's outputs differ from the model's; the message says by how much."""
 
 
 class RunFolderError(ValueError):
-    """An output folder that this run must not use; the message says what to do."""
+    """An output folder that this run must not write to; the message says what to do."""
 
 
 class RendezvousError(RuntimeError):
-    """The processes of a run did not find each other."""
+    """The processes of a distributed run could not connect."""
 
 
 EXPECTED_ERRORS = (
@@ -102,4 +102,4 @@ EXPECTED_ERRORS = (
     SampleError,
     UnsafeCheckpointError,
 )
-"""Errors whose message says it all: programs show it without a traceback."""
+"""Errors whose message is complete: programs print it without a traceback."""

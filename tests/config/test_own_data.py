@@ -118,12 +118,12 @@ def test_hints_name_what_the_sizes_mean(tmp_path):
     root = coco_folder(tmp_path / "cells", train=6, val=4)
     edge = "dataloader.train.mapper.augmentation.1.short_edge_length=[14]"
     text = "\n".join(data_hints(load(root, tmp_path / "run", edge, "model.num_queries=3")))
-    assert "28 pixels (median) are read with a shorter side of 14" in text
+    assert "28 pixels (median) are resized to a short side of 14" in text
     assert "short_edge_length" in text
     assert "set model.num_queries=8 or more" in text
-    assert "A batch of 8 is more than the 6 images" in text
+    assert "A batch of 8 is larger than the data set of 6 images" in text
     short = load(root, tmp_path / "run", "train.max_iter=4", "dataloader.train.total_batch_size=2")
-    assert "8 epochs are train.max_iter=24" in "\n".join(data_hints(short))
+    assert "for 8 epochs set train.max_iter=24" in "\n".join(data_hints(short))
 
 
 def test_a_fitted_run_has_its_metrics_as_a_table_and_as_curves(tmp_path):

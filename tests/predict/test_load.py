@@ -108,7 +108,7 @@ def test_a_sparse_detector_takes_a_keep_ratio(folder):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        ("https://example.org/a.jpg", ValueError, "nothing is downloaded"),
+        ("https://example.org/a.jpg", ValueError, "URLs are not downloaded"),
         ("nowhere.jpg", FileNotFoundError, "nowhere.jpg"),
         ("nowhere.mp4", FileNotFoundError, "nowhere.mp4"),
         (3, TypeError, "image 0 is a int"),

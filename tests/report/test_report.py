@@ -104,7 +104,7 @@ def test_a_name_that_would_run_is_shown_as_text(page, tmp_path):
 
 def test_runs_of_one_name_and_a_folder_as_output_are_refused(page, tmp_path):
     runs = [str(page.parent / NAMES[0])] * 2
-    with pytest.raises(SystemExit, match="called alike"):
+    with pytest.raises(SystemExit, match="have the same name"):
         report.main([*runs, "--output", str(tmp_path / "r.html")])
     with pytest.raises(SystemExit, match="is a folder"):
         report.main([runs[0], "--output", str(tmp_path)])

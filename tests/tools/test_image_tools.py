@@ -120,7 +120,7 @@ def test_demo_reports_an_unreadable_image_and_continues(shapes, weights, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config-file", DENSE, "--input", "nowhere"], "no picture at 'nowhere'"),
+        (["--config-file", DENSE, "--input", "nowhere"], "no image at 'nowhere'"),
         (["--config-file", "projects/dino/configs/dino_shape.py", "--input", "."], "dino_shapes"),
         (
             ["--config-file", DENSE, "--input", "{val}", "--opts", "train.max_itr=3"],
@@ -171,7 +171,7 @@ def test_find_images_takes_files_folders_and_patterns(tmp_path):
     assert find_images([str(tmp_path)]) == both
     assert find_images([str(tmp_path / "*.png"), str(tmp_path)]) == both
     assert find_images([str(tmp_path / "note.txt")]) == [tmp_path / "note.txt"]
-    with pytest.raises(OSError, match=r"a\.png is no readable picture"):
+    with pytest.raises(OSError, match=r"a\.png is no readable image"):
         read_rgb(tmp_path / "a.png")
 
 

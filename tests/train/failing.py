@@ -108,9 +108,9 @@ OUTCOMES = {
     "assertion": (1, "AssertionError: an assertion of rank", True),
     "exit": (7, "", False),
     "expected": (1, "error: the config of rank ", False),
-    "kill": (137, "ended without a word", False),
+    "kill": (137, "ended without an error message", False),
     "memory": (1, "MemoryError: no memory for this", True),
-    "segmentation fault": (137, "ended without a word", False),
+    "segmentation fault": (137, "ended without an error message", False),
     "signal": (143, "", False),
 }
 

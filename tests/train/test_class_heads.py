@@ -9,13 +9,13 @@ from tokendetr.checkpoint.weights import load_weights
 from tokendetr.errors import CheckpointMismatchError
 
 
-def test_class_heads_of_another_number_start_anew(tmp_path, caplog):
+def test_class_heads_of_another_number_keep_their_initial_weights(tmp_path, caplog):
     torch.save({"model": ToyDetector(num_classes=7).state_dict()}, tmp_path / "seven.pth")
     model = ToyDetector(num_classes=3)
     heads = model.class_embed.weight.clone()
     report = load_weights(AtomicCheckpointer(model), str(tmp_path / "seven.pth"), new_classes=True)
     assert report.is_complete and torch.equal(model.class_embed.weight, heads)
-    lines = [r.getMessage() for r in caplog.records if "start anew" in r.getMessage()]
+    lines = [r.getMessage() for r in caplog.records if "initial weights" in r.getMessage()]
     assert len(lines) == 1 and "class_embed" in lines[0]
     # An evaluation of heads without training would be of no use.
     with pytest.raises(CheckpointMismatchError, match="wrong shape"):

@@ -156,7 +156,7 @@ def test_a_state_must_have_what_the_optimizer_needs():
 
 def test_another_seed_is_not_used_and_that_is_said(toy_run, run_folder, caplog):
     toy_run(run_folder, *LONGER, "train.seed=99", resume=True)
-    assert "train.seed=99 is not used" in caplog.text
+    assert "train.seed=99 is ignored" in caplog.text
     assert read_checkpoint(str(run_folder / "model_final.pth"))["data_state"]["seed"] == 7
 
 

@@ -244,7 +244,7 @@ def test_torchruns_processes_win_over_slurm_and_num_gpus(monkeypatch, caplog):
     monkeypatch.setitem(launch.__globals__, "_join", lambda *args: joined.append(args[0]))
     launch(print, arguments(8, "", ""), device="cpu")
     assert (joined[0].init_method, joined[0].rank) == ("env://", 1)
-    assert "--num-gpus 8 is not used: 2 processes" in caplog.text
+    assert "--num-gpus 8 is ignored: 2 processes" in caplog.text
 
 
 def test_no_more_processes_than_torchrun_started_are_warned_of(monkeypatch, caplog):
@@ -310,7 +310,7 @@ def test_another_batch_size_gets_a_hint(toy_run, tmp_path, caplog, batch, is_hin
     assert len(hints) == is_hinted
     if is_hinted:
         assert "batch size is 4" in hints[0]
-        assert "optimizer.lr=0.0025 (in proportion) or 0.005 (by the square root)" in hints[0]
+        assert "optimizer.lr=0.0025 (linear scaling) or 0.005 (square root scaling)" in hints[0]
         assert "train.max_iter=8" in hints[0]
 
 

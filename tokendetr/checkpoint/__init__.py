@@ -1,1 +1,1 @@
-"""Checkpoints: atomic files, weights read without running code, key names, safetensors."""
+"""Checkpoints: atomic saving, reading without running code, matching of keys, safetensors."""

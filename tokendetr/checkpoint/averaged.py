@@ -1,4 +1,4 @@
-"""Which weights of a training's checkpoint were measured: the model's, or their moving average."""
+"""Choose between a training checkpoint's weights and their moving average."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,17 +13,17 @@ Choice = Literal["auto", "model", "ema", "ema_if_kept"]
 
 
 def chosen_weights(checkpoint: Mapping[str, Any], choice: Choice = "auto") -> tuple[dict, str]:
-    """Return the weights to use of a checkpoint, and which they are: "model" or "ema".
+    """Return the weights to use from a checkpoint, and which these are: "model" or "ema".
 
     Args:
-        checkpoint: with ``model``, and ``ema_state`` where the training kept a moving average.
-        choice: "auto" takes the average where it is what the checkpoint was chosen by
-            (``best_metric_name`` of the moving average, such as ``bbox_ema/AP``); "ema_if_kept"
-            wherever the checkpoint has one.
+        checkpoint: with ``model``, and ``ema_state`` if the training kept a moving average.
+        choice: "model" or "ema"; "ema_if_kept" takes the average if the checkpoint has one; "auto"
+            takes it if the checkpoint was selected by it (its ``best_metric_name`` is one of the
+            moving average, such as ``bbox_ema/AP``).
 
     Raises:
-        CheckpointError: the average is asked for, and the checkpoint has none.
-        CheckpointMismatchError: the average is of another model than the checkpoint.
+        CheckpointError: "ema" is requested, and the checkpoint has no average.
+        CheckpointMismatchError: the average belongs to another model than the checkpoint.
     """
     average = checkpoint.get("ema_state")
     if choice == "ema" and not average:
@@ -35,15 +35,17 @@ def chosen_weights(checkpoint: Mapping[str, Any], choice: Choice = "auto") -> tu
 
 
 def _averaged(weights: Mapping[str, Any], average: Mapping[str, Any]) -> dict[str, Any]:
-    """Return weights with the averaged ones in their places, also under a tensor's other names.
+    """Return the weights with every averaged parameter replaced, under all of its names.
 
-    A moving average names every parameter once; heads that a decoder shares have two names. Either
-    may be below ``module.``, where one of both was wrapped when it was saved.
+    Either dict may have the prefix ``module.``, if its model was wrapped when it was saved.
 
     Raises:
-        CheckpointMismatchError: the average is of another model.
+        CheckpointMismatchError: the average belongs to another model.
     """
     average = {_plain(name): value for name, value in average.items()}
+    # A moving average has every parameter under one name (``named_parameters``), but a state dict
+    # has shared heads under two. Replacing one name alone would leave the other, which loading may
+    # apply last, with the weights before averaging. So names are also matched by storage.
     by_tensor = {
         value.data_ptr(): average[_plain(name)]
         for name, value in weights.items()

@@ -1,4 +1,4 @@
-"""Weights of a bare backbone, under its own names or torchvision's, as part of a detector."""
+"""Map the weights of a bare backbone, under its own or torchvision's names, to a detector's."""
 
 import re
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ _TORCHVISION_RULES = tuple(
 def as_backbone(
     weights: Mapping[str, Any], model_state: Mapping[str, Tensor]
 ) -> dict[str, Any] | None:
-    """Return weights of a bare backbone under a detector's names, None where they are none.
+    """Return the weights of a bare backbone under a detector's names, None for other weights.
 
-    ImageNet's files (a Swin's, torchvision's ResNets) name their weights from the backbone's root;
-    a detector has them below ``backbone``. They are taken for that only where the detector knows
-    none of their names as they are and finds at least half of its backbone among them.
+    ImageNet checkpoints (of Swin, of torchvision's ResNets) name weights from the backbone's root;
+    a detector has them below ``backbone``. A file counts as a bare backbone if none of its names
+    exists in the detector as it is, and if it covers at least half of the detector's backbone.
 
     Args:
-        weights: of the file.
-        model_state: of the detector.
+        weights: the file's weights by name.
+        model_state: the detector's state dict.
 
     Returns:
-        All of the file's weights with the prefix; those that the detector lacks (an ImageNet head)
-        are left for the report. Counters of batch norms are dropped.
+        All of the file's weights, prefixed; those that the detector lacks (an ImageNet head) stay
+        in for the report. Counters of batch norms are dropped.
     """
     wanted = {name for name in model_state if name.startswith(_PREFIX)}
     if not wanted or any(name in model_state for name in weights):
@@ -51,7 +51,7 @@ def as_backbone(
 
 
 def detectron2_resnet_name(name: str) -> str:
-    """Return detectron2's name of a weight of torchvision's ResNets.
+    """Return detectron2's name for a weight of torchvision's ResNets.
 
     ``layer1.0.downsample.1.weight`` becomes ``res2.0.shortcut.norm.weight``.
     """

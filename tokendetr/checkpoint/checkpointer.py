@@ -29,17 +29,17 @@ _TEMPORARY = re.compile(r"^\..+\.\d+\.tmp$")
 
 
 def plain_state(value: Any, where: str = "checkpoint") -> Any:
-    """A state with nothing but tensors, containers, numbers and text in it.
+    """Return a copy of a state that consists of tensors, containers, numbers and text alone.
 
-    Numpy scalars become Python numbers and arrays tensors, because ``torch.load`` with
-    ``weights_only=True`` refuses them.
+    Numpy scalars become Python numbers and arrays become tensors, because ``torch.load`` with
+    ``weights_only=True`` refuses numpy's types.
 
     Args:
-        value: any nested state dict.
+        value: any nested state dict; its tensors are not copied.
         where: name for messages.
 
     Raises:
-        TypeError: something else is in it; the message says where.
+        TypeError: the state holds an object of another type; the message says where.
     """
     if (
         value is None
@@ -58,7 +58,7 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
     if isinstance(value, OrderedDict):
         copied = OrderedDict((k, plain_state(item, f"{where}.{k}")) for k, item in value.items())
         if hasattr(value, "_metadata"):
-            # Versions of modules: loading asks for them.
+            # Versions of modules, which load_state_dict uses to convert old files.
             copied._metadata = value._metadata  # type: ignore[attr-defined]
         return copied
     if isinstance(value, Mapping):
@@ -73,19 +73,19 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with files that are written whole or not at all.
+    """detectron2's checkpointer, with files that are written atomically.
 
-    All ranks call :meth:`save`; rank 0 writes. Files are laid out as upstream's: ``model``,
-    ``trainer``, ``iteration``, ``ema_state`` and what else was added.
+    All ranks call :meth:`save`; rank 0 writes. Files have upstream's layout: ``model``,
+    ``trainer``, ``iteration``, ``ema_state`` and the other checkpointables.
 
     Args:
         model: the model; may be wrapped in DDP.
-        save_dir: where checkpoints are.
+        save_dir: folder of the checkpoints.
         **checkpointables: further objects with ``state_dict`` and ``load_state_dict``.
 
     Attributes:
-        identity: of the run, kept in every file.
-        resumed_from: path of the checkpoint that the run was resumed from; "" for none.
+        identity: identity of the run, stored in every file.
+        resumed_from: path of the checkpoint that the run was resumed from; "" if it was not.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any) -> None:
@@ -98,23 +98,24 @@ class AtomicCheckpointer(DetectionCheckpointer):
         """Save everything as ``<name>.pth`` and point ``last_checkpoint`` at it.
 
         Args:
-            name: file name without ending.
-            **kwargs: further plain data.
+            name: file name without extension.
+            **kwargs: further plain data to store.
 
         Raises:
-            CheckpointWriteError: on all ranks; the previous checkpoint is intact.
+            CheckpointWriteError: raised on all ranks; the previous checkpoint is intact.
         """
         self._save(name, list(self.checkpointables), tag=True, extra=kwargs)
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
-        """Save the model and its moving average alone; it is no file to resume from."""
+        """Save only the model and its moving average; a run cannot be resumed from this file."""
         names = [key for key in self.checkpointables if key == "ema_state"]
         self._save(name, names, tag=False, extra=kwargs)
 
     def _save(self, name: str, parts: list[str], *, tag: bool, extra: dict[str, Any]) -> None:
         if not self.save_dir:
             return
-        # Collective: a part may gather the states of all ranks.
+        # On all ranks: a checkpointable may gather the states of all of them (RngState does), so a
+        # state_dict() on rank 0 alone would wait for the others forever.
         data = {"model": self.model.state_dict()}
         for key in parts:
             data[key] = self.checkpointables[key].state_dict()
@@ -127,6 +128,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 self._write(f"{name}.pth", data, tag)
             except OSError as error:
                 failure = error
+        # Rank 0 raises only after this collective. If it raised at once, the others would go on to
+        # the next step and hang in its gradient reduction until the timeout.
         message = comm.all_gather(None if failure is None else str(failure))[0]
         if failure is not None:
             raise failure
@@ -136,10 +139,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def _write(self, basename: str, data: dict[str, Any], tag: bool) -> None:
         path = os.path.join(self.save_dir, basename)
         logger.info("Saving checkpoint to %s", path)
-        # Serialised in memory first: then a failing disk is met by our own writing alone.
+        # Serialized in memory first, so that only write_atomically meets a failing disk: torch.save
+        # reports a full disk as a RuntimeError without errno, and leaves a partial file.
         buffer = io.BytesIO()
         torch.save(plain_state(data), buffer)
         write_atomically(path, buffer.getbuffer())
+        # Only when the file is complete, so that the pointer never names a partial one.
         if tag:
             self.tag_last_checkpoint(basename)
 
@@ -149,29 +154,30 @@ class AtomicCheckpointer(DetectionCheckpointer):
         write_atomically(path, last_filename_basename.encode())
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of writers that were killed; only rank 0 does."""
+        """Remove temporary files of writers that were killed (on rank 0)."""
         if comm.is_main_process() and os.path.isdir(self.save_dir):
             for name in os.listdir(self.save_dir):
                 if _TEMPORARY.match(name):
                     remove_quietly(os.path.join(self.save_dir, name))
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
+        """Return whether there is a checkpoint to resume from."""
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint to resume from, or "".
+        """Return the path of the checkpoint to resume from, or "".
 
-        The file that ``last_checkpoint`` names; where that is empty or gone (another program was
-        killed while writing it) the newest ``model_<iteration>.pth``.
+        It is the file that ``last_checkpoint`` names. If that pointer is empty or its file is gone
+        (upstream's checkpointer does not write it atomically), it is the newest
+        ``model_<iteration>.pth``.
         """
         if not self.save_dir or not os.path.isdir(self.save_dir):
             return ""
         return next(iter(self._candidates()), "")
 
     def _candidates(self) -> list[str]:
-        """The files to resume from, best first: the one that ``last_checkpoint`` names, then by
-        iteration."""
+        """Return the files to resume from: the one that ``last_checkpoint`` names, then the newest
+        first."""
         pointer = os.path.join(self.save_dir, "last_checkpoint")
         names = sorted(
             (n for n in os.listdir(self.save_dir) if re.match(r"^model_\d{7,}\.pth$", n)),
@@ -187,13 +193,13 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return [os.path.join(self.save_dir, name) for name in names]
 
     def read_latest(self) -> tuple[str, dict[str, Any]]:
-        """The newest readable checkpoint to resume from, and its contents; :meth:`load` of that
-        path does not read it again.
+        """Return path and contents of the newest readable checkpoint to resume from.
 
-        A damaged one is named in a warning, and the one before it taken.
+        Damaged files are skipped with a warning. The contents are kept: a following :meth:`load` of
+        the path does not read the file again.
 
         Raises:
-            CheckpointError: there are checkpoints, and none can be read.
+            CheckpointError: there are checkpoints, but none can be read.
         """
         failures: list[str] = []
         for path in self._candidates():
@@ -211,11 +217,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
             return path, data
         raise CheckpointError(
             f"none of the checkpoints in {self.save_dir} can be read: {'; '.join(failures)}. "
-            "Restore one, or start anew in another train.output_dir"
+            "Restore one, or start over in another train.output_dir"
         )
 
     def read(self, path: str) -> dict[str, Any]:
-        """The contents of a checkpoint (path, URL or ``detectron2://``), without loading them."""
+        """Return the contents of a checkpoint (path, URL or ``detectron2://``) without loading them
+        into the model."""
         parsed = urlparse(path)
         location = self.path_manager.get_local_path(parsed._replace(query="").geturl())
         return read_checkpoint(location, query=parsed.query)

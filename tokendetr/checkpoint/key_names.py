@@ -1,11 +1,13 @@
-"""Names of state-dict keys, for people."""
+"""Compact display of state-dict keys."""
 
 from collections.abc import Sequence
 
 
 def grouped_keys(keys: Sequence[str]) -> list[str]:
-    """Write keys that differ in one part, but for the first, as one:
-    ``blocks.{0,1}.gate.{weight,bias}``."""
+    """Merge keys that differ in one dotted part into one: ``blocks.{0,1}.gate.{weight,bias}``.
+
+    The first part is never merged.
+    """
     groups: list[tuple[str, ...]] = [tuple(key.split(".")) for key in keys]
     for place in reversed(range(1, max(map(len, groups), default=0))):
         merged: dict[tuple[str, ...], list[str]] = {}

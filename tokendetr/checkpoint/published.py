@@ -1,6 +1,6 @@
-"""The checkpoints that the authors of detrex, Focus-DETR and Sparse DETR offer, and their configs.
+"""Checkpoints published by the authors of detrex, Focus-DETR and Sparse DETR, and their configs.
 
-Addresses and AP are those of the authors' own tables: nothing here was downloaded or measured.
+URLs and AP are those of the authors' tables; nothing here was downloaded or measured.
 """
 
 import json
@@ -14,14 +14,14 @@ __all__ = ["PublishedCheckpoint", "find_published", "published_checkpoints"]
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A file that somebody else offers.
+    """A checkpoint that its authors published.
 
     Attributes:
         url: its address; archives (``.zip``) have to be unpacked.
-        config: name of the config here that it is evaluated with.
+        config: name of the config of this project that evaluates it.
         ap: box AP on COCO's ``val2017`` as its authors state it.
-        overrides: of the config, for the numbers of the authors' code.
-        note: what stands in the way; empty if nothing does.
+        overrides: overrides of the config that reproduce the settings of the authors' code.
+        note: what prevents its use; empty if nothing does.
     """
 
     url: str
@@ -32,11 +32,11 @@ class PublishedCheckpoint:
 
     @property
     def file(self) -> str:
-        """Name of the file as it is downloaded."""
+        """File name of the download."""
         return Path(urlparse(self.url).path).name
 
     def command(self) -> str:
-        """The command that evaluates the file in the working folder."""
+        """Return the command that evaluates the file in the working folder."""
         weights = str(Path(self.file).with_suffix(".pth"))
         words = [
             "tokendetr evaluate --config-file",
@@ -48,7 +48,7 @@ class PublishedCheckpoint:
 
 @cache
 def published_checkpoints() -> tuple[PublishedCheckpoint, ...]:
-    """Return every file, in the order of the authors' tables."""
+    """Return all published checkpoints, in the order of the authors' tables."""
     rows = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return tuple(
         PublishedCheckpoint(**{**row, "overrides": tuple(row.get("overrides", ()))}) for row in rows
@@ -56,6 +56,6 @@ def published_checkpoints() -> tuple[PublishedCheckpoint, ...]:
 
 
 def find_published(path: str) -> PublishedCheckpoint | None:
-    """Return the published file of a path's or an address's name, None for another name."""
+    """Return the published checkpoint with the file name of a path or URL, else None."""
     stem = Path(urlparse(path).path).stem
     return next((row for row in published_checkpoints() if Path(row.file).stem == stem), None)

@@ -1,7 +1,7 @@
-"""Read checkpoint files of every kind without running code from them.
+"""Read checkpoint files of all formats without running code that they may hold.
 
-Whatever is wrong with a file ends in one error class that names it: the readers below are handed
-bytes that anyone may have written, so any exception of theirs means that the file is to blame.
+Every fault of a file is raised as a :class:`~tokendetr.errors.CheckpointError` that names it. The
+readers get untrusted bytes, so any exception that they raise is treated as a fault of the file.
 """
 
 import argparse
@@ -26,8 +26,8 @@ __all__ = ["read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-_PLAIN_TYPES: list[Any] = [argparse.Namespace]  # the published codes' files hold their command line
-# Where codes keep a model's weights inside their checkpoints, in the order of preference.
+_PLAIN_TYPES: list[Any] = [argparse.Namespace]  # published checkpoints hold their command line
+# Keys under which training codes store the weights in their checkpoints, in order of preference.
 _WRAPPERS = (
     "model",
     "state_dict",
@@ -44,23 +44,23 @@ _MAX_WRAPPERS = 8
 
 
 def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
-    """Read a checkpoint file as a dict with ``model``.
+    """Read a checkpoint file into a dict with the key ``model``.
 
     Args:
         path: a local ``.safetensors`` file, a ``.pkl`` of numpy arrays (detectron2's model zoo),
-            or a file of ``torch.save``: with ``model``, ``state_dict``, ``model_state_dict``,
-            ``ema_state`` and the like, also one in the other (``ema.module``), ``model_state``
-            (``.pyth``), or a bare state dict. The prefixes ``module.`` and ``_orig_mod.`` of
-            wrapped models are removed from the keys.
-        query: ``matching_heuristics=True`` to match keys by their endings.
+            or a file of ``torch.save``. The last may be a bare state dict, or hold one under
+            ``model``, ``state_dict``, ``model_state_dict``, ``ema_state`` and the like, also nested
+            (``ema.module``), or under ``model_state`` (``.pyth``). The prefixes ``module.`` and
+            ``_orig_mod.`` of wrapped models are removed from the keys.
+        query: ``matching_heuristics=True`` to match keys by their suffixes.
 
     Returns:
         ``model`` (name -> tensor or array) and whatever else is in the file.
 
     Raises:
         FileNotFoundError: no such file.
-        UnsafeCheckpointError: the file holds anything but tensors, arrays and plain values.
-        CheckpointError: it is damaged or is no checkpoint.
+        UnsafeCheckpointError: the file holds more than tensors, arrays and plain values.
+        CheckpointError: the file is damaged or is no checkpoint.
         ValueError: the query is unknown.
     """
     if not os.path.isfile(path):
@@ -81,7 +81,7 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
 
 
 def how_it_is_made(path: str) -> str:
-    """Return a hint at weights of this project that do not come with it, "" for other files."""
+    """Return how to make weights that the project does not ship, for messages; else ""."""
     folder = os.path.dirname(os.path.abspath(path))
     ours = f"{folder}{os.sep}".startswith(f"{projects_folder()}{os.sep}")
     if not ours or not os.path.isfile(readme := os.path.join(folder, "README.md")):
@@ -102,7 +102,7 @@ def _read_torch(path: str) -> dict[str, Any]:
             raise UnsafeCheckpointError(
                 f"{path} was refused: it holds more than tensors and plain values, and reading "
                 f"that would run code from the file ({reason}). Nothing was executed. If you made "
-                "it yourself, save its state dict anew with torch.save."
+                "it yourself, save its state dict again with torch.save."
             ) from error
         raise CheckpointError(f"{path} is damaged or is no checkpoint: {reason}") from error
     if not isinstance(loaded, dict):
@@ -120,7 +120,7 @@ def _read_torch(path: str) -> dict[str, Any]:
 
 
 def _moving_average(path: str, state: Any) -> dict[str, Any] | None:
-    """The averaged weights of a checkpoint; None, with a warning, where they are something else."""
+    """Return the averaged weights of a checkpoint; None, with a warning, if they are unusable."""
     if state is None:
         return None
     try:
@@ -131,7 +131,7 @@ def _moving_average(path: str, state: Any) -> dict[str, Any] | None:
 
 
 def _unwrapped(path: str, content: Any) -> Any:
-    """The weights inside a checkpoint; the content itself where it wraps nothing."""
+    """Return the innermost weights of a checkpoint; the content itself if nothing wraps them."""
     for _ in range(_MAX_WRAPPERS):
         if not isinstance(content, Mapping):
             return content
@@ -145,7 +145,7 @@ def _unwrapped(path: str, content: Any) -> Any:
 
 
 def _refuse_zip_bomb(path: str) -> None:
-    """Refuse an archive whose contents are larger than itself; torch.save compresses nothing."""
+    """Refuse an archive that unpacks to more than its size: torch.save does not compress."""
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return
@@ -177,7 +177,7 @@ def _read_zoo_pickle(path: str) -> dict[str, Any]:
 
 
 def _checked_weights(path: str, weights: Any) -> dict[str, Any]:
-    """A state dict with the names of an unwrapped model; everything in it is a tensor or array."""
+    """Return a state dict of tensors and arrays, under the names of the unwrapped model."""
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: its weights are a {type(weights).__name__}, not a dict")
     size = os.path.getsize(path)
@@ -190,7 +190,7 @@ def _checked_weights(path: str, weights: Any) -> dict[str, Any]:
 
 
 def _fault(name: Any, value: Any, file_size: int) -> str:
-    """What is wrong with an entry of a state dict, or ""."""
+    """Return what is wrong with an entry of a state dict, "" if nothing is."""
     if not isinstance(name, str) or not isinstance(value, (Tensor, np.ndarray)):
         return f"a {type(value).__name__}, not a tensor"
     if isinstance(value, np.ndarray):
@@ -200,17 +200,19 @@ def _fault(name: Any, value: Any, file_size: int) -> str:
         return "no dense tensor with values (sparse, quantized, nested, or without storage)"
     if value.is_complex():
         return "complex"
-    # A tensor may repeat its storage without end; copying it would take all memory.
+    # An expanded tensor may have any shape over a small storage; copying it would fill the memory.
     if value.numel() * value.element_size() > file_size:
         return f"a tensor of shape {tuple(value.shape)}, larger than the file"
     return ""
 
 
 def _without_wrappers(path: str, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove what DistributedDataParallel and torch.compile put into the names of weights."""
+    """Remove the prefixes that DistributedDataParallel and torch.compile add to names."""
     names = [str(name).replace("_orig_mod.", "") for name in weights]
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
     if len(set(names)) != len(names):
-        raise CheckpointError(f"{path} holds weights of a compiled model and its plain twin")
+        raise CheckpointError(
+            f"{path} holds weights both with and without the prefix of a compiled model"
+        )
     return dict(zip(names, weights.values(), strict=True))

@@ -1,4 +1,4 @@
-"""Weights alone, as small safetensors files."""
+"""Save and load weights as small safetensors files."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,13 @@ _ALIASES = "aliases"
 
 
 def alias_groups(state: Mapping[str, Tensor]) -> list[list[str]]:
-    """Return the groups of two or more names of one and the same tensor."""
+    """Return the groups of two or more names that share one tensor.
+
+    Detectors register shared heads under several names (``class_embed`` and
+    ``transformer.decoder.class_embed``), as upstream's state dicts do. Two names are aliases only
+    if address, shape, strides and dtype agree; a view of a part of a tensor is not one. Empty
+    tensors all have the address 0 and are left out.
+    """
     groups: dict[Any, list[str]] = {}
     for name, value in state.items():
         if value.numel():
@@ -31,23 +37,23 @@ def save_safetensors(
     dtype: torch.dtype = torch.float16,
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Write weights alone as a safetensors file, in low precision and every tensor once.
+    """Write weights to a safetensors file in low precision, storing every shared tensor once.
 
-    Matrices and kernels are stored as ``dtype``; vectors (biases, norms and their statistics),
-    whose size does not matter but whose range does, stay as they are, and so does a tensor that
-    ``dtype`` cannot hold.
+    Tensors of two or more dimensions are stored as ``dtype``. Vectors (biases, norms and their
+    statistics) keep their type: they take little space, and their range may exceed that of half
+    precision. So does any tensor that ``dtype`` cannot represent.
 
     Args:
         model: a model or its state dict.
-        path: of the file, ending in ``.safetensors``; written atomically.
+        path: the file, ending in ``.safetensors``; written atomically.
         dtype: float16, bfloat16 or float32.
-        metadata: text to keep in the file's header.
+        metadata: text to store in the file's header.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
-        ValueError: the path has another ending, or a weight is not finite.
+        ValueError: the path has another extension, or a weight is not finite.
     """
     from safetensors.torch import save
 
@@ -56,6 +62,8 @@ def save_safetensors(
     if not path.endswith(".safetensors"):
         raise ValueError(f"{path}: the name of a safetensors file must end in .safetensors")
     state = model.state_dict() if isinstance(model, nn.Module) else model
+    # safetensors refuses tensors that share memory. One name of each is stored; the header records
+    # the others, and load_safetensors restores them, so that a strict load finds every key.
     aliases = {name: group[0] for group in alias_groups(state) for name in group[1:]}
     tensors = {
         name: _narrowed(name, value, dtype) for name, value in state.items() if name not in aliases
@@ -79,9 +87,9 @@ def _narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def load_safetensors(path: str) -> dict[str, Tensor]:
-    """Read a safetensors file into a state dict, with the names that share a tensor restored.
+    """Read a safetensors file into a state dict, including the names that share a tensor.
 
-    Half precision becomes float32.
+    Half precision is converted to float32.
 
     Raises:
         CheckpointError: the file is damaged.

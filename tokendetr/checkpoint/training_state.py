@@ -1,4 +1,4 @@
-"""Whether what a checkpoint keeps of a training has the form that resuming needs."""
+"""Check that a checkpoint's training state has the layout that resuming needs."""
 
 import reprlib
 from collections.abc import Callable, Mapping
@@ -33,19 +33,20 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data_state.seed": (_is_count, "a whole number of at least 0"),
     "data_state.images": (_is_count, "a whole number of at least 0"),
 }
-# Other programs write none of these, and a run without hooks or metrics neither.
+# Other programs do not write these, and a run without hooks or metrics has no state of them.
 _MAY_LACK = {"trainer.hooks", "trainer.metrics", "trainer.grad_scaler", "rng_state", "data_state"}
 _ABSENT = object()
 
 
 def training_state_fault(checkpoint: Mapping[str, Any]) -> str:
-    """What hinders resuming a training from a checkpoint's contents, or "".
+    """Return why training cannot be resumed from a checkpoint, "" if it can.
 
     Args:
-        checkpoint: what :func:`tokendetr.checkpoint.reading.read_checkpoint` gives.
+        checkpoint: the contents, as :func:`tokendetr.checkpoint.reading.read_checkpoint` returns
+            them.
     """
     if "trainer" not in checkpoint:
-        return "it has no state of a training"
+        return "it has no training state"
     for path, (has_form, form) in _FORMS.items():
         value = _at(checkpoint, path)
         if value is not _ABSENT:

@@ -1,4 +1,4 @@
-"""Load weights into models and report how they fit."""
+"""Load weights into models and report which keys match."""
 
 import logging
 import os
@@ -40,10 +40,12 @@ _CLASS_HEADS = re.compile(r"(^|\.)(class_embed|label_enc|label_embed|cls_score|e
 
 @dataclass
 class LoadReport:
-    """How a checkpoint fits a model.
+    """Comparison of a checkpoint's keys with a model's.
 
     Attributes:
-        matched, missing, unexpected: keys.
+        matched: keys with equal shapes in both.
+        missing: keys of the model that the checkpoint lacks.
+        unexpected: keys of the checkpoint that the model lacks.
         wrong_shape: (key, shape in the checkpoint, shape in the model).
     """
 
@@ -58,8 +60,10 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def take_class_heads(self) -> list[str]:
-        """Take out the keys of class heads whose number of classes alone differs, where nothing
-        else is amiss; their weights in the model are untouched."""
+        """Remove and return the class heads that differ in the number of classes, if all else fits.
+
+        The model keeps its own weights for them.
+        """
         heads = [key for key, file, own in self.wrong_shape if _is_class_head(key, file, own)]
         others = self.missing or self.unexpected or len(heads) < len(self.wrong_shape)
         if others or not heads:
@@ -68,7 +72,7 @@ class LoadReport:
         return heads
 
     def table(self) -> str:
-        """The numbers and the first keys of each kind, as a table."""
+        """Return a table of the number of keys of each kind, with the first few."""
         shapes = [
             f"{k}: {list(a)} in the file, {list(b)} in the model" for k, a, b in self.wrong_shape
         ]
@@ -86,7 +90,7 @@ class LoadReport:
 
 
 def _is_class_head(key: str, file: tuple[int, ...], own: tuple[int, ...]) -> bool:
-    """Whether a tensor has one row per class, and differs in their number alone."""
+    """Return whether a tensor belongs to a class head and differs in its first dimension alone."""
     same_rest = len(file) == len(own) > 0 and file[1:] == own[1:]
     return same_rest and _CLASS_HEADS.search(key) is not None
 
@@ -104,7 +108,7 @@ def _shortened(names: list[str]) -> str:
 
 
 class _Reporting:
-    """Chooses the weights of a file that a checkpointer loads, and notes how their keys fit."""
+    """Select and convert the weights that a checkpointer loads, and record which keys match."""
 
     def __init__(self, path: str, choice: Choice) -> None:
         self.path = path
@@ -114,10 +118,11 @@ class _Reporting:
         self.is_partial = False
 
     def watch(self, checkpointer: Checkpointer) -> None:
+        """Intercept the checkpointer's next ``load``, between reading the file and the model."""
         load_model = checkpointer._load_model
 
         def watched(checkpoint: Any) -> Any:
-            # Weights of a part (a backbone) say so themselves, or the user does in the URL.
+            # The reader sets this for the model zoo's backbones, the user by the URL's query.
             self.is_partial = bool(checkpoint.get("matching_heuristics", False))
             try:
                 chosen, which = chosen_weights(checkpoint, self.choice)
@@ -137,14 +142,14 @@ class _Reporting:
     def _take_whole(
         self, checkpoint: Any, weights: dict[str, Any], model_state: Mapping[str, Tensor]
     ) -> None:
-        """Prepare a file that does not say it holds a part; it may be a bare backbone even so."""
+        """Prepare the weights of a whole model, or of a bare backbone recognized by its names."""
         backbone = as_backbone(
             {key.removeprefix("module."): value for key, value in weights.items()}, model_state
         )
         if backbone is None:
             checkpoint["model"] = _with_aliases(weights, model_state)
             return
-        logger.info("The file has the weights of a backbone alone: they go below 'backbone.'")
+        logger.info("The file has the weights of a bare backbone; loading them as 'backbone.*'")
         self.is_partial = True
         self.file_keys = set(backbone)
         checkpoint["model"] = backbone
@@ -158,22 +163,27 @@ def load_weights(
     choice: Choice = "model",
     new_classes: bool = False,
 ) -> LoadReport:
-    """Load the weights of a checkpoint into ``checkpointer.model`` and report how they fit.
+    """Load the weights of a checkpoint into ``checkpointer.model`` and report which keys match.
 
     Args:
         checkpointer: reads the file (path, URL, ``detectron2://``, ``?matching_heuristics=True``).
-        path: of the checkpoint.
-        strict: every key must fit. Files of a part of a model (a bare backbone under its own or
-            torchvision's names, or anything with matching heuristics) only need to match somewhere.
-        choice: the model's weights or their moving average, where a training kept one
+        path: the checkpoint.
+        strict: every key must match. Files of a part of a model (a bare backbone under its own or
+            torchvision's names, or anything with matching heuristics) need one matching key only.
+        choice: the model's weights or their moving average, if the training kept one
             (:func:`tokendetr.checkpoint.averaged.chosen_weights`).
-        new_classes: class heads of another number of classes, where all else fits, start anew with
-            a warning instead of being refused; for a training.
+        new_classes: for a training: keep the initial weights of class heads with another number of
+            classes, with a warning, instead of refusing the file; all other keys must match.
+
+    Returns:
+        The keys by how they match.
 
     Raises:
-        FileNotFoundError: no such file; for weights of this project it says how they are made.
-        CheckpointMismatchError: with the table of keys; the message says how to load it anyway.
-        CheckpointError: the average is asked for, and the file has none.
+        FileNotFoundError: no such file; for weights of this project the message says how they are
+            made.
+        CheckpointMismatchError: keys do not match; the message has a table of them, and says how to
+            load the file anyway.
+        CheckpointError: the average is requested, and the file has none.
     """
     file = path.partition("?")[0]
     if "://" not in file and not os.path.isfile(file):
@@ -187,7 +197,9 @@ def load_weights(
     report = _report(checkpointer.model, reporting.incompatible, reporting.file_keys)
     if new_classes and (heads := report.take_class_heads()):
         logger.warning(
-            "%s has another number of classes: %s start anew", path, _shortened(grouped_keys(heads))
+            "%s has another number of classes: %s keep their initial weights",
+            path,
+            _shortened(grouped_keys(heads)),
         )
     if report.is_complete or reporting.is_partial or not strict:
         is_expected = report.is_complete or reporting.is_partial
@@ -207,7 +219,7 @@ def load_weights(
 
 
 def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
-    """How weights fit a model key by key, without loading them."""
+    """Compare the keys and shapes of weights with a model's, without loading them."""
     own = model.state_dict()
     given = {key.removeprefix("module."): value for key, value in weights.items()}
     report = LoadReport(missing=[key for key in own if key not in given])
@@ -222,7 +234,7 @@ def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
 
 
 def _report(model: nn.Module, incompatible: Any, file_keys: set[str]) -> LoadReport:
-    # Counters of batch norms may be absent: files of old versions of torch have none.
+    # Batch norms' counters may be absent: old versions of torch did not save them.
     keys = [
         key
         for key in model.state_dict()
@@ -242,8 +254,8 @@ def _report(model: nn.Module, incompatible: Any, file_keys: set[str]) -> LoadRep
 
 @torch.no_grad()
 def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Undo what wraps the model in the file, and let parts of the model rename the weights of
-    published checkpoints."""
+    """Remove the file's own prefix, and let submodules rename the weights of published
+    checkpoints (``convert_weights``)."""
     converted = _without_prefix(dict(weights), model)
     for module in model.modules():
         convert = getattr(module, "convert_weights", None)
@@ -253,8 +265,10 @@ def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _without_prefix(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Remove first names that all keys share and no key of the model has, where the rest fits: of
-    a training program's own module around the model (``model.``, ``detector.module.``)."""
+    """Remove a prefix that all keys share but the model lacks, if at least half of the rest match.
+
+    Training programs wrap detectors in modules of their own (``model.``, ``detector.module.``).
+    """
     own = model.state_dict().keys()
     prefix = os.path.commonprefix([f"{key.rpartition('.')[0]}." for key in weights])
     prefix = prefix[: prefix.rfind(".") + 1]
@@ -262,12 +276,16 @@ def _without_prefix(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]
     is_new = not any(key.startswith(prefix) for key in own)
     if not prefix or not is_new or len(own & stripped.keys()) * 2 < len(stripped):
         return weights
-    logger.info("All weights of the file are below '%s', which is left out", prefix)
+    logger.info("All weights of the file have the prefix '%s'; it is removed", prefix)
     return stripped
 
 
 def _with_aliases(weights: Mapping[str, Any], model_state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Add keys that the file leaves out because the model stores the same tensor under another."""
+    """Complete the keys of a tensor that the model has under several names.
+
+    Some codes save shared heads under one name only. Any name that is present stands for all, so
+    that a strict load does not report the others as missing.
+    """
     completed = dict(weights)
     for names in alias_groups(model_state):
         stored = next((name for name in names if name in weights), None)

@@ -1,1 +1,1 @@
-"""Private names of other libraries that this one touches, each in one place."""
+"""Private names of other libraries that this one depends on, each used in one place."""

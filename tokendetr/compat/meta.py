@@ -1,4 +1,7 @@
-"""Models without memory for their weights, also detectron2's Swin (checked with 02b5c4e2)."""
+"""Build models on the meta device, without memory for their weights.
+
+detectron2's Swin needs help to be built there (checked with its commit 02b5c4e2).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +15,8 @@ __all__ = ["meta_device"]
 
 
 class _RatesOnTheCpu(TorchFunctionMode):
-    """Lets ``torch.linspace`` give values, which detectron2's Swin reads."""
+    """Run ``torch.linspace`` on the CPU: Swin's constructor reads drop-path rates from its result,
+    and a meta tensor has no values."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

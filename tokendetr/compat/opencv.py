@@ -1,4 +1,4 @@
-"""OpenCV says only in its build information whether it can show windows."""
+"""Tell whether OpenCV can open windows; it reports that in its build information alone."""
 
 import re
 from typing import Any
@@ -7,6 +7,6 @@ __all__ = ["has_windows"]
 
 
 def has_windows(cv2: Any) -> bool:
-    """Whether an imported OpenCV can show pictures; the headless package cannot."""
+    """Return whether an imported OpenCV can open windows; the headless package cannot."""
     gui = re.search(r"GUI:\s*(\S+)", cv2.getBuildInformation())
     return gui is None or gui[1].upper() != "NONE"

@@ -32,19 +32,20 @@ __all__ = [
 ]
 
 disable_current_modes = _disable_current_modes
-"""Context manager inside which no dispatch mode watches the operators."""
+"""Context manager that disables all dispatch modes."""
 
 current_dispatch_mode = _get_current_dispatch_mode
-"""Return the dispatch mode that watches the operators, or None."""
+"""Return the innermost active dispatch mode, or None."""
 
 current_function_mode = _get_current_function_mode
-"""Return the mode that stands between callers and PyTorch's functions, or None."""
+"""Return the innermost active torch-function mode, or None."""
 
 _LINEAR = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
 
 
 def onednn_linear() -> Any:
-    """Return oneDNN's product ``(x, weight, bias, "none", [], "")``; None in builds without it."""
+    """Return oneDNN's linear layer ``(x, weight, bias, "none", [], "")``; None if the build lacks
+    it."""
     return _LINEAR
 
 
@@ -53,22 +54,22 @@ _CONVOLUTION: Any = getattr(getattr(torch.ops, "mkldnn", None), "_convolution_po
 
 def onednn_convolution() -> Any:
     """Return oneDNN's convolution ``(x, weight, bias, padding, stride, dilation, groups, "none" or
-    "relu", [], "")``; None in builds without it."""
+    "relu", [], "")``; None if the build lacks it."""
     return _CONVOLUTION
 
 
 def onednn_convolution_and_sum() -> Any:
-    """Return oneDNN's convolution of ``x`` plus another tensor, then an activation: ``(x, other,
+    """Return oneDNN's fused convolution of ``x``, sum with ``other`` and activation: ``(x, other,
     weight, bias, padding, stride, dilation, groups, "add", 1.0, "relu", [], "")``."""
     return _CONVOLUTION.binary
 
 
 def onednn_multiplies_bfloat16() -> bool:
-    """Return whether oneDNN has products in bfloat16 for this processor."""
+    """Return whether oneDNN multiplies matrices in bfloat16 on this processor."""
     supported = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
     return supported is not None and bool(supported())
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Return whether anybody listens to a module's calls."""
+    """Return whether a module has forward hooks or forward pre-hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,4 +1,4 @@
-"""Lazy configs: load them with strict overrides, edit them, find them by name."""
+"""Lazy configs: load with strict overrides, edit, and look up by name."""
 
 from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.edit import (

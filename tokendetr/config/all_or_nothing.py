@@ -1,4 +1,4 @@
-"""Edits of a config that fail before they have changed anything."""
+"""Make an edit of a config change either everything it should or nothing."""
 
 import copy
 import functools
@@ -14,12 +14,12 @@ Result = TypeVar("Result")
 def all_or_nothing(
     edit: Callable[Concatenate[DictConfig, Arguments], Result],
 ) -> Callable[Concatenate[DictConfig, Arguments], Result]:
-    """Let an edit of a config node change everything it should, or raise and change nothing.
+    """Decorate an edit of a config node, so that an edit that raises leaves the node unchanged.
 
-    The edit runs on a copy first, so its errors come before the node itself is touched.
+    The edit runs on a copy first: if it raises, it does so before the node itself is touched.
 
     Args:
-        edit: a function that changes its first argument.
+        edit: a function that changes its first argument in place.
     """
 
     @functools.wraps(edit)

@@ -1,5 +1,4 @@
-"""Config helpers: put a method into a detector's lazy config with one line, or make the detector
-smaller."""
+"""Edit detectors' lazy configs: add a sparsifier in one line, or change the detector's size."""
 
 import inspect
 import math
@@ -26,23 +25,22 @@ ENCODER = "tokendetr.encoder.TokenEncoder"
 
 @all_or_nothing
 def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
-    """Let the encoder of a detector's config work on fewer tokens.
+    """Add a sparsifier to the encoder of a detector's config, in place.
 
     ``model.transformer.encoder`` keeps its arguments and gets ``sparsifier``; the model keeps its
-    class and arguments, and its submodules may add losses (:func:`observed`). Only
-    targets are swapped: every override path (``model.transformer.encoder.num_layers=...``) stays as
-    it was.
+    class and arguments, and its submodules may add losses (:func:`observed`). Only targets are
+    swapped, so every override path (``model.transformer.encoder.num_layers=...``) stays valid.
 
     Args:
-        model: node of a detector whose encoder is at ``transformer.encoder``; changed in place.
+        model: node of a detector whose encoder is at ``transformer.encoder``.
         sparsifier: node of a :class:`tokendetr.encoder.TokenSparsifier`.
 
     Returns:
         ``model``.
 
     Raises:
-        KeyError: where the model has no such encoder.
-        ConfigError: the encoder has arguments of its own, whose layers would be lost.
+        KeyError: the model has no such encoder.
+        ConfigError: the encoder has further arguments, whose layers would be lost.
     """
     encoder = model.get("transformer", {}).get("encoder")
     if not isinstance(encoder, DictConfig) or "_target_" not in encoder:
@@ -61,13 +59,13 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
 
 @all_or_nothing
 def sparsify_pixel_decoder(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
-    """Let the encoder of a config's pixel decoder (Mask2Former's, MaskDINO's) work on fewer tokens.
+    """Add a sparsifier to the encoder of a pixel decoder (Mask2Former's, MaskDINO's), in place.
 
-    The model is built as its config says, then its encoder is exchanged
+    The model is built as its config says, then its encoder is replaced
     (:func:`tokendetr.encoder.sparsify_pixel_decoder`).
 
     Args:
-        model: node of the whole model; changed in place.
+        model: node of the whole model.
         sparsifier: node of a :class:`tokendetr.encoder.TokenSparsifier`.
 
     Returns:
@@ -80,27 +78,28 @@ def sparsify_pixel_decoder(model: DictConfig, sparsifier: DictConfig) -> DictCon
 
 
 def _check_arguments(encoder: DictConfig) -> None:
-    """Refuse an encoder that is more than Deformable DETR's.
+    """Refuse an encoder with arguments beyond Deformable DETR's.
 
     Raises:
-        ConfigError: naming the arguments that :class:`tokendetr.encoder.TokenEncoder` lacks.
+        ConfigError: the message names the arguments that ``TokenEncoder`` lacks.
     """
     known = {"_target_", *inspect.signature(TokenEncoder.__init__).parameters}
     own = sorted(str(key) for key in encoder if key not in known)
     if own:
         name = target_name(encoder["_target_"])
         raise ConfigError(
-            f"{name} has arguments of its own ({', '.join(own)}), which TokenEncoder does not "
-            "know: sparsify() would drop their layers with their weights. Remove the arguments "
-            "from the config first if the detector works without them"
+            f"{name} has arguments that TokenEncoder does not know ({', '.join(own)}): sparsify() "
+            "would drop their layers and weights. Remove the arguments from the config first if "
+            "the detector works without them"
         )
 
 
 @all_or_nothing
 def add_bypass(model: DictConfig) -> DictConfig:
-    """Let the tokens that a config's sparsifier leaves out move by an affine bypass, in place.
+    """Update the tokens that a config's sparsifier drops by an affine bypass, in place.
 
-    Its sizes follow the encoder's. See :class:`tokendetr.encoder.bypass.AffineBypass`.
+    The bypass takes its sizes from the encoder; see
+    :class:`tokendetr.encoder.bypass.AffineBypass`.
 
     Args:
         model: node of a detector whose encoder has a sparsifier of the keep kind
@@ -110,7 +109,7 @@ def add_bypass(model: DictConfig) -> DictConfig:
         ``model``.
 
     Raises:
-        KeyError: where the encoder has no sparsifier.
+        KeyError: the encoder has no sparsifier.
     """
     sparsifier = OmegaConf.select(model, "transformer.encoder.sparsifier", default=None)
     if sparsifier is None:
@@ -140,12 +139,12 @@ def resize(
     feedforward_dim: int,
     num_layers: int | None = None,
 ) -> DictConfig:
-    """Give the neck, the encoder and the decoder of a detector's config another size, in place.
+    """Resize the neck, encoder and decoder of a detector's config, in place.
 
-    The backbone and the numbers of queries and classes stay, and so do the channels that the neck
-    normalises together, where they divide the width. A sparsifier follows the width where
-    it has an ``embed_dim`` of its own; one whose arguments speak of single layers (stages,
-    cascades) has to be given a new depth by hand.
+    The backbone and the numbers of queries and classes are unchanged, and so is the number of
+    channels per group of the neck's norm if it divides the width. A sparsifier's ``embed_dim``
+    follows the width; arguments that refer to single layers (stages, cascades) have to be adapted
+    to a new depth by hand.
 
     Args:
         model: node of a detector with a ``ChannelMapper`` as neck.
@@ -158,7 +157,7 @@ def resize(
         ``model``.
 
     Raises:
-        ValueError: where heads do not divide the width.
+        ValueError: the width is not a multiple of ``2 * num_heads``.
     """
     if width % (2 * num_heads):
         raise ValueError(f"width must be a multiple of 2 * num_heads = {2 * num_heads}: {width}")
@@ -187,7 +186,7 @@ def _set(node: DictConfig, key: str, value: Any) -> None:
 
 
 def _weights_of_depth(weights: Mapping[str, float], num_layers: int) -> dict[str, float]:
-    """Loss weights of a decoder with another number of layers, as ``layer_weights`` gives them."""
+    """Return the loss weights for another number of decoder layers, as ``layer_weights`` does."""
     per_layer = [name.removesuffix("_0") for name in weights if name.endswith("_0")]
     others = {
         name: weight
@@ -199,13 +198,13 @@ def _weights_of_depth(weights: Mapping[str, float], num_layers: int) -> dict[str
 
 
 def detectron2_model(name: str) -> DictConfig:
-    """Return ``model`` of one of detectron2's own lazy configs.
+    """Return ``model`` of one of detectron2's lazy configs.
 
     Args:
         name: such as ``common/models/mask_rcnn_fpn.py``.
 
     Raises:
-        ConfigError: where detectron2 itself is not installed.
+        ConfigError: the real detectron2 is not installed.
     """
     try:
         return get_config(name).model

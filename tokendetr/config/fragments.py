@@ -1,4 +1,4 @@
-"""Parts of configs that detrex does not ship, by name."""
+"""Look up the parts of configs that detrex does not ship."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ FRAGMENTS_DIR = PROJECTS_DIR / "common"
 
 
 def get_fragment(name: str) -> Any:
-    """Load a shared part of this project's configs, as ``detrex.config.get_config`` does detrex's.
+    """Load a shared part of this project's configs; ``detrex.config.get_config`` loads detrex's.
 
     Args:
         name: path below ``projects/common``, such as ``data/lvis_detr.py``.
 
     Raises:
-        FileNotFoundError: there is no such part; the message lists those that exist.
+        FileNotFoundError: there is no such part; the message lists the existing ones.
     """
     path = FRAGMENTS_DIR / name
     if not path.is_file():

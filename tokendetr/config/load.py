@@ -1,4 +1,4 @@
-"""Load a config with strict overrides, before anything is built."""
+"""Load a lazy config with strict overrides, and check it before anything is built."""
 
 import copy
 import difflib
@@ -28,28 +28,28 @@ from tokendetr.io.plain_yaml import load_plain_yaml
 __all__ = ["fill_defaults", "load_config", "resolve_config", "result_writers"]
 
 ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
-    # False: weights that are missing, left over or of another shape are reported and skipped.
+    # False: missing, unexpected and wrongly shaped weights are reported and skipped.
     "init_checkpoint_strict": True,
     # "float16" (with loss scaling) or "bfloat16".
     "amp": {"dtype": "float16"},
-    # Seconds: until all processes have joined, and in one collective operation.
+    # Seconds to wait: for all processes to join, and in one collective operation.
     "distributed": {"rendezvous_timeout": 300, "collective_timeout": 1800},
-    # Batches whose gradients are summed up before each optimizer update.
+    # Micro-batches whose gradients are accumulated for each optimizer update.
     "grad_accum_steps": 1,
-    # How losses of the micro-batches of one update are weighted: "boxes" or "images".
+    # Weighting of the losses of an update's micro-batches: by "boxes" or "images".
     "grad_accum_weighting": "boxes",
-    # Metric that chooses model_best.pth; null: box AP, of the moving average where only that is
+    # Metric that selects model_best.pth; null: box AP, of the moving average if only that is
     # evaluated.
     "best_metric": None,
-    # The total batch size that learning rate and iterations of the config are meant for.
+    # Total batch size for which the config's learning rate and iterations were chosen.
     "reference_batch_size": 16,
     # Checks of annotations before training: "strict", "warn" or "off".
     "validate_data": "strict",
-    # Folder of COCO, Pascal VOC or YOLO labels that takes the place of the config's data sets.
+    # Folder with COCO, Pascal VOC or YOLO labels that replaces the config's data sets.
     "data_folder": "",
-    # Annotations and image folder by data set, as a run's config.yaml has them.
+    # Data set -> (annotations, image folder), recorded in a run's config.yaml.
     "data_files": {},
-    # Folders beside a data set's image folder that symbolic links may lead to.
+    # Further folders that symbolic links in a data set's image folder may lead to.
     "image_roots": [],
 }
 """Keys of ``train`` that the trainer reads beyond detrex's, which are in ``common/train.py``."""
@@ -61,29 +61,29 @@ _DATA_KEYS = ("train.data_folder=", "train.output_dir=")
 def load_config(
     config_file: str, overrides: Sequence[str] = (), *, trained: bool = False
 ) -> DictConfig:
-    """Load a lazy config, complete ``train`` and apply overrides.
+    """Load a lazy config, fill in the defaults of ``train`` and apply overrides.
 
-    Configs of this project let ``model.device`` and ``dataloader.evaluator.output_dir`` follow
-    ``train`` by interpolation. In configs that copy the values, an override of ``train.device`` or
-    ``train.output_dir`` goes for the copy too, unless that has an override itself.
+    In this project's configs ``model.device`` and ``dataloader.evaluator.output_dir`` are
+    interpolations of ``train``. In configs that copy the values, an override of ``train.device`` or
+    ``train.output_dir`` is applied to the copy too, unless the copy is overridden itself.
 
     ``train.data_folder=FOLDER`` replaces the data sets (:mod:`tokendetr.config.own_data`), and
     ``model.num_classes=auto`` counts the categories of the training data.
 
     Args:
         config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
-            (:mod:`tokendetr.config.zoo`); a file of that name wins.
-        overrides: ``key=value`` (the key must exist), ``+key=value`` (adds one), ``~key`` in
-            hydra's grammar.
-        trained: let ``train.init_checkpoint`` be the trained weights that come with the config,
-            where there are some and no override says otherwise; for programs that use a detector
-            instead of training it.
+            (:mod:`tokendetr.config.zoo`); a file of that name takes precedence.
+        overrides: in hydra's grammar: ``key=value`` (the key must exist), ``+key=value`` (adds a
+            key), ``~key`` (removes it).
+        trained: for programs that use a detector rather than train it: set
+            ``train.init_checkpoint`` to the trained weights that come with the config, if there are
+            any and no override names others.
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
-        ConfigError: no config given, malformed or unknown override, wrong type, a value that would
-            do silent harm, or a class that this installation of detectron2 and detrex lacks.
-        DatasetError: labels of ``train.data_folder`` that cannot be used.
+        ConfigError: no config is given; an override is malformed, unknown or of the wrong type; a
+            value would silently spoil a run; or the installed detectron2 or detrex lacks a class.
+        DatasetError: the labels of ``train.data_folder`` cannot be used.
     """
     path = resolve_config(config_file)
     cfg = _load_file(path)
@@ -91,7 +91,7 @@ def load_config(
     folder = cfg.train.output_dir
     if trained and (weights := shipped_weights(path)) is not None:
         cfg.train.init_checkpoint = weights
-    # First what says where the data is: other overrides may change what follows from it.
+    # The data first: use_data_folder derives values that the other overrides may change.
     apply_overrides(cfg, [o for o in overrides if o.startswith(_DATA_KEYS)])
     use_data_folder(cfg, shipped_weights(path))
     register_recorded_files(cfg)
@@ -107,11 +107,11 @@ def load_config(
 
 
 def resolve_config(config_file: str) -> str:
-    """Return the path meant by a path, an address or a config's name.
+    """Return the path or URL of a config that is given by path, URL or name.
 
     Raises:
-        FileNotFoundError: it is none of them; the message names similar ones.
-        ConfigError: it is empty, or a folder.
+        FileNotFoundError: there is no such file or name; the message names similar ones.
+        ConfigError: the argument is empty or a folder.
     """
     if not config_file:
         raise ConfigError("no config given: use --config-file FILE")
@@ -130,7 +130,7 @@ def resolve_config(config_file: str) -> str:
 
 
 def _load_file(config_file: str) -> DictConfig:
-    """Load a config without overrides; YAML is read as plain data whoever's detectron2 is there."""
+    """Load a config without overrides; YAML is always read as plain data, with any detectron2."""
     if config_file.endswith((".yaml", ".yml")):
         with PathManager.open(config_file, "r", encoding="utf-8-sig") as file:
             try:
@@ -149,11 +149,11 @@ def _load_file(config_file: str) -> DictConfig:
     except ImportError as error:
         needs = source_of(error.name or "")
         hint = f"; this config needs {needs}" if needs else ""
-        raise ConfigError(f"{config_file} imports what is not there: {error}{hint}") from error
+        raise ConfigError(f"{config_file} imports something missing: {error}{hint}") from error
 
 
 def fill_defaults(cfg: DictConfig) -> None:
-    """Add the keys of ``train`` that a config leaves out, in place."""
+    """Add the keys of ``train`` that a config lacks, in place."""
     if "train" not in cfg:
         cfg.train = {}
     _add_missing(cfg.train, OmegaConf.to_container(get_config("common/train.py").train))
@@ -161,20 +161,24 @@ def fill_defaults(cfg: DictConfig) -> None:
 
 
 def follow_output_dir(cfg: DictConfig, before: str) -> None:
-    """Let evaluators that wrote to the output folder ``before``, or below it, write to the present
-    one, or below that."""
+    """Move the folders of evaluators' results along with ``train.output_dir``, in place.
+
+    Args:
+        cfg: the whole config, with the new ``train.output_dir``.
+        before: the old ``train.output_dir``; folders outside of it are left alone.
+    """
     if not before or not cfg.train.output_dir:
         return
     for node in result_writers(cfg):
         if OmegaConf.is_interpolation(node, "output_dir"):
-            continue  # follows by itself
+            continue  # follows already
         inside = os.path.relpath(str(node.output_dir), str(before))
         if inside.split(os.sep)[0] != os.pardir:
             node.output_dir = os.path.normpath(os.path.join(str(cfg.train.output_dir), inside))
 
 
 def result_writers(cfg: DictConfig) -> Iterator[DictConfig]:
-    """The nodes of ``dataloader.evaluator``, at any depth, that name a folder for results."""
+    """Yield the nodes of ``dataloader.evaluator``, at any depth, that have an ``output_dir``."""
     found = [OmegaConf.select(cfg, "dataloader.evaluator", default=None)]
     while found:
         node = found.pop()
@@ -190,20 +194,20 @@ def _add_missing(node: DictConfig, defaults: Any) -> None:
     for key, value in defaults.items():
         if key not in node:
             node[key] = copy.deepcopy(value)
-        # Arguments that are passed on as they are (``params``) keep to what the config says.
+        # ``params`` are passed on as keyword arguments, so nothing is added to a config's own.
         elif isinstance(value, dict) and OmegaConf.is_dict(node[key]) and key != "params":
             _add_missing(node[key], value)
 
 
 def _for_device(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """An override for the model's copy of ``train.device``, where that is overridden."""
+    """Return an override for the model's copy of ``train.device``, if that is overridden."""
     overridden = any(text.startswith("train.device=") for text in overrides)
     has_copy = overridden and OmegaConf.select(cfg, "model.device") is not None
     return ["model.device=${train.device}"] if has_copy else []
 
 
 def _similar(path: str) -> str:
-    """A hint at files near ``path`` with nearly its name."""
+    """Return a hint that names files with names similar to ``path``'s."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return f" (there is no folder {folder!r})"

@@ -1,4 +1,4 @@
-"""Whose classes a config builds, where another package named ``projects`` is on the path."""
+"""Warn if a config builds classes of another package that is named ``projects``."""
 
 import logging
 import sys
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_foreign_projects(cfg: Any) -> None:
-    """Say in one line, once, whose classes a config builds from somebody else's ``projects``.
+    """Warn once, in one line, if a config builds classes of a foreign ``projects`` package.
 
-    Our own configs name classes of ``tokendetr``; a config of upstream imports them from
-    ``projects``, which is a detrex clone's where one is on the path.
+    This project's configs name classes of ``tokendetr``. Upstream's configs import them from
+    ``projects``, which is a detrex clone's if one is on the path.
     """
     foreign: dict[str, str] = {}
     for target in _targets(cfg):
@@ -38,7 +38,7 @@ def _warn(message: str) -> None:
 
 
 def _module_of(target: str) -> str:
-    """Return the longest imported module of the package ``projects`` that a target's name has."""
+    """Return the imported module of a target below ``projects``, "" for other targets."""
     parts = target.split(".")
     if parts[0] != "projects":
         return ""
@@ -47,7 +47,7 @@ def _module_of(target: str) -> str:
 
 
 def _targets(node: Any) -> Iterator[str]:
-    """Yield the full names of everything that a config calls."""
+    """Yield the dotted names of all targets of a config."""
     if isinstance(node, DictConfig):
         yield from map(_name, (node[key] for key in ("_target_", "wrapped_target") if key in node))
         keys: list[Any] = [key for key in node if not OmegaConf.is_missing(node, key)]

@@ -1,4 +1,4 @@
-"""Overrides of a config in hydra's grammar, strict about keys and types."""
+"""Apply overrides in hydra's grammar, with strict checks of keys and types."""
 
 import difflib
 import inspect
@@ -22,21 +22,21 @@ _NAMES = ("output_dir", "names", "dataset_name", "root", "image_root")
 def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
     """Apply overrides in hydra's grammar, refusing keys that the config does not have.
 
-    A key exists if it is in the config or is a parameter of the node's target. ``+key=value`` adds
-    any other. What the grammar cannot read as a value (``x.pth?a=True``, names that are not ASCII)
-    is taken as the text that it is; ``~/`` at its start is the home folder. ``~key=value`` deletes
-    only what has this value.
+    A key exists if it is in the config or is a parameter of the node's target; ``+key=value`` adds
+    any other. A value that the grammar cannot parse (``x.pth?a=True``, non-ASCII names) is taken as
+    plain text, and a leading ``~/`` is expanded to the home folder. ``~key=value`` deletes the key
+    only if it has this value.
 
     Args:
         cfg: changed in place.
-        overrides: one string each.
+        overrides: one string per override.
 
     Returns:
-        The same config.
+        ``cfg``.
 
     Raises:
-        ConfigError: naming the nearest keys for an unknown one, or both types for a value of
-            another type than a number's.
+        ConfigError: an override is malformed; a key is unknown (the message names the nearest
+            ones); or a number or boolean would become text.
     """
     for text in overrides:
         override, written = _parse(text)
@@ -60,17 +60,17 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
         LazyConfig.apply_overrides(cfg, [written])
         is_count = isinstance(before, int) and not isinstance(before, bool)
         if is_count and isinstance(value, float) and value.is_integer():
-            # As 1e4 for a number of iterations.
+            # Such as max_iter=1e4, which the grammar reads as a float.
             parent, last = _parent(cfg, key)
             parent[last] = int(value)
     return cfg
 
 
 def _parse(text: str) -> tuple[Any, str]:
-    """The parsed override, and the text that parses like this.
+    """Return the parsed override, and the text that it was parsed from, quoted if necessary.
 
     Raises:
-        ConfigError: it has not the form of an override.
+        ConfigError: the text is not of the form of an override.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -111,7 +111,7 @@ def _check_known(cfg: Any, key: str) -> None:
 
 
 def _is_parameter(node: Any, name: str) -> bool:
-    """Whether ``name`` is a named parameter of the target of a ``LazyCall`` node."""
+    """Return whether the target of a ``LazyCall`` node has a named parameter ``name``."""
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     if target is None:
         return False
@@ -128,7 +128,7 @@ def _is_parameter(node: Any, name: str) -> bool:
 
 def _unknown_key(cfg: Any, key: str) -> str:
     keys = list(_dotted_keys(cfg))
-    # The last part matters most: `train.maxiter` is nearer to `train.max_iter` than to `train`.
+    # First by the whole dotted key; if none is near, any key with the same last part.
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
     if not near:
         last = key.rpartition(".")[2]
@@ -152,7 +152,7 @@ def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _check_type(cfg: Any, key: str, value: Any) -> None:
-    """Refuse a value of another kind than the config's, where nothing could use it."""
+    """Refuse a value of another kind than the config's that nothing could use."""
     old = OmegaConf.select(cfg, key, default=None)
     is_reference = isinstance(value, str) and value.startswith("${")
     if is_reference or (value == AUTO and key.endswith("num_classes")):
@@ -174,20 +174,20 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
 
 
 def _may_replace(old: float, value: Any) -> bool:
-    """Whether a value can stand in the place of a number or truth value."""
+    """Return whether a value can replace a number or boolean."""
     if value is None or isinstance(old, bool):
         return value in (None, False, True)  # 0 and 1 among them
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_text(cfg: Any, key: str) -> bool:
-    """Whether a key holds a name or a path, so that what looks like a number is none."""
+    """Return whether a key holds a name or path, which may look like a number."""
     is_named = key.startswith("train.") or key.rpartition(".")[2] in _NAMES
     return is_named and isinstance(OmegaConf.select(cfg, key, default=None), str)
 
 
 def _parent(cfg: Any, key: str) -> tuple[Any, Any]:
-    """The node that holds a key, and the key in it: a number in a list."""
+    """Return the node that holds a key, and the last part of the key: an index in a list."""
     path, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, path) if path else cfg
     return node, int(last) if isinstance(node, ListConfig) else last
@@ -198,6 +198,6 @@ def _delete(cfg: Any, key: str, value: Any, *, has_value: bool) -> None:
     if has_value and parent[last] != value:
         raise ConfigError(
             f"~{key}={value}: it is {parent[last]!r} in the config, so it was not deleted; "
-            f"write ~{key} to delete it whatever it is"
+            f"write ~{key} to delete it whatever its value"
         )
     del parent[last]

@@ -1,4 +1,4 @@
-"""Point a config at a folder of labelled images, and let the data say how many classes there are.
+"""Train and evaluate a config on a folder of labeled images, which gives the number of classes.
 
 tokendetr train --config-file dino_shapes train.data_folder=my_cells train.output_dir=output/cells
 """
@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 AUTO = "auto"
-"""As a number of classes: that of the training data."""
+"""Value of ``num_classes`` that stands for the number of categories of the training data."""
 
 VAL_SHARE = 0.2
-"""Share of the images that become the validation set of a folder that has none."""
+"""Share of the images used for validation if a folder has no validation split."""
 
 CLASS_KEYS = ("model.num_classes", "model.roi_heads.num_classes")
 
@@ -42,37 +42,38 @@ logger = logging.getLogger(__name__)
 
 
 def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> None:
-    """Let a config train and evaluate on the folder that ``train.data_folder`` names, in place.
+    """Make a config train and evaluate on the folder ``train.data_folder``, in place.
 
     The folder holds COCO JSON, Pascal VOC XML or YOLO labels
     (:func:`tokendetr.io.label_folders.recognize`). Its splits become the data sets
-    ``own_<folder>_<split>``: training on ``train`` (else ``trainval``), evaluation on ``val`` (else
-    ``test``). One without a validation set gives a fifth of its images to it. Labels that are not
-    COCO's, and such a division, are written as JSON below ``train.output_dir``. The number of
-    classes is the data's.
+    ``own_<folder>_<split>``: training uses ``train`` (else ``trainval``), evaluation ``val`` (else
+    ``test``). If there are no splits, a fifth of the images is used for validation. Converted
+    labels, and the two parts of a folder without splits, are written as COCO JSON below
+    ``train.output_dir``. The number of classes is that of the data.
 
     Args:
-        cfg: with ``train`` completed.
-        starting_weights: the trained weights that come with the config, which training starts from
-            where the config has no other ones; heads of another number of classes start anew.
+        cfg: the whole config, with the defaults of ``train`` filled in.
+        starting_weights: the trained weights that come with the config; training starts from them
+            if the config names no others. Heads with another number of classes keep their initial
+            weights.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DatasetError: nothing in it is recognized, or a label cannot be read; names it.
+        DatasetError: no format is recognized, or a label cannot be read; the message says which.
     """
     folder = str(cfg.train.data_folder or "")
     if not folder:
         return
     root = Path(folder).expanduser()
     if not root.is_dir() and _is_prepared(cfg):
-        # The config of an earlier run, on a machine that predicts without the data.
+        # The config.yaml of a run, used for prediction on a machine without the data.
         logger.warning(
-            "train.data_folder=%s does not exist: class names are those of the run's annotations, "
-            "where these are there",
+            "train.data_folder=%s does not exist: class names are read from the run's annotations, "
+            "if these exist",
             folder,
         )
         return
-    cfg.train.data_folder = str(root.resolve())  # a run's config is read from other folders too
+    cfg.train.data_folder = str(root.resolve())  # a run's config is used from other folders too
     found = recognize(root)
     files = _files(found, Path(str(cfg.train.output_dir)) / "data")
     train = next((files[name] for name in ("train", "trainval") if name in files), None)
@@ -97,7 +98,7 @@ def count_classes(cfg: DictConfig) -> None:
     """Replace ``num_classes=auto`` by the number of categories of the training data, in place.
 
     Raises:
-        ConfigError: the config's training data is not in COCO's format.
+        ConfigError: the training data is not in COCO's format.
         DatasetError, FileNotFoundError: its annotations cannot be read.
     """
     keys = [key for key in CLASS_KEYS if OmegaConf.select(cfg, key, default=None) == AUTO]
@@ -121,10 +122,10 @@ def count_classes(cfg: DictConfig) -> None:
 
 
 def record_data_files(cfg: DictConfig) -> None:
-    """Write down in ``train.data_files`` where a config's data sets lie, in place.
+    """Record the files of a config's data sets in ``train.data_files``, in place.
 
-    A run's ``config.yaml`` is plain data: unlike the Python config that it came from it registers
-    nothing, so that it would not find its own data sets again.
+    A run's ``config.yaml`` is plain data. Unlike the Python config that it came from, it registers
+    no data sets, so it could not find its own again without this record.
     """
     found = {}
     for part in ("train", "test"):
@@ -141,7 +142,7 @@ def record_data_files(cfg: DictConfig) -> None:
 
 
 def register_recorded_files(cfg: DictConfig) -> None:
-    """Register the data sets of ``train.data_files`` whose names nobody has registered."""
+    """Register the data sets of ``train.data_files`` that are not registered yet."""
     for name, (json_file, image_root) in (cfg.train.data_files or {}).items():
         if name not in DatasetCatalog:
             register_coco_format(str(name), str(json_file), str(image_root))
@@ -157,7 +158,7 @@ def _name(root: Path, split: str) -> str:
 
 
 def _files(found: LabelFolder, output: Path) -> dict[str, tuple[Path, Path]]:
-    """Image folder and COCO JSON of every part, written where there is none yet."""
+    """Return image folder and COCO JSON of every part; write the JSON if there is none yet."""
     if found.kind == "coco":
         files = {name: (part.images, Path(part.labels[0])) for name, part in found.parts.items()}
         if len(files) > 1:

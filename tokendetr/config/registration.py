@@ -1,4 +1,4 @@
-"""Registration of data sets that may be repeated, with the same or other paths."""
+"""Register data sets repeatedly, with the same or other paths."""
 
 import threading
 import traceback
@@ -15,18 +15,18 @@ _registered_by_configs: set[str] = set()
 
 
 def load_repeatably(file: str) -> Any:
-    """Load a config file that may register data sets which an earlier config registered.
+    """Load a config file that may register data sets which an earlier load registered.
 
-    A program loads a config more than once (to look at it before processes start, say), and
-    detectron2 refuses a name that is taken. Here a name that an earlier config registered belongs
-    to the one that is being loaded: it is removed and the file loaded anew, as often as it is
-    refused another one. Any other name is refused as ever.
+    A program loads a config more than once, for example to inspect it before processes start, and
+    ``DatasetCatalog`` refuses a name that is taken. If an earlier config registered that name, it
+    is removed and the file is loaded again, until no name is refused. Names that were registered
+    elsewhere are still refused.
 
     Args:
-        file: path or address of a ``.py`` config.
+        file: path or URL of a ``.py`` config.
 
     Raises:
-        AssertionError: the file registers a name that no config registered, or one name twice.
+        AssertionError: the file registers a name that was registered elsewhere, or one name twice.
     """
     added: set[str] = set()  # by this load, before it was refused a name
     refused: set[str] = set()
@@ -49,7 +49,10 @@ def load_repeatably(file: str) -> Any:
 
 
 def _refused_name(error: AssertionError) -> str | None:
-    """Return the name that ``DatasetCatalog.register`` refused, None if it raised nothing."""
+    """Return the name that ``DatasetCatalog.register`` refused; None for another's error.
+
+    The error itself has only a message, so the name is read from the frame that raised it.
+    """
     register = type(DatasetCatalog).register.__code__
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is register:
@@ -58,13 +61,13 @@ def _refused_name(error: AssertionError) -> str | None:
 
 
 def register_coco_format(name: str, json_file: str, image_root: str) -> None:
-    """Make a COCO-format data set known; its files are read when it is used.
+    """Register a COCO-format data set; its files are read on first use.
 
-    Unlike ``register_coco_instances`` it may be called again: a name follows the paths that it was
-    last given, so a config that is loaded twice, or anew with other paths, means what it says.
+    Unlike ``register_coco_instances`` it may be called again: the last paths win, so a config can
+    be loaded twice, or again with other paths.
 
     Args:
-        name: what configs call it.
+        name: name of the data set in configs.
         json_file: its annotations.
         image_root: folder of its images.
     """

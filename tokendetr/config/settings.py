@@ -1,4 +1,4 @@
-"""Values that would be accepted without a word and spoil a run, refused before it is built."""
+"""Refuse values that would otherwise be accepted silently and spoil a run."""
 
 import importlib
 import importlib.util
@@ -16,13 +16,13 @@ __all__ = ["check_settings"]
 
 @dataclass(frozen=True)
 class _Range:
-    """What a number must be.
+    """Allowed range of a number.
 
     Attributes:
-        what: for the message.
-        holds: whether a number is in the range.
-        is_count: it must be whole as well.
-        may_be_infinite: infinity means that there is no limit.
+        what: description for messages.
+        holds: returns whether a number is in the range.
+        is_count: the number must also be an integer.
+        may_be_infinite: infinity is allowed and means no limit.
     """
 
     what: str
@@ -54,10 +54,10 @@ RANGES: dict[str, _Range] = {
     "train.checkpointer.max_to_keep": _PERIOD,
     "train.grad_accum_steps": _COUNT,
     "train.reference_batch_size": _COUNT,
-    # 0 would stop all learning, and a negative norm turn every gradient round.
+    # 0 would stop all learning, and a negative norm would reverse every gradient.
     "train.clip_grad.params.max_norm": _LIMIT,
     "train.clip_grad.params.norm_type": _LIMIT,
-    "train.model_ema.decay": _BELOW_ONE,  # at 1 the average stays the untrained weights
+    "train.model_ema.decay": _BELOW_ONE,  # at 1 the average would stay at the initial weights
     "train.distributed.rendezvous_timeout": _POSITIVE,
     "train.distributed.collective_timeout": _POSITIVE,
     "lr_multiplier.warmup_length": _BELOW_ONE,
@@ -72,7 +72,7 @@ RANGES: dict[str, _Range] = {
     "model.dn_number": _PERIOD,
     "model.transformer.decoder.num_layers": _COUNT,
 }
-"""Ranges by key; keys that a config lacks, or where it holds no number, are left alone."""
+"""Key -> range; keys that a config lacks, or whose value is no number, are not checked."""
 
 _BY_NAME: dict[str, dict[str, _Range]] = {
     "model": {
@@ -105,12 +105,12 @@ _BY_NAME: dict[str, dict[str, _Range]] = {
         "short_edge_length": _POSITIVE,
         "timeout": _NOT_NEGATIVE,
     },
-    # A negative rate, or factor of one, climbs up the loss.
+    # A negative learning rate or factor would maximize the loss.
     "optimizer": {"betas": _BELOW_ONE, "": _NOT_NEGATIVE},
     "lr_multiplier": {"": _NOT_NEGATIVE},
 }
-"""Ranges of numbers by the part of the config and their names, or those of the list that they are
-in, wherever in that part they are; "" for all others."""
+"""Part of the config -> name -> range, at any depth of that part; the numbers of a list go by the
+list's name, and "" stands for all other names."""
 _MAY_BE_EMPTY = (
     "train.checkpointer.max_to_keep",
     "train.clip_grad.params.max_norm",
@@ -135,10 +135,10 @@ _TASKS = ("bbox", "segm", "keypoints")
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check ranges, and options that only go together; whole floats of counts become integers.
+    """Check ranges and combinations of options; counts that are integral floats become integers.
 
     Raises:
-        ConfigError: naming every key with its value and its range.
+        ConfigError: the message names every faulty key with its value and range.
     """
     if faults := list(_no_groups(cfg)):
         raise ConfigError("; ".join(faults))
@@ -160,14 +160,14 @@ def check_settings(cfg: DictConfig) -> None:
 
 def _range_of(part: str, key: str) -> _Range | None:
     names = [name for name in key.split(".") if not name.isdigit()]
-    # A negative weight makes a loss grow.
+    # A negative weight would maximize its loss.
     if part == "model" and ("weight_dict" in names or names[-1].endswith("_weight")):
         return _NOT_NEGATIVE
     return _BY_NAME[part].get(names[-1], _BY_NAME[part].get(""))
 
 
 def _no_groups(cfg: DictConfig) -> Iterator[str]:
-    """Keys that hold something else than the group of options that is read there."""
+    """Yield a sentence for each key that must be a group of options and is not."""
     for key in _GROUPS:
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent, default=None)
@@ -176,7 +176,7 @@ def _no_groups(cfg: DictConfig) -> Iterator[str]:
 
 
 def _kind_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
-    """What is wrong with a value that is no number where only one can be used."""
+    """Return what is wrong with the value of a key of ``train`` that must be a number."""
     if not key.startswith("train.") or key in _MAY_BE_EMPTY:
         return None
     parent, _, name = key.rpartition(".")
@@ -214,7 +214,7 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _contradictions(cfg: DictConfig) -> Iterator[str]:
-    """Options that something deep in another package would refuse later, in its own words."""
+    """Yield combinations of options that other packages would refuse later, or misinterpret."""
     for part in ("train", "test"):
         node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
         if not isinstance(node, DictConfig) or node.get("num_workers", None) != 0:
@@ -229,7 +229,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
     steps = OmegaConf.select(cfg, "train.grad_accum_steps", default=1)
     if isinstance(batch, int) and isinstance(steps, int) and steps > 0 and batch % steps:
         yield (
-            f"dataloader.train.total_batch_size={batch} cannot be shared out over "
+            f"dataloader.train.total_batch_size={batch} is not divisible by "
             f"train.grad_accum_steps={steps} micro-batches: make it a multiple"
         )
     roots = OmegaConf.select(cfg, "train.image_roots", default=None) or ()
@@ -238,7 +238,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
             yield f"train.image_roots has {root!r}, which is no folder: write it in quotes"
     clip = OmegaConf.select(cfg, "train.clip_grad", default=None)
     if clip is not None and clip.get("enabled", False) and clip.params.get("max_norm", 0) is None:
-        yield "train.clip_grad.params.max_norm has no value: give a number, or inf to measure alone"
+        yield "train.clip_grad.params.max_norm has no value: give a number, or inf to only measure"
     evaluator = OmegaConf.select(cfg, "dataloader.evaluator", default=None)
     if isinstance(evaluator, DictConfig) and _name(evaluator).endswith("COCOEvaluator"):
         tasks = evaluator.get("tasks", None) or ()
@@ -255,7 +255,7 @@ def _name(node: DictConfig) -> str:
 
 
 def _is_installed(name: str) -> bool:
-    """Whether a package can be imported; one that is broken cannot."""
+    """Return whether a package can be imported; a broken one cannot."""
     if importlib.util.find_spec(name) is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Targets that a config gives by name, checked before anything is built."""
+"""Check that the targets a config names exist, before anything is built."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +15,10 @@ SOURCES = {
 
 
 def check_targets(node: DictConfig) -> None:
-    """Look up every ``_target_`` that is a name.
+    """Import every ``_target_`` that is given by name.
 
     Raises:
-        ConfigError: one cannot be imported; the message names its key and what to install.
+        ConfigError: a target cannot be imported; the message names its key and what to install.
     """
     for key, target in _names(node, ""):
         try:

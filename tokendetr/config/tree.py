@@ -1,8 +1,8 @@
-"""Where this project's configs and weights are, and their names.
+"""Find this project's configs and weights by name.
 
-A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``; a method's
-config that bears the name of a detector's is ``<method>/<name>``. Files under a ``models/`` folder
-are parts of configs (a model without data and schedule) and have no name.
+A config's name is its file name without ``.py``, such as ``dino_r50_4scale_12ep``. If a method's
+config and a detector's share a file name, the method's is called ``<method>/<name>``. Files under a
+``models/`` folder are parts of configs (a model without data and schedule) and have no name.
 """
 
 import difflib
@@ -14,8 +14,8 @@ from tokendetr._projects import projects_folder
 PROJECTS_DIR = Path(projects_folder())
 """Folder of the projects: configs, checkpoints and READMEs, one folder per detector and method.
 
-It lies inside the installed package, or in the source checkout; whatever else is named
-``projects`` has no part in it."""
+It is inside the installed package or in the source checkout; other packages named ``projects`` are
+not searched."""
 
 RENAMED = {
     f"focus_dino_{backbone}_4scale_{epochs}ep": f"focus_detr_{backbone}_4scale_{epochs}ep"
@@ -28,14 +28,14 @@ RENAMED = {
     }.items()
     for epochs in lengths
 }
-"""Names that configs had before: former -> present."""
+"""Former name of a config -> current name."""
 
 
 def config_files() -> dict[str, Path]:
-    """Return the file of every config by its name.
+    """Return every config's name and file.
 
     Raises:
-        RuntimeError: two configs have one name.
+        RuntimeError: two configs have the same name.
     """
     return dict(_config_files())
 
@@ -44,7 +44,7 @@ def config_files() -> dict[str, Path]:
 def _config_files() -> dict[str, Path]:
     files: dict[str, Path] = {}
     found = sorted(PROJECTS_DIR.glob("*/configs/**/*.py"))
-    # Detectors first: a name that a method uses again stays theirs.
+    # Detectors first, so that a shared name refers to the detector's config.
     for path in sorted(found, key=lambda path: not (_project(path) / "modeling").is_dir()):
         if "models" in path.parent.parts or path.name.startswith("_"):
             continue
@@ -63,7 +63,7 @@ def config_file(name: str) -> Path:
     """Return the path of a config of the project.
 
     Args:
-        name: a config's name (``dino_r50_4scale_12ep``), or one that it had before.
+        name: a config's name (``dino_r50_4scale_12ep``) or former name.
 
     Raises:
         KeyError: there is no such config; the message names the nearest ones.
@@ -78,10 +78,10 @@ def config_file(name: str) -> Path:
 
 
 def checkpoint_file(name: str) -> str:
-    """Return where the trained weights of a config are, whether or not they were shipped.
+    """Return the path of the trained weights of a config, whether or not they were shipped.
 
-    Config files name the weights that a training starts from by this: the path does not depend on
-    the working folder.
+    Config files name the weights that training starts from with it, so that the path does not
+    depend on the working folder.
 
     Args:
         name: a config's name.
@@ -94,7 +94,7 @@ def checkpoint_file(name: str) -> str:
 
 
 def shipped_weights(config: str | Path) -> str | None:
-    """Return the trained weights that come with a config of the project, None where none do.
+    """Return the trained weights that come with a config of the project, None if there are none.
 
     Args:
         config: a config's file; one outside the project has no shipped weights.

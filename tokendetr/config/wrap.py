@@ -1,4 +1,4 @@
-"""Wrap what a config node builds, while its arguments and override paths stay where they are."""
+"""Wrap the object that a config node builds, without moving its arguments and override paths."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,21 +23,21 @@ Target = str | Callable[..., Any]
 
 
 def target_name(target: Target | None) -> str:
-    """Return the dotted name of a config node's target, which may be a name already."""
+    """Return the dotted name of a config node's target, given by name or as an object."""
     if target is None:
         raise KeyError("a config node needs a _target_")
     return target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
 
 
 def wrap_target(node: DictConfig, wrapper: Target) -> bool:
-    """Point a config node at a wrapper that gets the node's target as ``wrapped_target``, in place.
+    """Make a config node call a wrapper, which gets the target as ``wrapped_target``, in place.
 
     Args:
         node: with ``_target_``.
         wrapper: called with ``wrapped_target`` and the node's arguments.
 
     Returns:
-        Whether the node changed; one that has this wrapper already stays as it is.
+        Whether the node changed; a node that has this wrapper already does not.
     """
     name, target = target_name(wrapper), target_name(node.get("_target_"))
     if target == name:
@@ -49,10 +49,14 @@ def wrap_target(node: DictConfig, wrapper: Target) -> bool:
 
 
 def build_wrapped(wrapped_target: Target, /, **kwargs: Any) -> Any:
-    """Build what a wrapped node builds.
+    """Build the object of a wrapped node.
+
+    Args:
+        wrapped_target: a class or function, or its dotted name.
+        **kwargs: its arguments.
 
     Raises:
-        ImportError: the target's name leads nowhere.
+        ImportError: there is no target of that name.
     """
     build = wrapped_target
     if isinstance(build, str):
@@ -64,10 +68,10 @@ def build_wrapped(wrapped_target: Target, /, **kwargs: Any) -> Any:
 
 
 def build_observed(*, wrapped_target: Target, **kwargs: Any) -> nn.Module:
-    """Construct a detector and let its submodules add losses: the wrapper of ``sparsify``.
+    """Build a detector whose submodules may add losses: the wrapper of ``sparsify``.
 
     Args:
-        wrapped_target: the detector's class, or its full dotted name.
+        wrapped_target: the detector's class, or its dotted name.
         **kwargs: its arguments.
 
     Raises:
@@ -79,11 +83,11 @@ def build_observed(*, wrapped_target: Target, **kwargs: Any) -> nn.Module:
 def build_with_pixel_decoder(
     *, wrapped_target: Target, sparsifier: TokenSparsifier, **kwargs: Any
 ) -> nn.Module:
-    """Construct a model and let its pixel decoder's encoder work on fewer tokens.
+    """Build a model and add a sparsifier to its pixel decoder's encoder.
 
     Args:
-        wrapped_target: the model's class, or its full dotted name.
-        sparsifier: decides which tokens the encoder works on.
+        wrapped_target: the model's class, or its dotted name.
+        sparsifier: decides which tokens the encoder processes.
         **kwargs: the model's arguments.
 
     Raises:

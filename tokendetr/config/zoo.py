@@ -1,10 +1,8 @@
-"""Every lazy config of the project by name, with its weights: list them, open one, build its model.
+"""The project's lazy configs by name: list them, load one, build its model with trained weights.
 
-A config's name is its file name without ``.py``, for example ``dino_r50_4scale_12ep``; a method's
-config that bears the name of a detector's is ``<method>/<name>``. Files under
-a ``models/`` folder are parts of configs (a model without data and schedule) and are not listed.
-They are found inside the installed package or the source checkout, whatever the working folder is
-and whichever package ``projects`` is importable.
+:mod:`tokendetr.config.tree` says how configs are named. They are found inside the installed package
+or the source checkout, independently of the working folder and of other packages named
+``projects``.
 """
 
 import builtins
@@ -25,21 +23,21 @@ from tokendetr.encoder.keep_ratio import set_keep_ratio
 __all__ = ["SHIPPED", "get_checkpoint", "get_config", "get_config_file", "list", "load"]
 
 SHIPPED = "shipped"
-"""As a checkpoint: the trained weights that come with the config."""
+"""Value of ``checkpoint`` that stands for the trained weights that come with the config."""
 
 logger = logging.getLogger(__name__)
 
 
 def list() -> builtins.list[str]:
-    """Names of all configs, sorted."""
+    """Return the names of all configs, sorted."""
     return sorted(config_files())
 
 
 def get_config_file(name: str) -> Path:
-    """Path of a config file.
+    """Return the path of a config file.
 
     Args:
-        name: a config's name (``dino_r50_4scale_12ep``), or one that it had before.
+        name: a config's name (``dino_r50_4scale_12ep``) or former name.
 
     Raises:
         KeyError: there is no such config; the message names the nearest ones.
@@ -48,7 +46,7 @@ def get_config_file(name: str) -> Path:
 
 
 def get_checkpoint(name: str) -> str | None:
-    """Path of the trained weights that come with a config, None where none do.
+    """Return the path of the trained weights that come with a config, None if there are none.
 
     Raises:
         KeyError: there is no such config.
@@ -81,15 +79,15 @@ def load(
     Args:
         name: a config's name.
         checkpoint: ``.pth`` or ``.safetensors`` file, URL or ``detectron2://`` address. The default
-            takes the weights that come with the config; where none do, they are random, and
-            a warning says so. None asks for random weights.
-        device: torch device the model is moved to.
-        keep: share of tokens that the encoder updates, for configs whose encoder has a sparsifier
-            with a keep ratio; None: the config's.
+            loads the weights that come with the config; if there are none, the weights are random
+            and a warning is logged. None also gives random weights.
+        device: torch device that the model is moved to.
+        keep: share of tokens that the encoder updates, in (0, 1], for encoders whose sparsifier has
+            a keep ratio; None for the config's own.
 
     Raises:
         KeyError: there is no such config.
-        ConfigError: this installation of detectron2 or detrex lacks a part of the model.
+        ConfigError: the installed detectron2 or detrex lacks a part of the model.
         NotSparsifiableError: ``keep`` is given and the model's encoder has no keep ratio.
         CheckpointMismatchError: the checkpoint belongs to another model; the message lists keys.
     """
@@ -103,7 +101,7 @@ def load(
         checkpoint = get_checkpoint(name)
         if checkpoint is None:
             logger.warning(
-                "no trained weights come with %s: they are random (checkpoint=FILE loads some)",
+                "no trained weights come with %s: its weights are random (use checkpoint=FILE)",
                 name,
             )
     if checkpoint is not None:

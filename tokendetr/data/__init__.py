@@ -1,1 +1,1 @@
-"""Data sets that the project makes itself."""
+"""Data sets: registration, validation, conversion, the shapes data set and the training loader."""

@@ -1,4 +1,4 @@
-"""Registration of BCCD: 364 photographs of blood cells with boxes of three classes."""
+"""Register BCCD: 364 photographs of blood cells with boxes of three classes."""
 
 import os
 
@@ -10,11 +10,10 @@ SPLITS = ("train", "val", "test")
 
 
 def register_bccd(root: str | None = None) -> None:
-    """Make ``bccd_train``, ``bccd_val`` and ``bccd_test`` known; nothing is read before they are
-    used.
+    """Register ``bccd_train``, ``bccd_val`` and ``bccd_test``; nothing is read before first use.
 
-    The pictures of all three lie in ``images``, annotations in ``train.json``, ``val.json`` and
-    ``test.json``: ``tokendetr convert`` makes them from the Pascal VOC files of the publication.
+    The images of all splits are in ``images``, the annotations in ``train.json``, ``val.json`` and
+    ``test.json``, which ``tokendetr convert`` makes from the published Pascal VOC files.
 
     Args:
         root: folder of the data set; default :func:`bccd_root`.

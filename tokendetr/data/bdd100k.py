@@ -1,4 +1,4 @@
-"""Registration of BDD100K's detection labels, converted to COCO's format."""
+"""Register BDD100K's detection labels, converted to COCO's format."""
 
 import os
 
@@ -11,10 +11,10 @@ SMALL_OBJECTS = "det_{split}_small_cocofmt.json"
 
 
 def register_bdd100k(root: str | None = None) -> None:
-    """Make ``bdd100k_train`` and ``bdd100k_val`` known; nothing is read before they are used.
+    """Register ``bdd100k_train`` and ``bdd100k_val``; nothing is read before first use.
 
-    Files lie as BDD100K's own tools leave them: images in ``images/100k/train`` and ``val``, and
-    ``jsons/det_train_cocofmt.json`` and ``det_val_cocofmt.json``, made by
+    The layout is that of BDD100K's own tools: images in ``images/100k/train`` and ``val``, and
+    annotations in ``jsons/det_train_cocofmt.json`` and ``det_val_cocofmt.json``, made by
     ``python -m bdd100k.label.to_coco -m det -i labels/det_20/det_train.json -o jsons/...``. The
     labels of 2020 have ten classes.
 
@@ -26,11 +26,12 @@ def register_bdd100k(root: str | None = None) -> None:
 
 
 def register_bdd_s(root: str | None = None) -> None:
-    """Make ``bdd_s_train`` and ``bdd_s_val`` known: the images of BDD100K whose objects cover less
-    than a quarter of them, as ``tools/make_bdd_s.py`` lists them.
+    """Register ``bdd_s_train`` and ``bdd_s_val``, whose objects cover under a quarter of an image.
+
+    They are subsets of BDD100K; ``tools/make_bdd_s.py`` writes their annotations.
 
     Args:
-        root: as of :func:`register_bdd100k`.
+        root: as for :func:`register_bdd100k`.
 
     Source: SPT, arXiv 2410.23608, section 4.1.
     """

@@ -1,4 +1,4 @@
-"""Check one data set in COCO's format: its records, and that every image file is there."""
+"""Validate one COCO-format data set: its records, and that every image file exists."""
 
 import logging
 import os
@@ -38,14 +38,14 @@ def validate_coco(
     needs_polygons: bool = False,
     image_roots: Sequence[str] = (),
 ) -> None:
-    """Check a COCO-format data set: the JSON's records, and that every image file is there.
+    """Validate a COCO-format data set: the JSON's records, and that every image file exists.
 
-    Checked: layout of the JSON; ids that repeat; image sizes; file names that leave ``image_root``
-    (absolute, ``..``, through a symbolic link); image files that are missing; annotations of
-    unknown images or categories; boxes that are no four finite numbers, inverted, or more than 2
+    Checked are: layout of the JSON; repeated ids; image sizes; file names that leave ``image_root``
+    (absolute, ``..``, through a symbolic link); missing image files; annotations of unknown images
+    or categories; boxes that are not four finite numbers, are inverted, or extend more than 2
     pixels outside their image; categories that share a name; more categories than ``num_classes``.
-    What loaders fill in or leave out (``area``, ``iscrowd``, masks that cannot be read, boxes
-    without area) is logged in one line. Images are not opened.
+    What loaders fill in or drop (``area``, ``iscrowd``, unreadable masks, boxes without area) is
+    logged in one line. Images are not opened.
 
     Args:
         json_file: the annotations.
@@ -54,15 +54,16 @@ def validate_coco(
         for_evaluation: also refuse annotation id 0, which COCO's evaluation takes for "no match",
             and images and categories without the fields that LVIS's evaluation needs.
         for_training: also refuse a file without any box to train on.
-        num_classes: of the model.
+        num_classes: number of classes of the model.
         has_file_names: False for LVIS, whose file names come from URLs.
-        needs_masks: also refuse annotations without a mask that can be read.
-        needs_polygons: and masks of run lengths, but those of crowds.
+        needs_masks: also refuse annotations without a readable mask.
+        needs_polygons: also refuse run-length masks of annotations that are no crowds.
         image_roots: further folders that symbolic links may lead to.
 
     Raises:
-        FileNotFoundError: no annotations, or no image folder; says where they are looked for.
-        DatasetError: all other faults, up to 20 of them listed.
+        FileNotFoundError: annotations or image folder do not exist; the message says where they
+            were looked for.
+        DatasetError: all other faults; the message lists up to 20.
     """
     label = f"data set {name!r} ({json_file})" if name else json_file
     found = _read(json_file, label, has_file_names)
@@ -85,7 +86,7 @@ def validate_coco(
         except AnnotationError as error:
             faults.append(str(error).removeprefix(f"{label}: "))
     try:
-        found.check(label, "Correct them, or set train.validate_data=warn to go on regardless.")
+        found.check(label, "Correct them, or set train.validate_data=warn to continue regardless.")
     except AnnotationError as error:
         raise DatasetError(str(error)) from error
     if found.note():
@@ -93,16 +94,16 @@ def validate_coco(
 
 
 def read_coco(json_file: str, label: str = "", *, has_file_names: bool = True) -> dict[str, Any]:
-    """Read a COCO JSON in the one form of :mod:`tokendetr.io.annotations`.
+    """Read a COCO JSON, normalized by :mod:`tokendetr.io.annotations`.
 
     Args:
         json_file: the annotations.
-        label: what messages call it; the file's name where empty.
+        label: what messages call it; the path if empty.
         has_file_names: False for LVIS, whose file names come from URLs.
 
     Raises:
-        FileNotFoundError: no such file; says where data sets are looked for.
-        DatasetError: no JSON, not laid out as COCO's, or records that cannot be used.
+        FileNotFoundError: no such file; the message says where data sets are looked for.
+        DatasetError: the file is no JSON, lacks COCO's layout, or has records that cannot be used.
     """
     label = label or json_file
     found = _read(json_file, label, has_file_names)
@@ -134,7 +135,7 @@ def _read(json_file: str, label: str, has_file_names: bool) -> Annotations:
 
 
 def _run_length_faults(annotations: Iterable[dict[str, Any]]) -> list[str]:
-    """Masks that a mapper of polygons cannot read."""
+    """Return a sentence for each mask that a mapper of polygons cannot read."""
     return [
         f"annotation id {each['id']} of image id {each['image_id']}: its mask is of run lengths, "
         "and the mapper reads polygons (detectron2's DatasetMapper reads both with "
@@ -151,7 +152,7 @@ def _class_faults(data: dict[str, Any], num_classes: int | None) -> list[str]:
     for category in categories:
         name = category.get("name")
         if not isinstance(name, str):
-            continue  # named already
+            continue  # reported already
         if name in ids:
             faults.append(
                 f"categories {ids[name]} and {category['id']} have the same name {name!r}: their "
@@ -169,7 +170,7 @@ def _class_faults(data: dict[str, Any], num_classes: int | None) -> list[str]:
 def _file_faults(
     json_file: str, images: Iterable[dict[str, Any]], image_root: str, image_roots: Sequence[str]
 ) -> list[str]:
-    """Images that are not there, or not inside the image root."""
+    """Return a sentence for each image that is missing or outside of the image root."""
     root = PathManager.get_local_path(image_root)
     if not os.path.isdir(root):
         raise FileNotFoundError(
@@ -187,7 +188,7 @@ def _file_faults(
 
 
 def _box_faults(data: dict[str, Any], label: str) -> list[str]:
-    """Boxes that reach far out of their image."""
+    """Return a sentence for each box that extends outside of its image."""
     images = {image["id"]: image for image in data["images"]}
     faults, without_area = [], 0
     for annotation in data.get("annotations", []):
@@ -196,7 +197,7 @@ def _box_faults(data: dict[str, Any], label: str) -> list[str]:
         image = images[annotation["image_id"]]
         image_width, image_height = image.get("width"), image.get("height")
         if not isinstance(image_width, int) or not isinstance(image_height, int):
-            continue  # named already
+            continue  # reported already
         edge = _TOLERANCE_PX
         right, bottom = x + width - image_width, y + height - image_height
         if min(x, y) < -edge or max(right, bottom) > edge:

@@ -1,4 +1,4 @@
-"""Write folders of Pascal VOC or YOLO labels as COCO JSON, checked before any file is there."""
+"""Convert folders of Pascal VOC or YOLO labels to COCO JSON, validated before it is written."""
 
 import json
 import os
@@ -19,7 +19,7 @@ __all__ = ["Converted", "convert_folder"]
 
 @dataclass(frozen=True)
 class Converted:
-    """A file that was written.
+    """A JSON file that was written.
 
     Attributes:
         json_file: the annotations.
@@ -48,23 +48,23 @@ def convert_folder(
 ) -> list[Converted]:
     """Write ``<output>/<split>.json`` for every split of a folder of VOC or YOLO labels.
 
-    The JSON is checked as before a training, and every image is opened; only then are the files
-    put in their places. Images stay where they are. A folder without splits is split at random,
-    the same way every time.
+    The JSON is validated as before training, and every image is opened; only then are the files
+    written. Images stay where they are. A folder without splits is split at random with a fixed
+    seed.
 
     Args:
         folder: see :func:`tokendetr.io.label_folders.recognize`.
-        output: folder to write.
+        output: folder to write to.
         kind: ``voc``, ``yolo`` or "auto".
         names: order of the classes; default: the folder's own list, else alphabetical.
-        splits: those to write; default: all.
-        val_share: share of the images for ``val.json`` where the folder has no splits; 0 writes
-            ``all.json``.
-        open_images: decode every image, and compare its size with the labels'.
+        splits: the splits to write; default: all.
+        val_share: share of the images in ``val.json`` if the folder has no splits, in [0, 1); 0
+            writes ``all.json`` instead.
+        open_images: decode every image and compare its size with the labels'.
 
     Raises:
-        FileNotFoundError, DatasetError: labels or images that cannot be used.
-        OutputError: a file of that name exists.
+        FileNotFoundError, DatasetError: labels or images cannot be used.
+        OutputError: a file to write exists already.
     """
     found = recognize(folder, kind)
     if unknown := set(splits) - set(found.parts):
@@ -89,10 +89,10 @@ def convert_folder(
 
 
 def _ordered(found: LabelFolder, names: Sequence[str]) -> Sequence[str]:
-    """The order of the classes that the caller wants, or the folder's own.
+    """Return the order of the classes: the caller's if given, else the folder's.
 
     Raises:
-        DatasetError: names for YOLO labels, whose numbers have their names in a file already.
+        DatasetError: names are given for YOLO labels, whose class numbers have names already.
     """
     if names and found.kind == "yolo":
         raise DatasetError(f"{found.root}: the classes of YOLO labels are numbered in data.yaml")

@@ -1,4 +1,4 @@
-"""What a config's sizes and schedule mean for its training data: advice before the first step."""
+"""Advise on a config's image size, queries and schedule for its training data."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,31 +14,31 @@ from tokendetr.errors import DatasetError
 __all__ = ["data_hints"]
 
 SMALLEST_OBJECT_PX = 12.0
-"""Side of an object below which the finest level, of stride 8, sees little more than a pixel."""
+"""Side below which an object covers little more than one cell of the finest level, of stride 8."""
 
 EPOCHS = (8, 300)
-"""Epochs outside of which a schedule is remarked upon."""
+"""Range of epochs outside of which there is advice on the schedule."""
 
 
 def data_hints(cfg: DictConfig) -> list[str]:
-    """Return advice on image size, number of queries, batch and schedule, a sentence each.
+    """Return advice on image size, number of queries, batch size and schedule, a sentence each.
 
     Args:
-        cfg: the whole config; data sets that are not in COCO's format get no advice.
+        cfg: the whole config. There is no advice on data sets that are not in COCO's format.
     """
     name = next((name for name, for_test in dataset_names(cfg) if not for_test), None)
     try:
         files = None if name is None else coco_files(name)
         data = None if files is None else read_coco(files.json_file)
     except (DatasetError, FileNotFoundError):
-        return []  # validation says it
+        return []  # validation reports it
     if data is None or not data["images"] or not data.get("annotations"):
         return []
     return [*_size_hints(cfg, data), *_query_hints(cfg, data), *_schedule_hints(cfg, data)]
 
 
 def _short_edges(cfg: DictConfig) -> tuple[Sequence[int], int] | None:
-    """Shorter sides that the training mapper resizes to, and the bound of the longer one."""
+    """Return the shorter sides that the training mapper resizes to, and the longer side's limit."""
     steps = OmegaConf.select(cfg, "dataloader.train.mapper.augmentation", default=None) or []
     for step in steps:
         edges = step.get("short_edge_length", None) if isinstance(step, DictConfig) else None
@@ -69,8 +69,11 @@ def _size_hints(cfg: DictConfig, data: dict[str, Any]) -> Iterator[str]:
     if len(sides) < 2:
         return
     small, typical = quantiles(sides, n=10)[0], median(sides)
-    read = f"{width:.0f} x {height:.0f} pixels (median) are read with a shorter side of {edge:.0f}"
-    yield f"Images of {read}: objects are {typical:.0f} pixels large, a tenth less than {small:.0f}"
+    read = f"{width:.0f} x {height:.0f} pixels (median) are resized to a short side of {edge:.0f}"
+    yield (
+        f"Images of {read}: objects then have a side of {typical:.0f} pixels (median), a tenth of "
+        f"them less than {small:.0f}"
+    )
     if small < SMALLEST_OBJECT_PX:
         factor = SMALLEST_OBJECT_PX / small
         yield (
@@ -85,8 +88,8 @@ def _query_hints(cfg: DictConfig, data: dict[str, Any]) -> Iterator[str]:
     most = max(Counter(a["image_id"] for a in data["annotations"]).values())
     if isinstance(queries, int) and most > queries:
         yield (
-            f"An image has {most} boxes, the model {queries} queries: it cannot find them all; "
-            f"set model.num_queries={2 * most} or more"
+            f"One image has {most} boxes, but the model only {queries} queries: it cannot find "
+            f"them all; set model.num_queries={2 * most} or more"
         )
 
 
@@ -99,12 +102,12 @@ def _schedule_hints(cfg: DictConfig, data: dict[str, Any]) -> Iterator[str]:
     epochs = iterations * batch / number
     if batch > number:
         yield (
-            f"A batch of {batch} is more than the {number} images: set "
+            f"A batch of {batch} is larger than the data set of {number} images: set "
             f"dataloader.train.total_batch_size={max(1, number // 4)}"
         )
     elif not EPOCHS[0] <= epochs <= EPOCHS[1]:
         wanted = min(max(epochs, EPOCHS[0]), EPOCHS[1])
         yield (
-            f"train.max_iter={iterations} is {epochs:,.1f} epochs of {number} images: "
-            f"{wanted} epochs are train.max_iter={round(wanted * number / batch)}"
+            f"train.max_iter={iterations} is {epochs:,.1f} epochs of {number} images; for "
+            f"{wanted} epochs set train.max_iter={round(wanted * number / batch)}"
         )

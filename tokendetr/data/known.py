@@ -1,4 +1,4 @@
-"""The project's own data sets by name."""
+"""Register the project's own data sets on demand."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ _REGISTER: dict[str, Callable[[], None]] = {
 
 
 def register_if_known(name: str) -> None:
-    """Register a data set of the project that nobody has registered; other names are left alone.
+    """Register one of the project's data sets if it is not registered; ignore other names.
 
     Args:
         name: such as ``shapes_val``.

@@ -1,4 +1,4 @@
-"""Images by how much of them their objects cover."""
+"""Select images by the share of their area that objects cover."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,14 @@ __all__ = ["below_object_ratio", "object_ratio"]
 
 
 def object_ratio(boxes_xywh_px: Sequence[Sequence[float]], height: float, width: float) -> float:
-    """Return the part of an image that its boxes cover, from 0 to 1; overlaps count once.
+    """Return the share of an image's area that its boxes cover, in [0, 1]; overlaps count once.
 
     Args:
-        boxes_xywh_px: [G, 4]; what lies outside the image does not count.
-        height: of the image in pixels.
-        width: likewise.
+        boxes_xywh_px: [G, 4]; the parts outside the image do not count.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
+    # The edges of all boxes divide the image into a grid of rectangles, each covered or not.
     if not len(boxes_xywh_px):
         return 0.0
     boxes_G4 = np.asarray(boxes_xywh_px, dtype=np.float64).reshape(-1, 4)
@@ -33,14 +34,14 @@ def object_ratio(boxes_xywh_px: Sequence[Sequence[float]], height: float, width:
 
 
 def below_object_ratio(annotations: Mapping[str, Any], max_ratio: float) -> dict[str, Any]:
-    """Return COCO-format annotations of the images whose objects cover less than a part of them.
+    """Return the COCO annotations of images whose objects cover less than a share of them.
 
     Args:
         annotations: COCO's dict with ``images`` and ``annotations``.
-        max_ratio: images with this ratio or a larger one are left out, with their objects.
+        max_ratio: images with this or a larger :func:`object_ratio` are left out, in (0, 1].
 
     Raises:
-        ValueError: for a ratio outside (0, 1].
+        ValueError: ``max_ratio`` is out of range.
 
     Source: SPT, arXiv 2410.23608, section 4.1 (BDD-S: below 25 %).
     """

@@ -1,4 +1,4 @@
-"""File names that stay inside the folder they belong to."""
+"""Check that file names exist and stay inside the folder they belong to."""
 
 import os
 from collections.abc import Sequence
@@ -7,10 +7,13 @@ __all__ = ["Folders", "resolve_fault"]
 
 
 class Folders:
-    """What is in the folders of an image root; each folder is read once.
+    """Cached listing of the folders below an image root; each is read once.
+
+    One listing per folder replaces several system calls per file, which are slow on network file
+    systems.
 
     Args:
-        root: the image root, symbolic links followed.
+        root: the image root, symbolic links resolved.
         allowed: further folders that symbolic links below the root may lead to; one or several.
     """
 
@@ -22,7 +25,7 @@ class Folders:
         self._listed: dict[str, dict[str, bool] | None] = {}
 
     def fault(self, name: str) -> str:
-        """What is wrong with a file name, or ""."""
+        """Return what is wrong with a file name, "" if nothing is."""
         if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
             return f"file_name {name!r} leaves the image folder"
         folder, _, last = name.rpartition("/")
@@ -63,12 +66,12 @@ def _leaves(name: str) -> str:
 
 
 def resolve_fault(root: str, name: str, allowed: Sequence[str] = ()) -> str:
-    """What is wrong with a file name below ``root`` once links are followed, or "".
+    """Return what is wrong with a file name once symbolic links are resolved, "" if nothing is.
 
     Args:
         root: the image root.
-        name: relative to it.
-        allowed: folders, symbolic links followed, that links may lead to beside the root.
+        name: file name relative to it.
+        allowed: further folders that links may lead to, symbolic links resolved.
     """
     path = os.path.realpath(os.path.join(root, name))
     if not any(_is_inside(path, folder) for folder in (os.path.realpath(root), *allowed)):

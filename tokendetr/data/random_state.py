@@ -1,4 +1,4 @@
-"""Random number generators: seeds per sample, states that a checkpoint can hold."""
+"""Random number generators: seeds per sample, and states that a checkpoint can store."""
 
 import logging
 import random
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def capture_rng() -> dict[str, Any]:
-    """The states of this process's generators: Python, numpy, torch, and the current CUDA device.
+    """Return the states of this process's generators: Python, numpy, torch and the current GPU.
 
     Returns:
-        Tensors and plain numbers only, so that ``torch.load(weights_only=True)`` reads them.
+        Tensors and plain numbers only, which ``torch.load(weights_only=True)`` accepts.
     """
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)
@@ -34,7 +34,7 @@ def capture_rng() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
     }
-    # Asking for the state of a device would start CUDA in processes that do not use it.
+    # Querying a device's state would initialize CUDA in processes that do not use it.
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -53,7 +53,7 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """A block after which the generators are as before, whatever it drew."""
+    """Restore the generators after the ``with`` block, whatever it drew."""
     state = capture_rng()
     try:
         yield
@@ -63,20 +63,19 @@ def preserved_rng() -> Iterator[None]:
 
 @contextmanager
 def seeded_rng(*entropy: int) -> Iterator[None]:
-    """A block with the CPU generators seeded by numbers alone; afterwards they are as before.
+    """Seed the CPU generators for the ``with`` block, and restore them afterwards.
 
-    What the block draws depends on ``entropy`` and on nothing that ran before, in whichever process
-    it runs.
+    What the block draws depends on ``entropy`` alone: not on earlier draws, and not on the process.
 
     Args:
-        entropy: non-negative numbers, for example a seed and the position in a stream.
+        entropy: non-negative integers, for example a seed and the position in a stream.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = torch.get_rng_state()
     words = np.random.SeedSequence(entropy).generate_state(3, dtype=np.uint32)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-    # The global CPU generator alone: torch.manual_seed would reseed the GPUs too.
+    # Only the global CPU generator: torch.manual_seed would reseed the GPUs too.
     torch.default_generator.manual_seed(int(words[2]))
     try:
         yield
@@ -87,25 +86,25 @@ def seeded_rng(*entropy: int) -> Iterator[None]:
 
 
 class RngState:
-    """The generators of all ranks, as something a checkpointer saves and loads.
+    """Checkpointable state of the generators of all ranks.
 
-    Loading only remembers the state; :meth:`apply` sets it, right before the first step, so that
-    nothing that runs in between (starting loaders, building hooks) can move it.
+    Loading only stores the state. :meth:`apply` sets it right before the first step, so that
+    nothing that runs in between (starting workers, building hooks) can advance the generators.
     """
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """States by rank; all ranks must call this."""
+        """Return the states by rank; a collective operation, so all ranks must call it."""
         return {str(rank): s for rank, s in enumerate(comm.all_gather(capture_rng()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember the state of this rank, if there is one."""
+        """Store this rank's state until :meth:`apply`."""
         self._loaded = state.get(str(comm.get_rank()))
 
     def apply(self) -> bool:
-        """Set the generators to the loaded state; whether there was one that could be used."""
+        """Set the generators to the loaded state; return False if it is missing or damaged."""
         state, self._loaded = self._loaded, None
         if state is None:
             return False

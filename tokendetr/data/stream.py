@@ -1,10 +1,10 @@
-"""A training loader whose position is part of the checkpoint.
+"""Training loader whose position is part of the checkpoint.
 
-The batches of a run are a fixed sequence, given by a seed: which images, in which order, with which
-augmentations. The sequence is computed in the training process from indices alone, and every sample
-is augmented with generators seeded by (seed, position in the sequence). So neither the number of
-worker processes nor how far they have read ahead changes a sample, and going on after batch n is
-starting the same sequence at batch n.
+A seed determines the sequence of batches of a run: which images, in which order, with which
+augmentations. The training process computes the order from indices alone, and every sample is
+augmented with generators seeded by (seed, position in the sequence). So neither the number of
+worker processes nor how far they have read ahead changes a sample, and resuming after batch n
+means starting the same sequence at batch n.
 """
 
 import copy
@@ -36,10 +36,10 @@ _MAX_REPLACEMENTS = 20
 
 
 class NamedErrors:
-    """A mapper that says which record it failed on.
+    """Mapper whose errors name the record.
 
     Args:
-        mapper: turns a record into a model's input.
+        mapper: converts a record to a model's input.
     """
 
     def __init__(self, mapper: Callable[[Any], Any]) -> None:
@@ -49,7 +49,7 @@ class NamedErrors:
         """Map a record.
 
         Raises:
-            SampleError: with the record's name, whatever the mapper raised.
+            SampleError: the mapper raised any error; the message names the record.
         """
         try:
             return self.mapper(record)
@@ -61,18 +61,18 @@ class NamedErrors:
 
 
 def describe_record(record: Any) -> str:
-    """File name and image id of a record, for messages."""
+    """Return file name and image id of a record, for messages."""
     if not isinstance(record, Mapping) or "file_name" not in record:
         return "a record without a file name"
     return f"{record['file_name']} (image id {record.get('image_id', 'unknown')})"
 
 
 class _StreamDataset(torchdata.Dataset):
-    """Samples by (position in the stream, index of the record).
+    """Data set of samples, indexed by (position in the stream, index of the record).
 
     Args:
         records: a map-style data set.
-        mapper: turns a record into a sample; None leaves records alone.
+        mapper: converts a record to a sample; None returns records as they are.
         seed: the run's seed.
     """
 
@@ -85,10 +85,10 @@ class _StreamDataset(torchdata.Dataset):
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The sample; a mapper that returns None is given other records instead.
+        """Return a sample; if the mapper returns None for a record, the next one is taken.
 
         Raises:
-            SampleError: a record cannot be read, or record after record gave None.
+            SampleError: a record cannot be read, or the mapper returned None for 20 in a row.
         """
         position, index = key
         if self.mapper is None:
@@ -109,13 +109,13 @@ class _StreamDataset(torchdata.Dataset):
 
 
 class _BatchKeys(torchdata.Sampler):
-    """The batches of one rank as lists of (position, index), from a given batch on.
+    """Sampler of one rank's batches as lists of (position, index), from a given batch on.
 
     Args:
-        indices: this rank's endless stream of record indices.
+        indices: this rank's infinite stream of record indices.
         batch_size: records per batch and rank.
-        skip: number of batches to leave out at the start.
-        group_of: index -> group; a batch holds records of one group. None: no groups.
+        skip: number of batches to skip at the start.
+        group_of: index -> group; all records of a batch are of one group. None: no grouping.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class _BatchKeys(torchdata.Sampler):
         groups: dict[int, list[tuple[int, int]]] = {}
         rank, world_size = comm.get_rank(), comm.get_world_size()
         for count, index in enumerate(self.indices):
-            # Positions count over all ranks: a sample does not depend on how many there are.
+            # Positions count over all ranks, so a sample does not depend on the number of ranks.
             key = (count * world_size + rank, int(index))
             group = groups.setdefault(0 if self.group_of is None else self.group_of(key[1]), [])
             group.append(key)
@@ -147,25 +147,26 @@ class _BatchKeys(torchdata.Sampler):
 
 
 class StreamLoader:
-    """An endless loader of training batches that can start anywhere in its sequence.
+    """Infinite loader of training batches that can start anywhere in its sequence.
 
     Arguments are those of ``detectron2.data.build_detection_train_loader``.
 
     Args:
         dataset: a list of records or a map-style data set.
-        mapper: turns a record into a model's input; None leaves records alone.
-        make_sampler: seed -> sampler of this rank's endless stream of indices.
-        seed: of the order and of all augmentations; equal on all ranks.
+        mapper: converts a record to a model's input; None returns records as they are.
+        make_sampler: seed -> sampler of this rank's infinite stream of indices.
+        seed: seed of the order and of all augmentations; equal on all ranks.
         total_batch_size: images per update, over all ranks and micro-batches.
-        micro_batches: batches per update; each has its share of the images.
-        aspect_ratio_grouping: batches hold only landscape or only portrait images.
-        num_workers: loader processes.
-        collate_fn: makes a batch of a list; the list itself when None.
+        micro_batches: batches per update, of equal size.
+        aspect_ratio_grouping: make batches of landscape or of portrait images only.
+        num_workers: number of loader processes.
+        collate_fn: converts a list of samples to a batch; None returns the list.
         **options: further arguments of ``torch.utils.data.DataLoader``.
 
     Raises:
-        ConfigError: the batch size cannot be shared out evenly, or ``collate_fn`` is none.
-        TypeError: an option that ``DataLoader`` does not know.
+        ConfigError: the batch size is not divisible by the number of ranks and micro-batches, or
+            ``collate_fn`` is not callable.
+        TypeError: ``DataLoader`` does not know an option.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class StreamLoader:
 
     @property
     def updates_per_epoch(self) -> float:
-        """Number of updates in which as many images are read as the data set has."""
+        """Number of updates per pass over the data set."""
         return len(self.records) / self.total_batch_size
 
     def _group_of(self, index: int) -> int:
@@ -215,7 +216,7 @@ class StreamLoader:
         return self._landscape[index]
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches from the present position on."""
+        """Yield batches from the current position on."""
         keys = _BatchKeys(
             self._make_sampler(self.seed),
             self.batch_size,
@@ -230,7 +231,7 @@ class StreamLoader:
             worker_init_fn=obey_parent,
             **self._options,
         )
-        # Starting workers draws a number; the model's generators must not notice.
+        # The loader draws a seed for its workers; the model's generators must not advance by it.
         with preserved_rng():
             batches = iter(loader)
         for batch in batches:
@@ -238,7 +239,7 @@ class StreamLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Position in the sequence: the seed, and the images read over all ranks."""
+        """Return the position in the sequence: the seed, and the images read over all ranks."""
         return {
             "seed": self.seed,
             "images": self.batches_read * self.batch_size * comm.get_world_size(),
@@ -247,18 +248,18 @@ class StreamLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue at a saved position; takes effect when iteration starts.
 
-        With another number of processes or another batch size than the saved run's the position is
-        rounded down to a whole batch.
+        If the number of processes or the batch size has changed, the position is rounded down to a
+        whole batch.
         """
         self.seed = int(state["seed"])
         self.batches_read = int(state["images"]) // (self.batch_size * comm.get_world_size())
 
 
 def _landscape(dataset: Any) -> list[bool]:
-    """Which records are wider than high.
+    """Return for each record whether it is wider than high.
 
     Raises:
-        ValueError: records without a size.
+        ValueError: a record has no size.
     """
     records = dataset if isinstance(dataset, list) else [dataset[i] for i in range(len(dataset))]
     try:
@@ -271,14 +272,17 @@ def _landscape(dataset: Any) -> list[bool]:
 
 
 def build_train_loader(node: Any, *, seed: int, micro_batches: int = 1) -> Any:
-    """The loader that ``dataloader.train`` describes.
+    """Build the loader that ``dataloader.train`` describes.
 
     Args:
-        node: a lazy call. One of ``build_detection_train_loader`` becomes a :class:`StreamLoader`
-            with the same arguments; any other is instantiated as it is, and then resuming restarts
-            its order.
-        seed: of order and augmentations, equal on all ranks; negative: drawn at random.
+        node: a lazy call. A call of ``build_detection_train_loader`` becomes a
+            :class:`StreamLoader` with the same arguments. Any other is instantiated as it is; its
+            order then starts over on resume.
+        seed: seed of order and augmentations; negative for a random one. Rank 0's is used.
         micro_batches: ``train.grad_accum_steps``.
+
+    Raises:
+        ValueError: several micro-batches are requested of another loader.
     """
     seed = comm.all_gather(seed)[0] if seed >= 0 else comm.shared_random_seed()
     target = node.get("_target_")
@@ -291,7 +295,7 @@ def build_train_loader(node: Any, *, seed: int, micro_batches: int = 1) -> Any:
     if isinstance(dataset, torchdata.IterableDataset):
         return _foreign_loader(node, micro_batches)
     mapper = instantiate(arguments.pop("mapper"))
-    # Workers need no seeds, and the stream never ends.
+    # Every sample has its own seed, and the stream never ends, so these have no meaning here.
     for name in ("seed", "drop_last", "worker_init_fn"):
         arguments.pop(name, None)
     per_process = arguments.pop("single_gpu_batch_size", None)

@@ -1,4 +1,4 @@
-"""What is in a COCO-format data set, and what about it deserves a look before training."""
+"""Summarize a COCO-format data set, and point out what deserves a look before training."""
 
 import os
 from collections import Counter
@@ -20,11 +20,11 @@ _TINY_PX = 1.0
 
 @dataclass(frozen=True)
 class Survey:
-    """What a data set holds.
+    """Summary of a data set.
 
     Attributes:
-        counts: by name, in the order to show them.
-        advice: what may be wrong or surprising, a sentence each; loaders cope with all of it.
+        counts: name -> number, in display order.
+        advice: a sentence for each thing that may be wrong; none of them prevents loading.
     """
 
     counts: Mapping[str, int]
@@ -34,11 +34,11 @@ class Survey:
 def survey_coco(
     json_file: str, *, num_classes: int | None = None, has_file_names: bool = True
 ) -> Survey:
-    """Look through a data set without faults.
+    """Summarize a valid data set.
 
     Args:
         json_file: annotations that :func:`tokendetr.data.validate.validate_coco` accepts.
-        num_classes: of the model, where it is known.
+        num_classes: number of classes of the model, if known.
         has_file_names: False for LVIS, whose file names come from URLs.
     """
     data = read_coco(json_file, has_file_names=has_file_names)
@@ -109,14 +109,14 @@ def _image_advice(data: Mapping[str, Any], with_boxes: int) -> Iterator[str]:
 
 
 def check_image_files(json_file: str, image_root: str) -> None:
-    """Read every image as the loaders do: it must decode, and have the size that is annotated.
+    """Decode every image as the loaders do, and compare its size with the annotated one.
 
     Args:
         json_file: annotations that :func:`tokendetr.data.validate.validate_coco` accepts.
         image_root: folder of the images.
 
     Raises:
-        DatasetError: naming the files, the first twenty of them.
+        DatasetError: images are faulty; the message names the first twenty.
     """
     faults = []
     root = PathManager.get_local_path(image_root)
@@ -139,7 +139,7 @@ def check_image_files(json_file: str, image_root: str) -> None:
 
 
 def _some(names: Sequence[str], kind: str) -> str:
-    """Return how many there are of something, with the first names."""
+    """Return a count with the first few names, such as ``2 files (a, b)``."""
     more = ", ..." if len(names) > _SHOWN else ""
     plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
     shown = kind if len(names) == 1 else plural

@@ -1,4 +1,4 @@
-"""Strict checks of data sets before training: every fault is named by file and record."""
+"""Validate the data sets of a config before training; faults are reported by file and record."""
 
 import difflib
 import logging
@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 def validate_config_data(cfg: Any, *, evaluation_only: bool = False) -> None:
-    """Check the data sets that a config names, as ``train.validate_data`` says.
+    """Validate the data sets that a config names.
 
-    ``"strict"``: faults are errors. ``"warn"``: they are logged. ``"off"``: nothing is checked.
-    Rank 0 checks; all ranks raise.
+    ``train.validate_data`` decides what happens to faults: ``"strict"`` raises an error, ``"warn"``
+    logs them, ``"off"`` skips the checks. Rank 0 checks; all ranks raise.
 
     Args:
         cfg: the whole config.
-        evaluation_only: leave the training set out.
+        evaluation_only: skip the training set.
 
     Raises:
-        DatasetError: a fault, an unknown name, or data sets, model and evaluator whose classes
-            differ.
-        FileNotFoundError: annotations that do not exist.
+        DatasetError: there is a fault, a name is unknown, or the classes of data sets, model and
+            evaluator differ.
+        FileNotFoundError: annotations do not exist.
     """
     mode = str(OmegaConf.select(cfg, "train.validate_data", default="strict"))
     if mode not in ("strict", "warn", "off"):
@@ -68,7 +68,7 @@ def validate_config_data(cfg: Any, *, evaluation_only: bool = False) -> None:
 
 
 def dataset_names(cfg: Any, *, evaluation_only: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yield the names of a config's data sets, and whether they are for evaluation."""
+    """Yield (name, is for evaluation) of every data set of a config."""
     parts = [("test", True)] if evaluation_only else [("train", False), ("test", True)]
     for part, for_evaluation in parts:
         names = OmegaConf.select(cfg, f"dataloader.{part}.dataset.names", default=None) or []
@@ -77,18 +77,18 @@ def dataset_names(cfg: Any, *, evaluation_only: bool = False) -> Iterator[tuple[
 
 
 def model_classes(cfg: Any) -> int | None:
-    """Return ``model.num_classes`` where a config has it."""
+    """Return ``model.num_classes``, None if the config has none."""
     value = OmegaConf.select(cfg, "model.num_classes", default=None)
     return value if isinstance(value, int) else None
 
 
 @dataclass(frozen=True)
 class CocoFiles:
-    """Where a registered data set in COCO's format lies.
+    """Files of a registered COCO-format data set.
 
     Attributes:
-        json_file: its annotations.
-        image_root: folder of its images.
+        json_file: the annotations.
+        image_root: folder of the images.
         has_file_names: False for LVIS, whose file names come from URLs.
     """
 
@@ -98,9 +98,9 @@ class CocoFiles:
 
 
 def coco_files(name: str) -> CocoFiles | None:
-    """Return the files of a registered data set, None where it is of another format.
+    """Return the files of a registered data set, None if it is not in COCO's format.
 
-    Data sets that the project makes itself are made first.
+    Generated data sets (shapes) are generated first.
 
     Raises:
         DatasetError: nothing is registered under the name; the message has similar ones.
@@ -124,7 +124,12 @@ def coco_files(name: str) -> CocoFiles | None:
 
 
 def validate_registered(cfg: Any, name: str, for_evaluation: bool) -> None:
-    """Check a data set of a config, as training and evaluation with this config will use it.
+    """Validate a data set of a config for its use in training or evaluation.
+
+    Args:
+        cfg: the whole config.
+        name: name of the registered data set.
+        for_evaluation: the evaluation uses it; False for training.
 
     Raises:
         DatasetError, FileNotFoundError: see :func:`validate_coco`.
@@ -149,7 +154,7 @@ def validate_registered(cfg: Any, name: str, for_evaluation: bool) -> None:
 
 
 def _uses_masks(cfg: Any) -> bool:
-    """Whether the mapper of the training set hands on masks."""
+    """Return whether the training mapper passes on masks."""
     mapper = "dataloader.train.mapper"
     return any(
         OmegaConf.select(cfg, f"{mapper}.{key}", default=False) is True
@@ -158,20 +163,20 @@ def _uses_masks(cfg: Any) -> bool:
 
 
 def _reads_run_lengths(cfg: Any) -> bool:
-    """Whether the mapper of the training set makes masks of pixels."""
+    """Return whether the training mapper decodes masks to bitmaps."""
     key = "dataloader.train.mapper.instance_mask_format"
     return OmegaConf.select(cfg, key, default="polygon") == "bitmask"
 
 
-# ------------------------------------------------------------- whether the parts fit together
+# ------------------------------------------------------------------- consistency of classes
 
 
 def compare_parts(cfg: Any, *, evaluation_only: bool = False) -> None:
     """Check that training set, test set, model and evaluator of a config have the same classes.
 
     Raises:
-        DatasetError: classes that are numbered differently; a registered name whose classes are
-            others; an evaluator of another data set than the loader's.
+        DatasetError: classes are numbered differently; a data set is registered under the name of
+            one with other classes; or evaluator and loader use different data sets.
     """
     named = [name for name, _ in dataset_names(cfg, evaluation_only=evaluation_only)]
     classes = [(name, names) for name in named if (names := _class_names(name)) is not None]
@@ -184,13 +189,20 @@ def compare_parts(cfg: Any, *, evaluation_only: bool = False) -> None:
         if num_classes is not None and coco_files(name) is not None and len(names) < num_classes:
             raise DatasetError(
                 f"{name} has {len(names)} categories, but the model has num_classes={num_classes}: "
-                f"what it predicts cannot all be evaluated; set model.num_classes={len(names)}"
+                f"some predictions could not be evaluated; set model.num_classes={len(names)}"
             )
     _compare_evaluator(cfg)
 
 
 def class_fault(name: str, names: Sequence[str], other: str, others: Sequence[str]) -> str:
-    """Where two data sets number their classes differently, what differs; else ""."""
+    """Return how the numbering of two data sets' classes differs, "" if it does not.
+
+    Args:
+        name: name of the first data set.
+        names: its classes in order.
+        other: name of the second data set.
+        others: its classes in order.
+    """
     for index, (one, two) in enumerate(zip(names, others, strict=False)):
         if one != two:
             return (
@@ -206,13 +218,13 @@ def class_fault(name: str, names: Sequence[str], other: str, others: Sequence[st
 
 
 def _class_names(name: str) -> list[str] | None:
-    """The classes of a registered data set by their numbers; None where nobody knows them."""
+    """Return the classes of a registered data set in order; None if they are unknown."""
     files = coco_files(name)
     known = MetadataCatalog.get(name).get("thing_classes", None)
     if files is None:
         return None if known is None else list(known)
     names = class_names(files.json_file, has_file_names=files.has_file_names)
-    # The classes of LVIS are called by their synonyms.
+    # LVIS's registered names are the first synonyms, not the categories' names.
     if known is not None and files.has_file_names and list(known) != names:
         raise DatasetError(
             f"{files.json_file} has {len(names)} classes ({', '.join(names[:3])}, ...), but "
@@ -223,7 +235,7 @@ def _class_names(name: str) -> list[str] | None:
 
 
 def class_names(json_file: str, *, has_file_names: bool = True) -> list[str]:
-    """Return a data set's classes in the order in which models number them: by category id."""
+    """Return a data set's class names in the order of class indices, which is that of ids."""
     categories = read_coco(json_file, has_file_names=has_file_names)["categories"]
     return [category["name"] for category in sorted(categories, key=lambda c: c["id"])]
 
@@ -235,17 +247,17 @@ def _compare_evaluator(cfg: Any) -> None:
         if len(tested) > 1:
             raise DatasetError(
                 f"dataloader.test has {len(tested)} data sets ({', '.join(tested)}), but "
-                f"dataloader.evaluator is of {evaluated!r} alone: evaluate one after the other"
+                f"dataloader.evaluator uses only {evaluated!r}: evaluate one after the other"
             )
         if _annotation_file(evaluated) != _annotation_file(tested[0]):
             raise DatasetError(
-                f"dataloader.test is of {tested[0]!r}, but dataloader.evaluator of "
+                f"dataloader.test uses {tested[0]!r}, but dataloader.evaluator "
                 f"{evaluated!r}: set {key}={tested[0]}"
             )
 
 
 def _named_nodes(node: Any, key: str = "dataloader.evaluator") -> Iterator[tuple[str, str]]:
-    """The keys and values of ``dataset_name`` of evaluators, also within evaluators."""
+    """Yield key and value of every ``dataset_name`` of evaluators, also of nested ones."""
     if isinstance(node, DictConfig):
         for name in map(str, node):
             if OmegaConf.is_missing(node, name):

@@ -1,7 +1,7 @@
-"""Loader processes: they outlive a signal meant for the training process, and their end is said.
+"""Loader processes: protect them from the run's stop signals, and report their unexpected end.
 
 A terminal sends Ctrl-C, and a batch system its SIGTERM, to every process of a job. The training
-process then finishes its step and saves a checkpoint, for which it still needs its loaders.
+process then finishes its step and saves a checkpoint, and for that it still needs its workers.
 """
 
 import contextlib
@@ -25,11 +25,16 @@ _LOST_WORKER = re.compile(
 
 
 def obey_parent(worker_id: int) -> None:
-    """Let a loader process end on a signal of its parent alone (a ``worker_init_fn``)."""
+    """Make a loader process ignore all stop signals but its parent's (a ``worker_init_fn``).
+
+    Ctrl-C is ignored. PyTorch ends workers by SIGTERM, which a batch system sends as well; a thread
+    waits for it and exits only if the sender is the parent.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        # Blocked here and, by inheritance, in all threads: the signal waits for the one below.
+        # Blocked here and, by inheritance, in all later threads, so that the signal stays pending
+        # until the thread below takes it with sigwaitinfo.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
@@ -41,14 +46,14 @@ def _end_with(parent: int) -> None:
 
 
 def protect_workers(loader: Any) -> Any:
-    """Add :func:`obey_parent` to what a DataLoader's workers do first; other loaders stay."""
+    """Add :func:`obey_parent` to a DataLoader's ``worker_init_fn``; return other loaders as is."""
     if isinstance(loader, torchdata.DataLoader):
         loader.worker_init_fn = _Both(loader.worker_init_fn)
     return loader
 
 
 class _Both:
-    """A ``worker_init_fn`` before or after another one (a class, so that it can be pickled)."""
+    """Call a ``worker_init_fn``, then :func:`obey_parent`; a class, so that it can be pickled."""
 
     def __init__(self, first: Callable[[int], None] | None) -> None:
         self.first = first
@@ -61,12 +66,12 @@ class _Both:
 
 @contextlib.contextmanager
 def named_loader_failures() -> Iterator[None]:
-    """A block in which the death of a loader process is an error of one line.
+    """Turn the loss of a loader process in the ``with`` block into a one-line error.
 
-    PyTorch raises it wherever the main thread happens to be: in a handler of SIGCHLD.
+    PyTorch raises its own error from a SIGCHLD handler, wherever the main thread happens to be.
 
     Raises:
-        LoaderError: a loader process ended, was killed, or gave nothing in its ``timeout``.
+        LoaderError: a loader process exited, was killed, or exceeded its ``timeout``.
     """
     try:
         yield
@@ -74,27 +79,28 @@ def named_loader_failures() -> Iterator[None]:
         loss = _loss_of_worker(error)
         if not loss:
             raise
-        # PyTorch would raise it again whenever another loader process ends, on the way out too;
-        # it also notices lost ones while it waits for data.
+        # PyTorch's handler would raise again for every other worker that ends during the cleanup.
+        # It is not needed: the loader also notices lost workers while it waits for data.
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         reason = (
             "its shared memory is used up (see df /dev/shm)"
             if "Bus error" in loss
-            else "most often the system does that when memory is used up (see dmesg)"
+            else "most often the system kills it when memory runs out (see dmesg)"
         )
         raise LoaderError(
-            f"a process that loads data is gone: {loss}; {reason}. Use fewer of them, with "
+            f"a data-loading process was lost: {loss}; {reason}. Use fewer of them, with "
             "dataloader.train.num_workers and dataloader.test.num_workers (0: none), and continue "
             "with --resume"
         ) from error
 
 
 def _loss_of_worker(error: BaseException) -> str:
-    """How a loader process was lost, in PyTorch's words; "" where an error is another one."""
+    """Return PyTorch's words for the loss of a loader process, "" for other errors."""
     if found := _LOST_WORKER.search(str(error)):
         return found[0]
-    # Its pipe may break before the system has said that it ended.
+    # The worker's pipe may break before SIGCHLD arrives. Such errors count only if they passed
+    # through the loader, since other code raises them too.
     if isinstance(error, (ConnectionError, EOFError)):
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_globals.get("__name__") == torchdata.dataloader.__name__:

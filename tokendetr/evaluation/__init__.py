@@ -1,1 +1,1 @@
-"""Evaluation: the metrics of a model, and how well its tokens were chosen."""
+"""Evaluation: metrics of a model, analysis of its errors, and quality of its token selection."""

@@ -1,8 +1,8 @@
-"""Bootstrap of COCO's AP over images: how far AP moves with the choice of test images.
+"""Bootstrap COCO's AP over images, to estimate its variation with the choice of test images.
 
 Detections are matched once; a replicate counts every image as often as it was drawn. Replicate r
-draws the same images whatever the detector, so that the differences of two detectors' replicates
-are paired (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
+draws the same images for every detector, so that the differences of two detectors' replicates are
+paired (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
 
 Shapes: R replicate, I image of the test set.
 """
@@ -29,13 +29,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Category:
-    """Detections of a category by falling score, and its ground truth.
+    """Detections of a category by descending score, and its ground truth.
 
     Attributes:
         image_D: row of the image that a detection belongs to.
         matched_TD: whether it is a true positive, by IoU threshold.
-        counted_TD: whether it counts at all: not a match of crowds or of other sizes.
-        truths_I: boxes to be found, by image.
+        counted_TD: whether it counts, that is, matches neither a crowd nor an object of other size.
+        truths_I: number of boxes to be found, by image.
     """
 
     image_D: npt.NDArray[np.int64]
@@ -44,7 +44,11 @@ class _Category:
     truths_I: npt.NDArray[np.int64]
 
     def average_precision(self, times_I: npt.NDArray[np.int64]) -> float | None:
-        """Return the mean over IoU thresholds and recalls, None without ground truth."""
+        """Return the mean precision over IoU thresholds and recalls, None without ground truth.
+
+        Args:
+            times_I: how often each image counts.
+        """
         total = int(times_I @ self.truths_I)
         if not total:
             return None
@@ -53,7 +57,7 @@ class _Category:
         false_TD = np.cumsum(weight_D * (~self.matched_TD & self.counted_TD), axis=1, dtype=float)
         recall_TD = true_TD / total
         precision_TD = true_TD / (true_TD + false_TD + np.spacing(1))
-        # The precision at a recall is the best at that recall or beyond.
+        # The precision at a recall is the maximum at that recall or a higher one.
         envelope_TD = np.maximum.accumulate(precision_TD[:, ::-1], axis=1)[:, ::-1]
         sums = 0.0
         for recall_D, precision_D in zip(recall_TD, envelope_TD, strict=True):
@@ -64,10 +68,11 @@ class _Category:
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """A detector's matched detections on a test set, by category; made by :func:`match_images`.
+    """A detector's matched detections on a test set; made by :func:`match_images`.
 
     Attributes:
-        num_images: of the test set.
+        num_images: number of images of the test set.
+        categories: the detections of each category.
     """
 
     num_images: int
@@ -76,8 +81,8 @@ class ImageMatches:
     def average_precision(self, times_I: npt.NDArray[np.int64] | None = None) -> float:
         """Return AP (0 to 100) over IoU .50:.95, counting image ``i`` ``times_I[i]`` times.
 
-        Without ``times_I`` every image counts once, and the result is pycocotools'. It is NaN where
-        no drawn image has anything to be found.
+        Without ``times_I`` every image counts once, and the result equals pycocotools'. It is NaN
+        if no counted image has ground truth.
         """
         times_I = np.ones(self.num_images, np.int64) if times_I is None else times_I
         found = [category.average_precision(times_I) for category in self.categories]
@@ -93,7 +98,7 @@ def draw_images(num_images: int, replicates: int, seed: int = 0) -> npt.NDArray[
     """Draw images with replacement.
 
     Returns:
-        ``[R, I]``: how often replicate r has image i. Equal arguments, equal draws.
+        ``[R, I]``: how often image i is drawn in replicate r. Equal arguments give equal draws.
     """
     generator = np.random.default_rng(seed)
     uniform = np.full(num_images, 1.0 / num_images)
@@ -109,10 +114,10 @@ def match_images(
     """Match detections with ground truth as COCO's evaluation does.
 
     Args:
-        truth: a COCO document with integer ids, every annotation with its area.
-        detections: COCO's result records of boxes.
+        truth: a COCO document with integer ids and areas.
+        detections: boxes in COCO's result format.
         area: ``all``, ``small``, ``medium`` or ``large``.
-        max_detections: per image and category.
+        max_detections: maximum number per image and category.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth_api = COCO()
@@ -151,7 +156,7 @@ def _category(images: Sequence[dict[str, Any] | None], thresholds: int) -> _Cate
     if not scores:
         empty = np.zeros((thresholds, 0), bool)
         return _Category(np.zeros(0, np.int64), empty, empty, truths_I)
-    order = np.argsort(-np.concatenate(scores), kind="mergesort")  # as COCO's evaluation sorts
+    order = np.argsort(-np.concatenate(scores), kind="mergesort")  # stable, like COCO's evaluation
     return _Category(
         image_D=np.concatenate(rows)[order],
         matched_TD=np.concatenate(matched, axis=1)[:, order],

@@ -1,4 +1,4 @@
-"""How much of what the decoder looks at was updated by the encoder: the Corr metric.
+"""The Corr metric: the share of the decoder's attention that falls on tokens the encoder updates.
 
 Shapes: B image, N all tokens, L level.
 """
@@ -34,17 +34,17 @@ def updated_attention(
 
     Args:
         forward: a recorded pass with the decoder's attention.
-        layers: what counts as updated. "mean": the average over layers of what each updates, so
-            that an encoder which updates a share r of random tokens has Corr r, however often it
-            chooses anew; "any": what at least one layer updates; "first", "last": that layer alone.
-        top: only the share of tokens that the decoder looks at most counts, in (0, 1]; all where
-            None.
+        layers: which tokens count as updated. "mean": the average over layers, so that an encoder
+            which updates a share r of random tokens has Corr r, whether or not every layer chooses
+            others; "any": those that at least one layer updates; "first", "last": those of that
+            layer.
+        top: count only the share of tokens with the most attention, in (0, 1]; None for all.
 
     Returns:
-        Two float64 tensors [B, L]; padding is left out of both.
+        Two float64 tensors [B, L], both without padding.
 
     Raises:
-        ValueError: where the attention was not recorded.
+        ValueError: the attention was not recorded.
 
     Source: Sparse DETR, arXiv 2111.14330, section 4.2 (its one kept set makes all modes of
     ``layers`` equal); Focus-DETR, arXiv 2307.12612, section 4.3 (the top 10 %).
@@ -52,9 +52,8 @@ def updated_attention(
     layout = forward.layout
     if MAP_NAME not in forward.maps:
         raise ValueError(
-            "the decoder's attention was not recorded: it needs a detector with a "
-            "deformable decoder, and tokendetr.encoder.observe(model) where the detector is not "
-            "one of tokendetr's"
+            "the decoder's attention was not recorded: this needs a detector with a deformable "
+            "decoder, and tokendetr.encoder.observe(model) for a detector of another library"
         )
     mass_BN = forward.maps[MAP_NAME].double() * layout.valid_BN
     if top is not None:
@@ -67,7 +66,7 @@ def updated_attention(
 
 
 def _updated(forward: ForwardTrace, layers: Layers) -> Tensor:
-    """Return in which share of the layers each token is updated, float64 [B, N]."""
+    """Return the share of layers that update each token, float64 [B, N]."""
     valid_BN = forward.layout.valid_BN
     chosen = {"first": forward.layers[:1], "last": forward.layers[-1:]}.get(layers, forward.layers)
     count_BN = torch.zeros(valid_BN.shape, dtype=torch.float64, device=valid_BN.device)
@@ -82,7 +81,7 @@ def _updated(forward: ForwardTrace, layers: Layers) -> Tensor:
 
 
 def _highest(mass_BN: Tensor, layout: LevelLayout, top: float) -> Tensor:
-    """Return the mass with all but each image's highest share of its real tokens set to 0."""
+    """Return the mass of each image's top share of real tokens, and 0 for the others."""
     counts = [math.ceil(top * sum(levels)) for levels in layout.valid_counts]
     index_BK, own_BK = topk_valid(mass_BN, counts, valid_BN=layout.valid_BN)
     own_BK = torch.ones_like(index_BK, dtype=torch.bool) if own_BK is None else own_BK
@@ -90,28 +89,28 @@ def _highest(mass_BN: Tensor, layout: LevelLayout, top: float) -> Tensor:
 
 
 class CorrEvaluator(DatasetEvaluator):
-    """Averages Corr over a data set, of all levels together and of each one.
+    """Evaluator that averages Corr over a data set, for all levels together and for each one.
 
-    It stands beside the evaluator of a config::
+    Add it to the evaluator of a config::
 
         dataloader.evaluator = L(DatasetEvaluators)(
             evaluators=[dataloader.evaluator, L(CorrEvaluator)()]
         )
 
-    Results are under "decoder_attention": ``Corr`` and ``Corr_level1`` and so on, in percent (NaN
-    where the decoder looked nowhere), ``Corr_spread``, the standard deviation over images, and
+    Results are under "decoder_attention", in percent: ``Corr``, ``Corr_level1`` and so on (NaN for
+    a level without attention), ``Corr_spread``, the standard deviation over images, and
     ``Looked_at``, the share of an image's real tokens that get any of the decoder's attention.
 
     Args:
         layers: see :func:`updated_attention`.
-        top: likewise; 0.1 is Focus-DETR's.
+        top: see :func:`updated_attention`; Focus-DETR uses 0.1.
 
     Raises:
-        ValueError: for values out of range.
+        ValueError: an argument is out of range.
 
     Source: Sparse DETR, arXiv 2111.14330, section 4.2 and, for ``Looked_at``, Figure 10, which
-    counts the tokens nearest to where the decoder looks; here all that interpolation reads count.
-    Focus-DETR, arXiv 2307.12612, table 3.
+    counts the tokens nearest to the sampling points; here all tokens that interpolation reads
+    count. Focus-DETR, arXiv 2307.12612, table 3.
     """
 
     def __init__(self, *, layers: Layers = "mean", top: float | None = None) -> None:
@@ -127,22 +126,22 @@ class CorrEvaluator(DatasetEvaluator):
         self._looked_at: list[float] = []
 
     def reset(self) -> None:
-        """Begin to record what the model does."""
+        """Start recording the model's tokens and attention."""
         self._recording.close()
         self._trace = self._recording.enter_context(record_tokens())
         self._shares = []
         self._looked_at = []
 
     def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Read what was recorded of the batch, and forget it.
+        """Process the recording of the batch, and discard it.
 
         Raises:
-            ValueError: the model is none whose encoder and decoder can be looked at.
+            ValueError: the model has no encoder or decoder that can be recorded.
         """
         forwards = list(self._trace.forwards)
         self._trace.forwards.clear()
         if not forwards:
-            raise ValueError("the model's encoder is none of tokendetr's: no tokens were recorded")
+            raise ValueError("the model has no encoder of tokendetr: no tokens were recorded")
         updated_BL, all_BL = updated_attention(forwards[-1], layers=self._layers, top=self._top)
         for kept_L, mass_L in zip(updated_BL.tolist(), all_BL.tolist(), strict=True):
             parts = [(sum(kept_L), sum(mass_L)), *zip(kept_L, mass_L, strict=True)]
@@ -152,7 +151,7 @@ class CorrEvaluator(DatasetEvaluator):
         self._looked_at += seen_B.tolist()
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Return the means over all processes' images, on rank 0; None on others."""
+        """Return the means over all ranks' images on rank 0, None on the others."""
         self._recording.close()
         shares = [row for rows in comm.gather(self._shares) for row in rows]
         looked_at = [share for rows in comm.gather(self._looked_at) for share in rows]

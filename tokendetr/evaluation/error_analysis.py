@@ -1,6 +1,7 @@
-"""Why a detector's results are as they are: curves, thresholds, confusions, kinds of errors.
+"""Analyze a detector's results: curves, thresholds, confusion matrix, error types, calibration.
 
-This is the one place that knows hotcoco's analyses; everything above reads :class:`Analysis`.
+Only this module depends on hotcoco's analyses; the others use :class:`Analysis`.
+
 Shapes: V class.
 """
 # Over 350 lines: one analysis, from matches to its tables.
@@ -33,7 +34,7 @@ ERRORS = {
     "Bkg": "background",
     "Miss": "missed",
 }
-"""Kinds of errors of TIDE (arXiv 2008.08115) under hotcoco's names."""
+"""hotcoco's name of an error type of TIDE (arXiv 2008.08115) -> its name here."""
 
 BACKGROUND = "background"
 _CURVE_POINTS = 200
@@ -41,28 +42,29 @@ _CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the results of a detector on a data set show; plain values, in percent where AP.
+    """Analysis of a detector's results on a data set, in plain values; AP and AR are in percent.
 
     Attributes:
-        num_images: of the data set.
-        num_boxes: of it, crowds left out.
-        num_detections: of the results.
-        metrics: COCO's twelve, ``AP`` to ``ARl``, and ``F1`` at IoU 0.5.
+        num_images: images of the data set.
+        num_boxes: boxes of the data set, without crowds.
+        num_detections: detections in the results.
+        metrics: ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AR100``, and ``F1`` at IoU
+            0.5.
         classes: a row per class: name, boxes, AP, AP50, AP75, APs, APm, APl, AR100, the score
-            ``threshold`` at which F1 is highest, and there ``precision``, ``recall`` and ``f1`` as
-            shares; ``calibration_error``.
-        curves: per class name, ``score``, ``precision``, ``recall`` and ``f1``, at IoU 0.5, by
-            falling score, at most 200 points.
-        confusion: counts [V + 1, V + 1] at the classes' thresholds, rows are truth, columns are
-            detections; the last of each is the background.
-        errors: per kind, ``count`` at the classes' thresholds and ``ap50``: AP50 that would be
-            gained without such errors.
-        calibration: ``error`` (expected calibration error, a share) and ``bins`` of scores:
+            ``threshold`` that maximizes F1, ``precision``, ``recall`` and ``f1`` at it, in [0, 1],
+            and ``calibration_error``.
+        curves: for each class name, ``score``, ``precision``, ``recall`` and ``f1`` at IoU 0.5, by
+            descending score, at most 200 points.
+        confusion: counts [V + 1, V + 1] at the classes' thresholds; rows are ground truth, columns
+            are detections, the last of each is the background.
+        errors: for each error type, ``count`` at the classes' thresholds, and ``ap50``, the AP50
+            that would be gained without such errors.
+        calibration: ``error`` (expected calibration error, in [0, 1]) and ``bins`` of scores:
             ``lower``, ``upper``, ``confidence``, ``precision``, ``count``.
-        images: a row per image: ``id``, ``file_name``, ``found``, ``wrong``, ``missed``, ``f1``; at
-            the classes' thresholds, the worst first.
-        boxes: by image id, ``truth`` and ``detections`` at the classes' thresholds: ``bbox``,
-            ``name``, ``right`` (found, or a true positive) and of detections ``score``.
+        images: a row per image at the classes' thresholds, the worst first: ``id``, ``file_name``,
+            ``found``, ``wrong``, ``missed``, ``f1``.
+        boxes: for each image id, ``truth`` and ``detections`` at the classes' thresholds, with
+            ``bbox``, ``name``, ``right`` (found, or a true positive) and, of detections, ``score``.
     """
 
     num_images: int
@@ -78,7 +80,7 @@ class Analysis:
     boxes: dict[Any, dict[str, list[dict[str, Any]]]] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the boxes as JSON's types."""
+        """Return everything but the boxes, in JSON's types."""
         return {name: value for name, value in asdict(self).items() if name != "boxes"}
 
     def thresholds(self) -> dict[int, float]:
@@ -88,15 +90,15 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two results on one data set, with a paired bootstrap over images.
+    """Comparison of two results on one data set, with a paired bootstrap over images.
 
     Attributes:
-        metrics: per metric ``first``, ``second``, ``difference`` and the bounds ``lower`` and
-            ``upper`` of its interval, in percent, and ``better``: the share of resamples in which
-            the second is above the first.
-        classes: per class name AP: ``first``, ``second``, ``difference``.
-        resamples: of the bootstrap.
-        confidence: of the intervals.
+        metrics: for each metric, ``first``, ``second``, ``difference``, the bounds ``lower`` and
+            ``upper`` of the difference's interval, in percent, and ``better``: the share of
+            resamples in which the second is above the first.
+        classes: for each class name, AP: ``first``, ``second``, ``difference``.
+        resamples: number of bootstrap resamples.
+        confidence: confidence level of the intervals.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -110,12 +112,12 @@ def read_results(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[
 
     Args:
         path: the JSON file.
-        annotations: of :func:`tokendetr.data.coco_check.read_coco`.
+        annotations: annotations read by :func:`tokendetr.data.coco_check.read_coco`.
 
     Raises:
         FileNotFoundError: no such file.
-        DatasetError: it is no list of results, or one is of an image or category that the
-            annotations lack; names file and record.
+        DatasetError: the file is no list of results, or a record is of an unknown image or
+            category; the message names file and record.
     """
     try:
         rows = json.loads(Path(path).read_bytes())
@@ -152,7 +154,7 @@ def analyze_results(annotations: str | Path, results: str | Path) -> Analysis:
         results: a JSON list of ``image_id``, ``category_id``, ``bbox`` and ``score``.
 
     Raises:
-        FileNotFoundError, DatasetError: a file that cannot be used; names it.
+        FileNotFoundError, DatasetError: a file cannot be used; the message names it.
         ConfigError: hotcoco is not installed.
     """
     data = read_coco(str(annotations))
@@ -171,13 +173,13 @@ def compare_results(
 
     Args:
         annotations: a COCO JSON.
-        first: results to compare with.
-        second: results whose gain is measured.
-        resamples: of the bootstrap.
-        confidence: of the intervals, above 0 and below 1.
+        first: the baseline's results.
+        second: the results whose gain is measured.
+        resamples: number of bootstrap resamples.
+        confidence: confidence level of the intervals, in (0, 1).
 
     Raises:
-        FileNotFoundError, DatasetError, ConfigError: as of :func:`analyze_results`.
+        FileNotFoundError, DatasetError, ConfigError: as for :func:`analyze_results`.
     """
     data = read_coco(str(annotations))
     one, two = (_Evaluated(data, read_results(path, data)) for path in (first, second))
@@ -207,7 +209,7 @@ def compare_results(
 
 
 class _Evaluated:
-    """Results that hotcoco has matched with the truth.
+    """Results matched with the ground truth by hotcoco.
 
     Args:
         data: the annotations.
@@ -229,7 +231,7 @@ class _Evaluated:
         return dict(self.coco_eval.image_diagnostics(iou_thr=0.5))
 
     def analysis(self) -> Analysis:
-        """Put everything together; what needs a threshold is done with those of the best F1."""
+        """Return the whole analysis; where a threshold is needed, it is the one of the best F1."""
         curves = {category["id"]: self._curve(category["id"]) for category in self.categories}
         best = {number: _best(curve) for number, curve in curves.items()}
         thresholds = {number: values["threshold"] for number, values in best.items()}
@@ -264,7 +266,7 @@ class _Evaluated:
 
     @cached_property
     def outcomes(self) -> dict[Any, list[tuple[float, bool]]]:
-        """By class, score and whether it is right of every detection that counts; best first."""
+        """Class -> (score, is a true positive) of every detection that counts, best first."""
         status = self.diagnostics["dt_status"]
         found: dict[Any, list[tuple[float, bool]]] = defaultdict(list)
         for row in self.rows:
@@ -275,7 +277,7 @@ class _Evaluated:
         return found
 
     def _curve(self, category_id: int) -> dict[str, NDArray[np.float64]]:
-        """Precision, recall and F1 of a class at IoU 0.5 for every score threshold."""
+        """Return precision, recall and F1 of a class at IoU 0.5 for every score threshold."""
         found = self.outcomes.get(category_id, [])
         boxes = self.boxes_by_class[category_id]
         score = np.array([each for each, _ in found])
@@ -284,7 +286,7 @@ class _Evaluated:
         precision = hits / np.arange(1, len(hits) + 1)
         recall = hits / max(boxes, 1)
         f1 = 2 * hits / np.maximum(np.arange(1, len(hits) + 1) + boxes, 1)
-        # A threshold takes all detections of its score: only the last of equal ones is a point.
+        # A threshold admits all detections of equal score, so only the last of them is a point.
         last = np.append(score[1:] != score[:-1], True)[: len(score)]
         return {
             "score": score[last],
@@ -307,7 +309,7 @@ class _Evaluated:
     def _mean(
         self, quantity: str, iou: int | None, size: int, category: int | None = None
     ) -> float:
-        """Mean of ``precision`` or ``recall`` in percent, -1 where there are no boxes (as COCO)."""
+        """Return mean ``precision`` or ``recall`` in percent; -1 without boxes, as COCO does."""
         values = self.coco_eval.eval[quantity][..., size, -1]
         values = values if iou is None else values[iou : iou + 1]
         values = values if category is None else values[..., category]
@@ -332,7 +334,7 @@ class _Evaluated:
             }
 
     def worst_images(self) -> Iterator[dict[str, Any]]:
-        """Rows of images, those with the most errors for their boxes first."""
+        """Yield a row per image, by ascending F1."""
         summaries = self.diagnostics["img_summary"]
         files = {image["id"]: image["file_name"] for image in self.data["images"]}
         nothing = {"tp": 0, "fp": 0, "fn": 0}
@@ -346,7 +348,7 @@ class _Evaluated:
         yield from sorted(rows, key=lambda row: (row["f1"], -row["wrong"] - row["missed"]))
 
     def boxes(self, names: Mapping[int, str]) -> dict[Any, dict[str, list[dict[str, Any]]]]:
-        """Truth and detections of every image, and which of them are right."""
+        """Return ground truth and detections of every image, and which of them are right."""
         found: dict[Any, dict[str, list[dict[str, Any]]]] = {
             image["id"]: {"truth": [], "detections": []} for image in self.data["images"]
         }
@@ -377,7 +379,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best(curve: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """The threshold of the highest F1, and the values there; 1 where nothing is found."""
+    """Return the threshold of the best F1 and the values there; 1 if nothing is found."""
     if not len(curve["f1"]) or not curve["f1"].max():
         return {"threshold": 1.0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
     index = int(curve["f1"].argmax())

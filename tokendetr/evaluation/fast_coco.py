@@ -1,4 +1,4 @@
-"""COCO box and mask metrics by the fastest implementation that is installed."""
+"""Evaluate COCO's box and mask metrics with the fastest implementation that is installed."""
 
 import contextlib
 import importlib.metadata
@@ -44,7 +44,13 @@ _BACKENDS = ("hotcoco", "faster_coco_eval", "pycocotools")
 
 @dataclass(frozen=True)
 class _Backend:
-    """An implementation with pycocotools' interface: a data set from a dict, and its evaluation."""
+    """An implementation with pycocotools' interface.
+
+    Attributes:
+        name: name of the module.
+        coco: makes a data set from a dict.
+        coco_eval: evaluates (ground truth, detections, task).
+    """
 
     name: str
     coco: Callable[[dict[str, Any]], Any]
@@ -52,14 +58,14 @@ class _Backend:
 
 
 def load_backend(name: str = "auto") -> _Backend:
-    """The implementation called ``name``, or the first that is installed.
+    """Import an implementation by name, or the fastest that is installed.
 
     Args:
         name: ``auto``, ``hotcoco``, ``faster_coco_eval`` or ``pycocotools``.
 
     Raises:
         ValueError: unknown name.
-        ImportError: it is not installed; says how to install it.
+        ImportError: it is not installed; the message says how to install it.
     """
     if name not in ("auto", *_BACKENDS):
         raise ValueError(f"unknown backend {name!r}: use auto, {', '.join(_BACKENDS)}")
@@ -96,7 +102,7 @@ def _from_dict(kind: Callable[[], Any], data: dict[str, Any]) -> Any:
 
 
 def _from_file(kind: Callable[[str], Any], data: dict[str, Any]) -> Any:
-    """For an implementation that reads files only."""
+    """Make a data set with an implementation that only reads files."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(data, file)
         file.flush()
@@ -104,24 +110,24 @@ def _from_file(kind: Callable[[str], Any], data: dict[str, Any]) -> Any:
 
 
 class FastCOCOEvaluator(DatasetEvaluator):
-    """A drop-in for detectron2's ``COCOEvaluator``: same arguments, keys, files and digits.
+    """Drop-in replacement for detectron2's ``COCOEvaluator``: same arguments, keys, files, digits.
 
-    Evaluates boxes, and masks where predictions have them.
+    Evaluates boxes, and masks if predictions have them.
 
     Args:
         dataset_name: a registered data set with a COCO ``json_file``.
-        tasks: which of ``bbox`` and ``segm``; found from the predictions when None.
+        tasks: ``bbox``, ``segm`` or both; None to infer them from the predictions.
         distributed: collect the predictions of all ranks on rank 0.
-        output_dir: where ``coco_instances_results.json`` and ``coco_evaluation.json`` (the results,
-            and by which implementation) are written; nowhere when None.
-        max_dets_per_image: best-scored predictions per image that count; 100 when None. Three
-            numbers as pycocotools' ``maxDets`` are taken too.
+        output_dir: folder for ``coco_instances_results.json`` and ``coco_evaluation.json`` (the
+            results, and the implementation that computed them); None writes nothing.
+        max_dets_per_image: number of predictions per image that count, by descending score, or the
+            three numbers of pycocotools' ``maxDets``; None for 100.
         backend: ``auto``, ``hotcoco``, ``faster_coco_eval`` or ``pycocotools``.
-        **unused: further arguments of ``COCOEvaluator`` have no meaning here.
+        **unused: further arguments of ``COCOEvaluator``, which are ignored.
 
     Raises:
-        ValueError: the data set has no ``json_file``, or an unknown task or backend.
-        DatasetError: annotations that pycocotools would evaluate wrongly or not at all.
+        ValueError: the data set has no ``json_file``, or task or backend are unknown.
+        DatasetError: pycocotools would evaluate the annotations wrongly or fail.
         ImportError: the backend is not installed.
     """
 
@@ -159,7 +165,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
 
     @property
     def backend(self) -> str:
-        """Name and version of the implementation that computes the metrics."""
+        """Name and version of the implementation in use."""
         name = self._backend.name
         return f"{name} {importlib.metadata.version(name.replace('_', '-'))}"
 
@@ -172,13 +178,13 @@ class FastCOCOEvaluator(DatasetEvaluator):
         return data
 
     def reset(self) -> None:
-        """Forget all predictions."""
+        """Discard all predictions."""
         self._predictions = []
 
     def process(
         self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]
     ) -> None:
-        """Take in a batch.
+        """Add the predictions for a batch.
 
         Args:
             inputs: dicts with ``image_id``.
@@ -192,14 +198,14 @@ class FastCOCOEvaluator(DatasetEvaluator):
                 self._predictions.append({"image_id": record["image_id"], "instances": rows})
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> "OrderedDict[str, Any]":
-        """The metrics of all predictions so far.
+        """Compute the metrics of all predictions.
 
         Args:
-            img_ids: evaluate on these images only.
+            img_ids: evaluate only these images.
 
         Returns:
             On rank 0 task -> ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and
-            ``AP-<class>``, from 0 to 100 (NaN where nothing is annotated); empty on other ranks.
+            ``AP-<class>``, from 0 to 100 (NaN without ground truth); empty on other ranks.
         """
         predictions = self._predictions
         if self._distributed:
@@ -228,7 +234,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         return results
 
     def _record(self, results: Mapping[str, Any]) -> None:
-        """Write the results with what they were computed by."""
+        """Write the results with the implementation that computed them."""
         if not self._output_dir:
             return
         record = {
@@ -243,7 +249,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         )
 
     def _with_dataset_categories(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Contiguous class indices replaced by the category ids of the JSON."""
+        """Return the records with the JSON's category ids instead of class indices."""
         id_map = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
         if id_map is None:
             return rows
@@ -272,7 +278,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             per_class = _class_keys(names) if names is not None and len(names) > 1 else []
             return dict.fromkeys((*metrics, *per_class), float("nan"))
         if task == "segm":
-            # With a box in the row, areas would be taken from it and not from the mask.
+            # With a box in the record, its area would be used instead of the mask's.
             rows = [{k: v for k, v in row.items() if k != "bbox"} for row in rows]
         with contextlib.redirect_stdout(io.StringIO()):
             detections = self._ground_truth.loadRes(rows)
@@ -295,17 +301,17 @@ class FastCOCOEvaluator(DatasetEvaluator):
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Mean over what is defined (COCO marks the rest by -1), in percent."""
+    """Return the mean in percent over defined values; COCO marks the others by -1."""
     defined = precision[precision > -1]
     return float(np.mean(defined)) * 100 if defined.size else float("nan")
 
 
 def _metrics(precision: np.ndarray, params: Any) -> dict[str, float]:
-    """COCO's six precision figures.
+    """Return COCO's six precision metrics.
 
     Args:
         precision: [thresholds, recalls, categories, areas, numbers of detections].
-        params: of the evaluation.
+        params: parameters of the evaluation.
     """
     thresholds = np.asarray(params.iouThrs)
     areas = [str(label) for label in params.areaRngLbl]

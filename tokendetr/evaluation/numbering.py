@@ -1,4 +1,4 @@
-"""Ground truth and predictions with ids that every implementation of COCO's evaluation takes."""
+"""Renumber ground truth and predictions for implementations of COCO's evaluation."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,10 +7,12 @@ __all__ = ["Numbering"]
 
 
 class Numbering:
-    """Image and category ids as 1, 2, ... in order: text and odd numbers suit no fast backend.
+    """Map image and category ids to 1, 2, ... in sorted order.
+
+    Fast implementations support neither text ids nor very large numbers.
 
     Args:
-        data: ground truth in the one form of :mod:`tokendetr.io.annotations`.
+        data: ground truth, normalized by :mod:`tokendetr.io.annotations`.
     """
 
     def __init__(self, data: dict[str, Any]) -> None:
@@ -18,7 +20,7 @@ class Numbering:
         self.categories = _ranks(category["id"] for category in data["categories"])
 
     def of_truth(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The ground truth with the new numbers, and only what evaluations read."""
+        """Return the ground truth with the new ids, reduced to the fields that evaluations read."""
         fields = ("bbox", "area", "iscrowd", "segmentation")
         annotations = []
         for number, given in enumerate(data.get("annotations", []), start=1):
@@ -45,16 +47,16 @@ class Numbering:
         }
 
     def of_results(self, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Predictions with the new numbers.
+        """Return the predictions with the new ids.
 
         Raises:
-            ValueError: a prediction of a category that the ground truth does not have.
+            ValueError: the ground truth lacks the category of a prediction.
         """
         found = []
         for row in rows:
             if row["category_id"] not in self.categories:
                 raise ValueError(
-                    f"a prediction of image {row['image_id']} is of category "
+                    f"a prediction for image {row['image_id']} is of category "
                     f"{row['category_id']}, which the annotations do not have"
                 )
             numbers = (self.images[row["image_id"]], self.categories[row["category_id"]])

@@ -1,4 +1,4 @@
-"""Evaluate a model, and its moving average beside it."""
+"""Evaluate a model and its moving average."""
 
 import copy
 import logging
@@ -28,21 +28,21 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation:
-    """``dataloader.test`` and ``dataloader.evaluator`` applied to a model.
+    """Evaluation of a model by ``dataloader.test`` and ``dataloader.evaluator``.
 
-    Loader and evaluators are built by :meth:`prepare`, or on first use, and kept. Random number
-    generators are left as they were, so that a training does not depend on when it is evaluated.
+    Loader and evaluators are built by :meth:`prepare` or on first use, and reused. The state of
+    random number generators is preserved, so that evaluations do not affect training.
 
     Args:
         cfg: the whole config.
         model: may be wrapped in DDP; evaluated without the wrapper.
-        precision: "float32", or "bfloat16" (in short "bf16") by autocast.
+        precision: "float32", or "bfloat16" (or "bf16") for autocast.
 
     Raises:
-        ValueError: for another precision.
+        ValueError: another precision is given.
 
     Attributes:
-        latest: the results of the last evaluation.
+        latest: results of the last evaluation.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Evaluation:
         """Evaluate on all ranks.
 
         Returns:
-            On rank 0 task -> metric -> number; the moving average's under ``<task>_ema``. Empty on
-            other ranks, and for a config without a test set.
+            On rank 0 task -> metric -> number, and the moving average's under ``<task>_ema``. Empty
+            on other ranks, and for a config without an evaluator.
         """
         results: OrderedDict[str, Any] = OrderedDict()
         if not self._has_test_set():
@@ -83,7 +83,7 @@ class Evaluation:
         return results
 
     def prepare(self) -> None:
-        """Build loader and evaluators, so that what is wrong with them shows before any work."""
+        """Build loader and evaluator, so that their errors appear before any work."""
         if not self._has_test_set():
             return
         ema = self._cfg.train.model_ema
@@ -96,7 +96,7 @@ class Evaluation:
         return all(self._cfg.dataloader.get(part, None) is not None for part in parts)
 
     def _parts(self, suffix: str) -> tuple[Any, Any]:
-        """The loader, and the evaluator of these weights."""
+        """Return the loader, and the evaluator for the model ("") or its average ("_ema")."""
         if self._loader is None:
             node = copy.deepcopy(self._cfg.dataloader.test)
             if node.get("mapper", None) is not None:
@@ -115,13 +115,13 @@ class Evaluation:
         node = copy.deepcopy(self._cfg.dataloader.evaluator)
         folder = node.get("output_dir", None)
         if suffix and folder:
-            # Result files of the moving average do not replace the model's.
+            # So that the moving average's result files do not overwrite the model's.
             node.output_dir = os.path.join(folder, suffix.lstrip("_"))
         return instantiate(node)
 
 
 def default_best_metric(cfg: DictConfig) -> str:
-    """``train.best_metric``, or the box AP of what is evaluated."""
+    """Return ``train.best_metric``, by default the box AP of the evaluated weights."""
     if cfg.train.best_metric:
         return str(cfg.train.best_metric)
     ema = cfg.train.model_ema
@@ -136,12 +136,12 @@ def check_device(device: str, key: str = "train.device") -> None:
         key: of the config, for messages.
 
     Raises:
-        ConfigError: saying how to run on the CPU.
+        ConfigError: there is no such device; the message says how to run on the CPU.
     """
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"{key} is {device!r}, which is no device: use cuda or cpu") from error
+        raise ConfigError(f"{key} is {device!r}, which is not a device: use cuda or cpu") from error
     if wanted.type != "cuda":
         return
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Whether an encoder's queries stand on the objects: recall of kept tokens against ground truth.
+"""Recall of ground-truth boxes by the tokens that an encoder keeps.
 
 Shapes: G box, T tokens of a level, L level.
 """
@@ -26,16 +26,16 @@ __all__ = ["TokenRecall", "level_counts"]
 def tokens_in_boxes(
     boxes_xyxy_norm: Tensor, layout: LevelLayout, level: int, image: int
 ) -> tuple[Tensor, Tensor]:
-    """Return which real tokens of a level have their centre strictly inside which box.
+    """Return which real tokens of a level have their center strictly inside which box.
 
     Args:
         boxes_xyxy_norm: [G, 4], relative to the real part of the image.
-        layout: the batch.
-        level: of the pyramid, from 0.
-        image: number of the image in the batch.
+        layout: geometry of the batch.
+        level: level of the pyramid, from 0.
+        image: index of the image in the batch.
 
     Returns:
-        Bool [G, T], and bool [T], True where a token of the level is real.
+        Bool [G, T], and bool [T], True for real tokens.
     """
     height, width = layout.level_shapes[level]
     valid_HW = layout.grid(layout.valid_BN, level)[image].cpu()
@@ -51,17 +51,17 @@ def tokens_in_boxes(
 def level_counts(
     boxes_xyxy_norm: Tensor, forward: ForwardTrace, *, image: int = 0
 ) -> dict[str, Tensor]:
-    """Return what the layers of one pass kept of an image's objects, summed over layers.
+    """Count the boxes and tokens of an image that the layers of one pass kept, summed over layers.
 
     Args:
         boxes_xyxy_norm: [G, 4], relative to the real part of the image.
-        forward: what the encoder recorded.
-        image: number of the image in the recorded batch.
+        forward: the recorded pass.
+        image: index of the image in the recorded batch.
 
     Returns:
-        Float64 [L] each: ``boxes`` that have a token's centre inside, ``reached``: those of them
-        with a query inside, ``box_tokens`` inside any box, ``kept``: those of them that are
-        queries, ``tokens``: all real ones, and ``queries`` anywhere.
+        Float64 [L] each: ``boxes`` with a token's center inside, ``reached``: those with a query
+        inside; ``box_tokens``: tokens inside any box, ``kept``: those that are queries;
+        ``tokens``: all real tokens, ``queries``: those that are queries.
     """
     layout = forward.layout
     names = ("boxes", "reached", "box_tokens", "kept", "tokens", "queries")
@@ -88,17 +88,17 @@ def level_counts(
 
 
 class TokenRecall(DatasetEvaluator):
-    """Measures, while a model is evaluated, how many of the objects its encoder's queries reach.
+    """Evaluator of the share of objects that the encoder's queries reach.
 
-    Its results, task ``tokens``, are percentages over all images and layers: ``queries`` of all
-    tokens, ``kept`` of the tokens inside boxes, ``reached`` of the boxes that have tokens inside;
-    ``kept-l1``, ``reached-l1`` and so on per level, 1 being the finest.
+    The results, task ``tokens``, are percentages over all images and layers: ``queries`` of all
+    tokens, ``kept`` of the tokens inside boxes, ``reached`` of the boxes that have tokens inside,
+    and ``kept-l1``, ``reached-l1`` and so on for each level, 1 being the finest.
 
     Args:
-        dataset_name: registered data set with annotations, the one that is evaluated.
+        dataset_name: the registered data set, with annotations, that is evaluated.
 
     Raises:
-        ValueError: in evaluation, where the model's encoder records no tokens.
+        ValueError: raised in evaluation if the model's encoder records no tokens.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -109,7 +109,7 @@ class TokenRecall(DatasetEvaluator):
         self._sums: dict[str, Tensor] = {}
 
     def reset(self) -> None:
-        """Begin to record."""
+        """Start recording the model's tokens."""
         self._recording.close()
         self._sums = {}
         if self._boxes_xyxy_norm is None:
@@ -120,9 +120,9 @@ class TokenRecall(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Count what the pass that has just run kept of its images' objects."""
+        """Count what the last pass kept of its images' objects, and discard the recording."""
         if self._trace is None or not self._trace.forwards or self._boxes_xyxy_norm is None:
-            raise ValueError("the model's encoder is none of tokendetr's: no tokens were recorded")
+            raise ValueError("the model has no encoder of tokendetr: no tokens were recorded")
         forward = self._trace.forwards[-1]
         for image, record in enumerate(inputs):
             boxes = self._boxes_xyxy_norm[record["image_id"]]
@@ -131,7 +131,7 @@ class TokenRecall(DatasetEvaluator):
         self._trace.forwards.clear()
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Return the percentages, on rank 0; NaN where there was nothing to count."""
+        """Return the percentages on rank 0; NaN if there is nothing to count."""
         self._recording.close()
         sums: dict[str, Tensor] = {}
         for part in comm.all_gather(self._sums):
@@ -148,7 +148,7 @@ class TokenRecall(DatasetEvaluator):
 
 
 def _boxes(record: Mapping[str, Any]) -> Tensor:
-    """Return an image's boxes, crowds left out, relative to its size, [G, 4]."""
+    """Return an image's boxes without crowds, relative to its size, [G, 4]."""
     boxes = [
         BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
         for annotation in record["annotations"]

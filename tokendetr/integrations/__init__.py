@@ -1,6 +1,6 @@
-"""Models of other libraries on our kernels and encoders: detrex, mmcv, Hugging Face transformers.
+"""Use our kernels and encoders in models of detrex, mmcv and Hugging Face transformers.
 
-Every library is imported where it is needed; none of them is a requirement.
+Each library is imported only when needed; none of them is a requirement.
 """
 
 from tokendetr.integrations.huggingface_encoder import HuggingFaceEncoder, sparsify_huggingface

@@ -20,10 +20,10 @@ _OURS = "transformer.encoder."
 
 
 class HuggingFaceEncoder(TokenEncoder):
-    """A :class:`tokendetr.encoder.TokenEncoder` that is called as transformers' encoder is.
+    """A :class:`tokendetr.encoder.TokenEncoder` with the call signature of transformers' encoder.
 
-    Its weights have the names that they have in our detectors below ``transformer.encoder``:
-    ``encoder.load_state_dict(ours.transformer.encoder.state_dict())`` takes a trained encoder over.
+    Its weights have the same names as below ``transformer.encoder`` in our detectors, so
+    ``encoder.load_state_dict(ours.transformer.encoder.state_dict())`` loads a trained encoder.
     """
 
     def forward(  # type: ignore[override]
@@ -43,18 +43,18 @@ class HuggingFaceEncoder(TokenEncoder):
             inputs_embeds: features [B, N, C] of all levels, finest first.
             attention_mask: bool [B, N], True = real.
             spatial_position_embeddings: positions [B, N, C].
-            spatial_shapes: unused: the list says the same.
+            spatial_shapes: unused; ``spatial_shapes_list`` has the same values.
             spatial_shapes_list: (height, width) of each level.
-            level_start_index: unused: it follows from the shapes.
-            valid_ratios: [B, L, 2], real part of each level's (width, height).
+            level_start_index: unused; it follows from the shapes.
+            valid_ratios: [B, L, 2], real share of each level's (width, height).
             **kwargs: unused; hidden states and attention weights of the encoder are not returned.
 
         Returns:
             ``BaseModelOutput`` with the memory [B, N, C].
 
         Raises:
-            UnsupportedDetectorError: in training with a sparsifier, since transformers' losses do
-                not include the sparsifier's.
+            UnsupportedDetectorError: the encoder is trained with a sparsifier, whose losses
+                transformers does not add.
         """
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -79,29 +79,30 @@ class HuggingFaceEncoder(TokenEncoder):
 def sparsify_huggingface(
     model: nn.Module, sparsifier: TokenSparsifier | None = None
 ) -> HuggingFaceEncoder:
-    """Put our encoder into a ``DeformableDetrForObjectDetection``, with the weights that it has.
+    """Replace the encoder of a ``DeformableDetrForObjectDetection`` by ours, keeping its weights.
 
-    The decoder, its heads and everything else stay. For evaluation: scores that nobody trained
-    choose arbitrary tokens.
+    Decoder, heads and everything else are unchanged. The model is for evaluation, and the
+    sparsifier's weights have to be loaded: an untrained score selects arbitrary tokens.
 
     Args:
         model: the detector, changed in place.
-        sparsifier: the method, such as ``SparseSparsifier`` or ``FocusSparsifier``; None: dense.
+        sparsifier: the method, such as ``SparseSparsifier`` or ``FocusSparsifier``; None for a
+            dense encoder.
 
     Returns:
-        The new encoder, which is ``model.model.encoder`` now.
+        The new encoder, ``model.model.encoder``.
 
     Raises:
-        TypeError: for another model.
-        UnsupportedDetectorError: a sparsifier needs something that the detector lacks, such as two
-            stages.
-        ValueError: it does not fit the encoder's layers or levels.
+        TypeError: the model is of another class.
+        UnsupportedDetectorError: the sparsifier needs something that the detector lacks, such as
+            two stages.
+        ValueError: the sparsifier does not fit the encoder's layers or levels.
     """
     from transformers import DeformableDetrForObjectDetection
 
     if not isinstance(model, DeformableDetrForObjectDetection):
         raise TypeError(
-            f"only DeformableDetrForObjectDetection takes our encoder, not {type(model).__name__}: "
+            f"only DeformableDetrForObjectDetection is supported, not {type(model).__name__}: "
             "other encoders of transformers do more in their layers (Grounding DINO fuses text)"
         )
     config = model.config
@@ -125,7 +126,8 @@ def sparsify_huggingface(
     encoder.load_state_dict({**own, **layers})
     parameter = next(replaced.parameters())
     encoder.to(device=parameter.device, dtype=parameter.dtype).train(model.training)
-    # The parts of a two-stage head have our names in it; an alias outside of the state dict.
+    # A DetectorView looks for the parts of a two-stage head below ``transformer``, where they have
+    # the same names. Set in vars(), so that it is no submodule and adds no keys to the state dict.
     vars(model)["transformer"] = model.model
     model.model.encoder = encoder
     try:

@@ -1,5 +1,4 @@
-"""Weights of Hugging Face's ``DeformableDetrForObjectDetection`` under this project's names, and
-back.
+"""Convert weights between Hugging Face's ``DeformableDetrForObjectDetection`` and this project.
 
 =============================================  =================================================
 transformers                                   here
@@ -13,9 +12,8 @@ transformers                                   here
 ``class_embed``, ``bbox_embed``                the same
 =============================================  =================================================
 
-Both compute the same: our config has ``num_classes`` = ``num_labels``, and the pixel mean and
-deviation of the image processor times 255. A file of the hub becomes one that
-``train.init_checkpoint`` reads:
+Both compute the same if our config has ``num_classes`` = ``num_labels``, and the image processor's
+mean and standard deviation times 255. To convert a file of the hub for ``train.init_checkpoint``:
 
     python tools/export_checkpoint.py --input pytorch_model.bin --dtype float32 \\
         --output deformable_detr.safetensors --convert tokendetr.integrations.from_huggingface
@@ -29,7 +27,7 @@ from torch import Tensor
 
 __all__ = ["from_huggingface", "to_huggingface"]
 
-_OLDER = (  # names of files that transformers wrote before version 5
+_OLDER = (  # names in files written by transformers before version 5
     (r"\.backbone\.conv_encoder\.", ".backbone."),
     (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
     (r"\.layers\.(\d+)\.(fc\d)\.", r".layers.\1.mlp.\2."),
@@ -44,7 +42,7 @@ _TIMM = (
 _RESNET = "model.backbone.model."
 _PARTS = {"convolution.": "", "normalization.": "norm."}
 _LAYER = r"layers\.(\d+)\."
-_NAMES = (  # of the transformer, both ways; "#" is a number
+_NAMES = (  # prefixes of the transformer, used in both directions; "#" stands for a number
     ("model.level_embed", "transformer.level_embeds"),
     ("model.query_position_embeddings.", "query_embedding."),
     ("model.encoder.layers.#.self_attn.", "transformer.encoder.layers.#.attentions.0."),
@@ -69,7 +67,7 @@ _SEPARATE = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\
 
 
 def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
-    """Return a name by the first pair of prefixes that fits; the name itself where none does."""
+    """Rename by the first pair of prefixes that matches; return other names unchanged."""
     for source, target in pairs:
         match = re.match(re.escape(source).replace(r"\#", r"(\d+)"), name)
         if match:
@@ -79,7 +77,7 @@ def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
 
 
 def _backbone_name(name: str) -> str:
-    """Return our name of a weight of transformers' or timm's ResNet."""
+    """Return our name for a weight of transformers' or timm's ResNet."""
     rest = name.removeprefix(_RESNET)
     for source, target in _PARTS.items():
         embedder = f"embedder.embedder.{source}"
@@ -97,13 +95,13 @@ def _backbone_name(name: str) -> str:
 
 
 def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of ``DeformableDetrForObjectDetection`` under this project's names.
+    """Convert weights of ``DeformableDetrForObjectDetection`` to this project's names.
 
     Args:
-        weights: its state dict, or a file of the hub, from any version of transformers.
+        weights: a state dict of the model, or a file of the hub, of any version of transformers.
 
     Raises:
-        ValueError: for weights of another model.
+        ValueError: the weights are of another model.
     """
     current = {}
     for name, value in weights.items():
@@ -112,7 +110,7 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         current[name] = value
     if not any(_SEPARATE.match(name) for name in current):
         raise ValueError(
-            "these are no weights of transformers' DeformableDetrForObjectDetection: "
+            "these are not weights of transformers' DeformableDetrForObjectDetection: "
             "model.decoder.layers.0.self_attn.q_proj is missing"
         )
     last = 0
@@ -143,13 +141,13 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _resnet_name(name: str) -> str:
-    """Return transformers' name of a weight of our ResNet."""
+    """Return transformers' name for a weight of our ResNet."""
     kinds = {target: source for source, target in _PARTS.items()}
     match = re.match(
         r"backbone\.(?:stem\.conv1|res(\d)\.(\d+)\.(?:(shortcut)|conv(\d)))\.(norm\.)?(.*)", name
     )
     if match is None:
-        raise ValueError(f"{name} is no weight of a ResNet: only these backbones convert")
+        raise ValueError(f"{name} is not a weight of a ResNet: other backbones are not supported")
     kind = kinds[match[5] or ""] + match[6]
     if match[1] is None:
         return f"{_RESNET}embedder.embedder.{kind}"
@@ -158,13 +156,13 @@ def _resnet_name(name: str) -> str:
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of our Deformable DETR under transformers' names (with its own ResNet).
+    """Convert weights of our Deformable DETR to transformers' names, with transformers' ResNet.
 
     Args:
-        weights: the state dict of a ``DeformableDETR`` on a ResNet.
+        weights: the state dict of a ``DeformableDETR`` with a ResNet.
 
     Raises:
-        ValueError: for a weight that has no place there.
+        ValueError: transformers' model has no place for a weight.
     """
     inverse = tuple((ours, theirs) for theirs, ours in _NAMES)
     convs = len({name.split(".")[2] for name in weights if name.startswith("neck.convs.")})

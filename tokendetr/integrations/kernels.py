@@ -1,13 +1,13 @@
-"""Our deformable attention inside other people's models: :func:`accelerate`.
+"""Run the deformable attention of other libraries' models on our kernels: :func:`accelerate`.
 
-The modules keep their parameters, hooks and code; only the function that samples is another one.
+The modules keep their parameters, hooks and code; only the function that samples is replaced.
 
 Shapes: B image, N all tokens, Q query, M head, D channels of a head, L level, P point.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import FunctionType, MethodType, TracebackType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokendetr.integrations.rebinding import global_names, rebound
 from tokendetr.layers import MultiScaleDeformableAttention
+from tokendetr.layers.undoable import Undoable
 from tokendetr.ops import ms_deform_attn
 
 __all__ = ["Accelerated", "accelerate"]
@@ -23,12 +24,12 @@ Shapes = Sequence[Sequence[int]] | Tensor
 
 
 def _sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Attend as ``multi_scale_deformable_attn_pytorch`` of mmcv and detrex does.
+    """Sample with the signature of ``multi_scale_deformable_attn_pytorch`` of mmcv and detrex.
 
     Args:
         value: [B, N, M, D].
         shapes: (height, width) of each level.
-        locations: normalised (x, y), [B, Q, M, L, P, 2].
+        locations: normalized (x, y), [B, Q, M, L, P, 2].
         weights: [B, Q, M, L, P].
 
     Returns:
@@ -40,7 +41,7 @@ def _sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
 
 
 class _Sampler:
-    """Stands in for the ``autograd.Function`` of a library's own CUDA kernels."""
+    """Replacement for the ``autograd.Function`` of a library's own CUDA kernels."""
 
     @staticmethod
     def apply(
@@ -51,7 +52,7 @@ class _Sampler:
         weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        """Attend as ``_sample`` does."""
+        """Sample as ``_sample`` does."""
         return _sample(value, shapes, locations, weights)
 
 
@@ -64,7 +65,10 @@ def _hook_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Attend as the layer behind transformers' kernel hook does (sizes are Python's there)."""
+    """Sample with the signature of the layer that transformers' kernel hook replaces.
+
+    The list of shapes is used, since reading the tensor would synchronize with the GPU.
+    """
     return _sample(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
 
@@ -87,17 +91,20 @@ def _sample_ragged(
     points_of_levels: Sequence[int],
     method: str = "default",
 ) -> Tensor:
-    """Attend as RT-DETRv2's and D-FINE's function does: levels may differ in their points.
+    """Sample with the signature of RT-DETRv2 and D-FINE, whose levels may have different points.
 
-    Levels with fewer points than the most get more, of weight 0.
+    The kernels need the same number of points in all levels, so points of weight 0 are added.
 
     Args:
         value: [B, N, M, D].
         shapes: (height, width) of each level.
-        locations: normalised (x, y), [B, Q, M, samples, 2], level after level.
+        locations: normalized (x, y), [B, Q, M, samples, 2], level after level.
         weights: [B, Q, M, samples].
-        points_of_levels: P of each level.
-        method: "default"; layers of another method are not accelerated.
+        points_of_levels: number of points P of each level.
+        method: "default"; layers with another method are not accelerated.
+
+    Raises:
+        ValueError: another method is given.
     """
     if method != "default":
         raise ValueError(f"sampling by method {method!r} has no kernel: undo tokendetr.accelerate")
@@ -130,14 +137,12 @@ _HELD = "ms_deformable_attn_core"
 """Attribute in which D-FINE's layers hold the function."""
 
 
-class Accelerated:
-    """What :func:`accelerate` changed; :meth:`undo`, or the end of a ``with`` block, takes it back.
-
-    Printing it lists the layers.
+class Accelerated(Undoable):
+    """Handle of :func:`accelerate`; printing it lists the layers.
 
     Attributes:
-        layers: what runs on our kernels now: path of a module in the model, and what was replaced.
-        left: deformable attentions that stay as they were, with the reason.
+        layers: path of a module that now runs on our kernels -> what was replaced in it.
+        left: path of a deformable attention that was left unchanged -> the reason.
     """
 
     def __init__(self, layers: dict[str, str], left: dict[str, str], changes: ExitStack) -> None:
@@ -146,41 +151,30 @@ class Accelerated:
         self._changes = changes
 
     def undo(self) -> None:
-        """Give the layers their own functions back."""
+        """Restore the layers' own functions."""
         self._changes.close()
-
-    def __enter__(self) -> "Accelerated":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.undo()
 
     def __str__(self) -> str:
         lines = [f"{len(self.layers)} layers run on tokendetr's kernels"]
         lines += [f"  {path or '(the model)'}: {what}" for path, what in self.layers.items()]
         if self.left:
-            lines.append(f"{len(self.left)} stay as they were")
+            lines.append(f"{len(self.left)} are unchanged")
             lines += [f"  {path or '(the model)'}: {why}" for path, why in self.left.items()]
         return "\n".join(lines)
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    """Return whether a module is the layer that transformers offers kernels for."""
+    """Return whether a module is the layer that transformers allows kernels to replace."""
     code = getattr(type(module).forward, "__code__", None)
     return code is not None and code.co_varnames[1 : code.co_argcount] == _HOOK
 
 
 def _why_not(module: nn.Module) -> str | None:
-    """Return why a deformable attention is left alone; None where nothing speaks against it."""
+    """Return why a deformable attention cannot be accelerated, None if it can."""
     if "forward" in vars(module):
-        return "its forward was replaced already"
+        return "its forward has been replaced already"
     if _HELD in vars(module) and vars(module)[_HELD] is _sample_ragged:
-        return "its function was replaced already"
+        return "its function has been replaced already"
     for name in ("method", "decoder_method"):
         method = getattr(module, name, "default")
         if isinstance(method, str) and method != "default":
@@ -189,7 +183,7 @@ def _why_not(module: nn.Module) -> str | None:
 
 
 def _substitute(module: nn.Module) -> tuple[str, str, Any] | None:
-    """Return what to replace in a module: the name of it, the attribute, and its new value."""
+    """Return what to replace in a module: name of the function, attribute, and new value."""
     held = vars(module).get(_HELD)
     if isinstance(held, FunctionType):
         substitute = _sample_ragged if held is _sample_ragged else _SUBSTITUTES.get(held.__name__)
@@ -205,7 +199,7 @@ def _substitute(module: nn.Module) -> tuple[str, str, Any] | None:
 
 
 def _change(module: nn.Module, attribute: str, value: Any) -> Callable[[], None]:
-    """Set an attribute of an instance; return what undoes it."""
+    """Set an attribute of an instance; return a function that undoes it."""
     before = dict(vars(module))
 
     def undo() -> None:
@@ -219,30 +213,30 @@ def _change(module: nn.Module, attribute: str, value: Any) -> Callable[[], None]
 
 
 def accelerate(model: nn.Module) -> Accelerated:
-    """Put our kernels into every deformable attention of a model, of encoders and decoders.
+    """Run all deformable attentions of a model, in encoders and decoders, on our kernels.
 
-    Works on detrex's and mmcv's ``MultiScaleDeformableAttention``, the ``MSDeformAttn`` of
+    Supported are detrex's and mmcv's ``MultiScaleDeformableAttention``, the ``MSDeformAttn`` of
     Deformable DETR, Mask2Former and MaskDINO, and the models of Hugging Face transformers:
-    Deformable DETR, Grounding DINO, Mask2Former, OneFormer, RT-DETR, RT-DETRv2, D-FINE and those
-    built like them. Results differ by rounding; the model trains, autocasts, compiles and saves
-    its state as before, and copies of it are accelerated too. Undo it before you export or pickle
-    the whole model.
+    Deformable DETR, Grounding DINO, Mask2Former, OneFormer, RT-DETR, RT-DETRv2, D-FINE and models
+    with the same layers. Results differ only by rounding. The model can be trained, autocast,
+    compiled and saved as before, and its copies are accelerated too. Undo it before exporting or
+    pickling the whole model.
 
     Args:
-        model: the model, on any device; where the kernels cannot run, plain PyTorch does.
+        model: the model, on any device; where the kernels cannot run, plain PyTorch is used.
 
     Returns:
-        The handle that tells which layers took it, and undoes it.
+        A handle that lists the accelerated layers and undoes the change.
 
     Raises:
-        ValueError: where no deformable attention of a known kind is found.
+        ValueError: no deformable attention of a known kind is found.
     """
     layers: dict[str, str] = {}
     left: dict[str, str] = {}
     with ExitStack() as changes:
         for path, module in model.named_modules():
             if isinstance(module, MultiScaleDeformableAttention):
-                left[path] = "it is tokendetr's own, which runs on the kernels"
+                left[path] = "it is tokendetr's own, which uses the kernels already"
                 continue
             found = _substitute(module)
             if found is None:
@@ -256,8 +250,8 @@ def accelerate(model: nn.Module) -> Accelerated:
             layers[path] = f"{name} of {type(module).__module__}.{type(module).__qualname__}"
         if not layers and not left:
             raise ValueError(
-                f"{type(model).__name__} has no deformable attention that is known here: no module "
-                f"that calls one of {', '.join(sorted(_SUBSTITUTES))}, and none of transformers' "
+                f"{type(model).__name__} has no deformable attention of a known kind: no module "
+                f"calls one of {', '.join(sorted(_SUBSTITUTES))} or is transformers' "
                 "MultiScaleDeformableAttention"
             )
         return Accelerated(layers, left, changes.pop_all())

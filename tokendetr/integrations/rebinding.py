@@ -1,4 +1,4 @@
-"""Functions whose global names mean something else, without touching their module."""
+"""Copy functions with other values for some of their global names, leaving modules unchanged."""
 
 from collections.abc import Callable, Mapping
 from types import CellType, FunctionType
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def global_names(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the global names that a function, or one that its decorators wrap, looks up."""
+    """Return the global names that a function, or a function that it wraps, looks up."""
     names: set[str] = set()
     current: Any = function
     while isinstance(current, FunctionType):
@@ -22,7 +22,7 @@ def _copied(
 ) -> FunctionType:
     namespace = function.__globals__
     if names is not None:
-        # Without a module's name torch.compile reads these names here and not from the module.
+        # With __name__, torch.compile would look the names up in the module of that name.
         namespace = {key: value for key, value in namespace.items() if key != "__name__"}
         namespace |= names
     copied = FunctionType(
@@ -40,18 +40,18 @@ def _copied(
 
 
 def rebound(function: FunctionType, names: Mapping[str, object]) -> FunctionType:
-    """Return a copy of a function that sees other values under some global names.
+    """Return a copy of a function that has other values for some global names.
 
-    The original and its module stay as they are. Decorators that tell what they wrap
-    (``functools.wraps``) are copied with it.
+    The original and its module are unchanged. Decorators that record what they wrap
+    (``functools.wraps``) are copied as well.
 
     Args:
         function: the function; its code is shared with the copy.
-        names: new values. Other names keep the values that they have now.
+        names: new values by name. All other names keep their current values.
 
     Raises:
-        ValueError: where neither the function nor what it wraps looks up one of the names, or a
-            decorator does not hold what it wraps in a variable of its own.
+        ValueError: neither the function nor a function that it wraps looks up one of the names, or
+            a decorator does not hold the wrapped function in its closure.
     """
     if names.keys() & set(function.__code__.co_names) & function.__globals__.keys():
         return _copied(function, names=names)

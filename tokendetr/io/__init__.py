@@ -1,1 +1,1 @@
-"""Files: written so that a crash cannot damage them, read so that a hostile one cannot harm."""
+"""Files: written atomically, and read without running code that they may hold."""

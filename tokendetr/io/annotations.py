@@ -1,14 +1,14 @@
-"""Read annotations in COCO's JSON format as people's tools write them.
+"""Read COCO-format annotations as labeling tools write them in practice.
 
-One reader for the check, the loaders and the evaluators: what may be filled in is filled in
-(``area``, ``iscrowd``), ids are brought to one kind, masks and keypoints that cannot be read are
-left out and their boxes kept, and whatever cannot be used is named by record. So the check accepts
-exactly what loading, training and evaluation accept.
+Validation, loaders and evaluators share this one reader, so validation accepts exactly what
+loading, training and evaluation accept. Missing ``area`` and ``iscrowd`` are filled in, ids are
+normalized to one type, unreadable masks and keypoints are dropped while their boxes are kept, and
+every record that cannot be used is reported by id.
 
-The module needs only the standard library: it is the reader of ``tokendetr`` and, through a
-symbolic link, of the stand-in for detectron2, which must not import ``tokendetr``.
+The module needs only the standard library: ``tokendetr`` and, through a symbolic link, the stand-in
+for detectron2 read with it, and the stand-in must not import ``tokendetr``.
 """
-# Over 350 lines: a stand-in is a link to it, so it imports no other file of the library.
+# Over 350 lines: it is linked into the stand-in as one file, so it cannot import a second one.
 
 import itertools
 import json
@@ -44,16 +44,16 @@ class AnnotationError(ValueError):
 
 @dataclass
 class Annotations:
-    """A COCO dict in one form, and what was not.
+    """A normalized COCO dict, and a record of what had to be changed.
 
     Attributes:
-        data: ``images``, ``categories`` and (unless the file has none) ``annotations``. Ids are
-            int, or all str; annotations have ``bbox``, ``area``, ``iscrowd`` and, only if they can
-            be read, ``segmentation`` and ``keypoints``. Records with faults are left out.
-        faults: what cannot be used, a sentence for each record.
-        strays: annotations of images that the file does not have, left out; a sentence each.
-        filled: what was filled in or left out, with the number of annotations.
-        without_mask: names of the annotations that have a box and no mask that can be read.
+        data: ``images``, ``categories`` and (unless the file has none) ``annotations``. Ids of one
+            kind are all int or all str; annotations have ``bbox``, ``area``, ``iscrowd`` and, only
+            if readable, ``segmentation`` and ``keypoints``. Records with faults are left out.
+        faults: one sentence for each record that cannot be used.
+        strays: one sentence for each annotation of an image that the file lacks; left out as well.
+        filled: what was filled in or left out -> number of annotations.
+        without_mask: names of the annotations that have a box but no readable mask.
     """
 
     data: dict[str, Any]
@@ -63,14 +63,18 @@ class Annotations:
     without_mask: list[str] = field(default_factory=list)
 
     def note(self) -> str:
-        """One line on what was filled in or left out, or ""."""
+        """Return one line on what was filled in or left out, or ""."""
         return "; ".join(f"{count} annotations {what}" for what, count in self.filled.items())
 
     def check(self, label: str, remedy: str = "Correct them.") -> None:
-        """Raise if there are faults.
+        """Raise an error that lists the faults, if there are any.
+
+        Args:
+            label: what the message calls the file.
+            remedy: last line of the message.
 
         Raises:
-            AnnotationError: with up to twenty of them.
+            AnnotationError: there are faults; the first twenty are listed.
         """
         if not self.faults:
             return
@@ -84,16 +88,16 @@ class Annotations:
 def read_annotations(
     path: str, label: str = "", *, has_file_names: bool = True, unique_ids: bool = True
 ) -> Annotations:
-    """Read a file and refuse it if a record cannot be used.
+    """Read and normalize a file, and refuse it if a record cannot be used.
 
     Args:
         path: a local file.
         label: what messages call it; the path if empty.
-        has_file_names: whether images have a ``file_name``; LVIS's have URLs.
-        unique_ids: whether annotation ids must differ.
+        has_file_names: images must have a ``file_name``; False for LVIS, whose images have URLs.
+        unique_ids: annotation ids must differ.
 
     Raises:
-        AnnotationError: naming the file and the records.
+        AnnotationError: the message names the file and the records.
     """
     label = label or path
     found = normalize(parse_json(path, label), has_file_names=has_file_names, unique_ids=unique_ids)
@@ -102,10 +106,10 @@ def read_annotations(
 
 
 def parse_json(path: str, label: str = "") -> dict[str, Any]:
-    """Read a JSON file and check its outermost layout.
+    """Read a JSON file and check its top-level layout.
 
     Raises:
-        AnnotationError: it is no JSON, or not laid out as COCO's.
+        AnnotationError: it is no JSON, or lacks COCO's top-level lists.
     """
     label = label or path
     try:
@@ -126,10 +130,10 @@ def parse_json(path: str, label: str = "") -> dict[str, Any]:
 def normalize(
     data: dict[str, Any], *, has_file_names: bool = True, unique_ids: bool = True
 ) -> Annotations:
-    """Bring a COCO dict into one form; the argument is not changed.
+    """Normalize a COCO dict; the argument is not changed.
 
     Args:
-        data: laid out as :func:`parse_json` checks.
+        data: with the layout that :func:`parse_json` checks.
         has_file_names, unique_ids: see :func:`read_annotations`.
     """
     found = Annotations(dict(data))
@@ -144,7 +148,7 @@ def normalize(
         _category(found, category)
     found.data["images"] = list(images.values())
     found.data["categories"] = list(categories.values())
-    # The evaluations read these two, and many tools do not write them.
+    # The evaluators read these two, and many tools do not write them.
     found.data["info"] = data.get("info") if isinstance(data.get("info"), dict) else {}
     found.data["licenses"] = data.get("licenses") if isinstance(data.get("licenses"), list) else []
     if "annotations" in data:
@@ -158,15 +162,15 @@ def normalize(
 
 
 def require_evaluable(data: Mapping[str, Any], label: str, tasks: Sequence[str] = ()) -> None:
-    """Refuse ground truth on which COCO's evaluation would give wrong numbers or fail.
+    """Refuse ground truth on which COCO's evaluation would fail or give wrong numbers.
 
     Args:
-        data: as :func:`normalize` gives it.
+        data: the ``data`` of :func:`normalize`.
         label: the file, for messages.
-        tasks: ``segm`` needs a mask in every annotation.
+        tasks: ``segm`` requires a mask in every annotation.
 
     Raises:
-        AnnotationError: with the reason.
+        AnnotationError: the message gives the reason.
     """
     for annotation in data.get("annotations", []):
         if annotation["id"] == 0:
@@ -184,11 +188,11 @@ def check_classes(rows: Sequence[Mapping[str, Any]], count: int) -> None:
     """Refuse predictions of classes that a data set does not have.
 
     Args:
-        rows: in COCO's result format, with the model's classes, which count from 0.
+        rows: in COCO's result format, but with the model's class indices, from 0.
         count: number of categories.
 
     Raises:
-        ValueError: naming image and class.
+        ValueError: a class is out of range; the message names image and class.
     """
     for row in rows:
         if not 0 <= row["category_id"] < count:
@@ -201,16 +205,16 @@ def check_classes(rows: Sequence[Mapping[str, Any]], count: int) -> None:
 def check_results(
     rows: Sequence[Mapping[str, Any]], image_ids: Container[Any], tasks: Sequence[str] = ()
 ) -> None:
-    """Refuse predictions on which the implementations of COCO's evaluation differ.
+    """Refuse predictions that implementations of COCO's evaluation treat differently.
 
     Args:
         rows: in COCO's result format.
-        image_ids: those of the ground truth.
-        tasks: ``segm`` needs a mask in every prediction, ``keypoints`` its keypoints.
+        image_ids: ids of the ground truth's images.
+        tasks: ``segm`` requires a mask in every prediction, ``keypoints`` its keypoints.
 
     Raises:
-        ValueError: a prediction of another image, without what a task needs, or with a box or score
-            that is not finite.
+        ValueError: a prediction is for an unknown image, lacks what a task needs, or has a box or
+            score that is not finite.
     """
     for row in rows:
         for task, part in (("segm", "segmentation"), ("keypoints", "keypoints")):
@@ -221,24 +225,25 @@ def check_results(
                 )
         if row["image_id"] not in image_ids:
             raise ValueError(
-                f"a prediction is of image {_shown(row['image_id'])}, which the annotations do "
-                "not have: loader and evaluator are of different data sets"
+                f"a prediction is for image {_shown(row['image_id'])}, which the annotations do "
+                "not have: loader and evaluator use different data sets"
             )
         if not all(map(math.isfinite, (*row.get("bbox", ()), row["score"]))):
             raise ValueError(
-                f"a prediction of image {_shown(row['image_id'])} is not finite: box "
+                f"a prediction for image {_shown(row['image_id'])} is not finite: box "
                 f"{_shown(row.get('bbox'))}, score {row['score']}"
             )
 
 
 def max_detections(given: int | Sequence[int] | None) -> list[int]:
-    """The three numbers of ``maxDets``, ascending as pycocotools sorts them.
+    """Return the three numbers of ``maxDets``, ascending as pycocotools sorts them.
 
     Args:
-        given: the most detections per image, or three numbers; (1, 10, 100) if None.
+        given: the maximum number of detections per image, or all three numbers; None for
+            (1, 10, 100).
 
     Raises:
-        ValueError: other than one or three positive numbers up to 100,000.
+        ValueError: neither one nor three positive numbers up to 100,000.
     """
     if given is None:
         return [1, 10, 100]
@@ -253,10 +258,10 @@ def max_detections(given: int | Sequence[int] | None) -> list[int]:
 
 
 def federated_faults(data: Mapping[str, Any]) -> list[str]:
-    """What LVIS's evaluation lacks in a file: a sentence for each record.
+    """Return a sentence for each record that lacks a field of LVIS's evaluation.
 
     Args:
-        data: as :func:`normalize` gives it.
+        data: the ``data`` of :func:`normalize`.
     """
     faults = [
         f"{_image_name(image)}: there is no list {key!r}, which LVIS's evaluation needs"
@@ -276,7 +281,7 @@ def federated_faults(data: Mapping[str, Any]) -> list[str]:
 
 
 def _plain_id(value: Any) -> int | str | None:
-    """An id as int or str; None if it is neither. Tables write 1.0 for 1."""
+    """Return an id as int or str, None if it is neither; spreadsheets write 1.0 for 1."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_ID:
@@ -287,7 +292,7 @@ def _plain_id(value: Any) -> int | str | None:
 def _by_id(
     found: Annotations, records: Sequence[Any], kind: str, *, unique: bool
 ) -> dict[Any, dict[str, Any]]:
-    """Copies of the records by id."""
+    """Return copies of the records by id; note records without an id or with a repeated one."""
     by_id: dict[Any, dict[str, Any]] = {}
     for index, record in enumerate(records):
         plain = _plain_id(record.get("id")) if isinstance(record, dict) else None
@@ -313,7 +318,7 @@ def _no_id(record: Any, kind: str, index: int) -> str:
 
 
 def _with_ids(found: Annotations, records: Sequence[Any], unique: bool) -> list[dict[str, Any]]:
-    """Copies of the annotations; ids that are text become numbers, for nothing refers to them."""
+    """Return copies of the annotations; text ids become numbers, since nothing refers to them."""
     result, seen = [], set()
     for index, record in enumerate(records):
         plain = _plain_id(record.get("id")) if isinstance(record, dict) else None
@@ -366,7 +371,7 @@ def _category(found: Annotations, category: dict[str, Any]) -> None:
 def _annotation(
     found: Annotations, record: dict[str, Any], images: dict[Any, Any], categories: dict[Any, Any]
 ) -> dict[str, Any] | None:
-    """The annotation with everything filled in, or None if it has a fault."""
+    """Complete an annotation in place and return it; None if it has a fault."""
     which = f"annotation id {record['id']}"
     image = images.get(_plain_id(record.get("image_id")))
     if image is None:
@@ -429,13 +434,13 @@ def _area_fault(record: dict[str, Any]) -> str:
 
 
 def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], which: str) -> None:
-    """Keep the part of a segmentation that can be read."""
+    """Keep the readable part of a segmentation."""
     given = record.pop("segmentation", None)
     mask: Any = None
     if isinstance(given, list):
         mask = [polygon for polygon in given if _is_polygon(polygon, image)] or None
     elif isinstance(given, dict) and _is_rle(given, image):
-        mask = {**given, "size": [image["height"], image["width"]]}  # tables write 80.0 for 80
+        mask = {**given, "size": [image["height"], image["width"]]}  # integers, also for 80.0
     if mask is not None:
         record["segmentation"] = mask
         return
@@ -445,16 +450,16 @@ def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], whi
 
 
 def _is_polygon(values: Any, image: dict[str, Any]) -> bool:
-    """Whether values are the corners of an outline that lies about the image.
+    """Return whether values are the corners of a polygon of reasonable position and length.
 
-    Drawing one takes memory for every pixel along it: it must not be longer than if it went round
-    each of the image's pixels.
+    Rasterizing one takes memory for every pixel along its outline, so the outline may be no longer
+    than one around each of the image's pixels.
     """
     if not _are_numbers(values, 2, 6):
         return False
     width, height = image.get("width"), image.get("height")
     if not isinstance(width, int) or not isinstance(height, int):
-        return True  # the image is refused
+        return True  # the image is a fault already
     length = 0.0
     for axis, side in ((0, width), (1, height)):
         ends = values[axis::2]
@@ -465,7 +470,7 @@ def _is_polygon(values: Any, image: dict[str, Any]) -> bool:
 
 
 def _is_rle(mask: dict[str, Any], image: dict[str, Any]) -> bool:
-    """Whether run lengths, plain or compressed, cover exactly the image."""
+    """Return whether run lengths, plain or compressed, cover exactly the image."""
     size, counts = mask.get("size"), mask.get("counts")
     if not isinstance(size, list) or size != [image.get("height"), image.get("width")]:
         return False
@@ -477,7 +482,12 @@ def _is_rle(mask: dict[str, Any], image: dict[str, Any]) -> bool:
 
 
 def _run_lengths(text: str) -> list[int] | None:
-    """Decompress COCO's run lengths: 5 bits a character, each but the first three a difference."""
+    """Decompress COCO's run lengths; None if they are malformed.
+
+    A character carries 5 bits, the lowest first, and a sixth that says whether another one follows;
+    the highest bit of the last one is the sign. From the fourth length on, the difference to the
+    length two places before is stored.
+    """
     counts: list[int] = []
     value, shift = 0, 0
     for character in text:
@@ -519,7 +529,7 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 2, 60, 40, 60
 
 
 def _shown(value: Any) -> str:
-    """A value for messages, however large or deep it is."""
+    """Return a short representation of a value of any size or depth, for messages."""
     return _REPR.repr(value)
 
 

@@ -1,4 +1,4 @@
-"""Write files so that a crash or a full disk leaves the old or the whole new one."""
+"""Write files so that a crash or a full disk leaves either the old file or the complete new one."""
 
 import errno
 import logging
@@ -15,15 +15,19 @@ _CHUNK_BYTES = 1 << 24
 
 
 def write_atomically(path: str, content: bytes | memoryview) -> None:
-    """Write a file so that at every moment either the old or the whole new one is there.
+    """Replace a file atomically: readers see either the old contents or all of the new.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is
-    renamed; then the folder is flushed.
+    Args:
+        path: file to write; its folder is created if missing.
+        content: the whole contents.
 
     Raises:
-        CheckpointWriteError: naming file, reason and free space. The temporary file is removed.
+        CheckpointWriteError: the message has file, reason and free space. The temporary file is
+            removed, and a file that was there before is unchanged.
     """
     folder = os.path.dirname(path) or "."
+    # In the same folder, because a rename is atomic within one file system only. The process id
+    # keeps writers of one file apart.
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
@@ -32,6 +36,8 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
             for start in range(0, len(view), _CHUNK_BYTES):
                 file.write(view[start : start + _CHUNK_BYTES])
             file.flush()
+            # Before the rename: a file system may commit the new name before the data, and a power
+            # failure in between would leave an empty or partial file under the final name.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -60,7 +66,7 @@ def _write_failure(path: str, size: int, error: OSError) -> str:
 
 
 def remove_quietly(path: str) -> None:
-    """Remove a file if that is possible."""
+    """Remove a file; log instead of raising if that fails."""
     try:
         os.remove(path)
     except OSError:
@@ -68,7 +74,13 @@ def remove_quietly(path: str) -> None:
 
 
 def _flush_folder(folder: str) -> None:
-    """Make a rename in a folder survive a power failure, where the file system can."""
+    """Make a rename in a folder survive a power failure, if the file system supports that.
+
+    A rename changes the folder, not the file: until the folder itself is flushed, a power failure
+    may bring back the old entry. That is harmless for one file, but not for two in order, such as a
+    checkpoint and then the pointer to it. Failures are ignored, as some file systems cannot open
+    or flush a folder, and the file itself is complete.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

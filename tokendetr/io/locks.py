@@ -1,4 +1,4 @@
-"""One writer per folder."""
+"""Lock a folder, so that only one process writes to it."""
 
 import os
 from collections.abc import Callable
@@ -13,11 +13,14 @@ LOCK_NAME = ".run.lock"
 
 
 def lock_folder(path: str, owner: Callable[[], str] = lambda: "another process") -> BaseFileLock:
-    """Take the lock of a folder, which the operating system releases when its holder ends.
+    """Acquire the lock of a folder.
+
+    The operating system releases it when its holder ends, even if that is killed. So the next
+    process takes over by acquiring it, and there is nothing to clean up.
 
     Args:
         path: an existing folder.
-        owner: names the holder where there is one, for the message.
+        owner: returns the name of the current holder, for the message.
 
     Returns:
         The lock; release it, or use it as a context manager.
@@ -26,6 +29,9 @@ def lock_folder(path: str, owner: Callable[[], str] = lambda: "another process")
         RunFolderError: another process holds it, or the folder cannot be written to.
     """
     file = os.path.join(path, LOCK_NAME)
+    # No process id or age is compared: an id may be reused or be of another machine, and a paused
+    # process is not dead. A lock file may remain; only the kernel's lock on it counts.
+    # thread_local=False, so that any thread of this process may release it.
     lock = FileLock(file, timeout=0, thread_local=False)
     try:
         lock.acquire()

@@ -1,6 +1,6 @@
-"""hotcoco, which is optional: readers of other label formats, and analyses of COCO results.
+"""Import hotcoco, an optional package that reads label formats and analyzes COCO results.
 
-Checked with hotcoco 1.3. It is imported when it is first used.
+Checked with hotcoco 1.3. It is imported on first use.
 """
 
 import importlib
@@ -12,13 +12,13 @@ __all__ = ["load_hotcoco"]
 
 
 def load_hotcoco(purpose: str) -> Any:
-    """Return the package.
+    """Import and return the package.
 
     Args:
         purpose: what needs it, for the message.
 
     Raises:
-        ConfigError: it is not installed; says how to install it.
+        ConfigError: it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module("hotcoco")

@@ -1,4 +1,4 @@
-"""Where a tool writes: never over one of its inputs, never two outputs to one file."""
+"""Choose and check output files: no tool overwrites an input or writes two outputs to one file."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,15 +11,15 @@ __all__ = ["DrawingNames", "check_output_file", "check_output_folder", "drawing_
 
 
 class DrawingNames:
-    """Gives each drawing a file of its own in a folder.
+    """Give each drawing a distinct file name in a folder.
 
-    An input's stem names its file; where several have one stem, the later ones get their extension
-    or a number as well (``a.jpg``, ``a_png.jpg``, ``a_png_2.jpg``).
+    A drawing is named after its input's stem. If several inputs share a stem, the later ones get
+    their extension and then a number as well (``a.jpg``, ``a_png.jpg``, ``a_png_2.jpg``).
 
     Args:
-        folder: that the drawings go to.
+        folder: where the drawings go.
         suffix: end of every name, such as ``.jpg``.
-        inputs: files that must not be replaced, where they are known beforehand.
+        inputs: files that must not be overwritten, if they are known in advance.
     """
 
     def __init__(self, folder: Path, suffix: str, inputs: Iterable[Path] = ()) -> None:
@@ -32,7 +32,7 @@ class DrawingNames:
         """Return the file for the drawing of an input.
 
         Raises:
-            OutputError: it would replace an input.
+            OutputError: it would overwrite an input.
         """
         self._inputs.add(_identity(path))
         kind = path.suffix.lstrip(".").lower() or "file"
@@ -53,7 +53,7 @@ def drawing_names(inputs: Sequence[Path], folder: Path, suffix: str) -> list[Pat
     """Return a file in a folder for the drawing of each input (:class:`DrawingNames`).
 
     Raises:
-        OutputError: a drawing would replace one of the inputs.
+        OutputError: a drawing would overwrite one of the inputs.
     """
     names = DrawingNames(folder, suffix, inputs)
     return [names.of(path) for path in inputs]
@@ -63,11 +63,11 @@ def check_output_file(path: str, inputs: Iterable[str | os.PathLike[str]] = ()) 
     """Check, before any work, that a file can be written and is none of the inputs.
 
     Args:
-        path: of the file to write; its folder is made if it is missing.
-        inputs: files that are read.
+        path: the file to write; its folder is created if missing.
+        inputs: files that will be read.
 
     Raises:
-        OutputError: it is a folder, one of the inputs, or its folder cannot be written.
+        OutputError: the path is a folder or one of the inputs, or its folder is not writable.
     """
     target = Path(path)
     if target.is_dir():
@@ -81,10 +81,10 @@ def check_output_file(path: str, inputs: Iterable[str | os.PathLike[str]] = ()) 
 
 
 def check_output_folder(path: str) -> None:
-    """Check, before any work, that files can be written to a folder; it is made if it is missing.
+    """Check, before any work, that a folder is writable; create it if missing.
 
     Raises:
-        OutputError: it is a file, cannot be made, or cannot be written to.
+        OutputError: the path is a file, or the folder cannot be created or written to.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def check_output_folder(path: str) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | str:
-    """What is equal for all names of one file: links of either kind, and other spellings."""
+    """Return a value that is equal for all names of a file: links, and other spellings."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # it is not there, or no path at all

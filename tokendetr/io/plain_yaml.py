@@ -1,7 +1,7 @@
-"""Read YAML as plain data: no tags that run code, and nothing that grows when it is expanded.
+"""Read YAML as plain data: tags that run code and exploding aliases are refused.
 
-The module needs only PyYAML: it is the reader of ``tokendetr`` and, through a symbolic link, of the
-stand-in for detectron2, which must not import ``tokendetr``.
+The module needs only PyYAML: ``tokendetr`` and, through a symbolic link, the stand-in for
+detectron2 read with it, and the stand-in must not import ``tokendetr``.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ _MAX_DEPTH = 100
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A safe loader that also reads what detectron2 itself writes into a run's config.yaml.
+    """Safe loader that also accepts the tags which detectron2 writes into a run's config.yaml.
 
-    Tuples become lists. The shapes of feature maps, and names of classes of detectron2, detrex,
-    torch.nn or this library, become calls that :func:`detectron2.config.instantiate` makes.
-    Reading imports and calls nothing.
+    Tuples become lists. ``ShapeSpec`` objects, and names of classes of detectron2, detrex, torch.nn
+    or this library, become nodes for :func:`detectron2.config.instantiate`; reading itself imports
+    and calls nothing.
     """
 
 
@@ -43,15 +43,15 @@ _PlainLoader.add_multi_constructor(f"{_TAG}name:", _name_of)
 
 
 def load_plain_yaml(text: str, name: str) -> Any:
-    """Parse YAML that holds dicts, lists, numbers and text only.
+    """Parse YAML that holds only dicts, lists, numbers and text.
 
     Args:
         text: the document.
         name: its file, for messages.
 
     Raises:
-        ValueError: it is no YAML; it has a tag, which would run code; or its aliases expand to more
-            than a million values.
+        ValueError: the text is no YAML, has a tag that would run code, or has aliases that expand
+            to more than a million values.
     """
     try:
         content = yaml.load(text, Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
@@ -70,11 +70,11 @@ def load_plain_yaml(text: str, name: str) -> Any:
 
 
 def _expanded_size(value: Any, known: dict[int, int], depth: int) -> int:
-    """Number of values once everything that is shared is written out."""
+    """Return the number of values with every alias written out."""
     if not isinstance(value, (dict, list)):
         return 1
     if depth > _MAX_DEPTH:
-        return _MAX_NODES + 1  # deeper than any config, or within itself
+        return _MAX_NODES + 1  # deeper than any config, or recursive
     if id(value) not in known:
         children = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_expanded_size(child, known, depth + 1) for child in children)

@@ -1,4 +1,4 @@
-"""Progress of programs: a bar on a terminal, a line at each tenth elsewhere."""
+"""Show progress: a bar on a terminal, else one line per tenth of the work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SECONDS_WITHOUT_TOTAL = 10.0
 
 
 class _Nowhere:
-    """A file that keeps nothing."""
+    """A file that discards what is written to it."""
 
     def write(self, text: str) -> int:
-        """Take a text."""
+        """Discard the text and return its length."""
         return len(text)
 
     def flush(self) -> None:
@@ -26,10 +26,10 @@ class _Nowhere:
 
 
 class Progress(tqdm):
-    """``tqdm``, but where standard error is no terminal it writes lines that a log can hold.
+    """``tqdm`` that prints whole lines, fit for a log, if standard error is no terminal.
 
     Args:
-        arguments, options: those of ``tqdm``.
+        arguments, options: as for ``tqdm``.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -41,7 +41,7 @@ class Progress(tqdm):
         super().__init__(*arguments, **options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        """Show the state: the bar, or a line if there is something new to say."""
+        """Show the bar, or print a line if another tenth (or ten seconds) has passed."""
         if not self._in_lines:
             return super().display(msg, pos)
         if self.total:

@@ -1,4 +1,4 @@
-"""Images in, detections out: ``load`` a trained detector by name and call it."""
+"""Prediction: ``load`` a trained detector by name and call it on images."""
 
 from tokendetr.predict.detections import Detection, Detections
 from tokendetr.predict.detector import Detector, load

@@ -1,4 +1,4 @@
-"""Detections of one image, in the forms that people pass on.
+"""Detections of one image, with conversions to other formats and a drawing.
 
 Shapes: N detection, H, W image.
 """
@@ -71,7 +71,7 @@ class Detections:
             yield Detection(self.names[index], score, tuple(box), index)
 
     def __repr__(self) -> str:
-        """Say how many objects of which classes there are."""
+        """Summarize the number of objects of each class."""
         counts: dict[str, int] = {}
         for detection in self:
             counts[detection.label] = counts.get(detection.label, 0) + 1
@@ -79,10 +79,10 @@ class Detections:
         return f"Detections({self.source or 'image'}: {found})"
 
     def records(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
-        """Return plain records: COCO results (``bbox`` is xywh in pixels) with names.
+        """Return records in COCO's result format (``bbox`` is xywh in pixels) with class names.
 
         Args:
-            image_id: of the image; None leaves it out.
+            image_id: id of the image; None omits it.
         """
         return [
             {
@@ -119,12 +119,15 @@ class Detections:
         )
 
     def plot(self, path: str | None = None, *, scale: float | None = None) -> Image.Image:
-        """Draw the detections over the image: one color per class, labels apart from each other.
+        """Draw the detections over the image, in one color per class and without label overlap.
 
         Args:
-            path: file to save the drawing as; None saves nothing.
-            scale: the drawing's size divided by the image's; None enlarges small images so that
-                labels can be read.
+            path: file to save the drawing to; None saves nothing.
+            scale: the drawing's size divided by the image's; None enlarges small images enough to
+                read the labels.
+
+        Returns:
+            The drawing.
         """
         boxes = found_boxes(self.instances, self.names)
         enlarged = legible_scale(self.image_HWC) if scale is None else scale

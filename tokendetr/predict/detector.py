@@ -1,4 +1,4 @@
-"""A trained detector that takes images of any kind.
+"""A trained detector that accepts paths, arrays, tensors, folders and videos.
 
     from tokendetr import load
 
@@ -7,7 +7,6 @@
 
 Shapes: H, W image, C channel.
 """
-# Over 350 lines: one class, and the function that makes it.
 
 from __future__ import annotations
 
@@ -38,17 +37,17 @@ RANDOM = "random"
 
 
 class Detector:
-    """A detector, its class names, and how it is run.
+    """A trained detector with its class names.
 
     Args:
         predictor: resizes images and runs the model.
         names: class names.
         category_ids: the data set's category id of each class.
-        weights: where the weights came from, for people.
-        threshold: lowest score of a detection that is returned, in [0, 1].
+        weights: description of the weights' origin.
+        threshold: minimum score of returned detections, in [0, 1].
 
     Raises:
-        ValueError: for a threshold out of range.
+        ValueError: the threshold is out of range.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Detector:
         return self.predictor.model
 
     def __repr__(self) -> str:
-        """Name the model and its weights."""
+        """Return the names of the model and its weights."""
         return f"Detector({type(self.model).__name__}, {len(self.names)} classes, {self.weights})"
 
     def __call__(
@@ -81,19 +80,20 @@ class Detector:
         """Detect objects.
 
         Args:
-            images: one image or a list or tuple of images, each a path, a PIL image, an array [H,
-                W, 3] or [H, W] of uint8 in RGB order, or a tensor [3, H, W] (uint8, or floating
-                point in [0, 1]); or a folder, a glob pattern or a video file, which give a list.
-            threshold: lowest score; None takes the detector's.
+            images: one image, or a list or tuple of images, each a path, a PIL image, a uint8 array
+                [H, W, 3] in RGB order or [H, W], or a tensor [3, H, W] (uint8, or floating point in
+                [0, 1]); or a folder, a glob pattern or a video file.
+            threshold: minimum score; None for the detector's.
             batch_size: images per pass.
 
         Returns:
-            The detections of one image, or a list of them where ``images`` are several.
+            The detections of one image; a list of them for several images, a folder, a pattern or a
+            video.
 
         Raises:
-            FileNotFoundError: a path leads nowhere.
+            FileNotFoundError: a path does not exist.
             OSError: a file is no readable image; the message names it.
-            TypeError, ValueError: an object is no image, or of a kind that is not taken.
+            TypeError, ValueError: an object is no image, or is of an unsupported shape or dtype.
         """
         limit = self.threshold if threshold is None else _checked_threshold(threshold)
         if batch_size < 1:
@@ -127,16 +127,16 @@ class Detector:
         ]
 
     def keep_within(self, max_ms: float) -> float:
-        """Set the greatest keep ratio at which an image of the test size takes at most so long.
+        """Set the highest keep ratio at which an image of the test size takes at most ``max_ms``.
 
         Args:
-            max_ms: milliseconds; measured on this machine as it is now.
+            max_ms: time limit in milliseconds, measured on this machine under its current load.
 
         Returns:
             The keep ratio.
 
         Raises:
-            NotSparsifiableError, TooSlowError, ValueError: as
+            NotSparsifiableError, TooSlowError, ValueError: as for
                 :func:`tokendetr.analysis.dial.keep_ratio_within`.
         """
         resize = self.predictor.resize
@@ -164,30 +164,30 @@ def load(
     Args:
         name: a config's name in the zoo (``dino_shapes``), a config file (``.py`` or ``.yaml``), or
             the folder of a training run.
-        weights: a checkpoint; None takes those that come with the config, the run's best or last
-            ones, or the config's ``train.init_checkpoint``; "random" leaves them random.
-        device: torch device; None takes the GPU if there is one.
-        precision: "float32", or "bfloat16" (in short "bf16") by autocast.
-        threshold: lowest score of a detection that is returned, in [0, 1].
-        keep: keep ratio in (0, 1] of a detector whose encoder has a sparsifier with one.
-        max_ms: milliseconds that one image of the config's test size (4 : 3) may take. The machine
-            is measured once, as it is, and the greatest keep ratio within them is set.
-        overrides: ``key=value`` of the config.
+        weights: a checkpoint; None for the weights that come with the config, the run's best or
+            last ones, or the config's ``train.init_checkpoint``; "random" for random ones.
+        device: torch device; None for the GPU if there is one.
+        precision: "float32", or "bfloat16" (or "bf16") for autocast.
+        threshold: minimum score of returned detections, in [0, 1].
+        keep: keep ratio in (0, 1], for a detector whose sparsifier has one.
+        max_ms: time limit for one image of the config's test size (4 : 3), in milliseconds. The
+            highest keep ratio within it, measured once on this machine, is set.
+        overrides: overrides of the config, as ``key=value``.
 
     Returns:
         The detector.
 
     Raises:
         KeyError: there is no config of that name; the message lists the nearest ones.
-        ConfigError: no trained weights are known, or an override cannot be used.
+        ConfigError: there are no trained weights, or an override cannot be used.
         FileNotFoundError: a file does not exist.
-        CheckpointMismatchError: the checkpoint is of another model.
-        NotSparsifiableError: ``keep`` or ``max_ms`` is given and the detector has no keep ratio.
+        CheckpointMismatchError: the checkpoint belongs to another model.
+        NotSparsifiableError: ``keep`` or ``max_ms`` is given, but the detector has no keep ratio.
         TooSlowError: no keep ratio is fast enough.
-        ValueError: both ``keep`` and ``max_ms`` are given, or a precision is out of range.
+        ValueError: both ``keep`` and ``max_ms`` are given, or an argument is out of range.
     """
     if keep is not None and max_ms is not None:
-        raise ValueError("keep and max_ms both choose the keep ratio: give one of them")
+        raise ValueError("keep and max_ms both set the keep ratio: give one of them")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config_file, known = _find(name)
     cfg = load_config(config_file, [*overrides, f"train.device={device}"])
@@ -215,12 +215,12 @@ def load(
 
 
 def _find(name: str) -> tuple[str, str | None]:
-    """Return a config file and the weights that belong to it, if there are any."""
+    """Return a config file and its weights, None if it has none."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         config_file = folder / "config.yaml"
         if not config_file.is_file():
-            raise FileNotFoundError(f"{folder} is no training run: it has no config.yaml")
+            raise FileNotFoundError(f"{folder} is not a training run: it has no config.yaml")
         files = [folder / file for file in ("model_best.pth", "model_final.pth")]
         return str(config_file), next((str(file) for file in files if file.is_file()), None)
     if name.endswith((".py", ".yaml", ".yml")):
@@ -229,7 +229,7 @@ def _find(name: str) -> tuple[str, str | None]:
 
 
 def _classes(cfg: DictConfig) -> tuple[list[str], list[int]]:
-    """Return class names and category ids of a config's test data; numbers where it is unknown."""
+    """Return class names and category ids of a config's test data; numbers if it is unknown."""
     count = int(OmegaConf.select(cfg, "model.num_classes", default=0) or 0)
     try:
         metadata = dataset_metadata(cfg)
@@ -259,7 +259,7 @@ def _is_several(images: Any) -> bool:
 
 
 def _images(images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield every image with where it came from."""
+    """Yield (source, image) of every image."""
     for number, entry in enumerate(images if isinstance(images, list | tuple) else [images]):
         if isinstance(entry, str | Path):
             yield from _from_path(str(entry))
@@ -269,7 +269,7 @@ def _images(images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
 def _from_path(entry: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     if "://" in entry:
-        raise ValueError(f"{entry}: nothing is downloaded; save the image and give its path")
+        raise ValueError(f"{entry}: URLs are not downloaded; save the image and give its path")
     if entry.lower().endswith(VIDEO_SUFFIXES):
         yield from _frames(Path(entry).expanduser())
         return

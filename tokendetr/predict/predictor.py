@@ -1,4 +1,4 @@
-"""A detector on pictures: files or arrays in, detections at the pictures' own size out."""
+"""Run a detector on images; detections are in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Build a config's model with the weights of ``train.init_checkpoint``, ready to predict.
+    """Build a config's model with the weights of ``train.init_checkpoint``, in evaluation mode.
 
-    Takes their moving average where the config evaluates that alone, or where a checkpoint was
-    chosen by it.
+    The moving average of the weights is used if the config evaluates only that, or if the
+    checkpoint was selected by it.
 
     Raises:
-        FileNotFoundError, CheckpointMismatchError: of the checkpoint.
+        FileNotFoundError, CheckpointMismatchError: the checkpoint cannot be used.
     """
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
     if cfg.train.init_checkpoint:
@@ -57,17 +57,17 @@ def build_model(cfg: DictConfig) -> nn.Module:
 
 
 class Predictor:
-    """Runs a detector on one picture after another.
+    """Resize images and run a detector on them.
 
     Args:
         model: a detectron2-style model in evaluation mode.
-        min_size: length that a picture's shorter side is resized to, pixels.
-        max_size: upper bound of the longer side, pixels.
+        min_size: length in pixels that an image's shorter side is resized to.
+        max_size: upper limit of the longer side in pixels.
         img_format: channel order that the model was trained with, "RGB" or "BGR".
-        precision: "float32", or "bfloat16" (in short "bf16") by autocast.
+        precision: "float32", or "bfloat16" (or "bf16") for autocast.
 
     Raises:
-        ValueError: for another precision.
+        ValueError: another precision is given.
     """
 
     def __init__(
@@ -97,8 +97,14 @@ class Predictor:
         model: nn.Module | None = None,
         precision: Precision = "float32",
     ) -> Predictor:
-        """Build the model, unless one is given; sizes and channel order not given are those the
-        config tests with."""
+        """Make a predictor for a config.
+
+        Args:
+            cfg: the config.
+            min_size, max_size, img_format: see the class; None for those of the test mapper.
+            model: the config's model; None to build it (:func:`build_model`).
+            precision: see the class.
+        """
         mapper = OmegaConf.select(cfg, "dataloader.test.mapper", default=None) or {}
         short, long = _test_size(mapper)
         return cls(
@@ -110,7 +116,7 @@ class Predictor:
         )
 
     def inputs(self, image_HWC: NDArray[np.uint8]) -> dict[str, Any]:
-        """What the model takes for an RGB picture: resized image, and the size to answer in."""
+        """Return the model's input for an RGB image: the resized image and the original size."""
         height, width = image_HWC.shape[:2]
         if self.img_format == "BGR":
             image_HWC = image_HWC[:, :, ::-1]
@@ -119,12 +125,16 @@ class Predictor:
         return {"image": image_CHW, "height": height, "width": width}
 
     def __call__(self, image_HWC: NDArray[np.uint8]) -> Instances:
-        """Detections of an RGB uint8 picture, on the CPU: boxes in its pixels, best first."""
+        """Detect objects in an RGB uint8 image.
+
+        Returns:
+            ``Instances`` on the CPU, best first; boxes are in the image's pixels.
+        """
         return self.batch([image_HWC])[0]
 
     @torch.no_grad()
     def batch(self, images_HWC: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        """Detections of several RGB uint8 pictures in one pass of the model, likewise."""
+        """Detect objects in several RGB uint8 images in one pass; see :meth:`__call__`."""
         with evaluated_in(self.precision, self.model):
             outputs = self.model([self.inputs(image) for image in images_HWC])
         found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
@@ -132,7 +142,7 @@ class Predictor:
 
 
 def _test_size(mapper: Any) -> tuple[int, int]:
-    """Shorter side and bound of the longer one in a test mapper's node; else COCO's usual ones."""
+    """Return shorter side and limit of the longer one of a test mapper; default (800, 1333)."""
     for node in mapper.get("augmentation", None) or []:
         short = node.get("short_edge_length", None)
         if short is not None:
@@ -142,10 +152,10 @@ def _test_size(mapper: Any) -> tuple[int, int]:
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The pictures meant by files, folders (all pictures in them) and glob patterns, in order.
+    """Return the images that files, folders (all images in them) and glob patterns denote.
 
     Raises:
-        FileNotFoundError: one of the inputs yields none.
+        FileNotFoundError: there is no image for one of the inputs.
     """
     found: list[Path] = []
     for entry in inputs:
@@ -159,7 +169,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
             files = sorted(Path(name) for name in glob(str(path)) if Path(name).is_file())
         if not files:
             raise FileNotFoundError(
-                f"no picture at {entry!r}: give files, folders or patterns of "
+                f"no image at {entry!r}: give files, folders or patterns of "
                 f"{', '.join(IMAGE_SUFFIXES)} files"
             )
         found.extend(file for file in files if file not in found)
@@ -167,27 +177,27 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read a picture of any mode as uint8 RGB [H, W, 3], turned upright.
+    """Read an image of any mode as uint8 RGB [H, W, 3], with its EXIF orientation applied.
 
     Raises:
-        OSError: it is no picture, or damaged; the message names it.
+        OSError: the file is no image, or damaged; the message names it.
     """
     try:
         image: NDArray[np.uint8] = np.asarray(utils.read_image(str(path), format="RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise OSError(f"{path} is no readable picture: {error}") from error
+        raise OSError(f"{path} is no readable image: {error}") from error
     return image
 
 
 def dataset_metadata(cfg: DictConfig, name: str | None = None) -> Any:
-    """Metadata (class names, category ids) of a registered data set.
+    """Return the metadata (class names, category ids) of a registered data set.
 
     Args:
-        cfg: its test data set is taken where ``name`` is None.
-        name: of the data set.
+        cfg: the config.
+        name: name of the data set; None for the config's test set.
 
     Raises:
-        KeyError: it is not registered.
+        KeyError: the data set is not registered.
     """
     if name is None:
         names = OmegaConf.select(cfg, "dataloader.test.dataset.names", default="coco_2017_val")
@@ -197,7 +207,7 @@ def dataset_metadata(cfg: DictConfig, name: str | None = None) -> Any:
         raise KeyError(f"no data set is registered as {name!r}: {DatasetCatalog.list()}")
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes", None) is None:
-        # Names and ids of a registered JSON become known when it is read.
+        # Reading a registered JSON sets its names and ids.
         try:
             DatasetCatalog.get(name)
         except (OSError, ValueError) as error:
@@ -208,13 +218,13 @@ def dataset_metadata(cfg: DictConfig, name: str | None = None) -> Any:
 def coco_results(
     instances: Instances, *, image_id: int, metadata: Any, file_name: str
 ) -> list[dict[str, Any]]:
-    """Detections as records of a COCO results file, with the file's name beside the image id.
+    """Return detections in COCO's result format, with the image's file name added.
 
     Args:
         instances: ``pred_boxes`` in pixels, ``scores``, ``pred_classes``.
-        image_id: number of the picture.
-        metadata: maps class numbers back to the data set's category ids, where it can.
-        file_name: kept in every record.
+        image_id: id of the image.
+        metadata: metadata of the data set, which maps classes to category ids if it can.
+        file_name: stored in every record.
     """
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
     category_ids = {number: category for category, number in to_class.items()}

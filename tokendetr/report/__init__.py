@@ -1,4 +1,4 @@
-"""One page about runs: settings, curves, errors, images and kept tokens, as a file of its own."""
+"""HTML report on runs: settings, curves, errors, images and kept tokens, in one file."""
 
 from tokendetr.report.page import write_page, write_report
 from tokendetr.report.run import Run, read_run

@@ -1,4 +1,4 @@
-"""The charts of a report, as plotly figures."""
+"""Plotly figures of a report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,21 +12,21 @@ __all__ = ["analysis_figures", "cost_figures", "load_plotly", "training_figures"
 _MOST_POINTS = 400
 _MOST_CLASSES = 20
 _MOST_IN_LEGEND = 8
-_SIDES = ("top center", "bottom center")  # names of near points do not lie over each other
+_SIDES = ("top center", "bottom center")  # alternating, so that names of near points do not overlap
 COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
     *("#882255", "#44AA99", "#332288", "#999933", "#661100", "#6699CC"),
 )
-"""Colors of Okabe and Ito, and of Tol, told apart by color-blind readers."""
+"""Colors of Okabe and Ito, and of Tol, which color-blind readers can distinguish."""
 
 Figure = dict[str, Any]
 
 
 def load_plotly() -> Any:
-    """Return ``plotly``.
+    """Import and return ``plotly``.
 
     Raises:
-        ConfigError: it is not installed; says how to install it.
+        ConfigError: it is not installed; the message says how to install it.
     """
     try:
         import plotly.graph_objects
@@ -60,7 +60,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[floa
 
 
 def training_figures(runs: Sequence[Run]) -> list[Figure]:
-    """Loss, AP and learning rate over iterations, of the runs that were trained."""
+    """Plot loss, AP and learning rate over iterations, for runs that were trained here."""
     go = load_plotly().graph_objects
     figures = []
     for key, title, y in (
@@ -81,7 +81,7 @@ def training_figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def cost_figures(runs: Sequence[Run]) -> list[Figure]:
-    """AP against GFLOPs and against milliseconds, of several runs."""
+    """Plot AP over GFLOPs and over milliseconds for several runs."""
     go = load_plotly().graph_objects
     figures = []
     for key, unit in (("gflops", "GFLOPs per image"), ("ms", "ms per image")):
@@ -114,11 +114,11 @@ def cost_figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def analysis_figures(analysis: Analysis, colors: Mapping[str, str]) -> list[Figure]:
-    """Precision and recall, F1, confusions, calibration and kinds of errors of one run.
+    """Plot precision and recall, F1, confusion matrix, calibration and error types of one run.
 
     Args:
-        analysis: of the run.
-        colors: of each class, as on the images.
+        analysis: the run's analysis.
+        colors: class name -> color, as on the images.
     """
     return [
         _curves(analysis, colors, "recall", "precision", "Precision and recall at IoU 0.5"),
@@ -150,7 +150,7 @@ def _curves(analysis: Analysis, colors: Mapping[str, str], x: str, y: str, title
     ]
     axes = {"range": [0, 1.02]}
     y = y.replace("f1", "F1")
-    legend = len(traces) <= _MOST_IN_LEGEND  # more are told apart by pointing at them
+    legend = len(traces) <= _MOST_IN_LEGEND  # more are identified by hovering
     return _figure(traces, title, x, y, showlegend=legend, xaxis=axes, yaxis=axes)
 
 
@@ -158,22 +158,22 @@ def _confusion(analysis: Analysis) -> Figure:
     go = load_plotly().graph_objects
     names = [row["name"] for row in analysis.classes] + [BACKGROUND]
     shares = [[value / max(1, sum(row)) for value in row] for row in analysis.confusion]
-    labelled = len(names) <= _MOST_CLASSES
+    is_labeled = len(names) <= _MOST_CLASSES
     trace = go.Heatmap(
         z=shares,
         x=names,
         y=names,
         text=[[str(value or "") for value in row] for row in analysis.confusion],
-        texttemplate="%{text}" if labelled else None,
+        texttemplate="%{text}" if is_labeled else None,
         colorscale="Blues",
         zmin=0,
         zmax=1,
         colorbar={"title": "share", "thickness": 12},
         hovertemplate="%{y} detected as %{x}: %{text}<extra></extra>",
     )
-    figure = _figure([trace], "Confusions at the best thresholds", "detected as", "truth")
+    figure = _figure([trace], "Confusion matrix at the best thresholds", "detected as", "truth")
     figure["layout"]["yaxis"]["autorange"] = "reversed"
-    if not labelled:  # there is no room for so many names: pointing at a cell shows them
+    if not is_labeled:  # there is no room for so many names; hovering over a cell shows them
         for axis in ("xaxis", "yaxis"):
             figure["layout"][axis] |= {"showticklabels": False, "automargin": False}
     return figure
@@ -196,7 +196,7 @@ def _calibration(analysis: Analysis) -> Figure:
     error = analysis.calibration["error"]
     title = f"Calibration (expected error {error:.3f})"
     axes = {"range": [0, 1.02]}
-    return _figure([found, ideal], title, "score", "share that is right", xaxis=axes, yaxis=axes)
+    return _figure([found, ideal], title, "score", "precision", xaxis=axes, yaxis=axes)
 
 
 def _errors(analysis: Analysis) -> Figure:
@@ -209,7 +209,7 @@ def _errors(analysis: Analysis) -> Figure:
         text=[f"{analysis.errors[kind]['count']}" for kind in kinds],
         hovertemplate="%{y}: %{text} at the best thresholds, %{x:.1f} AP50<extra></extra>",
     )
-    title = "Kinds of errors, and what they cost"
+    title = "Error types and their cost"
     figure = _figure([trace], title, "AP50 gained without them", "", showlegend=False)
     figure["layout"]["margin"]["l"] = 120
     return figure

@@ -1,4 +1,4 @@
-"""Put runs on one HTML page that needs nothing else: no network, no other files."""
+"""Write a report on runs as one self-contained HTML page, without network or other files."""
 
 import base64
 import json
@@ -38,12 +38,12 @@ __all__ = ["write_page", "write_report"]
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 8_000_000
-"""A page that is larger is made again with smaller images."""
+"""Size above which a page is rendered again with smaller images."""
 
 RANDOM = "random"
 
 _SIDES = (640, 420, 280)
-"""Longest sides of images, in pixels, tried until the page is small enough."""
+"""Lengths of images' longer sides, in pixels, tried until the page is small enough."""
 
 
 def write_report(
@@ -56,29 +56,29 @@ def write_report(
     random: int = 4,
     token_images: int = 2,
 ) -> Path:
-    """Write a page about one or more runs.
+    """Read one or more runs and write a page about them.
 
     Args:
-        sources: folders of trainings, or names of configs whose weights are there.
-        output: the HTML file; one that exists is replaced.
-        device: that detectors run on.
-        limit: most images to run a detector on where it has no results yet.
-        worst: images with the most errors that are shown of each run.
-        random: images chosen at random, the same ones for all runs.
-        token_images: of these, those with what happened to their tokens.
+        sources: folders of trainings, or names of configs that come with weights.
+        output: the HTML file; an existing one is overwritten.
+        device: device that the detectors run on.
+        limit: maximum number of images to run a detector on if it has no results yet.
+        worst: number of images with the most errors to show for each run.
+        random: number of random images, the same for all runs.
+        token_images: number of these to show with their tokens.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError, DatasetError, KeyError, FileNotFoundError: a run that cannot be read.
-        OutputError: the file cannot be written.
+        ConfigError, DatasetError, KeyError, FileNotFoundError: a run cannot be read.
+        OutputError: the file cannot be written, or two runs have the same name.
     """
     load_plotly()
     check_output_file(str(output))
     names = [Path(source).expanduser().resolve().name for source in sources]
     if len(set(names)) < len(names):
-        raise OutputError(f"two runs are called alike ({', '.join(names)}): rename a folder")
+        raise OutputError(f"two runs have the same name ({', '.join(names)}): rename a folder")
     with tempfile.TemporaryDirectory() as cache:
         runs = [read_run(each, Path(cache), device=device, limit=limit) for each in sources]
     return write_page(runs, output, worst=worst, random=random, token_images=token_images)
@@ -96,12 +96,12 @@ def write_page(
     """Write a page about runs that have been read.
 
     Args:
-        runs: at least one.
-        output: the HTML file; one that exists is replaced.
-        worst: images with the most errors that are shown of each run.
-        random: images chosen at random, the same ones for runs on the same images.
-        token_images: of these, those with what happened to their tokens.
-        comparison: of the first two runs.
+        runs: at least one run.
+        output: the HTML file; an existing one is overwritten.
+        worst: number of images with the most errors to show for each run.
+        random: number of random images, the same for runs on the same images.
+        token_images: number of these to show with their tokens.
+        comparison: comparison of the first two runs.
 
     Returns:
         The file.
@@ -113,15 +113,15 @@ def write_page(
         page = _render(runs, shown, tokens, comparison, side=side, worst=worst).encode()
         if len(page) <= MOST_BYTES:
             break
-        logger.info("the page has %.1f MB: trying smaller images", len(page) / 1e6)
+        logger.info("The page has %.1f MB: trying smaller images", len(page) / 1e6)
     write_atomically(str(output), page)
     return Path(output)
 
 
 def _chosen_images(runs: Sequence[Run], worst: int, random: int) -> dict[str, str]:
-    """Files to show, and why: ``random``, or the run of which they are among the worst.
+    """Return file -> ``random``, or the name of the run that has it among its worst images.
 
-    Runs on the same images share those at random. Without the image files nothing is shown.
+    Runs on the same images share the random ones. Runs whose image files are missing have none.
     """
     shown: dict[str, str] = {}
     runs = [run for run in runs if run.image_path(run.analysis.images[0]).is_file()]
@@ -138,7 +138,7 @@ def _chosen_images(runs: Sequence[Run], worst: int, random: int) -> dict[str, st
 def _tokens(
     runs: Sequence[Run], paths: Sequence[str], most: int
 ) -> dict[str, dict[str, list[Any]]]:
-    """By run and image file, what its parts did with the tokens; at most so many images each."""
+    """Return run -> image file -> recorded parts, for at most ``most`` images of each run."""
     found: dict[str, dict[str, list[Any]]] = {}
     for run in runs:
         if run.detector is None:
@@ -201,7 +201,7 @@ def _render(
 
 
 def _evaluated(runs: Sequence[Run]) -> list[str]:
-    """What the figures are of: a sentence for all runs, or one each."""
+    """Return what the runs were evaluated on: one sentence if it is the same for all."""
     found = {
         run.name: f"{run.evaluated}: {run.analysis.num_images:,} images with "
         f"{run.analysis.num_boxes:,} boxes."
@@ -213,7 +213,7 @@ def _evaluated(runs: Sequence[Run]) -> list[str]:
 
 
 def _embedded(path: str, side: int) -> dict[str, Any]:
-    """An image as a data address, with the size that boxes refer to."""
+    """Return an image as a data URL, with the size that boxes refer to."""
     image = Image.fromarray(read_rgb(Path(path)))
     width, height = image.size
     image.thumbnail((side, side))

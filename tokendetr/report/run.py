@@ -1,4 +1,4 @@
-"""Read a run: what it was, how it went, how good and how expensive its detector is."""
+"""Read a run: its settings, training curves, and its detector's accuracy and cost."""
 
 import json
 import logging
@@ -43,26 +43,26 @@ SETTINGS = (
     "model.num_classes",
     "model.num_queries",
 )
-"""Keys of a config that a reader looks for first."""
+"""Keys of the config that are listed first."""
 
 _COUNTED, _TIMED = 3, 8
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run.
+    """A training run, or a config with weights, and its evaluation.
 
     Attributes:
-        name: its folder's or config's name.
-        settings: the first settings of its config, by key.
+        name: name of the folder or config.
+        settings: key -> value of the main settings (:data:`SETTINGS`).
         config: the whole config as YAML.
-        rows: lines of its ``metrics.json``; [] of weights that were not trained here.
-        analysis: of its results on its test set.
-        evaluated: what was evaluated, in words.
+        rows: rows of ``metrics.json``; empty for weights that were not trained here.
+        analysis: analysis of the results on the test set.
+        evaluated: description of the evaluated images.
         image_root: folder of the test images.
-        cost: ``gflops`` per image (a multiply-add counts 1), ``ms`` per image and ``parameters``
-            in millions; {} of results without a detector.
-        detector: the detector with its weights, None of results without one.
+        cost: ``gflops`` per image (a multiply-add counts as 1), ``ms`` per image and
+            ``parameters`` in millions; empty for results without a detector.
+        detector: the detector with its weights; None for results without one.
     """
 
     name: str
@@ -76,21 +76,21 @@ class Run:
     detector: Detector | None = field(default=None, repr=False)
 
     def image_path(self, row: Mapping[str, Any]) -> Path:
-        """Return the file of a row of the analysis' images."""
+        """Return the file of a row of ``analysis.images``."""
         return self.image_root / str(row["file_name"])
 
 
 def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200) -> Run:
-    """Read the folder of a training, or a config with the weights that come with it.
+    """Read the folder of a training run, or a config with the weights that come with it.
 
-    A folder's own results are analyzed where it has some; otherwise the detector is run on the
-    first images of the test set.
+    If a folder has results they are analyzed; otherwise the detector is run on the first images of
+    the test set.
 
     Args:
         source: a run's folder (``train.output_dir``) or a config's name.
         cache: folder for results that are computed here.
-        device: that the detector runs on.
-        limit: most images to run the detector on where there are no results.
+        device: device that the detector runs on.
+        limit: maximum number of images to run the detector on if there are no results.
 
     Raises:
         FileNotFoundError, KeyError, ConfigError: there is no such run, config or weights.
@@ -132,11 +132,11 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
 def _run_detector(
     detector: Detector, annotations: Path, images: Path, cache: Path, limit: int
 ) -> tuple[Path, Path, int]:
-    """Detect on the first images; returns their annotations, the results and their number."""
+    """Run the detector on the first images; return annotations, results and number of images."""
     data = read_coco(str(annotations))
     chosen = data["images"][:limit]
     ids = {image["id"] for image in chosen}
-    logger.info("running %s on %d images", detector.weights, len(chosen))
+    logger.info("Running %s on %d images", detector.weights, len(chosen))
     rows: list[dict[str, Any]] = []
     for image in chosen:
         found = detector(str(images / image["file_name"]))
@@ -159,7 +159,7 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _plain(cfg: DictConfig) -> Any:
-    """A config without objects, which YAML cannot hold; they become their names."""
+    """Return a config in which objects, which YAML cannot represent, are replaced by names."""
 
     def convert(node: Any) -> Any:
         if isinstance(node, dict):
@@ -174,13 +174,13 @@ def _plain(cfg: DictConfig) -> Any:
 
 
 def _cost(detector: Detector, paths: Sequence[Path]) -> dict[str, float]:
-    """Operations, parameters, and the median time of single images on this machine."""
+    """Measure operations, parameters, and the median time of single images on this machine."""
     model, predictor = detector.model, detector.predictor
     inputs = [[predictor.inputs(read_rgb(path))] for path in paths]
     with torch.no_grad():
         totals = [count_flops(model, batch).total for batch in inputs[:_COUNTED]]
         seconds = []
-        for batch in [inputs[0], *inputs]:  # the first warms up
+        for batch in [inputs[0], *inputs]:  # the first is a warm-up
             start = time.perf_counter()
             model(batch)
             if torch.cuda.is_available():

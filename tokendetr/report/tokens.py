@@ -1,4 +1,4 @@
-"""What encoder layers did with the tokens of an image, small enough for a page.
+"""Record what encoder layers do with the tokens of an image, compactly for a page.
 
 Shapes: N token.
 """
@@ -18,19 +18,19 @@ __all__ = ["record_image"]
 
 
 def record_image(predictor: Predictor, image_HWC: NDArray[np.uint8]) -> list[dict[str, Any]]:
-    """Run a detector on an image and return the layers of its encoder or its backbone's stages.
+    """Run a detector on an image and return the tokens of its encoder or its backbone's stages.
 
     Args:
         predictor: runs the detector.
         image_HWC: RGB uint8.
 
     Returns:
-        A record for each part that works on fewer tokens, or for the encoder where none does:
-        ``name``; ``levels``, grid heights and widths; ``layers``, each with ``state`` per token,
-        ``query`` (which query stands for it; None where every query stands for one token),
-        ``score`` with ``low`` and ``high`` (None where no score was recorded), and counts. Arrays
-        are base64 of unsigned bytes, those of ``query`` of 16-bit numbers. Empty for a model none
-        of whose parts is this project's.
+        A record for each part that works on fewer tokens, else for the encoder: ``name``;
+        ``levels``, the heights and widths of the grids; and ``layers``. A layer has the ``state``
+        of each token; ``query``, the query that represents it (None if every query represents one
+        token); ``score`` with ``low`` and ``high`` (None if no score was recorded); and counts.
+        Arrays are base64 of unsigned bytes, ``query`` of 16-bit numbers. The list is empty for a
+        model without parts of this project.
     """
     with record_tokens() as trace:
         predictor(image_HWC)
@@ -60,16 +60,16 @@ def _layer(forward: ForwardTrace, layer: LayerTrace) -> dict[str, Any]:
 
 
 def _queries(tokens: LayerTokens) -> str | None:
-    """The query of each token as 16-bit numbers from 1 on, 0 for none."""
+    """Return the query of each token as 16-bit numbers from 1, 0 for none."""
     if not (tokens.state_N == MERGED).any():
         return None
     return _packed(tokens.query_N + 1, np.uint16)
 
 
 def _score(forward: ForwardTrace, layer: LayerTrace) -> dict[str, Any]:
-    """The first score with one number per token, as bytes between its lowest and its highest.
+    """Return the first score with one number per token, scaled to bytes.
 
-    Tokens without a score are 0; the others are 1 to 255.
+    The lowest score becomes 1 and the highest 255; 0 stands for no score.
     """
     shape = forward.layout.valid_BN.shape
     for name, score_BN in layer.scores.items():

@@ -1,6 +1,6 @@
-"""Training beyond upstream: exact resume, guards against non-finite losses, many processes.
+"""Training: exact resume, guards against non-finite losses, and distributed runs.
 
-Everything is built on detectron2's public classes, so it works the same with the real package and
+Everything builds on detectron2's public classes, so it works the same with the real package and
 with the stand-in.
 """
 

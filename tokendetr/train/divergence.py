@@ -1,4 +1,4 @@
-"""What is said of losses, gradients and outputs that are not finite."""
+"""Recognize and report losses, gradients and outputs that are not finite."""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ _WORDS = re.compile(r"not finite|invalid numeric entries|\bnan\b", re.IGNORECASE
 
 
 def is_divergence(error: Exception, model: nn.Module) -> bool:
-    """Whether a model refused its own outputs because they are not finite.
+    """Return whether a model raised an error because its own outputs are not finite.
 
-    Matchers and box losses do so before there is a loss that could be looked at: ours and SciPy's
-    in words, upstream's by an assertion without any.
+    Matchers and box losses raise before there is a loss to check. Ours and SciPy's errors say so;
+    upstream's is an assertion without a message, so the parameters are checked as well.
     """
     return bool(_WORDS.search(str(error))) or not all(
         bool(torch.isfinite(p).all()) for p in model.parameters()
@@ -23,7 +23,7 @@ def is_divergence(error: Exception, model: nn.Module) -> bool:
 
 
 def bad_gradients(model: nn.Module) -> str:
-    """The first parameters whose gradient is not finite, for messages."""
+    """Return the names of the first parameters whose gradient is not finite, for messages."""
     names = [
         name
         for name, parameter in model.named_parameters()
@@ -34,11 +34,11 @@ def bad_gradients(model: nn.Module) -> str:
 
 
 def loss_report(iteration: int, reports: Sequence[tuple[dict[str, float], list[str]]]) -> str:
-    """The message for losses that are not finite.
+    """Return the message for losses that are not finite.
 
     Args:
-        iteration: in which they were.
-        reports: of each rank, such losses with their values, and the images of its batch.
+        iteration: the iteration in which they occurred.
+        reports: for each rank, these losses by name and the images of its batch.
     """
     lines = [f"a loss is not finite at iteration {iteration}; the weights were not updated."]
     for rank, (found, images) in enumerate(reports):

@@ -1,4 +1,4 @@
-"""Errors that end a run: which of them speak for themselves, and with which exit code."""
+"""Describe the error that ends a process of a run: what to print, and its exit code."""
 
 import signal
 import sys
@@ -15,15 +15,15 @@ __all__ = ["Failure"]
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a process of a run.
+    """The end of a process of a run.
 
     Attributes:
-        rank: of the process.
+        rank: rank of the process.
         code: its exit code, which becomes the run's.
-        text: what is shown: one line for an expected error, else the traceback; "" for a stop that
-            was asked for.
-        is_lost: the process was killed before it could say anything.
-        is_consequence: it may only follow from another process's end (a broken connection).
+        text: what to print: one line for an expected error, else the traceback; "" for a requested
+            stop.
+        is_lost: the process was killed before it could report an error.
+        is_consequence: the error may only follow from another process's end (a broken connection).
     """
 
     rank: int
@@ -51,11 +51,11 @@ class Failure:
         return cls(rank, 1, text.rstrip(), _breaks_off(error))
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields, for a message."""
+        """Return the fields, for sending them to another process."""
         return asdict(self)
 
     def headline(self) -> str:
-        """The last line of its text, which names the error."""
+        """Return the last line of the text, which names the error."""
         return self.text.splitlines()[-1] if self.text else f"exit code {self.code}"
 
     def show(self) -> None:
@@ -65,7 +65,7 @@ class Failure:
 
 
 def _breaks_off(error: BaseException) -> bool:
-    """Whether an error is what a collective says when another process is gone."""
+    """Return whether a collective operation raises this error when another process is gone."""
     if isinstance(error, (dist.DistError, ConnectionError)):
         return True
     words = ("Connection closed by peer", "Connection reset", "gloo", "NCCL", "Broken pipe")

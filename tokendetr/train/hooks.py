@@ -1,4 +1,4 @@
-"""Hooks: checkpoints with resume, evaluations that are made up, the best checkpoint, epochs."""
+"""Training hooks: checkpoints, evaluations, the best checkpoint, epochs, random state."""
 
 import logging
 import math
@@ -27,23 +27,23 @@ _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
 
 
 def is_due(period: int, iteration: int) -> bool:
-    """Whether something with a period (0: never) is due after an iteration."""
+    """Return whether something with a period (0: never) is due after an iteration."""
     return period > 0 and (iteration + 1) % period == 0
 
 
 class Checkpoints(HookBase):
-    """Saves ``model_<iteration>.pth`` every period, before every evaluation and when a signal stops
-    the run, and ``model_final.pth`` at the end.
+    """Save ``model_<iteration>.pth`` regularly, and ``model_final.pth`` at the end.
 
-    An evaluation may be interrupted at any moment because its weights are on the disk. To be
+    The former is saved every period, before every evaluation, and when a signal stops the run. As
+    the weights are saved first, an evaluation may be interrupted at any moment. The hook must be
     registered on all ranks, before the evaluations.
 
     Args:
         checkpointer: writes the files.
-        period: in iterations; 0 for none in between.
-        eval_period: of the evaluations; 0 for none in between.
-        max_to_keep: number of ``model_<iteration>.pth`` that stay, also after resumes; None or 0
-            for all.
+        period: in iterations; 0 for never.
+        eval_period: period of the evaluations in iterations; 0 for none before the end.
+        max_to_keep: number of ``model_<iteration>.pth`` files to keep, counting those from before a
+            resume; None or 0 for all.
     """
 
     def __init__(
@@ -60,16 +60,15 @@ class Checkpoints(HookBase):
         self._max_to_keep = max_to_keep or None
 
     def before_train(self) -> None:
-        """Remove what a kill left, and make up the last checkpoint of a run that had reached its
-        end."""
+        """Prune old files, and write ``model_final.pth`` if the run was killed just before that."""
         self._prune(self.trainer.start_iter - 1)
         is_done = self.trainer.start_iter >= self.trainer.max_iter
-        # Resumed from another file, because that one is missing, damaged or of fewer iterations.
+        # Otherwise model_final.pth was missing, damaged or of fewer iterations.
         if is_done and os.path.basename(self._checkpointer.resumed_from) != "model_final.pth":
             self._save_final(self.trainer.start_iter - 1)
 
     def after_step(self) -> None:
-        """Save if it is time to."""
+        """Save if a checkpoint is due."""
         iteration = self.trainer.iter
         is_last = iteration == self.trainer.max_iter - 1
         evaluates = is_due(self._eval_period, iteration) and not is_last
@@ -87,7 +86,11 @@ class Checkpoints(HookBase):
         self._checkpointer.save("model_final", iteration=iteration)
 
     def _prune(self, iteration: int) -> None:
-        """Remove the oldest files; those of later iterations are not of this part of the run."""
+        """Remove the oldest files, but none of later iterations.
+
+        Later files exist if a run was resumed from an earlier checkpoint because the last ones were
+        damaged; counting them would remove the intact ones.
+        """
         folder = self._checkpointer.save_dir
         if self._max_to_keep is None or not comm.is_main_process() or not os.path.isdir(folder):
             return
@@ -101,7 +104,7 @@ class Checkpoints(HookBase):
 
 
 def _remove(path: str) -> None:
-    """Remove a file; one that cannot be removed costs space alone."""
+    """Remove a file; only warn if that fails, since it merely costs disk space."""
     try:
         os.remove(path)
     except OSError as error:
@@ -109,17 +112,17 @@ def _remove(path: str) -> None:
 
 
 class Evaluations(HookBase):
-    """Evaluates every ``period`` iterations and after the last one.
+    """Evaluate every ``period`` iterations and after the last one.
 
-    Whatever was due when an earlier part of the run was killed is made up when training starts. A
+    If the run was killed before a due evaluation was recorded, it is done when training resumes. A
     signal ends an evaluation at once.
 
     Args:
-        period: in iterations; 0: after the last one alone.
-        evaluate: called on all ranks; gives nested metrics on rank 0.
-        writers: told when there are results to write (rank 0).
-        folder: knows which evaluations are recorded.
-        stop: signals.
+        period: in iterations; 0 to evaluate only after the last one.
+        evaluate: called on all ranks; returns nested metrics on rank 0.
+        writers: writes the results (rank 0).
+        folder: records which evaluations are done.
+        stop: the run's stop signals.
 
     Attributes:
         given: names of the last evaluation's metrics (rank 0).
@@ -141,22 +144,22 @@ class Evaluations(HookBase):
         self.given: list[str] = []
 
     def before_train(self) -> None:
-        """Make up the evaluation of the last iteration of the part before."""
+        """Do the evaluation that was due at the resumed checkpoint, unless it is recorded."""
         start = self.trainer.start_iter
         if start == 0 or start >= self.trainer.max_iter or not is_due(self._period, start - 1):
             return
         if comm.all_gather(self._folder.evaluated)[0] < start - 1:
-            logger.info("The evaluation after iteration %d is made up", start - 1)
+            logger.info("Doing the missed evaluation after iteration %d", start - 1)
             self._run(start - 1)
 
     def after_step(self) -> None:
-        """Evaluate if it is time to; after the last iteration :meth:`after_train` does."""
+        """Evaluate if it is due; after the last iteration :meth:`after_train` does it."""
         iteration = self.trainer.iter
         if is_due(self._period, iteration) and iteration != self.trainer.max_iter - 1:
             self._run(iteration)
 
     def after_train(self) -> None:
-        """Evaluate the final weights, unless an earlier part did."""
+        """Evaluate the final weights, unless that is recorded already."""
         final = self.trainer.max_iter
         if comm.all_gather(self._folder.evaluated)[0] < final:
             self._run(final)
@@ -184,16 +187,17 @@ class Evaluations(HookBase):
 
 
 class BestCheckpoint(HookBase):
-    """Saves ``model_best.pth`` (weights and moving average) whenever a metric is the best so far.
+    """Save ``model_best.pth`` (weights and moving average) whenever a metric improves.
 
-    Register it after the evaluations. After a resume the best value is read from the file itself.
+    The hook must be registered after the evaluations. On resume the best value is read from the
+    file itself.
 
     Args:
         checkpointer: writes the file.
-        evaluations: whose metrics are meant.
+        evaluations: the hook that evaluates.
         metric: name in the event storage, such as ``bbox/AP``.
-        is_chosen: the user named the metric: an evaluation without it is an error.
-        name: of the file, without ending.
+        is_chosen: the user named the metric, so an evaluation without it is an error.
+        name: file name without extension.
     """
 
     def __init__(
@@ -215,14 +219,14 @@ class BestCheckpoint(HookBase):
         self._has_warned = False
 
     def before_train(self) -> None:
-        """Continue from the best value of an earlier part of this run, and take a made-up
-        evaluation into account."""
+        """Read the best value so far on resume, and consider a missed evaluation done just now."""
         start = self.trainer.start_iter
         path = os.path.join(self._checkpointer.save_dir, f"{self._name}.pth")
         if start == 0:
             return
         self._read_best(path)
-        # What the metrics of the checkpoint bring along was decided before it was saved.
+        # Values that the checkpoint restored into the storage were considered before it was saved.
+        # Only the missed evaluation of the last iteration (start - 1), if any, is new.
         latest = self.trainer.storage.latest().get(self._metric)
         self._seen = -1 if latest is None else min(latest[1], start - 2)
         self._update()
@@ -235,10 +239,10 @@ class BestCheckpoint(HookBase):
             if saved["best_metric_name"] == self._metric:
                 self._best = float(saved["best_metric"])
         except Exception as error:  # whatever a damaged file may raise
-            logger.warning("Cannot read %s (%s); the best metric starts anew", path, error)
+            logger.warning("Cannot read %s (%s); the best metric is reset", path, error)
 
     def after_step(self) -> None:
-        """Save if the evaluation of this step was the best."""
+        """Save if this step's evaluation was the best."""
         self._update()
 
     def after_train(self) -> None:
@@ -246,7 +250,7 @@ class BestCheckpoint(HookBase):
         self._update()
 
     def _update(self) -> None:
-        # Metrics are on rank 0; saving is collective, so all ranks decide by its value.
+        # Metrics exist on rank 0 only, but saving is collective: all ranks must decide alike.
         latest = self.trainer.storage.latest().get(self._metric)
         found, given = comm.all_gather((latest, self._evaluations.given))[0]
         if given and self._metric not in given:
@@ -268,7 +272,7 @@ class BestCheckpoint(HookBase):
 
     def _complain(self, given: list[str]) -> None:
         text = (
-            f"train.best_metric={self._metric} is none of the evaluation's metrics: "
+            f"train.best_metric={self._metric} is not one of the evaluation's metrics: "
             f"{', '.join(given)}"
         )
         if self._is_chosen:
@@ -279,27 +283,27 @@ class BestCheckpoint(HookBase):
 
 
 class EpochCounter(HookBase):
-    """Records ``epoch``, the number of passes over the data so far, beside every iteration.
+    """Record ``epoch``, the number of passes over the data so far, at every iteration.
 
     Args:
-        updates_per_epoch: iterations in which as many images are read as the data set has.
+        updates_per_epoch: number of iterations per pass over the data.
     """
 
     def __init__(self, updates_per_epoch: float) -> None:
         self._updates_per_epoch = updates_per_epoch
 
     def after_step(self) -> None:
-        """Record the epoch at the end of this step."""
+        """Record the epoch after this step."""
         epoch = (self.trainer.iter + 1) / self._updates_per_epoch
         self.trainer.storage.put_scalar("epoch", epoch, smoothing_hint=False)
 
 
 class RestoreRng(HookBase):
-    """Sets the random number generators to the checkpoint's, last before the first step.
+    """Restore the checkpoint's random state, as the last thing before the first step.
 
     Args:
-        state: what the checkpointer loaded into.
-        is_resumed: warn where the checkpoint had no such state.
+        state: the state that the checkpointer loaded.
+        is_resumed: the run is resumed, so a missing state is worth a warning.
     """
 
     def __init__(self, state: RngState, is_resumed: bool) -> None:
@@ -307,10 +311,11 @@ class RestoreRng(HookBase):
         self._is_resumed = is_resumed
 
     def before_train(self) -> None:
-        """Set the generators."""
+        """Set the generators to the loaded state."""
         if not self._state.apply() and self._is_resumed:
             logger.warning(
-                "The checkpoint has no random state of rank %d (it was saved by another program or "
-                "with fewer processes): the run goes on, but not bit for bit as if uninterrupted",
+                "The checkpoint has no random state for rank %d (another program or fewer "
+                "processes saved it): the run continues, but its results will differ from those of "
+                "an uninterrupted run",
                 comm.get_rank(),
             )

@@ -1,6 +1,7 @@
-"""Start processes: torchrun's or SLURM's environment, or processes of our own.
+"""Launch a run's processes: join those of torchrun or SLURM, or start them on this machine.
 
-They talk by nccl on GPUs and by gloo on CPUs, and start, fail and stop by the same code.
+They communicate by nccl on GPUs and by gloo on CPUs. However they were started, they share the code
+for joining, failing and stopping.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ _FAREWELL_SECONDS = 6.0
 
 
 class ProcessFailedError(SystemExit):
-    """A process of the run failed and has shown why; carries the run's exit code."""
+    """A process of the run failed and has printed its error; carries the run's exit code."""
 
 
 def launch(
@@ -54,24 +55,24 @@ def launch(
 ) -> None:
     """Run ``main(args)`` in every process of the run.
 
-    Inside torchrun or an srun step this process is one of them; a step with one task per machine
-    may start ``--num-gpus`` processes on each, as machines without SLURM do. Otherwise
-    ``--num-gpus`` processes are started on this machine. They meet over loopback unless
-    ``--dist-url`` names a host, and talk by nccl on GPUs and by gloo on CPUs.
+    Under torchrun or in an srun step this process is one of the run's. Otherwise, or in a step with
+    one task per machine, it starts ``--num-gpus`` processes on its machine. These connect over
+    loopback unless ``--dist-url`` names a host.
 
-    When one process fails, all of them end within seconds, with its error and its exit code.
+    If one process fails, all end within seconds, with its error and its exit code.
 
     Args:
-        main: importable by name. Where several processes run it, it may take the process's
-            :class:`~tokendetr.train.watch.Watch` from ``args.watch``.
-        args: command line as of ``detectron2.engine.default_argument_parser``.
+        main: a function that can be imported by name. If the run has several processes,
+            ``args.watch`` is the process's :class:`~tokendetr.train.watch.Watch`.
+        args: command line, as of ``detectron2.engine.default_argument_parser``.
         device: ``train.device``.
-        default_dist_url: value of ``--dist-url`` that means that none was given; then processes of
-            one machine meet at a free port.
+        default_dist_url: value of ``--dist-url`` that stands for none; processes of one machine
+            then use a free port.
         timeouts: how long processes wait for each other.
 
     Raises:
-        ProcessFailedError: a process failed; it has shown its error.
+        ProcessFailedError: a process failed; it has printed its error.
+        RendezvousError: the numbers of processes and machines contradict each other.
         TrainingInterrupted: all processes were asked to stop and did.
     """
     timeouts = timeouts or Timeouts()
@@ -80,7 +81,7 @@ def launch(
         if not (environment.is_one_per_machine and args.num_gpus > 1):
             if args.num_gpus not in (1, environment.local_size):
                 logger.warning(
-                    "--num-gpus %d is not used: %d processes were started on this machine already",
+                    "--num-gpus %d is ignored: %d processes were started on this machine already",
                     args.num_gpus,
                     environment.local_size,
                 )
@@ -105,7 +106,7 @@ def launch(
 
 
 def _supervise(count: int, arguments: tuple[Any, ...]) -> None:
-    """Start this machine's processes, hand signals on to them, and see that all of them end."""
+    """Start this machine's processes, forward signals to them, and wait until all have ended."""
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = []
     ends: list[Connection] = []
@@ -134,10 +135,10 @@ def _supervise(count: int, arguments: tuple[Any, ...]) -> None:
 
 
 def _wait_for(processes: list[BaseProcess]) -> list[int]:
-    """The exit codes, that of a process that had to be killed here as 0.
+    """Wait for the processes and return their exit codes, 0 for those that were killed here.
 
-    After a failure the others end by themselves; one that cannot (it waits for the first one to
-    join, or hangs in a driver) is killed.
+    After a failure the others end on their own. Those that cannot, because they wait for the failed
+    one to join or hang in a driver, are killed after some seconds.
     """
     killed_here: set[int] = set()
     deadline: float | None = None
@@ -158,7 +159,11 @@ def _wait_for(processes: list[BaseProcess]) -> list[int]:
 
 @contextlib.contextmanager
 def _handed_on(ends: list[Connection]) -> Iterator[list[int]]:
-    """Hand SIGTERM and SIGINT on to the processes; yields the list of those that came."""
+    """Forward the first SIGTERM or SIGINT to the processes; yield the list of those received.
+
+    They are forwarded over pipes, not as signals: a terminal's Ctrl-C has reached the processes
+    already, and a second SIGINT could be taken for the request to stop at once.
+    """
     received: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
@@ -169,7 +174,7 @@ def _handed_on(ends: list[Connection]) -> Iterator[list[int]]:
         received.append(number)
 
     previous: dict[int, Any] = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: signals are left alone
+    with contextlib.suppress(ValueError):  # raised outside the main thread, which gets no signals
         for stop in (signal.SIGTERM, signal.SIGINT):
             previous[stop] = signal.signal(stop, hand_on)
     try:
@@ -212,7 +217,14 @@ def _join(
     timeouts: Timeouts,
     launcher: Connection | None = None,
 ) -> None:
-    """Join the process group, run, leave the group; a failure ends this process here."""
+    """Join the process group, run, and leave the group; a failure ends this process here.
+
+    There are two orderly ways out: the end of ``main``, and a stop that all ranks agreed on at the
+    same iteration. In both, no rank waits for another in a collective operation, so each closes its
+    watch and leaves the group. Any other exception means that the others may be waiting for this
+    rank, so it reports the error first, and :meth:`Watch.leave` ends the process without leaving
+    the group.
+    """
     on_gpu = device.startswith("cuda")
     watch: Watch | None = None
     try:
@@ -230,7 +242,8 @@ def _join(
                 watch.close()
                 raise
             except BaseException as error:
-                # Before the group is left: the others must hear of this error first.
+                # Before the group is left: that breaks the others' connections, and they would
+                # report those errors instead of this one.
                 watch.leave(_reported(watch, error))
             watch.close()
     except TrainingInterrupted as error:
@@ -244,7 +257,7 @@ def _join(
 
 
 def _reported(watch: Watch, error: BaseException) -> int:
-    """Report an error, show it if it is the run's first, and return the run's exit code."""
+    """Report an error, print it if it is the run's first, and return the run's exit code."""
     first = watch.report(error)
     if first.rank == watch.rank:
         first.show()
@@ -265,7 +278,7 @@ def _choose_device(environment: Environment, on_gpu: bool) -> None:
 
 
 def _start_watch(environment: Environment, launcher: Connection | None) -> Watch:
-    """Let rank 0 listen where the processes met, and every rank connect to it."""
+    """Make rank 0 listen at the rendezvous host, and connect every rank to it."""
     host = meeting_host(environment.init_method)
     hub = None if comm.get_rank() else Hub(host, environment.world_size)
     offer = None if hub is None else (hub.address, hub.secret)

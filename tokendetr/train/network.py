@@ -1,4 +1,4 @@
-"""Which of a machine's addresses the processes of a run listen at and talk through."""
+"""Choose the addresses and interfaces through which the processes of a run communicate."""
 
 import ipaddress
 import os
@@ -9,12 +9,12 @@ __all__ = ["LOOPBACK", "free_port", "is_loopback", "listener", "use_interface_to
 
 LOOPBACK = "127.0.0.1"
 _ANYWHERE = "192.0.2.1"
-"""An address that exists nowhere (RFC 5737): the way to it is the default route."""
+"""An address that is never assigned (RFC 5737), so that its route is the default route."""
 _SIOCGIFADDR = 0x8915
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is written as this machine itself."""
+    """Return whether a host is ``localhost`` or a loopback address."""
     if host == "localhost":
         return True
     try:
@@ -24,10 +24,10 @@ def is_loopback(host: str) -> bool:
 
 
 def listener(host: str, port: int = 0) -> socket.socket:
-    """A listening socket at the address of a host alone; at every address where the host is a name
-    that only others can use.
+    """Return a socket that listens at the address of a host only.
 
-    On many machines their own name means loopback (127.0.1.1), where nobody else finds them.
+    If the host is a name that resolves to loopback (many machines map their own name to 127.0.1.1),
+    other machines could not connect, and the socket listens at every address.
 
     Raises:
         OSError: the port is in use.
@@ -39,10 +39,11 @@ def listener(host: str, port: int = 0) -> socket.socket:
 
 
 def use_interface_towards(host: str) -> None:
-    """Let gloo, and on loopback nccl, use the interface through which a host is reached.
+    """Make gloo, and for loopback also nccl, use the interface through which a host is reached.
 
-    By itself gloo takes the one that this machine's name means, which is loopback on many. What is
-    set in the environment stays. Nothing is set where the system does not say (not Linux, IPv6).
+    By default gloo uses the interface that this machine's name resolves to, which is loopback on
+    many machines. Variables that are set in the environment are kept. Nothing is set if the
+    interface cannot be determined (IPv6, or systems other than Linux).
     """
     target = _resolved(host)
     if is_loopback(target) and not is_loopback(host):
@@ -55,7 +56,7 @@ def use_interface_towards(host: str) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nothing listens at now."""
+    """Return a port of loopback that is free at the moment."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
@@ -69,7 +70,7 @@ def _resolved(host: str) -> str:
 
 
 def _own_address(target: str) -> str:
-    """This machine's address on the way to another; nothing is sent."""
+    """Return this machine's address on the route to another; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((target, 9))
@@ -91,7 +92,7 @@ def _interface_of(address: str) -> str:
                 answer = fcntl.ioctl(
                     probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15])
                 )
-            except OSError:  # it has no address of IPv4
+            except OSError:  # it has no IPv4 address
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name

@@ -1,4 +1,4 @@
-"""What an optimizer was built with, and whether a saved state of it can be continued."""
+"""Load an optimizer's saved state, but keep the hyperparameters of the current config."""
 
 import contextlib
 import copy
@@ -18,14 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load what an optimizer has gathered, and keep what it was built with.
+    """Load an optimizer's saved state, keeping the hyperparameters that it was built with.
 
-    Learning rate, weight decay and the like are what the config says now; differences to the saved
-    run are logged.
+    Learning rate, weight decay and the like stay those of the current config; differences from the
+    saved run are logged.
+
+    Args:
+        optimizer: the optimizer, built from the config.
+        saved: a state dict of the optimizer.
 
     Raises:
-        CheckpointMismatchError: the state is of an optimizer of another kind.
-        ValueError: it is of other parameters.
+        CheckpointMismatchError: the state is of another kind of optimizer.
+        ValueError: the state is of other parameters.
     """
     built = [_hyperparameters(group) for group in optimizer.param_groups]
     if missing := _lacking(optimizer, saved):
@@ -41,39 +45,39 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
             if before.get(name, value) != value:
                 changed.setdefault(name, (before[name], value))
         group.update(settings)
-        group["initial_lr"] = settings["lr"]  # schedules multiply it
+        group["initial_lr"] = settings["lr"]  # the base that schedules multiply
     for name, (old, new) in changed.items():
         logger.warning("The config changes the optimizer's %s from %s to %s", name, old, new)
 
 
 def try_update(optimizer: torch.optim.Optimizer) -> None:
-    """Make one update of a copy, so that options which do not go together show before the first
-    step.
+    """Make one update on a copy, so that contradictory options raise before the first step.
 
     Raises:
-        RuntimeError, TypeError, ValueError: what the optimizer raises.
+        RuntimeError, TypeError, ValueError: the optimizer refuses its options.
     """
     group = optimizer.param_groups[0]
-    with contextlib.suppress(AttributeError, LookupError):  # a copy of it is not complete
+    with contextlib.suppress(AttributeError, LookupError):  # the optimizer cannot be copied
         _kept_names(optimizer, group, group["params"][0])
 
 
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What a parameter group was built with; a schedule moves ``lr`` away from ``initial_lr``."""
+    """Return a parameter group's hyperparameters; a schedule changes ``lr`` but not
+    ``initial_lr``."""
     values = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
     return {**values, "lr": group.get("initial_lr", group.get("lr"))}
 
 
 def _lacking(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list[str]:
-    """What the optimizer keeps of a parameter and the saved state does not.
+    """Return the names that the optimizer keeps per parameter and the saved state lacks.
 
-    Parameters that never had a gradient have no state; the first one that has speaks for all.
+    Parameters that never had a gradient have no state; the first one with a state is compared.
     """
     ids = [number for group in saved["param_groups"] for number in group["params"]]
     places = [(group, p) for group in optimizer.param_groups for p in group["params"]]
     for number, (group, parameter) in zip(ids, places, strict=False):
         if state := saved["state"].get(number):
-            with contextlib.suppress(Exception):  # a copy of it is not complete
+            with contextlib.suppress(Exception):  # the optimizer cannot be copied
                 return sorted(_kept_names(optimizer, group, parameter) - set(state))
             return []
     return []
@@ -82,7 +86,7 @@ def _lacking(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list
 def _kept_names(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
 ) -> set[str]:
-    """The names of what an optimizer keeps of a parameter, as one update of a copy shows."""
+    """Return the names of an optimizer's state for a parameter, found by an update on a copy."""
     trial = copy.copy(optimizer)
     stand_in = nn.Parameter(torch.zeros_like(parameter))
     stand_in.grad = torch.zeros_like(parameter)

@@ -1,6 +1,6 @@
-"""Where the processes of a run are, and how they meet and part.
+"""Detect a run's distributed environment, and join and leave its process group.
 
-torchrun's and SLURM's environments are read alike; a store of our own listens where they meet.
+torchrun's and SLURM's environments are supported, and processes that :mod:`launch` starts itself.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from urllib.parse import urlparse
 
 import torch.distributed as dist
 
-# Its functions keep the group of the moment of their import as a default argument, for ever.
-# DistributedDataParallel imports it when a group exists; imported here it finds none.
+# Its functions have the process group at the time of import as a default argument and keep it alive
+# for ever. DistributedDataParallel would import it while a group exists; here there is none yet.
 import torch.distributed.nn.functional  # noqa: F401
 from detectron2.utils import comm
 
@@ -43,8 +43,9 @@ class Timeouts:
 
     Attributes:
         rendezvous: until all have joined (``train.distributed.rendezvous_timeout``).
-        collective: in one collective operation (``train.distributed.collective_timeout``); while
-            rank 0 computes the metrics of an evaluation the others wait in one.
+        collective: in one collective operation (``train.distributed.collective_timeout``). It must
+            exceed the time that rank 0 takes to compute the metrics of an evaluation, during which
+            the others wait in one.
     """
 
     rendezvous: float = 300.0
@@ -53,12 +54,12 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Environment:
-    """What another program that started this process says about the processes of the run.
+    """This process's place among the processes of a run.
 
     Attributes:
-        rank, world_size: of this process, over all machines.
-        local_rank, local_size: of this process, on its machine.
-        init_method: where the processes meet.
+        rank, world_size: rank and number of processes over all machines.
+        local_rank, local_size: rank and number of processes on this machine.
+        init_method: rendezvous URL, such as ``tcp://host:port`` or ``env://``.
     """
 
     rank: int
@@ -69,15 +70,21 @@ class Environment:
 
     @property
     def is_one_per_machine(self) -> bool:
-        """Whether SLURM started one process on each machine; torchrun's keep their rendezvous."""
+        """Whether SLURM started one process per machine, which may start more on its machine.
+
+        torchrun's (``env://``) may not: their rendezvous is for its own number of processes.
+        """
         return self.local_size == 1 and self.init_method.startswith("tcp://")
 
 
 def detect_environment(environ: dict[str, str] | None = None) -> Environment | None:
-    """The environment of torchrun or of an ``srun`` step with several tasks, else None.
+    """Return the environment of torchrun or of an ``srun`` step with several tasks, else None.
+
+    Args:
+        environ: environment variables; default ``os.environ``.
 
     Raises:
-        ValueError: the environment is incomplete or contradicts itself.
+        ValueError: the environment is incomplete or contradictory.
     """
     env = dict(os.environ) if environ is None else environ
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
@@ -86,7 +93,7 @@ def detect_environment(environ: dict[str, str] | None = None) -> Environment | N
         return Environment(
             int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local_size, "env://"
         )
-    # Only a step started by srun sets the number of its tasks; a batch script is one process.
+    # Only srun sets the number of tasks of a step; a batch script itself is one process.
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks <= 1:
         return None
@@ -97,7 +104,7 @@ def detect_environment(environ: dict[str, str] | None = None) -> Environment | N
     if tasks % nodes:
         raise ValueError(f"SLURM gave {tasks} tasks to {nodes} nodes: use --ntasks-per-node")
     host = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
-    # Jobs that share a node must not meet: each takes a port of its own.
+    # Jobs that share a node must not connect to each other, so the port depends on the job.
     job = int(env.get("SLURM_STEP_ID", "0")) + int(env.get("SLURM_JOB_ID", "0"))
     port = env.get("MASTER_PORT") or str(20000 + job % 20000)
     return Environment(
@@ -110,7 +117,7 @@ def detect_environment(environ: dict[str, str] | None = None) -> Environment | N
 
 
 def first_host(node_list: str) -> str:
-    """The first host of SLURM's compressed list: ``gpu[03-07,9],cpu1`` gives ``gpu03``."""
+    """Return the first host of SLURM's compressed list: ``gpu[03-07,9],cpu1`` gives ``gpu03``."""
     match = re.match(r"^([^\[,]+)(?:\[([^\]]+)\]([^,]*))?", node_list.strip())
     if match is None:
         raise ValueError(f"cannot read the SLURM node list {node_list!r}")
@@ -126,17 +133,17 @@ def process_group(
 ) -> Iterator[None]:
     """Join a process group; leave it, and end its threads, at the end of the ``with`` block.
 
-    What the block leaves behind must not refer to the group: a model wrapped in
-    DistributedDataParallel belongs in a function that has returned. A thread of a group that is
-    still alive when the interpreter shuts down would abort the process.
+    No reference to the group may outlive the block, so create a model wrapped in
+    DistributedDataParallel in a function that returns before the end of the block. A thread of the
+    group that is still alive when the interpreter shuts down aborts the process.
 
     Args:
         backend: "nccl" or "gloo".
-        environment: this process's place among the others, and where they meet.
-        timeouts: how long they wait for each other.
+        environment: this process's place among the others, and the rendezvous.
+        timeouts: how long processes wait for each other.
 
     Raises:
-        RendezvousError: they did not meet in time, or do not reach each other.
+        RendezvousError: not all processes joined in time, or they cannot reach each other.
     """
     timeouts = timeouts or Timeouts()
     host = meeting_host(environment.init_method)
@@ -152,7 +159,7 @@ def process_group(
         )
     except RuntimeError as error:
         raise RendezvousError(
-            f"rank {environment.rank} met the others at {host}, but {backend} does not reach them: "
+            f"rank {environment.rank} met the others at {host}, but {backend} cannot reach them: "
             f"{str(error).splitlines()[0]}. Set GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME) to the "
             "interface between the machines, as `ip address` lists them"
         ) from error
@@ -162,16 +169,18 @@ def process_group(
         comm._LOCAL_PROCESS_GROUP = None
         comm.create_local_process_group.cache_clear()
         comm._get_global_gloo_group.cache_clear()
-        gc.collect()  # cycles of DistributedDataParallel
+        # DistributedDataParallel forms reference cycles, which keep the group and its threads
+        # alive. The caches above and the second collection release what destroying it lets go.
+        gc.collect()
         dist.destroy_process_group()
         gc.collect()
 
 
 def _meet(environment: Environment, timeouts: Timeouts) -> dist.Store:
-    """Wait for all processes of the run; the store over which they talk at first.
+    """Wait for all processes of the run, and return the store that they share.
 
     Raises:
-        RendezvousError: they did not meet; the message names the address and the time-out.
+        RendezvousError: not all joined; the message names the address and the timeout.
     """
     url = environment.init_method
     limit = timedelta(seconds=timeouts.rendezvous)
@@ -186,14 +195,15 @@ def _meet(environment: Environment, timeouts: Timeouts) -> dist.Store:
         raise RendezvousError(
             f"rank {environment.rank} did not meet the {environment.world_size} processes of the "
             f"run at {url} within {timeouts.rendezvous:g} s "
-            f"(train.distributed.rendezvous_timeout): {str(error).splitlines()[0]}. Are all of "
-            "them started, with the same --dist-url and --num-machines, and is the port free?"
+            f"(train.distributed.rendezvous_timeout): {str(error).splitlines()[0]}. Check that all "
+            "were started, with the same --dist-url and --num-machines, and that the port is free"
         ) from error
     return store
 
 
 def _tcp_store(environment: Environment, limit: timedelta) -> dist.Store:
-    """A store that listens at the host of the address alone, not at every one of the machine."""
+    """Create a store that listens only at the host of the URL, not at all of the machine's
+    addresses."""
     parsed = urlparse(environment.init_method)
     host, port = parsed.hostname or LOOPBACK, int(parsed.port or 0)
     options: dict[str, Any] = {}
@@ -203,14 +213,14 @@ def _tcp_store(environment: Environment, limit: timedelta) -> dist.Store:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise
-            logger.info("%s is no address of this machine: listening at all of them", host)
+            logger.info("%s is not an address of this machine: listening at all addresses", host)
     return dist.TCPStore(
         host, port, environment.world_size, environment.rank == 0, limit, **options
     )  # fmt: skip
 
 
 def meeting_host(init_method: str) -> str:
-    """The host at which the processes meet; loopback for a file."""
+    """Return the host of a rendezvous URL; loopback for a file."""
     if init_method == "env://":
         return os.environ["MASTER_ADDR"]
     return urlparse(init_method).hostname or LOOPBACK

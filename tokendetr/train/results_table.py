@@ -1,4 +1,4 @@
-"""``results.csv`` and ``results.png`` of a run: its metrics as a table and as curves."""
+"""Write ``results.csv`` and ``results.png``: a run's metrics as a table and as curves."""
 
 import csv
 import io
@@ -21,14 +21,15 @@ _FIRST = ("iteration", "epoch", "total_loss", "lr")
 
 
 class ResultsTable(HookBase):
-    """Writes ``results.csv`` and, from five logged lines on, ``results.png`` beside the metrics.
+    """Write ``results.csv`` and, given at least five logged lines, ``results.png``.
 
-    It only reads ``metrics.json``, and a failure to write is logged: the run goes on.
+    The hook only reads ``metrics.json``. If it cannot write, it logs a warning and the run
+    continues.
 
     Args:
-        metrics_path: of ``metrics.json``.
-        period: iterations between writes of the table; 0: only after the last one. The curves are
-            drawn when training ends.
+        metrics_path: path of ``metrics.json``; the results are written beside it.
+        period: iterations between updates of the table; 0 for the end only. The curves are drawn
+            when training ends.
     """
 
     def __init__(self, metrics_path: str, period: int) -> None:
@@ -36,12 +37,12 @@ class ResultsTable(HookBase):
         self._period = period
 
     def after_step(self) -> None:
-        """Write the table where an evaluation was due."""
+        """Write the table after an evaluation."""
         if self._period and (self.trainer.iter + 1) % self._period == 0:
             self._write(with_curves=False)
 
     def after_train(self) -> None:
-        """Write both."""
+        """Write the table and the curves."""
         self._write(with_curves=True)
 
     def _write(self, *, with_curves: bool) -> None:
@@ -53,11 +54,11 @@ class ResultsTable(HookBase):
             if with_curves and len(rows) >= _FEWEST_POINTS:
                 write_atomically(f"{stem}.png", draw_curves(rows))
         except OSError as error:
-            logger.warning("results of the run were not written: %s", error)
+            logger.warning("The results of the run were not written: %s", error)
 
 
 def results_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows of ``metrics.json`` as CSV: a column per metric, empty where a row has none."""
+    """Return rows of ``metrics.json`` as CSV: a column per metric, empty if a row lacks it."""
     names = {name for row in rows for name in row}
     columns = [name for name in _FIRST if name in names]
     columns += sorted(names - set(columns))
@@ -69,10 +70,10 @@ def results_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Draw losses, metrics and learning rate over iterations.
+    """Plot losses, metrics and learning rate over iterations.
 
     Args:
-        rows: of ``metrics.json``.
+        rows: rows of ``metrics.json``.
 
     Returns:
         A PNG file.
@@ -99,6 +100,6 @@ def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
         axes.grid(alpha=0.3)
         if len(found) > 1:
             axes.legend(fontsize="x-small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()

@@ -1,4 +1,4 @@
-"""A training or evaluation run, from a config to its results."""
+"""Run a training or an evaluation, from config to results."""
 # Over 350 lines: the steps of one run, in order.
 
 import argparse
@@ -55,22 +55,22 @@ __all__ = ["fit", "run"]
 
 logger = logging.getLogger("tokendetr.train")
 
-# What the parts of a training raise when they are given a state that is not theirs.
+# What the parts of a training raise when they load a state that does not fit them.
 _UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 
 
 def run(args: argparse.Namespace) -> Any:
-    """What one process of ``tools/train_net.py`` does.
+    """Run one process of ``tools/train_net.py``.
 
     Args:
-        args: command line as of ``detectron2.engine.default_argument_parser``; ``watch`` where
-            there are several processes.
+        args: command line, as of ``detectron2.engine.default_argument_parser``, and ``watch`` if
+            the run has several processes.
 
     Returns:
         The evaluation's results on rank 0.
 
     Raises:
-        TrainingInterrupted: SIGTERM or SIGINT came.
+        TrainingInterrupted: SIGTERM or SIGINT was received.
     """
     with StopSignals() as stop:
         watch = getattr(args, "watch", None)
@@ -81,19 +81,20 @@ def run(args: argparse.Namespace) -> Any:
 
 
 def fit(cfg: DictConfig, *, resume: bool = False) -> Any:
-    """Train what a config says in this process, as ``tokendetr train`` does.
+    """Train a config in this process, as ``tokendetr train`` does.
 
     Args:
-        cfg: of :func:`tokendetr.load_config`.
+        cfg: config from :func:`tokendetr.load_config`.
         resume: continue the run in ``train.output_dir``, if there is one.
 
     Returns:
         The last evaluation's results: task -> metric -> number, in percent.
 
     Raises:
-        DatasetError, ConfigError, RunFolderError: what cannot be used, before the first step.
-        NonFiniteLossError: a loss that is not finite.
-        TrainingInterrupted: SIGTERM or SIGINT came; there is a checkpoint.
+        DatasetError, ConfigError, RunFolderError: data, config or folder cannot be used; raised
+            before the first step.
+        NonFiniteLossError: a loss or gradient is not finite.
+        TrainingInterrupted: SIGTERM or SIGINT was received; a checkpoint was saved.
     """
     args = argparse.Namespace(eval_only=False, resume=resume)
     with StopSignals() as stop, stop.interruptible():
@@ -116,7 +117,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
     _apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir or "")
     if not folder and not args.eval_only:
-        raise ConfigError("train.output_dir is empty: name a folder for the run")
+        raise ConfigError("train.output_dir is empty: give a folder for the run")
     with contextlib.ExitStack() as stack:
         claimed: RunFolder | None = None
         if args.eval_only:
@@ -148,7 +149,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
 
 
 def _keep_results_of_training(cfg: DictConfig) -> None:
-    """Let the result files of ``--eval-only`` in a training's folder go to a folder below it."""
+    """Redirect the results of ``--eval-only`` in a training's folder to ``evaluation`` below it."""
     for node in result_writers(cfg):
         if os.path.exists(os.path.join(str(node.output_dir), "run.json")):
             node.output_dir = os.path.join(str(node.output_dir), "evaluation")
@@ -156,6 +157,14 @@ def _keep_results_of_training(cfg: DictConfig) -> None:
 
 def evaluate(cfg: DictConfig, model: nn.Module, *, precision: Precision = "float32") -> Any:
     """Load ``train.init_checkpoint`` and evaluate it (``--eval-only``).
+
+    Args:
+        cfg: the whole config.
+        model: the config's model, on its device.
+        precision: arithmetic of the forward pass.
+
+    Returns:
+        The evaluation's results on rank 0.
 
     Raises:
         LoaderError: a loader process was lost.
@@ -178,7 +187,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, *, precision: Precision = "float
 
 
 def _load_ema_state(cfg: DictConfig, model: nn.Module) -> None:
-    """The moving average of the checkpoint, or the loaded weights where it has none."""
+    """Load the checkpoint's moving average, or copy the loaded weights if it has none."""
     state = ema.may_get_ema_checkpointer(cfg, model)["ema_state"]
     if cfg.train.init_checkpoint:
         saved = AtomicCheckpointer(model).read(cfg.train.init_checkpoint).get("ema_state")
@@ -198,19 +207,22 @@ def train(
     folder: RunFolder | None = None,
     stop: StopSignals | None = None,
 ) -> Any:
-    """Train ``model`` as ``cfg`` says, from where its output directory left off if ``resume``.
+    """Train a model.
 
     Args:
         cfg: the whole config.
-        model: on its device.
+        model: the config's model, on its device.
         resume: continue the run in ``train.output_dir``, if there is one.
-        folder: ``train.output_dir``, where the caller has claimed it already.
-        stop: signals, where the caller takes note of them already.
+        folder: ``train.output_dir``, if the caller has claimed it already.
+        stop: the stop signals, if the caller handles them already.
+
+    Returns:
+        The last evaluation's results on rank 0.
 
     Raises:
         LoaderError: a loader process was lost.
-        RunFolderError: the folder is another run's.
-        TrainingInterrupted: SIGTERM or SIGINT came; there is a checkpoint.
+        RunFolderError: the folder belongs to another run.
+        TrainingInterrupted: SIGTERM or SIGINT was received; a checkpoint was saved.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(named_loader_failures())
@@ -259,7 +271,7 @@ def _train(
     is_resumed = resume and checkpointer.has_checkpoint()
     with built_from("train or lr_multiplier"):
         trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer, evaluation, folder))
-    # Last: nothing that other hooks do may move the generators.
+    # Registered last, because other hooks may draw random numbers when they start.
     trainer.register_hooks([RestoreRng(rng_state, is_resumed)])
     start_iter = _load(cfg, checkpointer, trainer, folder, resume)
     _hint_learning_rate(cfg)
@@ -324,7 +336,7 @@ def _writers(
 ) -> list[EventWriter]:
     settings = cfg.train
     PathManager.mkdirs(settings.output_dir)
-    # The final evaluation has a line of its own behind the last iteration's.
+    # The final evaluation has its own line after the last iteration's.
     is_finished = start_iter >= settings.max_iter and evaluated >= settings.max_iter
     writers: list[EventWriter] = [
         EpochPrinter(settings.max_iter, per_epoch),
@@ -332,7 +344,7 @@ def _writers(
         tensorboard_writer(settings.output_dir, start_iter),
     ]
     if settings.wandb.enabled:
-        from detrex.utils import WandbWriter  # check_settings has seen that wandb is there
+        from detrex.utils import WandbWriter  # check_settings has found wandb
 
         PathManager.mkdirs(settings.wandb.params.dir)
         writers.append(WandbWriter(cfg))
@@ -346,12 +358,12 @@ def _load(
     folder: RunFolder,
     resume: bool,
 ) -> int:
-    """Load the run's last checkpoint, or the initial weights; the iteration to start from."""
+    """Load the run's last checkpoint or the initial weights; return the iteration to start from."""
     path = _latest(checkpointer, folder) if resume else ""
     if path:
         try:
             checkpointer.load(path)
-        except _UNFIT as error:  # an optimizer of other parameters
+        except _UNFIT as error:  # such as an optimizer with other parameters
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise _other_model(path, reason) from error
         checkpointer.resumed_from = path
@@ -359,7 +371,7 @@ def _load(
         logger.info("Resuming from %s at iteration %d", path, trainer.iter + 1)
         return trainer.iter + 1
     if resume:
-        logger.info("Nothing to resume in %s: starting anew", cfg.train.output_dir)
+        logger.info("Nothing to resume in %s: starting from scratch", cfg.train.output_dir)
     if cfg.train.init_checkpoint:
         load_weights(
             checkpointer,
@@ -371,31 +383,33 @@ def _load(
 
 
 def _say_whose_order(loader: Any, seed: int) -> None:
-    """Warn where the config's seed is not that of the data that a resumed run goes on with."""
+    """Warn if the config's seed differs from that of the resumed run's data."""
     if isinstance(loader, StreamLoader) and seed >= 0 and seed != loader.seed:
         logger.warning(
-            "train.seed=%d is not used: the run goes on with the data and the random states of its "
-            "seed %d. Start a new run for another one",
+            "train.seed=%d is ignored: the run continues with the data order and random states of "
+            "its seed %d. Start a new run for another seed",
             seed,
             loader.seed,
         )
 
 
 def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:
-    """The checkpoint to resume from, as rank 0 chooses it; "" where there is none.
+    """Return the checkpoint to resume from, "" if there is none.
+
+    Rank 0 chooses it for all ranks: on a network file system they may see different files.
 
     Raises:
-        RunFolderError: it is another run's.
-        CheckpointMismatchError: it is another model's.
+        RunFolderError: the checkpoint belongs to another run.
+        CheckpointMismatchError: the checkpoint belongs to another model.
     """
     path = ""
     if comm.is_main_process() and checkpointer.has_checkpoint():
         path, data = checkpointer.read_latest()
         if not folder.owns(data.get("run")):
             raise RunFolderError(
-                f"{path} is of another run than the one that {folder.path} belongs to. Move the "
-                "checkpoints of that run away to start this one anew, continue that run in its own "
-                "folder, or start from its weights with train.init_checkpoint=..."
+                f"{path} belongs to another run than the folder {folder.path}. Move that run's "
+                "checkpoints away to start this run over, continue that run in its own folder, or "
+                "start from its weights with train.init_checkpoint=..."
             )
         model: Any = checkpointer.model
         report = compare_weights(getattr(model, "module", model), data["model"])
@@ -407,17 +421,18 @@ def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:
 
 def _other_model(path: str, reason: str) -> CheckpointMismatchError:
     return CheckpointMismatchError(
-        f"{path} is of another model or optimizer than the config's, so its run cannot be "
-        f"continued:\n{reason}\nTake back the overrides that change the model; or start a new run "
+        f"{path} belongs to another model or optimizer than the config's, so its run cannot be "
+        f"continued:\n{reason}\nRemove the overrides that change the model; or start a new run "
         f"from its weights in another train.output_dir with train.init_checkpoint={path} "
         "train.init_checkpoint_strict=False"
     )
 
 
 def _apply_fast_dev_run(cfg: DictConfig) -> None:
-    """20 iterations with frequent logs and evaluations, to see that everything fits.
+    """Shorten the run to 20 iterations with frequent logs and evaluations, as a trial.
 
-    They go to a folder of their own, which the next trial replaces: nothing of a trial is resumed.
+    A trial writes to ``fast_dev_run`` below the output folder, which the next one replaces; it is
+    never resumed.
     """
     if not cfg.train.fast_dev_run.enabled:
         return
@@ -433,8 +448,7 @@ def _apply_fast_dev_run(cfg: DictConfig) -> None:
 
 
 def _hint_learning_rate(cfg: DictConfig) -> None:
-    """Say what a total batch size other than the schedule's would ask for, or that nothing can be
-    learned."""
+    """Log how to scale the learning rate to the total batch size, and warn of a rate of 0."""
     batch = cfg.dataloader.train.get("total_batch_size", None)
     reference = cfg.train.reference_batch_size
     lr = cfg.optimizer.get("lr", None)
@@ -444,10 +458,10 @@ def _hint_learning_rate(cfg: DictConfig) -> None:
         return
     factor = batch / reference
     logger.info(
-        "The total batch size is %d; learning rate and schedule of a config are usually meant for "
-        "%d. Consider optimizer.lr=%.3g (in proportion) or %.3g (by the square root), and "
-        "train.max_iter=%d for as many epochs; or set train.reference_batch_size=%d if they are "
-        "meant for this size.",
+        "The total batch size is %d, but learning rate and schedule are for %d "
+        "(train.reference_batch_size). Consider optimizer.lr=%.3g (linear scaling) or %.3g (square "
+        "root scaling), and train.max_iter=%d for the same number of epochs; or set "
+        "train.reference_batch_size=%d if they are for this batch size.",
         batch,
         reference,
         lr * factor,

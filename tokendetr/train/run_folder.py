@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, who writes there now, and what has been done."""
+"""Claim a run's output folder: one run per folder, one writing process at a time."""
 
 import datetime
 import json
@@ -22,20 +22,21 @@ _CHECKPOINT = re.compile(r"^model_(\d{7,}|final)\.pth$")
 
 
 class RunFolder:
-    """Keeps a folder to one run, and to one process that writes there at a time.
+    """Exclusive use of an output folder by one run and one writing process.
 
-    ``run.json`` names the run and its present writer. A lock of the operating system, which ends
-    with its holder, says whether that writer lives: the file of a killed run hinders nobody.
+    ``run.json`` records the run and its current writer, for messages. A lock of the operating
+    system decides whether that writer is alive: it ends with the process that holds it, so a killed
+    run leaves nothing to clean up, and the next one takes over by acquiring the lock.
 
-    Used as a context manager by all ranks; rank 0 does the work.
+    All ranks enter it as a context manager; rank 0 does the work.
 
     Args:
         path: ``train.output_dir``.
         resume: continue the run that is there.
 
     Raises:
-        RunFolderError: by entering, on rank 0: another process writes there, there are checkpoints
-            of a run that is not to be continued, or it is no folder.
+        RunFolderError: raised on entry, on rank 0: another process writes to the folder, it holds
+            checkpoints of a run that is not to be continued, or it cannot be used as a folder.
     """
 
     def __init__(self, path: str, *, resume: bool) -> None:
@@ -64,18 +65,22 @@ class RunFolder:
 
     @property
     def evaluated(self) -> int:
-        """The last iteration whose evaluation is recorded, -1 for none (rank 0)."""
+        """Last iteration whose evaluation is recorded, -1 if there is none (rank 0)."""
         found = self._state.get("evaluated")
         return found if isinstance(found, int) else -1
 
     def mark_evaluated(self, iteration: int) -> None:
-        """Record that the evaluation of an iteration, and what follows from it, is written."""
+        """Record that the results of the evaluation after an iteration are written."""
         if self.path and comm.is_main_process():
             self._state["evaluated"] = iteration
             self._write()
 
     def owns(self, identity: str | None) -> bool:
-        """Whether a checkpoint of this identity is of this run; files of other codes have none."""
+        """Return whether a checkpoint with this identity belongs to this run.
+
+        Checkpoints of other codes have no identity and are accepted. If ``run.json`` is missing or
+        damaged, the run takes over the identity of the first checkpoint.
+        """
         if self._adopts and identity:
             self.identity, self._adopts = identity, False
             self._write()
@@ -90,6 +95,7 @@ class RunFolder:
                 f"train.output_dir={self.path!r} cannot be used as a folder: {reason}. Choose "
                 "another one"
             ) from error
+        # Before anything is read: two processes could both find the folder free otherwise.
         self._lock = lock_folder(self.path, self._owner)
         try:
             saved = self._read()
@@ -98,7 +104,7 @@ class RunFolder:
                 raise RunFolderError(self._occupied())
             continues = has_checkpoint and self._resume
             self._state = saved if continues else {}
-            self._state.pop("started", None)  # says since when the present process writes
+            self._state.pop("started", None)  # the start of the process that writes, not the run
             self._adopts = continues and not saved.get("run")
             self.identity = str(self._state.get("run") or secrets.token_hex(8))
             self._write()
@@ -123,8 +129,7 @@ class RunFolder:
         try:
             with open(os.path.join(self.path, _IDENTITY), encoding="utf-8") as file:
                 saved = json.load(file)
-        except (OSError, ValueError, RecursionError):
-            # Absent or damaged: as from before there were identities.
+        except (OSError, ValueError, RecursionError):  # missing or damaged; see owns()
             return {}
         return saved if isinstance(saved, dict) else {}
 

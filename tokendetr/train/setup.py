@@ -1,4 +1,4 @@
-"""What a run does first: logs of its own, the config on disk, seeds."""
+"""Set up a run: logging, the saved config, seeds, DistributedDataParallel."""
 
 import argparse
 import contextlib
@@ -32,39 +32,42 @@ _LOGGERS = ("detectron2", "detrex", "fvcore", "tokendetr")
 
 @contextlib.contextmanager
 def built_from(key: str) -> Iterator[None]:
-    """A block that builds what a part of the config describes.
+    """Turn errors of the ``with`` block, which builds a part of the config, into config errors.
+
+    Args:
+        key: the part, for messages.
 
     Raises:
-        ConfigError: something refused a value; the message names the part.
+        ConfigError: a constructor refused a value; the message names the part.
     """
     try:
         yield
     except EXPECTED_ERRORS:
         raise
     except (ValueError, TypeError, AssertionError, OmegaConfBaseException) as error:
-        if not str(error):  # an assertion without words says nothing outside its traceback
+        if not str(error):  # an assertion without a message is useless without its traceback
             raise
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key} cannot be built as the config has it: {reason}") from error
-    except (AttributeError, LookupError, RuntimeError) as error:  # whose words need their place
+        raise ConfigError(f"{key} cannot be built from the config: {reason}") from error
+    except (AttributeError, LookupError, RuntimeError) as error:  # of little use without a place
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{(str(error) or repr(error)).splitlines()[0]} ({frame.filename}:{frame.lineno})"
-        raise ConfigError(f"{key} cannot be built as the config has it: {reason}") from error
+        raise ConfigError(f"{key} cannot be built from the config: {reason}") from error
 
 
 @contextlib.contextmanager
 def run_logging(output_dir: str) -> Iterator[None]:
-    """Send messages to the terminal (rank 0) and to ``log.txt`` of this run, for a ``with`` block.
+    """Log to the terminal (rank 0) and to the run's ``log.txt`` for a ``with`` block.
 
-    The loggers' handlers from before come back afterwards, so that runs of one process (a notebook)
-    neither write into each other's logs nor show their lines twice. A log that cannot be written,
-    on a full disk, loses lines and nothing else.
+    The previous handlers are restored afterwards, so that several runs in one process (a notebook)
+    neither write to each other's logs nor print lines twice. If a log cannot be written, on a full
+    disk, lines are lost but the run continues.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(log, list(log.handlers), log.level, log.propagate) for log in loggers]
     for log in loggers:
         log.handlers = []
-    # The function behind upstream's cache, which would give a folder its handlers only once.
+    # The function without upstream's cache, which returns the old handlers for a known folder.
     set_up = getattr(setup_logger, "__wrapped__", setup_logger)
     upstream = set_up(output_dir or None, distributed_rank=comm.get_rank(), name="detectron2")
     for handler in upstream.handlers:
@@ -82,7 +85,7 @@ def run_logging(output_dir: str) -> Iterator[None]:
 
 
 def log_environment(args: argparse.Namespace) -> None:
-    """Log ranks, versions, and the command line."""
+    """Log rank, versions, and the command line."""
     logger.info(
         "Rank of current process: %d. World size: %d", comm.get_rank(), comm.get_world_size()
     )
@@ -94,16 +97,16 @@ def log_environment(args: argparse.Namespace) -> None:
 def save_config(
     cfg: DictConfig, folder: str, *, evaluation_only: bool, is_resumed: bool, source: str = ""
 ) -> None:
-    """Write the config that runs (rank 0).
+    """Write the run's config (rank 0), as ``config.yaml`` or ``config_evaluation.yaml``.
 
-    A training's is ``config.yaml``, an evaluation's ``config_evaluation.yaml``. Where a resumed run
-    has another one than before, or the run's own config file is of that name, the one from before
-    stays as ``config_1.yaml``, ``config_2.yaml``, ...
+    If a resumed run's config has changed, or the config was read from the file to be written, the
+    previous one is kept as ``config_1.yaml``, ``config_2.yaml``, ...
 
     Args:
         cfg: the whole config.
-        folder: "" writes nothing.
-        evaluation_only, is_resumed: what runs.
+        folder: the run's folder; "" writes nothing.
+        evaluation_only: the run is an evaluation.
+        is_resumed: the run is resumed.
         source: the file that the config was read from.
     """
     if not folder or not comm.is_main_process():
@@ -121,7 +124,7 @@ def save_config(
     if kept and filecmp.cmp(path, kept, shallow=False):
         os.remove(kept)
     elif kept:
-        logger.warning("The config is not that of %s so far, which is kept as %s", path, kept)
+        logger.warning("The config has changed; the previous %s is kept as %s", path, kept)
 
 
 def _free_name(folder: str) -> str:
@@ -132,10 +135,10 @@ def _free_name(folder: str) -> str:
 
 
 def seed_run(cfg: DictConfig, *, evaluation_only: bool) -> None:
-    """Seed the generators of this rank; ranks differ, so that their augmentations do."""
+    """Seed this rank's generators; ranks get different seeds, so that they draw different noise."""
     seed = int(cfg.train.seed)
     seed_all_rng(None if seed < 0 else seed + comm.get_rank())
-    # Timing kernels pays off only when shapes repeat, which they do not in evaluation.
+    # cuDNN's search for the fastest kernel pays off only if shapes repeat, unlike in evaluation.
     if not evaluation_only:
         torch.backends.cudnn.benchmark = bool(
             OmegaConf.select(cfg, "train.cudnn_benchmark", default=False)
@@ -143,11 +146,11 @@ def seed_run(cfg: DictConfig, *, evaluation_only: bool) -> None:
 
 
 def distributed(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
-    """Return a model for training in many processes; the same model in one.
+    """Wrap a model in DistributedDataParallel; return it unchanged if there is one process.
 
     Args:
-        model: on its device, which may be the CPU: detectron2 alone would name a GPU for it.
-        options: of ``DistributedDataParallel``, as in ``train.ddp``.
+        model: on its device. For one on the CPU no device is named, unlike in detectron2.
+        options: arguments of ``DistributedDataParallel``, as in ``train.ddp``.
     """
     place = {} if next(model.parameters()).is_cuda else {"device_ids": None}
     return create_ddp_model(model, **{**place, **options})

@@ -1,4 +1,4 @@
-"""Orderly stops: what SIGTERM and SIGINT mean to a run, at every moment of it."""
+"""Orderly stops: handle SIGTERM and SIGINT at every stage of a run."""
 
 import contextlib
 import signal
@@ -15,11 +15,11 @@ _SECOND_SIGNAL_SECONDS = 3.0
 
 
 class TrainingInterrupted(SystemExit):
-    """The process was asked to stop; what there was to save is saved.
+    """The process was asked to stop, and has saved its state if it had any.
 
     Args:
-        number: of the signal; the exit code is 128 more, as shells have it.
-        is_agreed: all ranks stop at the same place, so each may leave its process group by itself.
+        number: number of the signal; the exit code is 128 more, by the convention of shells.
+        is_agreed: all ranks stop at the same place, so each may leave the process group on its own.
     """
 
     def __init__(self, number: int, *, is_agreed: bool = False) -> None:
@@ -28,17 +28,17 @@ class TrainingInterrupted(SystemExit):
 
 
 class StopSignals:
-    """Takes note of SIGTERM and SIGINT while its ``with`` block runs.
+    """Handle SIGTERM and SIGINT during a ``with`` block.
 
-    A signal interrupts the block at once where that loses nothing (:meth:`interruptible`) and is
-    noted elsewhere, for :attr:`received` to be asked at the next good place. Repeated SIGTERMs mean
-    the first one: launchers and batch systems send it to every process of a job, and each other. A
-    second Ctrl-C, some seconds after the first, ends the process as it stands.
+    A signal interrupts the block at once if nothing can be lost (:meth:`interruptible`). Otherwise
+    it is only recorded in :attr:`received`, for the trainer to check at the next safe point.
+    Repeated SIGTERMs count once, as launchers and batch systems send several to every process of a
+    job. A second Ctrl-C, some seconds after the first, ends the process immediately.
 
-    Outside the main thread no signals arrive; then only :meth:`request` stops a run.
+    Outside the main thread no signals arrive, and only :meth:`request` stops a run.
 
     Attributes:
-        received: number of the signal, None where none came.
+        received: number of the first signal, None if there was none.
         notify: called with the number at the first signal, from the signal handler.
     """
 
@@ -62,13 +62,13 @@ class StopSignals:
         self._previous = {}
 
     def request(self, number: int) -> None:
-        """Stop as if the signal had come; may be called by any thread."""
+        """Stop as if the signal had been received; may be called from any thread."""
         if self.received is not None:
             return
         if not self._previous:
             self.received = number
             return
-        # The main thread may wait in a system call, which only a signal of its own ends.
+        # The main thread may be blocked in a system call, which only a signal sent to it ends.
         self._is_requested = True
         main = threading.main_thread().ident
         assert main is not None
@@ -76,13 +76,14 @@ class StopSignals:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that a signal ends at once.
+        """Let a signal end the ``with`` block at once.
 
         Raises:
-            TrainingInterrupted: a signal came during the block, or was noted before.
+            TrainingInterrupted: a signal arrived during the block or before it.
         """
         before = self._is_interruptible
-        # The flag first: a signal between the two lines is seen by one of them.
+        # First the flag, then the check: a signal that arrives in between raises in the handler.
+        # In the other order it would only be recorded, and the block would run on.
         self._is_interruptible = True
         try:
             if self.received is not None:
@@ -93,7 +94,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def uninterrupted(self) -> Iterator[None]:
-        """A block within an interruptible one that a signal does not end."""
+        """Protect a ``with`` block inside an interruptible one from signals."""
         before = self._is_interruptible
         self._is_interruptible = False
         try:
@@ -112,7 +113,7 @@ class StopSignals:
             if self.notify is not None:
                 self.notify(number)
         if self._is_interruptible:
-            self._is_interruptible = False  # cleaning up is not interrupted in turn
+            self._is_interruptible = False  # further signals must not interrupt the cleanup
             raise TrainingInterrupted(number)
 
     def _handle_again(self, number: int) -> None:

@@ -1,5 +1,5 @@
-"""The training step: mixed precision, accumulation, clipping, and a stop before a bad update."""
-# Over 350 lines: one class, an update from batch to weights.
+"""The training step: mixed precision, gradient accumulation, clipping, checks before an update."""
+# Over 350 lines: one class, with the steps of an update from batch to weights.
 
 import inspect
 import logging
@@ -26,8 +26,8 @@ from tokendetr.train.writers import metrics_state, restore_metrics
 __all__ = ["Trainer", "parse_dtype"]
 
 _MAX_SKIPPED = 32
-"""Updates that float16's scaler may skip in a row; from its first scale of 2^16 each skip halves
-it, so that it would be at 2^-16 by then."""
+"""Number of updates in a row that float16's scaler may skip. Each skip halves the scale, so it has
+then fallen from its initial 2^16 to 2^-16."""
 
 _DTYPES = {
     "float16": torch.float16,
@@ -38,7 +38,7 @@ _DTYPES = {
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """The dtype of ``train.amp.dtype``.
+    """Return the dtype that ``train.amp.dtype`` names.
 
     Raises:
         ValueError: it is neither float16 nor bfloat16.
@@ -49,31 +49,32 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 class Trainer(SimpleTrainer):
-    """detectron2's trainer with a step of its own.
+    """detectron2's trainer with accumulation, mixed precision and checks of losses and gradients.
 
-    One step reads ``grad_accum_steps`` batches, sums up their gradients and updates once. Before
-    every backward pass all ranks agree whether every loss of every rank is finite, and before the
-    update whether the gradient is; if not, all of them raise.
+    A step reads ``grad_accum_steps`` batches, accumulates their gradients and updates once. Before
+    every backward pass all ranks check together that every loss on every rank is finite, and before
+    the update that the gradient is; otherwise all of them raise.
 
     Args:
         model: maps a batch to a dict of losses; may be wrapped in DDP.
-        data_loader: an endless iterable of batches (lists of records).
+        data_loader: an infinite iterable of batches (lists of records).
         optimizer: the optimizer.
         amp_dtype: float16 or bfloat16 to run the forward pass under autocast; float16 also scales
-            the loss. None: no mixed precision.
+            the loss. None for no mixed precision.
         clip_grad: arguments of ``torch.nn.utils.clip_grad_norm_``, or None.
         grad_accum_steps: batches per update.
-        grad_accum_weighting: how the losses of those batches are weighted. ``"boxes"``: by number
-            of annotated boxes, as one large batch is by a criterion that divides by that number
-            (those of detection transformers do). ``"images"``: all alike.
-        stop: signals that end the training; waiting for data is interrupted by them at once.
+        grad_accum_weighting: weighting of the losses of these batches. ``"boxes"`` weights by the
+            number of annotated boxes, which makes the update equal to that of one large batch for
+            criteria that divide by that number (those of detection transformers do).
+            ``"images"`` weights all batches equally.
+        stop: signals that end the training; they interrupt waiting for data at once.
 
     Attributes:
         save_on_stop: called on all ranks with the last finished iteration before a signal ends the
             training.
 
     Raises:
-        ValueError, TypeError: an argument out of range, or one that nothing knows.
+        ValueError, TypeError: an argument is out of range or unknown.
     """
 
     def __init__(
@@ -113,10 +114,10 @@ class Trainer(SimpleTrainer):
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run the iterations ``start_iter <= iter < max_iter``.
 
-        Differs from detectron2's: after an error no hook's ``after_train`` runs, because hooks may
-        wait there for other ranks, which wait elsewhere; hooks with a method ``abandon`` let go of
-        what they hold. The iteration is ``max_iter`` in ``after_train`` also where nothing was left
-        to train.
+        Differs from detectron2's in two points. After an error ``after_train`` is not called, since
+        hooks may wait there for other ranks, which wait elsewhere; hooks with a method ``abandon``
+        release their resources in it. And in ``after_train`` the iteration is always ``max_iter``,
+        even if no iterations were left.
         """
         logger = logging.getLogger(__name__)
         logger.info("Starting training from iteration %d", start_iter)
@@ -134,14 +135,14 @@ class Trainer(SimpleTrainer):
                 self.after_train()
             except BaseException as error:
                 if isinstance(error, Exception):
-                    logger.error("Training ends at iteration %d: %s", self.iter, error)
+                    logger.error("Training failed at iteration %d: %s", self.iter, error)
                 for hook in self._hooks:
                     if hasattr(hook, "abandon"):
                         hook.abandon()
                 raise
 
     def run_step(self) -> None:
-        """One update."""
+        """Run one update."""
         assert self.model.training, "the model was left in evaluation mode by a hook"
         start = time.perf_counter()
         batches = self._next_batches()
@@ -163,11 +164,16 @@ class Trainer(SimpleTrainer):
         self._update()
 
     def _next_batches(self) -> list[Any]:
-        """The batches of this update, when all ranks have theirs.
+        """Return the batches of this update, once all ranks have theirs and none was signaled.
+
+        This is the only point of a step at which a signal stops training, before every other
+        collective operation of the step. All ranks take part in the exchange of signals in every
+        step, whether or not they got one: a rank that left on its own would keep the others waiting
+        in the next reduction of gradients.
 
         Raises:
-            TrainingInterrupted: on all ranks, if a signal came to any; a checkpoint of the last
-                iteration is saved, although a rank may have waited for its data in vain.
+            TrainingInterrupted: raised on all ranks if any was signaled, after saving a checkpoint
+                of the last finished iteration.
         """
         position = getattr(self.data_loader, "batches_read", 0)
         batches: list[Any] | None = None
@@ -182,10 +188,11 @@ class Trainer(SimpleTrainer):
         if not number and batches is not None:
             return batches
         if isinstance(self.data_loader, StreamLoader):
+            # Some ranks have read this update's batches, others have not; none was trained on.
             self.data_loader.batches_read = position
         if self.iter > self.start_iter and self.save_on_stop is not None:
             finished = self.iter - 1
-            self.iter = finished  # what is saved is the state after that iteration
+            self.iter = finished  # the checkpoint has the state after that iteration
             self.save_on_stop(finished)
             logging.getLogger(__name__).warning(
                 "Stopped by a signal after iteration %d; continue with --resume", finished
@@ -193,7 +200,7 @@ class Trainer(SimpleTrainer):
         raise TrainingInterrupted(number, is_agreed=True)
 
     def _signal_of_any_rank(self) -> int:
-        """The number of a signal that came to any rank; 0 when none did. Waits for all of them."""
+        """Return the number of a signal that any rank got, 0 if none did (a collective)."""
         number = self.stop.received or 0
         if comm.get_world_size() == 1:
             return number
@@ -202,16 +209,16 @@ class Trainer(SimpleTrainer):
         return int(shared)
 
     def _gradient_sync(self, is_last: bool) -> AbstractContextManager[Any]:
-        """DDP averages gradients over ranks in the last backward pass alone."""
+        """Average DDP's gradients over ranks only in the last backward pass of an update."""
         if isinstance(self.model, DistributedDataParallel) and not is_last:
             return self.model.no_sync()
         return nullcontext()
 
     def _backward(self, batch: Sequence[Any], weight: float) -> dict[str, Tensor]:
-        """Forward and backward pass of one batch; returns its weighted losses, detached.
+        """Run forward and backward pass of one batch; return its weighted losses, detached.
 
         Raises:
-            NonFiniteLossError: a loss, or what a loss is computed of, is not finite.
+            NonFiniteLossError: a loss is not finite, or the model failed on non-finite outputs.
         """
         autocast: AbstractContextManager[Any] = nullcontext()
         if self.amp_dtype is not None:
@@ -240,9 +247,13 @@ class Trainer(SimpleTrainer):
         return {name: value.detach() for name, value in losses.items()}
 
     def _weights(self, batches: Sequence[Any]) -> list[float]:
-        """The share of each micro-batch in the losses of an update; the shares add up to 1.
+        """Return the weight of each micro-batch's losses.
 
-        A criterion divides by the number of boxes of a batch over all ranks, at least 1 per rank.
+        A criterion divides its losses by n, the number of boxes of a batch averaged over ranks and
+        at least 1, and DDP averages gradients over ranks; together they divide by the number of
+        boxes of the whole world. One large batch would be divided by the sum of the micro-batches'
+        n. Weights of n over that sum, with the same average and the same lower bound as the
+        criterion's, make the accumulated gradient equal to the large batch's.
         """
         if len(batches) == 1:
             return [1.0]
@@ -258,7 +269,11 @@ class Trainer(SimpleTrainer):
         return [max(float(count), 1.0) / whole for count in counts]
 
     def _stop_unless_finite(self, losses: Mapping[str, Tensor], batch: Sequence[Any]) -> None:
-        """Raise on all ranks if a loss of any rank is not finite."""
+        """Raise on all ranks if a loss of any rank is not finite.
+
+        A rank that raised alone would leave the others in the backward pass, waiting for its
+        gradients.
+        """
         values = torch.stack([value.detach().double() for value in losses.values()])
         finite = torch.isfinite(values)
         all_finite = finite.all().double()
@@ -275,11 +290,13 @@ class Trainer(SimpleTrainer):
         raise NonFiniteLossError(loss_report(self.iter, reports))
 
     def _clip_and_check(self, batches: Sequence[Any]) -> float:
-        """Clip gradients; their norm before that.
+        """Clip the gradient and return its norm before clipping.
+
+        DDP's gradients are equal on all ranks, so no exchange is needed for all to raise.
 
         Raises:
-            NonFiniteLossError: it is not finite. Under float16 the scaler skips such an update
-                and lowers its scale instead.
+            NonFiniteLossError: the norm is not finite. Under float16 the scaler skips such an
+                update and lowers its scale instead.
         """
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [
@@ -302,11 +319,11 @@ class Trainer(SimpleTrainer):
         return norm
 
     def _update(self) -> None:
-        """Update the weights; float16's scaler skips an update whose gradient is not finite.
+        """Update the weights; float16's scaler skips the update if the gradient is not finite.
 
         Raises:
-            NonFiniteLossError: on all ranks (their gradients are equal), when it skipped too many
-                in a row: it would go on doing so, and nothing be trained.
+            NonFiniteLossError: too many updates in a row were skipped, so nothing is being trained;
+                raised on all ranks, whose gradients are equal.
         """
         before = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
@@ -318,13 +335,13 @@ class Trainer(SimpleTrainer):
         if self._skipped >= _MAX_SKIPPED:
             raise NonFiniteLossError(
                 f"the gradient was not finite in {self._skipped} updates in a row, up to iteration "
-                f"{self.iter}, although the scale of float16 went down to "
+                f"{self.iter}, although the float16 loss scale was lowered to "
                 f"{self.grad_scaler.get_scale():.3g}; these updates were skipped. Parameters: "
                 f"{bad_gradients(self.model)}. Use train.amp.dtype=bfloat16 or no mixed precision"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of trainer, hooks, optimizer, gradient scaler and recent metrics."""
+        """Return the state of trainer, hooks, optimizer, gradient scaler and recent metrics."""
         state = super().state_dict()
         if self.grad_scaler.is_enabled():
             state["grad_scaler"] = self.grad_scaler.state_dict()
@@ -333,13 +350,13 @@ class Trainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restore the state that :meth:`state_dict` returned.
 
-        What the optimizer was built with (learning rate, weight decay, ...) is kept: it is what the
-        config says now.
+        The optimizer's hyperparameters (learning rate, weight decay, ...) stay those of the current
+        config; differences from the saved run are logged.
 
         Raises:
-            CheckpointMismatchError, ValueError: the optimizer's state is of another optimizer.
+            CheckpointMismatchError, ValueError: the state is of another optimizer.
         """
         state = dict(state_dict)
         load_optimizer_state(self.optimizer, state.pop("optimizer"))
@@ -350,12 +367,12 @@ class Trainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(scaler)
         elif self.grad_scaler.is_enabled():
             logging.getLogger(__name__).warning(
-                "The checkpoint has no state of the gradient scaler; it starts anew"
+                "The checkpoint has no state of the gradient scaler; the loss scale is reset"
             )
 
 
 def _clip(parameters: list[nn.Parameter], max_norm: float, **options: Any) -> Tensor:
-    """``clip_grad_norm_`` that only measures when there is nothing to clip."""
+    """Clip gradients by ``clip_grad_norm_``, or only measure their norm if it is unlimited."""
     if max_norm == float("inf"):
         gradients = [p.grad for p in parameters if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)

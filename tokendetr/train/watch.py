@@ -1,11 +1,11 @@
-"""Processes of a run that know of each other's end.
+"""End all processes of a run when one of them fails, with that one's error.
 
-A collective operation waits for every rank, for ever (nccl) or until a connection breaks (gloo). So
-each rank keeps one connection of its own to rank 0, over which it says why it ends before it does,
-and over which the system says it where the process could not. Rank 0 passes the first reason on,
-and a thread in every rank ends its process with it, whatever the main thread waits for.
+A collective operation waits for every rank, indefinitely (nccl) or until a connection breaks
+(gloo). So each rank keeps a separate connection to rank 0. A failing rank reports its error over it
+before it ends; if it is killed, the operating system closes the connection. Rank 0 forwards the
+first error, and a thread in every rank then ends its process, whatever the main thread waits for.
 
-Messages are lines of JSON; a connection is accepted with the run's secret alone.
+Messages are lines of JSON; connections are accepted only with the run's secret.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ logger = logging.getLogger("tokendetr.train")
 
 _CONSEQUENCE_SECONDS = 2.0
 _ANSWER_SECONDS = 6.0
-_MOST_OF_A_STRANGER = 4096  # bytes without a secret
+_MOST_OF_A_STRANGER = 4096  # bytes accepted without the secret
 _LOST = (
-    "error: the process of rank {rank} ended without a word. It was killed; most often the system "
-    "does that when memory is used up (see dmesg)"
+    "error: the process of rank {rank} ended without an error message. It was killed; most often "
+    "the system does that when memory runs out (see dmesg)"
 )
 
 
 class _Line:
-    """A socket that carries messages, one JSON object per line.
+    """Socket for messages, one JSON object per line.
 
     Attributes:
-        rank: of the process at its other end; None until it has said the run's secret.
+        rank: rank of the process at the other end; None until that has sent the run's secret.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -54,17 +54,17 @@ class _Line:
         self._rest = b""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-            if hasattr(socket, name):  # a machine that is gone says nothing by itself
+            if hasattr(socket, name):  # a machine that lost power does not close its connections
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, kind: str, **fields: Any) -> None:
-        """Send a message; a connection that is gone is noticed when reading."""
+        """Send a message; a lost connection is noticed by :meth:`receive`."""
         with contextlib.suppress(OSError):
             self.socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that have arrived; None at the end of the connection, and of one that
-        carries something else."""
+        """Return the messages that have arrived; None if the connection has ended, or if it carries
+        anything but messages."""
         try:
             content = self.socket.recv(1 << 16)
         except OSError:
@@ -82,17 +82,22 @@ class _Line:
 
 
 class Hub:
-    """Rank 0's side: takes the ranks' reasons to end and passes the first one on.
+    """Rank 0's side: collect the ranks' errors, and forward the first one to all.
 
     Args:
-        host: address to listen at, the one at which the ranks meet.
+        host: address to listen at: the host of the rendezvous.
         world_size: number of ranks.
+
+    Attributes:
+        address: (host, port) that the ranks connect to.
+        secret: what a rank must send first.
+        is_empty: set once every rank is done or lost.
     """
 
     def __init__(self, host: str, world_size: int) -> None:
         try:
             self._listener = listener(host)
-        except OSError:  # an address of this machine that only others can use
+        except OSError:  # the machine cannot bind the address by which others reach it (NAT)
             self._listener = socket.create_server(("", 0))
         self.address = (host, int(self._listener.getsockname()[1]))
         self.secret = secrets.token_hex(16)
@@ -147,7 +152,7 @@ class Hub:
                 self._consider(Failure(**message))
 
     def _greet(self, line: _Line, hello: dict[str, Any]) -> bool:
-        """Take a rank in; whether it is one."""
+        """Register a rank by its first message; return False for a stranger."""
         said = str(hello.get("secret")).encode(errors="replace")
         if not hmac.compare_digest(said, self.secret.encode()):
             return False
@@ -158,7 +163,11 @@ class Hub:
         return True
 
     def _consider(self, failure: Failure) -> None:
-        """A broken connection waits a moment for what broke it."""
+        """End the run for a failure; if it may be a consequence, wait for its cause first.
+
+        Ranks that lose a connection to a failed one often report that before the failed one has
+        reported its own error.
+        """
         if not failure.is_consequence:
             self._end(failure)
         elif self._doubtful is None:
@@ -175,14 +184,14 @@ class Hub:
 
 
 class Watch:
-    """This rank's side: says why the process ends, and ends it when another one has failed.
+    """A rank's side: report its error, and end its process when another one has failed.
 
     Args:
-        rank: of this process.
-        address, secret: of the hub.
-        hub: of this process, on rank 0.
-        launcher: connection to the program that started this process, which says when to stop and
-            whose end is this process's.
+        rank: rank of this process.
+        address, secret: those of the :class:`Hub`.
+        hub: the hub, on rank 0.
+        launcher: connection to the process that started this one; it forwards signals, and this
+            process ends if it is lost.
     """
 
     def __init__(
@@ -207,22 +216,24 @@ class Watch:
         self._line.rank = 0
         self._line.socket.settimeout(None)
         self._line.send("hello", rank=rank, secret=secret)
-        # torchrun's agent may be killed too; other starters' shells may end as they like.
+        # torchrun's agent may be killed, and then its workers must end. Others, such as a shell
+        # that started a process in the background, may exit before it.
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         threading.Thread(target=self._listen, name="watch", daemon=True).start()
 
     def follow(self, stop: StopSignals) -> None:
-        """Let a signal to one rank stop all of them."""
+        """Make a signal to one rank stop all of them."""
         self.stop = stop
         stop.notify = self._announce
 
     def _announce(self, number: int) -> None:
-        # Called by a signal handler: nothing but a write that cannot wait.
+        # Called from a signal handler, which may interrupt the main thread while it holds a lock.
+        # So it only does a non-blocking write; the watch's thread sends the message.
         with contextlib.suppress(OSError):
             os.write(self._wake, bytes([number]))
 
     def report(self, error: BaseException) -> Failure:
-        """Say why this process ends; returns the run's first reason, which may be another's."""
+        """Report an error to the hub; return the run's first one, which may be another rank's."""
         own = Failure.of(error, self.rank)
         self._is_reporting = True
         self._line.send("failed", **own.as_dict())
@@ -230,11 +241,11 @@ class Watch:
         return self._ending or own
 
     def close(self) -> None:
-        """This rank has done its work; from now on nothing ends it but itself."""
+        """Report that this rank is done; afterwards no other rank's failure ends it."""
         self._line.send("done")
         if self._hub is not None:
-            # The others must not take the end of this process for a failure, and their failures
-            # are still this one's.
+            # Until all are done: the others would take the end of the hub for a failure of rank 0,
+            # and a failure of theirs still has to end the run.
             self._hub.is_empty.wait()
         self._is_closed = True
         with contextlib.suppress(OSError):
@@ -285,34 +296,39 @@ class Watch:
 
     def _end_without_launcher(self) -> None:
         if not self._is_closed:
-            logger.error("The program that started rank %d is gone: ending", self.rank)
+            logger.error("The process that started rank %d is gone: ending", self.rank)
             end_process(1)
 
     def _end(self, failure: Failure, shower: int) -> None:
-        """End this process for the run's first reason, whatever its main thread does."""
+        """End this process with the run's first failure, whatever its main thread does.
+
+        Args:
+            failure: the run's first failure.
+            shower: the rank that prints it.
+        """
         if self._ending is not None:
             return
         self._ending = failure
         self._answered.set()
         if self._is_reporting and failure.rank == self.rank:
-            return  # the main thread shows its own error and ends the process
+            return  # the main thread prints its own error and ends the process
         if failure.text:
-            logger.info("Ending, because rank %d did: %s", failure.rank, failure.headline())
+            logger.info("Ending, because rank %d failed: %s", failure.rank, failure.headline())
         if shower == self.rank:
             failure.show()
         self.leave(failure.code)
 
     def leave(self, code: int) -> None:
-        """End this process; rank 0 waits a moment, so that all others hear why."""
+        """End this process; rank 0 waits a moment, so that the hub can inform the others."""
         if self._hub is not None:
             self._hub.is_empty.wait(2.0)
         end_process(code)
 
 
 def end_process(code: int) -> None:
-    """End this process and those that it started at once, without any farewell.
+    """End this process and its children at once, without Python's cleanup.
 
-    An orderly exit would join threads and process groups that wait for ranks that are gone.
+    An orderly exit would wait for threads and process groups that in turn wait for lost ranks.
     """
     for child in multiprocessing.active_children():
         child.kill()

@@ -1,4 +1,4 @@
-"""Writers of metrics that survive kills, resumes and full disks, and never cost a run anything."""
+"""Write metrics: kills and resumes leave no gaps or repeats, and a failing writer no failed run."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ _WINDOW = 20
 
 
 def metrics_state(storage: EventStorage) -> dict[str, Any]:
-    """What a checkpoint keeps of the metrics: the values that writers still smooth over."""
+    """Return the recent metrics for a checkpoint: those that writers still smooth over."""
     hints = storage.smoothing_hints()
     return {
         name: {"smooth": hints[name], "values": [list(v) for v in history.values()[-_WINDOW:]]}
@@ -45,7 +45,7 @@ def metrics_state(storage: EventStorage) -> dict[str, Any]:
 
 
 def restore_metrics(storage: EventStorage, state: dict[str, Any]) -> None:
-    """Put what :func:`metrics_state` returned into a fresh storage."""
+    """Put the metrics of :func:`metrics_state` into a new storage."""
     for name, saved in state.items():
         try:
             is_smooth = bool(saved["smooth"])
@@ -58,12 +58,12 @@ def restore_metrics(storage: EventStorage, state: dict[str, Any]) -> None:
 
 
 def recorded_iterations(path: str) -> list[int]:
-    """The iterations of a file of metrics, in its order; damaged lines are left out."""
+    """Return the iterations of a file of metrics, in its order; damaged lines are skipped."""
     return [row["iteration"] for row in recorded_rows(path)]
 
 
 def recorded_rows(path: str) -> list[dict[str, Any]]:
-    """Return the lines of a file of metrics; damaged ones are left out, a missing file has none."""
+    """Return the rows of a file of metrics; damaged lines are skipped, a missing file has none."""
     try:
         with open(path, "rb") as file:
             lines = file.read().split(b"\n")
@@ -81,14 +81,14 @@ def recorded_rows(path: str) -> list[dict[str, Any]]:
 
 
 class MetricsFile(EventWriter):
-    """``metrics.json``: one JSON object per line and iteration, each whole and each once.
+    """Writer of ``metrics.json``: one JSON object per iteration and line, without repetitions.
 
-    Lines of an earlier part of the run stay up to where this part starts; what is later, repeated
-    or damaged goes. A line that cannot be written whole is taken back.
+    On resume, lines from before ``start_iter`` are kept; later, repeated and damaged ones are
+    removed. A line that cannot be written completely is removed again.
 
     Args:
-        path: of the file.
-        start_iter: first iteration of this part of the run; 0 starts the file anew.
+        path: path of the file.
+        start_iter: first iteration of this part of the run; 0 empties the file.
         window_size: iterations of the median for scalars with a smoothing hint.
     """
 
@@ -103,10 +103,10 @@ class MetricsFile(EventWriter):
         self._written = max(rows, default=-1)
 
     def write(self) -> None:
-        """Write the scalars put since the last time.
+        """Write the scalars that are new since the last call.
 
         Raises:
-            OSError: the lines could not be written; the file is as before.
+            OSError: the lines could not be written; the file is unchanged.
         """
         storage = get_event_storage()
         rows: dict[int, dict[str, Any]] = defaultdict(dict)
@@ -139,22 +139,29 @@ class MetricsFile(EventWriter):
 
 
 def tensorboard_writer(folder: str, start_iter: int) -> TensorboardXWriter:
-    """A writer of one stream of events: what an earlier part wrote after its last checkpoint, and
-    this part writes again, is shown once."""
+    """Return a TensorBoard writer that discards older events from ``start_iter`` on.
+
+    A killed run may have written events after its last checkpoint; the resumed one writes them
+    again.
+    """
     options = {"purge_step": start_iter} if start_iter > 0 else {}
     return TensorboardXWriter(folder, **options)
 
 
 class Writers(HookBase):
-    """Lets writers write every ``period`` iterations, after evaluations, and at the end.
+    """Run writers every ``period`` iterations, after evaluations, and at the end.
 
-    A writer that fails says so once and is asked again the next time; the run goes on.
+    If a writer fails, a warning is logged once, and it is called again next time; the run
+    continues.
 
     Args:
         make: start_iter -> the writers; called when training starts.
-        period: in iterations; 0: only after evaluations and at the end.
-        path: of the file of metrics.
-        on_evaluated: called with the iteration of an evaluation when its results are written.
+        period: in iterations; 0 to write only after evaluations and at the end.
+        path: path of ``metrics.json``.
+        on_evaluated: called with the iteration of an evaluation once its results are written.
+
+    Attributes:
+        evaluated: iteration of an evaluation whose results are still to be written, else None.
     """
 
     def __init__(
@@ -173,7 +180,7 @@ class Writers(HookBase):
         self.evaluated: int | None = None
 
     def before_train(self) -> None:
-        """Open the writers, and write what the part before was killed too early for."""
+        """Open the writers, and write the line that a killed run did not get to."""
         start = self.trainer.start_iter
         self._writers = self._make(start)
         if start == 0:
@@ -184,19 +191,19 @@ class Writers(HookBase):
             self._write(start - 1)
 
     def after_step(self) -> None:
-        """Write if it is time to."""
+        """Write if it is due."""
         iteration = self.trainer.iter
         is_due = self._period > 0 and (iteration + 1) % self._period == 0
         if is_due or iteration == self.trainer.max_iter - 1 or self.evaluated is not None:
             self._write(iteration)
 
     def after_train(self) -> None:
-        """Write what is left, and close."""
+        """Write the rest, and close the writers."""
         self._write(self.trainer.iter)
         self.abandon()
 
     def abandon(self) -> None:
-        """Close after an error."""
+        """Close the writers, also after an error."""
         for writer in self._writers:
             self._guarded(writer, writer.close)
         self._writers = ()
@@ -217,7 +224,7 @@ class Writers(HookBase):
         except Exception as error:
             if name not in self._failed:
                 logger.warning(
-                    "%s failed (%s: %s); metrics may be missing there, the training goes on",
+                    "%s failed (%s: %s); its metrics may be incomplete, training continues",
                     name,
                     type(error).__name__,
                     error,
@@ -228,7 +235,7 @@ class Writers(HookBase):
 
 
 class _WithEpoch(logging.LoggerAdapter):
-    """Puts the epoch behind the iteration of upstream's log line."""
+    """Insert the epoch after the iteration of upstream's log line."""
 
     def __init__(self, target: logging.Logger, updates_per_epoch: float) -> None:
         super().__init__(target, {})
@@ -243,11 +250,11 @@ class _WithEpoch(logging.LoggerAdapter):
 
 
 class EpochPrinter(CommonMetricPrinter):
-    """detectron2's log line with ``epoch: 0.85`` behind the iteration.
+    """detectron2's log line with ``epoch: 0.85`` after the iteration.
 
     Args:
         max_iter: number of iterations, for the remaining time.
-        updates_per_epoch: iterations of one pass over the data; None leaves the line as it is.
+        updates_per_epoch: iterations per pass over the data; None leaves the line unchanged.
     """
 
     def __init__(self, max_iter: int, updates_per_epoch: float | None) -> None:

@@ -1,1 +1,1 @@
-"""Images of detections and of the tokens that a model works on."""
+"""Drawings of detections, data sets, and the tokens that a model works on."""

@@ -1,4 +1,4 @@
-"""Boxes and labels drawn over an image: one color per class, truth dashed, labels kept apart.
+"""Draw boxes and labels: one color per class, ground truth dashed, labels without overlap.
 
 Example::
 
@@ -43,7 +43,7 @@ class DrawnBox:
         xyxy_px: left, top, right, bottom in pixels of the image.
         label: text beside it; may be empty.
         color: red, green, blue, each 0 to 255.
-        is_truth: True draws it dashed.
+        is_truth: draw it dashed.
     """
 
     xyxy_px: Rectangle
@@ -53,10 +53,13 @@ class DrawnBox:
 
 
 def class_color(index: int) -> Color:
-    """The color of a class: neighbors differ by the golden ratio in hue, rounds in lightness.
+    """Return the color of a class.
+
+    The hue advances by the golden ratio, so that neighboring classes differ; every 13 classes the
+    lightness changes.
 
     Args:
-        index: of the class, from 0.
+        index: index of the class, from 0.
     """
     hue = (0.58 + index * 0.618034) % 1.0
     value, saturation = ((1.0, 0.85), (0.75, 1.0), (1.0, 0.5))[index // 13 % 3]
@@ -65,11 +68,11 @@ def class_color(index: int) -> Color:
 
 
 def found_boxes(instances: Instances, names: Sequence[str] | None = None) -> list[DrawnBox]:
-    """Detections as boxes, labelled with name and score.
+    """Return detections as boxes to draw, labeled with name and score.
 
     Args:
         instances: with ``pred_boxes`` (xyxy, pixels), ``scores`` and ``pred_classes``.
-        names: of the classes; numbers where None.
+        names: class names; None labels with indices.
     """
     return [
         DrawnBox(tuple(box), f"{_name(names, index)} {score:.0%}", class_color(index))
@@ -85,11 +88,11 @@ def found_boxes(instances: Instances, names: Sequence[str] | None = None) -> lis
 def annotated_boxes(
     annotations: Iterable[Mapping[str, Any]], names: Sequence[str] | None = None
 ) -> list[DrawnBox]:
-    """Annotations of a data set's record as dashed boxes, labelled with the class's name.
+    """Return the annotations of a record as dashed boxes, labeled with the class name.
 
     Args:
-        annotations: each with ``bbox``, ``bbox_mode`` and ``category_id`` (a class's index).
-        names: of the classes; numbers where None.
+        annotations: each with ``bbox``, ``bbox_mode`` and ``category_id`` (the class index).
+        names: class names; None labels with indices.
     """
     boxes = []
     for annotation in annotations:
@@ -108,7 +111,7 @@ def _name(names: Sequence[str] | None, index: int) -> str:
 
 
 def legible_scale(image_HWC: NDArray[Any]) -> float:
-    """By how much a small picture is enlarged so that labels can be read on it; at least 1."""
+    """Return the factor, at least 1, by which to enlarge an image for legible labels."""
     return max(1.0, _LEGIBLE_PX / max(image_HWC.shape[:2]))
 
 
@@ -119,16 +122,16 @@ def draw_boxes(
     scale: float = 1.0,
     line_px: int | None = None,
 ) -> Image.Image:
-    """Draw boxes over an image; labels never lie over each other.
+    """Draw boxes over an image, with labels that do not overlap.
 
-    A label stands at its box if there is room, else as near as it can, with a line to the box. In a
-    picture so full that no place is left, the label of a later box is left out.
+    A label is placed at its box if there is room, otherwise as near as possible with a line to the
+    box. If no room is left in the image, the label is omitted.
 
     Args:
-        image_HWC: RGB.
-        boxes: the most important first: its lines lie on top and its label gets the best place.
+        image_HWC: RGB uint8.
+        boxes: the most important first; it is drawn on top, and its label is placed first.
         scale: the drawing's size divided by the image's.
-        line_px: width of the lines; None: by the drawing's size.
+        line_px: line width; None for one that depends on the drawing's size.
     """
     height, width = (max(1, round(size * scale)) for size in image_HWC.shape[:2])
     drawing = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
@@ -181,7 +184,7 @@ def _label(
     taken: list[Rectangle],
     size: tuple[int, int],
 ) -> None:
-    """Write a label where no other is, and remember its place."""
+    """Draw a label in a free place, and add the place to ``taken``."""
     left, top, right, bottom = pen.textbbox((0, 0), drawn.label, font=font)
     room = right - left + 2 * _PAD, bottom - top + 2 * _PAD
     for number, corner in enumerate(_places(box, room, size)):
@@ -208,7 +211,7 @@ _PLACES_AT_THE_BOX = 6
 def _places(
     box: Rectangle, room: tuple[float, float], size: tuple[int, int]
 ) -> Iterator[tuple[float, float]]:
-    """Corners for a label inside the picture: at the box, then ever further above and below."""
+    """Yield corners for a label: at the box, then with growing distance above and below it."""
     left, top, right, bottom = box
     wide, high = room
     near = [

@@ -1,4 +1,4 @@
-"""Pictures of W, the matrix that makes reduced tokens of all tokens: a heat map for each row.
+"""Draw W, the matrix that maps all tokens to the reduced ones, as a heat map for each row.
 
 Source: Token Transforming, arXiv 2506.05709, Figure 5.
 """
@@ -20,24 +20,24 @@ _COLUMNS = 5
 
 
 def typical_tokens(weight_KN: Tensor, count: int) -> list[int]:
-    """Return the reduced tokens that gather most tokens, the most first.
+    """Return the indices of the reduced tokens that combine the most tokens, in descending order.
 
-    A row gathers 1 / (sum of its squared shares) tokens.
+    The number of tokens that a row combines is 1 / (sum of its squared shares).
 
     Args:
         weight_KN: rows of W, each summing to 1 (or 0, for places without a token).
-        count: at most so many.
+        count: maximum number of indices.
     """
     gathered_K = weight_KN.sum(dim=1).square() / weight_KN.square().sum(dim=1).clamp_min(1e-12)
     return gathered_K.argsort(descending=True, stable=True)[:count].tolist()
 
 
 def shared_tokens(weight_KN: Tensor, share: float = 0.01) -> float:
-    """Return the part of the tokens that go into more than one reduced token.
+    """Return the share of the tokens that contribute to more than one reduced token.
 
     Args:
         weight_KN: rows of W.
-        share: a coefficient counts from this part of its row's largest on.
+        share: a coefficient counts if it is above this share of its row's largest.
     """
     counted_KN = weight_KN > share * weight_KN.amax(dim=1, keepdim=True).clamp_min(1e-12)
     return float((counted_KN.sum(dim=0) > 1).float().mean())
@@ -46,16 +46,16 @@ def shared_tokens(weight_KN: Tensor, share: float = 0.01) -> float:
 def draw_mixing(
     image_HWC: NDArray[np.uint8], reduction: ReductionTrace, *, count: int = 14, width: int = 224
 ) -> Image.Image:
-    """Draw the picture with numbered reduced tokens, and the row of W of each.
+    """Draw the image with numbered reduced tokens, and the row of W of each.
 
     Args:
-        image_HWC: the RGB picture as the model saw it; tokens are square and may reach beyond it.
-        reduction: of one image.
-        count: rows to draw, at most.
-        width: of each tile, pixels.
+        image_HWC: RGB uint8, the model's input; tokens are square and may extend beyond it.
+        reduction: the recorded reduction of one image.
+        count: maximum number of rows to draw.
+        width: width of each tile in pixels.
 
     Raises:
-        ValueError: where the tokens form no grid.
+        ValueError: the tokens do not form a grid.
     """
     if reduction.grid is None or not isinstance(reduction.token_map, Mix):
         raise ValueError(f"the tokens of block {reduction.block} form no grid to draw them on")
@@ -77,7 +77,7 @@ def draw_mixing(
 
 
 def _numbered(picture: Image.Image, tokens: list[int], grid: tuple[int, int]) -> Image.Image:
-    """Return the picture with a frame and a number at each token."""
+    """Return the image with a frame and a number at each token."""
     drawn = picture.copy()
     pen = ImageDraw.Draw(drawn)
     height, width = drawn.height / grid[0], drawn.width / grid[1]

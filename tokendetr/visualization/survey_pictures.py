@@ -1,4 +1,4 @@
-"""Pictures of a data set: charts of its boxes, and samples with their labels."""
+"""Draw a data set: charts of its boxes, and samples with their labels."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ _MOST_CLASSES = 30
 
 
 def draw_survey(json_file: str, path: Path) -> None:
-    """Draw charts of a data set without faults: classes, boxes per image, their sizes and shapes.
+    """Draw charts of a valid data set: classes, boxes per image, sizes and shapes of boxes.
 
     Args:
         json_file: annotations in COCO's format.
@@ -56,20 +56,20 @@ def draw_survey(json_file: str, path: Path) -> None:
 
 
 def _whole_bins(most: int) -> NDArray[np.float64]:
-    """Edges of at most about 40 bins around whole numbers from 0 to ``most``."""
+    """Return the edges of at most about 40 bins around the integers from 0 to ``most``."""
     return np.arange(0, most + 2, 1 + most // 40, dtype=np.float64) - 0.5
 
 
 def draw_samples(
     json_file: str, image_root: str, folder: Path, *, number: int = 12
 ) -> Sequence[Path]:
-    """Draw images with their labels, chosen at random but the same ones every time.
+    """Draw images with their labels, chosen at random with a fixed seed.
 
     Args:
         json_file: annotations in COCO's format.
         image_root: folder of the images.
-        folder: to write to.
-        number: of images.
+        folder: folder to write to.
+        number: maximum number of images.
 
     Returns:
         The files.

@@ -1,12 +1,12 @@
-"""Pictures and counts of what each encoder layer did with the tokens of one image.
+"""Draw and count what each encoder layer does with the tokens of one image.
 
-Every layer is a row, every feature level a column; layers that work on the same tokens share a row.
-A token that stays a query of its own shows the image; tokens merged into one query show their mean
-color inside a frame; a token that is no query in this layer (left out, or taken in by others) is
-darkened. The last column is the number of queries per area, over all levels; with one level there
-is none. Scores that tokens were chosen by are heat maps above the layers, the decoder's attention
-to each token is one below them, and so is, where layers differ, in how many of them a token takes
-part. A legend stands at the bottom.
+Every layer is a row, every feature level a column; consecutive layers with the same tokens share a
+row. A token that is a query of its own shows the image; tokens merged into one query show their
+mean color inside a frame; a token that is no query in this layer (dropped, or absorbed by others)
+is darkened. If there are several levels, the last column shows the number of queries per area over
+all of them. Heat maps above the layers show the scores that tokens were selected by. Below the
+layers there are heat maps of the decoder's attention and, if layers differ, of the number of layers
+that update a token. A legend is at the bottom.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ _LEGEND = (
 )
 
 Row = tuple[list[str], list[Tile]]
-"""Labels and tiles of a row of a sheet."""
+"""Labels and tiles of a row of the drawing."""
 Scored = tuple[list[int], str, Tensor]
-"""Numbers of the layers that have a score, none for what became known later; name; [B, N]."""
+"""Numbers of the layers that have a score, none for maps of the whole pass; its name; [B, N]."""
 LayerGroup = tuple[list[int], LayerTokens]
-"""Numbers of consecutive layers, from 1, and the tokens that all of them work on."""
+"""Numbers of consecutive layers, from 1, and the tokens that they share."""
 
 
 def groups_of_layers(forward: ForwardTrace, image: int = 0) -> list[LayerGroup]:
-    """Consecutive layers that work on the same tokens, together."""
+    """Group consecutive layers that work on the same tokens."""
     groups: list[LayerGroup] = []
     for number, layer in enumerate(forward.layers, start=1):
         tokens = layer_tokens(layer.token_map, forward.layout, image)
@@ -70,7 +70,7 @@ def _same(one: LayerTokens, other: LayerTokens) -> bool:
 
 
 def layer_names(numbers: Sequence[int]) -> str:
-    """How a group of layers is called: ``layer 1`` or ``layers 1-3``."""
+    """Return the name of a group of layers: ``layer 1`` or ``layers 1-3``."""
     if len(numbers) == 1:
         return f"layer {numbers[0]}"
     return f"layers {numbers[0]}-{numbers[-1]}"
@@ -87,11 +87,11 @@ def draw_tokens(
     """Draw all layers and levels of one image.
 
     Args:
-        image_HWC: the RGB picture that the model saw, of any size.
-        forward: what the encoder recorded (:func:`tokendetr.encoder.trace.record_tokens`).
-        image: number of the picture in the recorded batch.
-        width: of each tile, pixels.
-        boxes: drawn over every tile, without their labels; in pixels of ``image_HWC``.
+        image_HWC: RGB uint8, the image that the model was run on, of any size.
+        forward: the recorded pass (:func:`tokendetr.encoder.forward_context.record_tokens`).
+        image: index of the image in the recorded batch.
+        width: width of each tile in pixels.
+        boxes: boxes to draw over every tile, without labels, in pixels of ``image_HWC``.
     """
     base_HWC = base_tile(image_HWC, width)
     layout = forward.layout
@@ -117,7 +117,7 @@ def _layer_row(
     numbers: Sequence[int],
     counts: dict[str, object],
 ) -> Row:
-    """Every level's tile of layers that work on the same tokens."""
+    """Return the tiles of all levels for layers that work on the same tokens."""
     tiles = [level_tile(base_HWC, tokens, layout, level) for level in range(layout.num_levels)]
     levels = counts["levels"]
     assert isinstance(levels, list)
@@ -162,12 +162,12 @@ def _at(box: DrawnBox, scale: float) -> DrawnBox:
 
 
 def legend_height(width: int) -> int:
-    """Pixels that the legend takes at the bottom of a sheet of this width."""
+    """Return the height of the legend in pixels for a drawing of this width."""
     return max(y for _, y, _, _ in _legend_places(width)) + _LABEL + _GAP
 
 
 def _legend_places(width: int) -> Iterator[tuple[int, int, tuple[int, ...], str]]:
-    """Left and top of each entry of the legend, wrapped at the sheet's width."""
+    """Yield left, top, color and text of the legend's entries, wrapped at the drawing's width."""
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     x, y = _GAP, 0
     for color, text in _LEGEND:
@@ -179,10 +179,10 @@ def _legend_places(width: int) -> Iterator[tuple[int, int, tuple[int, ...], str]
 
 
 def _map_rows(base_HWC: Tile, forward: ForwardTrace, image: int, *, before: bool) -> list[Row]:
-    """Heat maps of what tokens were chosen from (``before``), or of what became known later.
+    """Return heat maps of the layers' scores (``before``) or of the pass's maps.
 
-    Everything that was recorded with one number per token of the whole pyramid is drawn; layers
-    with the same numbers share a row.
+    Everything that was recorded with one number per token of the whole pyramid is drawn;
+    consecutive layers with the same scores share a row.
     """
     layout = forward.layout
     later: list[Scored] = [([], name, value_BN) for name, value_BN in forward.maps.items()]
@@ -193,7 +193,7 @@ def _map_rows(base_HWC: Tile, forward: ForwardTrace, image: int, *, before: bool
             continue
         value_N, valid_N = value_BN[image].float().cpu(), layout.valid_BN[image].cpu()
         sizes = layout.level_sizes
-        # Scores compete across levels; attention is handed out level by level.
+        # Scores are compared across levels; the range of attention differs between levels.
         spans = [layout.num_tokens] if before else sizes
         pairs = zip(value_N.split(spans), valid_N.split(spans), strict=True)
         share_N = torch.cat([shares(values, valid) for values, valid in pairs])
@@ -203,7 +203,7 @@ def _map_rows(base_HWC: Tile, forward: ForwardTrace, image: int, *, before: bool
 
 
 def _scores(forward: ForwardTrace) -> list[Scored]:
-    """Every score with the layers that it is the same in."""
+    """Return every score with the consecutive layers that share it."""
     found: list[Scored] = []
     for number, layer in enumerate(forward.layers, start=1):
         for name, score_BN in layer.scores.items():
@@ -219,7 +219,7 @@ def _scores(forward: ForwardTrace) -> list[Scored]:
 
 
 def _heat_row(base_HWC: Tile, layout: LevelLayout, name: str, share_N: Tensor) -> Row:
-    """One number of 0 to 1 per token, by level, and of several levels the highest."""
+    """Return heat maps of a number in [0, 1] per token: each level's, and the maximum of all."""
     areas = [
         enlarge(share.view(shape).numpy(), *base_HWC.shape[:2])
         for share, shape in zip(share_N.split(layout.level_sizes), layout.level_shapes, strict=True)

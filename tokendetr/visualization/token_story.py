@@ -1,4 +1,4 @@
-"""One picture per image that tells the story: the image, its tokens by layer, what was found."""
+"""Draw an image, its tokens in each layer, and its detections in one picture."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def draw_story(
     width: int = 320,
     title: str = "",
 ) -> Image.Image:
-    """Draw the image with its truth, what each distinct layer works on, and the detections.
+    """Draw the image with ground truth, the tokens of each distinct layer, and the detections.
 
-    In a layer's tile an area is as bright as the share of its tokens, over all levels, that are
-    queries of their own; merged tokens of the finest level that has some are framed.
+    In a layer's tile, brightness is the share of queries among an area's tokens, over all levels;
+    merged tokens of the finest level that has any are framed.
 
     Args:
-        image_HWC: the RGB picture that the model saw, of any size.
-        forward: what the encoder, or a stage of the backbone, recorded.
-        boxes: detections, the best first; in pixels of ``image_HWC``.
-        truth: annotations.
-        image: number of the picture in the recorded batch.
-        width: of each tile, pixels.
-        title: above the first tile instead of "image".
+        image_HWC: RGB uint8, the image that the model was run on, of any size.
+        forward: the recorded pass of the encoder or of a stage of the backbone.
+        boxes: detections, the best first, in pixels of ``image_HWC``.
+        truth: annotations, in the same pixels.
+        image: index of the image in the recorded batch.
+        width: width of each tile in pixels.
+        title: title of the first tile; "image" if empty.
     """
     base_HWC = base_tile(image_HWC, width)
     scale = width / image_HWC.shape[1]
@@ -74,7 +74,7 @@ def _layer_tile(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout) -> Til
 
 
 def _in_rows(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Tiles of one size under their titles, in rows that are as equally long as can be."""
+    """Arrange tiles of one size with their titles in rows of nearly equal length."""
     rows = -(-len(tiles) // _COLUMNS)
     columns = -(-len(tiles) // rows)
     width, height = tiles[0][1].size

@@ -1,4 +1,4 @@
-"""Tiles of token pictures: what a layer did with one level's tokens, and heat maps.
+"""Tiles of token drawings: the state of one level's tokens in a layer, and heat maps.
 
 Shapes: H, W tile, C color, N token.
 """
@@ -27,20 +27,20 @@ __all__ = [
 ]
 
 FRAME = np.array([255, 200, 0], dtype=np.float32)
-"""Color of the frame around tokens that are one query."""
+"""Color of the frame around tokens that are merged into one query."""
 
 Tile = NDArray[np.float32]
 
 
 def base_tile(image_HWC: NDArray[np.uint8], width: int) -> Tile:
-    """The picture at a tile's width."""
+    """Return the image at a tile's width."""
     height = max(1, round(image_HWC.shape[0] * width / image_HWC.shape[1]))
     picture = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture, dtype=np.float32)
 
 
 def shares(value_N: Tensor, valid_N: Tensor) -> Tensor:
-    """Real tokens' values between the lowest (0) and the highest (1); padding is 0."""
+    """Scale the values of real tokens to [0, 1]; padding and non-finite values become 0."""
     usable_N = valid_N & value_N.isfinite()
     if not usable_N.any():
         return torch.zeros_like(value_N)
@@ -50,7 +50,7 @@ def shares(value_N: Tensor, valid_N: Tensor) -> Tensor:
 
 
 def heat(base_HWC: Tile, share_HW: NDArray[np.float32]) -> Tile:
-    """Shares of 0 to 1 as colors over the picture's gray values."""
+    """Blend a heat map of values in [0, 1] with the image's gray values."""
     colors = matplotlib.colormaps["inferno"](share_HW)
     gray = base_HWC.mean(axis=2, keepdims=True)
     tile: Tile = (0.3 * gray + 0.7 * 255 * colors[..., :3]).astype(np.float32)
@@ -58,14 +58,15 @@ def heat(base_HWC: Tile, share_HW: NDArray[np.float32]) -> Tile:
 
 
 def enlarge(grid_HW: NDArray, height: int, width: int) -> NDArray:
-    """A grid's cells as areas of a picture (nearest)."""
+    """Resize a grid to a tile by nearest-neighbor interpolation."""
     rows = np.arange(height) * grid_HW.shape[0] // height
     columns = np.arange(width) * grid_HW.shape[1] // width
     return grid_HW[rows][:, columns]
 
 
 def level_tile(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout, level: int) -> Tile:
-    """What a layer did with one level's tokens: the picture, mean colors in frames, or dark."""
+    """Draw one level's tokens in a layer: queries as the image, merged ones as their mean color in
+    a frame, others darkened."""
     state_HW, query_HW = _cells(base_HWC, tokens, layout, level)
     tile = base_HWC.copy()
     skipped, merged = state_HW == SKIPPED, state_HW == MERGED
@@ -85,7 +86,7 @@ def level_tile(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout, level: 
 def frames(
     base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout, level: int
 ) -> NDArray[np.bool_]:
-    """Where a tile has the edges of merged tokens."""
+    """Return which pixels of a tile are edges of merged tokens."""
     state_HW, query_HW = _cells(base_HWC, tokens, layout, level)
     merged = state_HW == MERGED
     edge = np.zeros_like(merged)
@@ -98,7 +99,7 @@ def frames(
 def _cells(
     base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout, level: int
 ) -> tuple[NDArray, NDArray]:
-    """States and queries of a level's tokens as areas of a tile."""
+    """Return the states and queries of a level's tokens at a tile's resolution."""
     start, grid = layout.level_starts[level], layout.level_shapes[level]
     span = slice(start, start + layout.level_sizes[level])
     size = base_HWC.shape[:2]
@@ -109,7 +110,7 @@ def _cells(
 
 
 def density(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout) -> Tile:
-    """Queries per area [H, W] over all levels, as a share of those of a dense layer."""
+    """Return the queries per area [H, W] over all levels, relative to a dense layer."""
     height, width = base_HWC.shape[:2]
     density_HW = np.zeros((height, width), dtype=np.float32)
     for start, size, grid in zip(

@@ -1,9 +1,10 @@
-"""The shapes data set: seeded images with COCO-format annotations, made on any machine.
+"""The shapes data set: synthetic images with COCO-format annotations, reproducible from a seed.
 
-Twelve categories, each a pair of an outline (disc, square, triangle, cross) and a texture (plain,
-striped, checked) in colours that say nothing about the category; small to large objects that
-occlude each other on cluttered backgrounds; some crowds, some empty images, images of unequal size.
-The same seed gives the same annotations everywhere and, under the same Pillow, the same JPEG bytes.
+It has twelve categories, each a pair of an outline (disc, square, triangle, cross) and a texture
+(plain, striped, checked). Colors carry no information about the category. Small to large objects
+occlude each other on cluttered backgrounds; there are crowds, empty images, and images of different
+sizes. A seed gives the same annotations on every machine and, with the same Pillow, the same JPEG
+bytes.
 """
 
 from tokendetr.data.shapes.build import ShapesSpec, ensure_shapes, shapes_root

@@ -1,4 +1,4 @@
-"""Writing the shapes data set to disk: JPEG files and COCO-format JSON, complete or not at all."""
+"""Write the shapes data set to disk, as JPEG files and COCO-format JSON, all or nothing."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What decides the bytes of the data set (with Pillow's version, which encodes the JPEG files).
+    """Parameters that, with Pillow's version, determine the bytes of the data set.
 
     Attributes:
         num_train, num_val: images per split.
         seed: a non-negative integer.
-        version: of the rules in this package; grows whenever an image or annotation changes.
+        version: version of this generator; incremented whenever an image or annotation changes.
     """
 
     num_train: int = 3000
@@ -51,36 +51,36 @@ class ShapesSpec:
 
 
 def shapes_root() -> Path:
-    """``$DETECTRON2_DATASETS/shapes``, else ``./datasets/shapes``."""
+    """Return ``$DETECTRON2_DATASETS/shapes``, else ``./datasets/shapes``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes"
 
 
 def image_folder(root: Path, split: str) -> Path:
-    """Where the JPEG files of a split lie."""
+    """Return the folder of a split's JPEG files."""
     return root / split
 
 
 def annotation_file(root: Path, split: str) -> Path:
-    """The COCO-format JSON file of a split."""
+    """Return the COCO-format JSON file of a split."""
     return root / "annotations" / f"instances_{split}.json"
 
 
 def ensure_shapes(
     root: Path | None = None, spec: ShapesSpec | None = None, workers: int | None = None
 ) -> Path:
-    """Make the data set unless it is there; concurrent callers wait for the first.
+    """Generate the data set unless it exists; concurrent callers wait for the first one.
 
     Args:
         root: folder of the data set; default :func:`shapes_root`.
-        spec: what to make; ``None`` also accepts whatever complete set of this version lies there.
-        workers: processes; default one per core.
+        spec: what to generate; None also accepts any existing set of the current version.
+        workers: number of processes; default one per core.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the folder holds something else: another version, another ``spec``, or no shapes
-            data set.
+        ValueError: the folder exists and holds another version, another ``spec``, or no shapes data
+            set.
     """
     root = shapes_root() if root is None else Path(root)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def _write_all(root: Path, spec: ShapesSpec, workers: int) -> None:
 def _write_images(
     root: Path, split: str, count: int, seed: int, workers: int
 ) -> list[dict[str, Any]]:
-    """Render the images of a split; returns per image its COCO record and annotations, in order."""
+    """Render the images of a split; return each one's COCO record and annotations, in order."""
     jobs = [(str(image_folder(root, split)), split, seed, index) for index in range(count)]
     progress: dict[str, Any] = {"total": count, "unit": "image", "mininterval": 2.0}
     progress["desc"] = f"drawing shapes_{split}"
@@ -176,7 +176,7 @@ def _coco_document(split: str, records: list[dict[str, Any]], spec: ShapesSpec) 
 
 
 def _describe(document: dict[str, Any]) -> dict[str, Any]:
-    """Counts and a digest of the annotations, for the log and for golden tests."""
+    """Return counts and a digest of the annotations, for the log and for golden tests."""
     objects = [record for record in document["annotations"] if not record["iscrowd"]]
     areas = [record["area"] for record in objects]
     crowds = len(document["annotations"]) - len(objects)

@@ -1,7 +1,7 @@
-"""Integer rasterisation of textured shapes and backgrounds: without floats, no machine differs.
+"""Rasterize textured shapes and backgrounds in integer arithmetic, so that machines agree exactly.
 
-Lengths are in eighths of a pixel ("units"); angles in 256ths of a turn; every pixel is sampled at
-2 x 2 places.
+Lengths are in eighths of a pixel ("units"), angles in 256ths of a turn; every pixel is sampled at
+2 x 2 points.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tokendetr.data.shapes.random import IntegerRandom
 
 UNITS = 8
 SAMPLES = 4
-_EDGE = 1024  # shape outlines are tested in coordinates scaled so that the half extent is this
+_EDGE = 1024  # half extent of a shape in the coordinates in which its outline is tested
 _TRIG_BITS = 14
-# Rounded to integers: far from any rounding boundary, hence equal under every math library.
+# No value is near a rounding boundary, so every math library gives the same integers.
 _SINE = [round(math.sin(2 * math.pi * turn / 256) * (1 << _TRIG_BITS)) for turn in range(256)]
 
 Color = tuple[int, int, int]
@@ -26,7 +26,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Figure:
-    """What to draw, without where: an outline filled with a two-colour texture.
+    """An outline filled with a two-color texture, without a position.
 
     Attributes:
         shape: "disc", "square", "triangle" or "cross".
@@ -34,7 +34,7 @@ class Figure:
         half_width, half_height: half extents before rotation, units.
         angle: rotation, 256ths of a turn.
         period: length of one light-dark cycle of the texture, units.
-        colors: the texture's two colours, RGB in [0, 255].
+        colors: the texture's two colors, RGB in [0, 255].
     """
 
     shape: str
@@ -48,11 +48,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Patch:
-    """A rasterised figure: how many of a pixel's 4 samples show each of its two colours.
+    """A rasterized figure: the number of a pixel's 4 samples that show each of its two colors.
 
     Attributes:
         first, second: int32 ``[h, w]``, 0 to 4.
-        colors: the two colours.
+        colors: the two colors.
     """
 
     first: NDArray[np.int32]
@@ -66,7 +66,7 @@ class Patch:
 
 
 def _inside(shape: str, u: NDArray[np.int32], v: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Samples inside an outline; ``u`` and ``v`` are scaled to [-1024, 1024]."""
+    """Return which samples are inside an outline, which spans [-1024, 1024] in ``u`` and ``v``."""
     if shape == "disc":
         return u * u + v * v <= _EDGE * _EDGE
     wide, high = np.abs(u), np.abs(v)
@@ -83,7 +83,7 @@ def _inside(shape: str, u: NDArray[np.int32], v: NDArray[np.int32]) -> NDArray[n
 def _second_color(
     texture: str, u: NDArray[np.int32], v: NDArray[np.int32], period: int
 ) -> NDArray[np.bool_]:
-    """Samples that show the texture's second colour; ``u`` and ``v`` in units from the centre."""
+    """Return which samples show the second color; ``u`` and ``v`` in units from the center."""
     half = max(1, period // 2)
     if texture == "plain":
         return np.zeros(u.shape, dtype=bool)
@@ -95,12 +95,12 @@ def _second_color(
 
 
 def rasterize(figure: Figure) -> Patch:
-    """Draw a figure on the smallest patch that surely holds it."""
+    """Rasterize a figure into the smallest patch that is guaranteed to contain it."""
     cosine, sine = _SINE[(figure.angle + 64) % 256], _SINE[figure.angle % 256]
     reach_x = (figure.half_width * abs(cosine) + figure.half_height * abs(sine)) >> _TRIG_BITS
     reach_y = (figure.half_width * abs(sine) + figure.half_height * abs(cosine)) >> _TRIG_BITS
     width, height = 2 * (reach_x // UNITS + 1), 2 * (reach_y // UNITS + 1)
-    # Sample places: a quarter and three quarters of every pixel, measured from the patch centre.
+    # Samples are at a quarter and three quarters of every pixel, measured from the patch's center.
     x = np.arange(2 * width, dtype=np.int32) * (UNITS // 2) + UNITS // 4 - width * UNITS // 2
     y = np.arange(2 * height, dtype=np.int32) * (UNITS // 2) + UNITS // 4 - height * UNITS // 2
     u = (x[None, :] * cosine + y[:, None] * sine) >> _TRIG_BITS
@@ -122,9 +122,9 @@ def rasterize(figure: Figure) -> Patch:
 def overlap(
     canvas_hw: tuple[int, int], patch_hw: tuple[int, int], top: int, left: int
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Slices of the canvas and of a patch placed at (top, left) that lie on each other.
+    """Return the slices of the canvas and of a patch at (top, left) that overlap.
 
-    They are empty where the patch lies outside.
+    They are empty if the patch is outside of the canvas.
     """
     canvas, patch = [], []
     for size, length, start in zip(canvas_hw, patch_hw, (top, left), strict=True):
@@ -153,7 +153,7 @@ def paint(
 def smooth_noise(
     random: IntegerRandom, height: int, width: int, cell: int, amplitude: int
 ) -> NDArray[np.int32]:
-    """Random values on a grid of ``cell`` pixels, interpolated linearly, int32 [height, width]."""
+    """Return random values on a grid of ``cell`` pixels, interpolated, int32 [height, width]."""
     grid = random.field((height // cell + 2, width // cell + 2), -amplitude, amplitude)
     y, x = np.arange(height), np.arange(width)
     fraction_y, fraction_x = (y % cell).astype(np.int32)[:, None], (x % cell).astype(np.int32)

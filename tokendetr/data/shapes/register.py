@@ -1,4 +1,4 @@
-"""Registration of ``shapes_train``, ``shapes_val`` and ``shapes_test`` in detectron2's catalogs."""
+"""Register ``shapes_train``, ``shapes_val`` and ``shapes_test`` in detectron2's catalogs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tokendetr.data.shapes.build import (
 from tokendetr.data.shapes.scene import CATEGORIES
 
 TEST_SPEC = ShapesSpec(num_train=0, num_val=2000, seed=1)
-"""``shapes_test``: images of another seed, for figures that are reported. Options are chosen on
-``shapes_val``."""
+"""``shapes_test``: images of another seed, for reported figures. ``shapes_val`` is for choosing
+options."""
 
 
 def register_shapes(root: Path | None = None) -> None:
-    """Make ``shapes_train``, ``shapes_val`` and ``shapes_test`` known.
+    """Register ``shapes_train``, ``shapes_val`` and ``shapes_test``.
 
-    Their files are made when first needed, the test set's in a folder beside the root. Calling it
-    again is harmless; with another root (argument or ``DETECTRON2_DATASETS``) the names follow.
+    Their files are generated on first use, the test set's in a folder beside the root. The function
+    may be called again; the last root (argument or ``DETECTRON2_DATASETS``) wins.
 
     Args:
         root: folder of the data set; default :func:`~tokendetr.data.shapes.build.shapes_root`.

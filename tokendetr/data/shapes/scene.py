@@ -1,4 +1,4 @@
-"""One image of the shapes data set: what is in it, where, and what of it is visible."""
+"""Compose one image of the shapes data set, and annotate the visible parts of its objects."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TRIES = 12
 
 @dataclass
 class Scene:
-    """A finished image.
+    """An image with its annotations.
 
     Attributes:
         image_HWC: uint8 RGB.
@@ -55,7 +55,7 @@ class _Placed:
 
 
 class _Composer:
-    """Puts figures on a background and keeps track of which pixel shows which object."""
+    """Draw figures on a background, and keep track of which pixel shows which object."""
 
     def __init__(self, random: IntegerRandom, height: int, width: int) -> None:
         self.random = random
@@ -66,7 +66,7 @@ class _Composer:
         self.placed: list[_Placed] = []
 
     def add_objects(self, count: int) -> None:
-        """Place up to ``count`` objects, largest at the back; those without room are left out."""
+        """Place up to ``count`` objects, the largest at the back; skip those without room."""
         sizes = sorted((_random_size(self.random) for _ in range(count)), reverse=True)
         for size in sizes:
             category = self.random.between(0, len(CATEGORIES) - 1)
@@ -75,7 +75,7 @@ class _Composer:
                 self.placed.append(_Placed(category, int(patch.mask.sum())))
 
     def add_crowd(self) -> int:
-        """Place a heap of small objects of one category; returns that category."""
+        """Place a cluster of small objects of one category; return that category."""
         category = self.random.between(0, len(CATEGORIES) - 1)
         cell = self.random.between(13, 17)
         columns, rows = self.random.between(4, 6), self.random.between(3, 4)
@@ -90,7 +90,7 @@ class _Composer:
         return category
 
     def _anywhere(self, patch: Patch) -> list[tuple[int, int]]:
-        """Candidate places; at most an eighth of the patch's height and width leaves the image."""
+        """Return candidate positions with at most an eighth of the patch's sides out of view."""
         height, width = patch.first.shape
         return [
             (
@@ -125,7 +125,7 @@ class _Composer:
         self.owner_HW[on_canvas][patch.mask[on_patch]] = value
 
     def annotation(self, value: int, category: int) -> dict[str, Any]:
-        """The COCO record of the pixels that show object ``value``."""
+        """Return the COCO record of the pixels that show object ``value``."""
         visible_HW = self.owner_HW == value
         rows, columns = np.flatnonzero(visible_HW.any(1)), np.flatnonzero(visible_HW.any(0))
         left, top = int(columns[0]), int(rows[0])
@@ -143,7 +143,7 @@ class _Composer:
 
 
 def make_scene(random: IntegerRandom) -> Scene:
-    """Compose one image: 3 % have no objects, others 1 to 8, mostly 3 to 5; 5 % have a crowd."""
+    """Compose one image: 5 % have a crowd; 3 % have no other objects, the rest 1 to 8."""
     short = random.between(*_SHORT_SIDES)
     height, width = (short, LONG_SIDE) if random.chance(65) else (LONG_SIDE, short)
     composer = _Composer(random, height, width)
@@ -162,7 +162,7 @@ def make_scene(random: IntegerRandom) -> Scene:
 
 
 def _background(random: IntegerRandom, height: int, width: int, base: Color) -> NDArray[np.int32]:
-    """Smooth colour drifts, two octaves of grey texture, and faint bars of every texture."""
+    """Return smooth color drifts, two octaves of gray noise, and faint bars of every texture."""
     canvas = np.empty((height, width, 3), dtype=np.int32)
     grey = smooth_noise(random, height, width, 24, 26) + smooth_noise(random, height, width, 6, 14)
     for channel in range(3):
@@ -191,7 +191,7 @@ def _distance(one: Color, other: Color) -> int:
 
 
 def _random_size(random: IntegerRandom) -> int:
-    """A side length in pixels."""
+    """Return a random side length in pixels."""
     draw = random.between(0, 99)
     for percent, low, high in _SIZE_CLASSES:
         if draw < percent:
@@ -201,7 +201,7 @@ def _random_size(random: IntegerRandom) -> int:
 
 
 def _random_figure(random: IntegerRandom, category: int, size: int, base: Color) -> Figure:
-    """A figure of the category, in colours that stand out from the background and each other."""
+    """Return a figure of the category whose colors contrast with the background and each other."""
     stretch = random.between(80, 125)
     first = _random_color(random, 15, 240)
     while _distance(first, base) < 130:

@@ -1,4 +1,4 @@
-"""Folders of labelled images as people have them: COCO JSON, Pascal VOC XML, YOLO text."""
+"""Folders of labeled images in the common formats: COCO JSON, Pascal VOC XML, YOLO text."""
 
 from tokendetr.io.label_folders.convert import split_at_random, to_coco
 from tokendetr.io.label_folders.recognize import KINDS, LabelFolder, Part, recognize

@@ -1,7 +1,8 @@
-"""Convert Pascal VOC XML and YOLO text to COCO's format, over hotcoco's readers.
+"""Convert Pascal VOC XML and YOLO text to COCO's format with hotcoco's readers.
 
-The readers see a temporary folder of links in which every label file has a number for its name, so
-that file names, subfolders and images without labels come out as they are on the disk.
+hotcoco reads a temporary folder in which every label file has a number for a name, and an image
+without a label file has an empty one. The original file names and subfolders are restored from the
+numbers afterwards.
 """
 
 import os
@@ -39,21 +40,21 @@ PURPOSE = "reading Pascal VOC and YOLO labels"
 def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labelled]:
     """Convert every part of a folder.
 
-    All parts get the same categories, numbered from 1: in the order that the folder lists, or
-    alphabetically. Boxes of VOC, whose pixels count from 1 and include the last, become
-    ``[xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]``; objects marked as difficult are
-    objects like others. An XML file without image size takes that of the image.
+    All parts get the same categories, numbered from 1 in the order that the folder lists, else
+    alphabetically. VOC's boxes, whose pixel coordinates start at 1 and include the last pixel,
+    become ``[xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1]``; objects marked as difficult
+    are kept as ordinary objects. If an XML file has no image size, the image's own is used.
 
     Args:
         folder: of kind ``voc`` or ``yolo``.
-        val_share: share of the images, in [0, 1), that become the part ``val`` of a folder that is
-            not split, chosen at random but the same ones in every run; the rest are ``train``.
+        val_share: share of the images, in [0, 1), that become the part ``val`` if the folder is not
+            split, drawn with a fixed seed; the rest become ``train``.
 
     Returns:
-        By part, the folder of its images, and a COCO data set with file names relative to it.
+        For each part, the folder of its images and a COCO data set with file names relative to it.
 
     Raises:
-        DatasetError: a file that cannot be read, or an image that is missing; names it.
+        DatasetError: a file cannot be read or an image is missing; the message names it.
         ConfigError: hotcoco is not installed.
     """
     if folder.kind == "coco":
@@ -72,11 +73,11 @@ def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labelle
 
 
 def split_at_random(data: dict[str, Any], val_share: float) -> dict[str, dict[str, Any]]:
-    """Divide a COCO data set into ``train`` and ``val``, the same way every time.
+    """Split a COCO data set into ``train`` and ``val`` with a fixed seed.
 
     Args:
-        data: the data set, whose records have ids.
-        val_share: share of the images in ``val``, above 0 and below 1; at least one image.
+        data: the data set.
+        val_share: share of the images in ``val``, in (0, 1); at least one image.
     """
     ids = [image["id"] for image in data["images"]]
     chosen = set(random.Random(0).sample(ids, max(1, round(val_share * len(ids)))))
@@ -100,7 +101,7 @@ def _stage() -> Iterator[Path]:
 
 
 def _read(read: Callable[[], Any], stage: Path, originals: Mapping[str, object]) -> Any:
-    """Call one of hotcoco's readers; its messages have the names that the user knows."""
+    """Call one of hotcoco's readers; its error messages are made to name what the user knows."""
     try:
         return read().dataset
     except (ValueError, OSError) as error:
@@ -115,7 +116,7 @@ def _read(read: Callable[[], Any], stage: Path, originals: Mapping[str, object])
 
 
 def _voc_names(folder: LabelFolder) -> list[str]:
-    """Class names of all parts, in the folder's order where it has one."""
+    """Return the class names of all parts, in the folder's order if it lists them."""
     found: dict[str, Path] = {}
     for path in sorted({path for part in folder.parts.values() for path in part.labels}):
         for element in _parse_xml(path).iter("object"):
@@ -182,7 +183,7 @@ def _set_text(tree: ElementTree.Element, name: str, text: str) -> None:
 
 
 def _voc_image(part: Part, path: Path, tree: ElementTree.Element) -> Path:
-    """The image of an XML file: the one that it names, or the one of its own name."""
+    """Return the image of an XML file: the one that it names, else the one with its own stem."""
     named = (tree.findtext("filename") or "").strip()
     candidates = [part.images / named] if named else []
     candidates += [part.images / f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
@@ -203,7 +204,7 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
         labels, linked = stage / "labels", stage / "images"
         labels.mkdir()
         linked.mkdir()
-        # The reader's YAML knows plain names only; they are put back below.
+        # hotcoco's YAML reader supports plain names only; the real ones are restored below.
         numbered = "".join(f"  {number}: class{number}\n" for number in range(len(names)))
         (labels / "data.yaml").write_text(f"names:\n{numbered}")
         originals: dict[str, object] = {}
@@ -259,7 +260,7 @@ def _yolo_images(part: Part) -> Iterator[Path]:
 
 
 def _rename(data: dict[str, Any], part: Part, images: Sequence[Path]) -> None:
-    """Give the records their images' names, and the sizes that are missing."""
+    """Restore the images' file names in the records, and fill in missing sizes."""
     for record in data["images"]:
         path = images[int(record["file_name"])]
         record["file_name"] = path.relative_to(part.images).as_posix()
@@ -279,7 +280,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _check_counts(data: dict[str, Any], wanted: Sequence[int], labels: Sequence[Path]) -> None:
-    """Every object of every label file has become an annotation."""
+    """Check that every object of every label file has become an annotation."""
     if len(data["images"]) != len(labels):
         raise DatasetError(f"{len(labels)} label files gave {len(data['images'])} images")
     found = dict.fromkeys((image["id"] for image in data["images"]), 0)

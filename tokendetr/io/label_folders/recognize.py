@@ -1,4 +1,4 @@
-"""Tell which kind of labels a folder holds, and which of its files belong to which split."""
+"""Recognize the label format of a folder, and which of its files belong to which split."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 KINDS = ("coco", "voc", "yolo")
 WHOLE = "all"
-"""Name of the one part of a folder that is not split."""
+"""Name of the single part of a folder that is not split."""
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "")
@@ -26,12 +26,12 @@ _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "")
 
 @dataclass(frozen=True)
 class Part:
-    """A split.
+    """The images and labels of one split.
 
     Attributes:
-        images: folder of its images.
-        labels: a COCO JSON, or the XML or text files, sorted; for YOLO one per image, which need
-            not exist: an image without a file is an image without boxes.
+        images: folder of the images.
+        labels: one COCO JSON, or the XML or text files, sorted. YOLO has one path per image, which
+            need not exist: an image without a label file has no boxes.
     """
 
     images: Path
@@ -40,13 +40,13 @@ class Part:
 
 @dataclass(frozen=True)
 class LabelFolder:
-    """What was recognized.
+    """A folder whose label format was recognized.
 
     Attributes:
         root: the folder.
         kind: one of :data:`KINDS`.
         parts: by name: ``train``, ``val``, ``test``, the names of VOC's lists, or ``all``.
-        names: class names in order, where a file of the folder lists them; else empty.
+        names: class names in order if a file of the folder lists them, else empty.
     """
 
     root: Path
@@ -56,12 +56,12 @@ class LabelFolder:
 
 
 def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
-    """Recognize the labels of a folder.
+    """Recognize the label format of a folder, and its splits.
 
-    COCO: JSON files in it, in ``annotations`` or in a folder per split. Pascal VOC: ``Annotations``
-    beside ``JPEGImages`` or ``images``, split by ``ImageSets/Main``, or XML files beside the
-    images, also in a folder per split. YOLO: ``data.yaml`` with ``images`` and ``labels``, above or
-    below a folder per split.
+    * COCO: JSON files in the folder, in ``annotations``, or in one folder per split.
+    * Pascal VOC: ``Annotations`` beside ``JPEGImages`` or ``images``, split by ``ImageSets/Main``;
+      or XML files beside the images, also in one folder per split.
+    * YOLO: ``data.yaml`` with ``images`` and ``labels``, above or below one folder per split.
 
     Args:
         folder: the folder.
@@ -69,7 +69,7 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        DatasetError: nothing is recognized, or a file of it cannot be read; names what is wrong.
+        DatasetError: no format is recognized, or a file cannot be read; the message says which.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -124,10 +124,10 @@ def _coco(root: Path) -> LabelFolder | None:
 
 @lru_cache(maxsize=64)
 def _coco_images(path: Path, changed_ns: int, size: int) -> str | None:
-    """Name of the first image of a COCO JSON ("" without one), None for other files.
+    """Return the name of a COCO JSON's first image ("" if it has none), None for other files.
 
-    The largest files take seconds to parse, and a run asks several times: the time of the last
-    change and the size are there for the cache.
+    Large files take seconds to parse, and a run asks several times. ``changed_ns`` and ``size``
+    only serve as keys of the cache.
     """
     try:
         data = json.loads(path.read_bytes())
@@ -183,7 +183,7 @@ def _voc_part(folder: Path) -> Part | None:
 
 
 def _voc_lists(root: Path, whole: Part) -> Iterator[tuple[str, Part]]:
-    """The splits of ``ImageSets/Main``; lists of one class, with a second column, are left out."""
+    """Yield the splits of ``ImageSets/Main``; lists per class, with two columns, are skipped."""
     by_stem = {path.stem: path for path in whole.labels}
     for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
         lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
@@ -214,7 +214,7 @@ def _yolo(root: Path) -> LabelFolder | None:
 
 
 def _yolo_names(path: Path) -> list[str]:
-    """Class names of a data.yaml, in order; [] in another file."""
+    """Return the class names of a data.yaml, in order; [] for other files."""
     try:
         content = load_plain_yaml(read_text(path), str(path))
     except ValueError as error:
@@ -260,7 +260,7 @@ def _yolo_part(images: Path, labels: Path) -> Part:
 
 
 def _split(name: str) -> str | None:
-    """The split that a file or folder is named after, such as ``val`` for ``instances_val2017``."""
+    """Return the split in a file's or folder's name, such as ``val`` of ``instances_val2017``."""
     words = re.findall(r"[a-z]+", name.lower())
     return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 

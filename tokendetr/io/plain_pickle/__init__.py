@@ -1,14 +1,14 @@
 """Read pickles of weights without unpickling them.
 
-Published ``.pkl`` weights are pickles of dicts of numpy arrays. Python's pickle machine builds
-whatever objects a file asks for, and an allow-list of classes does not help: the state that a file
-hands to ``numpy.dtype`` alone suffices to have raw bytes taken for a pointer. So this module parses
-the opcodes itself. It knows numbers, text, bytes, containers, and the few calls by which numpy
-describes plain numeric arrays; nothing in a file ever names an object that comes into being, and
-every length, index and total is checked against the size of the file before memory is taken.
+Published ``.pkl`` weights are pickles of dicts of numpy arrays. Python's unpickler builds whatever
+objects a file asks for, and an allow-list of classes is no protection: a crafted state for
+``numpy.dtype`` suffices to have raw bytes taken for a pointer. So this module interprets the
+opcodes itself. It supports numbers, text, bytes, containers, and the few calls by which numpy
+describes plain numeric arrays. Names in the file are only compared, never looked up, and every
+length, index and total is checked against the size of the file before memory is allocated.
 
-The module needs only the standard library and numpy: it is the reader of ``tokendetr`` and, through
-a symbolic link, of the stand-in for detectron2, which must not import ``tokendetr``.
+The module needs only the standard library and numpy: ``tokendetr`` and, through a symbolic link,
+the stand-in for detectron2 read with it, and the stand-in must not import ``tokendetr``.
 
 Source: the opcodes are those of CPython's ``pickletools``, protocols 0 to 5.
 """
@@ -25,7 +25,7 @@ class PlainPickleError(ValueError):
     """A pickle that cannot be read as plain data; nothing in it was executed.
 
     Attributes:
-        is_unsafe: it asks for objects other than plain data; otherwise it is damaged.
+        is_unsafe: True if it asks for objects other than plain data, False if it is damaged.
     """
 
     def __init__(self, message: str, *, is_unsafe: bool = False) -> None:
@@ -39,14 +39,14 @@ def load_arrays(file: BinaryIO, filename: str) -> Any:
     Byte strings of Python 2 become text, decoded as Latin-1.
 
     Args:
-        file: opened for reading bytes; read to its end.
+        file: opened in binary mode; read to its end.
         filename: for messages.
 
     Returns:
         The data; arrays are writable, contiguous or Fortran-ordered, and in native byte order.
 
     Raises:
-        PlainPickleError: the file is damaged or asks for anything else; nothing was executed.
+        PlainPickleError: the file is damaged or asks for other objects; nothing was executed.
     """
     try:
         return Machine(file.read()).run()

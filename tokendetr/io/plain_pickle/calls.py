@@ -1,4 +1,4 @@
-"""The calls by which pickles describe plain data; no other global is known."""
+"""The callables by which pickles describe plain data; all other globals are refused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -106,10 +106,10 @@ CALLS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def known_name(module: str, name: str) -> Name:
-    """The description of a global.
+    """Return the description of a global.
 
     Raises:
-        Refused: it is none of those that describe plain data.
+        Refused: the global is not one of :data:`CALLS`.
     """
     if (module, name) not in CALLS:
         raise Refused(f"{module}.{name}"[:200])

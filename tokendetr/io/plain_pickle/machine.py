@@ -2,7 +2,7 @@
 
 Source: the opcodes are those of CPython's ``pickletools``, protocols 0 to 5.
 """
-# Over 350 lines: the machine and its table of opcodes, which refer to each other.
+# Over 350 lines: the machine and its opcode table are one unit and refer to each other.
 
 import codecs
 import struct
@@ -31,7 +31,7 @@ _MARK = object()
 
 
 class Machine:
-    """A stack machine for the opcodes that plain data consists of.
+    """Interpreter of the opcodes that plain data consists of.
 
     Args:
         data: the whole file.
@@ -45,10 +45,11 @@ class Machine:
         self.budget = Budget(len(data))
 
     def run(self) -> Any:
-        """Run the opcodes up to STOP.
+        """Run the opcodes up to STOP and return the data.
 
         Raises:
-            Refused, Damaged: see there.
+            Refused: the pickle asks for other objects than plain data.
+            Damaged: the pickle is malformed.
         """
         while True:
             start = self.position
@@ -63,25 +64,26 @@ class Machine:
             except Damaged as error:
                 raise Damaged(f"at byte {start}: {error}") from error
             except (ValueError, TypeError, OverflowError, IndexError) as error:
-                # Nothing but malformed numbers, text and indices gets here.
+                # The handlers call int(), decode() and the like on bytes of the file; whatever
+                # these raise means that the bytes are malformed.
                 raise Damaged(f"at byte {start}: {error}") from error
         return _Finisher().finish(self.pop())
 
     # ------------------------------------------------------------------------------ input
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Return the next ``count`` bytes and advance."""
         if count < 0 or count > len(self.data) - self.position:
             raise Damaged(f"{count} bytes are announced, {len(self.data) - self.position} left")
         self.position += count
         return self.data[self.position - count : self.position]
 
     def number(self, layout: str) -> Any:
-        """A packed number."""
+        """Read a number packed as ``struct`` describes."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> bytes:
-        """The bytes up to the next newline."""
+        """Read the bytes up to the next newline, which is skipped."""
         end = self.data.find(b"\n", self.position)
         if end < 0:
             raise Damaged("a line without an end")
@@ -90,7 +92,7 @@ class Machine:
         return found
 
     def short_line(self) -> str:
-        """A line that holds a number or a name."""
+        """Read a line that holds a number or a name."""
         found = self.line()
         if len(found) > _MAX_LINE:
             raise Damaged(f"a number or name of {len(found)} characters")
@@ -99,19 +101,19 @@ class Machine:
     # ------------------------------------------------------------------------------ stack
 
     def pop(self) -> Any:
-        """The topmost value."""
+        """Remove and return the topmost value."""
         if not self.stack or self.stack[-1] is _MARK:
             raise Damaged("the stack is empty")
         return self.stack.pop()
 
     def top(self, kind: type, what: str) -> Any:
-        """The topmost value, left there, of a type."""
+        """Return the topmost value, which must be of a type, without removing it."""
         if not self.stack or not isinstance(self.stack[-1], kind):
             raise Damaged(f"no {what} to fill")
         return self.stack[-1]
 
     def pop_to_mark(self) -> list[Any]:
-        """The values above the last mark, in order."""
+        """Remove the topmost mark and return the values above it, in order."""
         for index in range(len(self.stack) - 1, -1, -1):
             if self.stack[index] is _MARK:
                 items = self.stack[index + 1 :]
@@ -120,11 +122,11 @@ class Machine:
         raise Damaged("there is no mark")
 
     def push(self, value: Any) -> None:
-        """Put a value on the stack."""
+        """Push a value."""
         self.stack.append(value)
 
     def put(self, index: int) -> None:
-        """Remember the topmost value."""
+        """Store the topmost value in the memo."""
         if not 0 <= index <= len(self.data):
             raise Damaged(f"memo index {index} in a file of {len(self.data)} bytes")
         if not self.stack:
@@ -132,7 +134,7 @@ class Machine:
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
-        """Push a remembered value."""
+        """Push a value of the memo."""
         if index not in self.memo:
             raise Damaged(f"memo index {index} was never stored")
         self.push(self.memo[index])
@@ -148,51 +150,51 @@ class Machine:
             target[checked_key(key)] = value
 
     def make_dict(self) -> None:
-        """DICT: a dict of everything above the mark."""
+        """DICT: push a dict of everything above the mark."""
         items = self.pop_to_mark()
         self.push({})
         self.set_items(items)
 
     def set_item(self) -> None:
-        """SETITEM."""
+        """SETITEM: put one key and value into the topmost dict."""
         value, key = self.pop(), self.pop()
         self.set_items([key, value])
 
     def append(self, items: list[Any]) -> None:
-        """APPEND, APPENDS."""
+        """APPEND, APPENDS: extend the topmost list."""
         self.top(list, "list").extend(items)
 
     def add_items(self) -> None:
-        """ADDITEMS."""
+        """ADDITEMS: add everything above the mark to the topmost set."""
         items = self.pop_to_mark()
         self.top(set, "set").update(map(checked_key, items))
 
     def make_tuple(self, count: int) -> None:
-        """TUPLE1 to TUPLE3."""
+        """TUPLE1 to TUPLE3: push a tuple of the topmost values."""
         self.push(tuple(reversed([self.pop() for _ in range(count)])))
 
     # ---------------------------------------------------------------------------- objects
 
     def refuse(self, what: str) -> None:
-        """Refuse an opcode that can only make objects."""
+        """Refuse an opcode that only serves to construct objects."""
         raise Refused(what)
 
     def stack_global(self) -> None:
-        """STACK_GLOBAL."""
+        """STACK_GLOBAL: push the description of a global."""
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise Damaged("a global whose name is no text")
         self.push(known_name(module, name))
 
     def reduce(self) -> None:
-        """REDUCE: one of the calls that describe plain data."""
+        """REDUCE: push the result of one of the calls that describe plain data."""
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
             raise Refused("a call of something that is no global")
         self.push(CALLS[(function.module, function.name)](self.budget, *arguments))
 
     def build(self) -> None:
-        """BUILD: the state of a dtype or array."""
+        """BUILD: set the state of the topmost dtype or array."""
         state = self.pop()
         target = self.stack[-1] if self.stack else None
         if isinstance(target, NumericType):
@@ -205,20 +207,25 @@ class Machine:
                 self.budget, content, numeric, shape, "F" if is_fortran else "C"
             )
         elif isinstance(target, dict) and isinstance(state, dict) and set(state) <= {"_metadata"}:
-            return  # the versions of modules that torch attaches to an OrderedDict
+            return  # torch attaches the versions of modules to an OrderedDict; not needed
         else:
             raise Refused(f"the state of a {type(target).__name__.strip('_')}")
 
 
 class _Finisher:
-    """Puts arrays in the place of their descriptions, and bounds how deep data is nested."""
+    """Replace the descriptions of arrays by the arrays, and bound the depth of nesting.
+
+    The memo lets a pickle use one container in many places. Each is finished once, and its height
+    is kept, so that the depth of every use is known without visiting it again: a chain of shared
+    lists would take exponential time otherwise.
+    """
 
     def __init__(self) -> None:
         # id -> (original, which keeps the id in use; result; height)
         self.done: dict[int, tuple[Any, Any, int]] = {}
 
     def finish(self, value: Any) -> Any:
-        """The data of a stack machine's result."""
+        """Return the plain data for the result of a :class:`Machine`."""
         return self._visit(value, 0)[0]
 
     def _visit(self, value: Any, depth: int) -> tuple[Any, int]:
@@ -234,7 +241,7 @@ class _Finisher:
             return value, 0
         if id(value) not in self.done:
             if depth > _MAX_DEPTH:
-                raise Damaged(f"data nested more than {_MAX_DEPTH} deep, or within itself")
+                raise Damaged(f"data nested more than {_MAX_DEPTH} deep, or recursive")
             children = value.values() if isinstance(value, dict) else value
             visited = [self._visit(child, depth + 1) for child in children]
             results = [result for result, _ in visited]
@@ -247,7 +254,7 @@ class _Finisher:
             self.done[id(value)] = (value, finished, height)
         _, finished, height = self.done[id(value)]
         if depth + height > _MAX_DEPTH:
-            raise Damaged(f"data nested more than {_MAX_DEPTH} deep, or within itself")
+            raise Damaged(f"data nested more than {_MAX_DEPTH} deep, or recursive")
         return finished, height
 
 
@@ -301,7 +308,7 @@ def _utf8(raw: bytes) -> str:
 
 _HANDLERS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x80": _protocol,
-    b"\x95": lambda p: p.number("<Q"),  # FRAME: only a hint for readers of streams
+    b"\x95": lambda p: p.number("<Q"),  # FRAME: only a hint for buffered readers
     b"(": lambda p: p.push(_MARK),
     b"0": lambda p: p.stack.pop(),
     b"1": lambda p: p.pop_to_mark(),
@@ -319,7 +326,7 @@ _HANDLERS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x8b": lambda p: p.push(_packed_int(p.take(p.number("<i")))),
     b"F": lambda p: p.push(float(p.short_line())),
     b"G": lambda p: p.push(p.number(">d")),
-    # text and bytes; those of Python 2 are text in Latin-1
+    # text and bytes; Python 2's byte strings are decoded as Latin-1
     b"S": lambda p: p.push(_quoted(p.line())),
     b"T": lambda p: p.push(p.take(p.number("<i")).decode("latin-1")),
     b"U": lambda p: p.push(p.take(p.number("<B")).decode("latin-1")),

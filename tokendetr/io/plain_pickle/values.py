@@ -1,4 +1,4 @@
-"""Numeric arrays, and what a pickle says about them before they are there."""
+"""Numeric arrays, and the descriptions by which a pickle builds them."""
 
 import math
 from dataclasses import dataclass
@@ -27,29 +27,29 @@ _KEY_TYPES = (str, bytes, int, float, type(None))
 
 
 class Refused(Exception):
-    """The pickle asks for something that is no plain data."""
+    """The pickle asks for something other than plain data."""
 
 
 class Damaged(Exception):
-    """The pickle is no valid one."""
+    """The pickle is malformed."""
 
 
 class Budget:
-    """Bounds what is copied: values that a pickle shares must not multiply beyond its size.
+    """Limit on the data copied while reading, so that shared values cannot multiply.
 
     Args:
-        file_size: in bytes.
+        file_size: size of the pickle in bytes.
     """
 
     def __init__(self, file_size: int) -> None:
-        # Twice: bytes that are written as text are copied once into bytes and once into the array.
+        # Twice: bytes that are stored as text are copied once into bytes and once into the array.
         self._left = 2 * file_size + 1024
 
     def charge(self, amount: int) -> None:
         """Count bytes or items that are copied.
 
         Raises:
-            Damaged: they are more than the file can hold.
+            Damaged: the total is more than the file can hold.
         """
         self._left -= amount
         if self._left < 0:
@@ -58,7 +58,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Name:
-    """A global that a pickle refers to; only a name, nothing is looked up."""
+    """The name of a global that a pickle refers to; it is never looked up."""
 
     module: str
     name: str
@@ -72,19 +72,30 @@ class NumericType:
     order: str = "="
 
     def dtype(self) -> np.dtype:
-        """Numpy's own object."""
+        """Return the numpy dtype."""
         return np.dtype(self.code).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 @dataclass
 class ArrayShell:
-    """An array under construction; numpy's pickles give its contents after the object."""
+    """An array under construction: numpy's pickles create the object first and fill it later."""
 
     value: np.ndarray | None = None
 
 
 def make_array(budget: Budget, content: Any, numeric: Any, shape: Any, order: str) -> np.ndarray:
-    """An array whose bytes have exactly the announced length."""
+    """Return a numeric array in native byte order, after checking that its bytes fit its shape.
+
+    Args:
+        budget: charged with the size of the array.
+        content: the raw bytes, or text in Latin-1.
+        numeric: a :class:`NumericType`.
+        shape: a tuple of at most 32 sizes.
+        order: "F" for Fortran order, anything else for C.
+
+    Raises:
+        Damaged: an argument is malformed, or the bytes do not fit the shape.
+    """
     if not isinstance(numeric, NumericType):
         raise Damaged("an array without a numeric type")
     raw = as_bytes(content)
@@ -101,7 +112,7 @@ def make_array(budget: Budget, content: Any, numeric: Any, shape: Any, order: st
 
 
 def checked_key(key: Any) -> Any:
-    """A key or set item whose hash costs nothing and cannot recurse."""
+    """Return a dict key or set item, after checking that it is cheap to hash and not nested."""
     if not isinstance(key, _KEY_TYPES):
         raise Damaged(f"a {type(key).__name__.strip('_')} as a key")
     if isinstance(key, int) and not -(2**63) <= key < 2**64:
@@ -110,7 +121,7 @@ def checked_key(key: Any) -> Any:
 
 
 def as_bytes(content: Any) -> bytes | bytearray:
-    """The bytes of an array; Python 2 wrote them as a string."""
+    """Return the bytes of an array; Python 2 stored them as a string."""
     if isinstance(content, str):
         return content.encode("latin-1")
     if not isinstance(content, (bytes, bytearray)):
@@ -119,7 +130,7 @@ def as_bytes(content: Any) -> bytes | bytearray:
 
 
 def byte_order(state: Any, numeric: NumericType) -> str:
-    """The byte order in the state of a plain dtype; all else in it must be numpy's defaults.
+    """Return the byte order from a dtype's state; all else in the state must be numpy's defaults.
 
     The state is (version, order, subdtype, names, fields, item size, alignment, flags) and, in
     version 4, metadata.

@@ -7,7 +7,6 @@ convolutions see :mod:`tokendetr.layers.cpu.convolutions`.
 
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from tokendetr.compat.torch_private import onednn_linear
 from tokendetr.layers.cpu.conditions import working_dtype
 from tokendetr.layers.cpu.convolutions import fast_convolution
+from tokendetr.layers.undoable import Undoable
 
 __all__ = ["Optimized", "optimize"]
 
@@ -36,8 +36,8 @@ def _fast_form(module: nn.Module) -> Callable[..., Tensor] | None:
     return fast_convolution(module)
 
 
-class Optimized:
-    """Handle of :func:`optimize`; :meth:`undo`, or the end of a ``with`` block, reverts it.
+class Optimized(Undoable):
+    """Handle of :func:`optimize`.
 
     Args:
         modules: the modules whose ``forward`` was replaced.
@@ -50,17 +50,6 @@ class Optimized:
         """Restore the modules' own ``forward``."""
         while self._modules:
             vars(self._modules.pop()).pop("forward", None)
-
-    def __enter__(self) -> "Optimized":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.undo()
 
 
 def optimize(model: nn.Module) -> Optimized:
