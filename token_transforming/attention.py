@@ -1,4 +1,4 @@
-"""Attention that weighs keys by token sizes, and the attention that tokens receive.
+"""Attention with keys weighted by token sizes, and the attention that tokens receive.
 
 Shapes: B sequence (an image, or a window of one), M head, Q query, N token, n block of queries, D
 head width, R side of a table of relative positions.
@@ -14,21 +14,21 @@ from tokendetr.ops import packed_attention
 from tokendetr.ops.fallback import use_extension
 
 WEIGHTS_AT_ONCE = 1 << 18
-"""Attention weights that exist together where their column sums are needed."""
+"""Attention weights per block when their column sums are needed."""
 NOT_A_KEY = -1e4
-"""Bias of keys that are not tokens: their weight is 0 in any precision; -inf would make NaN where a
-query has no other key."""
+"""Bias of keys that are no tokens: their weight is 0 in any precision. -inf would give NaN for a
+query without any other key."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What a reduction learns from the attention before it.
+    """Statistics of the attention before a reduction.
 
     Attributes:
-        received_BN: float32, the attention each token receives from all real queries, the heads'
-            mean (without gradient).
-        class_BN: float32, what it receives from the first token.
-        key_BND: its key, the heads' mean.
+        received_BN: float32, attention that each token receives from all real queries, mean over
+            heads; carries no gradient.
+        class_BN: float32, attention that it receives from the first token.
+        key_BND: its key, mean over heads.
     """
 
     received_BN: Tensor
@@ -37,15 +37,17 @@ class Observed:
 
 
 def size_bias(size_BN: Tensor | None, valid_BN: Tensor | None, *, first: int = 0) -> Tensor | None:
-    """Return what is added to the logits of each key, float32 [B, 1, 1, first + N].
+    """Return the bias of each key's logits, float32 [B, 1, 1, first + N].
+
+    With log(n), a token merged from n counts n times in the softmax: proportional attention.
 
     Args:
-        size_BN: how many tokens each one stands for; None: nothing is added.
+        size_BN: number of original tokens in each; None: no bias.
         valid_BN: bool, False = not a token; None if all are.
-        first: tokens of size 1 that come before (class and register tokens).
+        first: number of tokens of size 1 in front (class and register tokens).
 
     Returns:
-        log sizes, :data:`NOT_A_KEY` for what is not a token; None if nothing needs adding.
+        Log sizes, :data:`NOT_A_KEY` for what is no token; None if there is nothing to add.
 
     Source: Token Transforming, arXiv 2506.05709, equation 7.
     """
@@ -55,7 +57,7 @@ def size_bias(size_BN: Tensor | None, valid_BN: Tensor | None, *, first: int = 0
         assert valid_BN is not None
         bias_BN = torch.zeros_like(valid_BN, dtype=torch.float32)
     else:
-        # An invalid token has size 0: its logarithm must not reach the gradient.
+        # The log of an invalid token's size 0 must not reach the gradient.
         size_BN = size_BN if valid_BN is None else size_BN.masked_fill(~valid_BN, 1.0)
         bias_BN = size_BN.float().log()
     if valid_BN is not None:
@@ -72,7 +74,7 @@ def attend(
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attend with packed attention where it can be, else with PyTorch's fused kernels.
+    """Attend by packed attention if possible, else by PyTorch's fused kernels.
 
     Args:
         query_BMND: queries.
@@ -93,10 +95,10 @@ def attend(
 
 
 def can_pack(query_BMND: Tensor, dropout: float) -> bool:
-    """Return whether :func:`attend_packed` is possible, and known to be faster.
+    """Return True if :func:`attend_packed` is possible and known to be faster.
 
-    On CPUs it takes a quarter to a half of the time of PyTorch's kernels, and less where there is a
-    bias for every pair of tokens. It was not measured on other devices, and cannot drop weights.
+    On CPUs it takes a quarter to a half of the time of PyTorch's kernels, and less with a bias for
+    every pair of tokens. It was not measured on other devices, and has no dropout.
     """
     is_cpu = query_BMND.device.type == "cpu"
     return is_cpu and dropout == 0 and use_extension(query_BMND, "packed_attention")
@@ -113,9 +115,9 @@ def attend_packed(
     bias_table_MRR: Tensor | None = None,
     key_bias_BN: Tensor | None = None,
 ) -> Tensor:
-    """Attend with :func:`tokendetr.ops.packed_attention`, each sequence being a container.
+    """Attend by :func:`tokendetr.ops.packed_attention`, with one container per sequence.
 
-    Args: those of that function; ``segment_BN`` may be None if all tokens attend to all, and
+    Args: those of that function; ``segment_BN`` None lets all tokens attend to all, and
         ``key_bias_BN`` may have any floating dtype.
     """
     batch, _, tokens, _ = query_BMND.shape
@@ -146,22 +148,22 @@ def attend_and_sum(
     dropout: float = 0.0,
     valid_BN: Tensor | None = None,
 ) -> tuple[Tensor, Observed]:
-    """Attend, and add up the columns of the attention.
+    """Attend, and sum the columns of the attention weights.
 
-    The weights are computed once, in blocks of sequences and queries that serve both.
+    The weights are computed once for both, in blocks of sequences and queries.
 
     Args:
         query_BMND, key_BMND, value_BMND, scale, bias, dropout: as for :func:`attend`.
-        valid_BN: bool, False = queries whose attention does not count in the sums.
+        valid_BN: bool, False = queries whose attention is not summed.
 
     Returns:
-        The attention's output [B, M, N, D], and what is seen in it.
+        The attention's output [B, M, N, D], and its statistics.
 
     Source: Token Transforming, arXiv 2506.05709, equation 2.
     """
     batch, heads, tokens, _ = query_BMND.shape
     if torch.compiler.is_compiling():
-        # Blocks would make the graph depend on the size of the batch.
+        # Blocks would make the graph depend on the batch size.
         settings = (scale, bias, dropout, valid_BN)
         sums = _attend_and_sum(query_BMND, key_BMND, value_BMND, *settings, rows=tokens)
         return sums[0], Observed(sums[1], sums[2], key_BMND.mean(dim=1))
@@ -196,8 +198,7 @@ def _attend_and_sum(
     *,
     rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return output, received and class attention of some of the sequences, ``rows`` queries at
-    once."""
+    """Return output, received and class attention, computed for ``rows`` queries at once."""
     batch, heads, tokens, _ = query_BMND.shape
     received_BN = query_BMND.new_zeros(batch, tokens, dtype=torch.float32)
     class_BN = received_BN

@@ -1,18 +1,20 @@
-"""The classes that modules have while their model is transformed.
+"""Classes of modules while their model is transformed.
 
-A module changes its class instead of being wrapped: it keeps its place, parameters, hooks and state
-dict, and copies of it know what to do.
+A transformed module changes its class instead of being wrapped, so it keeps its place, parameters,
+hooks and state dict, and copies of it are transformed too.
 """
 
 from typing import Any
 
 
 class Transformed:
-    """Base of what is mixed into a module's class; lets transformed modules be copied and pickled:
-    their class is made anew from its two halves, which both have a name."""
+    """Base of the mixins; makes transformed modules copyable and picklable.
+
+    Their class is made at run time, so a copy is described by its two importable bases.
+    """
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Return how to build a copy."""
+        """Describe how to build a copy."""
         found: Any = super().__reduce_ex__(max(2, int(protocol)))
         _, (kind, *arguments), *rest = found
         return (_empty, (original_class(kind), kind.__bases__[0], *arguments), *rest)
@@ -22,7 +24,7 @@ _TRANSFORMED: dict[tuple[type, type], type] = {}
 
 
 def transformed_class(original: type, mixin: type) -> type:
-    """Return the class that is ``original`` with a mixin in front; the same one every time."""
+    """Return the (cached) class with bases ``mixin`` and ``original``."""
     key = original, mixin
     if key not in _TRANSFORMED:
         _TRANSFORMED[key] = type(f"Transformed{original.__name__}", (mixin, original), {})
@@ -30,7 +32,7 @@ def transformed_class(original: type, mixin: type) -> type:
 
 
 def original_class(kind: type) -> type:
-    """Return the class that a transformed class was made from; any other class as it is."""
+    """Return the class that a transformed class was made from; any other class itself."""
     return kind.__bases__[1] if kind in _TRANSFORMED.values() else kind
 
 

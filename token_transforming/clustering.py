@@ -1,8 +1,9 @@
-"""Local soft clusters (Hourglass): the comparator for dense tasks.
+"""Local soft clustering (Hourglass), for comparison in dense tasks.
 
-Cluster centers start as means over a coarse grid; a few times, tokens are shared out among the
-centers around them by distance and centers become the tokens' means. A token is restored from the
-centers nearest to it, by distance.
+Cluster centers start as means over a coarse grid. A few times, tokens are softly assigned to the
+centers around them by distance, and centers become the means of their tokens. A token is restored
+from its nearest centers.
+
 Shapes: B sequence, N token, K center, C channel, T centers that restore a token.
 Source: Liang et al., Expediting large-scale vision transformer for dense prediction without
 fine-tuning, arXiv 2210.01035; the numbers are those of its published DINO Swin-L configs.
@@ -37,8 +38,8 @@ def cluster_locally(
         valid_BN: bool, False = padding; None if there is none.
 
     Returns:
-        The assignment, bool [B, K] that is False for centers that stand for nothing (None where
-        there are none), and how tokens are restored.
+        The assignment; bool [B, K], False for centers without a token (None if there are none); and
+        the recovery.
     """
     near_KN, own_KN = _neighbors(grid, kept, x_BNC.device)
     x_BNC = x_BNC.float()
@@ -76,7 +77,7 @@ def grid_anchors(grid: tuple[int, int], kept: tuple[int, int], device: torch.dev
 def _neighbors(
     grid: tuple[int, int], kept: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return bool [K, N]: centers a token may belong to, and the cells its center starts from."""
+    """Return two bool [K, N]: centers that a token may belong to, and cells of initial centers."""
     near, own = [], []
     for size, wanted in zip(grid, kept, strict=True):
         token = torch.arange(size, device=device)
@@ -95,8 +96,8 @@ def _means(share_BKN: Tensor, x_BNC: Tensor) -> Tensor:
 
 
 def _closeness(center_BKC: Tensor, x_BNC: Tensor) -> Tensor:
-    """Return minus the squared distances over the temperature, up to a term of the token alone."""
+    """Return -distance^2 / temperature, up to a term of the token alone."""
     square_BK1 = center_BKC.square().sum(dim=2, keepdim=True)
     product_BKN = center_BKC @ x_BNC.transpose(1, 2)
-    # Without |x|^2, the same for all centers: softmax and order do not depend on it.
+    # Without |x|^2, which is the same for all centers: it affects neither softmax nor order.
     return (2 * product_BKN - square_BK1) / TEMPERATURE

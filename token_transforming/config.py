@@ -1,4 +1,4 @@
-"""Config helper: let a detector's backbone be transformed with one line."""
+"""Config helper: transform a detector's backbone with one line."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ BUILDER = "token_transforming.config.build_transformed"
 
 @all_or_nothing
 def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
-    """Let the backbone of a detector's config go on with fewer tokens.
+    """Transform the backbone of a detector's config.
 
-    ``model.backbone`` keeps its arguments and override paths and gets ``token_transform``, whose
-    entries can be overridden as well (``model.backbone.token_transform.keep_ratio=0.6``); the
-    options given and ``recovery`` are there.
+    ``model.backbone`` keeps its arguments and override paths and gets ``token_transform`` with the
+    given options and ``recovery``, which can be overridden too
+    (``model.backbone.token_transform.keep_ratio=0.6``).
 
     Args:
         model: node of a model with a ``backbone``; changed in place.
@@ -30,8 +30,8 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
         ``model``.
 
     Raises:
-        KeyError: if the model has no backbone.
-        TypeError: for an option that :func:`token_transforming.transform` does not have.
+        KeyError: the model has no backbone.
+        TypeError: an option that :func:`token_transforming.transform` does not have.
     """
     inspect.signature(transform).bind(None, **options)
     backbone = model.get("backbone")
@@ -49,7 +49,7 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
 def build_transformed(
     *, wrapped_target: str, token_transform: Mapping[str, Any], **kwargs: Any
 ) -> nn.Module:
-    """Build a model and transform it (what such a config calls).
+    """Build a model and transform it; the target of such a config.
 
     Args:
         wrapped_target: dotted name of the model's class or builder.

@@ -1,4 +1,4 @@
-"""The vision transformers whose blocks are known, by class name: nothing is imported.
+"""Supported vision transformers, recognized by class name, without importing their libraries.
 
 Supported: Hugging Face transformers' ViT, DeiT, DINOv2 (with and without registers), CLIP's vision
 tower, SigLIP's, and DPT, timm's VisionTransformer, and detectron2's ViT.
@@ -16,19 +16,20 @@ from token_transforming.sequence import BlockNames, TransformedReader, part
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of model.
+    """One kind of vision transformer.
 
     Attributes:
         owner: class name of the model.
-        package: where the class comes from (beginning of its module's name).
+        package: prefix of the name of the class's module.
         blocks: dotted name of its list of blocks.
         block: class name of a block.
-        names: the block's parts.
-        prefix: number of class and register tokens of a model.
-        taps: blocks whose outputs are read as dense maps; the tokens are then restored at the end.
-        maps: whether blocks pass maps [B, H, W, C] on; their tokens must be restored by the end.
-        reader: mixed into the model's class while it is transformed, for methods that read the
-            blocks' outputs.
+        names: names of the block's submodules.
+        prefix: returns the number of class and register tokens of a model.
+        taps: returns the blocks whose outputs are read as dense maps, for which tokens must be
+            restored.
+        maps: blocks pass on maps [B, H, W, C], whose tokens must be restored by the last block.
+        reader: mixin of the model's class while it is transformed, for methods that read blocks'
+            outputs.
     """
 
     owner: str
@@ -196,7 +197,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(module: nn.Module) -> Family | None:
-    """Return the family a model belongs to; None for other modules."""
+    """Return the family of a model; None for other modules."""
     kind = original_class(type(module))
     for family in FAMILIES:
         if kind.__name__ == family.owner and kind.__module__.startswith(family.package):

@@ -1,7 +1,8 @@
-"""Fit the maps that transformed models restore tokens with, on images without labels.
+"""Fit the recovery maps of a transformed model to unlabeled images.
 
-Each map is a ridge regression: from a token before the reduction and the change of its reduced
-token, to what the token would be had this reduction not been made. The model is not trained.
+Each map is a ridge regression, from a token before the reduction and the change of its reduced
+token, to the token that the model would have without this reduction. The model is not trained.
+
 Shapes: B sequence, N token, C channel, R row, E = 2 C.
 """
 
@@ -22,11 +23,11 @@ from tokendetr.sparsification.least_squares import NormalEquations, relative_err
 __all__ = ["NoMapsError", "fit_recovery"]
 
 _ALL_TOKENS = Reduction(method="pruning", keep_ratio=1.0, recovery="residual")
-"""A reduction that keeps every token as it is."""
+"""A reduction that keeps every token unchanged."""
 
 
 class NoMapsError(ValueError):
-    """A model has no maps to fit: it was not transformed with ``recovery="affine"``."""
+    """A model has no recovery maps: it was not transformed with ``recovery="affine"``."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Place:
     """A block that reduces.
 
     Attributes:
-        owner: the module with the plan: the block, or the Swin stage that it is in.
+        owner: the module with the plan: the block, or its Swin stage.
         block: number in the plan.
         maps: the block's.
     """
@@ -44,7 +45,7 @@ class _Place:
     maps: RecoveryMaps
 
     def set(self, how: Reduction | None) -> None:
-        """Let the block reduce in another way, or not at all."""
+        """Set the block's reduction; None: no reduction."""
         owner: Any = self.owner
         plan = owner.token_plan
         if isinstance(owner, TransformedBlock):
@@ -56,7 +57,7 @@ class _Place:
 
     @property
     def reduction(self) -> Reduction:
-        """How the block reduces."""
+        """The block's reduction."""
         plan: Any = self.owner.token_plan
         found = plan.reduction if hasattr(plan, "reduction") else plan.reductions[self.block]
         assert isinstance(found, Reduction)
@@ -70,21 +71,21 @@ def fit_recovery(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
-    """Fit all maps of a model that was transformed with ``recovery="affine"``.
+    """Fit all recovery maps of a model that was transformed with ``recovery="affine"``.
 
     Args:
-        model: runs a batch when it is called with it; set to evaluation mode.
-        batches: what is fitted to.
-        held_back: what the penalties are chosen on.
-        progress: gets how many of all passes are done.
+        model: called with each batch; set to evaluation mode.
+        batches: inputs to fit to.
+        held_back: inputs to choose penalties on.
+        progress: called with the number of passes done and their total.
 
     Returns:
-        For each block that reduces, the share of the squared error of a residual recovery that its
-        maps leave on ``held_back``; below 1 the maps help.
+        For each reducing block, the squared error of its maps on ``held_back``, relative to that of
+        a residual recovery; below 1 the maps help.
 
     Raises:
-        NoMapsError: if the model has no maps.
-        ValueError: if there is nothing to fit to or nothing held back.
+        NoMapsError: the model has no maps.
+        ValueError: there are no batches or no held-back ones.
     """
     if not batches or not held_back:
         raise ValueError("fitting needs batches to fit to, and others that are held back")
@@ -94,7 +95,7 @@ def fit_recovery(
     model.eval()
     found: dict[int, float] = {}
     for group in groups:
-        for number in reversed(range(len(group))):  # what is restored first is fitted first
+        for number in reversed(range(len(group))):  # in the order of restoration
             place = group[number]
             sums = []
             for part in (batches, held_back):
@@ -110,10 +111,10 @@ def fit_recovery(
 
 
 def _groups(model: nn.Module) -> list[list[_Place]]:
-    """Return the blocks with maps in order, those together whose tokens are restored together.
+    """Return the blocks with maps, in order, grouped by where their tokens are restored.
 
     Raises:
-        NoMapsError: if there are none.
+        NoMapsError: there are none.
     """
     sequence: list[_Place] = []
     stages: list[list[_Place]] = []
@@ -139,7 +140,7 @@ def _groups(model: nn.Module) -> list[list[_Place]]:
 def _sums(
     model: nn.Module, place: _Place, later: Sequence[_Place], batches: Sequence[Any]
 ) -> NormalEquations:
-    """Return the sums that the maps of one block follow from."""
+    """Return the sums that determine the maps of one block."""
     channels = place.maps.bias.shape[1]
     sums = NormalEquations.empty(
         num_layers=1, num_levels=2, embed_dim=2 * channels, outputs=channels
@@ -162,7 +163,7 @@ def _sums(
 
 @contextmanager
 def _watching(maps: RecoveryMaps) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """Collect what maps get: tokens before the reduction, their change, which were kept."""
+    """Collect inputs of recovery maps: tokens before the reduction, change, mask of kept ones."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -177,7 +178,7 @@ def _watching(maps: RecoveryMaps) -> Iterator[list[tuple[Tensor, Tensor, Tensor]
 
 @contextmanager
 def _reducing(changed: Mapping[_Place, Reduction], off: Sequence[_Place]) -> Iterator[None]:
-    """Let blocks reduce otherwise, and others not at all, inside the ``with`` block."""
+    """Change the reductions of some blocks and turn off others' inside the ``with`` block."""
     own = {place: place.reduction for place in (*changed, *off)}
     try:
         for place in off:

@@ -1,8 +1,8 @@
-"""What the blocks of one forward pass hand on besides the tokens: sizes and how to restore.
+"""State that blocks pass on besides the tokens: sizes, and how to restore all tokens.
 
-The first block opens a ledger, the last one closes it. It belongs to the current thread, lives no
-longer than the pass, and has a place for every block, so a block that is recomputed for the
-backward pass finds what it found the first time. Nothing is kept on a module.
+The first block opens a ledger, the last one closes it. It belongs to the current thread and pass,
+and has an entry for every block, so that a block that is recomputed in the backward pass finds the
+same state. Modules keep no state.
 """
 
 import threading
@@ -19,16 +19,15 @@ from tokendetr.encoder.forward_context import current_pass, enter_part, leave_pa
 
 @dataclass(frozen=True)
 class TokenState:
-    """What is known about the tokens that enter a block.
+    """State of the tokens that enter a block.
 
     Attributes:
-        size_BN: how many original tokens each one stands for (without class and register tokens);
-            None: one, or it does not matter.
-        undo: how to undo the reductions so far, first one first.
-        x_BNC: the tokens themselves, where the block before put out a restored view of them.
-        grid: rows and columns of all tokens, where blocks pass maps on.
-        position_BN2: long, row and column of each token, where blocks pass maps on; None: as they
-            lie on the map.
+        size_BN: number of original tokens in each (without class and register tokens); None: 1, or
+            not needed.
+        undo: inverses of the reductions so far, in order.
+        x_BNC: the reduced tokens, if the block before returned a restored view of them.
+        grid: rows and columns of all tokens, if blocks pass on maps.
+        position_BN2: long, row and column of each token, if blocks pass on maps; None: row by row.
     """
 
     size_BN: Tensor | None = None
@@ -38,12 +37,13 @@ class TokenState:
     position_BN2: Tensor | None = None
 
     def restore(self, x_BNC: Tensor, prefix: int, *, view: bool = False) -> Tensor:
-        """Return all tokens; the first ``prefix`` ones stay as they are.
+        """Return all tokens; the first ``prefix`` ones are unchanged.
 
         Args:
             x_BNC: the reduced tokens.
             prefix: number of class and register tokens.
-            view: of a block in between, which fitted maps are not made for.
+            view: restore an intermediate view, without recovery maps, which are fitted for the last
+                restoration.
         """
         if not self.undo:
             return x_BNC
@@ -58,8 +58,8 @@ class Ledger:
     """The states of one forward pass.
 
     Attributes:
-        entering: by the block that they enter.
-        views: whether every block's output is read as a map of all tokens.
+        entering: the state that enters each block.
+        views: every block's output is read as a map of all tokens.
     """
 
     entering: dict[int, TokenState] = field(default_factory=dict)
@@ -67,9 +67,9 @@ class Ledger:
 
 
 class _CompiledPass(threading.local):
-    """The ledger of the pass of compiled code in this thread.
+    """The ledger of compiled code's pass in this thread.
 
-    The compiler follows the attributes of a ``threading.local``, but no context variable.
+    torch.compile can trace attributes of a ``threading.local``, but no context variable.
     """
 
     ledger: Ledger | None = None
@@ -80,7 +80,7 @@ _compiled = _CompiledPass()
 
 @contextmanager
 def all_outputs_read() -> Iterator[None]:
-    """Let every block of the pass inside the ``with`` block put out all tokens."""
+    """Make every block return all tokens in the pass inside the ``with`` block."""
     enter_part().ledger = Ledger(views=True)
     try:
         yield
@@ -89,10 +89,10 @@ def all_outputs_read() -> Iterator[None]:
 
 
 def open_ledger(index: int) -> Ledger:
-    """Return the ledger for a block: a new one for the first, the current one for the others.
+    """Return the ledger for a block: a new one for the first block, else the current one.
 
     Raises:
-        RuntimeError: if no pass is under way.
+        RuntimeError: no pass is running.
     """
     if torch.compiler.is_compiling():
         if index == 0:
@@ -114,7 +114,7 @@ def open_ledger(index: int) -> Ledger:
 
 
 def close_ledger() -> None:
-    """End the pass of the blocks; called by the last one."""
+    """End the pass; called by the last block."""
     _compiled.ledger = None
     if not torch.compiler.is_compiling():
         current_pass().ledger = None

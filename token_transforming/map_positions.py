@@ -1,4 +1,4 @@
-"""What the places of reduced tokens on the map add to attention: relative positions and windows.
+"""Position bias of reduced tokens on a map: relative positions and windows.
 
 Shapes: B image, N token, C channel, M head, D head width, S side of the map or of a window.
 """
@@ -22,7 +22,7 @@ def grid_positions(grid: tuple[int, int], device: torch.device) -> Tensor:
 def map_bias(
     block: Any, query_BMND: Tensor, position_BN2: Tensor, grid: tuple[int, int]
 ) -> Tensor | None:
-    """Return what a block of detectron2's ViT adds to the logits of tokens at these places.
+    """Return the bias of a block of detectron2's ViT for tokens at given positions.
 
     Relative positions are looked up at the offsets between the tokens; tokens of different windows
     do not attend to each other.

@@ -1,8 +1,11 @@
-"""Bipartite merging: which tokens become one because their keys are alike.
+"""Bipartite merging of tokens with similar keys.
 
-Tokens alternate between two sets; each token of the first is paired with its nearest of the second,
-and the closest pairs merge. At most half of the tokens can go at once, so several rounds may be
-needed. Written from the description in the paper (Token Merging, arXiv 2210.09461, section 3).
+Tokens alternate between two sets; each token of the first is paired with the most similar one of
+the second, and the closest pairs merge. One round can remove at most half of the tokens, so several
+may be needed.
+
+Source: Token Merging, arXiv 2210.09461, section 3.
+
 Shapes: B sequence, N token, n tokens left, A and E tokens of the two sets, C channel.
 """
 
@@ -18,16 +21,16 @@ from tokendetr.tokens.assignment import without_autocast
 
 
 def kept_tokens(real: Sequence[int], tokens: int, kept: int, method: str) -> tuple[int, ...]:
-    """Return how many real tokens windows keep, of which some reach over a map's edge.
+    """Return the number of real tokens that each window keeps, if some extend beyond the map.
 
-    Each keeps its share; where there is padding, at least one place is left for it. Merging cannot
-    halve tokens more often than the fullest window needs.
+    Each keeps its share, and leaves at least one slot to its padding. In merging, all windows have
+    as many rounds as a full window needs.
 
     Args:
         real: real tokens of each window.
-        tokens: places N of a window.
-        kept: places K of a reduced one.
-        method: how tokens are reduced.
+        tokens: slots N of a window.
+        kept: slots K of a reduced window.
+        method: of the reduction.
     """
     counts = []
     for number in real:
@@ -50,16 +53,16 @@ def bipartite_clusters(
     """Merge tokens until K are left.
 
     Args:
-        metric_BNC: what is compared (the paper: keys, the heads' mean).
+        metric_BNC: vectors to compare (in the paper the keys, mean over heads).
         kept: number K of tokens left.
-        size_BN: how many tokens each already stands for.
-        valid_BN: bool, False = padding, which goes nowhere; None if there is none.
-        kept_B: long, how many each sequence really keeps, at most K; None: K.
+        size_BN: number of original tokens in each.
+        valid_BN: bool, False = padding, which merges with nothing; None if there is none.
+        kept_B: long, number of tokens left of each sequence, at most K; None: K.
 
     Returns:
-        The cluster of each token, long [B, N], -1 for padding; the token in whose place each
-        cluster stands, long [B, K]; and bool [B, K], False for places that are padding's, None
-        where there are none. Clusters are in order of position.
+        The cluster of each token, long [B, N], -1 for padding; the token whose position each
+        cluster has, long [B, K]; and bool [B, K], False for padding slots (None if there are none).
+        Clusters are in order of position.
     """
     batch, tokens = metric_BNC.shape[:2]
     metric_BNC = metric_BNC.detach().float()
@@ -91,7 +94,7 @@ def bipartite_clusters(
     is_cluster_BK = torch.arange(kept, device=anchor_Bn.device) < count_B[:, None]
     taken_BN = torch.zeros_like(valid_BN).scatter(1, anchor_Bn, is_cluster_BK)
     index_BK, valid_BK = fill_places(taken_BN, valid_BN, kept)
-    # Clusters are numbered without padding's places so far.
+    # So far clusters are numbered without the padding slots between them.
     place_BK = torch.arange(kept, device=anchor_Bn.device).expand(batch, -1)
     place_BN = torch.zeros_like(cluster_BN).scatter(1, index_BK, place_BK)
     owner_BN = anchor_Bn.gather(1, cluster_BN.clamp_min(0))
@@ -101,17 +104,17 @@ def bipartite_clusters(
 def _merge_round(
     metric_BnC: Tensor, left: int, count_B: Tensor | None, target_B: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Merge once.
+    """Run one round of merging.
 
     Args:
-        metric_BnC: what is compared; a sequence's real tokens come first.
-        left: tokens left in the sequence with most.
-        count_B: each sequence's real tokens; None: all.
-        target_B: how many each has afterwards.
+        metric_BnC: vectors to compare; a sequence's real tokens come first.
+        left: number of tokens left in the longest sequence.
+        count_B: real tokens of each sequence; None: all.
+        target_B: real tokens of each sequence afterwards.
 
     Returns:
-        Where each token goes, long [B, n], -1 for none, and the tokens that are left, long
-        [B, left].
+        The new index of each token, long [B, n], -1 for padding, and the tokens that are left,
+        long [B, left].
     """
     batch, tokens, _ = metric_BnC.shape
     direction_BnC = F.normalize(metric_BnC, dim=-1)

@@ -1,4 +1,4 @@
-"""Restoring all tokens from the reduced ones.
+"""Restore all tokens from the reduced ones.
 
 Shapes: B sequence, N token, K reduced token, C channel, R row, E = 2 C.
 """
@@ -13,19 +13,19 @@ from token_transforming.settings import Reduction
 from tokendetr.tokens import Mix, Recovery, partition, take_rows
 
 MAPS = "token_recovery"
-"""Name of the maps in a block that reduces."""
+"""Name of the maps' module in a reducing block."""
 
 
 class RecoveryMaps(nn.Module):
-    """Affine maps that bring restored tokens nearer to what they would be without a reduction.
+    """Affine maps that bring restored tokens closer to those of a model without the reduction.
 
-    A token x whose reduced token has changed by d since becomes x + d + A x + B d + b, with one map
-    for tokens that a reduced token stands in the place of, and one for the others. New maps are
-    zeros: x + d.
+    A token x, whose reduced token has changed by d since the reduction, becomes
+    x + d + A x + B d + b. Tokens that are a reduced token's anchor have one map, the others
+    another. New maps are zeros: x + d.
 
     Args:
         channels: C of the tokens.
-        like: tensor whose type and device the maps have.
+        like: tensor that gives dtype and device.
 
     Source: not in the paper; the affine bypass of docs/bypass.md, for backbones.
     """
@@ -40,9 +40,9 @@ class RecoveryMaps(nn.Module):
 
         Args:
             before_BNC: the tokens before the reduction.
-            change_BNC: how much their reduced tokens have changed since.
-            kept_BN: bool, whether a reduced token stands in the token's place.
-            kept: how many do in every sequence; -1 where their number differs.
+            change_BNC: change of their reduced tokens since then.
+            kept_BN: bool, True for anchors of reduced tokens.
+            kept: number of anchors, if every sequence has the same, else -1.
         """
         input_BNE = torch.cat([before_BNC, change_BNC], dim=-1)
         if kept < 0:
@@ -58,36 +58,36 @@ class RecoveryMaps(nn.Module):
 
 
 def add_maps(block: nn.Module, norm: nn.Module, how: Reduction | None) -> None:
-    """Give a block the maps that its reduction is undone with, if it is to be undone so."""
+    """Add recovery maps to a block whose reduction needs them."""
     if how is not None and how.recovery == "affine":
         like: Tensor = norm.weight  # type: ignore[assignment]
         block.add_module(MAPS, RecoveryMaps(len(like), like).train(block.training))
 
 
 def remove_maps(block: object) -> None:
-    """Take a block's maps away again."""
+    """Remove a block's recovery maps."""
     if maps_of(block) is not None:
         delattr(block, MAPS)
 
 
 def maps_of(block: object) -> RecoveryMaps | None:
-    """Return the maps of a block; None if it has none."""
+    """Return a block's recovery maps; None if it has none."""
     maps = getattr(block, MAPS, None)
     return maps if isinstance(maps, RecoveryMaps) else None
 
 
 @dataclass(frozen=True)
 class Undo:
-    """How one reduction is undone.
+    """Inverse of one reduction.
 
     Attributes:
         recovery: the reduced tokens that each token is restored from.
         before_BNC: the tokens before the reduction, to which the change of their reduced tokens is
-            added; None: tokens become what their reduced tokens are.
-        after_BKC: the tokens that the reduction made of them; None likewise.
-        maps: what is added to that; None: nothing.
-        kept_BN: bool, whether a reduced token stands in the token's place; None without maps.
-        kept: how many do in every sequence; -1 where their number differs.
+            added; None: a token becomes its reduced token.
+        after_BKC: the reduced tokens right after the reduction; None if ``before_BNC`` is.
+        maps: recovery maps; None: none.
+        kept_BN: bool, True for anchors of reduced tokens; None without maps.
+        kept: number of anchors, if every sequence has the same, else -1.
 
     Source: Token Transforming, arXiv 2506.05709, equations 9 and 10, for ``before_BNC`` None.
     Differs: with ``before_BNC`` a token keeps its own content: X + (Y'[I] - Y[I]), where Y' is what
@@ -110,13 +110,13 @@ class Undo:
         how: Reduction,
         maps: RecoveryMaps | None = None,
     ) -> "Undo":
-        """Return how a reduction from ``x_BNC`` to ``y_BKC`` is undone.
+        """Return the inverse of a reduction from ``x_BNC`` to ``y_BKC``.
 
         Raises:
             ValueError: the map was made without a recovery.
         """
         if token_map.recovery is None:
-            raise ValueError("this map does not know how to restore its tokens")
+            raise ValueError("this token map has no recovery, so its tokens cannot be restored")
         if how.recovery == "paper":
             return cls(token_map.recovery)
         if maps is None:
@@ -131,11 +131,11 @@ class Undo:
         return cls(token_map.recovery, x_BNC, y_BKC, maps, kept_BN, kept)
 
     def restore(self, y_BKC: Tensor, *, view: bool = False) -> Tensor:
-        """Return all tokens [B, N, C] from the reduced ones, as they are by now.
+        """Return all tokens [B, N, C], restored from the current reduced ones.
 
         Args:
             y_BKC: the reduced tokens.
-            view: leave the maps out, which are fitted for the last restoration.
+            view: do not apply the recovery maps, which are fitted for the last restoration.
         """
         if self.before_BNC is None or self.after_BKC is None:
             return self.recovery.restore(y_BKC)

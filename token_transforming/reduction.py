@@ -1,4 +1,4 @@
-"""Building W: from tokens and the attention they receive to reduced tokens.
+"""Reduce tokens: build W from the tokens and the attention that they receive.
 
 Shapes: B sequence (an image, or a window of one), N token, K reduced token, C channel, D head
 width.
@@ -24,19 +24,19 @@ from tokendetr.tokens import ClusterAssignment, Mix, assign_by_similarity
 
 @dataclass(frozen=True)
 class Candidates:
-    """The tokens to be reduced and what is known about them.
+    """The tokens to reduce, with their statistics.
 
     Attributes:
         x_BNC: their features.
         received_BN: attention they receive from all tokens.
         class_BN: attention they receive from the class token; None if there is none.
-        key_BND: their keys, the heads' mean.
+        key_BND: their keys, mean over heads.
         kept: number K of reduced tokens.
-        grid: height and width where they are a grid, row by row.
+        grid: height and width, if they form a grid, row by row.
         kept_grid: rows and columns of the reduced tokens; K is their product.
-        size_BN: how many original tokens each stands for; None: one.
+        size_BN: number of original tokens in each; None: 1.
         valid_BN: bool, False = padding; None if there is none.
-        kept_B: long, how many tokens each sequence keeps, at most K; None: K.
+        kept_B: long, number of tokens that each sequence keeps, at most K; None: K.
     """
 
     x_BNC: Tensor
@@ -57,9 +57,9 @@ class Reduced:
 
     Attributes:
         x_BKC: their features.
-        size_BK: float32, how many original tokens each stands for.
-        valid_BK: bool, False = stands for nothing; None if all stand for something.
-        token_map: the map that made them, with its recovery.
+        size_BK: float32, number of original tokens in each.
+        valid_BK: bool, False for padding entries; None if there are none.
+        token_map: the map that made them, with its recovery if requested.
     """
 
     x_BKC: Tensor
@@ -72,13 +72,13 @@ def reduce_tokens(tokens: Candidates, how: Reduction, *, recover: bool) -> Reduc
     """Reduce tokens.
 
     Args:
-        tokens: what is reduced.
-        how: by what method.
-        recover: whether the tokens will be restored later, by nearest neighbors or in the method's
-            own way.
+        tokens: the tokens.
+        how: the method and its options.
+        recover: the tokens will be restored later: by the method's own recovery, else from the
+            nearest reduced token.
 
     Raises:
-        ValueError: if the method needs a class token or a grid and there is none.
+        ValueError: the method needs a class token or a grid, and there is none.
     """
     build = _BUILDERS[how.method]
     token_map = build(tokens, how)
@@ -89,11 +89,11 @@ def reduce_tokens(tokens: Candidates, how: Reduction, *, recover: bool) -> Reduc
 
 
 def sizes_with_padding(reduced: Reduced, size_BN: Tensor | None, valid_BN: Tensor | None) -> Tensor:
-    """Return sizes [B, K] in which places without a token share the padding's among them.
+    """Return sizes [B, K] in which padding slots share the total size of the padding.
 
     Args:
         reduced: the reduced tokens.
-        size_BN: sizes before, padding's included; None: 1.
+        size_BN: sizes before the reduction, of padding too; None: 1.
         valid_BN: bool, False = padding; None if there was none.
     """
     if valid_BN is None or reduced.valid_BK is None:
@@ -109,7 +109,7 @@ def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
     """Return the scores [B, N] by which informative tokens are chosen.
 
     Raises:
-        ValueError: for class attention without a class token.
+        ValueError: class attention without a class token.
     """
     if how.selection == "attention":
         return tokens.received_BN
@@ -132,7 +132,7 @@ def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
 
 
 def _transform(tokens: Candidates, how: Reduction) -> Mix:
-    """Many-to-many (the paper's equations 3 to 8)."""
+    """Build the many-to-many map of the paper (equations 3 to 8)."""
     query_BKC = None
     if how.selection == "pooled":
         query_BKC, index_BK, valid_BK = pooled_queries(
@@ -156,7 +156,7 @@ def _transform(tokens: Candidates, how: Reduction) -> Mix:
 
 
 def _prune(tokens: Candidates, how: Reduction) -> Mix:
-    """One-hot rows: the informative tokens themselves."""
+    """Build a map with one-hot rows: keep the informative tokens."""
     index_BK, valid_BK = _informative(tokens, how)
     return Mix(
         assignment=ClusterAssignment(_kept_slots(tokens, index_BK, valid_BK), tokens.kept),
@@ -167,7 +167,7 @@ def _prune(tokens: Candidates, how: Reduction) -> Mix:
 
 
 def _merge(tokens: Candidates, how: Reduction) -> Mix:
-    """Blocks: every token belongs to one cluster."""
+    """Build a map in which every token belongs to one cluster."""
     cluster_BN, index_BK, valid_BK = bipartite_clusters(
         tokens.key_BND, tokens.kept, tokens.size_BN, tokens.valid_BN, tokens.kept_B
     )
@@ -180,7 +180,9 @@ def _merge(tokens: Candidates, how: Reduction) -> Mix:
 
 
 def _fuse(tokens: Candidates, how: Reduction) -> Mix:
-    """The least informative become one token, weighted by how informative they are.
+    """Build a map that keeps informative tokens and fuses the others into one (EViT).
+
+    The fused tokens are weighted by their scores.
 
     Source: EViT, arXiv 2202.07800, section 3.2; without a class token by the attention of all.
     """
@@ -207,7 +209,7 @@ def _fuse(tokens: Candidates, how: Reduction) -> Mix:
 
 
 def _cluster(tokens: Candidates, how: Reduction) -> Mix:
-    """Local soft clusters of a grid."""
+    """Build a map of local soft clusters of a grid."""
     if tokens.grid is None or tokens.kept_grid is None:
         raise ValueError("method='clustering' needs tokens that form a grid")
     assignment, valid_BK, recovery = cluster_locally(

@@ -1,4 +1,4 @@
-"""What a transform did to a model."""
+"""Report of a transform, and its errors."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,16 @@ class UnsupportedModelError(TypeError):
 
 @dataclass(frozen=True)
 class TransformReport:
-    """What :func:`token_transforming.transform` did.
+    """Result of :func:`token_transforming.transform`.
 
     Attributes:
         model: class name of the transformed (part of the) model.
-        name: where it is in the model that was given; "" where it is that model.
-        num_layers: its blocks.
+        name: its dotted name in the given model; "" for the model itself.
+        num_layers: number of its blocks.
         layers: the blocks that reduce tokens, from 0.
-        reductions: how each of them does.
-        prefix: class and register tokens, which are never reduced.
-        restored: whether the output has all tokens again.
+        reductions: the reduction of each of them.
+        prefix: number of class and register tokens, which are never reduced.
+        restored: True if the output has all tokens.
     """
 
     model: str
@@ -34,7 +34,7 @@ class TransformReport:
     restored: bool
 
     def tokens(self, tokens: int) -> tuple[int, ...]:
-        """Return how many tokens enter the feed-forward network of each block.
+        """Return the number of tokens in the feed-forward network of each block.
 
         Args:
             tokens: patch tokens of an image (of a window, in a windowed backbone); class and
@@ -59,10 +59,10 @@ class TransformReport:
 
 
 def check_layers(layers: tuple[int, ...], count: int, owner: nn.Module) -> None:
-    """Stop where layers are none, unsorted, repeated or outside of the model.
+    """Check that layers are ascending, without repetition, and blocks of the model.
 
     Raises:
-        ValueError: naming them.
+        ValueError: they are not, or there are none.
     """
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
         raise ValueError(

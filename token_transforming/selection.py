@@ -1,4 +1,4 @@
-"""Which tokens the reduced ones are built around.
+"""Select the tokens around which reduced tokens are built.
 
 Shapes: B sequence, N token, n block of tokens, K chosen token, C channel.
 """
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tokendetr.tokens.assignment import without_autocast
 
 SIMILARITIES_AT_ONCE = 1 << 20
-"""Similarities between tokens that exist together where they are only looked through."""
+"""Similarities between tokens that are computed per block."""
 
 
 def choose(
@@ -19,14 +19,14 @@ def choose(
     """Return the tokens with the highest scores, in order of position.
 
     Args:
-        score_BN: float; of equals the first are taken.
+        score_BN: float; among equal scores the first tokens are chosen.
         kept: number K of tokens.
         valid_BN: bool, False = padding, which is never chosen; None if there is none.
-        kept_B: long, of these how many each sequence really takes, at most K; None: K.
+        kept_B: long, number of tokens chosen from each sequence, at most K; None: K.
 
     Returns:
-        Long [B, K], distinct in a sequence, and bool [B, K], False for places that no token takes:
-        they are padding's, in order of position like the others. None if there is no padding.
+        Long [B, K], distinct in a sequence, and bool [B, K], False for slots filled with padding,
+        which are in order of position like the others. None if there is no padding.
     """
     score_BN = score_BN.detach().float().nan_to_num()
     if valid_BN is None:
@@ -40,12 +40,12 @@ def choose(
 
 
 def fill_places(taken_BN: Tensor, valid_BN: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Return the chosen tokens and as much padding as fills up K places, in order of position.
+    """Return the chosen tokens, and padding to fill K slots, in order of position.
 
     Args:
         taken_BN: bool, the chosen tokens, at most K of a sequence.
         valid_BN: bool, False = padding.
-        kept: number K of places.
+        kept: number K of slots.
 
     Returns:
         Long [B, K], and bool [B, K], True for the chosen tokens.
@@ -63,23 +63,23 @@ def even_scores(tokens: int, kept: int, device: torch.device) -> Tensor:
 
 
 def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
-    """Return float32 scores [B, N] that are the lower the more a token is like another one.
+    """Return scores, float32 [B, N], that are lower for tokens more similar to an earlier one.
 
-    Tokens are visited in an order in which the first ones are spread evenly over the positions;
-    each is compared with those before it. So of two that are alike one is kept.
+    Tokens are visited in an order whose prefixes are spread evenly over the positions, and each is
+    compared with those before it, so that of two similar tokens one has a high score.
 
     Args:
         x_BNC: features, compared by their cosine.
-        valid_BN: bool, False = padding, which nothing is compared with; None if there is none.
+        valid_BN: bool, False = padding, which is ignored; None if there is none.
 
     Returns:
-        The largest cosine negated, in [-1, 1]; 2 for tokens that are compared with none. Without
+        Minus the largest cosine, in [-1, 1]; 2 for tokens that are compared with none. Carries no
         gradient.
     """
     batch, tokens = x_BNC.shape[0], int(x_BNC.shape[1])
     visited_N = _spread_order(tokens, x_BNC.device)
     direction_BNC = F.normalize(x_BNC.detach().float(), dim=-1)[:, visited_N]
-    # One block where a graph is made, which must not depend on the size of the batch.
+    # One block in compiled graphs, which must not depend on the batch size.
     compiling = torch.compiler.is_compiling()
     rows = tokens if compiling else max(1, SIMILARITIES_AT_ONCE // max(1, int(batch) * tokens))
     alike_BN = direction_BNC.new_empty(batch, tokens)
@@ -96,7 +96,7 @@ def distinct_scores(x_BNC: Tensor, valid_BN: Tensor | None) -> Tensor:
 
 
 def _spread_order(tokens: int, device: torch.device) -> Tensor:
-    """Return the positions, long [N], halving the distances: 0, N / 2, N / 4, 3 N / 4, ..."""
+    """Return the positions, long [N], in bit-reversed order: 0, N / 2, N / 4, 3 N / 4, ..."""
     bits = max(1, (tokens - 1).bit_length())
     place_N = torch.arange(tokens, device=device)
     mirrored_N = sum((place_N >> bit & 1) << (bits - 1 - bit) for bit in range(bits))
@@ -105,7 +105,7 @@ def _spread_order(tokens: int, device: torch.device) -> Tensor:
 
 
 def even_grid_scores(grid: tuple[int, int], kept: tuple[int, int], device: torch.device) -> Tensor:
-    """Return scores [N] of a grid's cells whose highest are evenly spaced rows and columns."""
+    """Return scores [N] of a grid's cells, highest at evenly spaced rows and columns."""
     rows, columns = (
         even_scores(size, wanted, device) for size, wanted in zip(grid, kept, strict=True)
     )
@@ -123,14 +123,14 @@ def pooled_queries(
 
     Args:
         x_BNC: the tokens.
-        grid: rows and columns where they are a grid; None: they are a line.
-        kept_grid: rows and columns of the means; None: they are a line of ``kept``.
+        grid: rows and columns of the tokens; None: one line.
+        kept_grid: rows and columns of the means; None: one line of ``kept``.
         kept: number K of means.
-        valid_BN: bool, False = padding, which counts in no mean; None if there is none.
+        valid_BN: bool, False = padding, which no mean includes; None if there is none.
 
     Returns:
-        The means [B, K, C] in float32, the token in the middle of each cell, long [B, K], and bool
-        [B, K], False for cells with nothing but padding (None if there is no padding).
+        The means, float32 [B, K, C]; the middle token of each cell, long [B, K]; and bool [B, K],
+        False for cells of padding alone (None if there is no padding).
 
     Source: Token Transforming, arXiv 2506.05709, Table 8 ("uniform"); Hourglass's first centers.
     """

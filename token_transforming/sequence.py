@@ -1,7 +1,8 @@
 """Transformed blocks of vision transformers whose tokens are one sequence.
 
-A family of blocks is described by the names of its parts; the arithmetic is the same for all:
+A family of blocks is described by the names of its submodules; all compute
 x + attention(norm(x)), [reduce the tokens], x + mlp(norm(x)).
+
 Shapes: B image, N token, C channel, M head, D head width.
 """
 
@@ -32,20 +33,20 @@ Output = Literal["reduced", "view", "restored"]
 
 @dataclass(frozen=True)
 class BlockNames:
-    """Where a family of blocks keeps its parts, as dotted names from the block.
+    """Dotted names of a block's submodules and attributes.
 
     Attributes:
         norm: norm before the attention.
-        query, key, value: projections; ``key`` and ``value`` are None if ``query`` is one
-            projection of all three.
-        query_norm, key_norm: norms of the heads, or None.
-        heads: attribute with the number of heads M, or None if ``head_width`` is there.
-        head_width: attribute with the width D, or None if ``heads`` is there.
+        query, key, value: projections; ``key`` and ``value`` are None if ``query`` projects to all
+            three.
+        query_norm, key_norm: norms of queries and keys, or None.
+        heads: attribute with the number of heads M; None if ``head_width`` is given.
+        head_width: attribute with the width D; None if ``heads`` is given.
         scale: attribute with the factor of the logits.
         dropout: attribute with the probability of dropping an attention weight (or a
-            ``nn.Dropout``); None: none is dropped.
-        after: parts between the attention and its residual, in order.
-        feed: parts between that and the second residual, in order.
+            ``nn.Dropout``); None: no dropout.
+        after: submodules between the attention and its residual, in order.
+        feed: submodules between that and the second residual, in order.
     """
 
     norm: str
@@ -64,17 +65,17 @@ class BlockNames:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What one block of a transformed model does.
+    """Task of one block of a transformed model.
 
     Attributes:
         index: number of the block, from 0.
-        last: whether no block follows.
-        names: the block's parts.
-        prefix: class and register tokens in front, which are never reduced.
-        reduction: how the tokens are reduced here; None: not here.
-        recover: whether reductions must know how to restore.
-        output: "reduced" tokens; a restored "view", while the next block goes on with the reduced
-            ones; or tokens "restored" for good.
+        last: True for the last block.
+        names: names of the block's submodules.
+        prefix: number of class and register tokens in front, which are never reduced.
+        reduction: the reduction in this block; None: none.
+        recover: reductions must have a recovery.
+        output: "reduced" tokens; a "view" with all tokens, while the next block continues with the
+            reduced ones; or "restored" tokens, with which the next block continues.
     """
 
     index: int
@@ -100,10 +101,10 @@ def run_block(
     """Run one block.
 
     Args:
-        block: the block, whose parts are used and whose own ``forward`` is not.
+        block: the block, whose submodules are used instead of its own ``forward``.
         x_BNC: its input, class and register tokens first.
-        plan: what it does.
-        state: what is known about the tokens.
+        plan: its task.
+        state: state of the tokens.
 
     Returns:
         The block's output, and the state for the next block.
@@ -128,7 +129,7 @@ def run_block(
 def _attention(
     block: nn.Module, x_BNC: Tensor, plan: BlockPlan, state: TokenState
 ) -> tuple[Tensor, Observed | None]:
-    """Return the tokens after the attention, and what a reduction needs of it."""
+    """Return the tokens after the attention, and its statistics if the block reduces."""
     query, key, value = _heads(block, x_BNC, plan.names)
     settings: dict[str, Any] = {
         "scale": part(block, plan.names.scale),
@@ -145,7 +146,7 @@ def _attention(
 
 
 def _bias(block: nn.Module, query: Tensor, plan: BlockPlan, state: TokenState) -> Tensor | None:
-    """Return what is added to the logits: log sizes, and what places on a map add."""
+    """Return the bias of the logits: log sizes, and position bias on maps."""
     bias = size_bias(state.size_BN, None, first=plan.prefix)
     if state.grid is None:
         return bias
@@ -156,7 +157,7 @@ def _bias(block: nn.Module, query: Tensor, plan: BlockPlan, state: TokenState) -
 
 
 def _positions(state: TokenState, device: torch.device) -> Tensor:
-    """Return where the tokens lie on the map, long [B or 1, N, 2]."""
+    """Return row and column of the tokens on the map, long [B or 1, N, 2]."""
     if state.position_BN2 is not None:
         return state.position_BN2
     assert state.grid is not None
@@ -205,7 +206,7 @@ def _reduce(
     how: Reduction,
     state: TokenState,
 ) -> tuple[Tensor, TokenState]:
-    """Reduce all tokens but the first ones."""
+    """Reduce all tokens after the class and register tokens."""
     prefix = plan.prefix
     patches_BNC = x_BNC[:, prefix:]
     tokens = int(patches_BNC.shape[1])
@@ -229,7 +230,7 @@ def _reduce(
         how,
         recover=plan.recover,
     )
-    if not torch.compiler.is_compiling():  # the compiler cannot follow the pass
+    if not torch.compiler.is_compiling():  # context variables would break the graph
         current_pass().recorder.record_reduction(plan.index, reduced.token_map, grid)
     if plan.recover:
         undo = Undo.of(reduced.token_map, patches_BNC, reduced.x_BKC, how, maps_of(block))
@@ -250,15 +251,12 @@ def _square(tokens: int) -> tuple[int, int] | None:
 
 
 class TransformedBlock(Transformed):
-    """Mixed into a block's class while its model is transformed; ``token_plan`` says what it does.
-
-    A class of its own, not a wrapper: the block keeps its place, parameters, hooks and state dict.
-    """
+    """Mixin of a block's class while its model is transformed; ``token_plan`` is its task."""
 
     token_plan: BlockPlan
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Bind the ledger, so that recomputing the block finds it."""
+        """Call the block with its ledger bound, so that a recomputation finds the same one."""
         ledger = open_ledger(self.token_plan.index)
         return super().__call__(*args, token_ledger=ledger, **kwargs)  # type: ignore[misc]
 
@@ -266,8 +264,7 @@ class TransformedBlock(Transformed):
         """Run the block on tokens [B, N, C].
 
         Raises:
-            ValueError: for an attention mask that hides a token: those that are left have no place
-                in it.
+            ValueError: an attention mask hides a token; reduced tokens have no entry in it.
         """
         ledger: Ledger = kwargs.pop("token_ledger")
         plan = self.token_plan
@@ -283,14 +280,14 @@ class TransformedBlock(Transformed):
         return x_BNC
 
     def _refuse_mask(self, mask: Tensor) -> None:
-        """Stop unless a mask, bool or added to logits, lets every token attend to all."""
+        """Raise ValueError unless a mask (bool or additive) lets every token attend to all."""
         message = (
             f"{original_class(type(self)).__name__} is transformed and cannot take an attention "
             "mask; restore(model) first"
         )
         hides_none = mask.all() if mask.dtype == torch.bool else (mask == 0).all()
         if torch.compiler.is_compiling():
-            # transformers makes a mask of all tokens where it cannot look at its input's values.
+            # transformers passes a mask of all tokens if it cannot read its input's values.
             torch._assert_async(hides_none, message)
         elif not hides_none:
             raise ValueError(message)
@@ -301,9 +298,9 @@ class TransformedBlock(Transformed):
 
 
 class TransformedMapBlock(TransformedBlock):
-    """The same for blocks that pass tokens on as maps [B, H, W, C]; reduced ones are [B, K, 1, C].
+    """The mixin of blocks that pass on maps [B, H, W, C]; reduced tokens are [B, K, 1, C].
 
-    While all tokens are there and stay, the block's own ``forward`` runs, windows and all.
+    As long as there are all tokens, the block's own ``forward`` runs, with its windows.
     """
 
     def _run(self, x_BHWC: Tensor, plan: BlockPlan, state: TokenState) -> tuple[Tensor, TokenState]:
@@ -316,8 +313,7 @@ class TransformedMapBlock(TransformedBlock):
 
 
 class TransformedReader(Transformed):
-    """Mixed into the class of a timm model while it is transformed: who reads its blocks' outputs
-    as maps gets maps of all tokens."""
+    """Mixin of a transformed timm model's class: its intermediate outputs have all tokens."""
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's intermediate outputs, each with all tokens."""

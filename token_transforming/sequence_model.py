@@ -1,4 +1,4 @@
-"""Transforming models whose blocks work on one sequence, and undoing it."""
+"""Transform, and restore, models whose blocks work on one sequence."""
 
 from torch import nn
 
@@ -27,20 +27,20 @@ def transform_sequence(
     recover: str | int,
     read: tuple[int, ...] = (),
 ) -> TransformReport:
-    """Let a model's blocks reduce tokens.
+    """Make a model's blocks reduce tokens.
 
     Args:
         model: the model.
-        family: what kind it is.
+        family: its family.
         name: its name for the report.
         layers: blocks that reduce, from 0.
-        reductions: how, one for each.
+        reductions: one for each layer.
         recover: see :func:`token_transforming.transform`.
-        read: blocks whose outputs are read as all tokens by the model around this one.
+        read: blocks whose outputs the enclosing model reads with all tokens.
 
     Raises:
-        ValueError: for layers or ``recover`` that the model does not have.
-        UnsupportedModelError: if its blocks are not what they should be.
+        ValueError: layers or ``recover`` that the model does not have.
+        UnsupportedModelError: its blocks are not those of the family.
     """
     blocks = list(part(model, family.blocks))
     check_layers(layers, len(blocks), model)
@@ -78,7 +78,7 @@ def transform_sequence(
 
 
 def restore_sequence(model: nn.Module, family: Family) -> None:
-    """Give a model's blocks their classes back."""
+    """Restore the classes of a model's blocks."""
     for block in part(model, family.blocks):
         if isinstance(block, TransformedBlock):
             del block.token_plan
@@ -106,12 +106,12 @@ def _check_blocks(blocks: list[nn.Module], family: Family) -> None:
 def _check_maps(
     blocks: list[nn.Module], family: Family, layers: tuple[int, ...], outputs: list[Output]
 ) -> None:
-    """Stop where tokens that are left would need their places on the map.
+    """Check that blocks which need whole maps get them.
 
     Raises:
-        ValueError: if they are not restored.
-        UnsupportedModelError: for a reduction in windows, or convolutions between a reduction and
-            the block that restores.
+        ValueError: tokens are never restored.
+        UnsupportedModelError: a reduction in a block with windows, or a convolution between a
+            reduction and the block that restores.
     """
     whole = [index for index, block in enumerate(blocks) if not getattr(block, "window_size", 0)]
     if outputs[-1] == "reduced" and "restored" not in outputs[layers[-1] :]:
@@ -141,7 +141,7 @@ def _outputs(
     recover: str | int,
     read: tuple[int, ...],
 ) -> list[Output]:
-    """Return what each block puts out."""
+    """Return the kind of output of each block."""
     taps: tuple[int, ...] = ()
     if recover == "auto":
         taps = () if family.taps is None else family.taps(model)

@@ -1,4 +1,4 @@
-"""How tokens are reduced: the choices of one transform, checked."""
+"""Options of a reduction, checked."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -13,12 +13,12 @@ Similarity = Literal["cosine", "euclidean"]
 METHODS: tuple[str, ...] = get_args(Method)
 SELECTIONS: tuple[str, ...] = get_args(Selection)
 _SCALING = frozenset({"transforming", "merging"})
-"""Methods whose tokens' sizes weigh in later attention unless one asks otherwise."""
+"""Methods for which later attention is proportional to token sizes by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
-    """One way to make N tokens K.
+    """Options of a reduction from N to K tokens.
 
     Attributes:
         method: "transforming" (many-to-many), "pruning", "merging" (bipartite matching of keys),
@@ -26,28 +26,29 @@ class Reduction:
         keep_ratio: K / N, in (0, 1]; K is rounded up.
         threshold: cosine similarities below it count as 0 (transforming), in [-1, 1].
         temperature: sharpness of the assignment (transforming), > 0.
-        selection: how informative tokens are found (transforming, pruning, fusing): by the
-            attention they receive from all tokens or from the class token, evenly spaced, or
-            those least like others that are kept (not in the paper). "pooled" (transforming) takes
-            means over a coarse grid in place of tokens.
-        similarity: what tokens are compared by (transforming): their cosine, or "euclidean", 1 -
-            d^2 / (2 n) with d their distance and n the mean of their squared lengths, which is the
-            cosine where all are equally long.
-        normalize: whether a token's shares are made to sum to 1 (transforming; the softmax of
-            equation 5); without it they are the gated similarities.
-        sizes: "carried": repeated transforms count what tokens already stand for; "literal":
-            equation 8 as printed, which begins anew at every transform.
-        scale_attention: whether later attention adds log sizes to its logits; None: where the
-            method's own paper does.
-        recovery: how tokens are restored where all are needed: "paper", each becomes its reduced
-            token (equation 10); "residual", each keeps its content and gets what its reduced token
-            has changed since the reduction (not in the paper); "affine", that plus an affine map of
-            both, which is fitted to images (:func:`token_transforming.fit_recovery`; not in the
-            paper).
-        removed: tokens that go, instead of a keep ratio, as in Token Merging; at most half.
+        selection: choice of the informative tokens (transforming, pruning, fusing): those that
+            receive most "attention" from all tokens or most "class_attention" from the class
+            token, evenly spaced ones ("uniform"), or those least similar to other kept ones
+            ("distinct", not in the paper). "pooled" (transforming) uses means over a coarse grid
+            instead of tokens.
+        similarity: measure of similarity (transforming): "cosine", or "euclidean", 1 - d^2 / (2 n)
+            with the distance d and the mean squared length n of the tokens, which equals the
+            cosine if all are equally long.
+        normalize: make a token's shares sum to 1 (transforming; the softmax of equation 5);
+            otherwise they are the gated similarities.
+        sizes: "carried": repeated transforms count the original tokens in each token; "literal":
+            equation 8 as printed, which counts anew in every transform.
+        scale_attention: later attention adds log sizes to its logits; None: as in the method's
+            paper.
+        recovery: how tokens are restored: "paper", each becomes its reduced token (equation 10);
+            "residual", each keeps its content and adds its reduced token's change since the
+            reduction (not in the paper); "affine", that plus an affine map of both, fitted to
+            images (:func:`token_transforming.fit_recovery`; not in the paper).
+        removed: number of tokens to remove, instead of a keep ratio, as in Token Merging; at most
+            half.
 
     Raises:
-        ValueError: for a value outside of these.
+        ValueError: a value is out of range.
 
     Source: Token Transforming, arXiv 2506.05709, section 3 and Table 6.
     """
@@ -72,8 +73,8 @@ class Reduction:
         check_one_of("similarity", self.similarity, get_args(Similarity))
         if self.selection == "pooled" and self.method != "transforming":
             raise ValueError(
-                f"selection='pooled' makes no choice among tokens, which method={self.method!r} "
-                "needs: it goes with method='transforming'"
+                f"selection='pooled' chooses no tokens, which method={self.method!r} needs: use it "
+                "with method='transforming'"
             )
         if not self.normalize and self.threshold < 0:
             raise ValueError(
@@ -91,14 +92,14 @@ class Reduction:
 
     @property
     def scales(self) -> bool:
-        """Whether later attention weighs tokens by their sizes."""
+        """True if later attention is proportional to token sizes."""
         if self.scale_attention is None:
             return self.method in _SCALING
         return self.scale_attention
 
     @property
     def lays_out_grid(self) -> bool:
-        """Whether reduced tokens belong to the cells of a coarser grid, where there is a grid."""
+        """True if reduced tokens are cells of a coarser grid, provided that tokens form a grid."""
         return self.method == "clustering" or self.selection == "pooled"
 
     def kept(self, tokens: int) -> int:
@@ -109,8 +110,8 @@ class Reduction:
         return max(1, ceil(self.keep_ratio * tokens - 1e-9))
 
     def kept_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the grid of K tokens that a grid of N becomes: the nearly square one (of the same
-        proportions) whose number of cells is nearest to ``keep_ratio`` times N."""
+        """Return the reduced grid: of about the same proportions, with the number of cells
+        nearest to ``keep_ratio`` times N."""
         if self.keep_ratio == 1:
             return height, width
         wanted = self.keep_ratio * height * width
@@ -127,15 +128,15 @@ class Reduction:
 
 
 def merging_schedule(removed: int, blocks: int, inflection: float = 0.0) -> tuple[int, ...]:
-    """Return how many tokens each block removes, on a straight line over the blocks.
+    """Return the number of tokens that each block removes, linear over the blocks.
 
     Args:
         removed: their mean.
         blocks: number of blocks.
-        inflection: 0: the same everywhere; -1: from twice as many to none; 1: the other way round.
+        inflection: 0: constant; -1: from twice the mean down to none; 1: the reverse.
 
     Raises:
-        ValueError: for an inflection beyond these.
+        ValueError: ``inflection`` is outside of [-1, 1].
 
     Source: Token Merging, arXiv 2210.09461, section 3 and appendix (constant and decreasing).
     """
@@ -147,10 +148,10 @@ def merging_schedule(removed: int, blocks: int, inflection: float = 0.0) -> tupl
 
 
 def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Stop with a message where a choice is not one of those allowed.
+    """Check a choice.
 
     Raises:
-        ValueError: naming the choice.
+        ValueError: the value is not allowed; the message names the option.
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

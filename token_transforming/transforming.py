@@ -1,4 +1,4 @@
-"""``transform(model)`` makes an existing model cheaper, ``restore(model)`` undoes it."""
+"""``transform(model)`` makes an existing model cheaper; ``restore(model)`` reverts it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,49 +43,53 @@ def transform(
     recover: str | int = "auto",
     window_bias: WindowBias = "interpolated",
 ) -> TransformReport:
-    """Let a vision transformer go on with fewer tokens from some of its blocks, without training.
+    """Reduce the number of tokens in selected blocks of a pretrained vision transformer, without
+    training.
 
-    In place and reversible: parameters, hooks and state dict stay what they are. Transforming a
-    transformed model replaces what was chosen before. Gradients pass through similarities and
-    means, so the model can also be fine-tuned.
+    In place and reversible: parameters, hooks and state dict are unchanged. Transforming a
+    transformed model replaces its options. Gradients flow through similarities and means, so the
+    model can also be fine-tuned.
 
     Args:
         model: a supported model, or one that contains exactly one.
         layers: blocks that reduce tokens between their attention and their feed-forward network,
-            from 0, ascending. In Swin they count over all stages, and each must be one whose
-            windows are not shifted.
-        keep_ratio: tokens kept at each of them, in (0, 1]; one value, or one for each layer. Of
-            windows the nearly square number of tokens closest to it.
+            from 0, ascending. In Swin they are counted over all stages, and their windows must not
+            be shifted.
+        keep_ratio: share of tokens kept in each of them, in (0, 1]; one value, or one per layer. In
+            windows, the nearest number that forms a smaller window.
         threshold: cosine similarities below it count as 0 (method "transforming").
         temperature: sharpness of the assignment (method "transforming").
         method: "transforming", "pruning", "merging", "fusing" or "clustering".
-        selection: which tokens are kept: those that receive most "attention" or
-            "class_attention", evenly spaced ones ("uniform"), those least like others ("distinct",
-            which is not in the paper), or means over a coarse grid in their place ("pooled").
+        selection: the kept tokens: those that receive most "attention" or "class_attention",
+            evenly spaced ones ("uniform"), those least similar to others ("distinct", not in the
+            paper), or means over a coarse grid instead ("pooled").
         sizes: "carried" or "literal"; see :class:`token_transforming.settings.Reduction`.
-        scale_attention: whether later attention adds log sizes; None: as the method's paper does.
-        recovery: where tokens are restored, each becomes its reduced token ("paper"), or keeps its
-            content and gets what its reduced token has changed since ("residual", not in the
-            paper), or that plus an affine map ("affine", not in the paper): blocks that reduce get
-            a ``token_recovery`` in the state dict, zeros until they are fitted or loaded.
-        similarity: what tokens are compared by, "cosine" or "euclidean".
-        normalize: whether each token's shares sum to 1.
-        removed: tokens that go at each layer, in place of ``keep_ratio``; one number, or one for
-            each layer such as those of :func:`token_transforming.merging_schedule`.
+        scale_attention: add log sizes to the logits of later attention; None: as in the method's
+            paper.
+        recovery: a restored token becomes its reduced token ("paper"), or keeps its content and
+            adds its reduced token's change ("residual", not in the paper), or that plus an affine
+            map ("affine", not in the paper). With "affine", reducing blocks have ``token_recovery``
+            parameters in the state dict, zero until they are fitted or loaded.
+        similarity: measure of similarity, "cosine" or "euclidean".
+        normalize: make each token's shares sum to 1.
+        removed: number of tokens that each layer removes, instead of ``keep_ratio``; one number, or
+            one per layer such as those of :func:`token_transforming.merging_schedule`.
         recover: "never": the output has fewer tokens; "end": all tokens are restored after the last
-            block (in Swin always, at the end of each stage); "every": every block's output is
-            restored, while the next one goes on with fewer; a number: restored after that block for
-            good; "auto": "end" with restored views where maps are read (DPT, backbones, LLaVA's
-            tower), else "never". timm's ``forward_intermediates`` gets all tokens in any case.
-        window_bias: in windowed backbones, the relative position bias of reduced windows: the
-            table "interpolated" to their size, or looked up at the kept tokens' true "positions".
+            block (Swin: always, at the end of each stage); "every": every block's output has all
+            tokens, but the next block continues with fewer; a number: tokens are restored after
+            that block, and later blocks continue with all; "auto": "end", with all tokens in
+            outputs that are read as maps (DPT, backbones, LLaVA's tower), else "never". timm's
+            ``forward_intermediates`` always returns all tokens.
+        window_bias: relative position bias of reduced windows, in windowed backbones: the table
+            "interpolated" to their size, or looked up at the kept tokens' "positions" on the map.
 
     Returns:
-        What was done.
+        A report of the transform.
 
     Raises:
-        UnsupportedModelError: a TypeError that names the model's class and the supported ones.
-        ValueError: for a wrong value, naming it.
+        UnsupportedModelError: the model is not supported; a TypeError that lists the supported
+            classes.
+        ValueError: a value is out of range; the message names it.
 
     Source: Token Transforming, arXiv 2506.05709.
     """
@@ -120,7 +124,7 @@ def _per_layer(name: str, values: Any, layers: int) -> list[Any]:
     """Return one value for each layer.
 
     Raises:
-        ValueError: for another number of values.
+        ValueError: another number of values.
     """
     if not isinstance(values, Sequence):
         return [values] * layers
@@ -130,12 +134,14 @@ def _per_layer(name: str, values: Any, layers: int) -> list[Any]:
 
 
 def blocks_read_by(model: nn.Module) -> tuple[int, ...]:
-    """Return the blocks, possibly counted from the end, whose outputs the model around a vision
-    tower reads as all patches (LLaVA's ``vision_feature_layer``); none where it says nothing."""
+    """Return the blocks (negative: from the end) whose outputs an enclosing model reads.
+
+    That is LLaVA's ``vision_feature_layer``; other models have none.
+    """
     layers = getattr(getattr(model, "config", None), "vision_feature_layer", None)
     if layers is None:
         return ()
-    # Hidden state 0 is what enters the first block.
+    # Hidden state 0 is the input of the first block.
     return tuple(
         layer if layer < 0 else layer - 1
         for layer in ([layers] if isinstance(layers, int) else layers)
@@ -144,7 +150,7 @@ def blocks_read_by(model: nn.Module) -> tuple[int, ...]:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undo :func:`transform`; a model that is not transformed stays as it is.
+    """Revert :func:`transform`; does nothing to other models.
 
     Returns:
         ``model``.
@@ -163,13 +169,13 @@ def supported() -> tuple[str, ...]:
 
 
 def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | None]:
-    """Return the one part of a model that can be transformed.
+    """Return the one module of a model that can be transformed.
 
     Returns:
-        Its name, itself, and its family; None for windowed backbones.
+        Its name, itself, and its family (None for windowed backbones).
 
     Raises:
-        UnsupportedModelError: if there is none, or several.
+        UnsupportedModelError: there is none, or several.
     """
     found: list[tuple[str, nn.Module, Family | None]] = []
     for name, module in model.named_modules():
@@ -180,7 +186,7 @@ def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | None]:
         return found[0]
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be transformed, nor anything in it. "
+            f"neither {type(model).__name__} nor any of its submodules can be transformed. "
             f"Supported: {'; '.join(supported())}"
         )
     names = ", ".join(f"{name or 'itself'} ({type(module).__name__})" for name, module, _ in found)

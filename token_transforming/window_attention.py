@@ -1,4 +1,4 @@
-"""Attention within windows: what its logits get beside the products of queries and keys.
+"""Attention within windows, with its biases: relative positions, regions, and token sizes.
 
 Shapes: G windows of the whole batch, W windows of one image, T tokens of a window, M head, D head
 width, Y and X rows and columns of a table of relative positions, R those of a square one.
@@ -22,15 +22,16 @@ from token_transforming.windows import (
 
 @dataclass(frozen=True)
 class WindowLogits:
-    """What is added to the logits of all windows of a batch.
+    """Biases of the logits of all windows of a batch.
 
     Attributes:
         table_MYX: [M, 2h - 1, 2w - 1], bias of (query - key) offsets in a full window of h x w.
-        window: rows and columns of the windows as they are.
-        position_GT2: long, where tokens truly are on the map, for looking up the table; None: it is
-            resized to the window.
-        region_GT: int32; only tokens of equal numbers attend to each other; None: all of a window.
-        size_GT: how many tokens each stands for; None: one.
+        window: rows and columns of the (reduced) windows.
+        position_GT2: long, positions of the tokens on the map, to look up the table; None: the
+            table is resized to the window.
+        region_GT: int32; only tokens with equal numbers attend to each other; None: all of a
+            window.
+        size_GT: number of original tokens in each; None: 1.
     """
 
     table_MYX: Tensor
@@ -40,7 +41,7 @@ class WindowLogits:
     size_GT: Tensor | None
 
     def bias(self) -> Tensor:
-        """Return the sum of all, broadcastable to [G, M, T, T]."""
+        """Return the sum of all biases, broadcastable to [G, M, T, T]."""
         if self.position_GT2 is not None:
             bias = position_table_bias(self.table_MYX, self.position_GT2)
         else:
@@ -56,7 +57,7 @@ class WindowLogits:
     ) -> Tensor:
         """Return the attention's output, [G, M, T, D].
 
-        Packed attention makes nothing of size [G, M, T, T].
+        Packed attention, if possible, stores nothing of size [G, M, T, T].
         """
         heads = query_GMTD, key_GMTD, value_GMTD
         if not can_pack(query_GMTD, dropout):
@@ -78,7 +79,7 @@ class WindowLogits:
 
 
 def _square(table_MYX: Tensor) -> Tensor:
-    """Pad a table with offsets that do not occur, so that both axes reach equally far."""
+    """Pad a table to a square, with offsets that do not occur."""
     rows, columns = table_MYX.shape[1:]
     if rows == columns:
         return table_MYX

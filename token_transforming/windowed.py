@@ -1,10 +1,12 @@
-"""Running blocks of windowed backbones with fewer tokens in each window.
+"""Run blocks of windowed backbones with fewer tokens in each window.
 
-At a reduction every window of a map keeps K of its T tokens, laid out in order of position as a
-smaller window, so that the map becomes a smaller map. After the last block everything is put back.
-Where windows reach over the map's edge, dense backbones fill them up with zeros that take part in
-attention. That padding is never mixed into a token; what it takes of the attention is kept: places
-of a reduced window that no token needs stand for it, as zeros with its number as their size.
+A reduction keeps K of the T tokens of every window, arranged in order of position as a smaller
+window, so that the map becomes a smaller map. After the last block all tokens are restored.
+
+Dense backbones pad windows that extend beyond the map with zeros, which take part in attention.
+That padding is never mixed into a token, but its share of the attention is kept: unused slots of a
+reduced window represent it, as zeros with the padding's number as their size.
+
 Shapes: B image, H and W of a map, G windows of the whole batch, T tokens of a window, K reduced
 ones, E all places of a batch of maps, R real ones, C channel, M head, D head width, Y and X rows
 and columns of a table of relative positions.
@@ -41,13 +43,13 @@ from tokendetr.tokens import take_rows
 
 @dataclass(frozen=True)
 class Windows:
-    """How a map is divided into windows for one attention.
+    """Division of a map into windows for one attention.
 
     Attributes:
         size: of the map, whole windows.
         window: rows and columns of one.
         shift: cyclic shift, rows and columns.
-        position_GT2: long, where tokens truly are; None: where they lie in the window.
+        position_GT2: long, positions of the tokens on the map; None: those in the window.
     """
 
     size: Size
@@ -57,13 +59,13 @@ class Windows:
 
 
 class WindowedBlocks(Protocol):
-    """What is particular to a family of windowed blocks."""
+    """Interface to the blocks of a family of windowed backbones."""
 
     def window(self, block: nn.Module) -> int:
         """Return the side of the block's windows."""
 
     def is_shifted(self, block: nn.Module) -> bool:
-        """Return whether the block's windows are shifted."""
+        """Return True if the block's windows are shifted."""
 
     def heads(self, block: nn.Module, normed_GTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each [G, M, T, D]."""
@@ -83,7 +85,7 @@ class WindowedBlocks(Protocol):
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Which blocks of a sequence of blocks reduce tokens, and how.
+    """The reductions in a sequence of blocks.
 
     Attributes:
         reductions: by block, from 0.
@@ -96,7 +98,7 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class _Undo:
-    """How one reduction is undone: its tokens within windows, and the map before."""
+    """Inverse of one reduction: of its tokens within windows, and of the map's size."""
 
     tokens: Undo
     window: Size
@@ -105,16 +107,17 @@ class _Undo:
 
 @dataclass(frozen=True)
 class MapState:
-    """What is known about the tokens of a map.
+    """State of the tokens of a map.
 
     Attributes:
-        size: height and width as the map is.
+        size: height and width of the current map.
         window: rows and columns of reduced windows; None before the first reduction.
-        size_GT: how many tokens each stands for; None: it does not matter.
-        valid_GT: bool, False = stands for padding; None if none does.
-        position_GT2: long, where the tokens truly are; None before the first reduction.
-        real: tokens of each window of an image that are not padding; None if it is not known.
-        undo: the reductions so far.
+        size_GT: number of original tokens in each; None: not needed.
+        valid_GT: bool, False = padding; None if there is none.
+        position_GT2: long, positions of the tokens on the original map; None before the first
+            reduction.
+        real: number of real tokens of each window of an image; None if unknown.
+        undo: inverses of the reductions so far.
     """
 
     size: Size
@@ -134,13 +137,13 @@ def run_blocks(
     *,
     use_checkpoint: bool = False,
 ) -> Tensor:
-    """Run blocks, reducing tokens where the plan says so, and restore all tokens.
+    """Run blocks with the reductions of a plan, and restore all tokens.
 
     Args:
         blocks: the blocks; their own ``forward`` is not used.
         x_BHWC: the map.
-        plan: what to do.
-        kind: what is particular to these blocks.
+        plan: the reductions.
+        kind: interface to the blocks.
         use_checkpoint: recompute blocks in the backward pass to save memory.
 
     Returns:
@@ -187,7 +190,7 @@ def _run_block(
 
 
 def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState) -> Tensor:
-    """Return what the feed-forward network adds to each token; padding is left out."""
+    """Return the output of the feed-forward network, computed for real tokens alone."""
     if state.window is None or state.valid_GT is None or state.real is None:
         return block.mlp(block.norm2(x_BHWC))  # type: ignore[operator]
     valid_E = paste(state.valid_GT[..., None], state.window, state.size).flatten()
@@ -202,7 +205,7 @@ def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState) -> Tensor:
 def _windows(
     block: nn.Module, state: MapState, window_bias: WindowBias, kind: WindowedBlocks
 ) -> Windows:
-    """Return how a block divides the map."""
+    """Return the windows of a block."""
     side = kind.window(block)
     window = (side, side) if state.window is None else state.window
     shift = (window[0] // 2, window[1] // 2) if kind.is_shifted(block) else (0, 0)
@@ -213,7 +216,7 @@ def _windows(
 
 
 def _arranged(x_GTC: Tensor, state: MapState, windows: Windows) -> Tensor:
-    """Return what is known in unshifted reduced windows in the order of an attention's windows."""
+    """Rearrange values of unshifted reduced windows to the windows of an attention."""
     assert state.window is not None
     if windows.shift == (0, 0) and windows.window == state.window:
         return x_GTC
@@ -234,7 +237,7 @@ def _attend(
     """Attend within windows.
 
     Returns:
-        The result as a map, and what a reduction needs of the attention.
+        The result as a map, and the attention's statistics if the block reduces.
     """
     height, width = normed_BHWC.shape[1:3]
     if state.window is not None and state.valid_GT is not None:
@@ -271,7 +274,7 @@ def _attend(
 def _logits(
     block: nn.Module, state: MapState, windows: Windows, kind: WindowedBlocks, count: int
 ) -> WindowLogits:
-    """Return what is added to the logits of ``count`` windows."""
+    """Return the biases of the logits of ``count`` windows."""
     table_MYX = kind.bias_table(block)
     region_GT = size_GT = None
     if windows.shift != (0, 0):
@@ -283,7 +286,7 @@ def _logits(
 
 
 def _valid(state: MapState, windows: Windows, count: int, device: torch.device) -> Tensor | None:
-    """Return which tokens of unshifted windows are tokens."""
+    """Return a mask of the real tokens of unshifted windows; None if all are."""
     if state.window is not None:
         return state.valid_GT
     valid_WT = validity(state.size, windows.window, device)

@@ -1,4 +1,4 @@
-"""Transforming windowed backbones (detectron2's Swin), and undoing it."""
+"""Transform, and restore, windowed backbones (detectron2's Swin)."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ WINDOWED = (SwinTransformer.__name__,)
 
 
 class SwinBlocks:
-    """What is particular to Swin's blocks."""
+    """Interface to Swin's blocks."""
 
     def window(self, block: Any) -> int:
         """Return the side of the block's windows."""
         return int(block.window_size)
 
     def is_shifted(self, block: Any) -> bool:
-        """Return whether the block's windows are shifted."""
+        """Return True if the block's windows are shifted."""
         return bool(block.shift_size > 0)
 
     def heads(self, block: Any, normed_GTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,14 +53,14 @@ class SwinBlocks:
 
 
 class TransformedStage(Transformed):
-    """Mixed into the class of a Swin stage while its backbone is transformed."""
+    """Mixin of a Swin stage's class while its backbone is transformed."""
 
     token_plan: WindowPlan
 
     def forward(
         self: Any, x_BNC: Tensor, height: int, width: int
     ) -> tuple[Tensor, int, int, Tensor, int, int]:
-        """Do what the stage does, with fewer tokens in its later blocks."""
+        """Run the stage with fewer tokens in its later blocks."""
         x_BHWC = run_blocks(
             self.blocks,
             x_BNC.unflatten(1, (height, width)),
@@ -76,8 +76,7 @@ class TransformedStage(Transformed):
 
 
 def is_windowed(module: nn.Module) -> bool:
-    """Return whether a module is a windowed backbone that can be transformed (others may derive
-    from Swin and work differently)."""
+    """Return True for a supported windowed backbone; subclasses of Swin may work differently."""
     return type(module).__name__ in WINDOWED and isinstance(module, SwinTransformer)
 
 
@@ -88,17 +87,17 @@ def transform_windowed(
     reductions: tuple[Reduction, ...],
     window_bias: WindowBias,
 ) -> TransformReport:
-    """Let the stages of a Swin reduce tokens within windows; each restores them at its end.
+    """Make the stages of a Swin reduce tokens within windows; each restores them at its end.
 
     Args:
         backbone: the backbone.
         name: its name for the report.
         layers: blocks that reduce, counted over all stages.
-        reductions: how, one for each.
+        reductions: one for each layer.
         window_bias: see :func:`token_transforming.transform`.
 
     Raises:
-        ValueError: for blocks that it does not have or whose windows are shifted.
+        ValueError: blocks that it does not have, or whose windows are shifted.
     """
     check_one_of("window_bias", window_bias, WINDOW_BIASES)
     places = [(stage, block) for stage in backbone.layers for block in range(len(stage.blocks))]
@@ -138,7 +137,7 @@ def transform_windowed(
 
 
 def restore_windowed(backbone: Any) -> None:
-    """Give a backbone's stages their class back."""
+    """Restore the classes of a backbone's stages."""
     for stage in backbone.layers:
         if isinstance(stage, TransformedStage):
             del stage.token_plan

@@ -1,4 +1,4 @@
-"""Geometry of windowed attention: cutting maps into windows, shifts, relative position biases.
+"""Geometry of windowed attention: windows of maps, shifts, relative position bias.
 
 Shapes: B image, H and W of a map, G windows of the whole batch, W windows of one image, T tokens of
 a window, M head, C channel, Y and X rows and columns of a table of relative positions.
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 WindowBias = Literal["interpolated", "positions"]
 WINDOW_BIASES = ("interpolated", "positions")
 APART = -100.0
-"""Added between tokens that only the cyclic shift made neighbors (Swin's own number)."""
+"""Bias between tokens that are neighbors only through the cyclic shift (Swin's value)."""
 
 Size = tuple[int, int]
 
@@ -40,14 +40,14 @@ def cut(x_BHWC: Tensor, window: Size) -> Tensor:
 
 
 def paste(x_GTC: Tensor, window: Size, size: Size) -> Tensor:
-    """Undo :func:`cut`: a map [B, H, W, C] of the given size."""
+    """Return the map [B, H, W, C] of the given size; the inverse of :func:`cut`."""
     rows, columns = window
     x = x_GTC.reshape(-1, size[0] // rows, size[1] // columns, rows, columns, x_GTC.shape[-1])
     return x.transpose(2, 3).reshape(-1, *size, x_GTC.shape[-1])
 
 
 def validity(size: Size, window: Size, device: torch.device) -> Tensor | None:
-    """Return bool [W, T], False where windows reach over the map's edge; None if none does."""
+    """Return bool [W, T], False where windows extend beyond the map; None if none does."""
     height, width = padded(size, window)
     if (height, width) == size:
         return None
@@ -58,7 +58,7 @@ def validity(size: Size, window: Size, device: torch.device) -> Tensor | None:
 
 
 def real_tokens(size: Size, window: Size) -> tuple[int, ...]:
-    """Return how many cells of each window, row by row, lie on the map."""
+    """Return the number of cells of each window, row by row, that lie on the map."""
     sides = [
         [min(side, length - start) for start in range(0, length, side)]
         for length, side in zip(size, window, strict=True)
@@ -75,8 +75,10 @@ def positions(size: Size, window: Size, device: torch.device) -> Tensor:
 
 
 def shift_regions(size: Size, window: Size, shift: Size, device: torch.device) -> Tensor:
-    """Return numbers, int32 [W, T], that differ between tokens of a window which only the cyclic
-    shift made neighbors."""
+    """Return region numbers, int32 [W, T].
+
+    They differ between tokens of a window that are neighbors only through the cyclic shift.
+    """
     strips = []
     for length, side, moved in zip(size, window, shift, strict=True):
         place = torch.arange(length, device=device)
@@ -86,7 +88,7 @@ def shift_regions(size: Size, window: Size, shift: Size, device: torch.device) -
 
 
 def resized_table(table_MYX: Tensor, window: Size) -> Tensor:
-    """Interpolate a table of offsets to those of another window: [M, 2 rows - 1, 2 columns - 1]."""
+    """Interpolate a bias table to another window, [M, 2 rows - 1, 2 columns - 1]."""
     wanted = 2 * window[0] - 1, 2 * window[1] - 1
     if table_MYX.shape[1:] == wanted:
         return table_MYX
@@ -101,16 +103,16 @@ def window_table_bias(table_MYX: Tensor, window: Size) -> Tensor:
 
     Args:
         table_MYX: [M, 2h - 1, 2w - 1], bias of (query - key) offsets in a window of h x w.
-        window: rows and columns; where they are not h and w, the table is interpolated to them.
+        window: rows and columns; the table is interpolated if they are not h and w.
     """
     place_1T2 = positions(window, window, table_MYX.device)
     return position_table_bias(resized_table(table_MYX, window), place_1T2)
 
 
 def position_table_bias(table_MYX: Tensor, position_GT2: Tensor) -> Tensor:
-    """Return the relative position bias between tokens anywhere on the map, [G, M, T, T].
+    """Return the relative position bias between tokens at any positions, [G, M, T, T].
 
-    Offsets beyond the table are clipped to its edge.
+    Offsets beyond the table use its farthest entries.
     """
     offset_GTT2 = position_GT2[:, :, None] - position_GT2[:, None]
     indices = []
