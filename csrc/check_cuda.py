@@ -46,7 +46,7 @@ def readable(symbol: str) -> str:
 
 
 def compiled(nvcc: str, source: Path, folder: Path) -> str:
-    """Compile one file and return what the assembler said; exits with its errors if it failed."""
+    """Compile one file and return the assembler's messages; exit with the errors if that fails."""
     command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v"]
     for architecture in ARCHITECTURES:
         command += ["-gencode", architecture]

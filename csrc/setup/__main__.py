@@ -46,7 +46,7 @@ def _say(text: str) -> None:
 
 
 class Plan:
-    """What can be built on this machine, and why the rest is left out."""
+    """Parts that this machine can build, and the reason why any other part is left out."""
 
     def __init__(self) -> None:
         self.kernels = False

@@ -1,7 +1,8 @@
-"""What the methods do to DINO, as evidence: on the shapes data set and on real photographs.
+"""Comparisons of the methods in DINO, on the shapes data set and on real photographs.
 
-Every row starts from the same dense weights and gets the same training, the dense detector too.
-Options were chosen on the validation sets, figures are of test sets that nothing was chosen on.
+Every row, the dense detector's too, starts from the same dense weights and gets the same training.
+Options were chosen on the validation sets; results are those of the test sets, on which nothing was
+chosen.
 """
 
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ def _options(**values: object) -> list[str]:
 
 
 def _dynamic(keep: float) -> list[str]:
-    """Ratios that fall from stage to stage as the paper's do and keep ``keep`` on average."""
+    """Return options of ratios that fall by stage as the paper's do, with the mean ``keep``."""
     ratios = ",".join(f"{keep + shift:.2f}" for shift in (0.15, 0.05, -0.05, -0.15))
     return _options(keep_ratios=f"[{ratios}]")
 

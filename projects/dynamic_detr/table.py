@@ -1,4 +1,4 @@
-"""What Dynamic DETR costs: the paper's figures, ours counted, and ours by the method's formula.
+"""GFLOPs of Dynamic DETR: the paper's, ours counted, and ours by the method's formula.
 
 ``python tools/table.py dynamic_detr --write`` puts the tables into the README.
 """
@@ -32,12 +32,12 @@ class Row:
     """A detector of the paper's tables.
 
     Attributes:
-        name: as in the table.
-        dense: name of its own config.
-        dynamic: name of its config with Dynamic DETR.
-        paper_dense: GFLOPs that the paper gives for it.
-        paper_dynamic: GFLOPs that the paper gives per entry of ``KEEP_RATIOS``, or for the config's
-            own ratios alone.
+        name: as the tables print it.
+        dense: name of the dense detector's config.
+        dynamic: name of the config with Dynamic DETR.
+        paper_dense: the paper's GFLOPs of the dense detector.
+        paper_dynamic: the paper's GFLOPs per entry of ``KEEP_RATIOS``, or for the config's own
+            ratios alone.
     """
 
     name: str
@@ -114,9 +114,9 @@ class Cost:
     """GFLOPs of one forward pass on the mean COCO image.
 
     Attributes:
-        total: counted, of the whole detector.
-        encoder: counted, of its encoder.
-        encoder_by_formula: of its encoder, from shapes and ratios alone.
+        total: of the whole detector, counted.
+        encoder: of its encoder, counted.
+        encoder_by_formula: of its encoder, computed from shapes and ratios alone.
     """
 
     total: float
@@ -125,22 +125,22 @@ class Cost:
 
     @property
     def total_by_formula(self) -> float:
-        """The total with the encoder's counted part replaced by the formula's."""
+        """Total in which the formula's figure replaces the encoder's counted one."""
         return self.total - self.encoder + self.encoder_by_formula
 
 
 def dense_cost(config: str) -> Cost:
-    """Count a dense detector."""
+    """Return the cost of a dense detector."""
     model = zoo.get_config(config).model
     return _cost(model, None)
 
 
 def dynamic_cost(config: str, keep_ratios: tuple[float, ...] | None = None) -> Cost:
-    """Count a detector with Dynamic DETR.
+    """Return the cost of a detector with Dynamic DETR.
 
     Args:
-        config: its name.
-        keep_ratios: instead of the config's own, as an override on the command line would set them.
+        config: the config's name.
+        keep_ratios: in place of the config's own, set as an override on the command line sets them.
     """
     cfg = zoo.get_config(config)
     if keep_ratios is not None:
@@ -177,7 +177,7 @@ def _cost(model: DictConfig, budget: TokenBudget | None) -> Cost:
 
 
 def tables() -> Iterator[Table]:
-    """The paper's Table 6 with the dense detectors (Table 1), then the rows of Tables 2 to 4."""
+    """Yield the paper's Table 6 with the dense detectors (Table 1), then rows of Tables 2 to 4."""
     yield Table(
         name="gflops",
         title="GFLOPs of the paper's Tables 1 and 6. Keep ratios are overrides of the config.",

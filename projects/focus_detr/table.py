@@ -1,4 +1,4 @@
-"""What Focus-DETR costs: counted operations and parameters beside the paper's figures.
+"""GFLOPs and parameters of Focus-DETR, counted, beside the paper's figures.
 
 python tools/table.py focus_detr
 """
@@ -17,10 +17,10 @@ PROJECTS = Path(__file__).resolve().parents[1]
 ON_RESNETS = "focus_detr/configs/focus_detr_resnet"
 FOCUS_DINO = f"{ON_RESNETS}/focus_detr_r50_4scale_36ep.py"
 DINO_GFLOPS = {0.1: 128, 0.2: 141, 0.3: 154, 0.4: 169, 0.5: 183}
-"""The paper's, Table 6 (first figure of a row: mean keep ratio)."""
+"""GFLOPs of the paper's Table 6 by mean keep ratio."""
 ONE_SIZE = (800, 1066)
-"""Height and width of the image that the paper's figures of Deformable and DN-Deformable DETR stand
-for, as Sparse DETR's; those of DINO are means over COCO's images."""
+"""Height and width of the image for which the paper gives the GFLOPs of Deformable and
+DN-Deformable DETR, as Sparse DETR's paper does; those of DINO are means over COCO's images."""
 DETECTORS = (  # title, config, the paper's GFLOPs (Tables 2 and 3)
     ("DINO, ResNet-50", FOCUS_DINO, 154),
     (
@@ -60,7 +60,7 @@ def million_parameters(model: nn.Module) -> float:
 
 
 def ratios() -> Table:
-    """Focus-DINO at the keep ratios of the paper's Table 6."""
+    """Return the table of Focus-DINO at the keep ratios of the paper's Table 6."""
     rows, model = [], build(FOCUS_DINO)
     for keep_ratio, paper in DINO_GFLOPS.items():
         set_keep_ratio(model, keep_ratio)
@@ -80,14 +80,14 @@ def ratios() -> Table:
 
 
 def detector_gflops(title: str, model: nn.Module) -> float:
-    """Count a detector at the size that the paper's figure stands for."""
+    """Return a detector's GFLOPs at the image size of the paper's figure."""
     if title.startswith("DINO"):
         return blended_flops(model).total / 1e9
     return count_flops(model, synthetic_inputs(*ONE_SIZE), arithmetic=False).total / 1e9
 
 
 def detectors() -> Table:
-    """Every detector at a mean keep ratio of .3."""
+    """Return the table of all detectors at a mean keep ratio of .3."""
     rows = []
     for title, config, paper in DETECTORS:
         model = build(config)
@@ -115,6 +115,6 @@ _COUNTING = (
 
 
 def tables() -> Iterator[Table]:
-    """Yield all tables, each counted when it is asked for."""
+    """Yield all tables; each is counted when the iterator reaches it."""
     yield ratios()
     yield detectors()

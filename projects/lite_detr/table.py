@@ -1,4 +1,4 @@
-"""What Lite DETR costs: the papers' figures and ours, counted.
+"""GFLOPs of Lite DETR: the papers' figures, and ours counted.
 
 python tools/table.py lite_detr
 """
@@ -37,7 +37,7 @@ def build(config: str, overrides: tuple[str, ...] = ()) -> nn.Module:
 
 
 def tables() -> Iterator[Table]:
-    """Yield the table of operations."""
+    """Yield the table of GFLOPs."""
     rows = []
     for title, config, overrides, paper in ROWS:
         model = build(config, overrides)

@@ -1,4 +1,4 @@
-"""What Sparse DETR costs: the papers' figures and ours, counted.
+"""GFLOPs of Sparse DETR: the papers' figures, and ours counted.
 
 ``python tools/table.py sparse_detr --write`` puts the tables into the README.
 """
@@ -20,7 +20,7 @@ __all__ = ["KEEP_RATIOS", "Row", "costs", "deployed_parameters", "tables"]
 
 KEEP_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 SPARSE_PAPER_SIZE = (800, 1066)
-"""Height and width of the image that the Sparse DETR paper's sparse rows stand for."""
+"""Height and width of the image for which the Sparse DETR paper gives its sparse rows."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Row:
     """A detector of the papers' tables.
 
     Attributes:
-        name: as in the table.
+        name: as the tables print it.
         config: name of its config.
         paper: published GFLOPs, one per keep ratio from .1 on.
-        blended: whether the published figures are means over COCO's images, or of one image of
-            :data:`SPARSE_PAPER_SIZE`.
+        blended: True if the published figures are means over COCO's images, False if they are
+            those of one image of :data:`SPARSE_PAPER_SIZE`.
     """
 
     name: str
@@ -57,8 +57,8 @@ ROWS = (
 
 
 DENSE_PAPER_SIZE = (850, 1040)
-"""Height and width of the image that the paper's dense rows stand for, larger than that of its
-sparse rows: its benchmark prints the figure of the last image it looked at."""
+"""Height and width of the image for which the paper gives its dense rows. It is larger than that of
+its sparse rows, because the paper's benchmark prints the figure of the last image that it read."""
 DENSE_ROWS = (  # name, config, the paper's GFLOPs, size
     ("Deformable DETR", "deformable_detr_r50_50ep", 173, DENSE_PAPER_SIZE),
     ("Deformable DETR+ (100 %)", "deformable_detr_r50_dense_50ep", 177, DENSE_PAPER_SIZE),
@@ -85,9 +85,9 @@ def costs(model: nn.Module, keep_ratios: Iterable[float], *, blended: bool) -> l
     """Count a detector's GFLOPs at several keep ratios.
 
     Args:
-        model: with Sparse DETR's sparsifier; its keep ratio is changed.
+        model: detector with Sparse DETR's sparsifier, whose keep ratio this changes.
         keep_ratios: as :attr:`sparse_detr.SparseSparsifier.keep_ratio`.
-        blended: see :class:`Row`.
+        blended: as :attr:`Row.blended`.
     """
     found = []
     for ratio in keep_ratios:
@@ -104,7 +104,7 @@ def costs(model: nn.Module, keep_ratios: Iterable[float], *, blended: bool) -> l
 def deployed_parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many parameters evaluation uses, and how many of them training may change.
 
-    The encoder's heads of training are left out, as in the paper's count.
+    The encoder's auxiliary heads, which only training uses, are left out as in the paper's count.
     """
     sparsifier = _sparsifier(model)
     heads = {*sparsifier.class_embed.parameters(), *sparsifier.bbox_embed.parameters()}
@@ -126,7 +126,7 @@ def _cells(row: Row) -> list[tuple[str, float, float, float, float]]:
 
 
 def tables() -> Iterator[Table]:
-    """Yield the table of operations."""
+    """Yield the tables of GFLOPs."""
     rows: list[Sequence[str | float]] = [
         (name, f"{ratio:.1f}", ours, f"{paper:.0f}", f"{100 * (ours / paper - 1):+.1f} %", trained)
         for row in ROWS
@@ -157,8 +157,8 @@ def tables() -> Iterator[Table]:
         columns=("detector", "image", "GFLOPs", "the paper's", "at 800 x 1066"),
         rows=[dense_cells(*row) for row in DENSE_ROWS],
         notes=(
-            "The paper's dense rows are those of a larger image than its sparse rows: like for "
-            "like, the last column is what those are to be compared with.",
+            "The paper counts its dense rows on a larger image than its sparse rows. Compare the "
+            "sparse rows with the last column, which is counted on an image of their size.",
         ),
     )
 
@@ -166,7 +166,7 @@ def tables() -> Iterator[Table]:
 def dense_cells(
     name: str, config: str, paper: int, size: tuple[int, int]
 ) -> tuple[str, str, float, str, float]:
-    """Count a detector at the size of the paper's figure, and at that of its sparse rows."""
+    """Return a row: GFLOPs at the size of the paper's figure, and at that of its sparse rows."""
     model = build(config)
     own, common = (
         count_flops(model, synthetic_inputs(*each), arithmetic=False).total / 1e9

@@ -1,4 +1,4 @@
-"""Tables of SPT's cost beside the paper's (arXiv 2410.23608, tables 1, 2, 3 and 8)."""
+"""GFLOPs and parameters of SPT beside the paper's (arXiv 2410.23608, tables 1, 2, 3 and 8)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -53,12 +53,12 @@ def variant(size: str, extra_blocks: int) -> str:
 
 
 def giga(macs: float) -> float:
-    """Return operations in 10^9."""
+    """Return multiply-adds in units of 10^9."""
     return macs / 1e9
 
 
 def backbone_giga(shape: BackboneShape, ratio: float = 1.0, **options: Any) -> float:
-    """Return GFLOPs of a backbone whose selecting stages all select the same part."""
+    """Return GFLOPs of a backbone whose selecting stages all select the same share of tokens."""
     return giga(backbone_macs(shape, *SIZE, dict.fromkeys((3, 4), ratio), **options))
 
 
@@ -81,7 +81,7 @@ class BackboneAlone(nn.Module):
 
 
 def counted_giga(size: str, *, extra_blocks: int | None, ratio: float = 1.0) -> float:
-    """Return GFLOPs of a built backbone, counted operator by operator; no figure is computed."""
+    """Return GFLOPs of a built backbone, counted operator by operator without computing values."""
     shape = shape_of(size, extra_blocks=extra_blocks)
     options: dict[str, Any] = {
         "embed_dim": shape.embed_dim,
@@ -104,7 +104,7 @@ def parameters(size: str, shape: BackboneShape, *, cascade: bool = False) -> flo
 
 
 def implied_ratio(size: str, extra_blocks: int, target: float) -> str:
-    """Return the select ratio at which a backbone costs what the paper says, or why none does."""
+    """Return the select ratio at which a backbone has the paper's GFLOPs, or why none does."""
     shape = shape_of(size, extra_blocks=extra_blocks)
     least, most = (backbone_giga(shape, ratio, project_all=True) for ratio in (0.0, 1.0))
     if target < least:
@@ -115,7 +115,7 @@ def implied_ratio(size: str, extra_blocks: int, target: float) -> str:
 
 
 def dense_table() -> Table:
-    """Return the dense rows: this is how the paper's figures are counted."""
+    """Return the table of dense backbones, which shows how the paper counts."""
     rows: list[list[Cell]] = []
     for size, (backbone, total, millions) in PAPER_SWIN.items():
         shape = shape_of(size, extra_blocks=None)
@@ -166,7 +166,7 @@ def no_padding(size: str) -> float:
 
 
 def spt_table() -> Table:
-    """Return what SPT's backbones cost at fixed select ratios."""
+    """Return the table of SPT's backbones at fixed select ratios."""
     rows: list[list[Cell]] = []
     for size in WIDTHS:
         for extra in (EXTRA_BLOCKS, 0):
@@ -205,7 +205,7 @@ def spt_table() -> Table:
 
 
 def paper_table() -> Table:
-    """Return the paper's figures beside what its description costs."""
+    """Return the paper's figures beside the GFLOPs of the model that it describes."""
     rows: list[list[Cell]] = []
     for size, data, backbone, total, millions, ratio in PAPER_SPT:
         cascade = "Cascade" in data
@@ -248,7 +248,7 @@ def paper_table() -> Table:
 
 
 def paper_notes() -> tuple[str, ...]:
-    """Return what the paper's figures cannot be."""
+    """Return notes on figures that cannot follow from the paper's description."""
     least = {
         size: backbone_giga(shape_of(size, extra_blocks=EXTRA_BLOCKS), 0.0, project_all=True)
         for size in WIDTHS

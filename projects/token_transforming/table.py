@@ -1,7 +1,7 @@
 """GFLOPs of transformed models beside the paper's figures (``tools/table.py token_transforming``).
 
-Shapes decide, so models are built without memory (on PyTorch's meta device), and nothing is
-computed.
+Counts depend on shapes alone, so models are built on PyTorch's meta device, without memory, and no
+value is computed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,11 +33,11 @@ class Row:
 
     Attributes:
         model: its name.
-        build: makes the model.
+        build: builds the model.
         size: height and width of the image.
-        options: of :func:`token_transforming.transform`; None: dense.
+        options: of :func:`token_transforming.transform`, None for the dense model.
         published: the paper's GFLOPs.
-        note: why ours differ by more than :data:`TOLERANCE`.
+        note: reason if ours differ by more than :data:`TOLERANCE`.
     """
 
     model: str
@@ -49,7 +49,7 @@ class Row:
 
 
 class _OfImages(nn.Module):
-    """A model of image tensors that takes detectron2's list of records."""
+    """Adapter that calls a model of image tensors with detectron2's list of records."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _OfImages(nn.Module):
 
 
 def gflops(model: nn.Module, size: tuple[int, int]) -> float:
-    """Return what one image costs on a model that was built on the meta device."""
+    """Return the GFLOPs of one image on a model that was built on the meta device."""
     image = torch.empty(3, *size, device="meta")
     return count_flops(_OfImages(model), [{"image": image}]).total / 1e9
 
@@ -163,7 +163,7 @@ def measure(row: Row) -> float:
 
 
 def table_of(name: str, title: str, rows: Sequence[Row]) -> Table:
-    """Measure rows and set them beside the paper's figures."""
+    """Count the rows' GFLOPs and put them beside the paper's figures."""
     cells: list[list[Cell]] = []
     notes = []
     for row in rows:

@@ -62,7 +62,11 @@ class FitState:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The contents of the file, whose outermost layout is right."""
+    """Load the file and check the outermost layout of its contents.
+
+    Raises:
+        StaleFitError: the file is damaged or no unfinished fit.
+    """
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         is_right = isinstance(found["fingerprint"], dict) and found["stage"] in STAGES

@@ -1,4 +1,4 @@
-"""Dynamic-DINO on shapes at the paper's ratios: a third of the encoder's queries stay."""
+"""Dynamic-DINO on shapes at the paper's ratios: a third of the encoder's queries are kept."""
 
 from .dynamic_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,4 +1,4 @@
-"""Focus-DETR in DINO; left-out tokens move by an affine bypass, which starts as standing still."""
+"""Focus-DETR in DINO; left-out tokens take an affine bypass, which starts as the identity."""
 
 from tokendetr.config import add_bypass
 

@@ -1,6 +1,6 @@
-"""Focus-DETR on the small DINO of the shapes data set; left-out tokens move by an affine bypass.
+"""Focus-DETR on the small DINO of the shapes data set; left-out tokens take an affine bypass.
 
-Trains on from dense weights, or, better, from those that `tokendetr sparsify` wrote.
+Training continues from dense weights or, better, from those that `tokendetr sparsify` wrote.
 """
 
 from tokendetr.config import add_bypass

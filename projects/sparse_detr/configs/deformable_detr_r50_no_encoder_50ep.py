@@ -1,4 +1,4 @@
-"""The paper's row of 0 %: the decoder looks at the backbone's features."""
+"""The paper's row of 0 %: the decoder attends to the backbone's features."""
 
 from .sparse_deformable_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, train
 

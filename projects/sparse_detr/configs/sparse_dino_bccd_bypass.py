@@ -1,4 +1,4 @@
-"""Sparse DETR on BCCD; left-out tokens move by an affine bypass."""
+"""Sparse DETR on BCCD; left-out tokens take an affine bypass."""
 
 from tokendetr.config import add_bypass
 

@@ -1,4 +1,4 @@
-"""Sparse DETR in DINO; left-out tokens move by an affine bypass, which starts as standing still."""
+"""Sparse DETR in DINO; left-out tokens take an affine bypass, which starts as the identity."""
 
 from tokendetr.config import add_bypass
 

@@ -1,4 +1,4 @@
-"""Random tokens at the same budget: what a learned choice has to beat."""
+"""Random tokens at the same budget: the baseline of a learned choice."""
 
 from .sparse_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 

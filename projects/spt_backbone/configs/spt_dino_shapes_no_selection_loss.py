@@ -1,4 +1,4 @@
-"""The same without the selection loss: what the detection losses alone select."""
+"""spt_dino_shapes without the selection loss: gates learn from the detection losses alone."""
 
 from .spt_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 

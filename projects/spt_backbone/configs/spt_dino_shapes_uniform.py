@@ -1,4 +1,4 @@
-"""The same with the half of every image that scores highest."""
+"""spt_dino_shapes, selecting the half of every image's tokens that scores highest."""
 
 from .spt_dino_shapes import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,4 +1,4 @@
-"""A backbone and an encoder method together: Dynamic DETR's encoder on SPT-T."""
+"""DINO with SPT-T as the backbone and Dynamic DETR's encoder."""
 
 from tokendetr.config import sparsify
 

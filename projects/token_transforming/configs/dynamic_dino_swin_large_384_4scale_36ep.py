@@ -1,4 +1,4 @@
-"""Both at once: fewer tokens in the backbone (Token Transforming) and in the encoder (Dynamic
+"""DINO Swin-L with fewer tokens in the backbone (Token Transforming) and in the encoder (Dynamic
 DETR)."""
 
 from tokendetr.config import sparsify

@@ -1,4 +1,4 @@
-"""The same backbone with Dynamic DETR's encoder: two methods by config alone."""
+"""token_transforming_dino_shapes with Dynamic DETR's encoder: two methods by config alone."""
 
 from tokendetr.config import sparsify
 

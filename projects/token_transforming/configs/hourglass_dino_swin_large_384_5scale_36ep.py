@@ -1,4 +1,4 @@
-"""The same detector with Hourglass's token clustering in place of the transform."""
+"""DINO Swin-L (5 scales) with Hourglass's token clustering in place of Token Transforming."""
 
 from .dino_swin_large_384_5scale_36ep import dataloader, lr_multiplier, model, optimizer, train
 

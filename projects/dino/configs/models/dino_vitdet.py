@@ -1,5 +1,5 @@
-"""DINO on ViTDet-B: a plain vision transformer, attending in windows but in every third block, with
-a simple feature pyramid."""
+"""DINO on ViTDet-B: a plain vision transformer that attends in windows except in every third block,
+with a simple feature pyramid."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What changes where another backbone takes the ResNet's place."""
+"""Changes of a detector's config for backbones other than the ResNet."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +17,12 @@ def put_backbone(model: DictConfig, backbone: DictConfig, channels: dict[str, in
 
 
 def three_stages(width: int) -> dict[str, int]:
-    """Channels of stages 2 to 4 of a backbone whose first stage has ``width``."""
+    """Return the channels of stages 2 to 4 of a backbone whose first stage has ``width``."""
     return {"p1": 2 * width, "p2": 4 * width, "p3": 8 * width}
 
 
 def add_first_stage(model: DictConfig, *, channels: int) -> None:
-    """Let a detector on three stages of its backbone read the first one too."""
+    """Let a detector that reads stages 2 to 4 of its backbone read the first one too."""
     model.backbone.out_indices = (0, 1, 2, 3)
     model.neck.input_shapes["p0"] = ShapeSpec(channels=channels)
     model.neck.in_features = ["p0", "p1", "p2", "p3"]

@@ -1,4 +1,4 @@
-"""The schedule of 24 epochs with the 12 last ones at the lower rate."""
+"""The config of 24 epochs, with 12 more at the lower learning rate."""
 
 from .focus_detr_r50_4scale_24ep import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,4 +1,4 @@
-"""Swin-B at 384 pixels, as the other config; the learning rate drops at eleven twelfths."""
+"""Swin-B at 384 pixels like focus_detr_swin_base_384_4scale_36ep; the rate drops at 11/12."""
 
 from ....common.coco_12ep import lr_multiplier
 from ....common.coco_36ep import dataloader, optimizer, train

@@ -1,4 +1,4 @@
-"""For detectors without proposals: the sparsifier brings a projection and heads of its own."""
+"""Focus-DETR's sparsifier for detectors without proposals: it has its own projection and heads."""
 
 from .focus_sparsifier import sparsifier
 

@@ -1,4 +1,4 @@
-"""What changes for BDD100K: ten classes, boxes without masks, 69,863 labeled training images."""
+"""Changes of a config for BDD100K: ten classes, boxes without masks, 69,863 training images."""
 
 from tokendetr.data.bdd100k import register_bdd100k, register_bdd_s
 
@@ -10,7 +10,7 @@ register_bdd_s()
 
 
 def on_bdd100k(model, dataloader, train, *, name="bdd100k"):
-    """Point a COCO config at BDD100K, or at a part of it for as many steps."""
+    """Change a COCO config to BDD100K, or to a part of it (``name``) with as many steps."""
     model.roi_heads.num_classes = NUM_CLASSES
     for part in ("mask_in_features", "mask_pooler", "mask_head"):
         model.roi_heads.pop(part)

@@ -1,5 +1,5 @@
-"""What the paper's detector does: 64 of the 144 tokens of a window from the ninth block of the
-third stage on, and all of them again at the stage's end."""
+"""The paper's reduction for detection: 64 of the 144 tokens of a window from the ninth block of the
+third stage on, all of them again at the stage's end."""
 
 options = {
     "layers": (12,),
