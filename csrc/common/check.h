@@ -16,13 +16,13 @@ std::string message(const Parts&... parts) {
 
 }  // namespace tokendetr
 
-// An argument that the caller has to mend: ValueError in Python.
+// An invalid argument: ValueError in Python.
 #define TOKENDETR_CHECK_ARGUMENT(condition, ...)                                      \
   do {                                                                                \
     if (!(condition)) throw std::invalid_argument(::tokendetr::message(__VA_ARGS__)); \
   } while (false)
 
-// What went wrong while running: RuntimeError in Python.
+// A failure at run time: RuntimeError in Python.
 #define TOKENDETR_CHECK(condition, ...)                                            \
   do {                                                                             \
     if (!(condition)) throw std::runtime_error(::tokendetr::message(__VA_ARGS__)); \

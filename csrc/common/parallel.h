@@ -11,8 +11,8 @@ namespace tokendetr {
 
 inline int64_t thread_count() { return torch::stable::get_num_threads(); }
 
-// Calls work(begin, end) on parts of [begin, end), at least `grain` long. The first exception of a part is thrown again
-// here: the stable ABI would forget what it says.
+// Calls work(begin, end) on parts of [begin, end), at least `grain` long. The first exception of a part is rethrown
+// here, because the stable ABI would lose its message.
 template <class Work>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Work& work) {
   std::exception_ptr failure;

@@ -1,13 +1,13 @@
 // PyTorch's stable ABI: the only headers of PyTorch that are included. One build serves every release from the one
 // targeted here on, since nothing but C functions of a frozen interface is called.
 //
-// What that interface lacks, and what takes its place:
+// What that interface lacks, and its replacement here:
 // * Python's TypeError: every refused argument is a std::invalid_argument, which PyTorch turns into ValueError; the
 //   functions of tokendetr.ops tell the two apart.
 // * autograd and autocast: registered by Python, see tokendetr/ops/*/registration.py.
-// * whether deterministic algorithms are wanted: an argument of the backward operators.
-// * the number of multiprocessors of a device: asked of the CUDA runtime.
-// * arange and searchsorted: a kernel of our own where the deterministic backward needs them.
+// * the flag for deterministic algorithms: an argument of the backward operators.
+// * the number of multiprocessors of a device: read from the CUDA runtime.
+// * arange and searchsorted: a kernel of our own in place of them in the deterministic backward.
 #pragma once
 
 #ifndef TORCH_TARGET_VERSION

@@ -10,10 +10,10 @@ namespace tokendetr {
 
 struct CallGradients {
   Tensor value, locations, weights;
-  OptionalTensor reference;  // [M, B, Q, L, 2 or 4], one part per head, where it was asked for
+  OptionalTensor reference;  // [M, B, Q, L, 2 or 4], one part per head, if it was requested
 };
 
-// What a backward is asked for beside the gradients of all other inputs.
+// Options of a backward beside the gradients of all other inputs.
 struct Wanted {
   bool reference;
   bool deterministic;  // the same bits in every run

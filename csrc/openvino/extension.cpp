@@ -1,4 +1,4 @@
-// What OpenVINO finds in the library: the operator, and the node of ONNX files that becomes it.
+// The library's entry point for OpenVINO: the operator, and the ONNX node that is converted to it.
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/frontend/onnx/extension/op.hpp>

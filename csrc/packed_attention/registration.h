@@ -1,4 +1,4 @@
-// What module.cpp registers of this operator.
+// The functions of this operator that module.cpp registers.
 #pragma once
 
 #include "../common/stable_abi.h"

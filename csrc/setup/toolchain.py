@@ -32,7 +32,7 @@ int main() { return 0; }
 
 
 class Missing(Exception):
-    """Why something cannot be built, in one line."""
+    """Reason, in one line, why something cannot be built."""
 
 
 def switch(name: str) -> bool | None:
@@ -51,7 +51,7 @@ def switch(name: str) -> bool | None:
 
 
 def _run(command: list[str], what: str) -> str:
-    """Return what a command printed; its first complaint is the reason if it fails."""
+    """Return a command's output. If it fails, raise Missing with the first error line of it."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:

@@ -1,6 +1,6 @@
-// Starts what is compiled for avx2, up to end_target.h. Headers that contain code and are not ours come before it; ours
-// come after it and put their code into a namespace named after the set, so that no function compiled here can be
-// picked by the linker for another processor.
+// Begins code that is compiled for AVX2, up to end_target.h. Foreign headers that contain code are included before it.
+// Ours are included after it and put their code into a namespace named after the set: of an inline function or template
+// that several files compile under one name, the linker keeps one copy, which could be this one, for every processor.
 #pragma once
 
 #include "system_headers.h"

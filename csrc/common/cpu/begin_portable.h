@@ -1,4 +1,4 @@
-// Starts what is compiled for any processor, see begin_avx512.h.
+// Begins code that is compiled for any processor, see begin_avx512.h.
 #pragma once
 
 #include "system_headers.h"

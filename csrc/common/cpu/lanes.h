@@ -1,4 +1,4 @@
-// Lanes of vectors in other places, and sums over them. Included after simd.h.
+// Permutations of the lanes of vectors, and sums over lanes. Included after simd.h.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA {

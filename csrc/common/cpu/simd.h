@@ -77,7 +77,7 @@ TOKENDETR_INLINE void finish_streams() {
   _mm_sfence();
 #endif
 }
-// Whether rows of `count` elements from `to` on can be streamed whole.
+// True if rows of `count` elements from `to` on can be streamed whole.
 template <class T>
 TOKENDETR_INLINE bool can_stream(const void* to, int64_t count) {
   return reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 && count % kLanes<T> == 0;

@@ -1,4 +1,4 @@
-// What the kernels use of the system.
+// System headers of the CPU kernels.
 #pragma once
 
 #if defined(__x86_64__)

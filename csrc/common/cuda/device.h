@@ -1,6 +1,6 @@
-// What the kernels need of the processor: vector loads and stores, conversions, shuffles, reductions into memory.
+// The kernels' access to the GPU: vector loads and stores, conversions, shuffles, reductions into memory.
 //
-// Kernel code uses nothing else that is special to a GPU, so that the tests can run it on a CPU: they name a header
+// Kernel code uses nothing else that is specific to a GPU, so that the tests can run it on a CPU: they name a header
 // with the same functions in TOKENDETR_EMULATED_DEVICE.
 #pragma once
 
@@ -16,7 +16,7 @@ struct BFloat {
   uint16_t bits;
 };
 
-// What a thread is: lane of a warp, warp of a block, block of the grid.
+// A thread's place: lane of a warp, warp of a block, block of the grid.
 struct Thread {
   int lane, warp, warps;
   int64_t block, blocks;
@@ -70,7 +70,7 @@ struct Word<16> {
   using type = uint4;
 };
 
-// Loads what no thread writes during the kernel, in one access of at most 16 bytes.
+// Loads memory that no thread writes during the kernel, in one access of at most 16 bytes.
 template <int kVector, class S>
 TOKENDETR_DEVICE Packed<S, kVector> load(const S* from) {
   const auto word = __ldg(reinterpret_cast<const typename Word<sizeof(S) * kVector>::type*>(from));
@@ -113,7 +113,7 @@ TOKENDETR_DEVICE void narrow(double x, double& to) { to = x; }
 TOKENDETR_DEVICE void narrow(float x, Half& to) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
 TOKENDETR_DEVICE void narrow(float x, BFloat& to) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
 
-// Adds to memory that other threads add to: four floats at once where the processor can.
+// Adds to memory that other threads add to: four floats at once if the GPU can.
 template <int kVector>
 TOKENDETR_DEVICE void add(float* to, const float (&vector)[kVector]) {
 #if __CUDA_ARCH__ >= 900

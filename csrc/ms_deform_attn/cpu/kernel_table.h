@@ -11,7 +11,7 @@
 
 namespace tokendetr::TOKENDETR_ISA {
 
-// Calls function with the vectors per head as a constant where that pays, else with 0.
+// Calls function with the number of vectors per head as a constant if kernels are compiled for it, else with 0.
 template <class T, class Function>
 TOKENDETR_INLINE void with_vectors(const Problem& problem, Function function) {
   const int64_t vectors = padded_width<T>(problem) / kLanes<T>;
@@ -103,7 +103,7 @@ void backward_as(const Problem& problem, const Inputs& in, int64_t image, int64_
   });
 }
 
-// Half precision gradients are summed in a padded float copy, so in place works for float and double alone.
+// Gradients of half precision are summed in a padded float copy, so only float and double work in place.
 inline void backward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
                      int64_t begin, int64_t end, const void* padded_values, void* padded_gradient,
                      const Gradients& gradient) {

@@ -2,7 +2,7 @@
 //
 // A level of H x W pixels takes H + 3 rows of W + 1 tokens: a row of zeros above, the level, two rows of zeros below;
 // the last token of a row is zero and serves as the left neighbor of the next row too. One more token leads each
-// level. Channels are padded to whole vectors; bfloat16 is packed (see simd.h) where the number of vectors is a
+// level. Channels are padded to whole vectors; bfloat16 is packed (see simd.h) if the number of vectors is a
 // constant and even.
 #pragma once
 

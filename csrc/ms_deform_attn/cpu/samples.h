@@ -111,7 +111,7 @@ TOKENDETR_INLINE Fractions<T> locate(const LevelLanes<T>& lanes, int block, cons
   return {fx, fy, points.weight, inside};
 }
 
-// What the four dot products of a block's corners with the incoming gradient say about its samples.
+// Gradients of a block's samples, from the dot products of their four corners with the incoming gradient.
 template <class T>
 struct SampleGradients {
   Vec<T> x;  // per pixel

@@ -1,4 +1,4 @@
-// Where the samples of a query and head come from, and where their gradients go: the plain and the fused form.
+// Readers of the samples of a query and head, and writers of their gradients, for the plain and the fused form.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA {
@@ -32,7 +32,7 @@ TOKENDETR_INLINE void put(T* to, Vec<T> vector, int count, bool streams) {
   streams ? stream<T>(to, vector) : store_some<T>(to, vector, count);
 }
 
-// What both forms share: pointers to the samples of (query, head), whose stride is fixed.
+// Shared by both forms: pointers to the samples of (query, head), whose stride is fixed.
 template <class T>
 class SampleRows {
  public:

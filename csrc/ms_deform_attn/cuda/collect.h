@@ -19,7 +19,7 @@ TOKENDETR_DEVICE int64_t first_at_least(const int32_t* sorted, int64_t count, in
   return low;
 }
 
-// What the lanes of a warp exchange about a sample near their pixel.
+// A sample near a warp's pixel, as its lanes exchange it.
 template <class T>
 struct alignas(16) Share {
   int64_t offset;  // of the query's incoming gradient, in elements

@@ -1,10 +1,14 @@
 // The sizes of a call as the kernels use them, and the order in which a grid walks over the queries.
 //
 // Blocks are persistent, one per multiprocessor, and each walks over a contiguous range of (image, head, chunk of 64
-// queries), all its warps close to each other: what limits the kernel is how often a pixel is found in the L1 cache,
-// and neighboring queries of one head sample the same pixels. Where the queries are the tokens themselves (the
-// encoder), a chunk is a tile of 8 x 8 of them and tiles follow each other down bands four tiles high; else a chunk is
-// 64 queries in their order. The order changes no result.
+// queries), all its warps close to each other: the kernel is limited by how often a pixel is found in the L1 cache, and
+// neighboring queries of one head sample the same pixels. If the queries are the tokens themselves (the encoder), a
+// chunk is a tile of 8 x 8 of them and tiles follow each other down bands four tiles high; else a chunk is 64 queries
+// in their order. The order changes no result.
+//
+// Tiles at the right and lower border of a level may be partial, and so may the last chunk of queries. Their missing
+// queries keep their lanes, marked as not `real`: all lanes of a warp have to reach its shuffles and barriers. They
+// take the addresses of query 0, which are valid, have their samples outside of every level, and write nothing.
 #pragma once
 
 #include "../problem.h"
@@ -63,7 +67,7 @@ inline Geometry geometry_of(const Problem& problem) {
   return g;
 }
 
-// One query of one head of one image; `real` is false for what only fills up a warp.
+// One query of one head of one image; `real` is false for a query that a partial tile lacks.
 struct Place {
   int32_t image, head;
   int64_t query;

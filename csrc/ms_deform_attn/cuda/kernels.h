@@ -11,8 +11,8 @@ namespace tokendetr::cuda {
 // owns cells [m, m + 1) * cells_per_head; samples outside their level have cell M * cells_per_head.
 int64_t cells_per_head(const Problem& problem);
 
-// What the kernels can address: offsets are 64 bits wide, but a row of pixels and the number of heads of all images are
-// not.
+// Checks that the kernels can address the problem: offsets are 64 bits wide, but the length of a row of pixels and the
+// number of heads of all images are 32.
 const char* unsupported(const Problem& problem);  // null or the reason
 
 struct Launch {

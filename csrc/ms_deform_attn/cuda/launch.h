@@ -1,4 +1,4 @@
-// What the launching functions share.
+// Helpers of the functions that launch kernels.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ __device__ __forceinline__ Thread this_thread() {
           static_cast<int>(blockDim.x / kWarp), blockIdx.x, gridDim.x};
 }
 
-// One persistent block per multiprocessor, fewer where there is less work than a warp for each.
+// One persistent block per multiprocessor, fewer if there is less work than a warp for each.
 inline unsigned blocks_for(int64_t warps_of_work, const Launch& launch) {
   return static_cast<unsigned>(std::clamp<int64_t>(warps_of_work, 1, launch.multiprocessors));
 }

@@ -6,19 +6,20 @@
 
 namespace tokendetr::cuda {
 
-// What all lanes of a group need of a sample: where its four corners are and what they weigh, attention included.
-// Corner c = 2 * lower + right. A corner that lies outside its level stands on its neighbor inside, each with half the
-// weight: that way no corner needs a test of its own, and an infinite value is read with its true weight only.
+// What all lanes of a group need of a sample: its four corners and their weights, attention included.
+// Corner c = 2 * lower + right. A corner outside its level is moved onto its neighbor inside, and the two share that
+// neighbor's weight in halves: no corner needs a test of its own, and none has the weight 0 that would turn an
+// infinite value into NaN.
 template <class T>
 struct alignas(16) Entry {
   int64_t
       offset;  // of the upper left corner from the first channel of (image, head), in elements; < 0: sample is outside
-  uint32_t right;  // elements to the right corners: 0 where they coincide
+  uint32_t right;  // elements to the right corners: 0 if they coincide
   uint32_t down;
   T weight[4];
 };
 
-// What the lane that owns a sample keeps.
+// What the owning lane keeps of a sample.
 template <class T>
 struct Located {
   T fx, fy, weight;
@@ -34,7 +35,7 @@ TOKENDETR_DEVICE Located<T> locate(const LevelGeometry& level, int64_t row, T x,
   entry.right = entry.down = 0;
   entry.weight[0] = weight;  // times a zero: a weight that is not finite still shows
   entry.weight[1] = entry.weight[2] = entry.weight[3] = T(0);
-  // False for what is not a number; only numbers that fit are converted to integers.
+  // False for NaN; only numbers that fit are converted to integers.
   if (x > T(-1) && x < static_cast<T>(level.width) && y > T(-1) && y < static_cast<T>(level.height)) {
     const T left = round_down(x), top = round_down(y);
     const int32_t column = static_cast<int32_t>(left), line = static_cast<int32_t>(top);
@@ -71,7 +72,7 @@ struct SampleGradient {
   T weight;
 };
 
-// What the four corners' dot products with the incoming gradient say about a sample.
+// Gradients of a sample, from the dot products of its four corners with the incoming gradient.
 template <class T>
 TOKENDETR_DEVICE SampleGradient<T> gradient_of(const Located<T>& sample, const T (&dots)[4]) {
   if (!sample.inside) return {T(0), T(0), dots[0]};  // a sum of zeros, unless the incoming gradient is not finite
@@ -85,7 +86,7 @@ TOKENDETR_DEVICE SampleGradient<T> gradient_of(const Located<T>& sample, const T
           gy * (gx * dot0 + fx * dot1) + fy * (gx * dot2 + fx * dot3)};
 }
 
-// The samples of one query and head, in either form. kPoints: points per level where known at compile time, else 0.
+// The samples of one query and head, in either form. kPoints: points per level if known at compile time, else 0.
 template <class T, int kLanes, int kPoints>
 class Source {
  public:
@@ -107,7 +108,7 @@ class Source {
     for (int s = lane; s < geometry.samples; s += kLanes) {
       total += exponential(load<1>(weights_ + s).channel[0] - largest_);
     }
-    scale_ = T(1) / sum_over_lanes<kLanes>(total);  // not a number if a logit is not
+    scale_ = T(1) / sum_over_lanes<kLanes>(total);  // NaN if a logit is
   }
 
   TOKENDETR_DEVICE bool fused() const { return reference_ != nullptr; }

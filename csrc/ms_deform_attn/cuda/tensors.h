@@ -1,4 +1,4 @@
-// What the CUDA kernels read and write, free of torch and CUDA types.
+// Inputs and outputs of the CUDA kernels, free of torch and CUDA types.
 #pragma once
 
 #include "../../common/storage.h"
@@ -16,15 +16,15 @@ struct Inputs {
   int reference_width;    // 2 or 4
 };
 
-// What the deterministic backward notes about each sample, for `collect` to sort and sum.
+// Record of each sample that the deterministic backward writes, for `collect` to sort and sum.
 struct Notes {
-  int32_t* cells;  // [B, Q, M, L, P]: where its upper left corner lies, see cells_per_head()
+  int32_t* cells;  // [B, Q, M, L, P]: cell of its upper left corner, see cells_per_head()
   void* shares;    // [B, Q, M, L, P, 3]: fractions in x and y, attention weight; coordinate type
 };
 
 struct Gradients {
   const void* output;  // [B, Q, M * D], storage type: the incoming gradient
-  void* value;         // [B, N, M, D], zeroed, coordinate type, added to in any order; null where `notes` are taken
+  void* value;         // [B, N, M, D], zeroed, coordinate type, added to in any order; null if `notes` are written
   void* locations;     // like Inputs::locations
   void* weights;       // like Inputs::weights
   void* reference;     // [M, B, Q, L, reference_width], zeroed, one part per head; or null

@@ -1,4 +1,4 @@
-// The backward of some heads of one container. Attention weights are made again, so that the forward keeps nothing.
+// The backward of some heads of one container. Attention weights are computed again, so that the forward saves nothing.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA::packed {

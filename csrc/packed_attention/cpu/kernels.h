@@ -1,4 +1,4 @@
-// What a set of CPU kernels (one per instruction set) offers, and the choice between the sets.
+// The functions of a set of CPU kernels (one per instruction set), and the choice between the sets.
 #pragma once
 
 #include "../problem.h"

@@ -1,9 +1,9 @@
-// The keys of a segment and what is added to their logits.
+// The keys of a segment and the biases of their logits.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA::packed {
 
-// Takes aligned pieces of scratch memory; from a null pointer it only counts.
+// Divides scratch memory into aligned pieces; with a null pointer it only counts their bytes.
 class Carver {
  public:
   explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
@@ -22,11 +22,11 @@ class Carver {
 
 constexpr int64_t kBlock = 64;  // queries whose scores exist at a time
 
-// Keys behind the last whole vector that are dealt with one by one: another vector would be mostly empty.
+// Keys behind the last whole vector that are handled one by one, since another vector would be mostly empty.
 template <class T>
 constexpr int64_t kMostTail = kLanes<T> / 4;
 
-// query - keys, clipped to [-reach, reach] also where the difference overflows.
+// query - keys, clipped to [-reach, reach] also if the difference overflows.
 template <class T>
 TOKENDETR_INLINE Index<T> clipped_offset(int32_t query, const int32_t* keys, int32_t reach) {
   using Bits = Beside<T, uint32_t>;
@@ -40,7 +40,7 @@ TOKENDETR_INLINE Index<T> clipped_offset(int32_t query, const int32_t* keys, int
   return low > most ? most : low;
 }
 
-// The keys of a segment and what is added to their logits: `vectors` vectors, the last of which may end in padding, and
+// The keys of a segment and the biases of their logits: `vectors` vectors, the last of which may end in padding, and
 // then `tail` single keys. All but `table` is the same for all heads.
 template <class T>
 struct Keys {
@@ -50,7 +50,7 @@ struct Keys {
   int32_t* index;  // [kBlock, length] of the pairs of a block in the table
   const T* table;  // of the head, or null
   int64_t count, vectors, tail, length;
-  int64_t biased;  // the first vector to which something is added
+  int64_t biased;  // the first vector that has a bias
 
   Keys(Carver& carver, int64_t longest, bool has_table)
       : bias(carver.take<T>(row_length<T>(longest))),

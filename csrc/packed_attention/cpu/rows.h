@@ -1,4 +1,5 @@
-// Rows of a head between tensors and scratch memory, where they are of the sums' type, dense and padded with zeros.
+// Copies of a head's rows from tensors to scratch memory and back. In scratch memory they are in the type of the sums,
+// dense, and padded with zeros.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA::packed {
@@ -52,9 +53,9 @@ struct Rows {
         width(place.width) {}
 
   TOKENDETR_INLINE S* at(int64_t row) const { return data + slots[row] * slot; }
-  // Rows of a head lie apart, which no processor foresees: fetches that of the next container. This goes row by row
-  // between those of a product, which needs nothing from beyond the nearest cache itself: many fetches at once would
-  // hold up the loads behind them.
+  // Prefetches this row of the next container: rows of a head lie too far apart for the processor's own prefetchers.
+  // Called row by row during a product, whose operands are all in the L1 cache: many fetches at once would delay the
+  // loads behind them.
   TOKENDETR_INLINE void fetch_next(int64_t row) const {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(at(row)) + static_cast<size_t>(next) * sizeof(S);
     for (size_t byte = 0; byte < static_cast<size_t>(width) * sizeof(S); byte += 64) {
@@ -96,7 +97,7 @@ struct Always {
   TOKENDETR_INLINE T operator()(int64_t) const { return factor; }
 };
 
-// What a product's vectors become: rows of scratch memory.
+// Writes a product's vectors as rows of scratch memory.
 template <class T>
 struct StoreRows {
   T* rows;

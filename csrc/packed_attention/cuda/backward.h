@@ -60,7 +60,7 @@ TOKENDETR_DEVICE void backward_of_queries(const Problem& problem, const Work& wo
   notes[2] = mean;
 }
 
-// What one container's query gives to a warp's keys.
+// The contribution of one container's query to a warp's keys.
 template <class K>
 struct KeyRow {
   typename K::T key[K::kChannels] = {}, value[K::kChannels] = {};  // keys times the scale

@@ -5,9 +5,10 @@
 
 namespace tokendetr::packed::cuda {
 
-constexpr int kKeys = 4;  // keys whose logits are made before their values are added
+constexpr int kKeys = 4;  // keys whose logits are computed before their values are added
 
-// The logits of keys [first, first + kKeys) and whether they count; returns whether any does in the warp.
+// The logits of keys [first, first + kKeys), and True for keys of the row's segment; returns true if any lane of the
+// warp has one.
 template <class K>
 TOKENDETR_DEVICE bool logits_of_keys(const Problem& problem, const Work& work, const Inputs& in,
                                      const int32_t* segments, const Row<K>& row, const Biases<typename K::T>& biases,
@@ -29,7 +30,7 @@ TOKENDETR_DEVICE bool logits_of_keys(const Problem& problem, const Work& work, c
   return true;
 }
 
-// Makes room in the softmax for the logits that count; returns what earlier shares are multiplied by.
+// Raises the softmax's maximum to the logits of the segment's keys; returns the factor of earlier shares.
 template <class T>
 TOKENDETR_DEVICE T raise(Softmax<T>& softmax, const T (&logit)[kKeys], const bool (&together)[kKeys]) {
   T most = softmax.largest;

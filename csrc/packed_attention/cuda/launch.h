@@ -1,4 +1,4 @@
-// What the launching functions share.
+// Helpers of the functions that launch kernels.
 #pragma once
 
 #include "kernels.h"
@@ -23,7 +23,7 @@ inline unsigned blocks_for(int64_t items) {
   return static_cast<unsigned>(blocks < kMost ? blocks : kMost);
 }
 
-// What stays the same for all warps of a launch.
+// Arguments that all warps of a launch share.
 struct Launch {
   Problem problem;
   Work work;

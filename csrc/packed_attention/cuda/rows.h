@@ -132,7 +132,7 @@ TOKENDETR_DEVICE T minus_infinity() {
   return -static_cast<T>(__builtin_huge_val());
 }
 
-// What is added to the logit of a pair of slots of one container and head.
+// The bias of the logit of a pair of slots of one container and head.
 template <class T>
 struct Biases {
   const int32_t* position;

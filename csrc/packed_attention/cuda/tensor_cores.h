@@ -67,7 +67,7 @@ TOKENDETR_DEVICE void multiply_add(float (&sum)[4], const Fragment& left, uint32
 }
 #endif
 
-// The words of kCount channels of a slot's row from `channel` on, zeros where there is nothing to read.
+// The words of kCount channels of a slot's row from `channel` on, zeros if there is nothing to read.
 template <class S, int kCount>
 TOKENDETR_DEVICE void load_words(const Read& tensor, int64_t container, int64_t head, int64_t slot, int channel,
                                  bool real, uint32_t (&words)[kCount / 2]) {
@@ -248,7 +248,7 @@ TOKENDETR_DEVICE void tensor_forward_of_warp(const Problem& problem, const Input
   }
 }
 
-// Calls function with a number of the storage type where the kernel is made for a problem; returns whether it is.
+// Calls function with a number of the storage type if the kernel fits the problem; returns true if it does.
 template <class Function>
 bool with_tensor_cores(const Problem& problem, Storage storage, Function function) {
   if (problem.width != kTensorWidth) return false;

@@ -1,4 +1,4 @@
-// What the CUDA kernels write in a backward, free of torch and CUDA types.
+// Outputs of the CUDA kernels' backward, free of torch and CUDA types.
 #pragma once
 
 #include "../problem.h"
@@ -8,7 +8,7 @@ namespace tokendetr::packed::cuda {
 struct Gradients {
   Read output;              // the incoming gradient
   Write query, key, value;  // all written, zeros for padding
-  void* statistics;         // [G, M, T, 3], type of the sums: what the queries note for the keys
+  void* statistics;         // [G, M, T, 3], type of the sums: written by queries for keys
   void* table;              // [parts, M, 2R + 1, 2R + 1], zeroed, type of the sums, or null
   void* key_bias;           // [G, M, T], all written, type of the sums, or null
 };

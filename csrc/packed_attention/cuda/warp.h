@@ -1,4 +1,4 @@
-// What the lanes of a warp find out together.
+// Votes and sums over the lanes of a warp.
 #pragma once
 
 #include "../../common/cuda/device.h"
@@ -8,7 +8,7 @@ namespace tokendetr::packed::cuda {
 using tokendetr::cuda::shuffle_xor;
 using tokendetr::cuda::sync_warp;
 
-// Whether something holds in any lane of the warp, and which lanes (a bit each) have the same number.
+// True if something holds in any lane of the warp; and the lanes (a bit each) that have the same number.
 #ifdef TOKENDETR_EMULATED_DEVICE
 inline bool any_lane(bool holds) {
   for (int distance = 16; distance > 0; distance /= 2) holds = shuffle_xor(holds, distance) || holds;
