@@ -44,7 +44,7 @@ class OwnHeads(nn.Module):
         )
 
     def init_weights(self) -> None:
-        """Zero the box head again, after a transformer initialized all matrices alike."""
+        """Zero the box head again, after a transformer has initialized every matrix by Xavier."""
         start_at_references(self.bbox_embed)
 
     @property

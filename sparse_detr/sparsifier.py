@@ -161,7 +161,7 @@ class SparseSparsifier(TokenSparsifier):
         return frozenset(needs)
 
     def init_weights(self) -> None:
-        """Zero the box heads again, after a transformer initialized all matrices alike."""
+        """Zero the box heads again, after a transformer has initialized every matrix by Xavier."""
         start_at_references(getattr(self, "bbox_embed", ()))
 
     @property

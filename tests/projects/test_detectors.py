@@ -151,7 +151,7 @@ def test_two_stages_must_be_set_alike_in_model_and_transformer():
         deformable(two_stage=True)
     two_stage = deformable(refine=True, two_stage=True)
     parts = {key: getattr(two_stage, key) for key in ("backbone", "position_embedding", "neck")}
-    with pytest.raises(ValueError, match="as_two_stage is False.*True: set both alike"):
+    with pytest.raises(ValueError, match="as_two_stage is False.*True: set both to the same value"):
         type(two_stage)(
             **parts,
             transformer=two_stage.transformer,

@@ -23,7 +23,7 @@ def world_average_boxes(targets: list[Target], device: torch.device) -> float:
     """Return the number of boxes per process, averaged over all processes and at least 1.
 
     Losses are divided by it. DDP averages the processes' gradients, so a common divisor makes the
-    result that of one process with the whole batch: every box counts alike, however unevenly boxes
+    result that of one process with the whole batch: every box counts equally, however unevenly boxes
     are spread. Every process must call it in every iteration, with boxes or without.
     """
     count = sum(len(target["labels"]) for target in targets)

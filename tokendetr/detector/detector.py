@@ -21,7 +21,7 @@ from tokendetr.detector.pyramid import Pyramid, build_pyramid
 from tokendetr.detector.queries import Outputs, Predictions
 from tokendetr.detector.targets import Target, prepare_targets
 from tokendetr.detector.transformer import DeformableTransformer
-from tokendetr.detector.visualization import picture_first_image
+from tokendetr.detector.visualization import store_first_image
 from tokendetr.encoder.forward_context import run_pass
 
 
@@ -82,7 +82,7 @@ def check_stages(as_two_stage: bool, transformer: nn.Module) -> None:
     if as_two_stage != transformer.as_two_stage:
         raise ValueError(
             f"model.as_two_stage is {as_two_stage}, model.transformer.as_two_stage is "
-            f"{transformer.as_two_stage}: set both alike"
+            f"{transformer.as_two_stage}: set both to the same value"
         )
 
 
@@ -212,7 +212,7 @@ class DeformableDetector(nn.Module):
             results = to_instances(output.layers, batch.sizes, limit=limit)
             return to_original_size(results, batched_inputs)
         if self.vis_period > 0:
-            picture_first_image(
+            store_first_image(
                 batched_inputs,
                 lambda: to_instances(output.layers, batch.sizes, limit=limit),
                 period=self.vis_period,

@@ -13,14 +13,14 @@ from detectron2.utils.events import get_event_storage
 MAX_BOXES = 20
 
 
-def picture_first_image(
+def store_first_image(
     records: Sequence[Mapping[str, Any]],
     predict: Callable[[], Sequence[Instances]],
     *,
     period: int,
     input_format: str,
 ) -> None:
-    """Store the batch's first image with its true and its best predicted boxes, now and then.
+    """Store the first image with its true and best predicted boxes every ``period`` iterations.
 
     Args:
         records: the batch; ``image`` [3, H, W], ``instances`` with ``gt_boxes``.

@@ -68,7 +68,7 @@ class AffineBypass(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Reset to zero, after a transformer initialized all matrices alike."""
+        """Reset to zero, after a transformer has initialized every matrix by Xavier."""
         self.weight.zero_()
         self.bias.zero_()
 

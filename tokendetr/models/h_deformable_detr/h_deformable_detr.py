@@ -141,5 +141,5 @@ def check_two_stage(
         if transformer.as_two_stage and found != wanted:
             raise ValueError(
                 f"model.transformer.{name} is {found}, but the model has {wanted} (its queries are "
-                "num_queries_one2one + num_queries_one2many): set both alike"
+                "num_queries_one2one + num_queries_one2many): set both to the same value"
             )
