@@ -91,7 +91,7 @@ class DynamicSparsifier(TokenSparsifier):
         stages: number of stages that choose queries, from 1 on; the layers of later stages keep
             the last choice and its ratios. None: all.
         window_sizes: cells per side of the windows of each level but the coarsest; a little more if
-            the level's size is no multiple. A default window covers one token of the coarsest
+            the level's size is not a multiple. A default window covers one token of the coarsest
             level; (4, 2, 1) is the reading closest to the paper's figure.
         ratio_order: see :class:`dynamic_detr.budget.TokenBudget`.
         merge: how the tokens of a group become one: "mean", "sum", "max", or "retain": the anchor's
@@ -120,11 +120,11 @@ class DynamicSparsifier(TokenSparsifier):
     Raises:
         ValueError: a value is out of range; the message names the argument.
 
-    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: if a level's size is no multiple
-    of its window, its rows and columns are divided into nearly equal parts of at least the window's
-    length, so that neither the border nor padding cuts a window; among equally coherent windows and
-    equally rare tokens, the chosen ones are spread over the image; cosines are clamped before they
-    are inverted; the merges of the coarsest level are simultaneous.
+    Source: Dynamic DETR (ICML 2025, PMLR 267), section 3. Differs: if a level's size is not a
+    multiple of its window, its rows and columns are divided into nearly equal parts of at least the
+    window's length, so that neither the border nor padding cuts a window; among equally coherent
+    windows and equally rare tokens, the chosen ones are spread over the image; cosines are clamped
+    before they are inverted; the merges of the coarsest level are simultaneous.
     """
 
     def __init__(

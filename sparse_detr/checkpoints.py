@@ -81,7 +81,7 @@ def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     indices = [int(match[1]) for match in layers if match]
     if not indices:
         raise ValueError(
-            "these are no weights of Sparse DETR: transformer.decoder.layers is missing"
+            "these are not weights of Sparse DETR: transformer.decoder.layers is missing"
         )
     pairs = [int(match[1]) for name in weights if (match := _NECK.match(name))]
     return {

@@ -16,7 +16,7 @@ from tokendetr.ops.fallback import use_extension
 WEIGHTS_AT_ONCE = 1 << 18
 """Attention weights per block when their column sums are needed."""
 NOT_A_KEY = -1e4
-"""Bias of keys that are no tokens: their weight is 0 in any precision. -inf would give NaN for a
+"""Bias of keys that are padding: their weight is 0 in any precision. -inf would give NaN for a
 query without any other key."""
 
 

@@ -115,7 +115,7 @@ def _check_maps(
     """
     whole = [index for index, block in enumerate(blocks) if not getattr(block, "window_size", 0)]
     if outputs[-1] == "reduced" and "restored" not in outputs[layers[-1] :]:
-        raise ValueError(f"{family.owner} puts out a map: recover cannot be 'never'")
+        raise ValueError(f"{family.owner} outputs a map: recover cannot be 'never'")
     reduced = False
     for index, block in enumerate(blocks):
         reduced = reduced or index in layers

@@ -108,7 +108,7 @@ def transform_windowed(
         if SwinBlocks().is_shifted(stage.blocks[block]):
             raise ValueError(
                 f"block {layer} of {type(backbone).__name__} has shifted windows; reduce at one "
-                f"that has not, such as {layer - 1}"
+                f"that has none, such as {layer - 1}"
             )
         if how.removed is not None:
             raise ValueError(

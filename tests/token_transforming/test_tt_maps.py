@@ -138,5 +138,5 @@ def test_what_reduced_tokens_cannot_have_is_refused():
         transform(windowed, layers=(1, 3))
     with pytest.raises(UnsupportedModelError, match="block 2 of ViT ends with a convolution"):
         transform(vit(residual_block_indexes=(2,)), layers=(1,))
-    with pytest.raises(ValueError, match="ViT puts out a map: recover cannot be 'never'"):
+    with pytest.raises(ValueError, match="ViT outputs a map: recover cannot be 'never'"):
         transform(vit(), layers=(1,), recover="never")

@@ -23,8 +23,8 @@ def world_average_boxes(targets: list[Target], device: torch.device) -> float:
     """Return the number of boxes per process, averaged over all processes and at least 1.
 
     Losses are divided by it. DDP averages the processes' gradients, so a common divisor makes the
-    result that of one process with the whole batch: every box counts equally, however unevenly boxes
-    are spread. Every process must call it in every iteration, with boxes or without.
+    result that of one process with the whole batch: every box counts the same, however unevenly
+    boxes are spread. Every process must call it in every iteration, with boxes or without.
     """
     count = sum(len(target["labels"]) for target in targets)
     if is_dist_avail_and_initialized():

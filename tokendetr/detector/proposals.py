@@ -104,7 +104,7 @@ def propose(
     and tokens closer than 1 % to the border, propose none: their features are zeroed.
 
     Source: Deformable DETR, section 4.2 and appendix A.4.
-    Differs: k is clamped to the number of tokens, and padding is skipped if the caller says so.
+    Differs: k is clamped to the number of tokens, and padding is skipped if the caller requests it.
     """
     anchors_logit_BN4, usable_BN = layout.proposals()
     tokens_BNC = project(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))

@@ -78,7 +78,7 @@ class AuxLosses:
 
         Raises:
             KeyError: an image has no ``instances``; the message names it.
-            TypeError: the inputs are no list of dicts.
+            TypeError: the inputs are not a list of dicts.
         """
         inputs = self._batched_inputs
         if not isinstance(inputs, Sequence) or not all(isinstance(i, Mapping) for i in inputs):
@@ -97,7 +97,7 @@ class AuxLosses:
             loss: a scalar.
 
         Raises:
-            ValueError: the name is taken, or the loss is no scalar.
+            ValueError: the name is taken, or the loss is not a scalar.
         """
         if name in self.losses:
             raise ValueError(f"loss {name!r} was added twice in one forward pass")

@@ -99,7 +99,7 @@ class DetectorView:
         )
         if not found:
             raise UnsupportedDetectorError(
-                f"{type(owner).__name__} has no deformable attention to look at"
+                f"{type(owner).__name__} has no deformable cross-attention to read"
             )
         return found
 

@@ -45,7 +45,7 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         batch_first: queries and values are [B, Q, C]; otherwise [Q, B, C].
 
     Raises:
-        ValueError: ``embed_dim`` is no multiple of ``num_heads``.
+        ValueError: ``embed_dim`` is not a multiple of ``num_heads``.
 
     Source: Deformable DETR, arXiv 2010.04159, section 4.1; parameter names and arguments of
     ``detrex.layers.MultiScaleDeformableAttention``. Differs: a fused operator, which never stores

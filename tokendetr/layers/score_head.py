@@ -19,7 +19,7 @@ class ScoreHead(nn.Module):
             depends on how much padding the image has in its batch; False reproduces its numbers.
 
     Raises:
-        ValueError: ``embed_dim`` is no multiple of 4.
+        ValueError: ``embed_dim`` is not a multiple of 4.
 
     Source: Sparse DETR, arXiv 2111.14330, appendix A.1; Focus-DETR, arXiv 2307.12612, section 3.2
     uses the same network. Parameter names of the published code.

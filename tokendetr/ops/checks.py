@@ -8,7 +8,7 @@ def check_dense(**tensors: Tensor) -> None:
     """Check that the named arguments are dense tensors, the only ones that have kernels.
 
     Raises:
-        TypeError: an argument is no tensor.
+        TypeError: an argument is not a tensor.
         ValueError: a tensor is sparse or has another layout.
     """
     for name, tensor in tensors.items():

@@ -151,7 +151,7 @@ def _twin(dense: nn.Module, sparse_cfg: DictConfig, cfg: DictConfig) -> nn.Modul
     wrong = [name for name in missing if not name.startswith(_ADDED)] + unexpected
     if wrong or len(list(encoder.children())) < len(list(dense_encoder.children())):
         raise NotSparsifiableError(
-            f"{type(dense_encoder).__name__} is no plain deformable encoder: its weights do not "
+            f"{type(dense_encoder).__name__} is not a plain deformable encoder: its weights do not "
             f"fit tokendetr.encoder.TokenEncoder ({', '.join(wrong[:3])})"
         )
     return student.eval()

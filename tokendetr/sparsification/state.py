@@ -65,7 +65,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Load the file and check the outermost layout of its contents.
 
     Raises:
-        StaleFitError: the file is damaged or no unfinished fit.
+        StaleFitError: the file is damaged or not an unfinished fit.
     """
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever a damaged file may raise
         raise StaleFitError(f"{path} is damaged ({error!r}): delete it to start anew") from error
     if not is_right:
-        raise StaleFitError(f"{path} is no unfinished fit: delete it to start anew")
+        raise StaleFitError(f"{path} is not an unfinished fit: delete it to start anew")
     return found
 
 

@@ -15,7 +15,7 @@ def flat_level_shapes(level_shapes: Sequence[Sequence[int]] | Tensor) -> list[in
 
     Raises:
         ValueError: another shape.
-        TypeError: sizes that are no integers.
+        TypeError: a size is not an integer.
     """
     if isinstance(level_shapes, Tensor):
         if level_shapes.dim() != 2 or level_shapes.shape[1] != 2:

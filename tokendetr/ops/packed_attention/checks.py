@@ -15,7 +15,7 @@ def packed_scale(scale: float | None, query_GTMD: Tensor) -> float:
     """Return the factor of the logits: ``scale``, or by default 1 / sqrt(head width).
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
         ValueError: it is not finite.
     """
     if scale is None:

@@ -144,7 +144,7 @@ class Mix(TokenMap):
             ValueError: the map has no recovery.
         """
         if self.recovery is None:
-            raise ValueError("this map does not know how to restore: make it with_recovery(x, y)")
+            raise ValueError("this map has no recovery: make it with_recovery(x, y)")
         return self.recovery.restore(y_BKC)
 
     def with_recovery(self, x_BNC: Tensor, y_BKC: Tensor) -> "Mix":
