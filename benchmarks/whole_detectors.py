@@ -179,8 +179,9 @@ def table(recorded: dict[str, Any]) -> Table:
         notes=(
             f"Medians of {min(run['repeats'] for run in runs)} or more turns; bfloat16 by "
             f"autocast; {runs[0]['machine']}.",
-            "SPT-T has four more blocks than Swin-T in its third stage, as published: the operations "
-            "of 10 blocks at half of the tokens are those of 6 dense ones and a little more.",
+            "SPT-T has four more blocks than Swin-T in its third stage, as published: the "
+            "operations of 10 blocks at half of the tokens are those of 6 dense ones and a little "
+            "more.",
             "; ".join(f"{run['date']}, `{run['command']}`" for run in runs),
         ),
     )
