@@ -1,24 +1,25 @@
 """Export every detector with every method in every format, and say what works.
 
-    python benchmarks/export_matrix.py --json docs/deploy/matrix.json --page docs/deploy.md
-    python benchmarks/export_matrix.py --rows 'dino_shapes.*' --formats onnx --json out.json --time
+    python benchmarks/export_matrix.py --files FOLDER --library FILE...         # export and prove
+    python benchmarks/export_matrix.py --files FOLDER --library FILE... --time  # time the files
+    python benchmarks/export_matrix.py --splice                                 # write the page
 
-Rows join those that the JSON file has, so that the matrix can be made in parts. Small detectors run
-on 256 x 256 pixels, ResNet-50 on 800 x 1216. Weights are the project's where there are some, else
-random. With --time, each file is timed beside the model (on an otherwise idle machine).
+Cells go to docs/deploy/matrix.json one by one; those that it has are left alone, so that the matrix
+can be made in parts (--rows, --formats, --again). Small detectors run on 256 x 256 pixels,
+ResNet-50 on 800 x 1216. Weights are the project's if there are some, else random. --time runs files
+that lie in FOLDER beside the model, all in turns; give it an otherwise idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +28,34 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 from torch import nn
+from torch.export import ExportedProgram
 
 from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.tables import Table, splice
+from tokendetr.analysis.timing import timed
 from tokendetr.config import load_config, sparsify
-from tokendetr.deploy import ExportOptions, export, open_exported
-from tokendetr.deploy.programs import SUFFIXES, example_inputs
-from tokendetr.deploy.runtimes import installed_runtimes
+from tokendetr.deploy import DeployedDetector, ExportOptions, export, open_exported
+from tokendetr.deploy.programs import SUFFIXES, example_inputs, trace
 from tokendetr.errors import ExportCheckError, ExportError
 from tokendetr.layers.cpu import optimize
 from tokendetr.predict.predictor import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs/deploy.md", ROOT / "docs/deploy/matrix.json"
+COLUMNS = {
+    ("pt2", "torch.export"): "`pt2`",
+    ("aoti", "aotinductor"): "`aoti`",
+    ("onnx", "onnxruntime"): "`onnx`: ONNX Runtime",
+    ("onnx", "openvino"): "`onnx`: OpenVINO",
+    ("openvino", "openvino"): "`openvino`",
+    ("onnx-custom", "onnxruntime"): "`onnx-custom`: ONNX Runtime",
+    ("onnx-custom", "openvino"): "`onnx-custom`: OpenVINO",
+}
+"""What runs a format, and its heading."""
+TITLE = (
+    "Largest differences of boxes (pixels) and scores from the model on eight images, and the time "
+    "of one image that fills the canvas, beside the model's own (optimized for CPUs)."
+)
 
 DETECTORS = (
     "dino",
@@ -123,79 +142,132 @@ def build(row: Row) -> nn.Module:
     return model
 
 
-def seconds(run: Callable[[], object], repeats: int = 5) -> float:
-    """Return the median time of a call after one that is not counted."""
-    run()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def traced(model: nn.Module, size: tuple[int, int]) -> tuple[ExportedProgram, str | None]:
+    """Trace a model for images of any size, or else for images that fill the canvas.
 
-
-def exported(
-    model: nn.Module, row: Row, path: Path, format: Any, library: str | None
-) -> tuple[dict[str, Any], ExportOptions]:
-    """Export for images of any size, or else for images that fill the canvas."""
-    reason = None
-    for padding in (True, False):
-        options = ExportOptions(format, row.size, padding=padding)
-        try:
-            record = export(model, path, options, source=row.config, library=library)
-        except ExportError as error:
-            if padding and "--no-padding" in str(error):
-                reason = str(error)
-                continue
+    Returns:
+        The program, and why images cannot be smaller than its canvas (None if they can).
+    """
+    try:
+        return trace(DeployedDetector(model), size), None
+    except ExportError as error:
+        if "--no-padding" not in str(error):
             raise
-        return {"padding": padding, "why_no_padding": reason, "checks": record["checks"]}, options
-    raise AssertionError
+        return trace(DeployedDetector(model, padding=False), size), str(error)
 
 
-def measure(row: Row, format: Any, *, library: str | None, timed: bool) -> dict[str, Any]:
-    """Return what one cell of the matrix holds."""
+def file_of(files: Path, row: Row, format: str) -> Path:
+    """Return where a cell's file lies."""
+    return files / f"{row.name}.{format}{SUFFIXES[format]}"
+
+
+def export_cells(
+    row: Row, formats: Sequence[Any], libraries: Sequence[str], files: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Export a row in some formats from one program; yield the cells one by one."""
     model = build(row)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{SUFFIXES[format]}"
-        began = time.perf_counter()
+    began = time.perf_counter()
+    try:
+        program, why = traced(model, row.size)
+    except ExportError as error:
+        yield from ((format, {"works": False, "why": str(error)}) for format in formats)
+        return
+    common = {"trace_seconds": round(time.perf_counter() - began, 1)}
+    common |= {"padding": why is None, "why_no_padding": why}
+    for format in formats:
+        path = file_of(files, row, format)
+        options = ExportOptions(format, row.size, padding=why is None)
+        library = libraries if format == "onnx-custom" else None
         try:
-            cell, options = exported(model, row, path, format, library)
-        except (ExportError, ExportCheckError) as error:
-            return {"works": False, "why": str(error).replace(str(path), "the file")}
-        cell |= {"works": True, "export_seconds": time.perf_counter() - began}
-        if timed:
-            inputs = example_inputs(options.size)
-            record = [{"image": inputs[0][0]}]
-            with optimize(model), torch.no_grad():
-                cell["seconds"] = {"eager": seconds(lambda: model(record))}
-            for runtime in installed_runtimes(format, library=library):
-                runner = open_exported(
-                    path, runtime, library=library, threads=torch.get_num_threads()
-                )
-                cell["seconds"][runtime] = seconds(lambda runner=runner: runner(*inputs))
-    return cell
-
-
-def table(cells: dict[str, dict[str, Any]], setting: dict[str, Any]) -> Table:
-    """Return the matrix as a table: one line per row and format."""
-    lines: list[list[Any]] = []
-    for name, cell in cells.items():
-        row, _, format = name.partition(" ")
-        if not cell["works"]:
-            lines.append([row, format, "no", cell["why"], None, None])
-            continue
-        images = "any size" if cell["padding"] else "full canvas"
-        for runtime, found in cell["checks"].items():
-            lines.append(
-                [row, format, runtime, images, f"{found['box_px']:.1g}", f"{found['score']:.1g}"]
+            record = export(
+                model, path, options, library=library, source=row.config, program=program
             )
+        except (ExportError, ExportCheckError) as error:
+            yield format, {"works": False, "why": str(error).replace(str(path), "the file")}
+            continue
+        facts = {name: record[name] for name in ("checks", "versions", "date")}
+        yield format, common | facts | {"works": True, "seconds": round(record["seconds"], 1)}
+
+
+def time_row(
+    row: Row, cells: dict[str, dict[str, Any]], libraries: Sequence[str], files: Path, repeats: int
+) -> dict[str, Any]:
+    """Return the median milliseconds of the model and of its files in every runtime, in turns."""
+    model, inputs = build(row), example_inputs(row.size)
+    record = [{"image": inputs[0][0]}]
+    runs: dict[str, Callable[[], object]] = {"model": lambda: model(record)}
+    for format, cell in cells.items():
+        if not cell["works"] or not file_of(files, row, format).exists():
+            continue
+        for runtime in cell["checks"]:
+            run = open_exported(
+                file_of(files, row, format),
+                runtime,
+                library=libraries if format == "onnx-custom" else None,
+                threads=torch.get_num_threads(),
+            )
+            runs[f"{format} {runtime}"] = lambda run=run: run(*inputs)
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    with optimize(model), torch.no_grad():
+        for turn in range(1 + repeats):
+            for name, call in runs.items():
+                seconds = timed(call, torch.device("cpu"))
+                if turn:  # the first one warms up
+                    samples[name].append(1e3 * seconds)
+    medians = {name: round(statistics.median(times), 1) for name, times in samples.items()}
+    return {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "ms": medians}
+
+
+def table(known: dict[str, Any]) -> Table:
+    """Return the matrix: a line per detector, a column per runtime."""
+    lines: list[list[Any]] = []
+    reasons: dict[str, str] = {}
+    columns = {
+        (format, runtime): heading
+        for (format, runtime), heading in COLUMNS.items()
+        if any(runtime in row.get(format, {}).get("checks", {}) for row in known["rows"].values())
+    }
+    for name, cells in known["rows"].items():
+        times = known["times"].get(name, {}).get("ms", {})
+        padded = next((each["padding"] for each in cells.values() if each["works"]), None)
+        line: list[Any] = [name, {True: "any", False: "canvas", None: None}[padded]]
+        line.append(f"{times['model']:.0f} ms" if "model" in times else None)
+        for format, runtime in columns:
+            cell = cells.get(format)
+            if cell is None or (cell["works"] and runtime not in cell["checks"]):
+                line.append(None)
+            elif not cell["works"]:
+                reasons[f"{name}, {format}"] = cell["why"]
+                line.append("no")
+            else:
+                found = cell["checks"][runtime]
+                took = times.get(f"{format} {runtime}")
+                ending = "" if took is None else f"; {took:.0f} ms"
+                line.append(f"{found['box_px']:.0e} px, {found['score']:.0e}{ending}")
+        lines.append(line)
+    notes = [f"{name}: {why}" for name, why in reasons.items()]
+    notes.append(f"`python benchmarks/export_matrix.py`, {known['machine']}, {known['date']}")
     return Table(
-        "export-matrix",
-        "Largest differences from the model on eight images.",
-        ("model", "format", "runtime", "images", "boxes, px", "scores"),
-        lines,
-        [f"`python benchmarks/export_matrix.py`, {setting['machine']}, {setting['date']}"],
+        "export-matrix", TITLE, ("model", "images", "model itself", *columns.values()), lines, notes
     )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the record, empty if there is none."""
+    return json.loads(path.read_text()) if path.exists() else {"rows": {}, "times": {}}
+
+
+def keep(path: Path, place: Sequence[str], value: dict[str, Any]) -> None:
+    """Put a value into the record as it is now: several processes may work on it."""
+    known = read(path)
+    node = known
+    for name in place[:-1]:
+        node = node.setdefault(name, {})
+    node[place[-1]] = value
+    known["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    known["date"] = time.strftime("%Y-%m-%d")
+    write_json(known, str(path))
+    print(f"{' '.join(place)}: {json.dumps(value)}", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -204,32 +276,40 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default=".*", help="regular expression of rows' names")
-    parser.add_argument("--formats", nargs="+", choices=SUFFIXES, default=["pt2", "onnx"])
-    parser.add_argument("--library", help="computes the node of onnx-custom")
+    parser.add_argument(
+        "--formats", nargs="+", choices=SUFFIXES, default=["pt2", "onnx", "onnx-custom"]
+    )
+    parser.add_argument("--library", nargs="+", default=[], help="compute the node of onnx-custom")
+    parser.add_argument("--files", type=Path, help="folder of the exported files")
+    parser.add_argument("--again", action="store_true", help="export cells that are known as well")
     parser.add_argument("--time", action="store_true", help="time the files beside the model")
-    parser.add_argument("--json", type=Path, required=True, help="file that cells are added to")
-    parser.add_argument("--page", type=Path, help="page that gets the table")
-    return parser.parse_args()
+    parser.add_argument("--repeats", type=int, default=5, help="of each timing")
+    parser.add_argument("--splice", action="store_true", help="only write the page")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="the record")
+    parser.add_argument("--page", type=Path, default=PAGE, help="page that gets the table")
+    args = parser.parse_args()
+    if not args.splice and args.files is None:
+        parser.error("--files FOLDER is needed")
+    return args
 
 
 def main() -> None:
     """Run the command line."""
     args = parse_arguments()
-    known = json.loads(args.json.read_text()) if args.json.exists() else {"cells": {}}
-    setting = {
-        "machine": f"{platform.system()} {platform.machine()}",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    setting |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    chosen = [row for row in rows() if re.fullmatch(args.rows, row.name)]
-    for row in chosen:
-        for format in args.formats:
-            cell = measure(row, format, library=args.library, timed=args.time)
-            known["cells"][f"{row.name} {format}"] = cell
-            print(f"{row.name} {format}: {json.dumps(cell)}", flush=True)
-            write_json({**known, "setting": setting, "command": sys.argv[1:]}, str(args.json))
-    if args.page:
-        splice(args.page, table(known["cells"], setting))
+    for row in rows():
+        if args.splice or not re.fullmatch(args.rows, row.name):
+            continue
+        cells = read(args.json)["rows"].get(row.name, {})
+        if args.time:
+            if cells:
+                times = time_row(row, cells, args.library, args.files, args.repeats)
+                keep(args.json, ("times", row.name), times)
+            continue
+        args.files.mkdir(parents=True, exist_ok=True)
+        wanted = [each for each in args.formats if args.again or each not in cells]
+        for format, cell in export_cells(row, wanted, args.library, args.files) if wanted else ():
+            keep(args.json, ("rows", row.name, format), cell)
+    splice(args.page, table(read(args.json)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 from dynamic_detr.alignment import ALIGNMENTS, Alignment, CenterAlignment
 from dynamic_detr.budget import TokenBudget, saved_tokens
 from dynamic_detr.teacher import FrozenTeacher, with_teacher
+from dynamic_detr.traced import TracedChoice
 from tokendetr.encoder import (
     EncoderContext,
     TokenEncoder,
@@ -239,6 +240,9 @@ class DynamicPlan(TokenPlan):
         self._map: TokenMap | None = None
         self._stage_input_BNC: Tensor | None = None
         self._alignment: CenterAlignment | None = None
+        self._traced: TracedChoice | None = None
+        if context.layout.traced_sizes_BL2 is not None:
+            self._traced = TracedChoice(context.layout, sparsifier)
         if (
             sparsifier.alignment != "off"
             and sparsifier.training
@@ -293,6 +297,8 @@ class DynamicPlan(TokenPlan):
         ratios = self.options.budget.level_ratios(stage)
         if all(ratio == 1 for ratio in ratios):
             return self._identity
+        if self._traced is not None:
+            return self._traced.make_map(ratios, memory_BNC)
         if self.options.selection == "random_tokens":
             return self._random_tokens(ratios)
         layout = self.context.layout

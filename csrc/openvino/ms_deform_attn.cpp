@@ -5,35 +5,9 @@
 
 #include <oneapi/tbb/parallel_for.h>
 
-#include "../common/scratch.h"
-#include "../ms_deform_attn/cpu/kernels.h"
+#include "../ms_deform_attn/cpu/node.h"
 
 namespace tokendetr {
-namespace {
-
-// From this many samples per token of a head on, copying the head's values pays (see ms_deform_attn/cpu/ops.cpp).
-constexpr double kCopies = 1.0;
-
-Problem problem_of(const ov::TensorVector& inputs, const std::vector<int64_t>& level_shapes) {
-  const ov::Shape value = inputs[0].get_shape(), offsets = inputs[2].get_shape();
-  Problem p{};
-  p.batch = static_cast<int64_t>(value[0]);
-  p.tokens = static_cast<int64_t>(value[1]);
-  p.heads = static_cast<int64_t>(value[2]);
-  p.width = static_cast<int64_t>(value[3]);
-  p.queries = static_cast<int64_t>(offsets[1]);
-  p.levels = static_cast<int>(offsets[3]);
-  p.points = static_cast<int>(offsets[4]);
-  int64_t tokens = 0;
-  for (int l = 0; l < p.levels; ++l) {
-    p.level[l] = {level_shapes[2 * l], level_shapes[2 * l + 1], tokens};
-    tokens += level_shapes[2 * l] * level_shapes[2 * l + 1];
-  }
-  TOKENDETR_CHECK_ARGUMENT(tokens == p.tokens, "level_shapes add up to ", tokens, " tokens, value has ", p.tokens);
-  return p;
-}
-
-}  // namespace
 
 MSDeformAttn::MSDeformAttn(const ov::OutputVector& inputs, std::vector<int64_t> level_shapes)
     : Op(inputs), level_shapes_(std::move(level_shapes)) {
@@ -76,25 +50,14 @@ bool MSDeformAttn::visit_attributes(ov::AttributeVisitor& visitor) {
 }
 
 bool MSDeformAttn::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-  const Problem p = problem_of(inputs, level_shapes_);
+  const ov::Shape reference = inputs[1].get_shape();
+  const Problem p = node_problem(inputs[0].get_shape(), reference, inputs[2].get_shape(), level_shapes_);
   outputs[0].set_shape(
       ov::Shape{static_cast<size_t>(p.batch), static_cast<size_t>(p.queries), static_cast<size_t>(p.heads * p.width)});
-  if (p.batch == 0 || p.queries == 0) return true;
-  const Inputs tensors{inputs[0].data(), inputs[2].data(), inputs[3].data(), inputs[1].data(),
-                       static_cast<int>(inputs[1].get_shape()[3])};
-  void* output = outputs[0].data();
-  const Kernels& set = kernels();
-  const bool in_place = set.reads_in_place(p, Storage::kFloat32) &&
-                        static_cast<double>(p.queries) * p.samples() < kCopies * static_cast<double>(p.tokens);
-  const int64_t bytes = in_place ? 0 : set.padded_bytes(p, Storage::kFloat32);
+  const NodeCall call(p, inputs[0].data(), inputs[1].data(), static_cast<int>(reference[3]), inputs[2].data(),
+                      inputs[3].data(), outputs[0].data());
   // OpenVINO's own threads: the number that the model was compiled for.
-  tbb::parallel_for<int64_t>(0, p.batch * p.heads, [&](int64_t image_head) {
-    const int64_t image = image_head / p.heads, head = image_head % p.heads;
-    const Scratch padded_values(bytes);
-    if (!in_place) set.copy_padded(p, Storage::kFloat32, tensors.value, image, head, padded_values.data());
-    set.forward(p, Storage::kFloat32, tensors, image, head, 0, p.queries, in_place ? nullptr : padded_values.data(),
-                output);
-  });
+  tbb::parallel_for<int64_t>(0, call.image_heads(), [&](int64_t image_head) { call.compute(image_head); });
   return true;
 }
 

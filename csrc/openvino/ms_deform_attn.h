@@ -8,8 +8,7 @@
 
 namespace tokendetr {
 
-// Inputs: value [B, N, M, D], reference points [B, Q, L, 2 or 4], offsets [B, Q, M, L, P, 2], logits [B, Q, M, L, P].
-// Attribute level_shapes: height and width of each level, finest first. Output: [B, Q, M * D]. All float32.
+// Its inputs and its attribute are told in ../ms_deform_attn/cpu/node.h.
 class MSDeformAttn : public ov::op::Op {
  public:
   OPENVINO_OP("MSDeformAttn", "tokendetr");

@@ -111,7 +111,7 @@ class Plan:
             sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
             host += [*sanitizers, "-fno-sanitize-recover=all", "-O1"]
             link = sanitizers
-        elsewhere = {"cuda", "openvino"}
+        elsewhere = {"cuda", "openvino", "onnxruntime"}
         sources = [x for x in sorted(SOURCES.rglob("*.cpp")) if not elsewhere & {*x.parts}]
         options: dict[str, Any] = {"extra_link_args": link, "py_limited_api": True}
         if self.toolkit is None:

@@ -11,7 +11,7 @@ from tokendetr.errors import ExportError
 
 METHODS = ("sparse", "focus", "dynamic")
 PAIRS = [(name, "dense") for name in small.NAMES]
-PAIRS += [(name, method) for name in ("dino", "dab") for method in ("sparse", "focus")]
+PAIRS += [(name, method) for name in ("dino", "dab") for method in METHODS]
 
 
 def assert_same(model, entry, pictures, canvas=CANVAS):
@@ -67,12 +67,6 @@ def test_predictions_before_post_processing_are_those_of_the_last_layer():
     assert raw.logits_BQV.shape[-1] == small.CLASSES and bool(raw.valid_BQ.all())
     best = raw.logits_BQV[0].sigmoid().flatten().topk(len(expected)).values
     torch.testing.assert_close(best, expected.scores)
-
-
-def test_windows_of_dynamic_detr_need_images_that_fill_the_canvas():
-    entry = DeployedDetector(build("dino", "dynamic"))
-    with pytest.raises(ExportError, match="--no-padding"):
-        entry(*padded_inputs(images(), CANVAS))
 
 
 @pytest.mark.parametrize("part", ["bypass", "mass_budget"])

@@ -1,6 +1,7 @@
 """Exported files compute what the model computes; a file that does not is not kept."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_gathered_attention_equals_sampled_attention():
         ("dino", "sparse", True),
         ("dab_two_stage", "focus", True),
         ("h_two_stage", "dynamic", False),
+        ("dino", "dynamic", True),
         ("dn", "dense", True),
         ("deformable_refine", "dense", True),
     ],
@@ -157,23 +159,49 @@ def test_the_graph_of_a_sparse_detector_is_sparse(method, tmp_path):
     assert sum(each.operations for each in found) == pytest.approx(counted, rel=0.02)
 
 
+NODE_BUILDS = {
+    "openvino": [[sys.executable, str(ROOT / "csrc/openvino"), "{folder}"]],
+    "onnxruntime": [
+        ["cmake", "-S", str(ROOT / "csrc/onnxruntime"), "-B", "{folder}"],
+        ["cmake", "--build", "{folder}"],
+    ],
+}
+NODE_NEEDS = {
+    "openvino": find_spec("openvino") is not None or "openvino is not installed",
+    "onnxruntime": "ORT_INCLUDE" in os.environ
+    or "ORT_INCLUDE is not set, and the wheel of onnxruntime has no headers",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @needs_onnx
-@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not on the PATH")
-def test_openvino_computes_our_node_with_our_kernels(tmp_path):
-    build_script = str(ROOT / "csrc/openvino")
+@pytest.mark.parametrize("runtime", NODE_BUILDS)
+def test_runtimes_compute_our_node_with_our_kernels(runtime, tmp_path):
+    if NODE_NEEDS[runtime] is not True:
+        pytest.skip(NODE_NEEDS[runtime])
     folder = tmp_path / "build"
-    subprocess.run([sys.executable, build_script, str(folder)], check=True, capture_output=True)
-    library = str(folder / "libtokendetr_openvino.so")
+    for command in NODE_BUILDS[runtime]:
+        words = [word.format(folder=folder) for word in command]
+        subprocess.run(words, check=True, capture_output=True)
+    library = str(folder / f"libtokendetr_{runtime}.so")
     path = tmp_path / "model.onnx"
     for detector, method in (("dino", "sparse"), ("deformable", "dense")):  # boxes, points
         record = export(
             build(detector, method), path, ExportOptions("onnx-custom", CANVAS), library=library
         )
-        assert record["checks"]["openvino"]["good"]
+        assert list(record["checks"]) == [runtime] and record["good"]
     assert b"MSDeformAttn" in path.read_bytes() and b"GridSample" not in path.read_bytes()
+
+
+def test_libraries_of_other_kinds_are_named(tmp_path):
+    other = tmp_path / "other.so"
+    other.write_bytes(b"nothing")
+    options = ExportOptions("onnx-custom", CANVAS)
+    for library, message in ((str(other), "extends neither"), ("none.so", "cannot be read")):
+        with pytest.raises(ExportError, match=message):
+            export(build("dino"), tmp_path / "model.onnx", options, library=library)
 
 
 def test_our_node_is_not_exported_without_the_library_that_proves_it(tmp_path):

@@ -61,7 +61,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="deformable attention in onnx and openvino; gather for runtimes whose GridSample is "
         "wrong",
     )
-    parser.add_argument("--library", metavar="FILE", help="computes the node of onnx-custom")
+    parser.add_argument(
+        "--library",
+        metavar="FILE",
+        action="append",
+        help="computes the node of onnx-custom in one runtime; may be given for several",
+    )
     parser.add_argument("--check", action="store_true", help="only repeat the proof of --output")
     parser.add_argument(
         "--evaluate", action="store_true", help="compare the AP on the config's test set as well"

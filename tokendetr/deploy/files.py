@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from tokendetr.deploy.entry import DeployedDetector
 from tokendetr.deploy.operators import SAMPLINGS, Sampling
 from tokendetr.deploy.programs import SUFFIXES, Format, trace, write_program
-from tokendetr.deploy.proof import ExportedModel, compare, proof_images
-from tokendetr.deploy.runtimes import RUNTIMES, installed_runtimes, open_exported
+from tokendetr.deploy.proof import ExportedModel, compare, detect, proof_images
+from tokendetr.deploy.runtimes import RUNTIMES, Library, installed_runtimes, open_exported
 from tokendetr.errors import ExportCheckError, ExportError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
@@ -75,10 +76,11 @@ def export(
     output: str | os.PathLike[str],
     options: ExportOptions,
     *,
-    library: str | None = None,
+    library: Library = None,
     images: Sequence[Tensor] | None = None,
     evaluate: Evaluate | None = None,
     source: str | None = None,
+    program: ExportedProgram | None = None,
 ) -> dict[str, Any]:
     """Export a detector, and keep the file only if it computes what the detector computes.
 
@@ -91,11 +93,14 @@ def export(
         model: one of this project's detectors.
         output: the file to write; its ending is the format's.
         options: what to export.
-        library: for "onnx-custom", the shared library that computes the node.
+        library: for "onnx-custom", the shared library that computes the node, or one for each
+            runtime.
         images: float [3, H, W] of values 0..255 to compare on; drawn where None.
         evaluate: returns the AP (0..100) of a detectron2-style model on a data set, to be compared
             as well.
         source: name of the config, for the record.
+        program: what :func:`tokendetr.deploy.programs.trace` made of this model for these options,
+            so that several formats need one tracing.
 
     Returns:
         The record.
@@ -119,7 +124,8 @@ def export(
         )
     entry = DeployedDetector(model, padding=options.padding)
     began = time.perf_counter()
-    program = trace(entry, options.size, batch=options.batch)
+    if program is None:
+        program = trace(entry, options.size, batch=options.batch)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         draft = Path(folder) / path.name
         write_program(program, draft, options.format, sampling=options.sampling)
@@ -136,7 +142,7 @@ def check(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    library: str | None = None,
+    library: Library = None,
     images: Sequence[Tensor] | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, Any]:
@@ -173,13 +179,14 @@ def check(
     return record
 
 
-def _check_runtimes(format: Format, library: str | None) -> None:
+def _check_runtimes(format: Format, library: Library) -> None:
     if installed_runtimes(format, library=library):
         return
-    if format == "onnx-custom" and library is None:
+    if format == "onnx-custom" and not library:
         raise ExportError(
             "a file with our own node is proven with the library that computes it: build it with "
-            "`python csrc/openvino` and give its path (library=..., --library FILE)"
+            "`python csrc/openvino` (or csrc/onnxruntime, see docs/deploy.md) and give its path "
+            "(library=..., --library FILE)"
         )
     raise ExportError(
         f"nothing here can run a file of format {format}, so it could not be proven: install "
@@ -191,7 +198,7 @@ def _prove(
     model: nn.Module,
     path: Path,
     options: ExportOptions,
-    library: str | None,
+    library: Library,
     images: Sequence[Tensor] | None,
     evaluate: Evaluate | None,
 ) -> dict[str, Any]:
@@ -201,13 +208,14 @@ def _prove(
     if len(images) < MINIMUM_IMAGES:
         raise ExportError(f"a proof needs at least {MINIMUM_IMAGES} images, got {len(images)}")
     checks: dict[str, Any] = {}
+    expected = detect(model.eval(), images)
     ap_of_model = None if evaluate is None else evaluate(model.eval())
     for runtime in installed_runtimes(options.format, library=library):
         runner = open_exported(path, runtime, library=library)
         exported = ExportedModel(
             runner, options.size, padding=options.padding, batch=options.batch
         ).eval()
-        found = compare(model.eval(), exported, images).record()
+        found = compare(expected, exported, images).record()
         if evaluate is not None and ap_of_model is not None:
             found |= {"ap_of_model": ap_of_model, "ap": evaluate(exported)}
             found["good"] = found["good"] and abs(found["ap"] - ap_of_model) <= AP_TOLERANCE

@@ -197,18 +197,29 @@ def _instances(found: FixedDetections, index: int, size: Size, record: dict[str,
     return result
 
 
-def compare(model: nn.Module, exported: ExportedModel, images: Sequence[Tensor]) -> Comparison:
+def detect(model: nn.Module, images: Sequence[Tensor]) -> list[Instances]:
+    """Return the model's own detections, each image given to it alone.
+
+    Args:
+        model: the detector in evaluation mode.
+        images: float [3, H, W].
+    """
+    with torch.no_grad():
+        return [model([{"image": image}])[0]["instances"] for image in images]
+
+
+def compare(
+    expected: Sequence[Instances], exported: ExportedModel, images: Sequence[Tensor]
+) -> Comparison:
     """Compare an exported file with the model, image by image.
 
     Args:
-        model: the detector in evaluation mode; each image is given to it alone.
+        expected: the model's detections of the images, of :func:`detect`.
         exported: the file.
         images: float [3, H, W], none larger than the canvas.
     """
     comparison = Comparison()
-    with torch.no_grad():
-        for start in range(0, len(images), exported.batch):
-            records = [{"image": image} for image in images[start : start + exported.batch]]
-            for record, found in zip(records, exported(records), strict=True):
-                comparison.add(model([record])[0]["instances"], found["instances"])
+    found = exported([{"image": image} for image in images])
+    for own, each in zip(expected, found, strict=True):
+        comparison.add(own, each["instances"])
     return comparison

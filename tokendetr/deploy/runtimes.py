@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,37 +20,67 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
     "pt2": ("torch.export",),
     "aoti": ("aotinductor",),
     "onnx": ("onnxruntime", "openvino"),
-    "onnx-custom": ("openvino",),
+    "onnx-custom": ("openvino", "onnxruntime"),
     "openvino": ("openvino",),
 }
 """What can run each format."""
 
+Library = str | Sequence[str] | None
+"""One or more shared libraries with the node of "onnx-custom", each made for one runtime."""
 
-def installed_runtimes(format: Format, *, library: str | None = None) -> tuple[str, ...]:
+_ENTRY_POINTS = {"openvino": b"create_extensions", "onnxruntime": b"RegisterCustomOps"}
+"""The function by which each runtime takes in a library."""
+
+
+def libraries(library: Library) -> dict[str, str]:
+    """Return which library is whose runtime's, by the entry point that it has.
+
+    Raises:
+        ExportError: a file cannot be read, or no runtime can take it in.
+    """
+    found = {}
+    for path in [library] if isinstance(library, str) else library or ():
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ExportError(f"library {path} cannot be read: {error.strerror}") from error
+        runtimes = [name for name, entry in _ENTRY_POINTS.items() if entry in content]
+        if not runtimes:
+            raise ExportError(
+                f"{path} extends neither OpenVINO nor ONNX Runtime: build it with "
+                "`python csrc/openvino` or csrc/onnxruntime (docs/deploy.md)"
+            )
+        found[runtimes[0]] = path
+    return found
+
+
+def installed_runtimes(format: Format, *, library: Library = None) -> tuple[str, ...]:
     """Return which runtimes of a format can run here.
 
     Args:
         format: of the file.
-        library: of the custom node, without which no runtime has it.
+        library: of the custom node: only runtimes that it is made for have the node.
     """
-    if format == "onnx-custom" and library is None:
-        return ()
+    candidates = RUNTIMES[format]
+    if format == "onnx-custom":
+        with_node = libraries(library)
+        candidates = tuple(name for name in candidates if name in with_node)
     return tuple(
         name
-        for name in RUNTIMES[format]
+        for name in candidates
         if name in ("torch.export", "aotinductor") or find_spec(name) is not None
     )
 
 
 def open_exported(
-    path: str | Path, runtime: str, *, library: str | None = None, threads: int | None = None
+    path: str | Path, runtime: str, *, library: Library = None, threads: int | None = None
 ) -> Runner:
     """Return a function ``(images, sizes) -> outputs`` that runs an exported file on the CPU.
 
     Args:
         path: of the file.
         runtime: one of those in :data:`RUNTIMES`.
-        library: of the custom node, for files that have one.
+        library: of the custom node, for files that have one; that for ``runtime`` is taken.
         threads: for onnxruntime and openvino; their own choice where None.
 
     Raises:
@@ -67,7 +97,7 @@ def open_exported(
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no exported file {path}")
     try:
-        return openers[runtime](str(path), library, threads)
+        return openers[runtime](str(path), libraries(library).get(runtime), threads)
     except ModuleNotFoundError as error:
         raise ExportError(f"{runtime} is not installed: pip install 'tokendetr[deploy]'") from error
 
@@ -99,6 +129,8 @@ def _open_onnxruntime(path: str, library: str | None, threads: int | None) -> Ru
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if library is not None:
+        options.register_custom_ops_library(library)
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -3,13 +3,13 @@
 Shapes: B image, N tokens of a level, T neighbors. Nothing here carries a gradient.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tokendetr.tokens.constants import kept_tensors
+from tokendetr.tokens.counts import Counts, TracedCounts
 from tokendetr.tokens.select import topk_valid
 from tokendetr.tokens.windows import ZERO_NORM
 
@@ -39,9 +39,9 @@ class AffinityMatch:
 def match_by_affinity(
     x_BNC: Tensor,
     *,
-    important_counts: Sequence[int],
+    important_counts: Counts,
     valid_BN: Tensor | None,
-    valid_counts: Sequence[int],
+    valid_counts: Counts,
     num_neighbors: int,
     min_cosine: float,
     score_BN: Tensor | None = None,
@@ -115,8 +115,10 @@ def _diagonal(tokens: int, device: torch.device) -> Tensor:
     return torch.eye(tokens, dtype=torch.bool, device=device)
 
 
-def _others(valid_counts: Sequence[int], device: torch.device) -> Tensor | int:
+def _others(valid_counts: Counts, device: torch.device) -> Tensor | int:
     """Return how many other tokens each image has, at least 1: a number where all have as many."""
+    if isinstance(valid_counts, TracedCounts):
+        return valid_counts.count_B.sub(1).clamp_min(1)[:, None]
     others = [max(count - 1, 1) for count in valid_counts]
     return others[0] if len(set(others)) == 1 else torch.tensor(others, device=device)[:, None]
 

@@ -109,12 +109,12 @@ def spread_tokens(layout: LevelLayout, level: int) -> Tensor:
 
 @kept_tensors
 def _spread_level(sizes: LevelShapes, shape: tuple[int, int], device: torch.device) -> Tensor:
-    orders = [_spread_tokens(size, shape) for size in sizes]
+    orders = [spread_tokens_of_size(size, shape) for size in sizes]
     return torch.from_numpy(np.array(orders, dtype=np.int64)).to(device)
 
 
 @lru_cache(maxsize=256)
-def _spread_tokens(real_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+def spread_tokens_of_size(real_size: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Return one image's row of :func:`spread_tokens`."""
     (rows, columns), (height, width) = real_size, shape
     order = spread_order(rows, columns)[::-1]

@@ -61,14 +61,11 @@ class WindowGroup:
         size_K[self.slot_R] = float(self.member_RP.shape[1])
 
 
-@dataclass(frozen=True)
-class AffinityGroup:
-    """Tokens of one (small) level that absorb others; several may absorb the same token.
+@dataclass(frozen=True, kw_only=True)
+class Affinity:
+    """Which tokens of one (small) level absorb which others; several may absorb the same token.
 
     Attributes:
-        slot_R: long, the flat reduced token of each absorbing token.
-        token_R: long, the absorbing tokens, flat over this level: ``image * U + token of the
-            level``.
         neighbor_index_BUT: long, the most similar tokens of each token of the level. Entries that
             do not absorb may repeat one that does.
         absorbs_BUT: bool, True if that neighbor absorbs the token.
@@ -76,8 +73,6 @@ class AffinityGroup:
         rule: as for windows; "mean" divides by 1 + the number of absorbed tokens.
     """
 
-    slot_R: Tensor
-    token_R: Tensor
     neighbor_index_BUT: Tensor
     absorbs_BUT: Tensor
     start: int
@@ -92,20 +87,19 @@ class AffinityGroup:
         absorbed_BUV.scatter_reduce_(2, self.neighbor_index_BUT, self.absorbs_BUT.float(), "amax")
         return absorbed_BUV.transpose(1, 2)
 
-    def merge(self, x_BNC: Tensor) -> Tensor:
-        """Return the merged tokens [R, C]."""
+    def merge_level(self, x_BNC: Tensor) -> Tensor:
+        """Return the level's tokens with what they absorb, [B, U, C]."""
         level_BUC = x_BNC[:, self.start : self.start + self.neighbor_index_BUT.shape[1]]
         if self.rule == "retain":
-            merged_BUC = level_BUC
-        elif self.rule == "max":
-            merged_BUC = self._maximum(level_BUC)
-        else:
-            with torch.autocast(x_BNC.device.type, enabled=False):
-                absorbed_BVU = self.absorbed_BVU().to(x_BNC.dtype)
-                merged_BUC = level_BUC + absorbed_BVU @ level_BUC
-                if self.rule == "mean":
-                    merged_BUC = merged_BUC / (1 + absorbed_BVU.sum(dim=2, keepdim=True))
-        return merged_BUC.flatten(0, 1).index_select(0, self.token_R)
+            return level_BUC
+        if self.rule == "max":
+            return self._maximum(level_BUC)
+        with torch.autocast(x_BNC.device.type, enabled=False):
+            absorbed_BVU = self.absorbed_BVU().to(x_BNC.dtype)
+            merged_BUC = level_BUC + absorbed_BVU @ level_BUC
+            if self.rule == "mean":
+                merged_BUC = merged_BUC / (1 + absorbed_BVU.sum(dim=2, keepdim=True))
+        return merged_BUC
 
     def _maximum(self, level_BUC: Tensor) -> Tensor:
         neighbors = self.neighbor_index_BUT.shape[2]
@@ -115,6 +109,24 @@ class AffinityGroup:
         return level_BUC.scatter_reduce(
             1, index_BEC, source_BEC.masked_fill(skipped_BE1, float("-inf")), "amax"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffinityGroup(Affinity):
+    """Tokens of one (small) level that absorb others.
+
+    Attributes:
+        slot_R: long, the flat reduced token of each absorbing token.
+        token_R: long, the absorbing tokens, flat over this level: ``image * U + token of the
+            level``.
+    """
+
+    slot_R: Tensor
+    token_R: Tensor
+
+    def merge(self, x_BNC: Tensor) -> Tensor:
+        """Return the merged tokens [R, C]."""
+        return self.merge_level(x_BNC).flatten(0, 1).index_select(0, self.token_R)
 
     def add_weights(self, weights_KN: Tensor) -> None:
         """Write a row for each absorbing token: itself and what it absorbs."""
