@@ -75,7 +75,7 @@ LARGE_CONFIGS = (
     "dino_r50_4scale_12ep",
     "dynamic_dino_r50_4scale_12ep",
     "deformable_detr_r50_two_stage_50ep",
-    "sparse_deformable_detr_r50_two_stage_50ep",
+    "sparse_deformable_detr_r50_50ep",
 )
 BACKBONES = (
     "spt_dino_shapes",

@@ -1,7 +1,9 @@
-"""AP of an exported detector on its data set in every runtime, and quantized to int8 by NNCF.
+"""AP of detectors in other precisions and, exported, in every runtime; int8 by NNCF.
 
     python benchmarks/exported_accuracy.py --files FOLDER           # export, quantize, evaluate
     python benchmarks/exported_accuracy.py --files FOLDER --time    # time the files, in turns
+    python benchmarks/exported_accuracy.py --config dino_bccd --rows model model_bf16 \\
+        train.init_checkpoint=dino_bccd.safetensors                 # precisions on photographs
     python benchmarks/exported_accuracy.py --splice                 # write the page
 
 Needs the data set (DETECTRON2_DATASETS), and for the int8 row `pip install nncf`, which quantizes
@@ -19,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -27,7 +30,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.tables import Table, splice
@@ -40,38 +43,63 @@ from tokendetr.deploy import (
     export,
     open_exported,
 )
-from tokendetr.deploy.programs import SUFFIXES, example_inputs, trace
+from tokendetr.deploy.programs import Format, example_inputs, trace
 from tokendetr.deploy.proof import padded_inputs
+from tokendetr.deploy.runtimes import Runner
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.layers.cpu import optimize
+from tokendetr.layers.precision import Precision, evaluated_in
 from tokendetr.predict.predictor import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs/deploy.md", ROOT / "docs/deploy/accuracy.json"
 CANVAS = (256, 256)
 CALIBRATION_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the detector runs.
+
+    Attributes:
+        name: in the table.
+        precision: that is computed in.
+        runtime: what runs the file; None for the model itself.
+        file: its name.
+    """
+
+    name: str
+    precision: Precision = "float32"
+    runtime: str | None = None
+    file: str = ""
+
+    def open(self, files: Path, threads: int | None = None) -> Runner:
+        """Open the row's file."""
+        assert self.runtime is not None
+        path = files / self.file
+        return open_exported(path, self.runtime, threads=threads, precision=self.precision)
+
+
 ROWS = {
-    "onnx": ("onnx", "onnxruntime", "ONNX Runtime, float32"),
-    "openvino": ("openvino", "openvino", "OpenVINO, float32"),
-    "int8": ("openvino", "openvino", "OpenVINO, int8 by NNCF"),
+    "model": Row("the model itself, float32"),
+    "model_bf16": Row("the model itself, bfloat16", "bfloat16"),
+    "onnx": Row("ONNX Runtime, float32", runtime="onnxruntime", file="float32.onnx"),
+    "openvino": Row("OpenVINO, float32", runtime="openvino", file="float32.xml"),
+    "openvino_bf16": Row("OpenVINO, bfloat16", "bfloat16", "openvino", "float32.xml"),
+    "int8": Row("OpenVINO, int8 by NNCF", runtime="openvino", file="int8.xml"),
 }
-"""Each row's kind of file, what runs it, and its name; that of the model itself is "model"."""
 
 
-def file_of(files: Path, row: str) -> Path:
-    """Return where a row's file lies."""
-    return files / f"{row}{SUFFIXES[ROWS[row][0]]}"
-
-
-def export_files(cfg: DictConfig, model: nn.Module, files: Path) -> None:
+def export_files(model: nn.Module, files: Path) -> None:
     """Export the model to the formats that are not there."""
-    missing = [row for row in ("onnx", "openvino") if not file_of(files, row).exists()]
+    formats: tuple[Format, ...] = ("onnx", "openvino")
+    missing = [each for each in formats if not (files / ROWS[each].file).exists()]
     if not missing:
         return
     program = trace(DeployedDetector(model), CANVAS)
-    for row in missing:
-        options = ExportOptions(row, CANVAS)
-        export(model, file_of(files, row), options, source=cfg.train.output_dir, program=program)
+    for format in missing:
+        options = ExportOptions(format, CANVAS)
+        export(model, files / ROWS[format].file, options, program=program)
 
 
 def quantize(cfg: DictConfig, source: Path, target: Path) -> dict[str, Any]:
@@ -97,37 +125,45 @@ def quantize(cfg: DictConfig, source: Path, target: Path) -> dict[str, Any]:
     return {"nncf": version("nncf"), "calibration_images": len(inputs)}
 
 
-def average_precision(cfg: DictConfig, model: nn.Module) -> float:
-    """Return the AP (0..100) on the config's test set."""
-    return float(Evaluation(cfg, model.eval())()["bbox"]["AP"])
+def evaluated(
+    row: Row, cfg: DictConfig, model: nn.Module, files: Path | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return what a row evaluates, and how its file was made."""
+    if row.runtime is None:
+        return model, {}
+    assert files is not None
+    files.mkdir(parents=True, exist_ok=True)
+    export_files(model, files)
+    facts: dict[str, Any] = {}
+    if row is ROWS["int8"]:
+        facts = quantize(cfg, files / ROWS["openvino"].file, files / row.file)
+    return ExportedModel(row.open(files), CANVAS, padding=True).eval(), facts
 
 
 def evaluate(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) -> None:
-    """Add what the record lacks."""
-    args.files.mkdir(parents=True, exist_ok=True)
-    known = read(args.json)["rows"]
-    if args.again or "model" not in known:
-        keep(args.json, "model", {"ap": average_precision(cfg, model)})
-    export_files(cfg, model, args.files)
-    for row in [each for each in args.rows if args.again or each not in known]:
-        facts: dict[str, Any] = {}
-        if row == "int8":
-            facts = quantize(cfg, file_of(args.files, "openvino"), file_of(args.files, "int8"))
-        runner = open_exported(file_of(args.files, row), ROWS[row][1])
-        exported = ExportedModel(runner, CANVAS, padding=True)
-        keep(args.json, row, {"ap": average_precision(cfg, exported), **facts})
+    """Add the rows that the record lacks."""
+    known = read(args.json)["configs"].get(args.config, {})
+    for name in [each for each in args.rows if args.again or each not in known]:
+        row = ROWS[name]
+        judged, facts = evaluated(row, cfg, model, args.files)
+        # An exported file brings its precision along.
+        precision = row.precision if row.runtime is None else "float32"
+        ap = float(Evaluation(cfg, judged, precision=precision)()["bbox"]["AP"])
+        keep(args.json, args.config, name, {"ap": ap, **facts})
 
 
 def take_times(args: argparse.Namespace, model: nn.Module) -> None:
     """Time the model and the files of the record, in turns."""
     inputs, threads = example_inputs(CANVAS), torch.get_num_threads()
-    record = [{"image": inputs[0][0]}]
-    known = read(args.json)["rows"]
-    runs: dict[str, Callable[[], object]] = {"model": lambda: model(record)}
-    for row in ROWS:
-        if row in known:
-            run = open_exported(file_of(args.files, row), ROWS[row][1], threads=threads)
-            runs[row] = lambda run=run: run(*inputs)
+    known = read(args.json)["configs"][args.config]
+    runs: dict[str, Callable[[], object]] = {}
+    for name in known:
+        row = ROWS[name]
+        if row.runtime is None:
+            runs[name] = lambda row=row: run_model(model, row.precision, inputs[0][0])
+        else:
+            run = row.open(args.files, threads)
+            runs[name] = lambda run=run: run(*inputs)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     with optimize(model), torch.no_grad():
         for turn in range(3 + args.repeats):
@@ -137,47 +173,46 @@ def take_times(args: argparse.Namespace, model: nn.Module) -> None:
                     samples[name].append(1e3 * seconds)
     for name, times in samples.items():
         facts = {"ms": round(statistics.median(times), 1), "threads": threads}
-        keep(args.json, name, known[name] | facts | {"load": os.getloadavg()[0]})
+        keep(args.json, args.config, name, known[name] | facts | {"load": os.getloadavg()[0]})
+
+
+def run_model(model: nn.Module, precision: Precision, image: Tensor) -> None:
+    """Run the model itself on one image."""
+    with evaluated_in(precision, model):
+        model([{"image": image}])
 
 
 def read(path: Path) -> dict[str, Any]:
     """Return the record, empty if there is none."""
-    return json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    return json.loads(path.read_text()) if path.exists() else {"configs": {}}
 
 
-def keep(path: Path, row: str, facts: dict[str, Any]) -> None:
+def keep(path: Path, config: str, row: str, facts: dict[str, Any]) -> None:
     """Put a row into the record."""
     known = read(path)
-    known["rows"][row] = facts
+    known["configs"].setdefault(config, {})[row] = facts
     known["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     known["date"] = time.strftime("%Y-%m-%d")
     write_json(known, str(path))
-    print(f"{row}: {facts}", flush=True)
+    print(f"{config} {row}: {facts}", flush=True)
 
 
-def table(known: dict[str, Any], config: str) -> Table:
+def table(known: dict[str, Any]) -> Table:
     """Return the rows as a table."""
-    names = {
-        "model": "the model itself, float32",
-        **{row: name for row, (*_, name) in ROWS.items()},
-    }
     lines = [
-        [name, f"{known['rows'][row]['ap']:.2f}", known["rows"][row].get("ms")]
-        for row, name in names.items()
-        if row in known["rows"]
+        [config, ROWS[row].name, f"{facts['ap']:.2f}", facts.get("ms")]
+        for config, rows in known["configs"].items()
+        for row, facts in sorted(rows.items(), key=lambda each: [*ROWS].index(each[0]))
     ]
-    quantized = known["rows"].get("int8")
-    notes = []
-    if quantized:
-        notes.append(
-            f"int8: NNCF {quantized['nncf']}, calibrated on {quantized['calibration_images']} "
-            "images of the training set."
-        )
-    notes.append(
-        f"`python benchmarks/exported_accuracy.py`, {config}, {known['machine']}, {known['date']}"
-    )
-    title = f"AP of `{config}` on its validation set, and the time of one image, two threads."
-    return Table("export-accuracy", title, ("runs in", "AP", "ms"), lines, notes)
+    notes = [
+        f"int8 of `{config}`: NNCF {rows['int8']['nncf']}, calibrated on "
+        f"{rows['int8']['calibration_images']} images of the training set."
+        for config, rows in known["configs"].items()
+        if "int8" in rows
+    ]
+    notes.append(f"`python benchmarks/exported_accuracy.py`, {known['machine']}, {known['date']}")
+    title = "AP on the validation set, and the time of one image (two threads)."
+    return Table("export-accuracy", title, ("config", "runs in", "AP", "ms"), lines, notes)
 
 
 def main() -> None:
@@ -194,17 +229,18 @@ def main() -> None:
     parser.add_argument("--splice", action="store_true", help="only write the page")
     parser.add_argument("--json", type=Path, default=RESULTS, help="the record")
     parser.add_argument("--page", type=Path, default=PAGE, help="page that gets the table")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides, at the end")
     args = parser.parse_args()
     if not args.splice:
-        if args.files is None:
+        if args.files is None and any(ROWS[row].runtime for row in args.rows):
             parser.error("--files FOLDER is needed")
-        cfg = load_config(args.config, ["train.device=cpu"], trained=True)
-        model = build_model(cfg)
+        cfg = load_config(args.config, ["train.device=cpu", *args.opts], trained=True)
+        model = build_model(cfg).eval()
         if args.time:
             take_times(args, model)
         else:
             evaluate(args, cfg, model)
-    splice(args.page, table(read(args.json), args.config))
+    splice(args.page, table(read(args.json)))
 
 
 if __name__ == "__main__":

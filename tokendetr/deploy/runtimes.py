@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tokendetr.deploy.programs import Format
 from tokendetr.errors import ExportError
+from tokendetr.layers.precision import Precision, check_precision
 
 Outputs = tuple[Tensor, ...]
 Runner = Callable[[Tensor, Tensor], Outputs]
@@ -73,7 +75,12 @@ def installed_runtimes(format: Format, *, library: Library = None) -> tuple[str,
 
 
 def open_exported(
-    path: str | Path, runtime: str, *, library: Library = None, threads: int | None = None
+    path: str | Path,
+    runtime: str,
+    *,
+    library: Library = None,
+    threads: int | None = None,
+    precision: Precision = "float32",
 ) -> Runner:
     """Return a function ``(images, sizes) -> outputs`` that runs an exported file on the CPU.
 
@@ -82,18 +89,22 @@ def open_exported(
         runtime: one of those in :data:`RUNTIMES`.
         library: of the custom node, for files that have one; that for ``runtime`` is taken.
         threads: for onnxruntime and openvino; their own choice where None.
+        precision: "bfloat16" (in short "bf16") lets openvino compute in it where the processor can.
 
     Raises:
-        ExportError: for another runtime, or one that is not installed.
+        ExportError: for another runtime, one that is not installed, or one without the precision.
     """
-    openers = {
+    check_precision(precision)
+    openers: dict[str, Callable[[str, str | None, int | None], Runner]] = {
         "torch.export": _open_program,
         "aotinductor": _open_aoti,
         "onnxruntime": _open_onnxruntime,
-        "openvino": _open_openvino,
+        "openvino": partial(_open_openvino, precision=precision),
     }
     if runtime not in openers:
         raise ExportError(f"runtime must be one of {tuple(openers)}, got {runtime!r}")
+    if precision != "float32" and runtime != "openvino":
+        raise ExportError(f"files are run in {precision} by openvino alone, not by {runtime}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no exported file {path}")
     try:
@@ -142,14 +153,17 @@ def _open_onnxruntime(path: str, library: str | None, threads: int | None) -> Ru
     return run
 
 
-def _open_openvino(path: str, library: str | None, threads: int | None) -> Runner:
+def _open_openvino(
+    path: str, library: str | None, threads: int | None, *, precision: Precision
+) -> Runner:
     import openvino
 
     core = openvino.Core()
     if library is not None:
         core.add_extension(library)
     # Processors with bfloat16 would use it unasked.
-    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32"}
+    hint = "f32" if precision == "float32" else "bf16"
+    config: dict[str, object] = {"INFERENCE_PRECISION_HINT": hint}
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     model = core.compile_model(path, "CPU", config)

@@ -1,6 +1,7 @@
 """The map of Dynamic DETR in a program that is being exported, without lists of varying length.
 
-Shapes: B image, N all tokens, K reduced tokens, C channel, S places of a level's windows.
+Shapes: B image, N all tokens, K reduced tokens, C channel, T tokens of a level, S places of its
+windows, U tokens of the coarsest level.
 """
 
 from collections.abc import Sequence
