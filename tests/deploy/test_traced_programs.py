@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
 from tests import small_detectors as small
 from tests.deploy.models import CANVAS, build, images
@@ -21,7 +22,7 @@ from tokendetr.deploy import DeployedDetector, ExportOptions, check, export
 from tokendetr.deploy.graph import products
 from tokendetr.deploy.operators import gathered_attention
 from tokendetr.deploy.programs import trace
-from tokendetr.deploy.proof import padded_inputs, proof_images
+from tokendetr.deploy.proof import compare, detect, padded_inputs, proof_images
 from tokendetr.errors import ExportCheckError, ExportError
 from tokendetr.ops import extension_available, ms_deform_attn_reference
 
@@ -87,6 +88,34 @@ def test_proofs_see_images_smaller_than_the_canvas():
     sizes = {tuple(image.shape[1:]) for image in proof_images(CANVAS, padding=True)}
     assert len(sizes) >= 6 and CANVAS in sizes
     assert {tuple(i.shape[1:]) for i in proof_images(CANVAS, padding=False)} == {CANVAS}
+
+
+class Balanced(torch.nn.Module):
+    """Puts its box left or right, whichever half of the image is brighter."""
+
+    def forward(self, batched_inputs):
+        image = batched_inputs[0]["image"]
+        left = float((image[..., :10] - image[..., 10:]).sum() > 0)
+        return [{"instances": self.detection(10.0 * (1 - left))}]
+
+    @staticmethod
+    def detection(x):
+        found = Instances((20, 20))
+        found.pred_boxes = Boxes(torch.tensor([[x, 0.0, x + 5, 5], [0.0, 0, 20, 20]]))
+        found.scores, found.pred_classes = torch.tensor([0.9, 0.1]), torch.tensor([0, 0])
+        return found
+
+
+@pytest.mark.parametrize("x, contrast, good", [(0, 0, True), (3, 0, False), (0, 1, False)])
+def test_a_tie_may_be_decided_otherwise(x, contrast, good):
+    image = torch.full((3, 20, 20), 100.0)
+    image[..., 10:] += contrast
+    model, (expected,) = Balanced(), detect(Balanced(), [image])
+    assert float(expected.pred_boxes.tensor[0, 0]) == 10
+    result = compare(
+        model, [expected], lambda _: [{"instances": Balanced.detection(float(x))}], [image]
+    )
+    assert result.good == good and result.near_ties == int(good)
 
 
 def test_gathered_attention_equals_sampled_attention():

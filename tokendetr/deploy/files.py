@@ -215,7 +215,7 @@ def _prove(
         exported = ExportedModel(
             runner, options.size, padding=options.padding, batch=options.batch
         ).eval()
-        found = compare(expected, exported, images).record()
+        found = compare(model, expected, exported, images).record()
         if evaluate is not None and ap_of_model is not None:
             found |= {"ap_of_model": ap_of_model, "ap": evaluate(exported)}
             found["good"] = found["good"] and abs(found["ap"] - ap_of_model) <= AP_TOLERANCE
