@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def export_cells(
     except ExportError as error:
         yield from ((format, {"works": False, "why": str(error)}) for format in formats)
         return
-    common = {"trace_seconds": round(time.perf_counter() - began, 1)}
+    common: dict[str, Any] = {"trace_seconds": round(time.perf_counter() - began, 1)}
     common |= {"padding": why is None, "why_no_padding": why}
     for format in formats:
         path = file_of(files, row, format)
@@ -200,13 +201,13 @@ def time_row(
         if not cell["works"] or not file_of(files, row, format).exists():
             continue
         for runtime in cell["checks"]:
-            run = open_exported(
+            runner = open_exported(
                 file_of(files, row, format),
                 runtime,
                 library=libraries if format == "onnx-custom" else None,
                 threads=torch.get_num_threads(),
             )
-            runs[f"{format} {runtime}"] = lambda run=run: run(*inputs)
+            runs[f"{format} {runtime}"] = partial(runner, *inputs)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     with optimize(model), torch.no_grad():
         for turn in range(1 + repeats):

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -160,10 +161,9 @@ def take_times(args: argparse.Namespace, model: nn.Module) -> None:
     for name in known:
         row = ROWS[name]
         if row.runtime is None:
-            runs[name] = lambda row=row: run_model(model, row.precision, inputs[0][0])
+            runs[name] = partial(run_model, model, row.precision, inputs[0][0])
         else:
-            run = row.open(args.files, threads)
-            runs[name] = lambda run=run: run(*inputs)
+            runs[name] = partial(row.open(args.files, threads), *inputs)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     with optimize(model), torch.no_grad():
         for turn in range(3 + args.repeats):
