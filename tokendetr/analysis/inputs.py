@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.load import load_config
+from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
 
 __all__ = [
@@ -128,5 +128,4 @@ def write_json(result: Any, target: str) -> None:
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(target).write_text(text)
+        write_atomically(target, text.encode())

@@ -24,6 +24,7 @@ from pathlib import Path
 from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import described_parser
 from tokendetr.compat.opencv import has_windows
+from tokendetr.io.atomic import write_atomically
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 OLDEST_TORCH = (2, 10)
@@ -331,6 +332,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{'':27}-> {finding.remedy}")
     if args.json:
         text = json.dumps([asdict(finding) for finding in found], indent=2)
-        Path(args.json).write_text(text + "\n")
+        write_atomically(args.json, f"{text}\n".encode())
     if any(finding.state == FAILED for finding in found):
         sys.exit(1)

@@ -22,6 +22,7 @@ from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens
@@ -55,7 +56,7 @@ def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: in
             "reduced tokens": reduction.token_map.num_tokens,
             "part of the tokens that go into several": shared_tokens(weight_BKN[0]),
         }
-    (folder / "mixing.json").write_text(json.dumps(shares, indent=1))
+    write_atomically(str(folder / "mixing.json"), json.dumps(shares, indent=1).encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

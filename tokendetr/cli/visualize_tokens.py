@@ -29,6 +29,7 @@ from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe, worth_drawing
 from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.predict import Predictor, dataset_metadata, find_images, read_rgb
@@ -95,7 +96,7 @@ def visualize(
             sheet.save(folder / f"{stem}{part or '_tokens'}.png")
             draw_story(image_HWC, forward, boxes).save(folder / f"{stem}{part}_story.png")
             counts[str(path) if is_encoder else f"{path}, {forward.name}"] = describe(forward)
-    (folder / "tokens.json").write_text(json.dumps(counts, indent=1))
+    write_atomically(str(folder / "tokens.json"), json.dumps(counts, indent=1).encode())
 
 
 def main(arguments: list[str] | None = None) -> None:
