@@ -249,3 +249,32 @@ def test_what_is_no_config_is_named(tmp_path, monkeypatch, name, content, text):
     with pytest.raises(SystemExit) as caught:
         train_net.main()
     assert text in str(caught.value.code)
+
+
+ODD_PARTS = {
+    "train:\n": "train must be a group of keys, not None",
+    "train: [1]\n": "train must be a group of keys",
+    "dataloader: hi\n": "dataloader must be a group of keys, not 'hi'",
+    "model: 5\n": "model must be a group of keys, not 5",
+    "train: {output_dir: '${oc.env:NO_SUCH_VARIABLE}'}\n": "NO_SUCH_VARIABLE",
+    "x: '${'\n": "odd.yaml",
+    "train: {data_files: {mine: [a.json]}}\n": "train.data_files.mine is .* not two paths",
+    "x: \udce9\n": "no text of UTF-8",
+}
+
+
+@pytest.mark.parametrize("text", ODD_PARTS)
+def test_odd_parts_of_a_saved_config_are_named(tmp_path, text):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=ODD_PARTS[text]):
+        load_config(str(path))
+
+
+def test_keys_that_are_numbers_and_lists_of_evaluators_are_fine(tmp_path):
+    path = tmp_path / "odd.yaml"
+    path.write_text("model: {1: a, 2.5: {true: b}}\ndataloader: {evaluator: [{max: 1}, {}]}\n")
+    cfg = load_config(str(path))
+    assert cfg.model[1] == "a" and len(cfg.dataloader.evaluator) == 2
+    with pytest.raises(ConfigError, match="no key 'model.x'"):
+        load_config(str(path), ["model.x=1"])

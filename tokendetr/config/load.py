@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.utils.file_io import PathManager
 from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.overrides import apply_overrides
@@ -55,6 +56,7 @@ ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
 """Keys of ``train`` that the trainer reads beyond detrex's, which are in ``common/train.py``."""
 
 
+_PARTS = ("train", "model", "dataloader", "optimizer", "lr_multiplier")
 _DATA_KEYS = ("train.data_folder=", "train.output_dir=")
 
 
@@ -86,12 +88,20 @@ def load_config(
         DatasetError: the labels of ``train.data_folder`` cannot be used.
     """
     path = resolve_config(config_file)
+    try:
+        return _load(path, overrides, trained)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _load(path: str, overrides: Sequence[str], trained: bool) -> DictConfig:
     cfg = _load_file(path)
+    _check_parts(cfg, path)
     fill_defaults(cfg)
     folder = cfg.train.output_dir
     if trained and (weights := shipped_weights(path)) is not None:
         cfg.train.init_checkpoint = weights
-    # The data first: use_data_folder derives values that the other overrides may change.
+    # First what says where the data is: other overrides may change what follows from it.
     apply_overrides(cfg, [o for o in overrides if o.startswith(_DATA_KEYS)])
     use_data_folder(cfg, shipped_weights(path))
     register_recorded_files(cfg)
@@ -104,6 +114,15 @@ def load_config(
     check_targets(cfg)
     warn_of_foreign_projects(cfg)
     return cfg
+
+
+def _check_parts(cfg: DictConfig, path: str) -> None:
+    """Refuse a config whose parts are no groups of keys."""
+    for name in _PARTS:
+        if name in cfg and not OmegaConf.is_interpolation(cfg, name):
+            value = "???" if OmegaConf.is_missing(cfg, name) else cfg[name]
+            if not OmegaConf.is_dict(value):
+                raise ConfigError(f"{path}: {name} must be a group of keys, not {value!r}")
 
 
 def resolve_config(config_file: str) -> str:
@@ -135,6 +154,8 @@ def _load_file(config_file: str) -> DictConfig:
         with PathManager.open(config_file, "r", encoding="utf-8-sig") as file:
             try:
                 content = load_plain_yaml(file.read(), config_file)
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{config_file} is no text of UTF-8: {error}") from error
             except ValueError as error:
                 raise ConfigError(str(error)) from error
         if not isinstance(content, dict):

@@ -139,7 +139,7 @@ def _unknown_key(cfg: Any, key: str) -> str:
 
 def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, DictConfig):
-        for key in map(str, node):
+        for key in list[Any](node):
             if key == "_target_":
                 continue
             name = f"{prefix}{key}"

@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.config.registration import register_coco_format
 from tokendetr.config.wrap import target_name
@@ -142,8 +142,18 @@ def record_data_files(cfg: DictConfig) -> None:
 
 
 def register_recorded_files(cfg: DictConfig) -> None:
-    """Register the data sets of ``train.data_files`` that are not registered yet."""
-    for name, (json_file, image_root) in (cfg.train.data_files or {}).items():
+    """Register the data sets of ``train.data_files`` that are not registered yet.
+
+    Raises:
+        ConfigError: an entry is no pair of paths.
+    """
+    for name, files in (cfg.train.data_files or {}).items():
+        if not isinstance(files, ListConfig) or [type(each) for each in files] != [str, str]:
+            raise ConfigError(
+                f"train.data_files.{name} is {files}, not two paths: its annotations and the "
+                "folder of its images"
+            )
+        json_file, image_root = files
         if name not in DatasetCatalog:
             register_coco_format(str(name), str(json_file), str(image_root))
 

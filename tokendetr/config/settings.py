@@ -146,7 +146,7 @@ def check_settings(cfg: DictConfig) -> None:
         fault
         for key, wanted in RANGES.items()
         if (fault := _kind_fault(cfg, key, wanted))
-        or (fault := _fault(cfg, key, wanted, OmegaConf.select(cfg, key, default=None)))
+        or (fault := _fault(cfg, key, wanted, _selected(cfg, key)))
     ]
     for part in _BY_NAME:
         for key, value in _leaves(cfg.get(part, None), part):
@@ -164,6 +164,13 @@ def _range_of(part: str, key: str) -> _Range | None:
     if part == "model" and ("weight_dict" in names or names[-1].endswith("_weight")):
         return _NOT_NEGATIVE
     return _BY_NAME[part].get(names[-1], _BY_NAME[part].get(""))
+
+
+def _selected(cfg: DictConfig, key: str) -> Any:
+    """The value of a key; None where there is none, also within a list of evaluators."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent, default=None)
+    return node.get(name, None) if isinstance(node, DictConfig) else None
 
 
 def _no_groups(cfg: DictConfig) -> Iterator[str]:
@@ -203,7 +210,7 @@ def _fault(cfg: DictConfig, key: str, wanted: _Range, value: Any) -> str | None:
 
 def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if isinstance(node, DictConfig):
-        for key in map(str, node):
+        for key in list[Any](node):
             if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
                 yield from _leaves(node[key], f"{prefix}.{key}")
     elif isinstance(node, ListConfig):

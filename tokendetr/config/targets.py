@@ -45,7 +45,7 @@ def source_of(module: str) -> str:
 
 def _names(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, DictConfig):
-        for key in map(str, node):
+        for key in list[Any](node):
             if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
                 continue
             if key == "_target_" and isinstance(node[key], str):

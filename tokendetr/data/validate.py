@@ -259,7 +259,7 @@ def _compare_evaluator(cfg: Any) -> None:
 def _named_nodes(node: Any, key: str = "dataloader.evaluator") -> Iterator[tuple[str, str]]:
     """Yield key and value of every ``dataset_name`` of evaluators, also of nested ones."""
     if isinstance(node, DictConfig):
-        for name in map(str, node):
+        for name in list[Any](node):
             if OmegaConf.is_missing(node, name):
                 continue
             if name == "dataset_name":

@@ -11,7 +11,7 @@ from detectron2.config import LazyCall, instantiate
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detrex.modeling.ema import apply_model_ema_and_restore
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -113,10 +113,11 @@ class Evaluation:
 
     def _build_evaluator(self, suffix: str) -> Any:
         node = copy.deepcopy(self._cfg.dataloader.evaluator)
-        folder = node.get("output_dir", None)
-        if suffix and folder:
-            # So that the moving average's result files do not overwrite the model's.
-            node.output_dir = os.path.join(folder, suffix.lstrip("_"))
+        for each in node if isinstance(node, ListConfig) else [node]:
+            folder = each.get("output_dir", None)
+            if suffix and folder:
+                # So that the moving average's result files do not overwrite the model's.
+                each.output_dir = os.path.join(folder, suffix.lstrip("_"))
         return instantiate(node)
 
 
