@@ -1,6 +1,7 @@
 """The operators on random problems: values, gradients, odd input, the same bits every time."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,11 @@ from tests.reliability.campaign import ROOT, Unavailable, row
 from tokendetr.ops import ms_deform_attn
 
 WIDTHS = (1, 30, 32, 64, 71, 1025)
+SANITIZED = sorted(
+    f"tests/ops/{path.name}"
+    for path in (ROOT / "tests" / "ops").glob("test_*.py")
+    if not path.stem.startswith(("test_build", "test_cuda", "test_other_torch"))
+)
 
 
 def seeds_of(case: int, count: int) -> range:
@@ -88,22 +94,24 @@ def not_finite(seed: int, folder: Path) -> int:
     "the operators' tests on a build with address and undefined-behavior sanitizers",
     target="0 reports",
     default=0,
-    nightly=1,
+    nightly=len(SANITIZED),
     unit="tests",
 )
 def sanitizers(seed: int, folder: Path) -> int:
+    """The tests of one file; the build is made by the first case."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise Unavailable("needs a compiler")
     done = subprocess.run(
         ["sh", "csrc/sanitize.sh", "-q"],
         cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": sys.executable, "TESTS": SANITIZED[seed]},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
-    return int(done.stdout.rpartition(" passed")[0].split()[-1])
+    passed = re.search(r"(\d+) passed", done.stdout)
+    return int(passed[1]) if passed else 0
 
 
 @row(
