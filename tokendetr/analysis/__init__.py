@@ -1,1 +1,1 @@
-"""Operations, time and memory of models, and tables of them."""
+"""Analysis: operations, time and memory of models, significance, ablations, and result tables."""

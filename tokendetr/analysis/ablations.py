@@ -1,6 +1,6 @@
-"""Studies: variants of one config, trained and evaluated alike, compared in a table.
+"""Ablation studies: variants of one config that are trained, evaluated and compared in a table.
 
-A project offers its studies as ``projects.<name>.studies.studies()``; ``tools/ablate.py`` runs
+A project defines its studies in ``projects.<name>.studies.studies()``; ``tools/ablate.py`` runs
 them.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from tokendetr.analysis.tables import Table
 
 METRICS = {"AP": "bbox/AP", "APs": "bbox/APs", "APm": "bbox/APm", "APl": "bbox/APl"}
-"""Columns of a study's table, and the names evaluators give them."""
+"""Column of a study's table -> the evaluators' name of the metric."""
 
 FINE_TUNING = (
     "train.max_iter=150",
@@ -22,10 +22,10 @@ FINE_TUNING = (
     "train.amp.enabled=True",
     "train.amp.dtype=bfloat16",
 )
-"""Overrides of a study whose variants all start from the dense detector's weights."""
+"""Overrides for studies whose variants are fine-tuned from the dense detector's weights."""
 
 Results = Mapping[int, Mapping[str, float]]
-"""What evaluation said, by seed."""
+"""Seed -> metrics of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Variant:
     """One row of a study.
 
     Attributes:
-        name: what the table calls it.
-        overrides: what differs from the study's config, as on the command line.
-        group: the question it answers; rows of a group stand together.
+        name: name of the row.
+        overrides: overrides of the study's config, as on the command line.
+        group: the question that the variant answers; the rows of a group are adjacent.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """The name as a folder's name."""
+        """Name of the variant's folder."""
         text = f"{self.group}-{self.name}".strip("-").lower()
         return "".join(c if c.isalnum() or c in ".-" else "_" for c in text)
 
@@ -56,18 +56,18 @@ def sparsifier_options(**values: object) -> list[str]:
 
 @dataclass(frozen=True)
 class Study:
-    """Variants of one config.
+    """An ablation study: variants of one config.
 
     Attributes:
         name: key of the table.
         title: heading of the table.
         config: name of the config (``tokendetr.config.zoo``).
-        overrides: what all variants have in common.
+        overrides: overrides that all variants share.
         variants: the rows; the first one is the reference.
-        seeds: every variant is trained once with each.
+        seeds: seeds; every variant is trained once with each.
 
     Raises:
-        ValueError: where two variants have the same name, or there is none, or no seed.
+        ValueError: two variants have the same name, or there are no variants or no seeds.
     """
 
     name: str
@@ -86,14 +86,14 @@ class Study:
             raise ValueError(f"study {self.name!r} needs at least one seed")
 
     def cell_dir(self, root: Path, variant: Variant, seed: int) -> Path:
-        """Return where a variant's run with a seed lies."""
+        """Return the folder of a variant's run with a seed."""
         return root / self.name / variant.slug / f"seed{seed}"
 
     def results(self, root: Path) -> dict[str, Results]:
-        """Read what has been run so far.
+        """Read the results so far.
 
         Returns:
-            By variant slug and seed the evaluation's metrics; seeds not run yet are missing.
+            Variant slug -> seed -> metrics of the evaluation; seeds without results are missing.
         """
         found: dict[str, Results] = {}
         for variant in self.variants:
@@ -106,9 +106,9 @@ class Study:
         return found
 
     def table(self, results: Mapping[str, Results]) -> Table:
-        """Return the comparison: mean and spread over seeds, difference to the reference.
+        """Return the comparison: mean and spread over seeds, and difference to the reference.
 
-        The difference is the mean over seeds that both have of the difference at that seed.
+        The difference is taken seed by seed, and averaged over the seeds that both have.
         """
         reference = results[self.variants[0].slug]
         rows = [self._row(variant, results[variant.slug], reference) for variant in self.variants]
@@ -155,12 +155,12 @@ def studies_of(
     tables: Sequence[tuple[str, str, Sequence[Variant]]],
     overrides: Sequence[str] = FINE_TUNING,
 ) -> Iterator[Study]:
-    """Make the studies of one config.
+    """Yield the studies of one config.
 
     Args:
-        config: its name.
-        tables: of each study the name, the heading and the variants.
-        overrides: what all variants have in common.
+        config: name of the config.
+        tables: (name, heading, variants) of each study.
+        overrides: overrides that all variants share.
     """
     for name, title, variants in tables:
         yield Study(name, title, config, variants, overrides)

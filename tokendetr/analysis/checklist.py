@@ -1,4 +1,4 @@
-"""What of a paper is here: every equation, hyper-parameter, table and figure, and how it is held.
+"""Checklists of papers: every equation, hyperparameter, table and figure, and what reproduces it.
 
 A checklist is a JSON file::
 
@@ -9,7 +9,7 @@ A checklist is a JSON file::
        "commands": ["python tools/table.py sparse_detr"]},
       {"item": "Figure 8", "what": "...", "decision": "why not"}]}
 
-A row is covered by its tests and commands, or decided against; a row with neither is open.
+A row is covered if it has tests or commands, decided if it has only a decision, and open otherwise.
 """
 
 import ast
@@ -28,15 +28,15 @@ __all__ = ["Checklist", "ChecklistRow", "read_checklist"]
 
 @dataclass(frozen=True)
 class ChecklistRow:
-    """One thing that a paper says or shows.
+    """One item of a paper.
 
     Attributes:
-        item: its name there, such as "Table 3".
-        what: what it is about.
-        where: files that hold it, relative to the repository.
-        tests: ``file::function`` of tests that hold it.
-        commands: command lines that show it.
-        decision: why it is not here, or not as printed.
+        item: its name in the paper, such as "Table 3".
+        what: its subject.
+        where: files that implement it, relative to the repository.
+        tests: ``file::function`` of tests that check it.
+        commands: command lines that reproduce it.
+        decision: why it is not reproduced, or not as printed.
     """
 
     item: str
@@ -56,13 +56,13 @@ class ChecklistRow:
 
 @dataclass(frozen=True)
 class Checklist:
-    """A paper's rows.
+    """The checklist of a paper.
 
     Attributes:
-        name: the file's stem.
-        title: the method.
-        source: the paper.
-        rows: in the paper's order.
+        name: stem of the file.
+        title: name of the method.
+        source: reference of the paper.
+        rows: items in the paper's order.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Checklist:
     rows: tuple[ChecklistRow, ...] = field(default=())
 
     def faults(self, root: Path) -> Iterator[str]:
-        """Say what is wrong: open rows, and files, tests and commands that do not exist.
+        """Yield what is wrong: open rows, and files, tests and commands that do not exist.
 
         Args:
             root: the repository.
         """
         items = [row.item for row in self.rows]
         for item in sorted({item for item in items if items.count(item) > 1}):
-            yield f"{self.name}: {item} is there twice"
+            yield f"{self.name}: {item} is listed twice"
         for row in self.rows:
             if row.state == "open":
                 yield f"{self.name}: {row.item} has no test, no command and no decision"
@@ -94,7 +94,7 @@ class Checklist:
                     yield f"{self.name}: {row.item}: `{command}` needs {missing}"
 
     def markdown(self) -> str:
-        """Return the page."""
+        """Return the checklist as a page of markdown."""
         states = [row.state for row in self.rows]
         counts = ", ".join(f"{states.count(s)} {s}" for s in ("covered", "decided", "open"))
         lines = [
@@ -124,7 +124,7 @@ def read_checklist(path: Path) -> Checklist:
     """Read a checklist.
 
     Raises:
-        ValueError: for keys that a row does not have; the message names file and row.
+        ValueError: a row has unknown keys or lacks some; the message names file and row.
     """
     found = json.loads(path.read_text(encoding="utf-8"))
     known = {each.name for each in fields(ChecklistRow)}
@@ -156,7 +156,7 @@ def _test_exists(root: Path, test: str) -> bool:
 
 
 def _missing_of_command(root: Path, command: str) -> str:
-    """Return what a command line names and is not there, or an empty string."""
+    """Return what a command line refers to that does not exist, or an empty string."""
     words = shlex.split(command)
     if words[0] == "make":
         makefile = (root / "Makefile").read_text(encoding="utf-8")

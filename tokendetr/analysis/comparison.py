@@ -1,9 +1,8 @@
-"""Comparisons that a reviewer accepts: equal budgets, several seeds, a test set of its own, paired
-intervals.
+"""Compare detectors with equal budgets, several seeds, a held-out test set and paired intervals.
 
-A project offers them as ``projects.<name>.comparisons.comparisons()``; ``tools/study.py`` runs
-them. What has been measured lies in one JSON file per comparison, replicates included, so that
-every interval can be computed again from it.
+A project defines comparisons in ``projects.<name>.comparisons.comparisons()``; ``tools/study.py``
+runs them. The measurements of a comparison are kept in one JSON file with the bootstrap replicates,
+so that every interval can be recomputed.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ AREAS = ("all", "small")
 METRICS = ("AP", "APs", "APm", "APl")
 
 Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Row slug -> seed -> what was measured."""
+"""Row slug -> seed -> measurements."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A row: a detector, and how it comes to its weights.
+    """A row of a comparison: a detector, and how its weights are obtained.
 
     Attributes:
-        name: what the table calls it.
-        config: name of its config.
-        overrides: of the config.
-        sparsified: arguments of ``tokendetr sparsify``, which makes the weights it starts from out
-            of the comparison's dense weights, without labels; empty for those weights themselves.
-        trained: whether it is fine-tuned with labels; else its weights are measured as they are.
+        name: name of the row.
+        config: name of the config.
+        overrides: overrides of the config.
+        sparsified: arguments of ``tokendetr sparsify``, which converts the comparison's dense
+            weights without labels; empty to use the dense weights.
+        trained: fine-tune these weights with labels; False measures them as they are.
     """
 
     name: str
@@ -48,24 +47,24 @@ class Contestant:
 
     @property
     def slug(self) -> str:
-        """The name as a folder's name."""
+        """Name of the row's folder."""
         return "".join(c if c.isalnum() or c in ".-" else "_" for c in self.name.lower())
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contestants that start from one dense checkpoint.
+    """Comparison of detectors that start from one dense checkpoint.
 
     Attributes:
-        name: of the table and of the file of results.
+        name: name of the table and of the file of results.
         title: heading of the table.
-        dense: name of the dense detector's config; its weights are every row's start.
+        dense: name of the dense detector's config, whose weights every row starts from.
         weights: file of these weights.
-        images: what rows are sparsified with: a folder, or a data set's name (its labels unread).
+        images: images for sparsification: a folder, or a data set whose labels are not read.
         test: registered name of the test set.
-        contestants: the rows; the first is what the others are compared with.
-        overrides: what all trainings have in common: iterations, learning rate.
-        seeds: every row is made once with each.
+        contestants: the rows; the first one is the reference.
+        overrides: overrides that all trainings share, such as iterations and learning rate.
+        seeds: seeds; every row is made once with each.
     """
 
     name: str
@@ -97,7 +96,7 @@ class Comparison:
             notes=(
                 "Means over seeds. Intervals are over images (bootstrap, "
                 f"{REPLICATES} replicates, the same images for all rows); "
-                "with the smallest and largest seed behind the semicolon.",
+                "after the semicolon, the smallest and largest AP of the seeds.",
                 *notes,
             ),
         )

@@ -1,4 +1,4 @@
-"""One checkpoint, any budget: the keep ratio of a loaded detector, chosen by a clock."""
+"""Choose the keep ratio of a loaded detector by a time limit."""
 
 import statistics
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from tokendetr.errors import NotSparsifiableError
 __all__ = ["TooSlowError", "keep_ratio_within"]
 
 STEPS = 20
-"""Keep ratios tried are multiples of one in so many."""
+"""Keep ratios are tried in steps of 1 / STEPS."""
 
 
 class TooSlowError(RuntimeError):
-    """A detector does not reach a time even at the smallest keep ratio."""
+    """A detector exceeds a time limit even at the smallest keep ratio."""
 
 
 @torch.no_grad()
@@ -29,23 +29,23 @@ def keep_ratio_within(
     *,
     repeats: int = 5,
 ) -> tuple[float, float]:
-    """Choose and set the greatest keep ratio at which a detector is fast enough on this machine.
+    """Set the highest keep ratio at which a detector is fast enough on this machine.
 
-    Times are taken on the machine as it is: another load, another ratio.
+    Times are measured under the machine's current load, so the result depends on it.
 
     Args:
-        detector: in evaluation mode, whose encoder has a sparsifier of the keep kind.
+        detector: in evaluation mode, with a sparsifier that has a keep ratio.
         records: the inputs of one pass, such as ``synthetic_inputs(800, 1216)``.
-        max_ms: milliseconds that a pass may take.
-        repeats: passes per ratio, of which the median counts.
+        max_ms: time limit of a pass in milliseconds.
+        repeats: number of passes per ratio; their median counts.
 
     Returns:
-        The ratio, and the milliseconds measured with it.
+        The ratio, and the milliseconds measured at it.
 
     Raises:
-        NotSparsifiableError: where the detector has no such sparsifier.
-        TooSlowError: where no ratio is fast enough; the detector keeps the ratio it had.
-        ValueError: where ``max_ms`` or ``repeats`` is not positive.
+        NotSparsifiableError: the detector has no such sparsifier.
+        TooSlowError: no ratio is fast enough; the detector's ratio is unchanged.
+        ValueError: ``max_ms`` or ``repeats`` is not positive.
     """
     if max_ms <= 0 or repeats < 1:
         raise ValueError(f"max_ms and repeats must be positive, got {max_ms} and {repeats}")
@@ -59,7 +59,7 @@ def keep_ratio_within(
 
     def milliseconds(step: int) -> float:
         set_keep_ratio(detector, step / STEPS)
-        detector(list(records))  # warm up: memory, folded matrices
+        detector(list(records))  # warm-up: allocates memory, folds weights
         passes = [timed(lambda: detector(list(records)), device) for _ in range(repeats)]
         return 1e3 * statistics.median(passes)
 
@@ -70,6 +70,7 @@ def keep_ratio_within(
             f"a pass takes {best_ms:.0f} ms at keep ratio {1 / STEPS:g} and the limit is "
             f"{max_ms:g} ms: the rest of the detector is too slow here"
         )
+    # Bisection, as the time grows with the ratio.
     low, high = 1, STEPS + 1
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,5 +1,7 @@
-"""How many operations each operator is, by fvcore's convention: a multiply-add is one, element-wise
-work is free."""
+"""Count the operations of operators by fvcore's convention.
+
+A multiply-add is one operation, and element-wise work is free.
+"""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -13,7 +15,7 @@ from tokendetr.ops import ms_deform_attn_flops, packed_attention_flops
 __all__ = ["RULES", "Rule", "flop_handles"]
 
 Rule = Callable[[Sequence[Any], Any], int]
-"""From an operator's arguments and first result to its operations."""
+"""(arguments, first result) of an operator -> number of operations."""
 
 
 def _convolution(args: Sequence[Any], output: Tensor) -> int:
@@ -22,7 +24,7 @@ def _convolution(args: Sequence[Any], output: Tensor) -> int:
 
 
 def _product(args: Sequence[Any], output: Tensor) -> int:
-    """Rows times columns, for ``mm``, ``bmm``, ``mv`` and ``dot``."""
+    """Count ``mm``, ``bmm``, ``mv`` and ``dot``."""
     return args[0].numel() * (args[1].shape[-1] if args[1].dim() > 1 else 1)
 
 
@@ -31,7 +33,7 @@ def _added_product(args: Sequence[Any], output: Tensor) -> int:
 
 
 def _attention(args: Sequence[Any], output: Tensor) -> int:
-    """Queries times keys, then weights times values."""
+    """Count queries times keys, then weights times values."""
     query, key, value = args[:3]
     return query.numel() * key.shape[-2] + prod(query.shape[:-1]) * prod(value.shape[-2:])
 
@@ -107,7 +109,7 @@ RULES: dict[str, tuple[str, Rule]] = {
         )
     },
 }
-"""Label and rule of every operator that counts, by its dispatched name."""
+"""Dispatched name of every counted operator -> its label and rule."""
 
 
 def _plain_handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
@@ -119,13 +121,13 @@ def _fused_handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _packed_handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Count every container as one full segment: a traced graph holds no numbers of segments."""
+    """Count every container as one full segment, as a traced graph has no segment lengths."""
     containers, slots, heads, width = get_shape(inputs[0])
     return 2 * containers * slots * slots * heads * width
 
 
 def flop_handles() -> dict[str, Callable[[Sequence[Any], Sequence[Any]], int]]:
-    """Return the rules for our operators in fvcore's form, for ``set_op_handle``."""
+    """Return the rules for our operators for fvcore's ``set_op_handle``."""
     return {
         "tokendetr::ms_deform_attn": _plain_handle,
         "tokendetr::ms_deform_attn_fused": _fused_handle,

@@ -1,15 +1,15 @@
-"""What one forward pass of a detector costs, counted as the papers count it.
+"""Count the operations of a detector's forward pass by the convention of the papers.
 
-The figures of detection papers come from fvcore: a multiply-add is one operation; products,
-convolutions, normalisations, interpolations and bilinear samples count, element-wise work is free.
-The same rules are applied here to the operators as they are dispatched, so nothing has to be
-traceable and nothing needs to be computed: shapes are enough. Deformable attention is counted as
-fvcore counts the ``grid_sample`` form, whether or not the extension is built.
+The figures of detection papers come from fvcore: a multiply-add is one operation; matrix products,
+convolutions, normalizations, interpolations and bilinear samples count; element-wise work is free.
+Here the same rules are applied to the operators as they are dispatched, so the model need not be
+traceable, and shapes suffice without computing anything. Deformable attention is counted as fvcore
+counts its ``grid_sample`` form, whether or not the extension is built.
 
     report = count_flops(model, synthetic_inputs(800, 1066), arithmetic=False)
     report.total, report.by_part["encoder"]
 
-:func:`flop_handles` gives fvcore's own analyses the rules for our operators.
+:func:`flop_handles` provides the rules for our operators to fvcore's own analyses.
 """
 
 from collections import Counter
@@ -38,16 +38,15 @@ __all__ = [
 ]
 
 PARTS = ("backbone", "neck", "encoder", "decoder", "heads", "other")
-"""Parts of a detector, in the order of its forward pass; "heads" are all class and box heads, those
-that score proposals included; "other" is what belongs to no part, such as the projection of
-proposals."""
+"""Parts of a detector in the order of its forward pass. "heads" are all class and box heads,
+including those that score proposals; "other" is the rest, such as the projection of proposals."""
 
 BLENDED_SIZES: tuple[tuple[float, tuple[int, int]], ...] = (
     (0.225, (800, 1066)),
     (0.775, (850, 1040)),
 )
-"""(weight, (height, width)): two sizes that stand for the first 100 images of COCO val, on which
-the published figures of DINO and its relatives are means."""
+"""(weight, (height, width)) of two sizes that represent the first 100 images of COCO val, over
+which the published figures of DINO and its relatives are averaged."""
 
 _PART_OF_PREFIX = {
     "backbone": "backbone",
@@ -57,7 +56,7 @@ _PART_OF_PREFIX = {
 }
 _HEADS = frozenset({"class_embed", "bbox_embed"})
 _ACTIVE = frozenset({"conv", "matmul"})
-"""What fvcore counts as activations: the outputs of these."""
+"""Labels of the operators whose outputs fvcore counts as activations."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ class FlopReport:
     """Operations of one forward pass; a multiply-add is one.
 
     Attributes:
-        total: of the whole model.
-        by_part: of each of :data:`PARTS`; they sum to the total.
-        by_module: of each module with the modules inside it, by dotted name; a module that several
-            names share has the first one.
-        by_operator: of each kind of operator.
-        activations: numbers that convolutions and products put out, by kind of operator.
-        uncounted: how often operators ran that no rule knows; their work is missing in the total.
+        total: operations of the whole model.
+        by_part: operations of each of :data:`PARTS`; they sum to the total.
+        by_module: operations of each module with its submodules, by dotted name; a shared module
+            is listed under its first name.
+        by_operator: operations of each kind of operator.
+        activations: number of output elements of convolutions and products, by kind of operator.
+        uncounted: number of calls of operators without a rule, whose work the total lacks.
     """
 
     total: float
@@ -83,11 +82,11 @@ class FlopReport:
 
 
 class _Counting(TorchDispatchMode):
-    """Counts what is dispatched inside it, by the module that runs.
+    """Dispatch mode that counts operators by the module that runs.
 
     Args:
-        model: whose modules are told apart.
-        arithmetic: whether counted operators are computed; otherwise they return zeros.
+        model: the model whose modules are distinguished.
+        arithmetic: compute counted operators; otherwise they return zeros.
     """
 
     def __init__(self, model: nn.Module, *, arithmetic: bool) -> None:
@@ -102,7 +101,7 @@ class _Counting(TorchDispatchMode):
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Notice which module runs, inside the ``with`` block."""
+        """Track which module runs, inside the ``with`` block."""
         hooks = []
         for module, name in self._names.items():
             hooks.append(module.register_forward_pre_hook(self._entering(name)))
@@ -144,7 +143,7 @@ class _Counting(TorchDispatchMode):
 
 
 def _zeros_from(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return zeros of the shapes and types that an operator's results have."""
+    """Return zeros with the shapes and types of an operator's results."""
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (tuple(args), dict(kwargs)))
     results = func(*shapes[0], **shapes[1])
@@ -157,17 +156,17 @@ def synthetic_inputs(
     """Return detectron2 inputs of seeded noise.
 
     Args:
-        height: of each image, in pixels.
-        width: likewise.
+        height: height of each image in pixels.
+        width: width of each image in pixels.
         batch_size: number of images.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Returns:
-        One dict per image with ``image`` (float32 [3, height, width] of values 0..255), ``height``
+        One dict per image with ``image`` (float32 [3, height, width], values 0 to 255), ``height``
         and ``width``.
 
     Raises:
-        ValueError: where a size is not positive.
+        ValueError: a size is not positive.
     """
     if min(height, width, batch_size) < 1:
         raise ValueError(
@@ -192,12 +191,12 @@ def count_flops(
     Args:
         model: a detector; its training mode is restored afterwards.
         inputs: detectron2's ``list[dict]``.
-        arithmetic: False counts from shapes alone: whatever counts is replaced by zeros, which
-            takes a fraction of the time. Only where content decides how much is done (how many
-            tokens of an image are kept, say) do images and weights matter; then leave it True.
+        arithmetic: False counts from shapes alone, with zeros as results, in a fraction of the
+            time. Leave it True if the amount of work depends on an image's content, such as on the
+            number of tokens that are kept.
 
     Raises:
-        ValueError: where ``inputs`` is empty.
+        ValueError: ``inputs`` is empty.
     """
     if not inputs:
         raise ValueError("counting needs at least one image")
@@ -228,11 +227,11 @@ def mean_report(
     """Return the weighted mean of several reports of one model.
 
     Args:
-        reports: at least one.
-        weights: one for each report; they need not sum to 1. Equal where None.
+        reports: at least one report.
+        weights: one for each report; they need not sum to 1. None for equal weights.
 
     Raises:
-        ValueError: where there is no report, or not one positive weight for each.
+        ValueError: there is no report, or not one positive weight for each.
     """
     weights = [1.0] * len(reports) if weights is None else list(weights)
     if not reports or len(weights) != len(reports) or any(weight <= 0 for weight in weights):
@@ -278,13 +277,12 @@ def pyramid_shapes(
 ) -> tuple[tuple[int, int], ...]:
     """Return the (height, width) in tokens of each level, finest first, of an image's pyramid.
 
-    Every level halves the one before; what does not divide is rounded up, as padded convolutions
-    do.
+    Every level halves the one before, rounding up as padded convolutions do.
 
     Args:
-        height: of the image, in pixels.
-        width: likewise.
-        num_levels: levels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        num_levels: number of levels.
         finest_stride: pixels per token of the finest level, a power of two.
     """
     strides = [finest_stride * 2**level for level in range(num_levels)]
@@ -312,7 +310,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _explicit_attention() -> Iterator[None]:
-    """Keep ``nn.MultiheadAttention`` from its fast path, one node that hides its products."""
+    """Disable the fast path of ``nn.MultiheadAttention``, a single operator that hides products."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

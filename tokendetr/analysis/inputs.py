@@ -1,5 +1,4 @@
-"""A config's model and inputs for tools that measure, on machines without its GPU, data set or
-weights."""
+"""Build a config's model and inputs for measurements, also without its GPU, data set or weights."""
 
 import copy
 import json
@@ -35,14 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 def load_measured_config(config_file: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a config with strict overrides for the device that is there.
+    """Load a config with strict overrides for an available device.
 
-    A config made for a GPU is measured on the CPU where there is none, unless the overrides ask for
-    the GPU.
+    Without a GPU, a config for one is measured on the CPU, unless the overrides request the GPU.
 
     Raises:
-        FileNotFoundError, ConfigError: as :func:`tokendetr.train.load_config`.
-        ValueError: the overrides ask for a GPU that is not there.
+        FileNotFoundError, ConfigError: as for :func:`tokendetr.config.load_config`.
+        ValueError: the overrides request a GPU, and there is none.
     """
     cfg = load_config(config_file, overrides, trained=True)
     device = str(cfg.train.device)
@@ -55,13 +53,13 @@ def load_measured_config(config_file: str, overrides: Sequence[str] = ()) -> Dic
 
 
 def build_measured_model(cfg: DictConfig, overrides: Sequence[str] = ()) -> nn.Module:
-    """Build a config's model in evaluation mode, optimized for CPUs as evaluations run it.
+    """Build a config's model in evaluation mode, optimized for CPUs as in evaluations.
 
-    Its weights are random, unless the overrides name a ``train.init_checkpoint``: time and
-    operations rarely depend on them, and a config's own starting point need not be downloaded.
+    The weights are random unless the overrides name a ``train.init_checkpoint``, since time and
+    operations rarely depend on them. So a config's own checkpoint need not exist.
 
     Raises:
-        FileNotFoundError, CheckpointMismatchError: of the checkpoint.
+        FileNotFoundError, CheckpointMismatchError: the checkpoint cannot be used.
     """
     model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
     is_named = any(o.lstrip("+").startswith("train.init_checkpoint=") for o in overrides)
@@ -81,7 +79,7 @@ def loaded_inputs(
     """Yield the first ``count`` batches of a config's test data.
 
     Raises:
-        FileNotFoundError: the data set is not there; the message says how to do without.
+        FileNotFoundError: the data set does not exist; the message says how to measure without it.
     """
     node = copy.deepcopy(cfg.dataloader.test)
     with open_dict(node):
@@ -102,12 +100,12 @@ def loaded_inputs(
 def synthetic_targets(
     images: Sequence[dict[str, Any]], *, num_classes: int, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Give images ground truth: :data:`TARGETS_PER_IMAGE` seeded boxes each.
+    """Return images with ground truth: :data:`TARGETS_PER_IMAGE` random boxes each.
 
     Args:
         images: detectron2's inputs.
-        num_classes: classes are drawn from 0 to this, exclusive.
-        seed: of boxes and classes.
+        num_classes: classes are drawn from [0, num_classes).
+        seed: seed of boxes and classes.
     """
     generator = torch.Generator().manual_seed(seed)
     records = []
@@ -123,7 +121,7 @@ def synthetic_targets(
 
 
 def write_json(result: Any, target: str) -> None:
-    """Write ``result`` as JSON to a file, or to stdout where ``target`` is "-"."""
+    """Write ``result`` as JSON to a file, or to stdout if ``target`` is "-"."""
     text = json.dumps(result, indent=2) + "\n"
     if target == "-":
         sys.stdout.write(text)

@@ -1,5 +1,4 @@
-"""Rows of a table that are measured at different times: one file keeps them, each with when and
-where it was measured."""
+"""Record the rows of a table that are measured at different times, each with date and machine."""
 
 import datetime
 import json
@@ -26,12 +25,12 @@ def machine() -> str:
 def record_rows(
     file: Path, rows: Mapping[str, Mapping[str, float]], *, timed: bool
 ) -> dict[str, dict[str, Any]]:
-    """Put newly measured rows into a file and return all that it holds.
+    """Merge new measurements into a file and return its contents.
 
     Args:
-        file: JSON; made if it is not there.
-        rows: numbers by name; those that a row does not have stay as they were recorded.
-        timed: whether they hold times, which depend on the machine and what else it does.
+        file: a JSON file; created if missing.
+        rows: row -> name -> number; recorded numbers that a row lacks are kept.
+        timed: the rows include times, which depend on the machine and its load.
     """
     recorded: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -46,7 +45,7 @@ def record_rows(
 
 
 def measured_notes(recorded: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
-    """Return when and where rows were measured, and timed where that differs."""
+    """Return notes on when and where rows were measured, and timed if that differs."""
     notes = []
     for key, verb in (("measured", "Measured"), ("timed", "Times")):
         groups: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What paired replicates say of a difference: its interval, p-value and smallest visible size.
+"""Interval, p-value and smallest detectable size of a difference, from paired replicates.
 
 Shapes: R replicate.
 """
@@ -18,13 +18,13 @@ _POWER = 1.959964 + 0.841621  # standard normal quantiles of .975 and .80
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference, as paired replicates see it.
+    """A mean difference and its statistics from paired replicates.
 
     Attributes:
-        mean: of the measured values.
+        mean: mean of the measured values.
         low, high: 95 % interval (percentiles of the replicates).
         p_value: two-sided; at least 2 / (replicates + 1).
-        smallest_visible: the difference that a test at .05 finds in 80 of 100 such experiments.
+        smallest_visible: the difference that a test at .05 detects with a power of 80 %.
     """
 
     mean: float
@@ -35,7 +35,7 @@ class Difference:
 
 
 def compare(mean: float, difference_R: npt.NDArray[np.float64]) -> Difference:
-    """Judge a difference by its paired replicates.
+    """Compute the statistics of a difference from its paired replicates.
 
     Args:
         mean: the difference measured on the whole test set.
@@ -57,8 +57,10 @@ def compare(mean: float, difference_R: npt.NDArray[np.float64]) -> Difference:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's method ("A simple sequentially
-    rejective multiple test procedure", 1979), in the order given."""
+    """Return p-values corrected for multiple testing, in the given order.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
     corrected = [0.0] * len(p_values)
     largest = 0.0
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])

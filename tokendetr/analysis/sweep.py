@@ -1,4 +1,4 @@
-"""Points of a sweep: one file of numbers, one picture, written anew after every point."""
+"""Record and plot the points of a sweep over keep ratios."""
 
 import csv
 import io
@@ -15,14 +15,14 @@ __all__ = ["Point", "points_of", "write"]
 
 @dataclass(frozen=True)
 class Point:
-    """One line of the CSV.
+    """A measurement at one keep ratio; a row of the CSV.
 
     Attributes:
-        method: the way W is built; "dense" for the model as it is.
-        keep_ratio: of every reduction.
+        method: how W is built; "dense" for the unchanged model.
+        keep_ratio: keep ratio of every reduction, in (0, 1].
         metric: AP in percent, or the features' relative error.
-        gflops: of the part that is reduced, backbone or encoder, for one image.
-        milliseconds: per image, whole model, median.
+        gflops: GFLOPs of the reduced part (backbone or encoder) for one image.
+        milliseconds: median time of the whole model for one image.
     """
 
     method: str
@@ -33,7 +33,14 @@ class Point:
 
 
 def write(points: Sequence[Point], folder: Path, metric: str, part: str) -> None:
-    """Write the CSV and the picture, each in one step."""
+    """Write ``sweep.csv`` and ``sweep.png``, each atomically.
+
+    Args:
+        points: all points of the sweep.
+        folder: folder to write to.
+        metric: label of the metric's axis.
+        part: the part whose GFLOPs are shown.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
     writer.writeheader()
@@ -51,14 +58,14 @@ def write(points: Sequence[Point], folder: Path, metric: str, part: str) -> None
     axes[0].set(xlabel=f"GFLOPs of the {part}", ylabel=metric)
     axes[1].set(xlabel="milliseconds per image")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
     pyplot.close(figure)
-    write_atomically(str(folder / "sweep.png"), picture.getvalue())
+    write_atomically(str(folder / "sweep.png"), png.getvalue())
 
 
 def points_of(folder: Path) -> list[Point]:
-    """Return the points of an earlier sweep; none where there was none."""
+    """Return the points of an earlier sweep; empty if there was none."""
     path = folder / "sweep.csv"
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""Tables of results: one description, printed as markdown or put into a README between markers."""
+"""Result tables, printed as markdown or spliced into a page between markers."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from tokendetr.io.atomic import write_atomically
 __all__ = ["Cell", "Table", "splice"]
 
 Cell = str | float | int | None
-"""What a cell may hold: text and whole numbers as they are, other numbers with one decimal (write a
-text for another number of decimals), None for what was not measured."""
+"""Contents of a cell: text and integers are printed as they are, floats with one decimal (give text
+for another number of decimals), None as not measured."""
 
 _MISSING = "–"
 
@@ -21,14 +21,14 @@ class Table:
     """A table of results.
 
     Attributes:
-        name: what a README's markers call it: letters, digits, ``.``, ``_`` and ``-``.
-        title: a sentence above it; may be empty.
-        columns: their headings.
+        name: its name in a page's markers: letters, digits, ``.``, ``_`` and ``-``.
+        title: a sentence above the table; may be empty.
+        columns: headings of the columns.
         rows: one cell per column each.
-        notes: sentences below it, a list item each.
+        notes: sentences below the table, one list item each.
 
     Raises:
-        ValueError: where the name has other characters, there are no columns, or a row has not one
+        ValueError: the name has other characters, there are no columns, or a row does not have one
             cell per column.
     """
 
@@ -53,7 +53,7 @@ class Table:
                 )
 
     def markdown(self) -> str:
-        """Return the title, the table and its notes; columns of numbers are set to the right."""
+        """Return the title, the table and its notes; columns of numbers are right-aligned."""
         aligned = ["---:" if self._is_numeric(index) else "---" for index in range(self._width)]
         table = [
             _line([_text(column) for column in self.columns]),
@@ -73,21 +73,21 @@ class Table:
 
 
 def splice(path: str | Path, table: Table) -> bool:
-    """Replace what a file holds between a table's markers, in one step or not at all.
+    """Replace the text between a table's markers in a file, atomically.
 
-    The markers stay: ``<!-- table: NAME -->`` and ``<!-- end of table: NAME -->``, alone on their
-    lines.
+    The markers are the lines ``<!-- table: NAME -->`` and ``<!-- end of table: NAME -->``; they
+    stay.
 
     Args:
-        path: of a markdown file.
-        table: whose name the markers bear.
+        path: a markdown file.
+        table: the table, whose name the markers have.
 
     Returns:
         Whether the file changed.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file has not exactly one pair of markers of this table.
+        ValueError: the file does not have exactly one pair of this table's markers.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How fast a training loader delivers, as a whole and stage by stage."""
+"""Measure the throughput of a training loader, as a whole and stage by stage."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,18 +17,19 @@ from tokendetr.io.progress import Progress
 __all__ = ["TIME_LIMIT_S", "StageSpeed", "loader_speed", "stage_speeds"]
 
 TIME_LIMIT_S = 90
-"""A stage is measured no longer than this, seconds."""
+"""Maximum time for measuring a stage, in seconds."""
 
 
 @dataclass(frozen=True)
 class StageSpeed:
-    """How fast one stage of a loader is.
+    """Throughput of one stage of a loader.
 
     Attributes:
-        name: of the stage.
-        milliseconds: per item or batch, as a dict of a :class:`tokendetr.analysis.timing.Summary`.
-        images_per_second: of this process.
-        startup_seconds: until the first item.
+        name: name of the stage.
+        milliseconds: time per item or batch, as a dict of a
+            :class:`tokendetr.analysis.timing.Summary`.
+        images_per_second: images per second in this process.
+        startup_seconds: time until the first item.
     """
 
     name: str
@@ -38,7 +39,7 @@ class StageSpeed:
 
 
 class _Emptied(Dataset[list[int]]):
-    """Does a data set's work and delivers nothing, so that no time goes into sending it."""
+    """Data set that does another's work but returns nothing, so that sending takes no time."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -52,15 +53,16 @@ class _Emptied(Dataset[list[int]]):
 
 
 def loader_speed(node: Mapping[str, Any], repeats: int, *, warmup: int = 5) -> list[StageSpeed]:
-    """Measure a loader as its config describes it.
+    """Measure a loader as configured.
 
     Args:
         node: ``dataloader.train`` of a config.
-        repeats: batches to measure; fewer where they take longer than :data:`TIME_LIMIT_S`.
-        warmup: batches before them.
+        repeats: number of batches to measure; fewer if they take longer than
+            :data:`TIME_LIMIT_S`.
+        warmup: number of batches before these.
 
     Raises:
-        FileNotFoundError: the data set is not there.
+        FileNotFoundError: the data set does not exist.
     """
     images = int(node["total_batch_size"]) // comm.get_world_size()
     name = f"loader, {node['num_workers']} workers, batch {images}"
@@ -68,18 +70,20 @@ def loader_speed(node: Mapping[str, Any], repeats: int, *, warmup: int = 5) -> l
 
 
 def stage_speeds(node: Mapping[str, Any], repeats: int, *, warmup: int = 5) -> list[StageSpeed]:
-    """Measure a loader's stages: reading records, mapping them, loading with several numbers of
-    workers, and loading without sending the result.
+    """Measure a loader's stages.
+
+    These are: reading records, mapping them, loading with several numbers of workers, and loading
+    without sending the result.
 
     Args:
         node: ``dataloader.train`` of a config, with ``dataset`` and ``mapper``.
-        repeats: items or batches per stage; fewer where they take longer than
+        repeats: number of items or batches per stage; fewer if they take longer than
             :data:`TIME_LIMIT_S`.
-        warmup: items or batches before them.
+        warmup: number of items or batches before these.
 
     Raises:
-        ValueError: the loader is not made of a data set and a mapper.
-        FileNotFoundError: the data set is not there.
+        ValueError: the loader does not consist of a data set and a mapper.
+        FileNotFoundError: the data set does not exist.
     """
     if "dataset" not in node or "mapper" not in node:
         raise ValueError("the stages of dataloader.train need its keys dataset and mapper")

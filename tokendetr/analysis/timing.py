@@ -1,8 +1,8 @@
-"""How long a model's forward pass and its parts take, and how much memory they need.
+"""Measure the time and memory of a model's forward pass and its parts.
 
-On a GPU the time line of its stream is read through events, and the clock stops only when the
-device has finished; on a CPU work is done when a call returns. The hooks that split a pass cost two
-clock readings, or two events, per call of a part: a few microseconds.
+On a GPU, events record times in the stream, and a measurement ends only when the device has
+finished; on a CPU, work is done when a call returns. The hooks that split a pass cost two clock
+readings or two events per call of a part, a few microseconds.
 """
 
 import itertools
@@ -34,20 +34,20 @@ PART_MODULES = {
     "encoder": "transformer.encoder",
     "decoder": "transformer.decoder",
 }
-"""Parts of a detector that are timed, and their modules. What a model does not have is left out."""
+"""Part of a detector -> module that is timed. Parts that a model lacks are skipped."""
 
 _MEMORY_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What several measurements of one thing say.
+    """Summary of several measurements of one quantity.
 
     Attributes:
-        median: of the measurements.
-        p10: nine of ten measurements are longer (or equal).
-        p90: nine of ten are shorter (or equal).
-        count: how many there are.
+        median: median.
+        p10: 10th percentile.
+        p90: 90th percentile.
+        count: number of measurements.
     """
 
     median: float
@@ -57,13 +57,13 @@ class Summary:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Summary":
-        """Summarise measurements.
+        """Summarize measurements.
 
         Raises:
-            ValueError: where there is none.
+            ValueError: there are no measurements.
         """
         if not samples:
-            raise ValueError("there is no measurement to summarise")
+            raise ValueError("there is no measurement to summarize")
         ordered = sorted(samples)
 
         def percentile(share: float) -> float:
@@ -76,13 +76,13 @@ class Summary:
 
 
 class _Clock:
-    """Moments on a device's time line."""
+    """Time marks of a device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def now(self) -> Any:
-        """Mark the moment when all work submitted so far is done."""
+        """Mark the time at which all work submitted so far is done."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -90,19 +90,19 @@ class _Clock:
         return event
 
     def finish(self) -> None:
-        """Wait until the device has done its work."""
+        """Wait until the device has finished its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Seconds between two marks; on a GPU only after :meth:`finish`."""
+        """Return the seconds between two marks; on a GPU only after :meth:`finish`."""
         if self._device.type == "cuda":
             return float(start.elapsed_time(end)) / 1e3
         return float(end - start)
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds that ``run()`` takes, the device's work included."""
+    """Return the seconds that ``run()`` takes, including the device's work."""
     clock = _Clock(device)
     clock.finish()
     start = time.perf_counter()
@@ -120,13 +120,13 @@ def split_time(
     """Run once and return the seconds of each part of the model, of the rest, and in total.
 
     Args:
-        model: whose modules are timed; a part that runs several times counts with the sum.
-        run: does the forward pass.
-        device: that the model is on.
+        model: the model; the times of a part that runs several times are summed.
+        run: performs the forward pass.
+        device: the model's device.
         parts: name of a part -> dotted name of its module; parts must not contain each other.
 
     Returns:
-        The parts that the model has, "rest" and "total".
+        Seconds of the parts that the model has, "rest" and "total".
     """
     clock = _Clock(device)
     marks: dict[str, list[tuple[Any, Any]]] = {}
@@ -174,20 +174,20 @@ def _marking(
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory` begin anew, where the system allows it."""
+    """Reset :func:`peak_memory`, if the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
         _MEMORY_PEAK.write_text("5")
     except OSError:
-        return  # the peak since the process began is the best there is
+        return  # then peak_memory is the peak since the process started
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use since :func:`reset_peak_memory`.
+    """Return the peak of bytes in use since :func:`reset_peak_memory`.
 
-    On a GPU those of PyTorch's tensors, on a CPU the resident memory of the whole process.
+    These are PyTorch's tensors on a GPU, and the resident memory of the whole process on a CPU.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -201,17 +201,17 @@ def peak_memory(device: torch.device) -> int:
 
 
 def peak_tensor_bytes(run: Callable[[], Any]) -> int:
-    """Return the most bytes of CPU tensors that ``run()`` has at once beyond what was there before.
+    """Return the peak of bytes of CPU tensors that ``run()`` allocates.
 
-    Unlike the process's resident memory, this does not depend on what the allocator keeps of freed
-    memory, so it compares two ways to compute something exactly.
+    Unlike the process's resident memory, it does not depend on freed memory that the allocator
+    keeps, so implementations can be compared exactly.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(
         activities=activities, profile_memory=True, acc_events=True
     ) as profile:
         run()
-    # The public summaries add allocations up by operator and leave out their order.
+    # The public summaries total the allocations by operator, without their order.
     results: Any = profile.profiler
     events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())

@@ -1,1 +1,1 @@
-"""Command-line programs: what ``tools/`` and the console script run."""
+"""Command-line programs, which ``tools/`` and the console script run."""

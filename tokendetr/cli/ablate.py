@@ -3,15 +3,15 @@
 Examples:
     tokendetr ablate dynamic_detr                # every study of projects/dynamic_detr
     tokendetr ablate dynamic_detr --only ablations --write
-    tokendetr ablate dynamic_detr --table        # what has been run so far, nothing new
+    tokendetr ablate dynamic_detr --table        # only the results so far
     tokendetr ablate sparsify                    # detectors made sparse without labels
 
 The study "sparsify" is ``python -m benchmarks.sparsification``: keep ratio x {scores, bypass at the
 end, in every layer, distillation} x {shapes, BCCD}, three seeds, into docs/bypass.md; --only names
 configs.
 
-Runs that are finished are kept and not repeated, so an interrupted study goes on where it stopped.
-Every run is one call of tools/train_net.py; its log lies in its folder.
+Finished runs are not repeated, so an interrupted study continues where it stopped. Every run is one
+call of tools/train_net.py, with its log in its folder.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def chosen_studies(project: str, only: Sequence[str] | None) -> list[Study]:
     """Return a project's studies.
 
     Raises:
-        ConfigError: where the project has none, or none of a name that was asked for.
+        ConfigError: the project has no studies, or none of a requested name.
     """
     return offered(project, "study", "studies", only)
 
@@ -71,7 +71,7 @@ def run_cell(study: Study, variant: Variant, seed: int, root: Path, opts: Sequen
     """Train and evaluate one variant with one seed, and write its ``results.json``.
 
     Raises:
-        RuntimeError: where training fails; the message names its log.
+        RuntimeError: training failed; the message names its log.
     """
     folder = study.cell_dir(root, variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,11 +84,11 @@ def run_cell(study: Study, variant: Variant, seed: int, root: Path, opts: Sequen
         *opts,
     ]
     config_file = str(zoo.get_config_file(study.config))
-    gflops = count_gflops(config_file, overrides)  # also finds a mistake before anything is trained
+    gflops = count_gflops(config_file, overrides)  # also finds mistakes before the training
     log = folder / "train.txt"
     with log.open("w") as output:
         code = subprocess.run(
-            # An earlier attempt that was interrupted goes on.
+            # --resume: continue an attempt that was interrupted.
             [sys.executable, "-m", "tokendetr.cli.train_net", "--config-file", config_file]
             + ["--resume"]
             + overrides,
@@ -121,8 +121,8 @@ def run_sparsification(args: argparse.Namespace) -> None:
     """Run the study of detectors made sparse without labels, a program of the source checkout.
 
     Raises:
-        ConfigError: where a detector has no weights, or there is no checkout.
-        RuntimeError: where the study fails.
+        ConfigError: a detector has no weights, or there is no checkout.
+        RuntimeError: the study failed.
     """
     root = PROJECTS_DIR.parent
     if not (root / "benchmarks" / "sparsification.py").is_file():

@@ -1,14 +1,14 @@
-"""Analyze COCO results of boxes: why they are as good as they are.
+"""Analyze the errors in COCO results of boxes.
 
 Examples:
     tokendetr analyze --results output/dino_bccd/coco_instances_results.json \\
         --annotations datasets/bccd/val.json --images datasets/bccd/images --output analysis
     tokendetr analyze --results sparse.json --compare dense.json --annotations val.json --output out
 
-Written are index.html (precision and recall, F1, confusions, calibration, kinds of errors, the
-images with most errors beside their labels), analysis.json and classes.csv (AP by class and size,
-the best score threshold of each class). With --compare the difference to other results has an
-interval by a paired bootstrap over images.
+Writes index.html (precision and recall, F1, confusion matrix, calibration, error types, and the
+images with the most errors beside their labels), analysis.json, and classes.csv (AP by class and
+size, and each class's best score threshold). With --compare, the difference to other results gets
+an interval from a paired bootstrap over images.
 """
 
 import argparse
@@ -38,11 +38,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = described_parser(__doc__)
     parser.add_argument("--results", required=True, metavar="JSON", help="COCO results")
     parser.add_argument("--annotations", required=True, metavar="JSON", help="COCO annotations")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="to write")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--images", metavar="FOLDER", help="images, to show the worst ones")
     parser.add_argument("--compare", metavar="JSON", help="results to compare with")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument("--worst", type=int, default=12, help="images with most errors to show")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples")
+    parser.add_argument(
+        "--worst", type=int, default=12, help="number of images with the most errors"
+    )
     return parser.parse_args(arguments)
 
 
@@ -63,7 +65,7 @@ def run_of(path: str, name: str, args: argparse.Namespace) -> Run:
 
 
 def names_of(results: str, other: str) -> tuple[str, str]:
-    """Return two names for two files: their own, or with those of their folders."""
+    """Return distinct names for two files: their stems, with their folders' names if equal."""
     first, second = Path(results), Path(other)
     if first.stem != second.stem:
         return first.stem, second.stem
@@ -71,7 +73,7 @@ def names_of(results: str, other: str) -> tuple[str, str]:
 
 
 def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
-    """Write everything; returns the analysis, and the comparison where there is one."""
+    """Write all files; return the analysis, and the comparison if there is one."""
     folder = Path(args.output)
     for name in ("index.html", "analysis.json", "classes.csv"):
         check_output_file(str(folder / name), [args.results, args.annotations])

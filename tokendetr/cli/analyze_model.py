@@ -69,7 +69,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--compute",
         action=argparse.BooleanOptionalAction,
-        help="really compute the forward pass, for models whose work depends on an image's content "
+        help="compute the forward pass, for models whose work depends on an image's content "
         "(default: for test images, not for synthetic ones)",
     )
     parser.add_argument("--depth", type=int, default=3, help="module levels in the tables")
@@ -79,7 +79,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         nargs="?",
         const="-",
         metavar="FILE",
-        help="write JSON to FILE, or to stdout where none is given, instead of tables",
+        help="write JSON to FILE, or to stdout if none is given, instead of tables",
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end"
@@ -91,10 +91,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def count(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    """Count operations and activations of the inputs that were asked for.
+    """Count operations and activations for the requested inputs.
 
     Returns:
-        ``report`` (mean of all), and ``inputs``: per image its size, weight and GFLOPs.
+        ``report`` (the mean), and ``inputs``: size, weight and GFLOPs of each image.
     """
     weights: list[float] | None = None
     if args.input_size:
@@ -120,12 +120,12 @@ def count(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) -> dict[s
 
 
 def giga(table: Any) -> dict[str, float]:
-    """The values of a mapping in units of 10^9."""
+    """Return a mapping with its values in units of 10^9."""
     return {name: value / 1e9 for name, value in table.items()}
 
 
 def flop_result(counted: dict[str, Any]) -> dict[str, Any]:
-    """The task "flop" as plain values."""
+    """Return the result of the task "flop"."""
     report: FlopReport = counted["report"]
     return {
         "unit": "GFLOPs, a multiply-add is one",
@@ -140,24 +140,24 @@ def flop_result(counted: dict[str, Any]) -> dict[str, Any]:
 
 
 def activation_result(counted: dict[str, Any]) -> dict[str, Any]:
-    """The task "activation" as plain values."""
+    """Return the result of the task "activation"."""
     activations = {name: number / 1e6 for name, number in counted["report"].activations.items()}
     return {
-        "unit": "million numbers put out by convolutions and products",
+        "unit": "million output elements of convolutions and products",
         "mega": sum(activations.values()),
         "operators": activations,
     }
 
 
 def parameter_result(model: nn.Module) -> dict[str, Any]:
-    """The task "parameter" as plain values."""
+    """Return the result of the task "parameter"."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     modules = {name: int(number) for name, number in parameter_count(model).items()}
     return {"total": modules[""], "trainable": trainable, "modules": modules}
 
 
 def module_table(modules: dict[str, float], depth: int) -> str:
-    """The modules that do something, down to a depth, with their share."""
+    """Return a table of the modules with operations, down to a depth, with their shares."""
     total = modules[""] or 1.0
     rows = [
         ("  " * name.count(".") + (name or "model"), value, f"{value / total:.1%}")
@@ -190,7 +190,7 @@ def show(result: dict[str, Any], model: nn.Module, depth: int) -> None:
 
 
 def analyze(args: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Run the tasks of the command line."""
     cfg = load_measured_config(args.config_file, args.opts)
     model = build_measured_model(cfg, args.opts)
     result: dict[str, Any] = {"config": args.config_file, "overrides": args.opts}

@@ -1,4 +1,4 @@
-"""Types of command-line arguments that are checked before any work."""
+"""Types of command-line arguments, which are checked before any work."""
 
 import argparse
 from collections.abc import Callable
@@ -15,10 +15,10 @@ class OutputFile(str):
 
 
 def output_file(text: str) -> str:
-    """The name of a file to write; ``-`` is stdout, and ``a=b`` an override that follows.
+    """Check the name of a file to write; ``-`` is stdout, and ``a=b`` an override that follows.
 
     Raises:
-        ArgumentTypeError: it cannot be written.
+        ArgumentTypeError: the file cannot be written.
     """
     if text == "-" or "=" in text:
         return text
@@ -27,27 +27,27 @@ def output_file(text: str) -> str:
 
 
 def output_folder(text: str) -> Path:
-    """The name of a folder to write to.
+    """Check the name of a folder to write to, and create it if missing.
 
     Raises:
-        ArgumentTypeError: it cannot be one, or cannot be written to.
+        ArgumentTypeError: the folder cannot be created or written to.
     """
     _checked(check_output_folder, text)
     return Path(text)
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1, such as a threshold of scores.
+    """Parse a number in [0, 1], such as a score threshold.
 
     Raises:
-        ArgumentTypeError: it is no such number.
+        ArgumentTypeError: the text is no such number.
     """
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
 
 

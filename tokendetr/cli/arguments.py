@@ -1,4 +1,4 @@
-"""Command lines alike for all programs: overrides of a config come last, without a flag."""
+"""Common command-line handling: config overrides at the end, and protection of input files."""
 
 from __future__ import annotations
 

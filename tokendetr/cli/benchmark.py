@@ -1,12 +1,13 @@
-"""Measure how fast detectors of one or several configs run, train, or get their data.
+"""Measure the speed of inference, training or data loading for one or several configs.
 
 Examples:
     tokendetr benchmark --task eval --config-file dino_shapes --config-file dynamic_dino_shapes
     tokendetr benchmark --task train --config-file dino_shapes --input-size 256 256 --repeats 10
     tokendetr benchmark --task data --config-file dino_shapes dataloader.train.num_workers=2
 
-Several configs take turns in one run, so that what else the machine does hits all alike. Overrides
-at the end go to every config. Weights are random unless train.init_checkpoint=FILE is given.
+Several configs are measured in turns in one run, so that other load on the machine affects all
+alike. Overrides at the end apply to every config. Weights are random unless
+train.init_checkpoint=FILE is given.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from tokendetr.train.trainer import Trainer, parse_dtype
 
 TASKS = ("train", "eval", "data", "data_advanced")
 REPEATS = {"train": (100, 5), "eval": (300, 20), "data": (250, 250), "data_advanced": (100, 100)}
-"""Default measurements by task: on a GPU, on a CPU."""
+"""Task -> default number of measurements (on a GPU, on a CPU)."""
 CACHED_INPUTS = 100
 DIST_URL = "auto"
 EXPECTED_ERRORS = (
@@ -68,15 +69,15 @@ EXPECTED_ERRORS = (
 
 @dataclass
 class Contender:
-    """A config that takes part.
+    """A config that is measured.
 
     Attributes:
         name: file name of the config.
-        device: where it runs.
-        step: one measurement: runs the next batch and returns the seconds of each part and in
-            total.
-        samples: seconds by part, one entry per measurement.
-        peak_bytes: most memory in use during a measurement.
+        device: device that it runs on.
+        step: takes one measurement: runs the next batch and returns the seconds of each part and
+            the total.
+        samples: part -> seconds of each measurement.
+        peak_bytes: peak memory during a measurement.
     """
 
     name: str
@@ -102,7 +103,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="synthetic images")
     add("--batch-size", type=int, help="images per step and process (default: eval 1, train 2)")
     add("--repeats", type=int, help=f"measurements (default by task: GPU, CPU: {REPEATS})")
-    add("--warmup", type=int, default=5, help="runs before that are not measured")
+    add("--warmup", type=int, default=5, help="runs before the measurements")
     add("--threads", type=int, help="CPU threads of PyTorch")
     add("--precision", choices=PRECISIONS, default="float32", help="of --task eval, by autocast")
     add("--num-gpus", type=int, default=1, help="processes per machine (train and data)")
@@ -133,7 +134,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def eval_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: int) -> Contender:
-    """Inference of single batches, split into the model's parts."""
+    """Measure inference of single batches, split into the model's parts."""
     model, device = build_measured_model(cfg, args.opts), torch.device(cfg.train.device)
     batch_size = args.batch_size or 1
     if args.input_size:
@@ -152,7 +153,7 @@ def eval_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: i
 
 
 def train_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: int) -> Contender:
-    """Training steps of the config's optimiser on cached batches."""
+    """Measure training steps with the config's optimizer on cached batches."""
     device = torch.device(cfg.train.device)
     model = build_measured_model(cfg, args.opts).train()
     cfg.optimizer.params.model = model
@@ -184,10 +185,10 @@ def train_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: 
 
 
 def time_models(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[dict[str, Any]]:
-    """Let the configs' models take turns.
+    """Measure the configs' models in turns.
 
     Returns:
-        Per config its summaries in milliseconds by part, images per second and peak memory.
+        For each config, summaries in milliseconds by part, images per second and peak memory.
     """
     repeats = args.repeats or default_repeats(args.task, cfgs[0])
     make = eval_contender if args.task == "eval" else train_contender
@@ -223,7 +224,7 @@ def time_models(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[di
 
 
 def time_data(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[dict[str, Any]]:
-    """Speed of the training loaders, one config after the other."""
+    """Measure the training loaders, one config after the other."""
     repeats = args.repeats or default_repeats(args.task, cfgs[0])
     measure = loader_speed if args.task == "data" else stage_speeds
     results = []
@@ -236,19 +237,19 @@ def time_data(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[dict
 
 
 def default_repeats(task: str, cfg: DictConfig) -> int:
-    """The number of measurements where the command line gives none."""
+    """Return the default number of measurements."""
     return REPEATS[task][0 if str(cfg.train.device).startswith("cuda") else 1]
 
 
 def describe_device(device: torch.device) -> str:
-    """A device in words for the table."""
+    """Return a description of a device for the table."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def model_table(results: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds by config, the first being the yardstick."""
+    """Return a table of milliseconds by config; speed-ups are relative to the first one."""
     first = results[0]["milliseconds"]["total"]["median"]
     parts = [part for part in results[0]["milliseconds"] if part != "total"]
     rows = [
@@ -267,7 +268,7 @@ def model_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def data_table(results: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds per item by config and stage of the loader."""
+    """Return a table of milliseconds per item by config and stage of the loader."""
     rows = [
         [
             Path(result["config"]).stem,
@@ -284,7 +285,7 @@ def data_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What one process does."""
+    """Run the benchmark in one process."""
     if args.threads:
         torch.set_num_threads(args.threads)
     cfgs = [load_measured_config(config_file, args.opts) for config_file in args.config_file]

@@ -1,12 +1,12 @@
-"""Find the evaluation threshold at which a trained SPT selects a wanted part of the tokens.
+"""Find the evaluation threshold at which a trained SPT selects a given share of the tokens.
 
 Example:
     python tools/calibrate_selection.py \\
         --config-file projects/spt_backbone/configs/spt_dino_shapes.py --ratio 0.4 --images 32 \\
         train.init_checkpoint=projects/spt_backbone/checkpoints/spt_dino_shapes.safetensors
 
-Images are the first of the config's test set. The last line is
-the override to use: ``model.backbone.evaluation_threshold=...``.
+The first images of the config's test set are used. The last line of the output is the override to
+use: ``model.backbone.evaluation_threshold=...``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="lazy config of a detector on SPT")
-    add("--ratio", type=float, required=True, help="wanted part of the tokens, between 0 and 1")
-    add("--images", type=int, default=32, help="images to look at (default 32)")
+    add("--ratio", type=float, required=True, help="share of the tokens, in (0, 1)")
+    add("--images", type=int, default=32, help="number of images (default 32)")
     add("--tolerance", type=float, default=0.005, help="of the ratio (default 0.005)")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
     args = parse_with_overrides(parser, arguments)

@@ -1,4 +1,4 @@
-"""Check COCO-format data sets before training, and say what to fix.
+"""Validate COCO-format data sets before training, and report what to fix.
 
 Examples:
     tokendetr check-data --config-file dino_shapes
@@ -6,10 +6,10 @@ Examples:
     tokendetr check-data --config-file my_config.py --open-images
     tokendetr check-data --config-file dino_shapes --pictures out/ train.data_folder=my_cells
 
-Checked: ids, sizes, file names and files, categories, boxes, the number of classes, and that
-training set, test set and evaluator number the same classes alike; with --open-images that every
-image is read by the loader and has the size it is said to have. With --config-file it is what
-training checks before its first step. The exit code is 1 where there are faults.
+Checked are ids, sizes, file names and files, categories, boxes, the number of classes, and that
+training set, test set and evaluator have the same classes; with --open-images also that the loader
+can read every image and that it has the annotated size. With --config-file the checks are those
+before a training's first step. The exit code is 1 if there are faults.
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ from tokendetr.visualization.survey_pictures import draw_samples, draw_survey
 
 @dataclass(frozen=True)
 class Task:
-    """A data set to check."""
+    """A data set to check.
+
+    Attributes:
+        name: its name, or its JSON file.
+        files: its files.
+        num_classes: number of classes of the model, if known.
+        validate: runs the checks; raises an error that lists the faults.
+    """
 
     name: str
     files: CocoFiles
@@ -64,9 +71,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         action="append",
         default=[],
         metavar="FOLDER",
-        help="symbolic links may lead here, with --json; may be repeated",
+        help="folder that symbolic links may lead to, with --json; may be repeated",
     )
-    parser.add_argument("--num-classes", type=int, help="of the model, with --json")
+    parser.add_argument("--num-classes", type=int, help="classes of the model, with --json")
     parser.add_argument("--open-images", action="store_true", help="also decode every image")
     parser.add_argument(
         "--pictures",
@@ -81,14 +88,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def tasks(args: argparse.Namespace, cfg: DictConfig | None) -> Iterator[Task]:
-    """The data sets that the command line names.
+    """Yield the data sets that the command line names.
 
     Args:
         args: the command line.
-        cfg: of ``--config-file``.
+        cfg: the config of ``--config-file``.
 
     Raises:
-        DatasetError: a name that is not registered.
+        DatasetError: a name is not registered.
     """
     if args.json:
         files = CocoFiles(args.json, args.images, has_file_names=True)
@@ -130,7 +137,7 @@ def check(task: Task, *, open_images: bool, pictures: str | None = None) -> str:
 
 
 def draw(task: Task, folder: Path) -> Path:
-    """Draw a data set's charts and samples in a folder of its own; returns that."""
+    """Draw a data set's charts and samples into a subfolder; return that folder."""
     name = re.sub(r"\W+", "_", Path(task.name).stem).strip("_")
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Check what of the papers is here, and make the pages of docs/reproduction from it.
+"""Check the checklists of the papers, and write the pages of docs/reproduction from them.
 
 Examples:
-    python tools/checklist.py            # counts per paper, and faults
+    python tools/checklist.py            # print counts per paper, and faults
     python tools/checklist.py --write    # docs/reproduction/<paper>.md from checklist/<paper>.json
 """
 
@@ -27,7 +27,7 @@ def checklists() -> list[Checklist]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
-    parser.add_argument("--write", action="store_true", help="make the pages")
+    parser.add_argument("--write", action="store_true", help="write the pages")
     args = parser.parse_args(arguments)
     faults: list[str] = []
     for checklist in checklists():

@@ -1,7 +1,8 @@
-"""Measure the source tree: sizes, rooms, state of a pass, repeated blocks, cost of an import.
+"""Measure the source tree: sizes, packages, global state, repeated blocks, cost of an import.
 
-python tools/code_figures.py
-python tools/code_figures.py --json figures.json
+Examples:
+    python tools/code_figures.py
+    python tools/code_figures.py --json figures.json
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tokendetr.cli.arguments import described_parser
 from tokendetr.config.tree import PROJECTS_DIR
 
 ROOT = PROJECTS_DIR.parent
-"""The source checkout: figures are of its files."""
+"""Root of the source checkout, whose files are measured."""
 
 METHODS = (
     "sparse_detr",
@@ -48,18 +49,18 @@ _BOILERPLATE = (
 
 
 def sources(root: Path, folders: Iterable[str]) -> list[Path]:
-    """Python files below some folders of a source tree, sorted."""
+    """Return the Python files below some folders of a source tree, sorted."""
     return sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
 
 
 def percentile(values: Sequence[int], share: float) -> int:
-    """The value that a share of all values does not exceed."""
+    """Return the value that a share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
 
 
 def function_lengths(trees: Iterable[ast.Module]) -> list[int]:
-    """Lines of every function, signature and docstring included."""
+    """Return the number of lines of every function, including signature and docstring."""
     return [
         (node.end_lineno or node.lineno) - node.lineno + 1
         for tree in trees
@@ -89,7 +90,7 @@ def _derives(tree: ast.Module, name: str) -> int:
 
 
 def state_of_a_pass(trees: Sequence[ast.Module]) -> dict[str, int]:
-    """Context variables, thread-local objects, ``global`` statements, attributes set in forward."""
+    """Count context variables, thread-locals, ``global`` statements, attributes set in forward."""
     set_in_forward = sum(
         isinstance(target, ast.Attribute)
         and isinstance(target.value, ast.Name)
@@ -124,7 +125,7 @@ def path_edits(trees: Iterable[ast.Module]) -> int:
 
 
 def room_imports(root: Path) -> dict[str, set[str]]:
-    """Which rooms of the library each room imports."""
+    """Return subpackage of the library -> subpackages that it imports."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in sources(root, ["tokendetr"]):
         parts = path.relative_to(root / "tokendetr").with_suffix("").parts
@@ -138,7 +139,7 @@ def room_imports(root: Path) -> dict[str, set[str]]:
 
 
 def circles(imports: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of rooms that import each other, directly or through others."""
+    """Return the groups of subpackages that import each other, directly or through others."""
     reached = {room: set(others) for room, others in imports.items()}
     for middle in list(reached):
         for others in reached.values():
@@ -164,7 +165,7 @@ def _blocks(path: Path) -> Iterator[tuple[str, ...]]:
 
 
 def repeated_blocks(paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Pairs of files that share a run of six lines that is not boilerplate, once per pair."""
+    """Return the pairs of files that share six consecutive lines that are not boilerplate."""
     places: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for path in paths:
         for block in _blocks(path):
@@ -174,7 +175,7 @@ def repeated_blocks(paths: Iterable[Path]) -> list[tuple[str, str]]:
 
 
 def imported_modules(statement: str) -> int:
-    """How many modules a fresh interpreter loads for a statement, beyond those of its start."""
+    """Return the number of modules that a statement loads in a new interpreter."""
     code = (
         f"import sys; before = set(sys.modules); {statement}; print(len(set(sys.modules) - before))"
     )
@@ -183,7 +184,7 @@ def imported_modules(statement: str) -> int:
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """All figures of a source tree."""
+    """Return all figures of a source tree."""
     files = sources(root, LIBRARY)
     trees = [ast.parse(path.read_text()) for path in files]
     lengths = [len(path.read_text().splitlines()) for path in files]

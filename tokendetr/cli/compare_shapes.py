@@ -1,4 +1,4 @@
-"""Compare the small detectors of the shapes data set that come with the project, in one table.
+"""Compare the project's small detectors for the shapes data set in one table.
 
 Examples:
     tokendetr compare-shapes
@@ -60,7 +60,7 @@ RECALLS = ("queries", "boxes reached, by level", "box tokens kept, by level")
 
 @dataclass(frozen=True)
 class Row:
-    """A detector of the comparison: its name, lazy config and checkpoint file."""
+    """A detector of the comparison, with its lazy config and checkpoint file."""
 
     name: str
     config: str
@@ -68,12 +68,12 @@ class Row:
 
 
 def small(name: str, stem: str) -> Row:
-    """A small detector of the project: its config, and where its trained weights are."""
+    """Return a row for one of the project's small detectors."""
     return Row(name, str(config_file(stem)), checkpoint_file(stem))
 
 
 def default_rows() -> list[Row]:
-    """The dense detector, every method, and what the methods are compared with."""
+    """Return the rows of the dense detector, of every method, and of random selection."""
     return [
         small("DINO", "dino_shapes"),
         small("Dynamic DETR", "dynamic_dino_shapes"),
@@ -103,7 +103,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="NAME=CONFIG:CHECKPOINT",
         help="a detector; may be repeated (default: those that the project ships)",
     )
-    parser.add_argument("--images", type=int, help="look at that many test images only")
+    parser.add_argument("--images", type=int, help="use only the first test images")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     parser.add_argument(
         "--write", action="store_true", help="put the table into docs/comparison.md"
@@ -124,7 +124,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def evaluate(cfg: DictConfig, model: nn.Module, images: int | None) -> dict[str, float]:
-    """Accuracy and recall of the queries, as ``task/metric``."""
+    """Return accuracy and recall of the queries, as ``task/metric``."""
     dataset = cfg.dataloader.test.dataset.names
     recall = L(TokenRecall)(dataset_name=dataset)
     cfg.dataloader.evaluator = L(DatasetEvaluators)(evaluators=[cfg.dataloader.evaluator, recall])
@@ -137,12 +137,12 @@ def evaluate(cfg: DictConfig, model: nn.Module, images: int | None) -> dict[str,
 
 
 def first_records(dataset: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The first records of a data set."""
+    """Return the first records of a data set."""
     return dataset[:count]
 
 
 def count(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
-    """Operations of the model and of its encoder, the mean of some test images, in billions."""
+    """Count the GFLOPs of the model and of its encoder, averaged over some test images."""
     reports = [count_flops(model, batch) for batch in loaded_inputs(cfg, COUNTED_IMAGES)]
     mean = mean_report(reports)
     return {"gflops": mean.total / 1e9, "encoder": mean.by_part["encoder"] / 1e9}
@@ -150,7 +150,7 @@ def count(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(cfg: DictConfig, models: dict[str, nn.Module]) -> dict[str, float]:
-    """Median milliseconds per image of each model; the models take turns."""
+    """Measure the median milliseconds per image of each model, in turns."""
     device = torch.device(cfg.train.device)
     samples: dict[str, list[float]] = {name: [] for name in models}
     for number, batch in enumerate(loaded_inputs(cfg, WARM_UP + TIMED_IMAGES)):
@@ -162,7 +162,7 @@ def measure(cfg: DictConfig, models: dict[str, nn.Module]) -> dict[str, float]:
 
 
 def by_level(numbers: Mapping[str, Any], name: str) -> str:
-    """The percentages of all levels, finest first."""
+    """Return the percentages of all levels, finest first."""
     levels = [key for key in numbers if key.startswith(f"tokens/{name}-l")]
     return " / ".join(f"{numbers[key]:.0f}" for key in sorted(levels))
 
@@ -175,7 +175,7 @@ CORR_MODES: dict[str, dict[str, Any]] = {
 
 
 def correlations(cfg: DictConfig, model: nn.Module, images: int) -> dict[str, dict[str, float]]:
-    """Corr of some test images in percent, by mode: see CorrEvaluator."""
+    """Measure Corr of some test images in percent, by mode (see CorrEvaluator)."""
     evaluators = {name: CorrEvaluator(**mode) for name, mode in CORR_MODES.items()}
     found = {}
     for name, evaluator in evaluators.items():
@@ -190,7 +190,7 @@ def correlations(cfg: DictConfig, model: nn.Module, images: int) -> dict[str, di
 
 
 def corr_table(results: dict[str, dict[str, dict[str, float]]], images: int) -> Table:
-    """Corr of all detectors as a table."""
+    """Return Corr of all detectors as a table."""
     rows: list[list[Cell]] = []
     for name, modes in results.items():
         mean = modes["mean of layers"]
@@ -224,7 +224,7 @@ def compare_corr(args: argparse.Namespace) -> dict[str, dict[str, dict[str, floa
 
 
 def table(results: Mapping[str, Mapping[str, Any]], missing: Sequence[Row]) -> Table:
-    """The comparison as a table."""
+    """Return the comparison as a table."""
     rows: list[list[Cell]] = []
     for name, numbers in results.items():
         accuracy = [numbers[f"bbox/{metric}"] for metric in ("AP", "APs", "APm", "APl")]

@@ -4,10 +4,10 @@ Examples:
     tokendetr convert --input BCCD_Dataset/BCCD --output datasets/bccd --names RBC WBC Platelets
     tokendetr convert --input fruit --output fruit_coco --val-share 0.1
 
-One JSON per split is written: the lists of VOC's ImageSets/Main, or folders named train, val (or
-valid) and test. A folder without splits is split at random, the same way every time. Images stay
-where they are. What cannot be read, a missing image, or a file that exists already is an error that
-names the file; nothing is written then.
+Writes one JSON per split. Splits are the lists of VOC's ImageSets/Main, or folders named train, val
+(or valid) and test; a folder without splits is split at random with a fixed seed. Images stay where
+they are. If a file cannot be read, an image is missing, or an output exists already, an error names
+the file and nothing is written.
 """
 
 import argparse
@@ -25,17 +25,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = described_parser(__doc__)
     parser.add_argument("--input", required=True, metavar="FOLDER", help="labels and images")
     parser.add_argument(
-        "--output", type=output_folder, required=True, metavar="FOLDER", help="gets <split>.json"
+        "--output",
+        type=output_folder,
+        required=True,
+        metavar="FOLDER",
+        help="folder for <split>.json",
     )
     parser.add_argument("--format", choices=("auto", "voc", "yolo"), default="auto")
     parser.add_argument(
         "--names", nargs="+", default=[], metavar="CLASS", help="order of VOC's classes"
     )
     parser.add_argument(
-        "--splits", nargs="+", default=[], metavar="NAME", help="those to write (default: all)"
+        "--splits", nargs="+", default=[], metavar="NAME", help="splits to write (default: all)"
     )
     parser.add_argument(
-        "--val-share", type=float, default=0.2, help="of a folder without splits (default: 0.2)"
+        "--val-share",
+        type=float,
+        default=0.2,
+        help="validation share of a folder without splits (0.2)",
     )
     parser.add_argument(
         "--skip-images", action="store_true", help="do not open every image to compare its size"

@@ -1,4 +1,4 @@
-"""The demo's short training: killed with SIGKILL halfway, then resumed to its end."""
+"""Run the demo's short training: kill it with SIGKILL halfway, then resume it to its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokendetr.io.progress import Progress
 
 
 def training_command(config: str, folder: Path, iterations: int, *extra: str) -> list[str]:
-    """Command of a short fine-tuning from the weights that a config starts from."""
+    """Return the command of a short fine-tuning from a config's initial weights."""
     return [
         sys.executable,
         "-m",
@@ -68,16 +68,16 @@ def run_training(
     iterations: int,
     kill_when: Callable[[], bool] | None = None,
 ) -> None:
-    """Run a training with a progress bar that says what is waited for.
+    """Run a training with a progress bar that shows its state.
 
     Args:
-        command: of the training.
-        console: file for what it prints, in its output folder.
-        iterations: of the whole training.
-        kill_when: asked again and again; True kills the training.
+        command: command of the training.
+        console: file for its output, in its output folder.
+        iterations: iterations of the whole training.
+        kill_when: polled during the training; True kills it.
 
     Raises:
-        RuntimeError: it failed; the message names its log.
+        RuntimeError: the training failed; the message names its log.
     """
     print("  " + " ".join(command).replace(sys.executable, "python"), flush=True)
     folder = console.parent
@@ -105,7 +105,7 @@ def run_training(
 
 
 def _waiting_for(done: int, before: int, iterations: int) -> str:
-    """What a training that shows nothing new is doing."""
+    """Return what a training that makes no progress is doing."""
     if done >= iterations:
         return "evaluating"
     return "starting: PyTorch, data, checkpoint" if done <= before else ""

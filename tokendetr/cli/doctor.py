@@ -4,7 +4,7 @@ Examples:
     tokendetr doctor
     tokendetr doctor --json doctor.json
 
-The exit code is 1 if something does not work, so that continuous integration can ask.
+The exit code is 1 if something does not work, for use in continuous integration.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ KEEP_PKG_RESOURCES = "pip install 'setuptools<82': version 82 no longer has pkg_
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: what it is.
+        name: what was checked.
         state: "ok", "note" (works, with a remark) or "FAILED".
         text: what was found.
-        remedy: what to do, where something is to be done.
+        remedy: what to do; empty if nothing has to be done.
     """
 
     name: str
@@ -85,7 +85,7 @@ def _version(package: str) -> str:
 
 
 def check_python() -> list[Finding]:
-    """Python and this package."""
+    """Check Python and this package."""
     import tokendetr
 
     where = Path(tokendetr.__file__).parent
@@ -96,7 +96,7 @@ def check_python() -> list[Finding]:
 
 
 def check_packages() -> list[Finding]:
-    """Versions of what the library is built on."""
+    """Check the versions of required packages."""
     versions = {name: _version(name) for name in PACKAGES}
     missing = [name for name, version in versions.items() if version == UNKNOWN]
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -105,7 +105,7 @@ def check_packages() -> list[Finding]:
 
 
 def check_torch() -> list[Finding]:
-    """PyTorch, and what it has of CUDA."""
+    """Check PyTorch and its CUDA support."""
     import torch
 
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
@@ -128,7 +128,7 @@ def check_torch() -> list[Finding]:
 
 
 def _check_torchvision() -> list[Finding]:
-    """A torchvision that was built for another PyTorch fails when it is imported."""
+    """Check that torchvision imports; one built for another PyTorch does not."""
     if importlib.util.find_spec("torchvision") is None:
         return []
     try:
@@ -144,7 +144,7 @@ def _line(error: Exception) -> str:
 
 
 def check_upstream() -> list[Finding]:
-    """Whether detectron2 and detrex are the real ones or the stand-ins."""
+    """Check whether detectron2 and detrex are the real ones or the stand-ins."""
     found = []
     for name in ("detectron2", "detrex"):
         spec = importlib.util.find_spec(name)
@@ -192,7 +192,7 @@ def _check_projects() -> Finding:
 
 
 def check_kernels() -> list[Finding]:
-    """The compiled operators."""
+    """Check the compiled operators."""
     from tokendetr.ops.library import library_facts
 
     facts = library_facts()
@@ -216,7 +216,7 @@ def check_kernels() -> list[Finding]:
 
 
 def check_tools() -> list[Finding]:
-    """Compiler and optional packages."""
+    """Check the compiler and optional packages."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     there = shutil.which(compiler)
     found = [
@@ -233,7 +233,7 @@ def check_tools() -> list[Finding]:
 
 
 def _check_opencv() -> list[Finding]:
-    """OpenCV reads and writes videos; its headless package has no windows for a camera."""
+    """Check OpenCV, and whether it has windows; the headless package does not."""
     if importlib.util.find_spec("cv2") is None:
         text = "not installed; for videos"
         return [Finding("cv2", NOTE, text, "pip install opencv-python-headless")]
@@ -250,7 +250,7 @@ def _check_opencv() -> list[Finding]:
 
 
 def check_data() -> list[Finding]:
-    """Which data sets lie under ``DETECTRON2_DATASETS``."""
+    """Check which data sets exist under ``DETECTRON2_DATASETS``."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
     there = [name for folder, name in DATA_SETS.items() if (root / folder).is_dir()]
     text = f"{root.resolve()}: {', '.join(there) or 'none of the known data sets'}"
@@ -259,7 +259,7 @@ def check_data() -> list[Finding]:
 
 
 def check_model() -> list[Finding]:
-    """One forward pass and one training step of a small detector."""
+    """Run one forward pass and one training step of a small detector."""
     import torch
     from detectron2.utils.events import EventStorage
 
@@ -304,7 +304,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
 
 
 def examine(checks: Sequence[Callable[[], list[Finding]]] = CHECKS) -> list[Finding]:
-    """Run all checks; one that raises is a finding itself."""
+    """Run all checks; a check that raises becomes a finding."""
     found: list[Finding] = []
     for check in checks:
         try:

@@ -4,10 +4,10 @@ Example:
     tokendetr export-weights --input output/dino_shapes/model_final.pth \\
         --output projects/dino/checkpoints/dino_shapes.safetensors
 
-Matrices are stored in half precision, tensors that a model stores under several names once,
-optimizer and training state not at all. The file is read wherever a checkpoint is
-(``train.init_checkpoint``). With ``--convert`` the weights pass through a function first, such as
-``sparse_detr.from_published``, which gives those of another code this project's names.
+Matrices are stored in half precision, and tensors with several names once; optimizer and training
+state are left out. The file can be used like any checkpoint (``train.init_checkpoint``).
+``--convert`` first passes the weights through a function, such as ``sparse_detr.from_published``,
+which renames the weights of another code base.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--weights",
         choices=("auto", "model", "ema"),
         default="auto",
-        help="the model's, their moving average, or (auto) those that a best checkpoint was "
-        "chosen by",
+        help="the model's weights, their moving average, or (auto) those by which a best "
+        "checkpoint was selected",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of matrices")
     args = parser.parse_args(arguments)
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         weights, which = chosen_weights(checkpoint, args.weights)
         if checkpoint.get("ema_state"):
             other = "model" if which == "ema" else "ema"
-            print(f"taking the weights of {which!r}; --weights {other} takes the others")
+            print(f"using the weights of {which!r}; use --weights {other} for the others")
         if args.convert:
             weights = dict(find_function(args.convert)(weights))
         size = save_safetensors(
@@ -69,7 +69,7 @@ def find_function(name: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]
     """Return a function by its dotted name.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: there is none of that name.
     """
     module, _, function = name.rpartition(".")
     try:

@@ -1,14 +1,15 @@
-"""Export a detector for use outside of Python, with the proof that the file computes the same.
+"""Export a detector for use outside of Python, and verify that the file computes the same.
 
 Examples:
     python tools/export_model.py --config-file dino_shapes --format onnx --size 256 256 \\
         --output dino_shapes.onnx train.device=cpu
     python tools/export_model.py --config-file dino_shapes --format onnx --size 256 256 \\
-        --output dino_shapes.onnx --check train.device=cpu        # only repeat the proof
+        --output dino_shapes.onnx --check train.device=cpu        # only repeat the verification
 
-The file is run on eight drawn images or more (of unequal sizes, unless --no-padding), and its
-detections must be the model's: boxes within 0.5 pixels, scores within 1e-4. <output>.json says what
-was found; a file that differs is not kept. --evaluate compares the AP on the config's test set too.
+The file is run on at least eight synthetic images (of different sizes, unless --no-padding), and
+its detections must equal the model's: boxes within 0.5 pixels, scores within 1e-4. <output>.json
+records the result; a file that differs is deleted. --evaluate also compares the AP on the config's
+test set.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--library",
         metavar="FILE",
         action="append",
-        help="computes the node of onnx-custom in one runtime; may be given for several",
+        help="computes the node of onnx-custom in one runtime; may be repeated",
     )
-    parser.add_argument("--check", action="store_true", help="only repeat the proof of --output")
+    parser.add_argument("--check", action="store_true", help="only verify --output again")
     parser.add_argument(
         "--evaluate", action="store_true", help="compare the AP on the config's test set as well"
     )

@@ -1,4 +1,4 @@
-"""Fit the maps that a transformed backbone restores tokens with, on unlabelled images.
+"""Fit the maps with which a transformed backbone restores tokens, on unlabeled images.
 
 Example:
     tokendetr fit-recovery token_transforming_dino_shapes_vit --images datasets/shapes/train \\
@@ -6,8 +6,8 @@ Example:
     tokendetr evaluate --config-file token_transforming_dino_shapes_vit \\
         model.backbone.token_transform.recovery=affine train.init_checkpoint=output/affine.pth
 
-The config's backbone must be transformed (``model.backbone.token_transform``). What is written are
-the detector's own weights and the maps; nothing is trained.
+The config's backbone must be transformed (``model.backbone.token_transform``). The output has the
+detector's unchanged weights and the maps.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ EXPECTED_ERRORS = (
 
 
 class ImageBatches(Sequence[list[dict[str, Any]]]):
-    """Batches of images, read when they are needed.
+    """Batches of images, read on demand.
 
     Args:
-        images: where they are.
-        held_back: whether to take those held back, or up to ``count`` batches of the others.
-        count: batches, at most.
+        images: the images.
+        held_back: use the held-back images; otherwise up to ``count`` batches of the others.
+        count: maximum number of batches.
     """
 
     def __init__(self, images: UnlabeledImages, *, held_back: bool, count: int = 0) -> None:
@@ -79,7 +79,7 @@ class ImageBatches(Sequence[list[dict[str, Any]]]):
 def fit_on_images(
     model: torch.nn.Module, images: UnlabeledImages, count: int, *, quiet: bool = False
 ) -> list[float]:
-    """Fit a detector's maps to so many images; see :func:`token_transforming.fit_recovery`."""
+    """Fit a detector's maps to ``count`` images; see :func:`token_transforming.fit_recovery`."""
     batches = ImageBatches(images, held_back=False, count=-(-count // images.batch_size))
     with tqdm(desc="maps", unit="batch", disable=quiet) as bar:
 
@@ -91,10 +91,10 @@ def fit_on_images(
 
 
 def run(args: argparse.Namespace) -> list[float]:
-    """Load, fit and save.
+    """Load the detector, fit its maps and save both.
 
     Raises:
-        ConfigError: where the config names no weights, or its backbone is not transformed.
+        ConfigError: the config names no weights, or its backbone is not transformed.
     """
     cfg = load_measured_config(config_file(args.config), args.opts)
     check_output_file(str(args.output), [cfg.train.init_checkpoint or args.config])
@@ -134,9 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("opts", nargs="*", help="overrides, such as train.init_checkpoint=FILE")
     add("--images", nargs="+", required=True, metavar="FOLDER", help="any images")
     add("--output", required=True, type=Path, metavar="FILE", help="checkpoint to write")
-    add("--number", type=int, default=128, help="images to fit to, at most (default 128)")
+    add("--number", type=int, default=128, help="maximum number of images (default 128)")
     add("--batch-size", type=int, default=8, help="(default 8)")
-    add("--seed", type=int, default=0, help="which images (default 0)")
+    add("--seed", type=int, default=0, help="seed for choosing images (default 0)")
     args = parser.parse_intermixed_args(arguments)
     if args.number < 1:
         parser.error("--number must be at least 1")

@@ -6,11 +6,11 @@ Examples:
         --config-file projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py \\
         train.init_checkpoint=dino_r50_4scale_12ep.pth
 
-Per layer, the smallest set of tokens that carries 75 % of the attention is found; a level's score
-is the share of that set which lies in the level, averaged over a stage's layers and the test images
-of the config (--statistic mass: its share of all attention; own_share: the share of the level's own
-tokens that are in the set). Prints scores and orders, and the override that sets them; --output
-writes a config fragment: ``from .orders import level_orders`` in a lazy config.
+For each layer, the smallest set of tokens with 75 % of the attention is determined. A level's score
+is the share of that set in the level, averaged over a stage's layers and the config's test images
+(--statistic mass: its share of all attention; own_share: the share of the level's own tokens that
+are in the set). Prints scores, orders, and the override that sets them. --output writes a config
+fragment for ``from .orders import level_orders`` in a lazy config.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def measure(args: argparse.Namespace) -> LevelImportance:
-    """Run the config's test images through its model and watch the encoder.
+    """Run the config's test images through its model and record the encoder's attention.
 
     Raises:
-        ValueError: no trained weights were named, the encoder cannot be watched, the stages do not
+        ValueError: no trained weights are given, the encoder cannot be recorded, the stages do not
             fit it, or there are no images.
     """
     opts = list(args.opts)
@@ -94,7 +94,7 @@ def _encoder(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def as_table(importance: LevelImportance, stage_lengths: Sequence[int]) -> Table:
-    """Scores and order of each stage."""
+    """Return a table of the scores and the order of each stage."""
     scores = importance.stage_scores(stage_lengths)
     orders = importance.level_orders(stage_lengths)
     levels = [f"level {level + 1}" for level in range(len(scores[0]))]
@@ -117,7 +117,7 @@ def as_table(importance: LevelImportance, stage_lengths: Sequence[int]) -> Table
 def fragment(
     args: argparse.Namespace, importance: LevelImportance, orders: Sequence[Sequence[int]]
 ) -> str:
-    """The config fragment: how the orders came about, and the orders."""
+    """Return the config fragment with the orders and how they were measured."""
     lines = [
         '"""Levels by importance in each stage (tools/importance_ranking.py).',
         "",

@@ -1,10 +1,10 @@
 """The console script ``tokendetr``: one command per program.
 
-    tokendetr                    # what there is
+    tokendetr                    # list the commands
     tokendetr train --config-file dino_shapes train.device=cpu
     tokendetr predict --help
 
-``python -m tokendetr`` is the same. A program is imported when it is called.
+``python -m tokendetr`` does the same. Each program is imported only when it is run.
 """
 
 import importlib
@@ -16,12 +16,12 @@ from tokendetr.errors import UPSTREAM, upstream_missing
 
 
 class Command(NamedTuple):
-    """A program of this package.
+    """A command of the console script.
 
     Attributes:
-        target: its function, ``module:function``; it reads ``sys.argv``.
-        summary: what it does, in a line.
-        arguments: those that always come first.
+        target: its function, ``module:function``, which reads ``sys.argv``.
+        summary: one-line description.
+        arguments: arguments that always come first.
     """
 
     target: str
@@ -34,21 +34,21 @@ COMMANDS = {
     "evaluate": Command(
         "tokendetr.cli.train_net:main", "evaluate a detector's weights", ("--eval-only",)
     ),
-    "report": Command("tokendetr.cli.report:main", "one page about runs"),
+    "report": Command("tokendetr.cli.report:main", "write an HTML report on runs"),
     "predict": Command("tokendetr.cli.demo:main", "detect objects in pictures and videos"),
     "doctor": Command("tokendetr.cli.doctor:main", "check this installation"),
     "list": Command("tokendetr.cli.list_configs:main", "list configs, and which have weights"),
-    "analyze": Command("tokendetr.cli.analyze:main", "why results are as good as they are"),
+    "analyze": Command("tokendetr.cli.analyze:main", "analyze the errors in results"),
     "analyze-model": Command(
-        "tokendetr.cli.analyze_model:main", "operations, parameters, activations"
+        "tokendetr.cli.analyze_model:main", "count operations, parameters, activations"
     ),
-    "benchmark": Command("tokendetr.cli.benchmark:main", "time of detectors side by side"),
-    "convert": Command("tokendetr.cli.convert_dataset:main", "Pascal VOC or YOLO labels to COCO"),
+    "benchmark": Command("tokendetr.cli.benchmark:main", "compare the speed of detectors"),
+    "convert": Command("tokendetr.cli.convert_dataset:main", "convert Pascal VOC or YOLO labels"),
     "export": Command(
-        "tokendetr.cli.export_model:main", "a detector for use outside of Python, with proof"
+        "tokendetr.cli.export_model:main", "export a detector for use outside of Python"
     ),
     "export-weights": Command(
-        "tokendetr.cli.export_checkpoint:main", "small weight files, conversions"
+        "tokendetr.cli.export_checkpoint:main", "write small weight files, convert weights"
     ),
     "verify-checkpoint": Command(
         "tokendetr.cli.verify_checkpoint:main", "check whether a checkpoint fits a config"
@@ -58,7 +58,8 @@ COMMANDS = {
         "tokendetr.cli.visualize_tokens:main", "draw what encoder layers keep and merge"
     ),
     "visualize-mixing": Command(
-        "tokendetr.cli.visualize_mixing:main", "draw what reduced tokens of a backbone are made of"
+        "tokendetr.cli.visualize_mixing:main",
+        "draw which tokens a backbone's reduced tokens combine",
     ),
     "visualize-data": Command("tokendetr.cli.visualize_data:main", "draw annotations"),
     "visualize-results": Command(
@@ -68,26 +69,26 @@ COMMANDS = {
         "tokendetr.cli.importance_ranking:main", "rank a dense encoder's levels"
     ),
     "sparsify": Command(
-        "tokendetr.cli.sparsify:main", "make a trained detector sparse with unlabelled images"
+        "tokendetr.cli.sparsify:main", "make a trained detector sparse with unlabeled images"
     ),
     "fit-recovery": Command(
         "tokendetr.cli.fit_recovery:main",
         "fit a transformed backbone's maps without labels",
     ),
-    "sweep-tokens": Command("tokendetr.cli.sweep_tokens:main", "metrics over keep ratios"),
-    "compare-shapes": Command("tokendetr.cli.compare_shapes:main", "the small detectors' table"),
-    "study": Command("tokendetr.cli.study:main", "compare detectors as evidence, with intervals"),
+    "sweep-tokens": Command("tokendetr.cli.sweep_tokens:main", "measure metrics over keep ratios"),
+    "compare-shapes": Command("tokendetr.cli.compare_shapes:main", "compare the small detectors"),
+    "study": Command("tokendetr.cli.study:main", "compare detectors with intervals"),
     "ablate": Command("tokendetr.cli.ablate:main", "fine-tune the variants of a study"),
-    "table": Command("tokendetr.cli.table:main", "a project's tables of results"),
-    "make-shapes": Command("tokendetr.cli.make_shapes:main", "draw the shapes data set"),
+    "table": Command("tokendetr.cli.table:main", "print a project's result tables"),
+    "make-shapes": Command("tokendetr.cli.make_shapes:main", "generate the shapes data set"),
     "make-bdd-s": Command("tokendetr.cli.make_bdd_s:main", "select BDD-S from BDD100K"),
-    "demo": Command("tokendetr.cli.run_demo:main", "the project in one run"),
+    "demo": Command("tokendetr.cli.run_demo:main", "show the project in one run"),
 }
 """Every command by its name."""
 
 
 def usage() -> str:
-    """Return the list of commands."""
+    """Return the usage message with the list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: tokendetr COMMAND ...", "", *lines, "", "tokendetr COMMAND --help"])

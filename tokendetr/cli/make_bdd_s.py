@@ -3,7 +3,7 @@
 Example:
     tokendetr make-bdd-s    # reads and writes datasets/bdd100k/jsons
 
-Any COCO-format file can be thinned out so:
+The same for any COCO-format file:
     tokendetr make-bdd-s --input annotations.json --output small.json --max-ratio 0.1
 """
 

@@ -1,4 +1,4 @@
-"""Draw the shapes data set (``shapes_train``, ``shapes_val``) unless it is there already.
+"""Generate the shapes data set (``shapes_train``, ``shapes_val``) unless it exists.
 
 Example:
     tokendetr make-shapes     # into $DETECTRON2_DATASETS/shapes, else ./datasets/shapes
@@ -16,7 +16,7 @@ from tokendetr.data.shapes import ShapesSpec, ensure_shapes, shapes_root
 
 
 def main() -> None:
-    """Parse the command line, make the files, print where they are and what they hold."""
+    """Parse the command line, generate the files, and print their folder and statistics."""
     parser = described_parser(__doc__)
     parser.add_argument("--root", type=Path, help=f"folder to write (default {shapes_root()})")
     parser.add_argument("--train-images", type=int, default=ShapesSpec.num_train)
