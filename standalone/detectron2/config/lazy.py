@@ -130,9 +130,9 @@ def _find_relative_file(original_file: str, relative_import_path: str, level: in
 def _patch_import() -> Iterator[None]:
     """Within the context, load the relative imports of config files as config files.
 
-    They are found by their path relative to the importing file, need no package, are executed anew
-    each time (a config changed by its importer does not leak into the next load), and the dicts
-    they hand over become configs.
+    They are found by their path relative to the importing file, need no package, and run again at
+    every import, so that a config changed by its importer does not leak into the next load. The
+    imported dicts become configs.
     """
     original_import = builtins.__import__
 

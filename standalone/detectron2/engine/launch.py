@@ -91,7 +91,7 @@ def _run_process(
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         assert num_gpus_per_machine <= torch.cuda.device_count(), (
-            f"{num_gpus_per_machine} processes were asked for, but this machine has only "
+            f"{num_gpus_per_machine} processes were requested, but this machine has only "
             f"{torch.cuda.device_count()} GPUs"
         )
     global_rank = machine_rank * num_gpus_per_machine + local_rank
@@ -112,13 +112,13 @@ def _run_process(
         comm.create_local_process_group(num_gpus_per_machine)
         if has_gpu:
             torch.cuda.set_device(local_rank)
-        # Wait for all, so that no process runs into time-outs of a slow starter.
+        # Wait for all, so that the time-outs of collectives do not include the start.
         comm.synchronize()
         main_func(*args)
     finally:
-        # A group that outlives this, in a cache or in a cycle of a DDP model, keeps threads that
-        # abort the process when they meet the interpreter's end. Left undone after an error, the
-        # other ranks would wait for their timeout.
+        # A group that stays alive, in a cache or in a reference cycle of a DDP model, keeps threads
+        # that abort the process at the interpreter's end. After an error, the other ranks would
+        # wait for their time-out.
         comm._LOCAL_PROCESS_GROUP = None
         comm.create_local_process_group.cache_clear()
         comm._get_global_gloo_group.cache_clear()
