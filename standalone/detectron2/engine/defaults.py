@@ -69,31 +69,30 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     parser = argparse.ArgumentParser(
         epilog=epilog
         or f"""
-Examples:
-
-Run on single machine:
-    $ {script} --num-gpus 8 --config-file cfg.yaml
-
-Change some config options:
-    $ {script} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weight.pth SOLVER.BASE_LR 0.001
-
-Run on multiple machines:
-    (machine0)$ {script} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
-    (machine1)$ {script} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
+examples:
+  {script} --config-file config.py --num-gpus 2            # one machine, two processes
+  {script} --config-file config.py train.max_iter=1000     # override a value of the config
+  {script} --config-file config.py --resume                # continue an interrupted run
+  {script} --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT ...   # on HOST
+  {script} --num-machines 2 --machine-rank 1 --dist-url tcp://HOST:PORT ...   # on the other one
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="the config: a .py or .yaml file"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
         help="continue from the checkpoint in the output directory, if there is one",
     )
-    parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
-    parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
-    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate without training")
     parser.add_argument(
-        "--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)"
+        "--num-gpus", type=int, default=1, help="processes on each machine, one per GPU"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in the run")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="number of this machine, from 0"
     )
     # Derived from the user's id, so that runs of different users rarely share a port.
     user = os.getuid() if sys.platform != "win32" else 1
@@ -101,13 +100,13 @@ Run on multiple machines:
     parser.add_argument(
         "--dist-url",
         default=f"tcp://127.0.0.1:{port}",
-        help="where the processes meet: tcp://host:port, or 'auto' for a free port of this machine",
+        help="rendezvous: tcp://host:port, or 'auto' for a free port of this machine",
     )
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
         default=None,
-        help="modify config options at the end of the command: 'path.key=value' pairs",
+        help="overrides of the config, at the end: key.path=value ...",
     )
     return parser
 
