@@ -91,3 +91,13 @@ def test_long_files_and_functions_say_why():
             if code_lines(node) > MOST_LINES_OF_A_FUNCTION and reason not in above:
                 silent.append(f"{name}: {node.name}")
     assert not silent, "split them, or say why in one line at the top"
+
+
+def test_contributing_lists_the_modules_with_slow_tests():
+    modules = {
+        str(path.relative_to(ROOT / "tests"))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"mark[.]slow\b", path.read_text())
+    }
+    listed = re.findall(r"^\| `(\S+\.py)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(modules)
