@@ -1,6 +1,7 @@
 """--eval-only: the numbers of the training run, from any kind of file."""
 
 import argparse
+import logging
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.errors import CheckpointMismatchError
 from tokendetr.train.run import evaluate, run
+from tokendetr.train.setup import run_logging
 
 
 def make(toy_root, output, *overrides):
@@ -101,3 +103,33 @@ def test_whole_program_in_this_process(toy_root, tmp_path, monkeypatch):
     assert "copypaste: AP,AP50" in log and "epoch: " in log
     assert LazyConfig.load(str(out / "config.yaml")).train.max_iter == 20
     assert len((out / "metrics.json").read_text().splitlines()) >= 20
+
+
+def test_an_evaluation_in_a_runs_folder_leaves_its_files_alone(toy_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_ROOT", str(toy_root))
+    monkeypatch.setenv("TOY_OUTPUT", str(tmp_path))
+    given = {"config_file": "tests/train/toy_config.py", "resume": False}
+    run(argparse.Namespace(**given, opts=["train.max_iter=2"], eval_only=False))
+    names = ("config.yaml", "coco_instances_results.json", "run.json", "metrics.json")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
+    options = [f"train.init_checkpoint={tmp_path / 'model_final.pth'}", "optimizer.lr=0.5"]
+    run(argparse.Namespace(**given, opts=options, eval_only=True))
+    assert {name: (tmp_path / name).read_bytes() for name in names} == before
+    assert LazyConfig.load(str(tmp_path / "config_evaluation.yaml")).optimizer.lr == 0.5
+    assert (tmp_path / "evaluation" / "coco_instances_results.json").is_file()
+
+
+def test_two_runs_of_one_process_have_a_log_each(tmp_path, capfd):
+    logger = logging.getLogger("tokendetr.train")
+    before = [list(logging.getLogger(name).handlers) for name in ("tokendetr", "detectron2")]
+    for name in ("one", "two", "one"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        with run_logging(str(tmp_path / name)):
+            logger.info("words of run %s", name)
+    shown = "".join(capfd.readouterr())
+    assert (shown.count("run one"), shown.count("run two")) == (2, 1)
+    logs = {name: (tmp_path / name / "log.txt").read_text() for name in ("one", "two")}
+    assert (logs["one"].count("run one"), logs["one"].count("run two")) == (2, 0)
+    assert (logs["two"].count("run two"), logs["two"].count("run one")) == (1, 0)
+    after = [list(logging.getLogger(name).handlers) for name in ("tokendetr", "detectron2")]
+    assert after == before

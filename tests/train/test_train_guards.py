@@ -138,6 +138,19 @@ def test_float16_scaler_skips_overflow_and_survives_a_checkpoint():
     assert other.grad_scaler.get_scale() == scale / 2
 
 
+def test_float16_that_never_updates_ends_the_run():
+    """A finite loss whose gradient never is: the scale would go down to 0 without a word."""
+    model = make_model()
+    model.class_embed.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, [batch(4)] * 100, optimizer, amp_dtype=torch.float16)
+    with pytest.raises(NonFiniteLossError, match="32 updates in a row.*class_embed"):
+        trainer.train(0, 100)
+    assert trainer.iter == 31
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_hooks_see_gradients():
     """``after_backward`` of upstream's hook protocol runs between backward pass and update."""
     seen = []
