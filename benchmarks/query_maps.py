@@ -1,7 +1,7 @@
 """Where Dynamic DETR's queries lie at the sizes that detectors work on: pictures and shares.
 
     python -m benchmarks.query_maps             # record figures, draw the picture
-    python -m benchmarks.query_maps --splice    # only write the recorded figures into the README
+    python -m benchmarks.query_maps --splice    # only write the recorded figures into its page
 
 Levels are rarely multiples of their windows. Where windows that the border cuts never merge, the
 queries that a ratio leaves gather in the last rows and columns; here each axis is divided into
@@ -35,7 +35,7 @@ from tokendetr.tokens import LevelLayout
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "dynamic_queries" / "results.json"
 PICTURE = ROOT / "docs" / "images" / "dynamic_queries.png"
-PAGE = ROOT / "projects" / "dynamic_detr" / "README.md"
+PAGE = ROOT / "docs" / "reproduction" / "measurements" / "dynamic_detr.md"
 SIZES = ((800, 1066), (750, 1333), (800, 800), (480, 640))
 RATIOS = ((0.5, 0.4, 0.3, 0.2), (0.4, 0.3, 0.2, 0.1))
 STAGE, LAYER, LEVEL = 1, 2, 0
@@ -158,7 +158,7 @@ def table(recorded: dict[str, Any]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--splice", action="store_true", help="only write the README")
+    parser.add_argument("--splice", action="store_true", help="only write the page")
     args = parser.parse_args(arguments)
     if not args.splice:
         rows, maps = record()

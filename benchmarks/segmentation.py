@@ -2,7 +2,7 @@
 
     python -m benchmarks.segmentation --train    # the encoder and its linear decoder
     python -m benchmarks.segmentation            # sweep ways and keep ratios, record the figures
-    python -m benchmarks.segmentation --splice   # only write the recorded figures into the README
+    python -m benchmarks.segmentation --splice   # only write the recorded figures into the page
 
 The task of Token Transforming's Figure 4 (b, c) at a size that a CPU trains: a plain vision
 transformer with a linear decoder on the masks of the shapes data set (background and four kinds of
@@ -41,7 +41,7 @@ from tokendetr.io.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "segmentation" / "results.json"
-PAGE = ROOT / "projects" / "token_transforming" / "README.md"
+PAGE = ROOT / "docs" / "reproduction" / "measurements" / "token_transforming.md"
 SIDE, PATCH, WIDTH, DEPTH, HEADS, CELLS = 256, 16, 96, 6, 3, 4
 """Pixels of the canvas and of a patch, the encoder, and the decoder's cells per patch and side."""
 KINDS = ("background", "disc", "square", "triangle", "cross")
@@ -229,7 +229,7 @@ def tables(recorded: dict[str, Any]) -> list[Table]:
                 saved = 0 if point is None else 100 * (1 - point[1] / dense_gflops)
                 cells.append(None if point is None else f"{point[0]:.1f} ({saved:.0f} %)")
             rows.append(cells)
-        blocks = "block " + " and ".join(map(str, place))
+        blocks = f"block{'s' * (len(place) > 1)} {', '.join(map(str, place))}"
         found.append(
             Table(
                 name=f"segmentation_{len(place)}",
@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--train", action="store_true", help="make the weights")
     add("--iterations", type=int, default=1000, help="of training (default 1000)")
     add("--batch-size", type=int, default=12, help="of training (default 12)")
-    add("--splice", action="store_true", help="only write the README")
+    add("--splice", action="store_true", help="only write the page")
     args = parser.parse_args(arguments)
     torch.manual_seed(0)
     model = Segmenter()

@@ -1,6 +1,6 @@
 """GFLOPs of Sparse DETR: the papers' figures, and ours counted.
 
-``python tools/table.py sparse_detr --write`` puts the tables into the README.
+``python tools/table.py sparse_detr --write`` puts the tables into the pages.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,15 +125,21 @@ def _cells(row: Row) -> list[tuple[str, float, float, float, float]]:
     ]
 
 
-def tables() -> Iterator[Table]:
-    """Yield the tables of GFLOPs."""
-    rows: list[Sequence[str | float]] = [
-        (name, f"{ratio:.1f}", ours, f"{paper:.0f}", f"{100 * (ours / paper - 1):+.1f} %", trained)
-        for row in ROWS
-        for name, ratio, ours, paper, trained in _cells(row)
+def operations(name: str, rows: Sequence[Row]) -> Table:
+    """Return the table of operations of some detectors."""
+    cells: list[Sequence[str | float]] = [
+        (title, f"{ratio:.1f}", ours, f"{paper:.0f}", f"{100 * (ours / paper - 1):+.1f} %", trained)
+        for row in rows
+        for title, ratio, ours, paper, trained in _cells(row)
     ]
-    yield Table(
-        name="gflops",
+    notes = (
+        "Deformable DETR at 800 x 1066 pixels, the size of the paper's sparse rows; DINO on the "
+        "blend of two sizes that stands for the mean over COCO (the figures for DINO are "
+        "Focus-DETR's).",
+        "Parameters without the encoder's heads, which exist in training only.",
+    )
+    return Table(
+        name=name,
         title="GFLOPs of one image in evaluation (a multiply-add counts 1).",
         columns=(
             "detector",
@@ -143,14 +149,15 @@ def tables() -> Iterator[Table]:
             "difference",
             "trained parameters (M)",
         ),
-        rows=rows,
-        notes=(
-            "Deformable DETR at 800 x 1066 pixels, the size of the paper's sparse rows; DINO on "
-            "the blend of two sizes that stands for the mean over COCO (the figures for DINO are "
-            "Focus-DETR's).",
-            "Parameters without the encoder's heads, which exist in training only.",
-        ),
+        rows=cells,
+        notes=notes,
     )
+
+
+def tables() -> Iterator[Table]:
+    """Yield the tables of operations: ResNet-50, Swin Transformers, the paper's dense rows."""
+    yield operations("gflops", [row for row in ROWS if "R-50" in row.name])
+    yield operations("gflops_swin", [row for row in ROWS if "Swin" in row.name])
     yield Table(
         name="dense",
         title="The paper's rows of 100 % and 0 %, ResNet-50 (its Tables 1 and 3).",

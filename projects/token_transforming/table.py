@@ -189,7 +189,7 @@ def table_of(name: str, title: str, rows: Sequence[Row]) -> Table:
 
 
 def tables() -> Iterable[Table]:
-    """Yield the tables of ``projects/token_transforming/README.md``."""
+    """Yield the tables of the README and of the page of measurements."""
     yield table_of(
         "flops-detection",
         "The backbone of Table 4 at 1152 x 1152 pixels. Pruning and merging stand beside the "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tokendetr.analysis.recorded_tables import RecordedTables, read_recorded, write_recorded
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.cli import table
 
@@ -126,3 +127,40 @@ def test_the_command_names_what_does_not_exist(monkeypatch, arguments, message):
         monkeypatch.setattr(table, "tables_of", lambda method, projects: (TABLE,))
     with pytest.raises(SystemExit, match=message):
         table.main(arguments)
+
+
+RECORD_FILES = sorted((ROOT / "docs" / "records").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", RECORD_FILES, ids=lambda path: path.stem)
+def test_pages_show_what_is_recorded(file):
+    recorded = read_recorded(file)
+    page = (ROOT / recorded.page).read_text()
+    for shown in recorded.shown():
+        assert shown.markdown() in page, "run tokendetr table recorded --write"
+
+
+def test_a_result_file_keeps_tables_and_shows_where_they_come_from(tmp_path):
+    file = tmp_path / "records" / "results.json"
+    kept = RecordedTables("README.md", "2026-01-31", "a CPU", ["make demo"], [TABLE])
+    write_recorded(file, kept)
+    (shown,) = read_recorded(file).shown()
+    assert shown.markdown() == TABLE.markdown() + "* `make demo`; a CPU; 2026-01-31.\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"page": "README.md", "rows": []}'])
+def test_a_malformed_result_file_is_named(tmp_path, text):
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json is no result file"):
+        read_recorded(file)
+
+
+def test_a_table_goes_to_the_page_of_its_project_that_has_its_markers(tmp_path, monkeypatch):
+    make_project(tmp_path).write_text(MARKED)
+    other = tmp_path / "docs" / "reproduction" / "measurements" / "some_method.md"
+    other.parent.mkdir(parents=True)
+    other.write_text(MARKED.replace("gflops", "time"))
+    monkeypatch.setattr(table, "PROJECTS_DIR", tmp_path / "projects")
+    table.main(["some_method", "--write"])
+    assert "| 2 |" in other.read_text() and "| 1.2 |" not in other.read_text()

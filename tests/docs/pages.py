@@ -13,7 +13,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 from tests.source_tree import ROOT
 
 # Pages that only list things, with commands inside tables.
-NOT_READ = ("docs/reproduction/", "CHANGELOG.md")
+_CHECKLISTS = (ROOT / "docs" / "reproduction" / "checklist").glob("*.json")
+NOT_READ = {"CHANGELOG.md", *(f"docs/reproduction/{path.stem}.md" for path in _CHECKLISTS)}
 REASONS = ("COCO", "a GPU")
 """The only reasons for which a block may be left out: ``<!-- skip: needs COCO -->`` before it."""
 
@@ -48,7 +49,7 @@ def pages() -> list[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     names = sorted(set(listed.splitlines()))
-    return [name for name in names if not name.startswith(NOT_READ) and (ROOT / name).exists()]
+    return [name for name in names if name not in NOT_READ and (ROOT / name).exists()]
 
 
 def python_blocks(page: str) -> list[Example]:

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
+from tokendetr.analysis.recorded_tables import read_recorded
 from tokendetr.checkpoint.safetensors import load_safetensors
 from tokendetr.cli import (
     demo_training,
@@ -152,9 +153,10 @@ def test_the_demos_table_has_a_row_per_detector():
     candidate.metrics = dict(zip(run_demo.METRICS, (50.04, 70, 30, 60, 65), strict=True))
     candidate.gflops, candidate.encoder_gflops, candidate.milliseconds = 0.9111, 0.2, 31.26
     candidate.large_milliseconds = 1571.2
-    header, _, row = run_demo.table([candidate]).splitlines()
-    titles = [cell.strip() for cell in header.strip("|").split("|")][1:]
-    values = [cell.strip() for cell in row.strip("|").split("|")]
+    lines = run_demo.table([candidate], 250).markdown().splitlines()
+    titles = [cell.strip() for cell in lines[0].strip("|").split("|")][1:]
+    values = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert "250 validation images" in lines[4]
     metrics, large = ["AP", "AP50", "APs", "APm", "APl"], "ms, R50 at 800 x 1216"
     assert titles == [*metrics, "GFLOPs", "encoder GFLOPs", "ms/image", large]
     assert values[1:6] == ["50.0", "70.0", "30.0", "60.0", "65.0"]
@@ -185,4 +187,6 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert "killed with SIGKILL" in printed
     assert printed.rstrip().endswith(str(tmp_path / "report.html"))
     assert (tmp_path / "report.html").stat().st_size > 1e5
+    recorded = read_recorded(tmp_path / "results.json")
+    assert recorded.commands == ["make demo"] and len(recorded.tables[0].rows) == 4
     assert len(list((tmp_path / "pictures").glob("*_tokens.png"))) == len(run_demo.PICTURES)

@@ -28,7 +28,7 @@ from detectron2.config import instantiate
 
 from tokendetr.analysis.ablations import METRICS, Study, Variant
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
-from tokendetr.analysis.tables import splice
+from tokendetr.analysis.project_pages import splice_project
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.offers import offered
@@ -53,7 +53,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--output", type=output_folder, default=Path("output/ablations"), metavar="DIR"
     )
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--write", action="store_true", help="put the tables into the README")
+    parser.add_argument(
+        "--write", action="store_true", help="put the tables into the project's pages"
+    )
     parser.add_argument("opts", nargs="*", help="overrides for every run, key=value")
     return parser.parse_intermixed_args(arguments)
 
@@ -164,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = study.table(study.results(root))
         print(f"\n{table.markdown()}")
         if args.write:
-            splice(PROJECTS_DIR / args.project / "README.md", table)
+            splice_project(args.project, PROJECTS_DIR, table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Examples:
     tokendetr compare-shapes
-    tokendetr compare-shapes --write    # into docs/comparison.md
+    tokendetr compare-shapes --write    # into docs/comparison.md and the methods' READMEs
+    tokendetr compare-shapes --recorded --write    # the same from the record, nothing measured
     tokendetr compare-shapes --row mine=my_config.py:output/mine/model_best.pth
     tokendetr compare-shapes --corr --write
     tokendetr compare-shapes --json output/comparison.json
@@ -17,6 +18,7 @@ multiply-add counts 1; milliseconds are medians of single images, the detectors 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import sys
@@ -55,6 +57,13 @@ COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
 CORR_IMAGES = 50
 EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, CheckpointError, ValueError)
 COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
+DENSE = "DINO"
+METHODS = {
+    "Dynamic DETR": "dynamic_detr",
+    "Sparse DETR": "sparse_detr",
+    "Focus-DETR": "focus_detr",
+}
+"""Projects whose READMEs show their rows beside the dense detector's."""
 RECALLS = ("queries", "boxes reached, by level", "box tokens kept, by level")
 
 
@@ -105,8 +114,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--images", type=int, help="use only the first test images")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument("--write", action="store_true", help="put the tables into the pages")
     parser.add_argument(
-        "--write", action="store_true", help="put the table into docs/comparison.md"
+        "--recorded", action="store_true", help="measure nothing: take the recorded rows"
     )
     parser.add_argument(
         "--untimed", action="store_true", help="measure no times; recorded ones stay"
@@ -265,13 +275,47 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         raise ValueError(f"none of the checkpoints exists: {[row.checkpoint for row in missing]}")
     for name, milliseconds in ({} if args.untimed else measure(cfg, models)).items():
         results[name]["ms"] = milliseconds
-    comparison = table(results, missing)
+    print(table(results, missing).markdown())
     if args.write:
-        recorded = record_rows(RECORDS, results, timed=not args.untimed)
-        comparison = replace(table(recorded, ()), notes=tuple(measured_notes(recorded)))
-        splice(PROJECTS_DIR.parent / "docs" / "comparison.md", comparison)
-    print(comparison.markdown())
+        write_pages(record_rows(RECORDS, results, timed=not args.untimed))
     return results
+
+
+def write_pages(recorded: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the recorded rows into the comparison, and each method's into its README."""
+    comparison = replace(table(recorded, ()), notes=tuple(measured_notes(recorded)))
+    splice(PROJECTS_DIR.parent / "docs" / "comparison.md", comparison)
+    for name, project in METHODS.items():
+        splice(PROJECTS_DIR / project / "README.md", method_table(recorded, name))
+
+
+def show_recorded(write: bool) -> dict[str, dict[str, Any]]:
+    """Print the recorded rows, and on request write the pages."""
+    recorded: dict[str, dict[str, Any]] = json.loads(RECORDS.read_text())
+    print(table(recorded, ()).markdown())
+    if write:
+        write_pages(recorded)
+    return recorded
+
+
+def method_table(recorded: Mapping[str, Mapping[str, Any]], method: str) -> Table:
+    """Return the dense detector and a method side by side, without times."""
+    shown = [name for name in recorded if name == DENSE or name.startswith(method)]
+    rows = {name: recorded[name] for name in shown}
+    full = table(rows, ())
+    queries = len(COLUMNS)
+    columns = (*COLUMNS[:-1], RECALLS[0])
+    cells = [(*row[: queries - 1], row[queries]) for row in full.rows]
+    return replace(
+        full,
+        title="Small detectors on the 250 validation images of shapes",
+        columns=columns,
+        rows=cells,
+        notes=[
+            *measured_notes({name: {"measured": row["measured"]} for name, row in rows.items()}),
+            "`python tools/compare_shapes.py --write`; a multiply-add counts 1.",
+        ],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -279,7 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        results = compare_corr(args) if args.corr else compare(args)
+        if args.recorded:
+            results = show_recorded(args.write)
+        else:
+            results = compare_corr(args) if args.corr else compare(args)
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     if args.json:

@@ -1,13 +1,15 @@
 """The project in one run (``make demo``): what a sparse encoder gains and costs, on the CPU.
 
-Example:
+Examples:
     tokendetr demo --output output/demo
+    python tools/run_demo.py --write
 
 Draws the shapes data set, trains Dynamic-DINO for a short while (killed with SIGKILL halfway, then
 resumed), makes the dense DINO sparse without labels, evaluates these detectors and the shipped
 ones, counts operations, measures time on small images and at COCO's size, and writes pictures and
 a page for a browser.
-Everything lands in output/demo/; a few minutes on two idle cores.
+Everything lands in output/demo/; a few minutes on two idle cores. ``--write`` (in a checkout)
+also records the table in docs/records/demo.json and puts it into README.md.
 """
 
 from __future__ import annotations
@@ -20,28 +22,25 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
 from PIL import Image
-from tabulate import tabulate
 
 from tokendetr.analysis.flops import count_flops, mean_report, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.demo_table import LARGE_PX, METRICS, Candidate, record_table, table
 from tokendetr.cli.demo_training import train_with_a_crash
-from tokendetr.config.load import load_config
-from tokendetr.config.tree import checkpoint_file
+from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file
 from tokendetr.data.shapes import ensure_shapes
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.progress import Progress
-from tokendetr.predict import Predictor, dataset_metadata, read_rgb
+from tokendetr.predict import dataset_metadata, read_rgb
 from tokendetr.report import write_report
 from tokendetr.sparsification import FitOptions, SparsifyJob, run_job
 from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
@@ -50,48 +49,9 @@ from tokendetr.visualization.token_story import draw_story
 
 DENSE = "dino_shapes"
 DYNAMIC = "dynamic_dino_shapes"
-METRICS = ("AP", "AP50", "APs", "APm", "APl")
 # Pictures of the validation set with objects of several sizes.
 PICTURES = (0, 4, 9, 14)
-LARGE_PX = (800, 1216)
-"""Height and width of an image of COCO's size."""
 REPORT_IMAGES = 30
-
-
-@dataclass
-class Candidate:
-    """One row of the table.
-
-    Attributes:
-        title: how the row is called.
-        config: a config's name.
-        weights: checkpoint; None takes the one that comes with the config.
-        metrics: box AP and its kin, 0 to 100.
-        gflops, encoder_gflops: of one image, multiply-add = 1, mean over validation images.
-        milliseconds: per image: median over validation images.
-        large: config of the same kind of detector at full size; None where there is none.
-        large_milliseconds: its time for one image of ``LARGE_PX``.
-    """
-
-    title: str
-    config: str
-    weights: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    gflops: float = 0.0
-    encoder_gflops: float = 0.0
-    milliseconds: float = 0.0
-    large: str | None = None
-    large_milliseconds: float | None = None
-    predictor: Predictor | None = None
-
-    def load(self) -> tuple[DictConfig, Predictor]:
-        """The config, and the detector with its weights."""
-        cfg = load_config(self.config, trained=True)
-        if self.weights is not None:
-            cfg.train.init_checkpoint = self.weights
-        if self.predictor is None:
-            self.predictor = Predictor.from_config(cfg)
-        return cfg, self.predictor
 
 
 class Stages:
@@ -215,24 +175,6 @@ def write_pictures(dense: Candidate, dynamic: Candidate, files: list[Path], fold
         sheet.save(folder / f"{path.stem}_tokens.png")
 
 
-def table(candidates: list[Candidate]) -> str:
-    """The table that the demo ends with."""
-    size = " x ".join(map(str, LARGE_PX))
-    header = ["", *METRICS, "GFLOPs", "encoder GFLOPs", "ms/image", f"ms, R50 at {size}"]
-    rows = [
-        [
-            candidate.title,
-            *(f"{candidate.metrics[name]:.1f}" for name in METRICS),
-            f"{candidate.gflops:.3f}",
-            f"{candidate.encoder_gflops:.3f}",
-            f"{candidate.milliseconds:.1f}",
-            "" if candidate.large_milliseconds is None else f"{candidate.large_milliseconds:.0f}",
-        ]
-        for candidate in candidates
-    ]
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
@@ -242,7 +184,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--score-iterations", type=int, default=40, help="of the fit without labels"
     )
     parser.add_argument("--timed-images", type=int, default=60, help="images per detector")
+    parser.add_argument(
+        "--write", action="store_true", help="record the table and put it into README.md"
+    )
     args = parser.parse_args(arguments)
+    if args.write and not (PROJECTS_DIR.parent / "README.md").is_file():
+        parser.error("--write needs a checkout of the sources, not a wheel")
     if args.iterations < 16:
         parser.error("--iterations must be at least 16: the training is killed and resumed")
     return args
@@ -303,12 +250,10 @@ def run(args: argparse.Namespace) -> None:
         random=2,
         token_images=2,
     )
-    text = table(candidates)
-    (output / "table.md").write_text(text + "\n")
-    print(f"\n{text}\n")
-    print(f"shapes_val, {len(files)} images; CPU threads: {torch.get_num_threads()}; GFLOPs count")
-    print("a multiply-add as one. The last column: the same kinds of detector at full size, random")
-    print("weights, one image. Pictures (detections: dense left, dynamic right; stories; tokens):")
+    made = table(candidates, len(files))
+    record_table(made, output, args.write)
+    print(f"\n{made.markdown()}")
+    print("Pictures (detections: dense left, Dynamic-DINO right; stories; tokens):")
     for path in sorted((output / "pictures").iterdir()):
         print(f"  {path}")
     print(f"All of it on one page, for a browser: {page}")

@@ -1,25 +1,33 @@
-"""Print a project's tables of results, or write them into its README.
+"""Print a project's tables of results, or write them into its pages.
 
 Examples:
     tokendetr table dynamic_detr
-    tokendetr table dynamic_detr --write    # between the markers in its README
+    tokendetr table dynamic_detr --write    # between the markers in its pages
     tokendetr table dynamic_detr --only gflops
+    tokendetr table recorded --write        # every result file of docs/records into its page
 
 ``projects/<method>/table.py`` makes them: its ``tables()`` yields
-``tokendetr.analysis.tables.Table``.
+``tokendetr.analysis.tables.Table``. A result file holds figures that were measured once, with the
+command, machine and date.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tokendetr.analysis.project_pages import splice_project
+from tokendetr.analysis.recorded_tables import read_recorded
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.cli.arguments import described_parser
 from tokendetr.config.tree import PROJECTS_DIR
+
+RECORDED = "recorded"
+"""Instead of a project: the result files of ``docs/records``."""
 
 
 def methods(projects: Path) -> list[str]:
@@ -51,31 +59,52 @@ def tables_of(method: str, projects: Path) -> Iterable[Table]:
     return found
 
 
+def show_recorded(projects: Path, write: bool) -> None:
+    """Print the tables of all result files, and on request write them into their pages."""
+    root = projects.parent
+    for file in sorted((root / "docs" / "records").glob("*.json")):
+        recorded = read_recorded(file)
+        for table in recorded.shown():
+            print(table.markdown(), flush=True)
+            if write:
+                report(table, root / recorded.page, splice(root / recorded.page, table), root)
+
+
+def show_project(args: argparse.Namespace, projects: Path) -> None:
+    """Make a project's tables, print them, and on request write them into its pages."""
+    seen = []
+    for table in tables_of(args.method, projects):
+        seen.append(table.name)
+        if args.only in (None, table.name):
+            print(table.markdown(), flush=True)
+            if args.write:
+                report(table, *splice_project(args.method, projects, table), projects.parent)
+    if args.only is not None and args.only not in seen:
+        raise ValueError(f"{args.method} has no table '{args.only}', only {', '.join(seen)}")
+
+
+def report(table: Table, page: Path, changed: bool, root: Path) -> None:
+    """Print what became of a page, apart from the table itself."""
+    state = "written to" if changed else "unchanged in"
+    print(f"{table.name}: {state} {page.relative_to(root)}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
-    parser.add_argument("method", help="name of a folder under projects/ that has a table.py")
+    parser.add_argument(
+        "method", help=f"name of a folder under projects/ that has a table.py, or {RECORDED!r}"
+    )
     parser.add_argument("--only", metavar="NAME", help="this table alone")
-    parser.add_argument("--write", action="store_true", help="put them into the project's README")
+    parser.add_argument("--write", action="store_true", help="put them into the project's pages")
     args = parser.parse_args(arguments)
-    projects = PROJECTS_DIR
-    seen = []
     try:
-        for table in tables_of(args.method, projects):
-            seen.append(table.name)
-            if args.only not in (None, table.name):
-                continue
-            print(table.markdown(), flush=True)
-            if args.write:
-                readme = projects / args.method / "README.md"
-                state = "written to" if splice(readme, table) else "unchanged in"
-                print(
-                    f"{table.name}: {state} {readme.relative_to(projects.parent)}", file=sys.stderr
-                )
+        if args.method == RECORDED:
+            show_recorded(PROJECTS_DIR, args.write)
+        else:
+            show_project(args, PROJECTS_DIR)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    if args.only is not None and args.only not in seen:
-        sys.exit(f"error: {args.method} has no table '{args.only}', only {', '.join(seen)}")
 
 
 if __name__ == "__main__":
