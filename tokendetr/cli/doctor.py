@@ -46,6 +46,8 @@ DATA_SETS = {
     "VOC2012": "VOC 2012",
     "bdd100k": "BDD100K",
     "shapes": "shapes",
+    "shapes_test": "shapes (test)",
+    "bccd": "BCCD",
 }
 PACKAGES = (
     "numpy",

@@ -1,4 +1,4 @@
-"""DINO on ViTDet-L, whose every sixth block attends to the whole image."""
+"""DINO on ViTDet-L, in which every sixth block attends to the whole image."""
 
 from .dino_vitdet import model
 

@@ -2,7 +2,7 @@ from detectron2.config import LazyCall as L
 
 from focus_detr import FocusSparsifier
 
-# Sizes are those of the encoder that the sparsifier is put into.
+# Sizes follow the encoder that holds the sparsifier.
 sparsifier = L(FocusSparsifier)(
     embed_dim="${..embed_dim}",
     num_heads="${..num_heads}",
