@@ -1,6 +1,7 @@
 """Compare evaluation from the configs as they are loaded: detrex's own and this project's.
 
     cd DETREX && python -m tests.upstream.compare_evaluation --output rows.json [NAME ...]
+    python -m tests.upstream.compare_evaluation --splice    # the golden file's rows into the page
 
 Runs where detectron2 and detrex are installed, in the root of a detrex checkout. For every config
 that both have and that can be built there, both models get weights that are a formula of their
@@ -21,11 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.golden import formula
 from tests.projects.upstream_facts import ROOT, UPSTREAM, plain
+from tokendetr.analysis.tables import Cell, Table, splice
 
 SMALL = (224, 256)
 LARGE = (640, 800)  # for 1,800 and 2,400 proposals, and Focus-DETR's 300 tokens in each layer
 UNUSED = ("dn_number", "label_noise_ratio", "criterion", "device")
 TOLERANCE = 1e-5
+GOLDEN = ROOT / "tests" / "golden" / "upstream_evaluation.json"
+PAGE = ROOT / "docs" / "upstream_differences.md"
 
 
 def size(name: str) -> tuple[int, int]:
@@ -86,12 +90,33 @@ def row(name: str, ours: DictConfig) -> dict[str, Any]:
     return compare(*results) | ({"options": sorted(options)} if options else {})
 
 
+def table(rows: dict[str, dict[str, Any]]) -> Table:
+    """Return the rows as a table; models that configs share are named once."""
+    cells: list[list[Cell]] = []
+    for name, row in rows.items():
+        if "same_model_as" in row:
+            shown = [f"as `{Path(row['same_model_as']).stem}`", None]
+        else:
+            shown = [f"{row[key]:.1e}" for key in ("scores", "boxes_px")]
+        cells.append([f"`{Path(name).stem}`", *shown])
+    columns = ("config", "scores", "boxes, pixels")
+    note = (
+        "`python -m tests.upstream.compare_evaluation`; detectron2 02b5c4e2, detrex e244e6c, "
+        "torch 2.14.1, CPU; 2026-11-28."
+    )
+    return Table("upstream_evaluation", "", columns, cells, (note,))
+
+
 def main() -> None:
     """Compare the configs and print a line for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file of the rows")
+    parser.add_argument("--output", type=Path, default=GOLDEN, help="JSON file of the rows")
+    parser.add_argument("--splice", action="store_true", help="only write the golden rows' page")
     parser.add_argument("names", nargs="*", help="names of configs; all by default")
     args = parser.parse_args()
+    if args.splice:
+        splice(PAGE, table(json.loads(GOLDEN.read_text())))
+        return
     torch.set_default_dtype(torch.float64)
     rows = json.loads(args.output.read_text()) if args.output.is_file() else {}
     seen: dict[str, str] = {}

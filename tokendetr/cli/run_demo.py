@@ -209,7 +209,7 @@ def run(args: argparse.Namespace) -> None:
 
     stages.begin("Training Dynamic-DINO for a moment; killed halfway, then resumed")
     trained = Candidate(
-        f"Dynamic-DINO, {args.iterations} iterations just now",
+        f"Dynamic-DINO, trained here for {args.iterations} iterations",
         DYNAMIC,
         str(output / "train" / "model_final.pth"),
     )
@@ -219,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
     stages.begin("Making the dense DINO sparse, without labels")
     make_sparse(output / "sparse", root / "train", args.score_iterations)
     fitted = Candidate(
-        "DINO made sparse just now, without labels (keep 0.3)",
+        "DINO, sparsified here without labels (keep 0.3)",
         str(output / "sparse" / "config.py"),
         str(output / "sparse" / "model.pth"),
         large="sparse_dino_r50_4scale_12ep_bypass",
