@@ -119,8 +119,8 @@ CLASSIFIERS = (
     ),
 )
 _SCALED = (
-    "the paper's are those of 480 x 640 pixels and transformers' DPT takes square images alone; "
-    "with as many pixels ours would be"
+    "the paper's are for 480 x 640 pixels, and transformers' DPT takes only square images; "
+    "at as many pixels, ours would be"
 )
 DEPTH = (
     Row(
