@@ -98,12 +98,12 @@ class Checklist:
         states = [row.state for row in self.rows]
         counts = ", ".join(f"{states.count(s)} {s}" for s in ("covered", "decided", "open"))
         lines = [
-            f"# {self.title}: what of the paper is here",
+            f"# {self.title}: the paper, row by row",
             "",
-            f"{self.source}. {counts} (made by `python tools/checklist.py --write` from",
-            f"[checklist/{self.name}.json](checklist/{self.name}.json)).",
+            f"For readers who check what of the paper is implemented. {self.source}. Rows: {counts}.",
+            f"[Measurements](measurements/{self.name}.md).",
             "",
-            "| in the paper | what | where | held by | shown by |",
+            "| in the paper | what | where | tested by | shown by |",
             "| --- | --- | --- | --- | --- |",
         ]
         for row in self.rows:
@@ -117,6 +117,8 @@ class Checklist:
             if row.decision:
                 cells[-1] = "; ".join(part for part in (cells[-1], f"*{row.decision}*") if part)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        made = "`python tools/checklist.py --write` makes this page from"
+        lines += ["", f"{made} [checklist/{self.name}.json](checklist/{self.name}.json)."]
         return "\n".join(lines) + "\n"
 
 
