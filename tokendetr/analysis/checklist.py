@@ -100,7 +100,7 @@ class Checklist:
         lines = [
             f"# {self.title}: the paper, row by row",
             "",
-            f"For readers who check what of the paper is implemented. {self.source}. Rows: {counts}.",
+            f"What of the paper is implemented. {self.source}. Rows: {counts}.",
             f"[Measurements](measurements/{self.name}.md).",
             "",
             "| in the paper | what | where | tested by | shown by |",
