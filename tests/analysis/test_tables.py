@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.source_tree import ROOT
 from tokendetr.analysis.recorded_tables import RecordedTables, read_recorded, write_recorded
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.cli import table
