@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.recorded_tables import RecordedTables, write_recorded
-from tokendetr.analysis.tables import Table, splice
+from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.predict import Predictor
@@ -64,17 +64,7 @@ def table(candidates: list[Candidate], images: int) -> Table:
         name="demo",
         title="",
         columns=("", *METRICS, "GFLOPs", "encoder GFLOPs", "ms/image", f"ms, R50 at {size}"),
-        rows=[
-            (
-                candidate.title,
-                *(candidate.metrics[name] for name in METRICS),
-                f"{candidate.gflops:.3f}",
-                f"{candidate.encoder_gflops:.3f}",
-                candidate.milliseconds,
-                large_cell(candidate),
-            )
-            for candidate in candidates
-        ],
+        rows=[cells(candidate) for candidate in candidates],
         notes=(
             f"AP on the {images} validation images of shapes. A multiply-add counts 1.",
             "Last column: the same kind of detector at full size, random weights, one image.",
@@ -82,10 +72,17 @@ def table(candidates: list[Candidate], images: int) -> Table:
     )
 
 
-def large_cell(candidate: Candidate) -> str | None:
-    """Return the time at COCO's size in whole milliseconds, or None."""
-    milliseconds = candidate.large_milliseconds
-    return None if milliseconds is None else f"{milliseconds:.0f}"
+def cells(candidate: Candidate) -> list[Cell]:
+    """Return a row of the table; times at COCO's size are whole milliseconds."""
+    large = candidate.large_milliseconds
+    return [
+        candidate.title,
+        *(candidate.metrics[name] for name in METRICS),
+        f"{candidate.gflops:.3f}",
+        f"{candidate.encoder_gflops:.3f}",
+        candidate.milliseconds,
+        None if large is None else f"{large:.0f}",
+    ]
 
 
 def record_table(made: Table, folder: Path, write: bool) -> None:
