@@ -466,7 +466,7 @@ class DynamicPlan(TokenPlan):
 def _receivers(
     match: AffinityMatch, counts: Sequence[int], start: int, tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the tokens that take in others, counted over the coarsest level and flat.
+    """Return the absorbing tokens, flat over the coarsest level and flat over all levels.
 
     Args:
         match: of the coarsest level.
@@ -484,7 +484,7 @@ def _receivers(
 
 
 def _slots(anchors: Sequence[Tensor], slot_BN: Tensor, length: int) -> list[Tensor]:
-    """Return the flat reduced tokens that stand for flat tokens, where images have ``length``."""
+    """Return the flat reduced tokens of flat tokens; ``length`` is the reduced tokens per image."""
     if not anchors:
         return []
     anchor_R = torch.cat(list(anchors))

@@ -1,4 +1,4 @@
-"""Dynamic DETR's choice in a program that is being exported, where image sizes are its inputs.
+"""Dynamic DETR's choice in a program that is being exported, whose inputs include the image sizes.
 
 Shapes: B image, N all tokens, C channel, L level, S places of a level's windows, U tokens of the
 coarsest level.
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class TracedChoice:
-    """What merges in each stage of one pass.
+    """Choice of the windows and tokens that merge in each stage of one pass.
 
     Args:
-        layout: with ``traced_sizes_BL2``.
+        layout: the batch, with ``traced_sizes_BL2``.
         options: the sparsifier.
 
     Raises:
@@ -86,7 +86,7 @@ class TracedChoice:
 
     @cached_property
     def _token_order_UU(self) -> Tensor:
-        """The order of equally rare tokens of the coarsest level, for each real size of it."""
+        """Order of equally rare tokens of the coarsest level, one row for each real size of it."""
         return spread_token_table(*self.layout.level_shapes[-1]).to(self.layout.device)
 
     def _row(self, level: int) -> Tensor:
@@ -98,7 +98,7 @@ class TracedChoice:
     def _windows_of(
         self, level: int, ratio: float, memory_BNC: Tensor, inverse_norm_BN: Tensor
     ) -> tuple[TracedWindowGroup, int]:
-        """Return a level's windows with those that merge, and the most tokens that are left."""
+        """Return a level's windows with those that merge, and the most tokens that can be left."""
         budget = self.options.budget
         if level not in self._windows:
             window = budget.window_sizes[level]
@@ -111,8 +111,8 @@ class TracedChoice:
         return TracedWindowGroup(windows, windows.choose(score_BS, count_BK)), most
 
     def _coarsest(self, ratio: float, memory_BNC: Tensor) -> tuple[Tensor, Affinity | None, int]:
-        """Return the coarsest level's important tokens [B, U], which of its tokens absorb which,
-        and the most important ones that there can be."""
+        """Return the coarsest level's important tokens, bool [B, U], what they absorb (None at
+        ratio 1), and the largest possible number of important tokens."""
         layout, options = self.layout, self.options
         level = layout.num_levels - 1
         valid_BU = layout.split(layout.valid_BN)[-1]

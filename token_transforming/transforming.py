@@ -186,7 +186,7 @@ def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | None]:
         return found[0]
     if not found:
         raise UnsupportedModelError(
-            f"neither {type(model).__name__} nor any of its submodules can be transformed. "
+            f"{type(model).__name__} cannot be transformed, and no submodule of it can. "
             f"Supported: {'; '.join(supported())}"
         )
     names = ", ".join(f"{name or 'itself'} ({type(module).__name__})" for name, module, _ in found)

@@ -75,7 +75,7 @@ def match_by_affinity(
     cosine_BNN = unit_BNC @ unit_BNC.transpose(1, 2)
     # A matrix product rounds (i, j) and (j, i) differently: equally rare tokens must tie exactly.
     cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2
-    hidden_BNN = _diagonal(tokens, x_BNC.device)[None]  # pairs that count nothing
+    hidden_BNN = _diagonal(tokens, x_BNC.device)[None]  # pairs that do not count
     if valid_BN is not None:
         hidden_BNN = hidden_BNN | ~valid_BN[:, None, :]
     if score_BN is None:
@@ -116,7 +116,7 @@ def _diagonal(tokens: int, device: torch.device) -> Tensor:
 
 
 def _others(valid_counts: Counts, device: torch.device) -> Tensor | int:
-    """Return how many other tokens each image has, at least 1: a number where all have as many."""
+    """Return the number of other tokens of each image, at least 1; one number if all are equal."""
     if isinstance(valid_counts, TracedCounts):
         return valid_counts.count_B.sub(1).clamp_min(1)[:, None]
     others = [max(count - 1, 1) for count in valid_counts]
@@ -125,7 +125,7 @@ def _others(valid_counts: Counts, device: torch.device) -> Tensor | int:
 
 def _nearest(similarity_BNN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return each row's ``count`` highest columns, the first of equals, and a mask of those above
-    -inf. Overwrites its argument."""
+    -inf. The argument is overwritten."""
     similarities: list[Tensor] = []
     columns: list[Tensor] = []
     for _ in range(min(count, similarity_BNN.shape[2])):

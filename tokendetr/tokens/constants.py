@@ -1,6 +1,6 @@
-"""Tensors that follow from sizes alone, kept from one batch to the next.
+"""Cache of tensors that depend on sizes alone, from one batch to the next.
 
-Making them takes many small operators, which on small images cost as much as the layers do.
+Computing them takes many small operators, which on small images cost as much as the layers.
 """
 
 import threading
@@ -17,8 +17,8 @@ from tokendetr.compat.torch_private import current_dispatch_mode
 Made = TypeVar("Made")
 
 MOST_BYTES = 1 << 23
-"""Bytes of tensors that one function keeps. Those of large batches are not worth keeping: a result
-of more than an eighth of it is made anew each time."""
+"""Most bytes of tensors that one function keeps. A result of more than an eighth of this is
+computed anew each time: for large batches, computing it costs little beside the layers."""
 
 
 def bytes_of(made: object) -> int:
@@ -31,13 +31,15 @@ def bytes_of(made: object) -> int:
 def kept_tensors(
     make: Callable[..., Made], measure: Callable[[Made], int] = bytes_of
 ) -> Callable[..., Made]:
-    """Decorate a function so that it keeps its latest results, which nobody may write to.
+    """Decorate a function so that it caches its latest results, which callers must not write to.
 
-    Nothing is kept, or taken from what was, where operators are traced, compiled or counted.
+    The cache is not used while operators are traced, compiled or counted: these need to see all of
+    them.
 
     Args:
-        make: takes hashable arguments; returns a tensor, or an object whose attributes may be.
-        measure: bytes of a result.
+        make: a function of hashable arguments that returns a tensor or an object with tensors as
+            attributes.
+        measure: returns the bytes of a result.
     """
     kept: OrderedDict[Hashable, tuple[int, Made]] = OrderedDict()
     lock = threading.Lock()

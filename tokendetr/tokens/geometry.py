@@ -11,7 +11,7 @@ LevelShapes = tuple[tuple[int, int], ...]
 
 
 def reference_points(level_shapes: LevelShapes, valid_ratios_BL2: Tensor) -> Tensor:
-    """Return each token's centre in every level's normalised (x, y), [B, N, L, 2].
+    """Return each token's center in every level's normalized (x, y), [B, N, L, 2].
 
     Args:
         level_shapes: ``(height, width)`` of each level.
@@ -33,7 +33,7 @@ def reference_points(level_shapes: LevelShapes, valid_ratios_BL2: Tensor) -> Ten
 
 
 def proposals(level_shapes: LevelShapes, valid_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return boxes on all tokens and which are usable; see :meth:`LevelLayout.proposals`.
+    """Return boxes on all tokens and a mask of the usable ones; see :meth:`LevelLayout.proposals`.
 
     Args:
         level_shapes: ``(height, width)`` of each level.

@@ -1,11 +1,12 @@
-"""The windows of a level in a program that is being exported, where image sizes are its inputs.
+"""The windows of a level in a program that is being exported, whose inputs include the image sizes.
 
-What :mod:`tokendetr.tokens.windows` counts out in Python integers is arithmetic on tensors here, or
-is looked up in tables of all sizes that there can be; shapes follow from the canvas alone. Windows
-stand row by row in a grid that has a place for each window of the largest image.
+:mod:`tokendetr.tokens.windows` computes with sizes as Python integers. Here they are tensors: the
+same arithmetic is done by operators, or its results are looked up in tables of all possible sizes.
+Shapes depend on the canvas alone: windows lie row by row in a grid with a place for each window of
+the largest image.
 
 Shapes: B image, H and W height and width of the level, T its tokens, C channel, S places of windows
-(rows by columns), K kinds of windows: four, for each axis has parts of at most two lengths.
+(rows by columns), K kinds of windows: four, because parts of an axis have at most two lengths.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from tokendetr.tokens.windows import spread_order, spread_tokens_of_size
 KINDS = 4
 
 MergedWindows = Callable[[int, int], dict[tuple[int, int], int]]
-"""Height and width of an image's level: how many windows of which (rows, columns) merge."""
+"""Maps height and width of an image's level to the number of merged windows of each (rows,
+columns)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class _Axis:
         count_B: long, parts of each image.
         length_BP: long, cells of each part; 0 beyond an image's parts.
         last_BP: long, the last cell of each part.
-        member_BPX: bool, whether a part holds a cell.
+        member_BPX: bool, True for the cells of a part.
         longer_BP: long, 1 for parts that are one cell longer than the image's shortest.
     """
 
@@ -69,18 +71,19 @@ class _Axis:
 
 @dataclass(frozen=True)
 class TracedWindows:
-    """The windows of one level, each image's own.
+    """The windows of one level, in each image by its own size.
 
     Attributes:
         start: the level's first token.
         valid_BS: bool, True where an image has a window.
         cells_BS: long, tokens of each window.
-        kind_BS: long, which of an image's sizes of windows it has, the smallest first.
+        kind_BS: long, the window's size among the four of its image: 2 if it has a row more than
+            the smallest, + 1 if it has a column more.
         order_BS: long, an image's windows in the order of
             :func:`tokendetr.tokens.spread_order`, places without one last.
-        window_BT: long, the window of each token of the level; any for padding.
+        window_BT: long, the window of each token of the level; arbitrary for padding.
         anchor_BT: bool, True for the bottom-right token of each window.
-        last_BS: long, that token of the level; any where there is no window.
+        last_BS: long, that token's index in the level; arbitrary for places without a window.
     """
 
     start: int
@@ -99,7 +102,7 @@ class TracedWindows:
         """Divide a level's real part in every image.
 
         Args:
-            layout: with ``traced_sizes_BL2``.
+            layout: the batch, with ``traced_sizes_BL2``.
             level: from 0.
             window: cells per side of a window; the nearly equal parts are at least as long.
         """
@@ -135,7 +138,7 @@ class TracedWindows:
         return self.window_BT.shape[1]
 
     def add_up(self, x_BTC: Tensor) -> Tensor:
-        """Return the sum of each window's tokens, [B, S, C]: a product along each axis."""
+        """Return the sum of each window's tokens, [B, S, C], by one matrix product per axis."""
         rows_BPH, columns_BQW = self._rows_BPH.to(x_BTC.dtype), self._columns_BQW.to(x_BTC.dtype)
         width, channels = columns_BQW.shape[2], x_BTC.shape[2]
         sum_BPWC = (rows_BPH @ x_BTC.unflatten(1, (-1, width)).flatten(2)).unflatten(
@@ -163,7 +166,7 @@ class TracedWindows:
 
         Args:
             score_BS: higher is better; NaN counts as the lowest score.
-            count_BK: long, how many windows of each kind are chosen.
+            count_BK: long, the number of chosen windows of each kind.
         """
         places = score_BS.shape[1]
         place_BS, _ = topk_valid(
@@ -180,7 +183,7 @@ class TracedWindows:
 
 
 def _last(axis: _Axis, canvas: int) -> Tensor:
-    """Return whether each cell is the last one of a part, bool [B, X]."""
+    """Return bool [B, X], True for the last cell of each part."""
     cell_X1 = torch.arange(canvas, device=axis.count_B.device)[:, None]
     own_BXP = (cell_X1 == axis.last_BP[:, None]) & (axis.length_BP > 0)[:, None]
     return own_BXP.any(dim=2)
@@ -214,13 +217,14 @@ def spread_token_table(height: int, width: int) -> Tensor:
 
 
 def merged_window_table(height: int, width: int, merged: MergedWindows) -> tuple[Tensor, int]:
-    """Return how many windows of each kind merge for each real size of a level, long [height *
-    width, K] in the order of :func:`spread_token_table`, and the most tokens that are left.
+    """Return the number of merged windows of each kind for each real size of a level, long
+    [height * width, K] in the order of :func:`spread_token_table`, and the most tokens that can be
+    left.
 
     Args:
-        height: of the level.
-        width: of it.
-        merged: the rule for one size.
+        height: rows of the level.
+        width: columns of the level.
+        merged: returns the merged windows of one size.
     """
     table = np.zeros((height * width, KINDS), dtype=np.int64)
     most = 0

@@ -29,7 +29,8 @@ _BORDER_FIRST = 0.8
 _ROW_STEP, _COLUMN_STEP = 0.7548776662466927, 0.5698402909980532
 
 _FEW_CLASSES = 16
-"""So many classes are ranked one by one; more of them together, as rows of one padded matrix."""
+"""Up to this number, classes are ranked one by one; more are ranked together, as rows of a padded
+matrix."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ class LevelWindows:
         return tuple(part.view(each.count, each.cells) for part, each in parts)
 
     def _choose_together(self, score_S: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Do the same with a number of operators that does not grow with the classes."""
+        """Choose as :meth:`choose` does, by a number of operators that does not depend on the
+        number of classes."""
         sizes = [each.count for each in self.classes]
         length, device = max(sizes), score_S.device
         starts_G = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)

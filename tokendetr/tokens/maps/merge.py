@@ -63,7 +63,7 @@ class WindowGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Affinity:
-    """Which tokens of one (small) level absorb which others; several may absorb the same token.
+    """Absorption among the tokens of one (small) level; several may absorb the same token.
 
     Attributes:
         neighbor_index_BUT: long, the most similar tokens of each token of the level. Entries that

@@ -1,4 +1,4 @@
-"""The map of Dynamic DETR in a program that is being exported, without lists of varying length.
+"""The map of Dynamic DETR in a program that is being exported: all shapes are fixed.
 
 Shapes: B image, N all tokens, K reduced tokens, C channel, T tokens of a level, S places of its
 windows, U tokens of the coarsest level.
@@ -21,7 +21,7 @@ class TracedWindowGroup:
     """The windows of a level, of which some become one token each.
 
     Attributes:
-        windows: all of them.
+        windows: all windows of the level.
         chosen_BS: bool, True for those that merge.
     """
 
@@ -35,13 +35,13 @@ class TracedWindowGroup:
 
 
 class TracedMerge(AnchoredMap):
-    """Equal to :class:`tokendetr.tokens.Merge`, in products and gathers of fixed shapes.
+    """:class:`tokendetr.tokens.Merge`, computed by products and gathers of fixed shapes.
 
     Args:
         index_BK: as of ``Merge``.
         valid_BK: as of ``Merge``.
         groups: the windows of some levels.
-        affinity: which tokens of the coarsest level absorb which; None where they stay alone.
+        affinity: what the coarsest level's tokens absorb; None if none absorbs any.
         rule: "mean" or "sum" of a window's tokens, or "retain" the anchor's own features.
         locate: as of ``WindowGroup``.
         broadcast: as of ``Merge``.
@@ -70,7 +70,8 @@ class TracedMerge(AnchoredMap):
         self._source_BK = self._sources().gather(1, index_BK)
 
     def _sources(self) -> Tensor:
-        """Return each token's row among all tokens and the merged windows behind them, [B, N]."""
+        """Return each token's row, [B, N], in the sequence of all tokens followed by all windows:
+        its window's row for the anchor of a merged window, else its own."""
         batch = self._index_BK.shape[0]
         source_BN = torch.arange(self.num_all, device=self._index_BK.device).repeat(batch, 1)
         levels, end, behind = [], 0, self.num_all
@@ -85,7 +86,7 @@ class TracedMerge(AnchoredMap):
         return torch.cat([*levels, source_BN[:, end:]], dim=1)
 
     def reduce(self, x_BNC: Tensor) -> Tensor:
-        """Return single tokens as they are and groups merged, [B, K, C]."""
+        """Return single tokens unchanged and groups merged, [B, K, C]."""
         tokens_BNC = x_BNC
         if self.affinity is not None:
             level_BUC = self.affinity.merge_level(x_BNC)
@@ -104,7 +105,7 @@ class TracedMerge(AnchoredMap):
         return take_rows(torch.cat(rows, dim=1), self._source_BK)
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
-        """Return ``base_BNC`` with the anchors (or, broadcasting, all cells of windows)
+        """Return ``base_BNC`` with the anchors (when broadcasting, all cells of merged windows)
         replaced."""
         restored_BNC = super().restore(y_BKC, base_BNC)
         if not self.broadcast:
@@ -121,8 +122,7 @@ class TracedMerge(AnchoredMap):
         return take_rows(restored_BNC, torch.cat([*levels, token_BN[:, end:]], dim=1))
 
     def select(self, x_BN: Tensor) -> Tensor:
-        """Return attributes at the anchors, or means over windows that are located by their
-        mean."""
+        """Return attributes of the anchors, or means over windows with ``locate="mean"``."""
         if self.locate == "anchor":
             return super().select(x_BN)
         selected_BKC = self._with_windows(x_BN.flatten(2), mean=True)
