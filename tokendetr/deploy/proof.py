@@ -24,7 +24,8 @@ BOX_TOLERANCE_PX = 0.5
 SCORE_TOLERANCE = 1e-4
 NUDGE = 0.01
 """Of pixel values 0..255: what changes by less decides nothing that an image shows."""
-_NUDGES = 4
+_NUDGES = (0.03, 0.1, 0.3, 1.0) * 2
+"""Shares of it that are tried: a large nudge decides other near ties otherwise as well."""
 Size = tuple[int, int]
 
 _SHARES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.6), (0.5, 0.8), (0.9, 0.45), (0.62, 0.62), (0.4, 1.0))
@@ -256,8 +257,8 @@ def compare(
 def _nudged(model: nn.Module, image_3HW: Tensor, found: Instances) -> Comparison | None:
     """Return the comparison with the model on a nudged image; None if it differs on all."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_NUDGES):
-        noise_3HW = torch.rand(image_3HW.shape, generator=generator).sub(0.5).mul(2 * NUDGE)
+    for share in _NUDGES:
+        noise_3HW = torch.rand(image_3HW.shape, generator=generator).sub(0.5).mul(2 * NUDGE * share)
         result = Comparison(near_ties=1)
         result.add(detect(model, [image_3HW + noise_3HW])[0], found)
         if result.good:
