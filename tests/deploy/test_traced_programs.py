@@ -101,8 +101,8 @@ class Balanced(torch.nn.Module):
     @staticmethod
     def detection(x):
         found = Instances((20, 20))
-        found.pred_boxes = Boxes(torch.tensor([[x, 0.0, x + 5, 5], [0.0, 0, 20, 20]]))
-        found.scores, found.pred_classes = torch.tensor([0.9, 0.1]), torch.tensor([0, 0])
+        found.pred_boxes = Boxes(torch.tensor([[x, 0.0, x + 5, 5]]))
+        found.scores, found.pred_classes = torch.tensor([0.9]), torch.tensor([0])
         return found
 
 

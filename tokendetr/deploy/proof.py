@@ -26,6 +26,8 @@ NUDGE = 0.01
 """Of pixel values 0..255: what changes by less decides nothing that an image shows."""
 _NUDGES = (0.03, 0.1, 0.3, 1.0) * 2
 """Shares of it that are tried: a large nudge decides other near ties otherwise as well."""
+_MOST_CUT = 0.1
+"""Share of detections that may have the score of the last one: more would prove nothing."""
 Size = tuple[int, int]
 
 _SHARES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.6), (0.5, 0.8), (0.9, 0.45), (0.62, 0.62), (0.4, 1.0))
@@ -68,8 +70,7 @@ class Comparison:
         detections: of the model.
         box_px: largest difference of a coordinate between matched detections.
         score: largest difference of a score.
-        unmatched: detections without a partner of the same class within the tolerances, those
-            left out whose score is within the tolerance of the last one's.
+        unmatched: detections without a partner of the same class within the tolerances.
         near_ties: images in which the file finds what the model finds only after a nudge.
         tensors: where something failed, the largest difference of each output in its own order.
     """
@@ -103,8 +104,14 @@ class Comparison:
         for name, difference in other.tensors.items():
             self.tensors[name] = max(self.tensors.get(name, 0.0), difference)
 
-    def add(self, expected: Instances, found: Instances) -> None:
-        """Match an image's detections class by class, and keep the largest differences."""
+    def add(self, expected: Instances, found: Instances, *, limit: int | None = None) -> None:
+        """Match an image's detections class by class, and keep the largest differences.
+
+        Args:
+            expected: the model's.
+            found: the file's.
+            limit: detections that the model returns at most; None: all that it has.
+        """
         self.images += 1
         self.detections += len(expected)
         cost = _distance(expected, found)
@@ -116,11 +123,13 @@ class Comparison:
             self.box_px = max(self.box_px, float(boxes.abs().max()))
             scores = expected.scores[rows] - found.scores[columns]
             self.score = max(self.score, float(scores.abs().max()))
-        alone = _without(expected.scores, rows), _without(found.scores, columns)
-        last = float(expected.scores.min()) if len(expected) else 0.0
-        # At the end of the list, detections of equal scores may take each other's place.
-        missing = sum(int((scores > last + SCORE_TOLERANCE).sum()) for scores in alone)
-        missing += int(len(expected) != len(found))
+        alone = torch.cat([_without(expected.scores, rows), _without(found.scores, columns)])
+        missing = len(alone) + int(len(expected) != len(found))
+        if len(expected) == limit:
+            # Where the list is cut, detections of equal scores may take each other's place.
+            last = float(expected.scores.min()) + SCORE_TOLERANCE
+            cut = int((alone <= last).sum())
+            missing -= cut if cut <= _MOST_CUT * 2 * len(expected) else 0
         self.unmatched += missing
         if missing:
             self._compare_tensors(expected, found)
@@ -243,11 +252,11 @@ def compare(
         exported: the file.
         images: float [3, H, W], none larger than the canvas.
     """
-    comparison = Comparison()
+    comparison, limit = Comparison(), getattr(model, "select_box_nums_for_evaluation", None)
     found = exported([{"image": image} for image in images])
     for image, own, each in zip(images, expected, found, strict=True):
         result = Comparison()
-        result.add(own, each["instances"])
+        result.add(own, each["instances"], limit=limit)
         if not result.good:
             result = _nudged(model, image, each["instances"]) or result
         comparison.include(result)
@@ -257,10 +266,11 @@ def compare(
 def _nudged(model: nn.Module, image_3HW: Tensor, found: Instances) -> Comparison | None:
     """Return the comparison with the model on a nudged image; None if it differs on all."""
     generator = torch.Generator().manual_seed(0)
+    limit = getattr(model, "select_box_nums_for_evaluation", None)
     for share in _NUDGES:
         noise_3HW = torch.rand(image_3HW.shape, generator=generator).sub(0.5).mul(2 * NUDGE * share)
         result = Comparison(near_ties=1)
-        result.add(detect(model, [image_3HW + noise_3HW])[0], found)
+        result.add(detect(model, [image_3HW + noise_3HW])[0], found, limit=limit)
         if result.good:
             return result
     return None
