@@ -4,10 +4,10 @@
     python -m benchmarks.sparsification --labels 600 --seeds 0 1 2    # and then train with labels
     python -m benchmarks.sparsification --splice     # recorded figures into docs/bypass.md
 
-Every seed chooses other images and fits anew; what is recorded already is not run again. Rows:
-random tokens (left-out ones stand still, or move), a score head alone, the bypass at the end of the
+Every seed chooses other images and fits again; what is recorded is not run again. Rows:
+random tokens (without and with the bypass), a score head alone, the bypass at the end of the
 encoder only, the bypass in every layer, and distillation after it. With --labels, what was fitted
-(the bypass in every layer) is trained on with labels, with and without its maps, and so is the
+(the bypass in every layer) is then trained with labels, with and without its maps, and so is the
 dense detector: the same iterations, seed and schedule.
 """
 
@@ -47,16 +47,16 @@ PAGE = ROOT / "docs" / "bypass.md"
 RATIOS = (0.5, 0.3, 0.2, 0.1, 0.05)
 RANDOM_RATIOS = (0.5, 0.3, 0.1)
 STEPS = {
-    "random": "random tokens, the others stand still",
-    "random+bypass": "random tokens, the others move",
-    "scores": "(a) scores fitted, the others stand still",
-    "last": "(b) and move at the end of the encoder",
-    "every": "(b) and move in every layer",
-    "distilled": "(c) and encoder, maps and scores distilled",
+    "random": "random tokens, no bypass",
+    "random+bypass": "random tokens, bypass in every layer",
+    "scores": "(a) scores fitted, no bypass",
+    "last": "(b) scores and bypass at the end of the encoder",
+    "every": "(b) scores and bypass in every layer",
+    "distilled": "(c) the latter, then encoder, maps and scores distilled",
 }
 LABELLED = {
-    "labels": "(d) and trained on with labels",
-    "labels, no bypass": "the same training, the others stand still",
+    "labels": "(d) the bypass in every layer, then trained with labels",
+    "labels, no bypass": "the same training, no bypass",
     "labels, dense": "the same training of the dense detector",
 }
 COUNTED_IMAGES = 10

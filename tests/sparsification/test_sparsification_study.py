@@ -50,8 +50,8 @@ def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, mon
     assert any("bypass" in key for key in bypass)
     (table,) = sparsification.tables()
     names = [row[0] for row in table.rows]
-    assert names.index("(d) and trained on with labels") > names.index(
-        "(b) and move in every layer"
+    assert names.index("(d) the bypass in every layer, then trained with labels") > names.index(
+        "(b) scores and bypass in every layer"
     )
     capsys.readouterr()
     study().run(0, *options, 1)
