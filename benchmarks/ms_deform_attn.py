@@ -2,7 +2,7 @@
 
 On a GPU also against the plain kernel with one thread per channel (cuda/baseline.cu).
 
-python benchmarks/ms_deform_attn.py [--cases 3px 10%] [--quick] [--json FILE] [--form fused]
+python benchmarks/ms_deform_attn.py [--cases 3px 10%] [--quick] [--json FILE] [--form fused] ...
 
 Per line: the kernels' minimum, median and spread (90th - 10th percentile) in milliseconds, the
 median of the grid_sample form, and the ratio of the medians.
@@ -162,6 +162,8 @@ def main() -> None:
                 ours, theirs = measure(function, device, options.repeats, options.reference_repeats)
                 report.add(Line.of(name, dtype, label, ours, theirs, baseline[label]))
     report.write(options.json)
+    if options.record:
+        report.record("ms_deform_attn")
 
 
 if __name__ == "__main__":

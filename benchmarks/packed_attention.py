@@ -1,6 +1,6 @@
 """Packed attention against scaled_dot_product_attention with a mask, interleaved in one run.
 
-python benchmarks/packed_attention.py [--cases full three] [--device cuda] [--json FILE]
+python benchmarks/packed_attention.py [--cases full three] [--device cuda] [--json FILE] [--record]
 
 22,223 tokens (800 x 1333 pixels, four levels) in containers of 49. PyTorch gets the best form that
 it has for them: one dense mask per container, boolean where only segments count, and with biases
@@ -150,6 +150,8 @@ def main() -> None:
                 ours, theirs = measure(functions, device, options.repeats)
                 report.add(Line.of(name, dtype, label, ours, theirs))
     report.write(options.json)
+    if options.record:
+        report.record("packed_attention")
 
 
 if __name__ == "__main__":

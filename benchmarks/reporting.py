@@ -1,18 +1,25 @@
 """What the benchmarks of the operators share: command line, one line per case and pass, JSON."""
 
 import argparse
+import datetime
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 from tokendetr.analysis.inputs import write_json
+from tokendetr.analysis.recorded_rows import machine
+from tokendetr.analysis.recorded_tables import RecordedTables, read_recorded, write_recorded
+from tokendetr.analysis.tables import Table, splice
 from tokendetr.analysis.timing import Summary
 from tokendetr.ops import extension_available, library_facts
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+PASSES = ("forward", "forward+backward")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def operator_parser(description: str | None, cases: Iterable[str]) -> argparse.ArgumentParser:
@@ -25,6 +32,9 @@ def operator_parser(description: str | None, cases: Iterable[str]) -> argparse.A
     parser.add_argument("--cases", nargs="+", default=names, choices=names)
     parser.add_argument("--repeats", type=int, default=20, help="runs of the kernels per line")
     parser.add_argument("--json", metavar="FILE", help="also write the lines to FILE")
+    parser.add_argument(
+        "--record", action="store_true", help="replace the table in docs/performance.md"
+    )
     return parser
 
 
@@ -141,3 +151,41 @@ class Report:
         if target:
             lines = [asdict(line) for line in self._lines]
             write_json({"setting": self._setting, "lines": lines}, target)
+
+    def record(self, name: str) -> None:
+        """Replace the lines of docs/records/``name``.json and its table in docs/performance.md."""
+        file = ROOT / "docs" / "records" / f"{name}.json"
+        (known,) = read_recorded(file).tables
+        dtypes = list(dict.fromkeys(line.dtype for line in self._lines))
+        columns = [(dtype, passes) for dtype in dtypes for passes in PASSES]
+        cells = {
+            (line.case, line.dtype, line.passes): f"{line.kernel.median:.2f} ms, {line.ratio:.1f}x"
+            for line in self._lines
+        }
+        spread = max(
+            (line.kernel.p90 - line.kernel.p10) / line.kernel.median for line in self._lines
+        )
+        table = Table(
+            name=name,
+            title=known.title,
+            columns=["case", *(f"{passes}, {dtype}" for dtype, passes in columns)],
+            rows=[
+                [case, *(cells.get((case, dtype, passes)) for dtype, passes in columns)]
+                for case in dict.fromkeys(line.case for line in self._lines)
+            ],
+            notes=[
+                known.notes[0],
+                f"The kernels' times spread (90th - 10th percentile) by up to {spread:.0%}.",
+            ],
+        )
+        setting = f"{self._setting['threads']} threads, {self._setting['instruction set']}"
+        recorded = RecordedTables(
+            page="docs/performance.md",
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            machine=f"{machine()}, {setting}",
+            commands=[" ".join(["python", *sys.argv])],
+            tables=[table],
+        )
+        write_recorded(file, recorded)
+        for shown in recorded.shown():
+            splice(ROOT / recorded.page, shown)

@@ -1,10 +1,6 @@
 // What the operators ask of tensors: sizes and types for messages, storage type, conversions, fresh memory.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <array>
 #include <cstdint>
 #include <initializer_list>
@@ -113,22 +109,33 @@ inline bool is_aligned(const Tensor& tensor, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % bytes == 0;
 }
 
+// Of a contiguous tensor.
+struct Strides {
+  static constexpr size_t kMostAxes = 8;
+  std::array<int64_t, kMostAxes> stride{};
+  int64_t numbers = 1;  // elements; an empty axis counts as one
+
+  explicit Strides(Sizes sizes) {
+    TOKENDETR_CHECK(sizes.size() <= kMostAxes, "a tensor of ", sizes.size(), " axes");
+    for (size_t i = sizes.size(); i-- > 0;) {
+      stride[i] = numbers;
+      numbers *= sizes[i] > 1 ? sizes[i] : 1;
+    }
+  }
+};
+
+inline int32_t number_of(ScalarType type) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+}
+
 // Not initialized, contiguous, on the device of `like`.
 inline Tensor empty_tensor(Sizes sizes, const Tensor& like, ScalarType type) {
-  constexpr size_t kMostAxes = 8;
-  TOKENDETR_CHECK(sizes.size() <= kMostAxes, "a tensor of ", sizes.size(), " axes");
-  std::array<int64_t, kMostAxes> strides{};
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= sizes[i] > 1 ? sizes[i] : 1;
-  }
+  const Strides strides(sizes);
   const Place place = place_of(like);
-  const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle made = nullptr;
   // The stable ABI says that it failed and not why; callers look for these words of PyTorch's own error.
-  TOKENDETR_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), number,
-                                           place.type, place.index, &made) == TORCH_SUCCESS,
+  TOKENDETR_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.stride.data(),
+                                           number_of(type), place.type, place.index, &made) == TORCH_SUCCESS,
                   like.is_cuda() ? "CUDA out of memory. " : "not enough memory: ", "Tried to allocate a ",
                   name_of(type), " tensor of shape ", Shown{sizes}, " on ", place);
   return Tensor(made);
@@ -146,19 +153,6 @@ inline Tensor zeros_tensor(std::initializer_list<int64_t> sizes, const Tensor& l
 inline Tensor summed(const Tensor& tensor, int64_t axis, ScalarType type) {
   const std::array<int64_t, 1> axes{axis};
   return in_type(torch::stable::sum(tensor, Sizes(axes.data(), axes.size())), type);
-}
-
-// Asks for huge pages for a large fresh tensor: touching 4 KiB pages one by one would cost as much as the kernels.
-inline Tensor with_huge_pages(Tensor tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  const size_t bytes = bytes_of(tensor);
-  if (bytes < kHuge) return tensor;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = (begin + bytes) / kHuge * kHuge;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: may be refused
-#endif
-  return tensor;
 }
 
 }  // namespace tokendetr

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "../../common/parallel.h"
+#include "../../common/results.h"
 #include "../../common/scratch.h"
 #include "../operators.h"
 #include "../registration.h"
@@ -107,8 +108,7 @@ void forward_padded(const Call& call, void* output) {
 
 Tensor forward(const Call& call) {
   const Problem& p = call.problem;
-  Tensor output =
-      with_huge_pages(empty_tensor({p.batch, p.queries, p.heads * p.width}, call.value, call.value.scalar_type()));
+  Tensor output = result_tensor({p.batch, p.queries, p.heads * p.width}, call.value, call.value.scalar_type());
   if (call.empty()) return output;
   void* to = output.mutable_data_ptr();
   call.reads_in_place(kForwardCopies) ? forward_in_place(call, to) : forward_padded(call, to);
@@ -150,9 +150,7 @@ void backward_padded(const Call& call, const Gradients& gradients) {
 // Gradients of this many bytes would leave the caches before they are read.
 constexpr size_t kStreamedBytes = size_t{1} << 24;
 
-Tensor like(const Tensor& tensor) {
-  return with_huge_pages(empty_tensor(tensor.sizes(), tensor, tensor.scalar_type()));
-}
+Tensor like(const Tensor& tensor) { return result_tensor(tensor.sizes(), tensor, tensor.scalar_type()); }
 
 // Each thread owns whole heads, so that every run gives the same bits.
 CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wanted) {

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../../common/parallel.h"
+#include "../../common/results.h"
 #include "../../common/scratch.h"
 #include "../arguments.h"
 #include "../registration.h"
@@ -50,7 +51,7 @@ int64_t least_items(const Problem& p) {
 
 Tensor empty_like_query(const Prepared& call) {
   const Problem& p = call.problem;
-  return with_huge_pages(empty_tensor({p.containers, p.slots, p.heads, p.width}, call.query, call.query.scalar_type()));
+  return result_tensor({p.containers, p.slots, p.heads, p.width}, call.query, call.query.scalar_type());
 }
 
 Tensor forward(const Prepared& call) {
