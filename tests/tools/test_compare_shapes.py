@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
+from tests.source_tree import ROOT
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.recorded_rows import measured_notes, record_rows
 from tokendetr.cli import compare_shapes
@@ -91,3 +92,14 @@ def test_rows_that_are_not_measured_stay_as_they_were_recorded(tmp_path):
     assert old == "Measured 2020-01-01 on an old machine: a."
     assert new.endswith(": b.") and "old machine" not in new
     assert times == "Times 2020-01-01 on an old machine: b."
+
+
+def test_pages_show_the_recorded_rows():
+    recorded = json.loads(compare_shapes.RECORDS.read_text())
+    comparison = compare_shapes.table(recorded, ())
+    rows = [line for line in comparison.markdown().splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs" / "comparison.md").read_text()
+    assert all(row in page for row in rows), "run tokendetr compare-shapes --recorded --write"
+    for name, project in compare_shapes.METHODS.items():
+        shown = compare_shapes.method_table(recorded, name).markdown()
+        assert shown in (ROOT / "projects" / project / "README.md").read_text()
