@@ -1,13 +1,13 @@
-"""The same Deformable DETR (R50) with the same weights, run by others and by us, on the CPU.
+"""Time one Deformable DETR (R50) with the same weights in other libraries and here, on the CPU.
 
     python -m benchmarks.peers --prepare FOLDER       # write the network for ONNX Runtime, OpenVINO
     python -m benchmarks.peers --files FOLDER --json  # measure, record, write docs/performance.md
     python -m benchmarks.peers --splice               # only write docs/performance.md
 
-All take turns on one image that fills its canvas. The bound of a row is the time that its matrix
-products and convolutions would take at the speed that a large product reaches here in its
+All are measured in turns on one image that fills its canvas. The bound of a row is the time that
+its matrix products and convolutions would take at the speed of a large product in the same
 precision. ``--extension`` adds OpenVINO with our operator (built by ``python csrc/openvino``),
-``--detrex CHECKOUT`` adds detrex where it is installed. Use an otherwise idle machine; its load is
+``--detrex CHECKOUT`` adds detrex if it is installed. Use an otherwise idle machine; its load is
 recorded.
 """
 
@@ -42,14 +42,14 @@ from benchmarks.whole_detectors import PAGE, processor
 from tokendetr import accelerate
 from tokendetr.analysis.flops import count_flops
 from tokendetr.analysis.tables import Cell, Table, splice
-from tokendetr.analysis.timing import Summary, timed
+from tokendetr.analysis.timing import Summary, take_turns, timed
 from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
 
 RESULTS = PAGE.parent / "performance" / "peers.json"
 CPU = torch.device("cpu")
 PRODUCT = (4096, 1024, 1024)
-"""Rows, inner and outer channels of the product whose speed makes the bound."""
+"""Rows, inner and outer channels of the product whose speed gives the bound."""
 PRECISIONS = ("float32", "bf16")
 NETWORKS = {"dense": None, "sparse": 0.3}
 """Name in files -> share of the tokens that the encoder keeps."""
@@ -60,10 +60,10 @@ class Contender:
     """One way to run the network.
 
     Attributes:
-        name: in the table.
-        precision: that it computes in.
-        run: one forward pass.
-        gmacs: multiply-adds of its products and convolutions, in thousands of millions.
+        name: its name in the table.
+        precision: precision of its arithmetic.
+        run: runs one forward pass and returns the scores, best first.
+        gmacs: multiply-adds of its products and convolutions, in 10^9.
     """
 
     name: str
@@ -105,7 +105,7 @@ def _exported(args: argparse.Namespace, name: str, image: Tensor) -> Iterable[tu
 
 
 def contenders(args: argparse.Namespace) -> list[Contender]:
-    """Build all that can run here."""
+    """Build all contenders that can run here."""
     image = image_3HW(args.input_size)
     inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
     theirs, quick = huggingface_model(), huggingface_model()
@@ -138,8 +138,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 
 
 def product_speed(precision: str, repeats: int = 9) -> float:
-    """Return the speed of a large matrix product in thousands of millions of multiply-adds per
-    second, the best of several."""
+    """Return the best speed of a large matrix product in 10^9 multiply-adds per second."""
     rows, inner, outer = PRODUCT
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     layer = nn.Linear(inner, outer, bias=False).to(dtype)
@@ -150,26 +149,21 @@ def product_speed(precision: str, repeats: int = 9) -> float:
 
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Let all take turns; return the record."""
+    """Measure all contenders in turns, and return the record."""
     load = os.getloadavg()[0]
     if load > args.threads:
         logging.warning("the machine is not idle (load %.1f): times will be too long", load)
     speeds = {precision: product_speed(precision) for precision in ("float32", "bf16")}
     taking_part = contenders(args)
-    samples: list[list[float]] = [[] for _ in taking_part]
-    gaps = [0.0] * len(taking_part)
+    runs = {f"{each.name} {each.precision}": each.run for each in taking_part}
+    samples, scores = take_turns(runs, CPU, args.repeats)
+    # The scores of one network, dense or sparse, are compared with those of its first contender.
     reference: dict[float, Tensor] = {}
-    for turn in range(1 + args.repeats):
-        for index, each in enumerate(taking_part):
-            scores: list[Tensor] = []
-            seconds = timed(lambda each=each, scores=scores: scores.append(each.run()), CPU)
-            if turn:  # the first one warms up
-                samples[index].append(1e3 * seconds)
-            else:
-                expected = reference.setdefault(each.gmacs, scores[0])
-                best = min(100, len(scores[0]))
-                gaps[index] = float((scores[0][:best] - expected[:best]).abs().max())
-            print(f"{each.name} {each.precision}: {1e3 * seconds:.0f} ms", file=sys.stderr)
+    gaps = []
+    for each, found in zip(taking_part, scores.values(), strict=True):
+        expected = reference.setdefault(each.gmacs, found)
+        best = min(100, len(found))
+        gaps.append(float((found[:best] - expected[:best]).abs().max()))
     rows = [
         {
             "name": each.name,
@@ -178,7 +172,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "bound_ms": round(1e3 * each.gmacs / speeds[each.precision], 1),
             "largest_score_difference": gap,
         }
-        for each, times, gap in zip(taking_part, samples, gaps, strict=True)
+        for each, times, gap in zip(taking_part, samples.values(), gaps, strict=True)
         for summary in [Summary.of(times)]
     ]
     return {

@@ -1,4 +1,4 @@
-"""What the benchmarks of the operators share: command line, one line per case and pass, JSON."""
+"""Shared parts of the operators' benchmarks: command line, one line per case and pass, JSON."""
 
 import argparse
 import datetime
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def operator_parser(description: str | None, cases: Iterable[str]) -> argparse.ArgumentParser:
-    """Return a parser with what every operator's benchmark takes; stops without the extension."""
+    """Return the common parser of the operators' benchmarks; exit if there is no extension."""
     if not extension_available():
         sys.exit("the extension is not built: run `make build`")
     names = list(cases)
@@ -39,7 +39,7 @@ def operator_parser(description: str | None, cases: Iterable[str]) -> argparse.A
 
 
 def milliseconds(function: Callable[[], object], device: torch.device) -> float:
-    """Return the time of one call; on a GPU the mean of ten in a row, by its own clock."""
+    """Return the time of one call; on a GPU the mean of ten calls, measured by events."""
     if device.type == "cuda":
         calls = 10
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -60,13 +60,13 @@ class Line:
 
     Attributes:
         case: description of the case.
-        dtype: of the values.
+        dtype: dtype of the values.
         passes: "forward" or "forward+backward".
-        kernel: the kernels' times.
+        kernel: times of the kernels.
         kernel_min: the shortest of them.
-        other: the times of PyTorch's form.
-        ratio: of the medians, PyTorch's by the kernels'.
-        baseline_min: the shortest time of a third form, where there is one.
+        other: times of PyTorch's form.
+        ratio: PyTorch's median divided by the kernels'.
+        baseline_min: the shortest time of a third form, if there is one.
     """
 
     case: str
@@ -88,19 +88,19 @@ class Line:
         other: list[float],
         baseline_min: float | None = None,
     ) -> "Line":
-        """Summarise the times of both forms."""
+        """Summarize the times of both forms."""
         ours, theirs = Summary.of(kernel), Summary.of(other)
         ratio = theirs.median / ours.median
         return cls(case, dtype, passes, ours, min(kernel), theirs, ratio, baseline_min)
 
 
 class Report:
-    """Prints lines as they come and keeps them for the JSON file.
+    """Print lines as they are measured, and collect them for the JSON file.
 
     Args:
-        other: what PyTorch's form is called.
-        baseline: what the third form is called, or None.
-        device: that is measured.
+        other: name of PyTorch's form.
+        baseline: name of the third form, or None.
+        device: the measured device.
         setting: what else the figures depend on.
     """
 
@@ -147,7 +147,7 @@ class Report:
         )
 
     def write(self, target: str | None) -> None:
-        """Write setting and lines to a JSON file, if one is asked for."""
+        """Write setting and lines to a JSON file, if one is requested."""
         if target:
             lines = [asdict(line) for line in self._lines]
             write_json({"setting": self._setting, "lines": lines}, target)

@@ -1,12 +1,12 @@
-"""Whole detectors at COCO's size, every method beside its dense twin: time, memory, operations.
+"""Measure whole detectors at COCO's size, each method beside its dense twin: time, memory, FLOPs.
 
     python -m benchmarks.whole_detectors --group resnet   # and --group swin
     python -m benchmarks.whole_detectors --group resnet --dtype bfloat16
     python -m benchmarks.whole_detectors --splice         # only write docs/performance.md
 
-Weights are random: time and operations do not depend on them (SPT selects by its scores, so its
-threshold is set to the ratio named). The detectors of a group take turns in one run. Memory is the
-most bytes of tensors at once beside the weights.
+Weights are random, since time and operations do not depend on them (except for SPT, which selects
+by its scores; its threshold is calibrated to the stated ratio). The detectors of a group are
+measured in turns in one run. Memory is the peak of tensors' bytes without the weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from token_transforming import transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config
 from tokendetr.analysis.tables import Table, splice
-from tokendetr.analysis.timing import Summary, peak_tensor_bytes, timed
+from tokendetr.analysis.timing import Summary, peak_tensor_bytes, take_turns
 from tokendetr.config import add_bypass
 from tokendetr.config.zoo import get_config_file
 from tokendetr.io.atomic import write_atomically
@@ -44,14 +45,14 @@ SPT_RATIO = 0.5
 
 @dataclass(frozen=True)
 class Contender:
-    """A detector that takes part.
+    """A detector that is measured.
 
     Attributes:
-        name: in the table.
-        config: in the zoo.
-        group: with which others it takes turns.
-        change: of the model's config, before it is built.
-        finish: of the model.
+        name: its name in the table.
+        config: name of its config.
+        group: the detectors of one group are measured in turns.
+        change: edits the model's config before the model is built.
+        finish: edits the model.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Contender:
 
 
 def _transform(model: nn.Module, inputs: list[dict[str, Any]]) -> None:
-    """Let the Swin keep half of its windows' tokens from the middle of stage 3 on."""
+    """Keep 25 of a window's 49 tokens from the middle of the Swin's stage 3 on."""
     transform(model.get_submodule("backbone"), layers=(6,), keep_ratio=25 / 49)
 
 
@@ -110,24 +111,19 @@ def build(
 
 
 def precision(dtype: str) -> AbstractContextManager[Any]:
-    """Return the context that a dtype is run in."""
+    """Return the context manager in which a dtype is measured."""
     return nullcontext() if dtype == "float32" else torch.autocast("cpu", dtype=torch.bfloat16)
 
 
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure a group; its detectors take turns."""
+    """Measure the detectors of a group in turns."""
     inputs = synthetic_inputs(*args.input_size)
     group = [each for each in CONTENDERS if each.group == args.group]
     models = {each.name: build(each, inputs, args.opts) for each in group}
-    samples: dict[str, list[float]] = {name: [] for name in models}
     with precision(args.dtype):
-        for turn in range(1 + args.repeats):
-            for name, model in models.items():
-                seconds = timed(lambda model=model: model(inputs), CPU)
-                if turn:  # the first one warms up
-                    samples[name].append(1e3 * seconds)
-                print(f"{name}: {1e3 * seconds:.0f} ms", file=sys.stderr, flush=True)
+        runs = {name: partial(model, inputs) for name, model in models.items()}
+        samples, _ = take_turns(runs, CPU, args.repeats)
         peaks = {
             name: peak_tensor_bytes(lambda model=model: model(inputs))
             for name, model in models.items()

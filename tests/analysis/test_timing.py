@@ -11,6 +11,7 @@ from tokendetr.analysis.timing import (
     peak_tensor_bytes,
     reset_peak_memory,
     split_time,
+    take_turns,
     timed,
 )
 
@@ -78,6 +79,15 @@ def test_hooks_are_removed_when_the_model_fails():
 
 def test_a_call_is_timed():
     assert timed(lambda: time.sleep(0.03), CPU) >= 0.03
+
+
+def test_functions_take_turns_after_one_call_that_warms_up(capsys):
+    order = []
+    runs = {name: lambda name=name: order.append(name) or len(order) for name in ("one", "other")}
+    samples, first = take_turns(runs, CPU, 2)
+    assert order == ["one", "other"] * 3 and first == {"one": 1, "other": 2}
+    assert {name: len(times) for name, times in samples.items()} == {"one": 2, "other": 2}
+    assert capsys.readouterr().err.count("one: ") == 3
 
 
 def test_peak_of_tensors_counts_what_lives_at_once():

@@ -26,6 +26,7 @@ __all__ = [
     "peak_tensor_bytes",
     "reset_peak_memory",
     "split_time",
+    "take_turns",
     "timed",
 ]
 
@@ -109,6 +110,38 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
     run()
     clock.finish()
     return time.perf_counter() - start
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Time several functions in turns, so that other load on the machine affects all alike.
+
+    Args:
+        runs: name -> function; every call is logged to standard error by this name.
+        device: device that the functions run on.
+        repeats: number of calls of each that are timed, after one that warms up.
+
+    Returns:
+        Name -> milliseconds of each timed call, and name -> result of the first call.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    first: dict[str, Any] = {}
+    for turn in range(1 + repeats):
+        for name, run in runs.items():
+            seconds, result = _timed_result(run, device)
+            if turn:
+                samples[name].append(1e3 * seconds)
+            else:
+                first[name] = result
+            print(f"{name}: {1e3 * seconds:.0f} ms", file=sys.stderr, flush=True)
+    return samples, first
+
+
+def _timed_result(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    results: list[Any] = []
+    seconds = timed(lambda: results.append(run()), device)
+    return seconds, results[0]
 
 
 def split_time(

@@ -13,7 +13,7 @@ from tokendetr.cli.argument_types import OutputFile
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file
 
-__all__ = ["described_parser", "parse_with_overrides"]
+__all__ = ["add_overrides_option", "described_parser", "parse_with_overrides"]
 
 _OVERRIDE = re.compile(r"([+~]{1,2}\w|(model|dataloader|optimizer|lr_multiplier|train)\b)[^=\s]*=")
 
@@ -50,24 +50,35 @@ def _texts(values: Sequence[Any]) -> Iterator[str]:
 
 
 def described_parser(docstring: str | None) -> _Parser:
-    """Return a parser whose help shows a module's docstring as it is, examples and all.
+    """Return a parser whose help shows a module's docstring as it is, including the examples.
 
-    It refuses to write a file (of the type :func:`~tokendetr.cli.argument_types.output_file`) that
-    is one of the other arguments.
+    The parser refuses an output file (:func:`~tokendetr.cli.argument_types.output_file`) that is
+    also one of the other arguments.
     """
     return _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_overrides_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--opts``, detectron2's option for overrides, of programs that had it before."""
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="key=value overrides of the config; also accepted at the end without this option",
+    )
 
 
 def parse_with_overrides(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> argparse.Namespace:
-    """Parse a command line that may end with overrides, whatever option stands before them.
+    """Parse a command line that may end with overrides, after any option.
 
-    An option that takes several values, such as ``--input``, would swallow overrides after it.
+    argparse alone would take overrides after an option with several values, such as ``--input``, as
+    further values of it.
 
     Args:
-        parser: of the options. One with an ``--opts`` of detectron2's habit keeps it.
-        arguments: None: those of the process.
+        parser: the parser, with or without :func:`add_overrides_option`.
+        arguments: the command line; None for the process's.
 
     Returns:
         The options; ``opts`` is the list of overrides.

@@ -1,11 +1,11 @@
-"""Detect objects in pictures, folders of pictures, videos or a camera's stream.
+"""Detect objects in images, folders of images, videos or a camera's stream.
 
 Examples:
     tokendetr predict --config-file dino_shapes --input datasets/shapes/val --output output/pictures
     tokendetr predict --config-file dino_r50_4scale_12ep --video-input film.mp4 \\
         --output film_out.mp4 train.init_checkpoint=dino_r50_4scale_12ep.pth
 
-Pictures go to --output under their own names, all detections to ``detections.json`` beside them.
+Drawings are written to --output under the images' names, and all detections to ``detections.json``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from tokendetr.cli.argument_types import share
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import (
+    add_overrides_option,
+    described_parser,
+    parse_with_overrides,
+)
 from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
 from tokendetr.errors import CheckpointError, ConfigError, OutputError
@@ -50,40 +54,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; sizes, channel order and names default to the config's test data."""
     parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
-    parser.add_argument("--input", nargs="+", help="pictures, folders, or glob patterns in quotes")
+    parser.add_argument("--input", nargs="+", help="images, folders, or glob patterns in quotes")
     parser.add_argument("--video-input", help="video file (needs opencv)")
     parser.add_argument("--webcam", action="store_true", help="camera 0 (needs opencv)")
-    parser.add_argument("--output", help="folder for pictures and JSON, or video file to write")
+    parser.add_argument("--output", help="folder for drawings and JSON, or video file to write")
     parser.add_argument(
-        "--confidence-threshold", type=share, default=0.5, help="lowest score drawn"
+        "--confidence-threshold", type=share, default=0.5, help="minimum score of drawn objects"
     )
     parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
     parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
     parser.add_argument("--img_format", choices=("RGB", "BGR"), help="channel order of the model")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="by autocast")
     parser.add_argument("--metadata_dataset", help="data set whose class names are shown")
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="key=value overrides of the config; without this flag too, at the end",
-    )
+    add_overrides_option(parser)
     args = parse_with_overrides(parser, arguments)
     if sum(map(bool, (args.input, args.video_input, args.webcam))) != 1:
         parser.error("give exactly one of --input, --video-input and --webcam")
     if not args.output and not args.webcam:
-        parser.error("--output is needed: a folder for pictures, a file for a video")
+        parser.error("--output is needed: a folder for images, a file for a video")
     return args
 
 
 def draw(image_HWC: np.ndarray, instances: Instances, metadata: Any) -> np.ndarray:
-    """The picture with boxes, names and scores; small pictures are enlarged to stay legible."""
+    """Draw boxes, names and scores over an image; small images are enlarged to be legible."""
     boxes = found_boxes(instances, metadata.get("thing_classes", None))
     return np.asarray(draw_boxes(image_HWC, boxes, scale=legible_scale(image_HWC)))
 
 
 def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> int:
-    """Write a picture per input and ``detections.json``; returns how many could not be read."""
+    """Write a drawing per input and ``detections.json``; return the number of unreadable inputs."""
     folder = Path(args.output)
     records: list[dict[str, Any]] = []
     unreadable = 0
@@ -107,7 +106,7 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
 
 
 def frames_of(source: str | int) -> Iterator[tuple[np.ndarray, float]]:
-    """RGB frames of a video file or camera, each with the frame rate."""
+    """Yield (RGB frame, frame rate) of a video file or camera."""
     cv2 = _opencv()
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
@@ -155,7 +154,7 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
 
 
 def _check_video_file(output: str, source: str | None) -> None:
-    """Refuse, before a frame is computed, a video that could not be written.
+    """Refuse a video that could not be written, before any frame is computed.
 
     Raises:
         OutputError: it has no known ending, is a folder, or is the video that is read.
@@ -166,7 +165,7 @@ def _check_video_file(output: str, source: str | None) -> None:
 
 
 def _check_windows(cv2: Any) -> None:
-    """Refuse to show a camera's stream where OpenCV has no windows.
+    """Refuse to show a camera's stream if OpenCV has no windows.
 
     Raises:
         ImportError: saying how to do without.

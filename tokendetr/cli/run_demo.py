@@ -1,14 +1,13 @@
-"""The project in one run (``make demo``): what a sparse encoder gains and costs, on the CPU.
+"""Show the project in one run (``make demo``): what a sparse encoder gains and costs, on the CPU.
 
 Examples:
     tokendetr demo --output output/demo
     python tools/run_demo.py --write
 
-Draws the shapes data set, trains Dynamic-DINO for a short while (killed with SIGKILL halfway, then
-resumed), makes the dense DINO sparse without labels, evaluates these detectors and the shipped
-ones, counts operations, measures time on small images and at COCO's size, and writes pictures and
-a page for a browser.
-Everything lands in output/demo/; a few minutes on two idle cores. ``--write`` (in a checkout)
+Generates the shapes data set, trains Dynamic-DINO for a short time (killed with SIGKILL halfway,
+then resumed), makes the dense DINO sparse without labels, evaluates these detectors and the shipped
+ones, counts operations, measures time on small images and at COCO's size, and writes drawings and
+an HTML report to output/demo/. Takes a few minutes on two idle cores. ``--write`` (in a checkout)
 also records the table in docs/records/demo.json and puts it into README.md.
 """
 
@@ -55,13 +54,13 @@ REPORT_IMAGES = 30
 
 
 class Stages:
-    """Numbered headings with the time since the start."""
+    """Print numbered headings with the time since the start."""
 
     def __init__(self, total: int) -> None:
         self.total, self.number, self.start = total, 0, time.perf_counter()
 
     def begin(self, title: str) -> None:
-        """Print the next heading, and whether the machine has other work."""
+        """Print the next heading, and a note if the machine is busy."""
         self.number += 1
         passed = time.perf_counter() - self.start
         print(f"\n[{self.number}/{self.total}] {title}   ({passed:.0f} s so far)", flush=True)
@@ -74,7 +73,7 @@ class Stages:
 
 
 def make_sparse(folder: Path, images: Path, iterations: int) -> None:
-    """Make the dense detector sparse with unlabelled images, from nothing."""
+    """Make the dense detector sparse with unlabeled images, without resuming an earlier run."""
     shutil.rmtree(folder, ignore_errors=True)
     with Progress(unit="batch") as bar:
 
@@ -95,14 +94,14 @@ def make_sparse(folder: Path, images: Path, iterations: int) -> None:
 
 
 def measure_large(candidates: list[Candidate]) -> None:
-    """Time of one image at COCO's size: networks of full size, random weights, one run each."""
+    """Time full-size networks with random weights on one image of COCO's size, one run each."""
     for candidate in candidates:
         if candidate.large is None:
             continue
         cfg = load_measured_config(candidate.large, ["train.device=cpu"])
         model = build_measured_model(cfg, []).eval()  # random weights
         with torch.no_grad():
-            model(synthetic_inputs(256, 256))  # memory and prepared weights
+            model(synthetic_inputs(256, 256))  # warm-up: allocates memory, folds weights
             images = synthetic_inputs(*LARGE_PX)
             start = time.perf_counter()
             model(images)
@@ -111,7 +110,7 @@ def measure_large(candidates: list[Candidate]) -> None:
 
 
 def evaluate(candidate: Candidate, folder: Path, images: int) -> None:
-    """COCO metrics on the validation set; what the evaluator prints goes to a file."""
+    """Evaluate on the validation set; the evaluator's output is redirected to a file."""
     cfg, predictor = candidate.load()
     cfg.dataloader.evaluator.output_dir = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +120,7 @@ def evaluate(candidate: Candidate, folder: Path, images: int) -> None:
         Progress(total=images, unit="image", desc=candidate.title) as bar,
     ):
 
-        def count(*_: Any) -> None:  # a hook that returned something would replace the output
+        def count(*_: Any) -> None:  # returns None, since a hook's result replaces the output
             bar.update()
 
         counter = predictor.model.register_forward_hook(count)
@@ -131,7 +130,7 @@ def evaluate(candidate: Candidate, folder: Path, images: int) -> None:
 
 
 def measure(candidates: list[Candidate], images: list[np.ndarray], timed: int) -> None:
-    """Operations and time per image; the detectors take turns, so all meet the same machine."""
+    """Measure operations and time per image, in turns, so that other load affects all alike."""
     predictors = [candidate.load()[1] for candidate in candidates]
     for candidate, predictor in zip(candidates, predictors, strict=True):
         reports = [count_flops(predictor.model, [predictor.inputs(image)]) for image in images[:10]]
@@ -143,7 +142,7 @@ def measure(candidates: list[Candidate], images: list[np.ndarray], timed: int) -
         for times, predictor in zip(seconds, predictors, strict=True):
             start = time.perf_counter()
             predictor(images[repeat % len(images)])
-            if repeat >= 3:  # the first ones warm up
+            if repeat >= 3:  # the first ones are warm-ups
                 times.append(time.perf_counter() - start)
     for candidate, times in zip(candidates, seconds, strict=True):
         candidate.milliseconds = 1000 * float(np.median(times))
@@ -153,7 +152,7 @@ def measure(candidates: list[Candidate], images: list[np.ndarray], timed: int) -
 
 
 def write_pictures(dense: Candidate, dynamic: Candidate, files: list[Path], folder: Path) -> None:
-    """Detections of both detectors side by side, and what the dynamic one did with its tokens."""
+    """Draw the detections of both detectors side by side, and the dynamic one's tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     cfg, dynamic_predictor = dynamic.load()
     names = dataset_metadata(cfg).get("thing_classes", None)
@@ -179,7 +178,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
-    parser.add_argument("--iterations", type=int, default=80, help="of the short training")
+    parser.add_argument("--iterations", type=int, default=80, help="of the training (80)")
     parser.add_argument(
         "--score-iterations", type=int, default=40, help="of the fit without labels"
     )
@@ -262,7 +261,7 @@ def run(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
-    # So that the training that it started ends with it.
+    # As an exception, SIGTERM reaches the finally block that ends the training's process.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         run(args)

@@ -1,14 +1,14 @@
-"""Make a trained detector sparse in minutes, with unlabelled images.
+"""Make a trained detector sparse in minutes, with unlabeled images.
 
 Example:
     tokendetr sparsify dino_shapes \\
         train.init_checkpoint=projects/dino/checkpoints/dino_shapes.safetensors \\
         --images datasets/shapes/train --keep 0.3 --output output/sparse_dino_shapes --evaluate
 
-The encoder keeps updating a share of its tokens only. Which ones, a score head learns from where
-the dense decoder looks; the others move by affine maps fitted by least squares. The output folder
-gets config.py and model.pth, which every tool reads, and a report. An interrupted run continues
-where it was. The dense detector's files stay as they are.
+The sparse encoder updates only a share of its tokens. A score head learns to select them from the
+dense decoder's attention; the others are updated by affine maps, fitted by least squares. The
+output folder gets config.py and model.pth, which every tool reads, and a report. An interrupted run
+continues where it stopped. The dense detector's files are not changed.
 """
 
 import argparse
@@ -51,14 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", help="name or file of the dense detector's config")
     parser.add_argument(
-        "overrides", nargs="*", help="of the config, such as train.init_checkpoint=FILE"
+        "overrides", nargs="*", help="config overrides, such as train.init_checkpoint=FILE"
     )
     parser.add_argument(
         "--images",
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="any images; a data set's name means its images",
+        help="folders of images, or a data set's name for its images",
     )
     parser.add_argument("--output", required=True, type=output_folder, metavar="DIR")
     parser.add_argument("--keep", type=float, default=0.3, help="share of tokens (default 0.3)")
@@ -67,19 +67,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget",
         choices=BUDGETS,
         default="ratio",
-        help="every image keeps the same share, or easy ones fewer at the same mean (mass)",
+        help="keep the same share in every image (ratio), or less in easy ones at the same mean "
+        "(mass)",
     )
     parser.add_argument(
         "--distill",
         type=int,
         default=0,
         metavar="ITERATIONS",
-        help="also teach the encoder's weights the dense memory (default 0)",
+        help="also distill the dense encoder's output into the encoder's weights (default 0)",
     )
     parser.add_argument("--score-iterations", type=int, default=300, help="(default 300)")
     parser.add_argument("--batch-size", type=int, default=8, help="(default 8)")
     parser.add_argument(
-        "--max-images", type=int, default=2000, help="for the maps, at most (default 2000)"
+        "--max-images", type=int, default=2000, help="limit for fitting the maps (default 2000)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -1,13 +1,13 @@
-"""Train, test and compare detectors as evidence: equal budgets, several seeds, intervals.
+"""Train, test and compare detectors with equal budgets, several seeds and intervals.
 
 Examples:
     python tools/study.py dino --list
     python tools/study.py dino --only shapes_methods
     python tools/study.py dino --only shapes_methods --rows dense sparse_detr --seeds 0
-    python tools/study.py dino --table --write       # what has been measured so far, into the docs
+    python tools/study.py dino --table --write       # write the results so far into the docs
 
-What has been measured is kept in docs/evidence/NAME.json and not repeated; a training that was
-interrupted goes on. Every step is a command of the project; its output lies in the row's folder.
+Results are recorded in docs/evidence/NAME.json and not measured again; an interrupted training
+continues. Every step is a command of the project, with its output in the row's folder.
 
 Shapes: R replicate, I image of the test set.
 """
@@ -63,13 +63,13 @@ def chosen(project: str, only: Sequence[str] | None) -> list[Comparison]:
     """Return a project's comparisons.
 
     Raises:
-        ConfigError: where the project has none, or none of a name that was asked for.
+        ConfigError: the project has no comparisons, or none of a requested name.
     """
     return offered(project, "comparison", "comparisons", only)
 
 
 class Record:
-    """The file that holds what a comparison has measured."""
+    """The file with the measurements of a comparison."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -77,12 +77,12 @@ class Record:
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Row slug -> seed -> what was measured."""
+        """Row slug -> seed -> measurements."""
         rows: dict[str, dict[str, Any]] = self.data["rows"]
         return rows
 
     def add(self, slug: str, seed: int, measured: dict[str, Any], command: str) -> None:
-        """Keep a result, on disk too."""
+        """Add a result and write the file."""
         self.data.update(
             command=command,
             machine=f"{platform.machine()}, {platform.system()}",
@@ -94,19 +94,19 @@ class Record:
         write_atomically(str(self.file), (json.dumps(self.data) + "\n").encode())
 
     def notes(self) -> list[str]:
-        """Where the figures come from."""
+        """Return date, machine and command of the figures."""
         if "command" not in self.data:
             return []
         return ["{date}, {machine}, torch {torch}: `{command}`".format(**self.data)]
 
 
 class Run:
-    """A row with one seed.
+    """The run of a row with one seed.
 
     Args:
-        comparison: with the row's budget and test set.
+        comparison: the comparison, with budget and test set.
         contestant: the row.
-        seed: of the fit and of the training.
+        seed: seed of sparsification and training.
         root: folder of all runs.
     """
 
@@ -142,7 +142,7 @@ class Run:
         return str(zoo.get_config_file(self.contestant.config))
 
     def weights(self) -> str:
-        """Return the file of the row's weights, made where it is missing."""
+        """Return the file of the row's weights, made if it is missing."""
         start = self.comparison.weights
         if self.contestant.sparsified:
             self.command(
@@ -164,10 +164,10 @@ class Run:
         return str(self.folder / "model_final.pth")
 
     def command(self, module: str, arguments: Sequence[str]) -> None:
-        """Run a command of the project; its output is added to the row's log.
+        """Run a command of the project, and append its output to the row's log.
 
         Raises:
-            RuntimeError: it failed; the message names the log.
+            RuntimeError: the command failed; the message names the log.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "commands.txt"
@@ -208,7 +208,7 @@ class Run:
 
 
 def run_missing(comparison: Comparison, record: Record, args: argparse.Namespace) -> None:
-    """Measure the rows and seeds that were asked for and are not recorded, seed by seed."""
+    """Measure the requested rows and seeds that are not recorded, seed by seed."""
     seeds = args.seeds or comparison.seeds
     rows = [c for c in comparison.contestants if not args.rows or c.slug in args.rows]
     missing = [(s, c) for s in seeds for c in rows if str(s) not in record.rows.get(c.slug, {})]

@@ -1,4 +1,4 @@
-"""Sweep keep ratios of an encoder's method, or ratios and methods in a backbone, without training.
+"""Sweep the keep ratio of an encoder's method, or ratios and methods in a backbone, untrained.
 
 Examples:
     S=projects/dino/configs/dino_shapes_swin.py
@@ -15,14 +15,14 @@ Examples:
     E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
     tokendetr sweep-tokens --config-file $E/configs/sparse_dino_shapes.py --output out $W
 
-Where the config's encoder has a sparsifier (Sparse DETR, Focus-DETR, Dynamic DETR) and no --layers
-are given, its keep ratio is swept (of Dynamic DETR: that of the most important level). --name names
-the line; with --resume, other configs and checkpoints add lines of their own to the picture.
+If the config's encoder has a sparsifier (Sparse DETR, Focus-DETR, Dynamic DETR) and no --layers are
+given, its keep ratio is swept (for Dynamic DETR, that of the most important level). --name names
+the curve; with --resume, other configs and checkpoints add curves to the plot.
 
-Else each point is one way to build W at one keep ratio: the metric (AP on the config's test data,
-or the relative error of the backbone's last map), GFLOPs of the backbone, and milliseconds per
-image of the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are written anew after every point;
-with --resume, points that are in the file already are not measured again.
+Otherwise each point is one way to build W at one keep ratio, with the metric (AP on the config's
+test data, or the relative error of the backbone's last map), GFLOPs of the backbone, and
+milliseconds per image of the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are updated after
+every point; with --resume, points in the file are not measured again.
 """
 # Over 350 lines: one program; its options, measurements and file are used nowhere else.
 
@@ -85,7 +85,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "normalize": _flag,
     "layers": _layers,
 }
-"""How the options of a way are read; ``layers=0+2`` takes the place of --layers."""
+"""Option of a way -> its parser; ``layers=0+2`` overrides --layers."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Way:
     """A way to build W.
 
     Attributes:
-        name: as it was asked for.
+        name: the way as given on the command line.
         options: arguments of :func:`token_transforming.transform`.
     """
 
@@ -170,7 +170,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable[[], float]:
-    """Return a function that evaluates the model as it is now, on all test images or the first."""
+    """Return a function that evaluates the model on all test images or the first ``count``."""
     if count is None:
         evaluation = Evaluation(cfg, model)
         return lambda: float(evaluation()["bbox"]["AP"])
@@ -225,7 +225,7 @@ def feature_error(cfg: Any, model: Any, count: int) -> Callable[[], float]:
 def measure(
     model: nn.Module, score: Callable[[], float], method: str, keep: float, args: argparse.Namespace
 ) -> Point:
-    """Measure the model as it is now."""
+    """Measure the model in its current state."""
     inputs = synthetic_inputs(*args.input_size)
     part = "backbone" if args.layers else "encoder"
     gflops = count_flops(model, inputs, arithmetic=False).by_part[part] / 1e9
@@ -277,7 +277,7 @@ def run_encoder(
     points: list[Point],
     metric: str,
 ) -> list[Point]:
-    """Measure an encoder's method at all keep ratios, and put its line into the file.
+    """Measure an encoder's method at all keep ratios, and add its curve to the file.
 
     Raises:
         ConfigError: where the encoder has no sparsifier with a keep ratio.

@@ -1,4 +1,4 @@
-"""Print a project's tables of results, or write them into its pages.
+"""Print a project's result tables, or write them into its pages.
 
 Examples:
     tokendetr table dynamic_detr
@@ -6,7 +6,7 @@ Examples:
     tokendetr table dynamic_detr --only gflops
     tokendetr table recorded --write        # every result file of docs/records into its page
 
-``projects/<method>/table.py`` makes them: its ``tables()`` yields
+A project's tables are defined by ``tables()`` in ``projects/<method>/table.py``, which yields
 ``tokendetr.analysis.tables.Table``. A result file holds figures that were measured once, with the
 command, machine and date.
 """
@@ -31,15 +31,15 @@ RECORDED = "recorded"
 
 
 def methods(projects: Path) -> list[str]:
-    """Names of the projects that have tables."""
+    """Return the names of the projects that have tables."""
     return sorted(path.parent.name for path in projects.glob("*/table.py"))
 
 
 def tables_of(method: str, projects: Path) -> Iterable[Table]:
-    """The tables of a project, each made when it is asked for.
+    """Return an iterable of a project's tables, each computed on demand.
 
     Raises:
-        ValueError: the project has none; the message names those that have.
+        ValueError: the project has no tables; the message names those that have.
     """
     known = methods(projects)
     if method not in known:

@@ -5,9 +5,8 @@ Examples:
     tokendetr verify-checkpoint model_final.pth --config-file my_config.py model.num_classes=5
     tokendetr verify-checkpoint --list                            # the published files
 
-Prints how the keys matched and ends with 0 where all of them do, with 1 where one is missing,
-unexpected or of another shape. What a file of a published name is expected to reach is printed with
-the command that measures it.
+Prints which keys match. The exit code is 0 if all do, 1 if one is missing, unexpected or of another
+shape. For a published checkpoint, the expected AP and the command that measures it are printed.
 """
 
 import sys
@@ -27,7 +26,7 @@ EXPECTED_ERRORS = (OSError, ValueError)  # of configs, files and checkpoints
 
 
 def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
-    """Build a config's model on the CPU, load a file into it and return how it fitted.
+    """Build a config's model on the CPU, load a file into it and report which keys match.
 
     Args:
         path: of the checkpoint.

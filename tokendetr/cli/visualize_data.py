@@ -43,14 +43,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", type=output_folder, default="./output/data", help="folder to write"
     )
-    parser.add_argument("--num", type=int, help="pictures to draw (default: all, or an epoch)")
+    parser.add_argument("--num", type=int, help="images to draw (default: all, or an epoch)")
     parser.add_argument("--show", action="store_true", help="show windows instead of writing files")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")
     return parse_with_overrides(parser, arguments)
 
 
 def dataset_names(cfg: DictConfig) -> list[str]:
-    """Names of the training sets.
+    """Return the names of the training sets.
 
     Raises:
         KeyError: the config has none.
@@ -62,7 +62,7 @@ def dataset_names(cfg: DictConfig) -> list[str]:
 
 
 def annotated(cfg: DictConfig) -> Iterator[Drawn]:
-    """Every picture of the training sets as it lies on disk, with its annotations."""
+    """Yield every image of the training sets as stored, with its annotations drawn."""
     for name in dataset_names(cfg):
         records = DatasetCatalog.get(name)
         metadata = MetadataCatalog.get(name)
@@ -72,7 +72,7 @@ def annotated(cfg: DictConfig) -> Iterator[Drawn]:
 
 
 def loaded(cfg: DictConfig) -> Iterator[Drawn]:
-    """What the model is trained on: one epoch of the loader's pictures, resized and flipped."""
+    """Yield one epoch of the loader's augmented images, with their annotations drawn."""
     names = dataset_names(cfg)
     total = sum(len(DatasetCatalog.get(name)) for name in names)
     metadata = MetadataCatalog.get(names[0])
@@ -90,7 +90,7 @@ def loaded(cfg: DictConfig) -> Iterator[Drawn]:
 
 
 def present(pictures: Iterator[Drawn], folder: Path, number: int | None, show: bool) -> int:
-    """Write the pictures to a folder, or show them one after another; returns how many."""
+    """Write the drawings to a folder, or show them one after another; return their number."""
     count = 0
     folder.mkdir(parents=True, exist_ok=True)
     names = DrawingNames(folder, ".jpg")

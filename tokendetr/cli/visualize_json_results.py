@@ -36,12 +36,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     parser.add_argument("--dataset", default="coco_2017_val", help="registered data set")
     parser.add_argument("--conf-threshold", type=share, default=0.5, help="lowest score drawn")
-    parser.add_argument("--num", type=int, help="pictures to draw (default: all)")
+    parser.add_argument("--num", type=int, help="images to draw (default: all)")
     return parser.parse_args(arguments)
 
 
 def read_results(path: str) -> dict[int, list[dict[str, Any]]]:
-    """Records of a results file by image id.
+    """Return the records of a results file by image id.
 
     Raises:
         FileNotFoundError: no such file.
@@ -65,7 +65,7 @@ def read_results(path: str) -> dict[int, list[dict[str, Any]]]:
 def to_instances(
     records: list[dict[str, Any]], size: tuple[int, int], metadata: Any, threshold: float
 ) -> Instances:
-    """Records with at least the threshold's score as detectron2 instances.
+    """Return the records with at least the threshold's score as detectron2 instances.
 
     Raises:
         KeyError: a category that the data set does not have.
@@ -88,7 +88,7 @@ def to_instances(
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Write a picture per image of the data set that has results; returns how many."""
+    """Write a drawing for each image of the data set with results; return their number."""
     by_image = read_results(args.input)
     register_if_known(args.dataset)
     if args.dataset not in DatasetCatalog.list():

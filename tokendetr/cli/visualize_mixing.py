@@ -1,13 +1,13 @@
-"""Draw the matrix W of a transformed backbone: which tokens each reduced token is made of.
+"""Draw the matrix W of a transformed backbone: which tokens each reduced token combines.
 
 Example:
     tokendetr visualize-mixing --config-file token_transforming_dino_shapes_vit \\
         --input datasets/shapes/val/000001.jpg --output output/mixing
 
-Writes NAME_mixing.png per picture: the reduced tokens that gather most, numbered, and a heat map of
-each one's row of W (Token Transforming's Figure 5). Tokens may light up in several maps: the part
-that does goes to mixing.json. The backbone must reduce the tokens of whole images (a plain ViT),
-not those of windows.
+Writes NAME_mixing.png for each image: the reduced tokens that combine the most tokens, numbered,
+and a heat map of each one's row of W (Token Transforming's Figure 5). mixing.json has the share of
+tokens that contribute to several reduced tokens. The backbone must reduce the tokens of whole
+images (a plain ViT), not those of windows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, KeyError, OSError, Valu
 
 
 def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: int) -> None:
-    """Write a sheet per picture, and the shares of all.
+    """Write a drawing for each image, and the shares of shared tokens.
 
     Raises:
         ValueError: nothing was reduced.
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="config, by name or file")
-    add("--input", nargs="+", required=True, help="pictures, folders or patterns")
+    add("--input", nargs="+", required=True, help="images, folders or patterns")
     add("--output", required=True, help="folder to write")
     add("--count", type=int, default=14, help="rows of W to draw (default 14)")
     args = parse_with_overrides(parser, arguments)

@@ -1,4 +1,4 @@
-"""Show which tokens each encoder layer kept or merged, per feature level, over pictures.
+"""Draw which tokens each encoder layer keeps or merges, for each feature level, over images.
 
 Examples:
     tokendetr visualize-tokens --config-file dynamic_dino_shapes \\
@@ -6,11 +6,11 @@ Examples:
     tokendetr visualize-tokens --config-file sparse_dino_shapes --input photos/ \\
         --output output/tokens model.transformer.encoder.sparsifier.keep_ratio=0.2
 
-Per picture two files: NAME_story.png has the picture, the tokens of each layer and the detections;
-NAME_tokens.png has a row per layer and a column per level: tokens that are queries of their own
-show the picture, merged ones their mean color in a frame, the others are dark; scores are above,
-the decoder's attention below as heat maps. Counts go to tokens.json. Stages of a backbone that
-selects tokens get files of their own, NAME_backbone_stage_N.png.
+Writes two files for each image. NAME_story.png has the image, the tokens of each layer and the
+detections. NAME_tokens.png has a row for each layer and a column for each level: tokens that are
+queries of their own show the image, merged ones their mean color in a frame, others are dark; heat
+maps show scores above and the decoder's attention below. Counts go to tokens.json. For stages of a
+backbone that selects tokens there are further files, NAME_backbone_stage_N.png.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from tokendetr.cli.argument_types import output_folder
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import (
+    add_overrides_option,
+    described_parser,
+    parse_with_overrides,
+)
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe, worth_drawing
@@ -44,20 +48,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
-    parser.add_argument("--input", nargs="+", required=True, help="pictures, folders or patterns")
+    parser.add_argument("--input", nargs="+", required=True, help="images, folders or patterns")
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
     parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
     parser.add_argument("--tile-width", type=int, default=256, help="pixels per tile")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.3, help="lowest score drawn (default 0.3)"
+        "--confidence-threshold", type=float, default=0.3, help="minimum score (default 0.3)"
     )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="key=value overrides of the config; without this flag too, at the end",
-    )
+    add_overrides_option(parser)
     return parse_with_overrides(parser, arguments)
 
 
@@ -70,11 +69,11 @@ def visualize(
     names: Sequence[str] | None = None,
     threshold: float = 0.3,
 ) -> None:
-    """Write a story and a sheet per picture, and the counts of all.
+    """Write both drawings for each image, and the counts of all.
 
     Args:
-        names: of the classes; numbers where None.
-        threshold: lowest score of a detection that is drawn.
+        names: class names; None labels with indices.
+        threshold: minimum score of drawn detections.
 
     Raises:
         ValueError: the model has no encoder of this project, so that nothing was recorded.
