@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from filelock import FileLock
 
 from tests.patience import patience
 from tokendetr.checkpoint.weights import read_checkpoint
@@ -87,6 +88,17 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
     with RunFolder(str(tmp_path), resume=False) as folder:
         assert json.loads((tmp_path / "run.json").read_text())["pid"] == os.getpid()
         assert folder.evaluated == -1
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(37, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, error):
+    def refuse(self, *args, **options):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with RunFolder(str(tmp_path), resume=False) as folder:
+        folder.mark_evaluated(3)
+    assert "has no locks" in caplog.text and (tmp_path / "run.json").is_file()
 
 
 def test_a_file_is_no_folder(tmp_path):

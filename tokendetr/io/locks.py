@@ -1,5 +1,7 @@
 """Lock a folder, so that only one process writes to it."""
 
+import errno
+import logging
 import os
 from collections.abc import Callable
 
@@ -10,6 +12,10 @@ from tokendetr.errors import RunFolderError
 __all__ = ["LOCK_NAME", "lock_folder"]
 
 LOCK_NAME = ".run.lock"
+
+logger = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def lock_folder(path: str, owner: Callable[[], str] = lambda: "another process") -> BaseFileLock:
@@ -23,7 +29,8 @@ def lock_folder(path: str, owner: Callable[[], str] = lambda: "another process")
         owner: returns the name of the current holder, for the message.
 
     Returns:
-        The lock; release it, or use it as a context manager.
+        The lock; release it, or use it as a context manager. On file systems without locks (some
+        of clusters) it holds nothing, and a warning says so.
 
     Raises:
         RunFolderError: another process holds it, or the folder cannot be written to.
@@ -41,8 +48,19 @@ def lock_folder(path: str, owner: Callable[[], str] = lambda: "another process")
             "or choose another output folder (of a training: train.output_dir=...); if that "
             f"machine is gone for good, remove {file}"
         ) from error
+    except NotImplementedError:
+        _warn(path)
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            _warn(path)
+            return lock
         raise RunFolderError(
             f"the output folder {path} cannot be written to: {error.strerror or error}"
         ) from error
     return lock
+
+
+def _warn(path: str) -> None:
+    logger.warning(
+        "The file system of %s has no locks: see yourself that nothing else writes there", path
+    )
