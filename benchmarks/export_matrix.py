@@ -52,7 +52,7 @@ COLUMNS = {
     ("onnx-custom", "onnxruntime"): "`onnx-custom`: ONNX Runtime",
     ("onnx-custom", "openvino"): "`onnx-custom`: OpenVINO",
 }
-"""What runs a format, and its heading."""
+"""(format, runtime) -> heading of the column."""
 TITLE = (
     "Largest differences of boxes (pixels) and scores from the model on eight images, and the time "
     "of one image that fills the canvas, beside the model's own (optimized for CPUs)."

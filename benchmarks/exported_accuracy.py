@@ -60,13 +60,13 @@ CALIBRATION_IMAGES = 128
 
 @dataclass(frozen=True)
 class Row:
-    """How the detector runs.
+    """A way to run the detector.
 
     Attributes:
-        name: in the table.
-        precision: that is computed in.
-        runtime: what runs the file; None for the model itself.
-        file: its name.
+        name: its name in the table.
+        precision: precision of its arithmetic.
+        runtime: runtime of the file; None for the model itself.
+        file: name of the file.
     """
 
     name: str

@@ -1,11 +1,12 @@
-"""How much of a vision transformer's result is left, and for how many operations: relative error of
-the class token and of the restored tokens after the last block, for every way to build W.
+"""Relative error of a vision transformer's class token and restored tokens, and operations, for
+every way to build W.
 
 python benchmarks/information_kept.py [--model vit] [--images 4] [--keep-ratios 0.9 0.7 0.5]
 
-The models (DeiT-S at blocks 3, 6, 9; Swin-T at blocks 4, 6, 8 in stage 3) have random weights here;
---sharpness multiplies their weight matrices, because fresh ones make all tokens nearly alike and
-all attention even. Detectors trained on shapes: tools/sweep_tokens.py with --features.
+The errors are measured after the last block. The models (DeiT-S at blocks 3, 6, 9; Swin-T at blocks
+4, 6, 8 in stage 3) have random weights; --sharpness multiplies their weight matrices, because
+initial weights make all tokens nearly equal and attention nearly uniform. For detectors trained on
+shapes use tools/sweep_tokens.py with --features.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Where Dynamic DETR's queries lie at the sizes that detectors work on: pictures and shares.
+"""Positions of Dynamic DETR's queries at the image sizes of detectors: drawings and shares.
 
-    python -m benchmarks.query_maps             # record figures, draw the picture
+    python -m benchmarks.query_maps             # record the figures, write the drawing
     python -m benchmarks.query_maps --splice    # only write the recorded figures into its page
 
-Levels are rarely multiples of their windows. Where windows that the border cuts never merge, the
-queries that a ratio leaves gather in the last rows and columns; here each axis is divided into
-nearly equal parts instead. Both are shown, on features of noise, by the share of a level's queries
-in its last window of rows and columns beside the share of its tokens there.
+Levels are rarely multiples of their windows. If windows that the border cuts never merge, the
+remaining queries accumulate in the last rows and columns; here each axis is divided into nearly
+equal parts instead. Both are shown on noise features, by the share of a level's queries in its last
+window of rows and columns beside the share of its tokens there.
 """
 
 from __future__ import annotations

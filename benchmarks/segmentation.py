@@ -1,4 +1,4 @@
-"""Semantic segmentation with fewer tokens: mIoU of a plain ViT over the tokens that it keeps.
+"""Semantic segmentation with fewer tokens: mIoU of a plain ViT over its keep ratio.
 
     python -m benchmarks.segmentation --train    # the encoder and its linear decoder
     python -m benchmarks.segmentation            # sweep ways and keep ratios, record the figures

@@ -29,7 +29,7 @@ train = {
     },
     # random seed, drawn from the clock when negative
     "seed": -1,
-    # 20 iterations with frequent evaluation and logging, to see whether everything runs
+    # trial run of 20 iterations with frequent evaluation and logging
     "fast_dev_run": {"enabled": False},
     # a checkpoint every `period` iterations, of which the newest `max_to_keep` are kept
     "checkpointer": {"period": 5000, "max_to_keep": 100},
@@ -46,7 +46,7 @@ train = {
             "name": "detrex_experiment",
         },
     },
-    # moving average of the weights, kept on `device` (the model's when empty)
+    # moving average of the weights, kept on `device` (the model's if empty)
     "model_ema": {
         "enabled": False,
         "decay": 0.999,

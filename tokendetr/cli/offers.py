@@ -1,4 +1,4 @@
-"""What a project offers to a program: its studies and its comparisons, by name."""
+"""Load the studies and comparisons that a project defines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def offered(project: str, kind: str, kinds: str, only: Sequence[str] | None) -> 
 
     Args:
         project: folder under projects/.
-        kind: what one of them is called, for messages.
+        kind: singular name, for messages.
         kinds: name of the module and of its function.
-        only: names of those that are wanted; all without.
+        only: names of the requested ones; None for all.
 
     Raises:
-        ConfigError: where the project has none, or none of a name that was asked for.
+        ConfigError: the project has none, or none of a requested name.
     """
     try:
         module = importlib.import_module(f"projects.{project}.{kinds}")

@@ -1,4 +1,4 @@
-"""Detectors outside of Python: export, and the proof that an exported file computes the same."""
+"""Export detectors for use outside of Python, and verify that a file computes the same."""
 
 from tokendetr.deploy.entry import DeployedDetector, FixedDetections, RawPredictions
 from tokendetr.deploy.files import ExportOptions, check, export

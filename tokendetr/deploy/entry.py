@@ -1,4 +1,4 @@
-"""The entry for deployment: tensors in, tensors out, every shape fixed.
+"""Detector as a function of tensors with fixed shapes, for export.
 
 Shapes: B image, H and W height and width of the canvas, T detections per image, Q query, V class.
 """
@@ -25,13 +25,13 @@ Size = tuple[int, int]
 
 
 class FixedDetections(NamedTuple):
-    """Detections of a batch in tensors whose shapes do not depend on what is found.
+    """Detections of a batch in tensors whose shapes do not depend on the number of detections.
 
     Attributes:
         boxes_BT4: float, xyxy in pixels of the input, inside the image.
         scores_BT: float in [0, 1], descending; 0 beyond an image's count.
         labels_BT: long, class indices from 0; 0 beyond an image's count.
-        counts_B: long, how many of an image's T entries are detections.
+        counts_B: long, number of an image's T entries that are detections.
     """
 
     boxes_BT4: Tensor
@@ -41,12 +41,12 @@ class FixedDetections(NamedTuple):
 
 
 class RawPredictions(NamedTuple):
-    """What the last decoder layer says, before post-processing.
+    """Predictions of the last decoder layer, before post-processing.
 
     Attributes:
         logits_BQV: float, one logit per class.
-        boxes_BQ4: float, cxcywh in 0..1 of the image.
-        valid_BQ: bool, True where the query exists (an image may have fewer tokens than queries).
+        boxes_BQ4: float, cxcywh relative to the image, in [0, 1].
+        valid_BQ: bool, False for padding queries (an image may have fewer tokens than queries).
     """
 
     logits_BQV: Tensor
@@ -58,15 +58,14 @@ class DeployedDetector(nn.Module):
     """A detector as a function of tensors, equal to the detector in evaluation mode.
 
     Args:
-        detector: one of this project's detectors, with whatever method in it. It is put into
-            evaluation mode.
-        padding: True: images may be smaller than the canvas, each computed as if it were alone.
-            False: every image fills the canvas, nothing is masked, and ``sizes`` only says in
-            which pixels boxes are returned.
-        postprocess: return detections; otherwise what the last decoder layer predicts.
+        detector: one of this project's detectors, with any method; it is put into evaluation mode.
+        padding: images may be smaller than the canvas, and each is computed as if it were alone.
+            False: every image fills the canvas, nothing is masked, and ``sizes`` only scales the
+            returned boxes.
+        postprocess: return detections; otherwise the last decoder layer's predictions.
 
     Raises:
-        ExportError: for another kind of model, or one whose shapes depend on values.
+        ExportError: the model is of another kind, or its shapes depend on values.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class DeployedDetector(nn.Module):
 
     @property
     def rule(self) -> PaddingRule:
-        """The canvases that the backbone takes."""
+        """Sizes of the canvas that the backbone supports."""
         return PaddingRule.of(self.detector.backbone)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -163,12 +162,12 @@ class DeployedDetector(nn.Module):
 
 
 def fixed_detections(predictions: Predictions, sizes_B2: Tensor, *, limit: int) -> FixedDetections:
-    """Return the ``limit`` best detections of each image; boxes that are empty are none.
+    """Return the ``limit`` best detections of each image, without empty boxes.
 
     Args:
-        predictions: of all decoder layers; the last one counts.
-        sizes_B2: long, (height, width) of each image: boxes are returned in its pixels.
-        limit: wanted number of detections T.
+        predictions: predictions of all decoder layers, of which the last one is used.
+        sizes_B2: long, (height, width) of each image, in whose pixels boxes are returned.
+        limit: maximum number of detections T.
     """
     scores_BT, labels_BT, boxes_BT4 = best_detections(
         predictions.logits_SBQV[-1], predictions.boxes_SBQ4[-1], predictions.valid_BQ, limit
@@ -178,7 +177,8 @@ def fixed_detections(predictions: Predictions, sizes_B2: Tensor, *, limit: int) 
     found_BT = (boxes_BT4[..., 2] > boxes_BT4[..., 0]) & (boxes_BT4[..., 3] > boxes_BT4[..., 1])
     if predictions.valid_BQ is not None:
         found_BT = found_BT & scores_BT.isfinite()
-    # Distinct whole numbers order the same in every runtime: detections first, in their order.
+    # Detections first, in their order. The keys are distinct integers, since runtimes differ in the
+    # order of equal values.
     length = int(scores_BT.shape[1])
     place_T = torch.arange(length, dtype=torch.float32, device=scores_BT.device)
     key_BT = place_T + length * (~found_BT).to(torch.float32)

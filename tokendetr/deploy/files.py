@@ -1,4 +1,4 @@
-"""Export a detector to a file, and prove that the file computes the same."""
+"""Export a detector to a file, and verify that the file computes the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tokendetr.io.outputs import check_output_file
 
 MINIMUM_IMAGES = 8
 AP_TOLERANCE = 0.1
-"""Points of AP (0..100) by which a file may differ from the model on a data set."""
+"""Maximum difference between the AP (0 to 100) of a file and of the model on a data set."""
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 
@@ -37,7 +37,7 @@ Evaluate = Callable[[nn.Module], float]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported.
+    """Options of an export.
 
     Attributes:
         format: "pt2" (torch.export), "aoti" (a package of AOTInductor), "onnx" (standard
@@ -45,12 +45,12 @@ class ExportOptions:
             "openvino".
         size: height and width of the canvas in pixels.
         batch: images that the program takes at once.
-        padding: images may be smaller than the canvas; False: all fill it, which is faster.
-        sampling: deformable attention in the ONNX formats and OpenVINO by "grid_sample" or
-            "gather".
+        padding: images may be smaller than the canvas; False if all fill it, which is faster.
+        sampling: implementation of deformable attention in the ONNX formats and OpenVINO,
+            "grid_sample" or "gather".
 
     Raises:
-        ExportError: for values that there are not; the message names the option.
+        ExportError: an option has an unknown value; the message names it.
     """
 
     format: Format
@@ -82,22 +82,21 @@ def export(
     source: str | None = None,
     program: ExportedProgram | None = None,
 ) -> dict[str, Any]:
-    """Export a detector, and keep the file only if it computes what the detector computes.
+    """Export a detector, and keep the file only if it computes the same as the detector.
 
-    The file is run in every runtime of its format that is installed, on eight images or more, and
-    its detections are matched with the model's: boxes within 0.5 pixels, scores within 1e-4. The
-    result is written to ``<output>.json``, also where it is bad; the file itself only where it is
-    good.
+    The file is run in every installed runtime of its format on at least eight images, and its
+    detections are matched with the model's: boxes within 0.5 pixels, scores within 1e-4. The result
+    is always written to ``<output>.json``, but the file only if the verification succeeds.
 
     Args:
         model: one of this project's detectors.
-        output: the file to write; its ending is the format's.
+        output: the file to write, with the extension of its format.
         options: what to export.
         library: for "onnx-custom", the shared library that computes the node, or one for each
             runtime.
-        images: float [3, H, W] of values 0..255 to compare on; drawn where None.
-        evaluate: returns the AP (0..100) of a detectron2-style model on a data set, to be compared
-            as well.
+        images: images to compare on, float [3, H, W] of values 0 to 255; None for synthetic ones.
+        evaluate: returns the AP (0 to 100) of a detectron2-style model on a data set, which is then
+            compared as well.
         source: name of the config, for the record.
         program: what :func:`tokendetr.deploy.programs.trace` made of this model for these options,
             so that several formats need one tracing.
@@ -106,8 +105,9 @@ def export(
         The record.
 
     Raises:
-        ExportError: the model cannot be exported so, or nothing here can run the format.
-        ExportCheckError: the file computes something else.
+        ExportError: the model cannot be exported with these options, or no installed runtime can
+            run the format.
+        ExportCheckError: the file's results differ from the model's.
         OutputError: the file cannot be written.
     """
     path = Path(output)
@@ -119,7 +119,7 @@ def export(
     elsewhere = {each.device.type for each in model.parameters()} - {"cpu"}
     if elsewhere:
         raise ExportError(
-            f"the model is on {', '.join(elsewhere)}, and files are made and proven on the CPU: "
+            f"the model is on {', '.join(elsewhere)}, but files are made and verified on the CPU: "
             "move it there (model.cpu(), train.device=cpu)"
         )
     entry = DeployedDetector(model, padding=options.padding)
@@ -202,7 +202,7 @@ def _prove(
     images: Sequence[Tensor] | None,
     evaluate: Evaluate | None,
 ) -> dict[str, Any]:
-    """Return what was found in each runtime, and whether all of it is good."""
+    """Return the results of the comparison in each runtime, and whether all are good."""
     if images is None:
         images = proof_images(options.size, padding=options.padding, count=MINIMUM_IMAGES)
     if len(images) < MINIMUM_IMAGES:
@@ -262,7 +262,7 @@ def _refuse_bad(path: Path, record: dict[str, Any], verdict: str) -> None:
 
 
 def _described(found: dict[str, Any]) -> str:
-    """Return what a runtime's check found, in words."""
+    """Return a description of a runtime's result."""
     text = (
         f"boxes differ by {found['box_px']:.3g} px, scores by {found['score']:.3g}, "
         f"{found['unmatched']} of {found['detections']} detections have no partner"

@@ -1,4 +1,4 @@
-"""Read an ONNX file's graph: how many rows its products work on, and what they cost."""
+"""Read the matrix products and convolutions of an ONNX file, with their sizes and operations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Product:
     """A matrix product or a convolution.
 
     Attributes:
-        kind: ONNX's name, "MatMul", "Gemm" or "Conv".
-        weight: name of the parameter that it multiplies with, "" for a product of two activations.
-        rows: rows of the left factor, over all leading dimensions; pixels of the output for "Conv".
-        operations: multiply-adds.
+        kind: ONNX's operator, "MatMul", "Gemm" or "Conv".
+        weight: name of the parameter; "" for a product of two activations.
+        rows: rows of the left factor over all leading dimensions; output pixels for "Conv".
+        operations: number of multiply-adds.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Our operators in other words, for runtimes that do not have them.
+"""Decompositions of our operators for runtimes that do not have them.
 
 Shapes: B image, N all tokens, Q query, M head, D head width, L level, P point, S sample of a level
 (all its heads' and points'), X = 2 (points) or 4 (boxes), R row of
@@ -38,7 +38,7 @@ def gathered_attention(
     sampling_locations_BQMLP2: Tensor,
     attention_weights_BQMLP: Tensor,
 ) -> Tensor:
-    """Compute ``ms_deform_attn`` by gathering rows: no runtime's GridSample is involved.
+    """Compute ``ms_deform_attn`` by gathering rows, for runtimes whose GridSample is wrong.
 
     Args:
         value_BNMD: values of all levels' pixels, finest level first, row by row.
@@ -116,16 +116,16 @@ def _custom(value: Tensor, level_shapes: Sequence[int], *rest: Tensor) -> Tensor
 def _stable_sort(
     values: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Sort by TopK, of which ONNX says that equal values keep their order."""
+    """Sort by TopK, for which ONNX guarantees that equal values keep their order."""
     return torch.topk(values, values.shape[dim], dim, largest=descending, sorted=True)
 
 
 def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:
-    """Return what each of our operators becomes, for ``ExportedProgram.run_decompositions``.
+    """Return the decomposition of each operator, for ``ExportedProgram.run_decompositions``.
 
     Args:
-        sampling: deformable attention by "grid_sample" (the most widely optimized form), by
-            "gather" (for runtimes that compute GridSample wrongly), or as one "custom" node.
+        sampling: form of deformable attention: "grid_sample" (the most widely optimized), "gather"
+            (for runtimes whose GridSample is wrong), or one "custom" node.
 
     Raises:
         ExportError: there are no compiled kernels, so programs do not contain our operators.
@@ -148,7 +148,7 @@ def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:
 
 
 def check_kernels() -> None:
-    """Raise ExportError where the compiled kernels are missing: programs are made with them."""
+    """Raise ExportError if the compiled kernels, which programs are made with, are missing."""
     reason = library_facts().load_error
     if reason is not None:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""From a detector to files: ``torch.export``, AOTInductor, ONNX, OpenVINO.
+"""Convert a detector to files of ``torch.export``, AOTInductor, ONNX and OpenVINO.
 
 Shapes: B image, H and W height and width of the canvas.
 """
@@ -26,7 +26,7 @@ SUFFIXES: dict[str, str] = {
     "onnx-custom": ".onnx",
     "openvino": ".xml",
 }
-"""The ending of each format's file."""
+"""Format -> extension of its files."""
 
 OPSET = 20
 OUTPUTS = ("boxes", "scores", "labels", "counts")
@@ -34,7 +34,7 @@ RAW_OUTPUTS = ("logits", "boxes", "valid")
 
 
 def example_inputs(size: tuple[int, int], batch: int = 1) -> tuple[Tensor, Tensor]:
-    """Return gray images that fill a canvas, and their sizes: what a program is traced with."""
+    """Return gray images that fill a canvas, and their sizes, for tracing a program."""
     images = torch.full((batch, 3, *size), 127.0)
     return images, torch.tensor([size] * batch, dtype=torch.long)
 
@@ -42,12 +42,12 @@ def example_inputs(size: tuple[int, int], batch: int = 1) -> tuple[Tensor, Tenso
 def trace(
     model: DeployedDetector, size: tuple[int, int], *, batch: int | None = 1
 ) -> ExportedProgram:
-    """Return a model's program for one canvas.
+    """Trace a model into a program for one canvas.
 
     Args:
-        model: the entry.
+        model: the detector for deployment.
         size: height and width of the canvas in pixels.
-        batch: number of images; None: any, which needs ``padding=True``.
+        batch: number of images; None for any number, which needs ``padding=True``.
 
     Raises:
         ExportError: the model cannot be traced; the message says why.
@@ -79,9 +79,9 @@ def write_program(
     """Write a program in one of the formats.
 
     Args:
-        program: of :func:`trace`.
-        path: of the file; openvino writes a second one, ``.bin``, beside it.
-        format: what to write.
+        program: program from :func:`trace`.
+        path: the file; openvino writes a second one, ``.bin``, beside it.
+        format: the format to write.
         sampling: for the ONNX formats and OpenVINO, see
             :func:`tokendetr.deploy.operators.decompositions`.
 

@@ -1,4 +1,4 @@
-"""The proof that an exported file computes what the model computes.
+"""Verify that an exported file computes the same as the model.
 
 Shapes: T detections per image.
 """
@@ -23,23 +23,23 @@ from tokendetr.deploy.runtimes import Runner
 BOX_TOLERANCE_PX = 0.5
 SCORE_TOLERANCE = 1e-4
 NUDGE = 0.01
-"""Of pixel values 0..255: what changes by less decides nothing that an image shows."""
+"""Largest change of pixel values (0 to 255) in :func:`compare`; it is far below what is visible."""
 _NUDGES = (0.03, 0.1, 0.3, 1.0) * 2
-"""Shares of it that are tried: a large nudge decides other near ties otherwise as well."""
+"""Shares of :data:`NUDGE` that are tried; a large change may flip other near ties as well."""
 _MOST_CUT = 0.1
-"""Share of detections that may have the score of the last one: more would prove nothing."""
+"""Largest share of detections that may tie with the last one; more would make the test void."""
 Size = tuple[int, int]
 
 _SHARES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.6), (0.5, 0.8), (0.9, 0.45), (0.62, 0.62), (0.4, 1.0))
 
 
 def proof_images(canvas: Size, *, padding: bool, count: int = 8) -> list[Tensor]:
-    """Return images drawn from a seed, float [3, H, W] of whole pixel values.
+    """Return synthetic images from a fixed seed, float [3, H, W] of integer pixel values.
 
     Args:
-        canvas: height and width that none exceeds.
-        padding: of unequal sizes, some smaller than the canvas; otherwise all fill it.
-        count: how many.
+        canvas: maximum height and width.
+        padding: make images of different sizes; otherwise all fill the canvas.
+        count: number of images.
     """
     images = []
     for index in range(count):
@@ -53,7 +53,7 @@ def proof_images(canvas: Size, *, padding: bool, count: int = 8) -> list[Tensor]
 
 
 def padded_inputs(images: Sequence[Tensor], canvas: Size) -> tuple[Tensor, Tensor]:
-    """Return a program's inputs: images at the upper left of gray canvases, and their sizes."""
+    """Return a program's inputs: images in the upper left of gray canvases, and their sizes."""
     canvases = torch.full((len(images), 3, *canvas), 127.0)
     for row, image in zip(canvases, images, strict=True):
         row[:, : image.shape[-2], : image.shape[-1]] = image
@@ -63,16 +63,16 @@ def padded_inputs(images: Sequence[Tensor], canvas: Size) -> tuple[Tensor, Tenso
 
 @dataclass
 class Comparison:
-    """How far detections are from those of the model, over all images.
+    """Differences between a file's detections and the model's, over all images.
 
     Attributes:
         images: number of images.
-        detections: of the model.
+        detections: number of the model's detections.
         box_px: largest difference of a coordinate between matched detections.
-        score: largest difference of a score.
+        score: largest difference of a score between matched detections.
         unmatched: detections without a partner of the same class within the tolerances.
-        near_ties: images in which the file finds what the model finds only after a nudge.
-        tensors: where something failed, the largest difference of each output in its own order.
+        near_ties: images whose detections match only after a small change of pixel values.
+        tensors: if something failed, the largest difference of each output in its own order.
     """
 
     images: int = 0
@@ -85,16 +85,16 @@ class Comparison:
 
     @property
     def good(self) -> bool:
-        """Whether every detection has its partner, within the tolerances."""
+        """Whether every detection has a partner within the tolerances."""
         close = self.box_px <= BOX_TOLERANCE_PX and self.score <= SCORE_TOLERANCE
         return self.images > 0 and self.unmatched == 0 and close
 
     def record(self) -> dict[str, Any]:
-        """Return the numbers and the verdict, for a file."""
+        """Return the numbers and the result, for a JSON file."""
         return {**asdict(self), "good": self.good}
 
     def include(self, other: Comparison) -> None:
-        """Add the findings of other images."""
+        """Add the differences of other images."""
         self.images += other.images
         self.detections += other.detections
         self.box_px = max(self.box_px, other.box_px)
@@ -105,12 +105,12 @@ class Comparison:
             self.tensors[name] = max(self.tensors.get(name, 0.0), difference)
 
     def add(self, expected: Instances, found: Instances, *, limit: int | None = None) -> None:
-        """Match an image's detections class by class, and keep the largest differences.
+        """Match an image's detections class by class, and record the largest differences.
 
         Args:
-            expected: the model's.
-            found: the file's.
-            limit: detections that the model returns at most; None: all that it has.
+            expected: the model's detections.
+            found: the file's detections.
+            limit: maximum number of detections that the model returns; None if it returns all.
         """
         self.images += 1
         self.detections += len(expected)
@@ -126,7 +126,7 @@ class Comparison:
         alone = torch.cat([_without(expected.scores, rows), _without(found.scores, columns)])
         missing = len(alone) + int(len(expected) != len(found))
         if len(expected) == limit:
-            # Where the list is cut, detections of equal scores may take each other's place.
+            # The list is cut here, so of detections with equal scores either may be in it.
             last = float(expected.scores.min()) + SCORE_TOLERANCE
             cut = int((alone <= last).sum())
             missing -= cut if cut <= _MOST_CUT * 2 * len(expected) else 0
@@ -154,7 +154,7 @@ def _without(scores: Tensor, indices: np.ndarray) -> Tensor:
 
 
 def _distance(expected: Instances, found: Instances) -> np.ndarray:
-    """Return the differences of all pairs in tolerances; infinite between classes."""
+    """Return the differences of all pairs in units of the tolerances; infinite between classes."""
     boxes = torch.cdist(
         expected.pred_boxes.tensor.double(), found.pred_boxes.tensor.double(), p=float("inf")
     )
@@ -165,13 +165,13 @@ def _distance(expected: Instances, found: Instances) -> np.ndarray:
 
 
 class ExportedModel(nn.Module):
-    """An exported file with the interface of a detectron2 model in evaluation.
+    """An exported file with the interface of a detectron2 model in evaluation mode.
 
     Args:
-        runner: of :func:`tokendetr.deploy.runtimes.open_exported`.
+        runner: runner from :func:`tokendetr.deploy.runtimes.open_exported`.
         canvas: height and width of the program's images.
-        padding: whether smaller images are padded to the canvas; otherwise all are resized to it.
-        batch: images that the program takes at once; more are given one batch after the other.
+        padding: pad smaller images to the canvas; otherwise resize all to it.
+        batch: number of images that the program takes; more are processed in batches.
     """
 
     def __init__(self, runner: Runner, canvas: Size, *, padding: bool, batch: int = 1) -> None:
@@ -196,7 +196,7 @@ class ExportedModel(nn.Module):
         return results
 
     def _fitted(self, image_3HW: Tensor) -> Tensor:
-        """Return an image as the program takes it: no larger than the canvas, or just as large."""
+        """Resize an image to fit into the canvas, or to fill it if there is no padding."""
         height, width = image_3HW.shape[-2:]
         shrink = min(1.0, self.canvas[0] / height, self.canvas[1] / width)
         size = (max(1, int(height * shrink)), max(1, int(width * shrink)))
@@ -224,7 +224,7 @@ def _instances(found: FixedDetections, index: int, size: Size, record: dict[str,
 
 
 def detect(model: nn.Module, images: Sequence[Tensor]) -> list[Instances]:
-    """Return the model's own detections, each image given to it alone.
+    """Return the model's detections, with each image in a batch of its own.
 
     Args:
         model: the detector in evaluation mode.
@@ -242,14 +242,14 @@ def compare(
 ) -> Comparison:
     """Compare an exported file with the model, image by image.
 
-    A model that chooses tokens or queries decides between nearly equal ones by the last bit of
-    their scores, which no two runtimes share. So a file may also find what the model finds in the
-    same image with its pixel values changed by less than :data:`NUDGE`.
+    A model that selects tokens or queries decides near ties by the last bits of their scores, in
+    which runtimes differ. So a file's detections may also match those of the model on the same
+    image with pixel values changed by less than :data:`NUDGE`.
 
     Args:
         model: the detector in evaluation mode.
-        expected: its detections of the images, of :func:`detect`.
-        exported: the file.
+        expected: its detections, from :func:`detect`.
+        exported: the exported file.
         images: float [3, H, W], none larger than the canvas.
     """
     comparison, limit = Comparison(), getattr(model, "select_box_nums_for_evaluation", None)
@@ -264,7 +264,7 @@ def compare(
 
 
 def _nudged(model: nn.Module, image_3HW: Tensor, found: Instances) -> Comparison | None:
-    """Return the comparison with the model on a nudged image; None if it differs on all."""
+    """Return the comparison with the model on a slightly changed image; None if all differ."""
     generator = torch.Generator().manual_seed(0)
     limit = getattr(model, "select_box_nums_for_evaluation", None)
     for share in _NUDGES:

@@ -1,9 +1,9 @@
-"""A backbone on a padded canvas that computes for each image what it computes for it alone.
+"""Run a backbone on a padded canvas with the same results as on each image alone.
 
-A detector in evaluation feeds every image to its backbone at the image's own size. An exported
-program has one canvas for images of any size, so whatever mixes neighboring pixels must find zeros
-beyond an image's border, as it does where the image ends there: convolutions, pooling, and the
-statistics of group norms.
+In evaluation, a detector runs its backbone on every image at the image's own size. An exported
+program has one canvas for images of any size. So operations that mix neighboring pixels
+(convolutions, pooling, statistics of group norms) must see zeros beyond an image's border, as if
+the image ended there.
 
 Shapes: B image, C channel, H and W height and width of a feature map, S values of a group of
 channels.
@@ -22,18 +22,18 @@ from torch.overrides import TorchFunctionMode
 from tokendetr.errors import ExportError
 
 _MIXING = (F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.softmax, torch.roll)
-"""What attention among tokens consists of: it would see the padding."""
+"""Functions of attention among tokens, which would see the padding."""
 
 
 class RealParts(TorchFunctionMode):
-    """Inside the ``with`` block, convolutions, pooling and group norms see no padding.
+    """Torch-function mode in which convolutions, pooling and group norms ignore padding.
 
     Args:
         canvas: height and width of the images with their padding.
         sizes_B2: long, the real height and width of each image.
 
     Raises:
-        ExportError: where the model does something inside that cannot leave padding out.
+        ExportError: the model uses an operation that cannot ignore padding.
     """
 
     def __init__(self, canvas: tuple[int, int], sizes_B2: Tensor) -> None:
@@ -53,7 +53,7 @@ class RealParts(TorchFunctionMode):
         return self._sizes[shape]
 
     def mask_B1HW(self, features_BCHW: Tensor) -> Tensor:
-        """Return bool [B, 1, H, W], True where a feature map shows its image."""
+        """Return bool [B, 1, H, W], True for the real part of a feature map."""
         height, width = (int(size) for size in features_BCHW.shape[-2:])
         if (height, width) not in self._masks:
             sizes_B2 = self.sizes_B2(features_BCHW)
@@ -63,7 +63,7 @@ class RealParts(TorchFunctionMode):
         return self._masks[height, width]
 
     def real(self, features_BCHW: Tensor) -> Tensor:
-        """Return features with zeros beyond the images' borders."""
+        """Return features with zeros in the padding."""
         return features_BCHW * self.mask_B1HW(features_BCHW).to(features_BCHW.dtype)
 
     def __torch_function__(
@@ -89,7 +89,7 @@ class RealParts(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _record(self, source: Tensor, result: Tensor, window: Sequence[Sequence[int]]) -> None:
-        """Remember the real sizes behind a sliding window: (kernel, stride, padding, dilation)."""
+        """Record the real sizes after a sliding window (kernel, stride, padding, dilation)."""
         sizes_B2 = self.sizes_B2(source)
         axes = []
         for axis, (kernel, stride, padding, dilation) in enumerate(zip(*window, strict=True)):

@@ -1,4 +1,4 @@
-"""Run exported files: each runtime as a function of images and sizes."""
+"""Run exported files in each runtime, as functions of images and sizes."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
     "onnx-custom": ("openvino", "onnxruntime"),
     "openvino": ("openvino",),
 }
-"""What can run each format."""
+"""Format -> runtimes that can run it."""
 
 Library = str | Sequence[str] | None
 """One or more shared libraries with the node of "onnx-custom", each made for one runtime."""
 
 _ENTRY_POINTS = {"openvino": b"create_extensions", "onnxruntime": b"RegisterCustomOps"}
-"""The function by which each runtime takes in a library."""
+"""Runtime -> function by which it loads a library."""
 
 
 def libraries(library: Library) -> dict[str, str]:
-    """Return which library is whose runtime's, by the entry point that it has.
+    """Return runtime -> library, by the entry points of the libraries.
 
     Raises:
-        ExportError: a file cannot be read, or no runtime can take it in.
+        ExportError: a file cannot be read, or no runtime can load it.
     """
     found = {}
     for path in [library] if isinstance(library, str) else library or ():
@@ -57,11 +57,11 @@ def libraries(library: Library) -> dict[str, str]:
 
 
 def installed_runtimes(format: Format, *, library: Library = None) -> tuple[str, ...]:
-    """Return which runtimes of a format can run here.
+    """Return the installed runtimes of a format.
 
     Args:
-        format: of the file.
-        library: of the custom node: only runtimes that it is made for have the node.
+        format: format of the file.
+        library: libraries with the custom node; only runtimes with one can run it.
     """
     candidates = RUNTIMES[format]
     if format == "onnx-custom":
@@ -85,14 +85,15 @@ def open_exported(
     """Return a function ``(images, sizes) -> outputs`` that runs an exported file on the CPU.
 
     Args:
-        path: of the file.
+        path: the file.
         runtime: one of those in :data:`RUNTIMES`.
-        library: of the custom node, for files that have one; that for ``runtime`` is taken.
-        threads: for onnxruntime and openvino; their own choice where None.
-        precision: "bfloat16" (in short "bf16") lets openvino compute in it where the processor can.
+        library: libraries with the custom node, for files that have one.
+        threads: number of threads for onnxruntime and openvino; None for their default.
+        precision: "bfloat16" (or "bf16") lets openvino use it if the processor supports it.
 
     Raises:
-        ExportError: for another runtime, one that is not installed, or one without the precision.
+        ExportError: the runtime is unknown or not installed, or lacks the precision.
+        FileNotFoundError: there is no such file.
     """
     check_precision(precision)
     openers: dict[str, Callable[[str, str | None, int | None], Runner]] = {

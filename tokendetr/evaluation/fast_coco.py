@@ -327,7 +327,7 @@ def _metrics(precision: np.ndarray, params: Any) -> dict[str, float]:
 
 
 def _class_keys(names: Sequence[str]) -> list[str]:
-    """What the AP of each class is called; two classes of one name are told apart."""
+    """Return the name of each class's AP; classes of one name get their index."""
     twice = {name for name, count in Counter(names).items() if count > 1}
     return [
         f"AP-{name} (class {k})" if name in twice else f"AP-{name}" for k, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""Means and deviations of ImageNet on the 0..255 scale."""
+"""Means and standard deviations of ImageNet for pixel values 0 to 255."""
 
 constants = {
     "imagenet_rgb256_mean": [123.675, 116.28, 103.53],
