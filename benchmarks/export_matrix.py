@@ -228,7 +228,8 @@ def table(known: dict[str, Any]) -> Table:
         for (format, runtime), heading in COLUMNS.items()
         if any(runtime in row.get(format, {}).get("checks", {}) for row in known["rows"].values())
     }
-    for name, cells in known["rows"].items():
+    order = [row.name for row in rows()]
+    for name, cells in sorted(known["rows"].items(), key=lambda each: order.index(each[0])):
         times = known["times"].get(name, {}).get("ms", {})
         padded = next((each["padding"] for each in cells.values() if each["works"]), None)
         line: list[Any] = [name, {True: "any", False: "canvas", None: None}[padded]]
@@ -244,7 +245,7 @@ def table(known: dict[str, Any]) -> Table:
                 found = cell["checks"][runtime]
                 took = times.get(f"{format} {runtime}")
                 ending = "" if took is None else f"; {took:.0f} ms"
-                line.append(f"{found['box_px']:.0e} px, {found['score']:.0e}{ending}")
+                line.append(f"{found['box_px']:.1g} px, {found['score']:.0e}{ending}")
         lines.append(line)
     notes = [f"{name}: {why}" for name, why in reasons.items()]
     notes.append(f"`python benchmarks/export_matrix.py`, {known['machine']}, {known['date']}")
