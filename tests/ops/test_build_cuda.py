@@ -1,6 +1,7 @@
 """The CUDA half: what setup.py asks nvcc and the linker for, and a library that loads."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_the_command_lines_of_the_cuda_half(tmp_path):
 LOAD = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
-for name in ("ms_deform_attn_forward", "packed_attention_forward"):
+for name in ("ms_deform_attn", "ms_deform_attn_fused_backward", "packed_attention"):
     full = f"tokendetr::{name}"
     for key in ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(full, key), (full, key)
@@ -109,9 +110,11 @@ def test_the_cuda_half_compiles_links_and_loads(tmp_path):
     cuda_builds.build(tree, libraries, 900, TORCH_CUDA_ARCH_LIST="9.0", TOKENDETR_NO_CUDA="0")
     facts = cuda_builds.noted(tree)
     assert facts["cuda"] and facts["architectures"] == "9.0"
+    setup = runpy.run_path(str(cuda_builds.ROOT / "csrc" / "setup" / "toolchain.py"))
+    runtime = setup["_home_of"](setup["_nvcc"]()) / "lib64"
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD, str(tree / cuda_builds.LIBRARY), str(tree)],
-        env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
+        env={**os.environ, "LD_LIBRARY_PATH": f"{libraries}:{runtime}"},
         capture_output=True,
         text=True,
         timeout=patience(60),
