@@ -152,7 +152,7 @@ def test_what_cannot_be_calibrated_is_said():
         calibrate_threshold(nn.Linear(1, 1), [], 0.5)
     with pytest.raises(ValueError, match=r"in \(0, 1\), got 1"):
         calibrate_threshold(detector(), [], 1)
-    with pytest.raises(ValueError, match="keep_ratio selects"):
+    with pytest.raises(ValueError, match="keep_ratio always selects"):
         calibrate_threshold(detector(keep_ratio=0.5), [], 0.5)
     with pytest.raises(ValueError, match="at least one image"):
         calibrate_threshold(detector(), [], 0.5)
