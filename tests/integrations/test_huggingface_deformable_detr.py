@@ -136,7 +136,7 @@ def test_names_of_older_files_and_of_timms_resnet():
 def test_weights_of_another_model_are_refused():
     with pytest.raises(ValueError, match="DeformableDetrForObjectDetection"):
         from_huggingface({"model.encoder.layers.0.fc1.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="only these backbones"):
+    with pytest.raises(ValueError, match="other backbones are not supported"):
         to_huggingface({"backbone.patch_embed.proj.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="score_head"):
         to_huggingface({"transformer.encoder.sparsifier.score_head.weight": torch.zeros(1)})
