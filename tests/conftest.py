@@ -60,7 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         known = differing()
         for item in items:
             path = item.path.relative_to(config.rootpath).as_posix()
-            if f"{path}::{getattr(item, 'originalname', item.name)}" in known:
+            names = {item.name, getattr(item, "originalname", item.name)}
+            if any(f"{path}::{name}" in known for name in names):
                 item.add_marker(pytest.mark.differs)
     for item in items:
         for name, reason in reasons.items():
