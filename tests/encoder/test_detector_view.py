@@ -176,3 +176,46 @@ def test_further_passes_of_a_decoder_are_not_recorded():
                 detector.transformer.decoder(torch.randn(1, 5, WIDTH), memory_BNC)
         masses.append(float(attention.mass_BN.sum()))
     assert masses == pytest.approx([10.0, 10.0])  # 5 queries, 2 heads, weights that sum to 1
+
+
+class FirstCodeAttention(nn.Module):
+    """Names and call of the attention in Deformable DETR's first code."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.n_heads, self.n_levels = attention.num_heads, attention.num_levels
+        self.n_points = attention.num_points
+        self.sampling_offsets = attention.sampling_offsets
+        self.attention_weights = attention.attention_weights
+
+    def forward(self, query, reference_points, input_flatten, input_spatial_shapes):
+        return query
+
+
+def test_the_first_codes_attention_is_seen_whatever_its_order_of_levels():
+    """MaskDINO's decoder has the finest level first, its pixel decoder the coarsest."""
+    torch.manual_seed(0)
+    shapes = [(2, 3), (4, 6)]
+    layout = LevelLayout.from_valid_sizes(shapes, [shapes])
+    ours = MultiScaleDeformableAttention(WIDTH, num_heads=2, num_levels=2, batch_first=True)
+    query_BQC, memory_BNC = torch.randn(1, 5, WIDTH), torch.randn(1, layout.num_tokens, WIDTH)
+    points_BQL2 = torch.rand(1, 5, 1, 2).expand(-1, -1, 2, -1)
+    masses = []
+    for order in ([0, 1], [1, 0]):
+        theirs = FirstCodeAttention(copy.deepcopy(ours))
+        for name, size in (("sampling_offsets", 2), ("attention_weights", 1)):
+            part = getattr(theirs, name)
+            for values in (part.weight.data, part.bias.data):
+                by_level = values.view(2, 2, theirs.n_points * size, *values.shape[1:])
+                by_level.copy_(by_level[:, order].clone())
+        with DecoderAttention(DetectorView(nn.ModuleDict({"decoder": theirs})), layout) as seen:
+            ordered = torch.tensor([shapes[level] for level in order])
+            theirs(query_BQC, points_BQL2, memory_BNC, ordered)
+        masses.append(seen.mass_BN)
+    torch.testing.assert_close(masses[1], masses[0])
+    assert masses[0].std() > 0
+    with (
+        DecoderAttention(DetectorView(nn.ModuleDict({"decoder": theirs})), layout),
+        pytest.raises(UnsupportedDetectorError, match="levels"),
+    ):
+        theirs(query_BQC, points_BQL2, memory_BNC, torch.tensor([(9, 9), (2, 3)]))

@@ -13,7 +13,6 @@ encoder with equal weights.
 import copy
 import importlib
 import sys
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,7 @@ def of_detectron2(package: str, config: str, add: tuple[str, ...], node: Node) -
     from detectron2.modeling import build_model
     from detectron2.projects.deeplab import add_deeplab_config
 
-    sys.modules.setdefault("MultiScaleDeformableAttention", types.ModuleType("not_compiled"))
+    first_code.without_compiled_operator()
     module = importlib.import_module(package)
     cfg = get_cfg()
     add_deeplab_config(cfg)

@@ -6,8 +6,10 @@ network. Here they get records and give losses or instances as detectron2's mode
 
 import importlib
 import sys
+import types
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from detectron2.structures import Instances
@@ -60,6 +62,11 @@ class OnTheCpu:
         return self.plain(value, shapes, locations, weights)
 
 
+def without_compiled_operator() -> None:
+    """Let code import the compiled operator; calling it fails, as it does on a CPU."""
+    sys.modules.setdefault("MultiScaleDeformableAttention", types.ModuleType("not_compiled"))
+
+
 def build(folder: Path, *arguments: str) -> FirstCodeDetector:
     """Build the detector of a checkout, without pretrained weights.
 
@@ -69,8 +76,12 @@ def build(folder: Path, *arguments: str) -> FirstCodeDetector:
     """
     for name in [name for name in sys.modules if name.split(".")[0] in TOP_LEVEL]:
         del sys.modules[name]
+    without_compiled_operator()
     sys.path.insert(0, str(folder))
+    # Three characters of the version are read, as a number: 0.29 would be older than 0.5.
+    modern = mock.patch("torchvision.__version__", "0.9")
     try:
+        modern.start()
         functions = importlib.import_module("models.ops.functions.ms_deform_attn_func")
         attention = importlib.import_module("models.ops.modules.ms_deform_attn")
         attention.MSDeformAttnFunction = OnTheCpu(functions.ms_deform_attn_core_pytorch)
@@ -80,5 +91,6 @@ def build(folder: Path, *arguments: str) -> FirstCodeDetector:
         args = parser.parse_args(["--device", "cpu", *arguments])
         model, criterion, _ = importlib.import_module("models").build_model(args)
     finally:
+        modern.stop()
         sys.path.remove(str(folder))
     return FirstCodeDetector(model, criterion)

@@ -90,16 +90,42 @@ class DecoderAttention:
         )
         query_BQC = query if getattr(attention, "batch_first", True) else query.transpose(0, 1)
         chosen = self._detector.matching_queries(query_BQC.shape[1], self._layout)
+        order = self._level_order(call)
         locations_BQMLP2, weights_BQMLP = locations_and_weights(
             attention,
             query_BQC[:, chosen],
             call["reference_points"][:, chosen],
-            self._layout.level_shapes,
+            [self._layout.level_shapes[level] for level in order],
         )
+        # Back to the encoder's order of levels; turning around undoes itself.
+        locations_BQMLP2 = locations_BQMLP2[:, :, :, order]
+        weights_BQMLP = weights_BQMLP[:, :, :, order]
         mass_BN = splat_attention(
             locations_BQMLP2, weights_BQMLP, self._layout.level_shapes, half_cell=self._half_cell
         )
         self._mass_BN = mass_BN if self._mass_BN is None else self._mass_BN + mass_BN
+
+    def _level_order(self, call: dict[str, Any]) -> list[int]:
+        """Return the encoder's number of each of the decoder's levels.
+
+        MaskDINO's decoder has the finest level first, its pixel decoder the coarsest.
+
+        Raises:
+            UnsupportedDetectorError: the decoder looks at other levels than the encoder made.
+        """
+        ours = [tuple(map(int, shape)) for shape in self._layout.level_shapes]
+        known = list(range(len(ours)))
+        shapes = call.get("spatial_shapes", call.get("input_spatial_shapes"))
+        if call.get("level_shapes") is not None or shapes is None:
+            return known
+        theirs = [tuple(shape) for shape in torch.as_tensor(shapes).tolist()]
+        for order in (known, known[::-1]):
+            if [ours[level] for level in order] == theirs:
+                return order
+        raise UnsupportedDetectorError(
+            f"the decoder looks at levels of {theirs}, and the encoder's are {ours}: "
+            "use selection='random' or 'objectness'"
+        )
 
 
 def record_decoder_attention(forward: ForwardContext, layout: LevelLayout) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokendetr.errors import UnsupportedDetectorError
-from tokendetr.layers.deformable_attention import DEFORMABLE_ATTENTIONS
+from tokendetr.layers.deformable_attention import is_deformable_attention
 from tokendetr.tokens import LevelLayout
 
 
@@ -94,7 +94,7 @@ class DetectorView:
         found = tuple(
             module
             for name, module in owner.named_modules()
-            if isinstance(module, DEFORMABLE_ATTENTIONS)
+            if is_deformable_attention(module)
             and (decoder is not None or "encoder" not in name.split("."))
         )
         if not found:

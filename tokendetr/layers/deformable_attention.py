@@ -4,6 +4,7 @@ Shapes: B image, N all tokens of all levels, Q query, C channel, L level, M head
     (points) or 4 (boxes).
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -188,12 +189,9 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
 
 
 def _sampling(attention: Any, query_BQC: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (
-        *query_BQC.shape[:2],
-        attention.num_heads,
-        attention.num_levels,
-        attention.num_points,
-    )
+    prefix = "num" if hasattr(attention, "num_heads") else "n"  # Deformable DETR's first code: n
+    sizes = (getattr(attention, f"{prefix}_{name}") for name in ("heads", "levels", "points"))
+    shape = (*query_BQC.shape[:2], *sizes)
     offsets_BQMLP2 = attention.sampling_offsets(query_BQC).view(*shape, 2)
     return offsets_BQMLP2, attention.attention_weights(query_BQC).view(shape)
 
@@ -207,7 +205,7 @@ def locations_and_weights(
     """Return sampling locations and attention weights, for statistics of attention.
 
     Args:
-        attention: one of :data:`DEFORMABLE_ATTENTIONS`.
+        attention: for which :func:`is_deformable_attention` holds.
         query_BQC: queries plus positions.
         reference_points_BQLX: normalized points (X = 2) or boxes (X = 4).
         level_shapes: ``(height, width)`` of each level.
@@ -225,3 +223,14 @@ DEFORMABLE_ATTENTIONS: tuple[type[nn.Module], ...] = (MultiScaleDeformableAttent
     () if _UpstreamAttention is nn.Module else (_UpstreamAttention,)
 )
 """Classes of deformable attention: this one, and detrex's in its own detectors."""
+
+
+def is_deformable_attention(module: nn.Module) -> bool:
+    """Return whether a module is deformable attention: ours, detrex's, or of the form of Deformable
+    DETR's first code (``query`` with its positions added, ``reference_points``)."""
+    if isinstance(module, DEFORMABLE_ATTENTIONS):
+        return True
+    parts = (getattr(module, name, None) for name in ("sampling_offsets", "attention_weights"))
+    if not all(isinstance(part, nn.Linear) for part in parts):
+        return False
+    return {"query", "reference_points"} <= inspect.signature(module.forward).parameters.keys()
