@@ -24,7 +24,6 @@ test data, or the relative error of the backbone's last map), GFLOPs of the back
 milliseconds per image of the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are updated after
 every point; with --resume, points in the file are not measured again.
 """
-# Over 350 lines: one program; its options, measurements and file are used nowhere else.
 
 from __future__ import annotations
 

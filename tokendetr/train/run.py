@@ -1,11 +1,9 @@
 """Run a training or an evaluation, from config to results."""
-# Over 350 lines: the steps of one run, in order.
 
 import argparse
 import contextlib
 import logging
 import os
-import shutil
 from typing import Any
 
 from detectron2.config import instantiate
@@ -18,15 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.weights import compare_weights, load_weights
-from tokendetr.config.load import follow_output_dir, load_config, result_writers
+from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config.load import load_config, result_writers
 from tokendetr.config.own_data import record_data_files
 from tokendetr.data.hints import data_hints
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
 from tokendetr.data.workers import named_loader_failures
-from tokendetr.errors import CheckpointMismatchError, ConfigError, RunFolderError
+from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
 from tokendetr.layers.precision import Precision
 from tokendetr.train.hooks import (
@@ -40,13 +38,16 @@ from tokendetr.train.optimizer_state import try_update
 from tokendetr.train.results_table import ResultsTable
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.setup import (
+    apply_fast_dev_run,
     built_from,
     distributed,
+    hint_learning_rate,
     log_environment,
     run_logging,
     save_config,
     seed_run,
 )
+from tokendetr.train.starting_state import load_starting_state
 from tokendetr.train.stop import StopSignals
 from tokendetr.train.trainer import Trainer, parse_dtype
 from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorboard_writer
@@ -54,9 +55,6 @@ from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorbo
 __all__ = ["fit", "run"]
 
 logger = logging.getLogger("tokendetr.train")
-
-# What the parts of a training raise when they load a state that does not fit them.
-_UNFIT = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
 
 
 def run(args: argparse.Namespace) -> Any:
@@ -114,7 +112,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
     check_device(cfg.train.device)
     if cfg.train.model_ema.get("device", ""):
         check_device(cfg.train.model_ema.device, "train.model_ema.device")
-    _apply_fast_dev_run(cfg)
+    apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir or "")
     if not folder and not args.eval_only:
         raise ConfigError("train.output_dir is empty: give a folder for the run")
@@ -273,8 +271,8 @@ def _train(
         trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer, evaluation, folder))
     # Registered last, because other hooks may draw random numbers when they start.
     trainer.register_hooks([RestoreRng(rng_state, is_resumed)])
-    start_iter = _load(cfg, checkpointer, trainer, folder, resume)
-    _hint_learning_rate(cfg)
+    start_iter = load_starting_state(cfg, checkpointer, trainer, folder, resume)
+    hint_learning_rate(cfg)
     with stop.uninterrupted():
         trainer.train(start_iter, settings.max_iter)
     return evaluation.latest
@@ -349,123 +347,3 @@ def _writers(
         PathManager.mkdirs(settings.wandb.params.dir)
         writers.append(WandbWriter(cfg))
     return writers
-
-
-def _load(
-    cfg: DictConfig,
-    checkpointer: AtomicCheckpointer,
-    trainer: Trainer,
-    folder: RunFolder,
-    resume: bool,
-) -> int:
-    """Load the run's last checkpoint or the initial weights; return the iteration to start from."""
-    path = _latest(checkpointer, folder) if resume else ""
-    if path:
-        try:
-            checkpointer.load(path)
-        except _UNFIT as error:  # such as an optimizer with other parameters
-            reason = str(error) if isinstance(error, ValueError) else repr(error)
-            raise _other_model(path, reason) from error
-        checkpointer.resumed_from = path
-        _say_whose_order(trainer.data_loader, int(cfg.train.seed))
-        logger.info("Resuming from %s at iteration %d", path, trainer.iter + 1)
-        return trainer.iter + 1
-    if resume:
-        logger.info("Nothing to resume in %s: starting from scratch", cfg.train.output_dir)
-    if cfg.train.init_checkpoint:
-        load_weights(
-            checkpointer,
-            cfg.train.init_checkpoint,
-            strict=cfg.train.init_checkpoint_strict,
-            new_classes=True,
-        )
-    return 0
-
-
-def _say_whose_order(loader: Any, seed: int) -> None:
-    """Warn if the config's seed differs from that of the resumed run's data."""
-    if isinstance(loader, StreamLoader) and seed >= 0 and seed != loader.seed:
-        logger.warning(
-            "train.seed=%d is ignored: the run continues with the data order and random states of "
-            "its seed %d. Start a new run for another seed",
-            seed,
-            loader.seed,
-        )
-
-
-def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:
-    """Return the checkpoint to resume from, "" if there is none.
-
-    Rank 0 chooses it for all ranks: on a network file system they may see different files.
-
-    Raises:
-        RunFolderError: the checkpoint belongs to another run.
-        CheckpointMismatchError: the checkpoint belongs to another model.
-    """
-    path = ""
-    if comm.is_main_process() and checkpointer.has_checkpoint():
-        path, data = checkpointer.read_latest()
-        if not folder.owns(data.get("run")):
-            raise RunFolderError(
-                f"{path} belongs to another run than the folder {folder.path}. Move that run's "
-                "checkpoints away to start this run over, continue that run in its own folder, or "
-                "start from its weights with train.init_checkpoint=..."
-            )
-        model: Any = checkpointer.model
-        report = compare_weights(getattr(model, "module", model), data["model"])
-        if not report.is_complete:
-            raise _other_model(path, report.table())
-        checkpointer.identity = folder.identity
-    return str(comm.all_gather(path)[0])
-
-
-def _other_model(path: str, reason: str) -> CheckpointMismatchError:
-    return CheckpointMismatchError(
-        f"{path} belongs to another model or optimizer than the config's, so its run cannot be "
-        f"continued:\n{reason}\nRemove the overrides that change the model; or start a new run "
-        f"from its weights in another train.output_dir with train.init_checkpoint={path} "
-        "train.init_checkpoint_strict=False"
-    )
-
-
-def _apply_fast_dev_run(cfg: DictConfig) -> None:
-    """Shorten the run to 20 iterations with frequent logs and evaluations, as a trial.
-
-    A trial writes to ``fast_dev_run`` below the output folder, which the next one replaces; it is
-    never resumed.
-    """
-    if not cfg.train.fast_dev_run.enabled:
-        return
-    cfg.train.max_iter = 20
-    cfg.train.eval_period = 10
-    cfg.train.log_period = 1
-    before = str(cfg.train.output_dir)
-    cfg.train.output_dir = os.path.join(before, "fast_dev_run")
-    follow_output_dir(cfg, before)
-    if comm.is_main_process():
-        shutil.rmtree(cfg.train.output_dir, ignore_errors=True)
-    comm.synchronize()
-
-
-def _hint_learning_rate(cfg: DictConfig) -> None:
-    """Log how to scale the learning rate to the total batch size, and warn of a rate of 0."""
-    batch = cfg.dataloader.train.get("total_batch_size", None)
-    reference = cfg.train.reference_batch_size
-    lr = cfg.optimizer.get("lr", None)
-    if lr == 0:
-        logger.warning("optimizer.lr=0: this training changes no weights")
-    if not batch or not lr or batch == reference:
-        return
-    factor = batch / reference
-    logger.info(
-        "The total batch size is %d, but learning rate and schedule are for %d "
-        "(train.reference_batch_size). Consider optimizer.lr=%.3g (linear scaling) or %.3g (square "
-        "root scaling), and train.max_iter=%d for the same number of epochs; or set "
-        "train.reference_batch_size=%d if they are for this batch size.",
-        batch,
-        reference,
-        lr * factor,
-        lr * factor**0.5,
-        round(cfg.train.max_iter / factor),
-        batch,
-    )

@@ -21,9 +21,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from tokendetr.config.load import follow_output_dir
 from tokendetr.errors import EXPECTED_ERRORS, ConfigError
 
-__all__ = ["built_from", "distributed", "run_logging", "save_config", "seed_run"]
+__all__ = [
+    "apply_fast_dev_run",
+    "built_from",
+    "distributed",
+    "hint_learning_rate",
+    "log_environment",
+    "run_logging",
+    "save_config",
+    "seed_run",
+]
 
 logger = logging.getLogger("tokendetr.train")
 
@@ -154,3 +164,46 @@ def distributed(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     """
     place = {} if next(model.parameters()).is_cuda else {"device_ids": None}
     return create_ddp_model(model, **{**place, **options})
+
+
+def apply_fast_dev_run(cfg: DictConfig) -> None:
+    """Shorten the run to 20 iterations with frequent logs and evaluations, as a trial.
+
+    A trial writes to ``fast_dev_run`` below the output folder, which the next one replaces; it is
+    never resumed.
+    """
+    if not cfg.train.fast_dev_run.enabled:
+        return
+    cfg.train.max_iter = 20
+    cfg.train.eval_period = 10
+    cfg.train.log_period = 1
+    before = str(cfg.train.output_dir)
+    cfg.train.output_dir = os.path.join(before, "fast_dev_run")
+    follow_output_dir(cfg, before)
+    if comm.is_main_process():
+        shutil.rmtree(cfg.train.output_dir, ignore_errors=True)
+    comm.synchronize()
+
+
+def hint_learning_rate(cfg: DictConfig) -> None:
+    """Log how to scale the learning rate to the total batch size, and warn of a rate of 0."""
+    batch = cfg.dataloader.train.get("total_batch_size", None)
+    reference = cfg.train.reference_batch_size
+    lr = cfg.optimizer.get("lr", None)
+    if lr == 0:
+        logger.warning("optimizer.lr=0: this training changes no weights")
+    if not batch or not lr or batch == reference:
+        return
+    factor = batch / reference
+    logger.info(
+        "The total batch size is %d, but learning rate and schedule are for %d "
+        "(train.reference_batch_size). Consider optimizer.lr=%.3g (linear scaling) or %.3g (square "
+        "root scaling), and train.max_iter=%d for the same number of epochs; or set "
+        "train.reference_batch_size=%d if they are for this batch size.",
+        batch,
+        reference,
+        lr * factor,
+        lr * factor**0.5,
+        round(cfg.train.max_iter / factor),
+        batch,
+    )
