@@ -263,7 +263,7 @@ def test_every_spelling_of_vocs_difficult_mark_is_read(tmp_path, word):
         (">0</difficult>", ">x</difficult>", "<difficult> is 'x'"),
         ("<xmin>1", "<xmin>nan", "xmin nan"),
         ("<ymax>5", "<ymax>inf", "ymax inf"),
-        ("<xmax>5", "<xmax>0", "the box of an object 'cat' is none"),
+        ("<xmax>5", "<xmax>0", "the box of an object 'cat' is empty"),
         ("<width>9", "<width>0", "size/width is 0"),
         ("<width>9</width>", "", "no 'size/width'"),
         ("cat", "dog", "'dog' is not among"),

@@ -8,9 +8,8 @@ every record that cannot be used is reported by id.
 The module needs only the standard library: ``tokendetr`` and, through a symbolic link, the stand-in
 for detectron2 read with it, and the stand-in must not import ``tokendetr``.
 """
-# Over 350 lines: it is linked into the stand-in as one file, so it cannot import a second one.
+# Over 350 lines: it is linked into the stand-in, with the file of masks beside it and no other.
 
-import itertools
 import json
 import math
 import reprlib
@@ -18,6 +17,16 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from .annotation_masks import (
+    MAX_NUMBER,
+    are_numbers,
+    is_finite,
+    is_number,
+    is_outline,
+    is_real,
+    is_run_lengths,
+)
 
 __all__ = [
     "AnnotationError",
@@ -33,7 +42,6 @@ __all__ = [
 ]
 
 _SHOWN = 20
-_MAX_ID = 1 << 53  # larger ones change when a backend stores them as float64
 _MAX_SIDE = 1 << 20
 _MAX_DETECTIONS = 100_000
 
@@ -284,7 +292,7 @@ def _plain_id(value: Any) -> int | str | None:
     """Return an id as int or str, None if it is neither; spreadsheets write 1.0 for 1."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_ID:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_NUMBER:
         return value
     return value if isinstance(value, str) and value and "\0" not in value else None
 
@@ -341,7 +349,7 @@ def _with_ids(found: Annotations, records: Sequence[Any], unique: bool) -> list[
 def _image(found: Annotations, image: dict[str, Any], has_file_names: bool) -> None:
     for key in ("width", "height"):
         value: Any = image.get(key)
-        if not _is_number(value) or not 1 <= value <= _MAX_SIDE or value != int(value):
+        if not is_number(value) or not 1 <= value <= _MAX_SIDE or value != int(value):
             found.faults.append(f"{_image_name(image)}: {key} is {_shown(value)}")
         else:
             image[key] = int(value)
@@ -357,7 +365,7 @@ def _category(found: Annotations, category: dict[str, Any]) -> None:
     synonyms = category.get("synonyms")  # LVIS has these beside or instead of the name
     if name is None and isinstance(synonyms, list) and synonyms:
         category["name"] = name = synonyms[0]
-    if _is_number(name):
+    if is_number(name):
         category["name"] = name = str(name)
     if not isinstance(name, str) or not name:
         found.faults.append(f"category id {category['id']} has no name, but {_shown(name)}")
@@ -395,16 +403,16 @@ def _annotation(
         record["area"] = record["bbox"][2] * record["bbox"][3]
     _mask(found, record, image, which)
     keypoints = record.get("keypoints")
-    if "keypoints" in record and not _are_numbers(keypoints, 3, 0):
+    if "keypoints" in record and not are_numbers(keypoints, 3, 0):
         found.filled["whose keypoints cannot be read: they are left out"] += 1
         del record["keypoints"]
     return record
 
 
 def _box_fault(box: Any) -> str:
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_real, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_real, box)):
         return f"bbox {_shown(box)} is not four numbers [x, y, width, height]"
-    if not all(map(_is_finite, box)) or max(map(abs, box)) > _MAX_ID:
+    if not all(map(is_finite, box)) or max(map(abs, box)) > MAX_NUMBER:
         return f"bbox {_shown(box)} is not finite"
     if box[2] < 0 or box[3] < 0:
         return f"bbox {_shown(box)} is inverted: width and height must not be negative"
@@ -428,7 +436,7 @@ def _flag_fault(found: Annotations, record: dict[str, Any]) -> str:
 
 def _area_fault(record: dict[str, Any]) -> str:
     area = record.get("area")
-    if area is not None and (not _is_number(area) or not 0 <= area < _MAX_ID):
+    if area is not None and (not is_number(area) or not 0 <= area < MAX_NUMBER):
         return f"area is {_shown(area)}, not a number of at least 0"
     return ""
 
@@ -438,8 +446,8 @@ def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], whi
     given = record.pop("segmentation", None)
     mask: Any = None
     if isinstance(given, list):
-        mask = [polygon for polygon in given if _is_polygon(polygon, image)] or None
-    elif isinstance(given, dict) and _is_rle(given, image):
+        mask = [polygon for polygon in given if is_outline(polygon, image)] or None
+    elif isinstance(given, dict) and is_run_lengths(given, image):
         mask = {**given, "size": [image["height"], image["width"]]}  # integers, also for 80.0
     if mask is not None:
         record["segmentation"] = mask
@@ -447,81 +455,6 @@ def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], whi
     found.without_mask.append(which)
     if given:
         found.filled["whose segmentation cannot be read: their boxes are kept"] += 1
-
-
-def _is_polygon(values: Any, image: dict[str, Any]) -> bool:
-    """Return whether values are the corners of a polygon of reasonable position and length.
-
-    Rasterizing one takes memory for every pixel along its outline, so the outline may be no longer
-    than one around each of the image's pixels.
-    """
-    if not _are_numbers(values, 2, 6):
-        return False
-    width, height = image.get("width"), image.get("height")
-    if not isinstance(width, int) or not isinstance(height, int):
-        return True  # the image is a fault already
-    length = 0.0
-    for axis, side in ((0, width), (1, height)):
-        ends = values[axis::2]
-        if min(ends) < -side or max(ends) > 2 * side:
-            return False
-        length += sum(abs(b - a) for a, b in itertools.pairwise([*ends, ends[0]]))
-    return length <= 4 * (width + 2) * (height + 2)
-
-
-def _is_rle(mask: dict[str, Any], image: dict[str, Any]) -> bool:
-    """Return whether run lengths, plain or compressed, cover exactly the image."""
-    size, counts = mask.get("size"), mask.get("counts")
-    if not isinstance(size, list) or size != [image.get("height"), image.get("width")]:
-        return False
-    if isinstance(counts, str):
-        counts = _run_lengths(counts)
-    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-        return False
-    return sum(counts) == size[0] * size[1]
-
-
-def _run_lengths(text: str) -> list[int] | None:
-    """Decompress COCO's run lengths; None if they are malformed.
-
-    A character carries 5 bits, the lowest first, and a sixth that says whether another one follows;
-    the highest bit of the last one is the sign. From the fourth length on, the difference to the
-    length two places before is stored.
-    """
-    counts: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            if shift > 60:
-                return None
-            continue
-        if code & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value, shift = 0, 0
-    return counts if shift == 0 else None
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_real(value) and _is_finite(value)
-
-
-def _is_finite(value: float) -> bool:
-    return isinstance(value, int) or math.isfinite(value)
-
-
-def _are_numbers(values: Any, multiple: int, least: int) -> bool:
-    is_list = isinstance(values, list) and len(values) % multiple == 0 and len(values) >= least
-    return is_list and all(_is_number(v) and abs(v) < _MAX_ID for v in values)
 
 
 _REPR = reprlib.Repr()
