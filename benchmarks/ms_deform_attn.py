@@ -31,20 +31,20 @@ CASES = {  # short name: description, kind of offsets, number of queries
 }
 
 
-def pixel_centres() -> Tensor:
-    """Return the normalised centres of all tokens, [N, 2]."""
-    centres = []
+def pixel_centers() -> Tensor:
+    """Return the normalized centers of all tokens, [N, 2]."""
+    centers = []
     for height, width in LEVELS:
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        centres.append(torch.stack([(x + 0.5) / width, (y + 0.5) / height], -1).flatten(0, 1))
-    return torch.cat(centres)
+        centers.append(torch.stack([(x + 0.5) / width, (y + 0.5) / height], -1).flatten(0, 1))
+    return torch.cat(centers)
 
 
 def samples(kind: str, queries: int) -> tuple[Tensor, Tensor]:
     """Draw reference points [1, Q, L, 2] and offsets in pixels [1, Q, M, L, P, 2]."""
     shape = (queries, HEADS, len(LEVELS), POINTS, 2)
     chosen = torch.randperm(TOKENS)[:queries].sort().values
-    reference = pixel_centres()[chosen][:, None].expand(queries, len(LEVELS), 2)
+    reference = pixel_centers()[chosen][:, None].expand(queries, len(LEVELS), 2)
     sizes = torch.tensor([(w, h) for h, w in LEVELS])[:, None]
     if kind == "ring":
         angle = torch.arange(HEADS) * (2 * torch.pi / HEADS)
