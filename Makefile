@@ -36,10 +36,12 @@ help:
 	@echo "make demo | docs | test | test-slow | test-upstream | nightly | lint | format | build | bench | cuda-check | gpu-wheels | gpu-check | sanitize | lock | clean"
 
 # What torch needs on every platform is locked with the rest. Its own wheel is looked up in requirements-torch.txt before
-# anything of it runs; another one than the default (TORCH=...) is not.
+# anything of it runs; another one than the default (TORCH=...) is not. An index without hashes leaves nothing to look up.
 CHECK_TORCH := import json, sys; known = open("requirements-torch.txt").read(); \
 	found = [i["download_info"] for i in json.load(open(sys.argv[1]))["install"] if i["metadata"]["name"] == "torch"]; \
-	bad = [i["url"] for i in found if i["archive_info"]["hashes"]["sha256"] not in known]; \
+	hashes = {i["url"]: i["archive_info"].get("hashes", {}).get("sha256") for i in found}; \
+	[print(f"the package index names no hash of {url}: it was not compared") for url in hashes if not hashes[url]]; \
+	bad = [url for url in hashes if hashes[url] and hashes[url] not in known]; \
 	sys.exit(f"{bad[0]} has none of the hashes in requirements-torch.txt" if bad else 0)
 $(INSTALLED): requirements.txt requirements-dev.txt requirements-torch.txt
 	$(PYTHON) -m venv $(VENV)
