@@ -4,7 +4,8 @@ levels."""
 from dynamic_detr.budget import TokenBudget
 from dynamic_detr.flops import encoder_macs, query_token_macs, saved_macs
 from dynamic_detr.importance import LevelImportance, record_level_importance
-from dynamic_detr.sparsifier import DynamicPlan, DynamicSparsifier
+from dynamic_detr.plan import DynamicPlan
+from dynamic_detr.sparsifier import DynamicSparsifier
 
 __all__ = [
     "DynamicPlan",

@@ -1,0 +1,311 @@
+"""One forward pass of Dynamic DETR: which windows and tokens merge in each stage.
+
+Shapes: B image, N all tokens, K reduced tokens, C channel, L level, S windows of a level (of all
+images), R merged windows, P cells of a window, U tokens of the coarsest level.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from detectron2.utils.logger import log_first_n
+from torch import Tensor
+
+from dynamic_detr.alignment import CenterAlignment
+from dynamic_detr.budget import saved_tokens
+from dynamic_detr.traced import TracedChoice
+from tokendetr.encoder import EncoderContext, TokenPlan
+from tokendetr.tokens import (
+    AffinityGroup,
+    AffinityMatch,
+    Keep,
+    LevelWindows,
+    Merge,
+    TokenMap,
+    WindowGroup,
+    flat_index,
+    inverse_norms,
+    match_by_affinity,
+    partition,
+    ragged_index,
+    spread_tokens,
+    topk_valid,
+    valid_from_counts,
+    window_coherence,
+)
+
+if TYPE_CHECKING:
+    from dynamic_detr.sparsifier import DynamicSparsifier
+
+
+class DynamicPlan(TokenPlan):
+    """One forward pass: a new map at the start of each stage, and the alignment loss at the end.
+
+    Args:
+        context: the forward pass.
+        sparsifier: the options.
+    """
+
+    def __init__(self, context: EncoderContext, sparsifier: DynamicSparsifier) -> None:
+        super().__init__(context)
+        self.options = sparsifier
+        self._stage = -1
+        self._map: TokenMap | None = None
+        self._stage_input_BNC: Tensor | None = None
+        self._alignment: CenterAlignment | None = None
+        self._traced: TracedChoice | None = None
+        if context.layout.traced_sizes_BL2 is not None:
+            self._traced = TracedChoice(context.layout, sparsifier)
+        if (
+            sparsifier.alignment != "off"
+            and sparsifier.training
+            and torch.is_grad_enabled()
+            and not sparsifier.budget.keeps_all
+            and self._adds_losses()
+        ):
+            self._alignment = CenterAlignment(
+                context.layout,
+                per_merge=sparsifier.alignment == "per_merge",
+                weight=sparsifier.alignment_weight,
+            )
+
+    def _adds_losses(self) -> bool:
+        if self.context.detector is None:
+            log_first_n(
+                logging.WARNING,
+                "The alignment loss of Dynamic DETR is left out: its encoder runs alone. Build the "
+                "config with tokendetr.config.sparsify(), call tokendetr.encoder.observe(model), "
+                "or set alignment='off'.",
+                key="message",
+            )
+        return self.context.losses is not None
+
+    def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
+        """Return the map of the layer's stage, made from the tokens at the stage's start."""
+        stage = self.options.budget.stage(layer)
+        if self._map is None or stage != self._stage:
+            self._map, self._stage = self._make_map(stage, memory_BNC), stage
+            self._stage_input_BNC = memory_BNC
+        return self._map
+
+    def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
+        """Record the merge at a stage's start for the alignment; return the tokens unchanged."""
+        before_BNC, self._stage_input_BNC = self._stage_input_BNC, None
+        if before_BNC is not None and self._alignment is not None:
+            self._alignment.add_merge(before_BNC, tokens_BKC, token_map)
+        return tokens_BKC
+
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the alignment loss ``loss_align``."""
+        if self._alignment is not None:
+            teacher, run_dense = self.options.teacher, self.context.run_dense
+            if teacher is not None:
+                run_dense = partial(teacher, self.context)
+            self._alignment.add_loss(self.context.require_losses(), memory_BNC, run_dense)
+        return memory_BNC
+
+    @torch.no_grad()
+    def _make_map(self, stage: int, memory_BNC: Tensor) -> TokenMap:
+        """Choose the windows and tokens that merge in a stage."""
+        ratios = self.options.budget.level_ratios(stage)
+        if all(ratio == 1 for ratio in ratios):
+            return self._identity
+        if self._traced is not None:
+            return self._traced.make_map(ratios, memory_BNC)
+        if self.options.selection == "random_tokens":
+            return self._random_tokens(ratios)
+        layout = self.context.layout
+        counts = [sum(image) for image in layout.valid_counts]
+        keep_BN = layout.valid_BN.clone()
+        merged = self._merged_windows(ratios[:-1])
+        for shapes in merged.values():
+            counts = [count - saved_tokens(m) for count, m in zip(counts, shapes, strict=True)]
+        windows = self._best_windows(merged, memory_BNC) if merged else []
+        anchors = [member_RP[:, -1] for member_RP in windows]
+        if windows:
+            keep_N = keep_BN.view(-1)
+            keep_N.index_fill_(0, torch.cat([member_RP.view(-1) for member_RP in windows]), False)
+            # The last member, at the bottom right, is the anchor: it stands for the window.
+            keep_N.index_fill_(0, torch.cat(anchors), True)
+        match, important = self._match_coarsest(ratios[-1], memory_BNC)
+        if match is not None:
+            keep_BN[:, layout.level_starts[-1] :] = match.important_BN
+            for image, level_counts in enumerate(layout.valid_counts):
+                counts[image] += important[image] - level_counts[-1]
+        order_BN, slot_BN = partition(keep_BN)
+        return self._assemble(order_BN, slot_BN, counts, windows, match, important)
+
+    def _random_tokens(self, ratios: Sequence[float]) -> TokenMap:
+        """Keep random tokens of each level, and merge nothing."""
+        layout, budget = self.context.layout, self.options.budget
+        kept = []
+        counts = [0] * layout.batch_size
+        for level, ratio in enumerate(ratios):
+            valid_BT = layout.split(layout.valid_BN)[level]
+            existing = [image[level] for image in layout.valid_counts]
+            wanted = [budget.important_tokens(ratio, count) for count in existing]
+            counts = [count + w for count, w in zip(counts, wanted, strict=True)]
+            score_BT = torch.rand(valid_BT.shape, device=layout.device)
+            index_BK, chosen_BK = topk_valid(
+                score_BT, wanted, valid_BN=valid_BT, valid_counts=existing
+            )
+            chosen_BK = torch.ones_like(index_BK).bool() if chosen_BK is None else chosen_BK
+            kept.append(torch.zeros_like(valid_BT).scatter(1, index_BK, chosen_BK))
+        order_BN, _ = partition(torch.cat(kept, dim=1))
+        length = max(counts)
+        valid_BK = valid_from_counts(counts, length, layout.device)
+        return Keep(index_BK=order_BN[:, :length], valid_BK=valid_BK)
+
+    def _merged_windows(
+        self, ratios: Sequence[float]
+    ) -> dict[int, list[dict[tuple[int, int], int]]]:
+        """Return, for each level with merged windows, their number of each (rows, columns) in each
+        image.
+
+        Args:
+            ratios: of all levels but the coarsest.
+        """
+        merged = {}
+        for level, ratio in enumerate(ratios):
+            images = [
+                self.options.budget.merged_windows(level, ratio, *sizes[level])
+                for sizes in self.context.layout.valid_sizes
+            ]
+            if any(any(image.values()) for image in images):
+                merged[level] = images
+        return merged
+
+    def _best_windows(
+        self, merged: Mapping[int, Sequence[Mapping[tuple[int, int], int]]], memory_BNC: Tensor
+    ) -> list[Tensor]:
+        """Return the flat tokens [R, P] of the merged windows, one tensor per window size P.
+
+        Args:
+            merged: see :meth:`_merged_windows`.
+            memory_BNC: the tokens.
+        """
+        layout, options = self.context.layout, self.options
+        windows = LevelWindows.of_levels(
+            layout, [(level, options.budget.window_sizes[level]) for level in merged]
+        )
+        if options.selection == "random":
+            score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
+        else:
+            score_S = window_coherence(memory_BNC, inverse_norms(memory_BNC), windows)
+        recorder = self.context.recorder
+        if recorder.forward is not None:
+            levels = layout.split(windows.per_token(score_S, layout.valid_BN))
+            for level in merged:
+                recorder.record_score(f"coherence_level{level + 1}", levels[level])
+        return windows.choose(
+            score_S, [merged[each.level][each.image][each.shape] for each in windows.classes]
+        )
+
+    def _match_coarsest(
+        self, ratio: float, memory_BNC: Tensor
+    ) -> tuple[AffinityMatch | None, list[int]]:
+        """Return the match of the coarsest level's tokens (None at ratio 1), and how many tokens of
+        each image are important."""
+        layout, options = self.context.layout, self.options
+        existing = [image[-1] for image in layout.valid_counts]
+        if ratio == 1:
+            return None, existing
+        level_BUC = layout.split(memory_BNC)[-1]
+        important = [options.budget.important_tokens(ratio, count) for count in existing]
+        random = options.selection == "random"
+        with torch.autocast(memory_BNC.device.type, enabled=False):
+            match = match_by_affinity(
+                level_BUC,
+                important_counts=important,
+                valid_BN=layout.split(layout.valid_BN)[-1] if layout.may_have_padding else None,
+                valid_counts=existing,
+                num_neighbors=options.num_neighbors,
+                min_cosine=options.min_cosine,
+                score_BN=torch.rand_like(level_BUC[..., 0], dtype=torch.float32)
+                if random
+                else None,
+                order_BN=spread_tokens(layout, layout.num_levels - 1),
+            )
+        self.context.recorder.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
+        return match, important
+
+    def _assemble(
+        self,
+        order_BN: Tensor,
+        slot_BN: Tensor,
+        counts: list[int],
+        windows: list[Tensor],
+        match: AffinityMatch | None,
+        important: list[int],
+    ) -> Merge:
+        length, tokens = max(counts), order_BN.shape[1]
+        anchors = [member_RP[:, -1] for member_RP in windows]
+        absorbs = match is not None and self.options.affinity_matching
+        if match is not None and absorbs:
+            start = self.context.layout.level_starts[-1]
+            absorbing_R, token_R = _absorbing_tokens(match, important, start, tokens)
+            anchors.append(token_R)
+        slots = _slots(anchors, slot_BN, length)
+        groups: list[WindowGroup | AffinityGroup] = []
+        if match is not None and absorbs:
+            groups.append(
+                AffinityGroup(
+                    slot_R=slots.pop(),
+                    token_R=absorbing_R,
+                    neighbor_index_BUT=match.neighbor_index_BNT,
+                    absorbs_BUT=match.absorbs_BNT,
+                    start=start,
+                    rule=self.options.merge,
+                )
+            )
+        groups += (
+            WindowGroup(
+                slot_R=slot_R,
+                member_RP=member_RP,
+                rule=self.options.merge,
+                locate="anchor" if self.options.anchor == "bottom_right" else "mean",
+            )
+            for slot_R, member_RP in zip(slots, windows, strict=True)
+        )
+        return Merge(
+            index_BK=order_BN[:, :length],
+            valid_BK=valid_from_counts(counts, length, order_BN.device),
+            groups=groups,
+            num_all=tokens,
+            broadcast=self.options.window_update == "broadcast",
+        )
+
+
+def _absorbing_tokens(
+    match: AffinityMatch, counts: Sequence[int], start: int, tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Return the absorbing tokens, flat over the coarsest level and flat over all levels.
+
+    Args:
+        match: of the coarsest level.
+        counts: important tokens of each image.
+        start: the level's first token.
+        tokens: of all levels.
+    """
+    level_tokens, most = match.score_BN.shape[1], match.index_BK.shape[1]
+    absorbing_R = flat_index(match.index_BK, level_tokens)
+    token_R = flat_index(match.index_BK + start, tokens)
+    if any(count != most for count in counts):
+        chosen_R = ragged_index(counts, most, token_R.device)
+        absorbing_R, token_R = absorbing_R[chosen_R], token_R[chosen_R]
+    return absorbing_R, token_R
+
+
+def _slots(anchors: Sequence[Tensor], slot_BN: Tensor, length: int) -> list[Tensor]:
+    """Return the flat reduced tokens of flat tokens; ``length`` is the reduced tokens per image."""
+    if not anchors:
+        return []
+    anchor_R = torch.cat(list(anchors))
+    slot_R = slot_BN.flatten().index_select(0, anchor_R)
+    if slot_BN.shape[0] > 1:
+        slot_R = slot_R + anchor_R // slot_BN.shape[1] * length
+    return list(slot_R.split([each.shape[0] for each in anchors]))
