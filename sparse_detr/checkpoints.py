@@ -26,7 +26,7 @@ published                                      here
 Detectors with :class:`sparse_detr.SparseSparsifier` rename the keys when they load such a file. To
 convert a file once:
 
-    python tools/export_checkpoint.py --input sparse_detr_r50_10.pth --dtype float32 \\
+    tokendetr export-weights --input sparse_detr_r50_10.pth --dtype float32 \\
         --output sparse_detr_r50_10.safetensors --convert sparse_detr.from_published
 
 Residual networks are covered, not Swin Transformers.

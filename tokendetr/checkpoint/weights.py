@@ -165,6 +165,9 @@ def load_weights(
 ) -> LoadReport:
     """Load the weights of a checkpoint into ``checkpointer.model`` and report which keys match.
 
+    Before keys are compared, a prefix that all of them share is removed, every module of the model
+    with a method ``convert_weights`` renames them, and shared tensors get all of their names.
+
     Args:
         checkpointer: reads the file (path, URL, ``detectron2://``, ``?matching_heuristics=True``).
         path: the checkpoint.
@@ -267,7 +270,8 @@ def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 def _without_prefix(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Remove a prefix that all keys share but the model lacks, if at least half of the rest match.
 
-    Training programs wrap detectors in modules of their own (``model.``, ``detector.module.``).
+    Training programs wrap detectors in modules of their own (``model.``, ``detector.module.``). One
+    key outside of the prefix keeps it on all keys.
     """
     own = model.state_dict().keys()
     prefix = os.path.commonprefix([f"{key.rpartition('.')[0]}." for key in weights])

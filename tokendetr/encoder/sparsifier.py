@@ -190,6 +190,7 @@ class TokenSparsifier(nn.Module, ABC):
         """Rename the weights of a checkpoint of the whole model to this project's keys.
 
         A method whose published checkpoints have other keys recognizes and renames them; other
-        weights are returned unchanged.
+        weights are returned unchanged. Loading calls a method of this name on every module of the
+        model, so a detector may have one too; a prefix that all keys share is removed before.
         """
         return dict(weights)
