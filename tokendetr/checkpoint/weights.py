@@ -216,7 +216,8 @@ def load_weights(
         raise CheckpointMismatchError(
             f"{path} is a checkpoint of another model:\n{report.table()}\n"
             "To start from the keys that match use train.init_checkpoint_strict=False; for weights "
-            "of a backbone alone append ?matching_heuristics=True to the path."
+            "of a backbone alone append ?matching_heuristics=True to the path; to rename keys use "
+            "`tokendetr export-weights --convert`."
         )
     return report
 

@@ -1,5 +1,6 @@
 """The deformable encoder: one loop for the dense encoder and for every sparse-token method."""
 
+from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.forward_context import (
     ForwardContext,
     current_pass,
@@ -18,6 +19,7 @@ from tokendetr.encoder.sparsifier import (
 from tokendetr.encoder.token_encoder import TokenEncoder
 
 __all__ = [
+    "AffineBypass",
     "EncoderContext",
     "ForwardContext",
     "TokenEncoder",
