@@ -103,4 +103,5 @@ def test_any_bound_of_what_is_kept_gives_the_same_results(keep):
     assert ("TOKENDETR_KEEP_MB" in done.stderr) == (not keep.isdecimal())
     printed = [float(number) for number in done.stdout.strip("[]\n ").split(",")]
     expected = [float(each.detach().double().sum()) for each in deform(*inputs(40))]
-    assert printed == [*expected, *expected]
+    # The sums, not the results, depend on the number of threads.
+    assert printed == pytest.approx([*expected, *expected], rel=1e-12)

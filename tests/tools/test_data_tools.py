@@ -150,7 +150,7 @@ def test_export_keeps_every_weight_and_halves_the_file(tmp_path, capsys):
 
 def test_the_demos_table_has_a_row_per_detector():
     candidate = run_demo.Candidate("DINO", "c.py", "w.pth")
-    candidate.metrics = dict(zip(run_demo.METRICS, (50.04, 70, 30, 60, 65), strict=True))
+    candidate.metrics = dict(zip(run_demo.METRICS, (50.04, 70.0, 30.0, 60.0, 65.0), strict=True))
     candidate.gflops, candidate.encoder_gflops, candidate.milliseconds = 0.9111, 0.2, 31.26
     candidate.large_milliseconds = 1571.2
     lines = run_demo.table([candidate], 250).markdown().splitlines()

@@ -95,7 +95,7 @@ def test_arguments_are_checked_when_they_are_read(tmp_path):
     refused = [(output_file, tmp_path), (output_file, tmp_path / "a" / "x.json")]
     refused += [(output_folder, tmp_path / "a"), (share, "50"), (share, "-0.1"), (share, "nan")]
     for read, text in refused:
-        with pytest.raises(argparse.ArgumentTypeError, match=r"is a folder|cannot be|no number"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is a folder|cannot be|not a number"):
             read(str(text))
 
 

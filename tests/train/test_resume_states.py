@@ -99,7 +99,7 @@ def test_the_checkpoint_before_one_with_a_damaged_state_is_taken(toy_run, run_fo
 
 def test_a_state_that_only_its_owner_can_refuse_is_an_error_with_the_file(toy_run, run_folder):
     change(run_folder / "model_final.pth", "trainer.optimizer.param_groups", [{"params": 3}] * 2)
-    with pytest.raises(CheckpointMismatchError, match=r"model_final\.pth is of another model"):
+    with pytest.raises(CheckpointMismatchError, match=r"model_final\.pth belongs to another model"):
         toy_run(run_folder, *LONGER, resume=True)
 
 
