@@ -47,9 +47,11 @@ def huggingface_model() -> nn.Module:
 
 
 def our_model(theirs: nn.Module, *, keep: float | None = None) -> nn.Module:
-    """Return our model with transformers' weights; ``keep`` makes its encoder Sparse DETR's."""
+    """Return our model with transformers' weights; ``keep`` makes its encoder Sparse DETR's, with
+    a score head of random weights, always the same."""
     from detectron2.config import LazyCall
 
+    torch.manual_seed(1)
     node = zoo.get_config(CONFIG).model
     if keep is not None:
         method = LazyCall(SparseSparsifier)(

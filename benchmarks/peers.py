@@ -82,7 +82,6 @@ def prepare(folder: Path, size: Sequence[int]) -> None:
     canvas = (int(size[0]), int(size[1]))
     formats: tuple[tuple[Format, str], ...] = (("onnx", "onnx"), ("onnx-custom", "custom.onnx"))
     for name, keep in NETWORKS.items():
-        torch.manual_seed(1)
         program = trace(DeployedDetector(our_model(theirs, keep=keep), padding=False), canvas)
         for format, ending in formats:
             write_program(program, folder / f"{name}.{ending}", format)
@@ -110,7 +109,6 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
     inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
     theirs, quick = huggingface_model(), huggingface_model()
     accelerate(quick)
-    torch.manual_seed(1)
     models = {name: our_model(theirs, keep=keep) for name, keep in NETWORKS.items()}
     gmacs = {name: count_flops(model, inputs).total / 1e9 for name, model in models.items()}
     found = [
