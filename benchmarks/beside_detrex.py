@@ -1,7 +1,7 @@
 """Time DINO-R50 as detrex builds it and as this project does, where both are installed.
 
-    python benchmarks/beside_detrex.py --detrex CHECKOUT --json docs/upstream/speed.json
-    python benchmarks/beside_detrex.py --table docs/upstream/speed.json
+    python -m benchmarks.beside_detrex --detrex CHECKOUT --json    # measure, record, write the page
+    python -m benchmarks.beside_detrex --splice                    # only write docs/performance.md
 
 Each side runs in a process of its own, on one thread: one image of 800 x 1216 pixels in evaluation,
 after one that is not counted, and one training step (forward, backward, update) on two of 480 x 640
@@ -26,10 +26,13 @@ from detectron2.config import LazyConfig, instantiate
 
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import synthetic_targets
-from tokendetr.analysis.tables import Table
+from tokendetr.analysis.tables import Table, splice
 from tokendetr.config import zoo
+from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+RESULTS = PAGE.parent / "upstream" / "speed.json"
 CONFIG = "dino_r50_4scale_12ep"
 FILE = f"projects/dino/configs/dino-resnet/{CONFIG}.py"
 SIDES = ("detrex", "tokendetr")
@@ -114,7 +117,8 @@ def table(results: dict[str, Any]) -> Table:
         )
     columns = ("DINO-R50, 4 levels", "detrex, s", "here, s", "times faster")
     columns += ("detrex, peak MiB", "here, peak MiB")
-    return Table("beside_detrex", "", columns, rows, [results["made"]])
+    title = "DINO-R50 as detrex builds it and as this project does, one thread, random weights"
+    return Table("beside_detrex", title, columns, rows, [results["made"]])
 
 
 def _run(command: list[str], detrex: Path | None) -> "subprocess.CompletedProcess[str]":
@@ -133,12 +137,12 @@ def main() -> None:
     """Measure both sides, or print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--detrex", type=Path, default=Path(), help="its source checkout")
-    parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument("--table", type=Path, help="print the table of such a file")
+    parser.add_argument("--json", nargs="?", type=Path, const=RESULTS, help="record the figures")
+    parser.add_argument("--splice", action="store_true", help="only write docs/performance.md")
     parser.add_argument("--one", nargs=2, metavar=("SIDE", "TASK"), help="one run, here")
     args = parser.parse_args()
-    if args.table:
-        print(table(json.loads(args.table.read_text())).markdown())
+    if args.splice:
+        splice(PAGE, table(json.loads(RESULTS.read_text())))
         return
     if args.one:
         print(json.dumps(measure(*args.one, args.detrex)))
@@ -157,13 +161,15 @@ def main() -> None:
         if line.startswith("model name")
     )
     made = (
-        "`python benchmarks/beside_detrex.py`, processor seconds on one thread of an "
+        "`python -m benchmarks.beside_detrex`, processor seconds on one thread of an "
         f"{processor}; torch {torch.__version__}; {datetime.date.today().isoformat()}."
     )
     results = {"made": made, "rows": rows}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_atomically(str(args.json), (json.dumps(results, indent=1) + "\n").encode())
+        if args.json == RESULTS:
+            splice(PAGE, table(results))
     print(table(results).markdown())
 
 
