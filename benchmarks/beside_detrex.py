@@ -25,10 +25,10 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tokendetr.analysis.flops import synthetic_inputs
-from tokendetr.analysis.inputs import synthetic_targets
+from tokendetr.analysis.inputs import synthetic_targets, write_json
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.config import zoo
-from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -155,19 +155,14 @@ def main() -> None:
             done = _run(command, args.detrex if side == "detrex" else None)
             rows[task][side] = json.loads(done.stdout.strip().splitlines()[-1])
             print(task, side, rows[task][side], flush=True)
-    processor = next(
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
     made = (
         "`python -m benchmarks.beside_detrex`, processor seconds on one thread of an "
-        f"{processor}; torch {torch.__version__}; {datetime.date.today().isoformat()}."
+        f"{machine()}; {datetime.date.today().isoformat()}."
     )
     results = {"made": made, "rows": rows}
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(str(args.json), (json.dumps(results, indent=1) + "\n").encode())
+        write_json(results, str(args.json))
         if args.json == RESULTS:
             splice(PAGE, table(results))
     print(table(results).markdown())

@@ -38,12 +38,13 @@ from benchmarks.peer_networks import (
     run_onnxruntime,
     run_openvino,
 )
-from benchmarks.whole_detectors import PAGE, processor
+from benchmarks.whole_detectors import PAGE
 from tokendetr import accelerate
 from tokendetr.analysis.flops import count_flops
+from tokendetr.analysis.inputs import write_json
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import Summary, take_turns, timed
-from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
 
 RESULTS = PAGE.parent / "performance" / "peers.json"
@@ -184,7 +185,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "load_before": load,
         "product_gmacs_per_s": {name: round(speed, 1) for name, speed in speeds.items()},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": f"{processor()}, torch {torch.__version__}",
+        "machine": machine(),
     }
 
 
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(table(recorded).markdown())
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(str(args.json), (json.dumps(recorded, indent=1) + "\n").encode())
+        write_json(recorded, str(args.json))
         if args.json == RESULTS:
             splice(PAGE, table(recorded))
 

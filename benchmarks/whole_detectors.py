@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,12 +28,12 @@ from torch import nn
 from spt_backbone.calibration import calibrate_threshold
 from token_transforming import transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
-from tokendetr.analysis.inputs import build_measured_model, load_measured_config
+from tokendetr.analysis.inputs import build_measured_model, load_measured_config, write_json
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.analysis.timing import Summary, peak_tensor_bytes, take_turns
 from tokendetr.config import add_bypass
 from tokendetr.config.zoo import get_config_file
-from tokendetr.io.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "performance" / "detectors.json"
@@ -209,22 +208,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "threads": args.threads,
             "repeats": args.repeats,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": f"{processor()}, torch {torch.__version__}",
+            "machine": machine(),
         }
         args.results.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(str(args.results), (json.dumps(recorded, indent=1) + "\n").encode())
+        write_json(recorded, str(args.results))
     made = table(recorded)
     sys.stdout.write(made.markdown())
     if args.results == RESULTS:
         splice(PAGE, made)
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -2,15 +2,9 @@
 
 from pathlib import Path
 
+from tokendetr.cli.code_figures import METHODS as METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = (
-    "sparse_detr",
-    "focus_detr",
-    "dynamic_detr",
-    "lite_detr",
-    "token_transforming",
-    "spt_backbone",
-)
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -1,5 +1,8 @@
 """A toy run that tests change as they need."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -40,3 +43,16 @@ def toy_run(toy_root):
         return model
 
     return run
+
+
+@pytest.fixture(scope="module")
+def finished(toy_run, tmp_path_factory):
+    """Train once; the tests that change the run copy it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    toy_run(folder, *toy.FEW)
+    return folder
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))

@@ -1,14 +1,13 @@
 """What a checkpoint keeps of a training may be damaged, or of another optimizer or seed."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import LazyConfig
 
 from tests.train import toy
+from tests.train.toy import FEW
 from tokendetr.checkpoint.training_state import training_state_fault
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
@@ -17,20 +16,7 @@ from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigErr
 from tokendetr.train.optimizer_state import load_optimizer_state
 from tokendetr.train.setup import save_config
 
-FEW = ["train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"]
 LONGER = ["train.max_iter=6", *FEW[1:]]
-
-
-@pytest.fixture(scope="module")
-def finished(toy_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    toy_run(folder, *FEW)
-    return folder
-
-
-@pytest.fixture
-def run_folder(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def change(path, where, value):

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from filelock import FileLock
 
 from tests.patience import patience
+from tests.train.toy import FEW
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.errors import (
     CheckpointError,
@@ -21,23 +21,6 @@ from tokendetr.errors import (
 )
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.writers import MetricsFile
-
-FEW = ["train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"]
-
-
-@pytest.fixture(scope="module")
-def finished(toy_run, tmp_path_factory):
-    """Train once; the tests that change the run copy it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    toy_run(folder, *FEW)
-    return folder
-
-
-@pytest.fixture
-def run_folder(finished, tmp_path):
-    import shutil
-
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_a_folder_with_checkpoints_is_refused_with_the_ways_on(toy_run, run_folder):

@@ -28,6 +28,9 @@ from torch.nn import functional as F
 
 NUM_CLASSES = 3
 
+FEW = ["train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"]
+"""Overrides of a run of four steps with a checkpoint after every second one."""
+
 
 def write_dataset(root: Path, num_images: int = 10, seed: int = 0) -> Path:
     """Write images and a COCO JSON; the fourth image has no boxes, the others one to four."""
