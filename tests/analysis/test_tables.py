@@ -34,9 +34,14 @@ def test_markdown_keeps_title_cells_and_notes_and_sets_numbers_to_the_right():
     assert markdown.endswith("\n\n* counted once\n* counted twice\n")
 
 
-def test_a_table_without_title_notes_or_rows_is_a_table():
-    bare = Table(name="t", title="", columns=("a",), rows=())
-    assert bare.markdown() == "| a |\n| --- |\n"
+def test_a_table_without_title_and_notes_is_its_rows():
+    bare = Table(name="t", title="", columns=("a",), rows=[["b"]])
+    assert bare.markdown() == "| a |\n| --- |\n| b |\n"
+
+
+def test_a_table_without_rows_is_its_title_and_notes():
+    empty = Table(name="t", title="What it costs.", columns=("a",), rows=(), notes=("not yet",))
+    assert empty.markdown() == "What it costs.\n\n* not yet\n"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tokendetr.analysis.significance import compare, holm
+from tokendetr.analysis.significance import compare, holm, seed_variance
 from tokendetr.evaluation.bootstrap import draw_images, match_images
 
 NUM_IMAGES = 12
@@ -101,6 +101,23 @@ def test_an_interval_of_a_normal_difference() -> None:
 
 def test_equal_detectors_do_not_differ() -> None:
     assert compare(0.0, np.zeros(200)).p_value == 1.0
+
+
+def test_a_clear_difference_stays_clear_among_a_hundred_pairs() -> None:
+    difference_R = np.random.default_rng(0).normal(3.0, 0.5, 500)
+    assert max(holm([compare(3.0, difference_R).p_value] * 100)) < 1e-4
+
+
+def test_variance_between_seeds_widens_the_interval() -> None:
+    difference_R = np.random.default_rng(0).normal(1.0, 0.3, 20_000)
+    found = compare(1.0, difference_R, seed_variance=0.16)
+    assert found.high - found.mean == pytest.approx(1.96 * 0.5, abs=0.01)
+
+
+def test_variance_between_seeds_is_pooled() -> None:
+    # Squared deviations .5 and 2 of three and two scores, over 2 + 1 degrees of freedom.
+    assert seed_variance([[1.0, 1.5, 0.5], [2.0, 4.0], [7.0]]) == pytest.approx((0.5 + 2) / 3)
+    assert seed_variance([[1.0], [5.0]]) == 0.0
 
 
 def test_few_replicates_are_refused() -> None:

@@ -49,7 +49,7 @@ def test_differences_are_paired() -> None:
     assert accuracy.rows[1][7] == "-2.0 (-2.0 to -2.0)"
     assert len(accuracy.rows) == 2
     assert "Not measured yet: label-free." in accuracy.notes
-    assert pairs.rows[0][:5] == ["Sparse - dense", "-2.0", "-2.0 to -2.0", "0.010", "yes"]
+    assert pairs.rows[0][:5] == ["Sparse - dense", "-2.0", "-2.0 to -2.0", "< .001", "yes"]
 
 
 def test_only_seeds_in_common_are_compared() -> None:

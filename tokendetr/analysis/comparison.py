@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tokendetr.analysis.significance import Difference, compare, holm
+from tokendetr.analysis.significance import Difference, compare, holm, seed_variance
 from tokendetr.analysis.tables import Table
 
 REPLICATES = 500
@@ -88,17 +88,19 @@ class Comparison:
         missing = [c.name for c in self.contestants if not measured.get(c.slug)]
         if missing:
             notes = [f"Not measured yet: {', '.join(missing)}.", *notes]
+        if rows:
+            notes = [
+                "Means over seeds. Intervals of a row are over images (bootstrap, "
+                f"{REPLICATES} replicates, the same images for all rows); "
+                "after the semicolon, the smallest and largest AP of the seeds.",
+                *notes,
+            ]
         accuracy = Table(
             name=self.name,
             title=self.title,
             columns=("", *METRICS, "95 % interval", "seeds", "against the first row", "GFLOPs"),
             rows=rows,
-            notes=(
-                "Means over seeds. Intervals are over images (bootstrap, "
-                f"{REPLICATES} replicates, the same images for all rows); "
-                "after the semicolon, the smallest and largest AP of the seeds.",
-                *notes,
-            ),
+            notes=notes,
         )
         return [accuracy, self._pairs(measured)]
 
@@ -112,7 +114,7 @@ class Comparison:
             interval += f"; {min(scores):.1f}, {max(scores):.1f}"
         first = self.contestants[0]
         difference = "" if contestant is first else None
-        if contestant is not first and (found := _difference(measured, contestant, first)):
+        if contestant is not first and (found := self._difference(measured, contestant, first)):
             difference = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
         gflops = next(iter(own.values()))["gflops"]
         cells = [f"{mean:.1f}" for mean in means]
@@ -121,7 +123,7 @@ class Comparison:
     def _pairs(self, measured: Measured) -> Table:
         found: list[tuple[str, str, Difference]] = []
         for one, other in itertools.combinations(self.contestants, 2):
-            difference = _difference(measured, other, one)
+            difference = self._difference(measured, other, one)
             if difference is not None:
                 found.append((other.name, one.name, difference))
         corrected = holm([difference.p_value for _, _, difference in found])
@@ -130,7 +132,7 @@ class Comparison:
                 f"{better} - {worse}",
                 f"{difference.mean:+.1f}",
                 f"{difference.low:+.1f} to {difference.high:+.1f}",
-                f"{p_value:.3f}",
+                "< .001" if p_value < 0.001 else f"{p_value:.3f}",
                 "yes" if p_value < 0.05 else "open",
                 f"{difference.smallest_visible:.1f}",
             ]
@@ -149,21 +151,28 @@ class Comparison:
             ),
             rows=rows,
             notes=(
-                "Paired bootstrap over images, mean over the seeds that both rows have; p is "
-                "corrected for the number of pairs. The smallest visible difference is found in "
-                "80 of 100 such experiments.",
-            ),
+                "Mean over the seeds that both rows have. The standard error is that of a paired "
+                "bootstrap over images and of the seeds, whose variance is pooled over the rows "
+                "with several; p and interval are its normal approximation, and p is corrected for "
+                "the number of pairs. The smallest visible difference is found in 80 of 100 such "
+                "experiments.",
+            )
+            if rows
+            else ("No two rows have been measured yet.",),
         )
+
+    def _difference(
+        self, measured: Measured, one: Contestant, other: Contestant
+    ) -> Difference | None:
+        own, others = measured.get(one.slug, {}), measured.get(other.slug, {})
+        seeds = sorted(set(own) & set(others))
+        if not seeds:
+            return None
+        mean = statistics.mean(own[seed]["AP"] - others[seed]["AP"] for seed in seeds)
+        variance = seed_variance([run["AP"] for run in row.values()] for row in measured.values())
+        replicates_R = _replicates(own, seeds) - _replicates(others, seeds)
+        return compare(mean, replicates_R, 2 * variance / len(seeds))
 
 
 def _replicates(own: Mapping[str, Mapping[str, Any]], seeds: Sequence[str]) -> Any:
     return np.mean([own[seed]["replicates"]["all"] for seed in seeds], axis=0)
-
-
-def _difference(measured: Measured, one: Contestant, other: Contestant) -> Difference | None:
-    own, others = measured.get(one.slug, {}), measured.get(other.slug, {})
-    seeds = sorted(set(own) & set(others))
-    if not seeds:
-        return None
-    mean = statistics.mean(own[seed]["AP"] - others[seed]["AP"] for seed in seeds)
-    return compare(mean, _replicates(own, seeds) - _replicates(others, seeds))

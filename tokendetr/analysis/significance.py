@@ -1,29 +1,31 @@
-"""Interval, p-value and smallest detectable size of a difference, from paired replicates.
+"""Interval, p-value and smallest detectable size of a difference, from paired replicates and seeds.
 
 Shapes: R replicate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Difference", "compare", "holm"]
+__all__ = ["Difference", "compare", "holm", "seed_variance"]
 
-_POWER = 1.959964 + 0.841621  # standard normal quantiles of .975 and .80
+_NORMAL_975, _NORMAL_80 = 1.959964, 0.841621  # quantiles of the standard normal distribution
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference and its statistics from paired replicates.
+    """A mean difference and its statistics.
 
     Attributes:
         mean: mean of the measured values.
-        low, high: 95 % interval (percentiles of the replicates).
-        p_value: two-sided; at least 2 / (replicates + 1).
+        low, high: 95 % interval.
+        p_value: two-sided.
         smallest_visible: the difference that a test at .05 detects with a power of 80 %.
     """
 
@@ -34,12 +36,19 @@ class Difference:
     smallest_visible: float
 
 
-def compare(mean: float, difference_R: npt.NDArray[np.float64]) -> Difference:
-    """Compute the statistics of a difference from its paired replicates.
+def compare(
+    mean: float, difference_R: npt.NDArray[np.float64], seed_variance: float = 0.0
+) -> Difference:
+    """Compute the statistics of a difference by a normal approximation.
+
+    Counting replicates on the other side of zero cannot give a p-value below 2 / (R + 1), which
+    Holm's correction multiplies by the number of pairs. AP over many images is close to normal, so
+    the standard error of the replicates is used instead.
 
     Args:
         mean: the difference measured on the whole test set.
-        difference_R: the difference in each replicate.
+        difference_R: the difference in each paired replicate; its spread is that of the images.
+        seed_variance: variance of ``mean`` over trainings with other seeds.
 
     Raises:
         ValueError: fewer than 100 replicates.
@@ -47,13 +56,23 @@ def compare(mean: float, difference_R: npt.NDArray[np.float64]) -> Difference:
     count = len(difference_R)
     if count < 100:
         raise ValueError(f"a difference needs at least 100 replicates, got {count}")
-    low, high = np.percentile(difference_R, (2.5, 97.5))
-    below = int(np.count_nonzero(difference_R <= 0))
-    above = int(np.count_nonzero(difference_R >= 0))
-    p_value = min(1.0, 2 * (min(below, above) + 1) / (count + 1))
-    return Difference(
-        mean, float(low), float(high), p_value, _POWER * float(difference_R.std(ddof=1))
-    )
+    error = math.sqrt(float(difference_R.var(ddof=1)) + seed_variance)
+    if error == 0.0:
+        return Difference(mean, mean, mean, float(mean == 0.0), 0.0)
+    p_value = math.erfc(abs(mean) / error / math.sqrt(2))
+    reach = _NORMAL_975 * error
+    return Difference(mean, mean - reach, mean + reach, p_value, (_NORMAL_975 + _NORMAL_80) * error)
+
+
+def seed_variance(scores: Iterable[Sequence[float]]) -> float:
+    """Return the variance between seeds, pooled over detectors; 0 if none has two seeds.
+
+    Args:
+        scores: for each detector, its score with every seed.
+    """
+    repeated = [each for each in scores if len(each) > 1]
+    squares = sum(statistics.variance(each) * (len(each) - 1) for each in repeated)
+    return squares / max(1, sum(len(each) - 1 for each in repeated))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -53,14 +53,18 @@ class Table:
                 )
 
     def markdown(self) -> str:
-        """Return the title, the table and its notes; columns of numbers are right-aligned."""
+        """Return the title, the table and its notes; columns of numbers are right-aligned.
+
+        A table without rows is its title and notes.
+        """
         aligned = ["---:" if self._is_numeric(index) else "---" for index in range(self._width)]
         table = [
             _line([_text(column) for column in self.columns]),
             _line(aligned),
             *(_line([_text(cell) for cell in row]) for row in self.rows),
         ]
-        blocks = [self.title.strip(), "\n".join(table), "\n".join(f"* {n}" for n in self.notes)]
+        shown = "\n".join(table) if self.rows else ""
+        blocks = [self.title.strip(), shown, "\n".join(f"* {n}" for n in self.notes)]
         return "\n\n".join(block for block in blocks if block) + "\n"
 
     @property
