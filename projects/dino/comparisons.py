@@ -43,6 +43,13 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
     yield Contestant(
         f"Sparse DETR {share} with bypass", f"{sparse}_bypass", ratio, ("--max-images", "128")
     )
+    # Fresh heads on the encoder's layers: their gradients would take most of the clipped step.
+    yield Contestant(
+        f"Sparse DETR {share} with bypass, no auxiliary heads",
+        f"{sparse}_bypass",
+        [*ratio, *_options(auxiliary_heads=False)],
+        ("--max-images", "128"),
+    )
     yield Contestant(f"Focus-DETR {share}", f"focus_dino_{data}", ratio)
     yield Contestant(f"Dynamic DETR {share}", dynamic, _dynamic(keep))
     yield Contestant(f"Dynamic DETR {share}, one choice, retained", dynamic, one_choice)
