@@ -15,7 +15,13 @@ def test_onednns_product_is_a_linear_layer():
         assert product is not None
         with torch.no_grad():
             y = product(x, layer.weight, layer.bias, "none", [], "")
-        torch.testing.assert_close(y, layer(x))
+            torch.testing.assert_close(y, layer(x))
+            pack = torch_private.onednn_packed_linear_weight()
+            packed = layer.weight if pack is None else pack(layer.weight, 4)
+            y = product(x, packed, layer.bias, "relu", [], "")
+            torch.testing.assert_close(y, layer(x).relu())
+            y = product(x, packed, layer.bias, "gelu", [], "tanh")
+            torch.testing.assert_close(y, F.gelu(layer(x), approximate="tanh"))
 
 
 def test_onednns_convolutions_are_convolutions():

@@ -1,5 +1,7 @@
 """Linear layers through oneDNN equal PyTorch's own and leave the module unchanged."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -70,3 +72,59 @@ def test_operation_counters_see_the_products():
     with torch.no_grad(), FlopCounterMode(display=False) as counter, optimize(network):
         network(x)
     assert counter.get_total_flops() == 2 * 4 * (24 * 65 + 65 * 7 + 7 * 3)
+
+
+def test_packed_weights_serve_any_number_of_rows():
+    network = make_network()
+    with torch.no_grad(), optimize(network):
+        for rows in (1, 3, 700, 2):
+            x = torch.randn(rows, 24)
+            exact = copy.deepcopy(network).double()(x.double())
+            torch.testing.assert_close(network(x).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_weights_that_change_while_optimized_count_at_once(guard):
+    network, x = make_network(), torch.randn(4, 24)
+    with optimize(network):
+        with guard():
+            first = network(x)
+            assert torch.equal(network(x), first)
+        with torch.no_grad():
+            network[0].weight.mul_(2.0)
+            network[2].weight = nn.Parameter(network[2].weight + 1.0)
+        copied = copy.deepcopy(network)
+        with guard():
+            second = network(x)
+        with torch.no_grad():
+            copied[0].weight.zero_()
+            assert torch.equal(network(x), second) and not torch.equal(copied(x), second)
+    assert (first - second).abs().max() > 1e-2
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), second, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(inplace=True), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()]
+)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_an_activation_behind_a_linear_layer_gives_the_same(activation, precision):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(24, 65), activation, nn.Dropout(), nn.Linear(65, 7)).eval()
+    x = torch.randn(40, 24)
+    with torch.no_grad(), torch.autocast("cpu", enabled=precision == torch.bfloat16):
+        expected = network(x)
+        with optimize(network):
+            actual = network(x)
+    assert actual.dtype == expected.dtype == precision
+    bound = 1e-5 if precision == torch.float32 else 2e-2
+    torch.testing.assert_close(actual, expected, rtol=bound, atol=bound)
+
+
+def test_hooks_between_a_linear_layer_and_its_activation_see_what_they_saw():
+    network, x, seen = make_network(), torch.randn(4, 24), []
+    with torch.no_grad(), optimize(network):
+        assert not {"aten::relu", "aten::clamp_min"} & operators(lambda: network(x))
+        network[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        network(x)
+    assert len(seen) == 1 and (seen[0] < 0).any()

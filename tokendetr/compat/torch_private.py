@@ -28,6 +28,7 @@ __all__ = [
     "onednn_convolution_and_sum",
     "onednn_linear",
     "onednn_multiplies_bfloat16",
+    "onednn_packed_linear_weight",
     "tree_map_only",
 ]
 
@@ -44,9 +45,15 @@ _LINEAR = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
 
 
 def onednn_linear() -> Any:
-    """Return oneDNN's linear layer ``(x, weight, bias, "none", [], "")``; None if the build lacks
-    it."""
+    """Return oneDNN's linear layer ``(x, weight, bias, "none", "relu" or "gelu", [], "" or GELU's
+    form)``; None if the build lacks it."""
     return _LINEAR
+
+
+def onednn_packed_linear_weight() -> Any:
+    """Return the function ``(weight, rows)`` that brings a linear layer's weights into oneDNN's
+    layout for products of about this many rows; None if the build lacks it."""
+    return getattr(getattr(torch.ops, "mkldnn", None), "_reorder_linear_weight", None)
 
 
 _CONVOLUTION: Any = getattr(getattr(torch.ops, "mkldnn", None), "_convolution_pointwise", None)

@@ -22,6 +22,7 @@ from tokendetr.compat.torch_private import (
     onednn_convolution,
     onednn_convolution_and_sum,
 )
+from tokendetr.layers.cpu.cached import Cached
 from tokendetr.layers.cpu.conditions import working_dtype
 
 _LAST = torch.channels_last
@@ -63,8 +64,7 @@ class _Folded:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.conv = conv
-        self._made_of: object = None
-        self._made: tuple[Tensor, Tensor | None] | None = None
+        self._cached: Cached[tuple[Tensor, Tensor | None]] = Cached()
 
     @property
     def norm(self) -> Any:
@@ -84,15 +84,7 @@ class _Folded:
         tensors = [self.conv.weight, self.conv.bias]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        present = [each for each in tensors if each is not None]
-        if any(each.is_inference() for each in present):  # inference tensors have no version
-            return _fold(self.conv, norm, dtype)
-        made_of = (dtype, [(each.data_ptr(), each._version) for each in present])
-        if self._made is None or self._made_of != made_of:
-            with torch.inference_mode(False), torch.no_grad():  # later calls may be in any mode
-                self._made = _fold(self.conv, norm, dtype)
-            self._made_of = made_of
-        return self._made
+        return self._cached.get(dtype, tensors, lambda: _fold(self.conv, norm, dtype))
 
 
 def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:

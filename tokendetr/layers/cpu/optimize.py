@@ -1,39 +1,25 @@
 """Speed up evaluation on CPUs: linear layers and convolutions through oneDNN.
 
-PyTorch multiplies float32 matrices by MKL, which uses only half of the vector width of processors
-that are not Intel's; oneDNN, which PyTorch includes for convolutions, uses all of it. For
-convolutions see :mod:`tokendetr.layers.cpu.convolutions`.
+See :mod:`tokendetr.layers.cpu.linears` and :mod:`tokendetr.layers.cpu.convolutions`.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tokendetr.compat.torch_private import onednn_linear
-from tokendetr.layers.cpu.conditions import working_dtype
 from tokendetr.layers.cpu.convolutions import fast_convolution
+from tokendetr.layers.cpu.linears import fast_linear
 from tokendetr.layers.undoable import Undoable
 
 __all__ = ["Optimized", "optimize"]
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer, in float32 by oneDNN; in bfloat16 PyTorch itself calls oneDNN."""
-    if working_dtype(x, layer.weight) != torch.float32:
-        return nn.Linear.forward(layer, x)
-    return onednn_linear()(x, layer.weight, layer.bias, "none", [], "")
 
 
 def _fast_form(module: nn.Module) -> Callable[..., Tensor] | None:
     """Return the fast form of a module's ``forward``, or None if it has none."""
     if "forward" in vars(module):
         return None  # replaced by other code, or optimized already
-    if type(module) is nn.Linear and onednn_linear() is not None:
-        return partial(_linear, module)
-    return fast_convolution(module)
+    return fast_linear(module) or fast_convolution(module)
 
 
 class Optimized(Undoable):
@@ -59,12 +45,13 @@ def optimize(model: nn.Module) -> Optimized:
     bfloat16. In any other call a module runs its own ``forward``, so the model may be trained,
     moved, compiled and traced as before. Results differ by rounding, about 1e-6 relative in
     float32. Feature maps have channels last. Parameters, hooks and the state dict stay unchanged.
-    Folded weights are recomputed when a tensor is replaced or changes in place; changes through
-    ``.data`` are not noticed.
+    The fast forms keep copies of the weights, norms folded in and in oneDNN's layout, and make them
+    again when a tensor is replaced or changes in place; changes through ``.data`` are not noticed.
 
     Args:
-        model: any model. Fast forms exist for ``nn.Linear``, ``nn.Conv2d``,
-            ``detectron2.layers.Conv2d`` and the blocks of detectron2's ResNet, not for subclasses.
+        model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` that starts with it
+            and ReLU or GELU, ``nn.Conv2d``, ``detectron2.layers.Conv2d`` and the blocks of
+            detectron2's ResNet, not for subclasses.
 
     Returns:
         A handle that reverts it.
