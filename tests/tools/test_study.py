@@ -1,6 +1,7 @@
 """Comparisons as evidence: every row builds, and the tool runs only what is missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from detectron2.config import instantiate
 
 from projects.dino.comparisons import comparisons
-from tokendetr.analysis.comparison import METRICS, Comparison, Contestant
+from tokendetr.analysis.comparison import METRICS, Claim, Comparison, Contestant
 from tokendetr.cli import study
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
@@ -50,6 +51,30 @@ def test_differences_are_paired() -> None:
     assert len(accuracy.rows) == 2
     assert "Not measured yet: label-free." in accuracy.notes
     assert pairs.rows[0][:5] == ["Sparse - dense", "-2.0", "-2.0 to -2.0", "< .001", "yes"]
+
+
+def test_claims_are_judged_by_significant_differences() -> None:
+    claims = [
+        Claim("dense", "Sparse", "a paper"),
+        Claim("label-free", "dense", "a paper"),
+        Claim("Sparse", "label-free", "a paper"),
+    ]
+    rows = {name: {"0": measured(ap)} for name, ap in (("dense", 50), ("sparse", 48))}
+    rows["label-free"] = {"0": measured(48.01, spread=2.0)}
+    _, _, judged = replace(TRIED, claims=claims).tables(rows)
+    assert [row[2:] for row in judged.rows] == [
+        ["+2.0", "holds"],
+        ["-2.0", "open"],
+        ["-0.0", "open"],
+    ]
+    rows["label-free"] = {"0": measured(40)}
+    _, _, judged = replace(TRIED, claims=claims).tables(rows)
+    assert [row[3] for row in judged.rows] == ["holds", "reversed", "holds"]
+
+
+def test_claims_are_of_rows() -> None:
+    with pytest.raises(ValueError, match="no row"):
+        replace(TRIED, claims=[Claim("dense", "nothing", "a paper")])
 
 
 def test_only_seeds_in_common_are_compared() -> None:

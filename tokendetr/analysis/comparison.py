@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,14 @@ from tokendetr.analysis.significance import Difference, compare, holm, seed_vari
 from tokendetr.analysis.tables import Table
 
 REPLICATES = 500
+SIGNIFICANT = 0.05
 AREAS = ("all", "small")
 METRICS = ("AP", "APs", "APm", "APl")
 
 Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Row slug -> seed -> measurements."""
+Pairs = dict[tuple[str, str], Difference]
+"""Names of a better and a worse row (or the other way round) -> difference, with corrected p."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,20 @@ class Contestant:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """An order of two rows that a paper reports.
+
+    Attributes:
+        better, worse: names of the rows.
+        source: the paper and its figures.
+    """
+
+    better: str
+    worse: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Comparison of detectors that start from one dense checkpoint.
 
@@ -65,6 +82,7 @@ class Comparison:
         contestants: the rows; the first one is the reference.
         overrides: overrides that all trainings share, such as iterations and learning rate.
         seeds: seeds; every row is made once with each.
+        claims: orders of rows that papers report.
     """
 
     name: str
@@ -76,14 +94,18 @@ class Comparison:
     contestants: Sequence[Contestant]
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
+    claims: Sequence[Claim] = ()
 
     def __post_init__(self) -> None:
         slugs = [contestant.slug for contestant in self.contestants]
         if len(set(slugs)) < len(slugs) or not slugs:
             raise ValueError(f"comparison {self.name!r} needs distinct rows, has {slugs}")
+        names = {contestant.name for contestant in self.contestants}
+        if strange := {n for c in self.claims for n in (c.better, c.worse)} - names:
+            raise ValueError(f"comparison {self.name!r} has claims of no row: {sorted(strange)}")
 
     def tables(self, measured: Measured, notes: Sequence[str] = ()) -> list[Table]:
-        """Return accuracy with intervals, and the differences of all pairs of rows."""
+        """Return accuracy with intervals, the differences of all pairs of rows, and the claims."""
         rows = [self._row(c, measured) for c in self.contestants if measured.get(c.slug)]
         missing = [c.name for c in self.contestants if not measured.get(c.slug)]
         if missing:
@@ -102,7 +124,9 @@ class Comparison:
             rows=rows,
             notes=notes,
         )
-        return [accuracy, self._pairs(measured)]
+        pairs = self._differences(measured)
+        claims = [self._claims(pairs)] if self.claims else []
+        return [accuracy, self._pairs(pairs), *claims]
 
     def _row(self, contestant: Contestant, measured: Measured) -> list[str | None]:
         own = measured[contestant.slug]
@@ -120,23 +144,29 @@ class Comparison:
         cells = [f"{mean:.1f}" for mean in means]
         return [contestant.name, *cells, interval, str(len(own)), difference, f"{gflops:.3f}"]
 
-    def _pairs(self, measured: Measured) -> Table:
-        found: list[tuple[str, str, Difference]] = []
+    def _differences(self, measured: Measured) -> Pairs:
+        found: Pairs = {}
         for one, other in itertools.combinations(self.contestants, 2):
             difference = self._difference(measured, other, one)
             if difference is not None:
-                found.append((other.name, one.name, difference))
-        corrected = holm([difference.p_value for _, _, difference in found])
+                found[other.name, one.name] = difference
+        corrected = holm([difference.p_value for difference in found.values()])
+        return {
+            names: replace(difference, p_value=p_value)
+            for (names, difference), p_value in zip(found.items(), corrected, strict=True)
+        }
+
+    def _pairs(self, pairs: Pairs) -> Table:
         rows = [
             [
                 f"{better} - {worse}",
                 f"{difference.mean:+.1f}",
                 f"{difference.low:+.1f} to {difference.high:+.1f}",
-                "< .001" if p_value < 0.001 else f"{p_value:.3f}",
-                "yes" if p_value < 0.05 else "open",
+                "< .001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}",
+                "yes" if difference.p_value < SIGNIFICANT else "open",
                 f"{difference.smallest_visible:.1f}",
             ]
-            for (better, worse, difference), p_value in zip(found, corrected, strict=True)
+            for (better, worse), difference in pairs.items()
         ]
         return Table(
             name=f"{self.name}_pairs",
@@ -159,6 +189,26 @@ class Comparison:
             )
             if rows
             else ("No two rows have been measured yet.",),
+        )
+
+    def _claims(self, pairs: Pairs) -> Table:
+        rows = []
+        for claim in self.claims:
+            names = claim.better, claim.worse
+            found, sign = pairs.get(names), 1
+            if found is None:
+                found, sign = pairs.get(names[::-1]), -1
+            here, verdict = "not measured", "open"
+            if found is not None:
+                here = f"{sign * found.mean:+.1f}"
+                if found.p_value < SIGNIFICANT:
+                    verdict = "holds" if sign * found.mean > 0 else "reversed"
+            rows.append([f"{claim.better} above {claim.worse}", claim.source, here, verdict])
+        return Table(
+            name=f"{self.name}_claims",
+            title="Orders that the papers report, and what holds here",
+            columns=("order", "the paper, on COCO", "AP here", "with p < .05"),
+            rows=rows,
         )
 
     def _difference(
