@@ -4,10 +4,10 @@
     python benchmarks/export_matrix.py --files FOLDER --library FILE... --time  # time the files
     python benchmarks/export_matrix.py --splice                                 # write the page
 
-Cells go to docs/deploy/matrix.json one by one; those that it has are left alone, so that the matrix
-can be made in parts (--rows, --formats, --again). Small detectors run on 256 x 256 pixels,
-ResNet-50 on 800 x 1216. Weights are the project's if there are some, else random. --time runs files
-that lie in FOLDER beside the model, all in turns; give it an otherwise idle machine.
+Cells go to docs/deploy/matrix.json one by one; cells and times that it has are left alone, so that
+the matrix can be made in parts (--rows, --formats, --again). Small detectors run on 256 x 256
+pixels, ResNet-50 on 800 x 1216. Weights are the project's if there are some, else random. --time
+runs files that lie in FOLDER beside the model, all in turns; give it an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import time
@@ -32,6 +31,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from tokendetr.analysis.inputs import write_json
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.analysis.timing import timed
 from tokendetr.config import load_config, sparsify
@@ -190,28 +190,35 @@ def export_cells(
         yield format, common | facts | {"works": True, "seconds": round(record["seconds"], 1)}
 
 
+def runs_of(row: Row, cells: dict[str, dict[str, Any]], files: Path) -> list[tuple[str, str]]:
+    """Return format and runtime of all runs of a row's files that lie in the folder."""
+    return [
+        (format, runtime)
+        for format, cell in cells.items()
+        if cell["works"] and file_of(files, row, format).exists()
+        for runtime in cell["checks"]
+    ]
+
+
 def time_row(
-    row: Row, cells: dict[str, dict[str, Any]], libraries: Sequence[str], files: Path, repeats: int
+    row: Row, runs: Sequence[tuple[str, str]], libraries: Sequence[str], files: Path, repeats: int
 ) -> dict[str, Any]:
     """Return the median milliseconds of the model and of its files in every runtime, in turns."""
     model, inputs = build(row), example_inputs(row.size)
     record = [{"image": inputs[0][0]}]
-    runs: dict[str, Callable[[], object]] = {"model": lambda: model(record)}
-    for format, cell in cells.items():
-        if not cell["works"] or not file_of(files, row, format).exists():
-            continue
-        for runtime in cell["checks"]:
-            runner = open_exported(
-                file_of(files, row, format),
-                runtime,
-                library=libraries if format == "onnx-custom" else None,
-                threads=torch.get_num_threads(),
-            )
-            runs[f"{format} {runtime}"] = partial(runner, *inputs)
-    samples: dict[str, list[float]] = {name: [] for name in runs}
+    calls: dict[str, Callable[[], object]] = {"model": lambda: model(record)}
+    for format, runtime in runs:
+        runner = open_exported(
+            file_of(files, row, format),
+            runtime,
+            library=libraries if format == "onnx-custom" else None,
+            threads=torch.get_num_threads(),
+        )
+        calls[f"{format} {runtime}"] = partial(runner, *inputs)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     with optimize(model), torch.no_grad():
         for turn in range(1 + repeats):
-            for name, call in runs.items():
+            for name, call in calls.items():
                 seconds = timed(call, torch.device("cpu"))
                 if turn:  # the first one warms up
                     samples[name].append(1e3 * seconds)
@@ -266,7 +273,7 @@ def keep(path: Path, place: Sequence[str], value: dict[str, Any]) -> None:
     for name in place[:-1]:
         node = node.setdefault(name, {})
     node[place[-1]] = value
-    known["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    known["machine"] = machine()
     known["date"] = time.strftime("%Y-%m-%d")
     write_json(known, str(path))
     print(f"{' '.join(place)}: {json.dumps(value)}", flush=True)
@@ -283,7 +290,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--library", nargs="+", default=[], help="compute the node of onnx-custom")
     parser.add_argument("--files", type=Path, help="folder of the exported files")
-    parser.add_argument("--again", action="store_true", help="export cells that are known as well")
+    parser.add_argument("--again", action="store_true", help="export or time what is known as well")
     parser.add_argument("--time", action="store_true", help="time the files beside the model")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     parser.add_argument("--splice", action="store_true", help="only write the page")
@@ -301,10 +308,13 @@ def main() -> None:
     for row in rows():
         if args.splice or not re.fullmatch(args.rows, row.name):
             continue
-        cells = read(args.json)["rows"].get(row.name, {})
+        known = read(args.json)
+        cells = known["rows"].get(row.name, {})
         if args.time:
-            if cells:
-                times = time_row(row, cells, args.library, args.files, args.repeats)
+            runs = runs_of(row, cells, args.files)
+            has = known["times"].get(row.name, {}).get("ms", {})
+            if any(args.again or " ".join(run) not in has for run in runs):
+                times = time_row(row, runs, args.library, args.files, args.repeats)
                 keep(args.json, ("times", row.name), times)
             continue
         args.files.mkdir(parents=True, exist_ok=True)

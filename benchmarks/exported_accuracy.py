@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tokendetr.analysis.inputs import write_json
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.analysis.timing import timed
 from tokendetr.config import load_config
@@ -191,7 +191,7 @@ def keep(path: Path, config: str, row: str, facts: dict[str, Any]) -> None:
     """Put a row into the record."""
     known = read(path)
     known["configs"].setdefault(config, {})[row] = facts
-    known["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    known["machine"] = machine()
     known["date"] = time.strftime("%Y-%m-%d")
     write_json(known, str(path))
     print(f"{config} {row}: {facts}", flush=True)

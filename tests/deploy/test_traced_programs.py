@@ -18,11 +18,12 @@ from tests.tools.configs import write_config
 from tokendetr import record_tokens
 from tokendetr.analysis.flops import count_flops
 from tokendetr.cli import export_model
-from tokendetr.deploy import DeployedDetector, ExportOptions, check, export
+from tokendetr.deploy import DeployedDetector, ExportOptions, check, export, open_exported
 from tokendetr.deploy.graph import products
 from tokendetr.deploy.operators import gathered_attention
-from tokendetr.deploy.programs import trace
+from tokendetr.deploy.programs import trace, write_program
 from tokendetr.deploy.proof import compare, detect, padded_inputs, proof_images
+from tokendetr.deploy.runtimes import installed_runtimes
 from tokendetr.errors import ExportCheckError, ExportError
 from tokendetr.ops import extension_available, ms_deform_attn_reference
 
@@ -130,6 +131,29 @@ def test_gathered_attention_equals_sampled_attention():
         gathered_attention(value, shapes, locations, weights),
         ms_deform_attn_reference(value, shapes, locations, weights),
     )
+
+
+class Sorts(torch.nn.Module):
+    """Sorts numbers both ways, and small integers, as the methods do."""
+
+    def forward(self, images, sizes):
+        rising = images.sort(dim=1, stable=True)
+        falling = images.sort(dim=1, descending=True, stable=True)
+        small = (images > 2).to(torch.uint8).sort(dim=1, stable=True)
+        return falling.values, falling.indices, rising.indices, small.indices
+
+
+@needs_onnx
+def test_equal_values_keep_their_order_in_every_runtime(tmp_path):
+    ties = torch.randint(5, (2, 900), generator=torch.Generator().manual_seed(0)).float()
+    inputs = ties, torch.zeros(1, dtype=torch.long)
+    path = tmp_path / "sorts.onnx"
+    write_program(torch.export.export(Sorts(), inputs, strict=False), path, "onnx")
+    for runtime in installed_runtimes("onnx"):
+        for found, expected in zip(
+            open_exported(path, runtime)(*inputs), Sorts()(*inputs), strict=True
+        ):
+            assert torch.equal(found, expected), runtime
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """A trained detector in three lines: its inputs, its results, its refusals."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from PIL import Image
 
 from tokendetr import load
 from tokendetr.analysis.dial import TooSlowError
+from tokendetr.config import load_config
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 from tokendetr.errors import ConfigError, NotSparsifiableError
+from tokendetr.predict.predictor import build_model
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,14 @@ def test_configs_without_weights_and_unknown_names(tmp_path):
         load("dab_deformable_detr_shapes", device="cpu")
     untrained = load("dab_deformable_detr_shapes", "random", device="cpu")
     assert "random" in repr(untrained)
+
+
+def test_weights_of_a_backbone_alone_are_named(detector, tmp_path, caplog):
+    weights = detector.model.backbone.state_dict()
+    torch.save({"model": weights}, tmp_path / "backbone.pth")
+    file = f"train.init_checkpoint={tmp_path / 'backbone.pth'}"
+    build_model(load_config("dino_shapes", ["train.device=cpu", file]))
+    assert re.search(r"backbone\.pth has weights for a part of the model alone", caplog.text)
 
 
 def test_a_time_limit_chooses_the_keep_ratio(folder, paths, monkeypatch):

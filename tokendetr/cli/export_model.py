@@ -2,14 +2,16 @@
 
 Examples:
     python tools/export_model.py --config-file dino_shapes --format onnx --size 256 256 \\
-        --output dino_shapes.onnx train.device=cpu
-    python tools/export_model.py --config-file dino_shapes --format onnx --size 256 256 \\
-        --output dino_shapes.onnx --check train.device=cpu        # only repeat the verification
+        --output dino_shapes.onnx
+    python tools/export_model.py --config-file dino_shapes --output dino_shapes.onnx --check
+    python tools/export_model.py --config-file output/dino/config.yaml --size 800 1216 \\
+        --output dino.onnx train.init_checkpoint=output/dino/model_final.pth
 
 The file is run on at least eight synthetic images (of different sizes, unless --no-padding), and
 its detections must equal the model's: boxes within 0.5 pixels, scores within 1e-4. <output>.json
-records the result; a file that differs is deleted. --evaluate also compares the AP on the config's
-test set.
+records the result; a file that differs is deleted. --check repeats only that, with the record that
+lies beside the file. --evaluate also compares the AP on the config's test set. All of it runs on
+the CPU, whatever train.device is.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
 
 from tokendetr.cli.argument_types import output_file
-from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.deploy import ExportOptions, check, export
 from tokendetr.deploy.programs import SUFFIXES
@@ -73,10 +76,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--evaluate", action="store_true", help="compare the AP on the config's test set as well"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides, at the end")
-    args = parser.parse_args(arguments)
+    args = parse_with_overrides(parser, arguments)
     if not args.check and args.size is None:
         parser.error("--size HEIGHT WIDTH is needed")
+    if args.check and not Path(args.output).is_file():
+        parser.error(f"there is no exported file {args.output}")
     return args
+
+
+def requested_options(args: argparse.Namespace) -> ExportOptions:
+    """Return the command line's options of an export.
+
+    Raises:
+        ExportError: an option has a value that it cannot have.
+    """
+    return ExportOptions(
+        format=args.format,
+        size=tuple(args.size),
+        batch=args.batch,
+        padding=args.padding,
+        sampling=args.sampling,
+    )
 
 
 def average_precision(cfg: DictConfig, model: nn.Module) -> float:
@@ -96,22 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     args = parse_arguments(arguments)
     try:
-        cfg = load_config(args.config_file, args.opts, trained=True)
+        options = None if args.check else requested_options(args)
+        cfg = load_config(args.config_file, [*args.opts, "train.device=cpu"], trained=True)
         model = build_model(cfg)
         common: dict[str, Any] = {
             "library": args.library,
             "evaluate": (lambda each: average_precision(cfg, each)) if args.evaluate else None,
         }
-        if args.check:
+        if options is None:
             record = check(model, args.output, **common)
         else:
-            options = ExportOptions(
-                format=args.format,
-                size=tuple(args.size),
-                batch=args.batch,
-                padding=args.padding,
-                sampling=args.sampling,
-            )
             record = export(model, args.output, options, source=args.config_file, **common)
     except (*EXPECTED_ERRORS, OutputError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.deploy.entry import DeployedDetector
 from tokendetr.deploy.operators import SAMPLINGS, Sampling
 from tokendetr.deploy.programs import SUFFIXES, Format, trace, write_program
@@ -116,12 +116,7 @@ def export(
         raise ExportError(f"{path}: a file of format {options.format} is named *{suffix}")
     check_output_file(str(path))
     _check_runtimes(options.format, library)
-    elsewhere = {each.device.type for each in model.parameters()} - {"cpu"}
-    if elsewhere:
-        raise ExportError(
-            f"the model is on {', '.join(elsewhere)}, but files are made and verified on the CPU: "
-            "move it there (model.cpu(), train.device=cpu)"
-        )
+    _check_device(model)
     entry = DeployedDetector(model, padding=options.padding)
     began = time.perf_counter()
     if program is None:
@@ -154,11 +149,15 @@ def check(
         The record.
 
     Raises:
-        ExportError: the record is missing, damaged, or of another file.
+        FileNotFoundError: there is no such file.
+        ExportError: the record is missing, damaged, or of another file, or no installed runtime can
+            run the file.
         ExportCheckError: the file computes something else here.
     """
     path = Path(path)
     record_path = _record_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no exported file {path}")
     try:
         record = json.loads(record_path.read_text())
         options = ExportOptions(
@@ -170,9 +169,16 @@ def check(
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ExportError(
-            f"{record_path} is no record of an export ({error}): export the model again"
+            f"{record_path}, which belongs beside {path.name}, is no record of an export "
+            f"({error}): copy it along with the file, or export the model again"
         ) from error
+    if record.get("sha256") != _digest(path):
+        raise ExportError(
+            f"{record_path} is the record of another file than {path.name}, or the file was "
+            "changed: copy both from where they were made, or export the model again"
+        )
     _check_runtimes(options.format, library)
+    _check_device(model)
     record |= _prove(model, path, options, library, images, evaluate)
     _write_record(path, record)
     _refuse_bad(path, record, "must not be used here")
@@ -192,6 +198,15 @@ def _check_runtimes(format: Format, library: Library) -> None:
         f"nothing here can run a file of format {format}, so it could not be proven: install "
         f"one of {', '.join(RUNTIMES[format])} (pip install 'tokendetr[deploy]')"
     )
+
+
+def _check_device(model: nn.Module) -> None:
+    elsewhere = {each.device.type for each in model.parameters()} - {"cpu"}
+    if elsewhere:
+        raise ExportError(
+            f"the model is on {', '.join(elsewhere)}, but files are made and verified on the CPU: "
+            "move it there (model.cpu(), train.device=cpu)"
+        )
 
 
 def _prove(
@@ -222,13 +237,27 @@ def _prove(
         checks[runtime] = found
     return {
         "file": path.name,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": _digest(path),
         "checks": checks,
         "good": bool(checks) and all(each["good"] for each in checks.values()),
         "versions": _versions(),
-        "machine": f"{platform.system()} {platform.machine()}",
+        "machine": machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file; of OpenVINO's two files, that of both in a row."""
+    digest = hashlib.sha256(path.read_bytes())
+    if path.suffix == SUFFIXES["openvino"]:
+        try:
+            digest.update(path.with_suffix(".bin").read_bytes())
+        except OSError as error:
+            raise ExportError(
+                f"{path} has its weights in {path.with_suffix('.bin')}, which cannot be read "
+                f"({error.strerror}): copy both files"
+            ) from error
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

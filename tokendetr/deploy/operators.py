@@ -29,6 +29,9 @@ SAMPLINGS = ("grid_sample", "gather", "custom")
 CUSTOM_DOMAIN, CUSTOM_NAME, CUSTOM_VERSION = "tokendetr", "MSDeformAttn", 1
 """The node of ``sampling="custom"``, which ``csrc/openvino`` implements."""
 
+LONGEST_STABLE_SORT = 46_340
+"""Entries up to which the keys of a stable sort fit into OpenVINO's integers of 32 bits."""
+
 LevelShapes = tuple[tuple[int, int], ...]
 
 
@@ -116,8 +119,21 @@ def _custom(value: Tensor, level_shapes: Sequence[int], *rest: Tensor) -> Tensor
 def _stable_sort(
     values: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Sort by TopK, for which ONNX guarantees that equal values keep their order."""
-    return torch.topk(values, values.shape[dim], dim, largest=descending, sorted=True)
+    """Sort by TopK so that equal values keep their order in every runtime.
+
+    ONNX demands that order of TopK, but OpenVINO returns equal values in any order. So a second
+    TopK orders each run of equal values by position, on keys that all differ.
+    """
+    last = values.movedim(dim, -1)
+    length = int(last.shape[-1])
+    wide = last if last.dtype.is_floating_point else last.long()  # TopK lacks small integers
+    sorted_values, position = wide.topk(length, dim=-1, largest=descending, sorted=True)
+    if length <= LONGEST_STABLE_SORT:
+        begins = sorted_values[..., 1:] != sorted_values[..., :-1]
+        run = torch.nn.functional.pad(begins.long().cumsum(-1), (1, 0))
+        place = (run * length + position).topk(length, dim=-1, largest=False, sorted=True).indices
+        position = position.gather(-1, place)
+    return sorted_values.to(values.dtype).movedim(-1, dim), position.movedim(-1, dim)
 
 
 def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:

@@ -30,6 +30,9 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
 Library = str | Sequence[str] | None
 """One or more shared libraries with the node of "onnx-custom", each made for one runtime."""
 
+_LONGEST_CAUSE = 400
+"""Characters of a runtime's own message that are passed on."""
+
 _ENTRY_POINTS = {"openvino": b"create_extensions", "onnxruntime": b"RegisterCustomOps"}
 """Runtime -> function by which it loads a library."""
 
@@ -92,7 +95,8 @@ def open_exported(
         precision: "bfloat16" (or "bf16") lets openvino use it if the processor supports it.
 
     Raises:
-        ExportError: the runtime is unknown or not installed, or lacks the precision.
+        ExportError: the runtime is unknown or not installed, or lacks the precision, or cannot load
+            the file; the function raises it if the runtime fails to run the file.
         FileNotFoundError: there is no such file.
     """
     check_precision(precision)
@@ -108,10 +112,30 @@ def open_exported(
         raise ExportError(f"files are run in {precision} by openvino alone, not by {runtime}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no exported file {path}")
+    name = Path(path).name
     try:
-        return openers[runtime](str(path), libraries(library).get(runtime), threads)
+        run = openers[runtime](str(path), libraries(library).get(runtime), threads)
     except ModuleNotFoundError as error:
         raise ExportError(f"{runtime} is not installed: pip install 'tokendetr[deploy]'") from error
+    except Exception as error:  # every runtime has its own
+        raise ExportError(
+            f"{runtime} cannot load {name}, so it is no file for this runtime, or made for another "
+            f"version of it: {_cause(error)}"
+        ) from error
+
+    def checked(images: Tensor, sizes: Tensor) -> Outputs:
+        try:
+            return run(images, sizes)
+        except Exception as error:
+            raise ExportError(f"{runtime} cannot run {name}: {_cause(error)}") from error
+
+    return checked
+
+
+def _cause(error: Exception) -> str:
+    """Return an error's kind and text on one line, as OpenVINO's text begins with its origin."""
+    words = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {words[:_LONGEST_CAUSE]}"
 
 
 def _open_program(path: str, library: str | None, threads: int | None) -> Runner:

@@ -45,12 +45,19 @@ def build_model(cfg: DictConfig) -> nn.Module:
     if cfg.train.init_checkpoint:
         ema = cfg.train.model_ema
         only_average = ema.enabled and ema.use_ema_weights_for_eval_only
-        load_weights(
+        report = load_weights(
             AtomicCheckpointer(model),
             cfg.train.init_checkpoint,
             strict=cfg.train.init_checkpoint_strict,
             choice="ema_if_kept" if only_average else "auto",
         )
+        if report.missing:
+            logger.warning(
+                "%s has weights for a part of the model alone: %d tensors are random, such as %s",
+                cfg.train.init_checkpoint,
+                len(report.missing),
+                report.missing[0],
+            )
     else:
         logger.warning("train.init_checkpoint is empty: the weights are random")
     return model.eval()
