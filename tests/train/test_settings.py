@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_train_loader
+from detectron2.data import (
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -199,3 +203,50 @@ def test_the_settings_of_every_range_pass():
     check_settings(cfg)
     assert math.isinf(cfg.train.clip_grad.params.max_norm)
     assert all(wanted.holds(1) or wanted.holds(0.5) for wanted in RANGES.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.in_features=null"], "model.in_features=null: Linear needs a value for"),
+        (["~model.out_features"], "~model.out_features: Linear needs a value for"),
+        (["~model._target_"], "~model._target_: .* what to build of model"),
+        (["dataloader.train.total_batch_size=null"], "build_detection_train_loader needs a value"),
+        (["dataloader.steps.1=null"], r"remove it with ~dataloader\.steps\.1"),
+    ],
+)
+def test_parts_that_their_owner_needs_are_not_left_out(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_overrides(config(), overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+dataloader.train.sampler=1", "dataloader.train.sampler=null"],
+        ["~dataloader.train.num_workers"],
+        ["~dataloader.steps.1"],
+        ["dataloader.steps=null"],
+        ["~model.in_features", "+model.in_features=7"],
+        ["~model.criterion"],
+    ],
+)
+def test_what_may_be_absent_may_be_left_out(overrides):
+    apply_overrides(config(), overrides)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("how", ["null", "absent"])
+def test_loaders_without_records_or_reader_are_refused(part, how):
+    cfg = config()
+    loader = {"train": build_detection_train_loader, "test": build_detection_test_loader}[part]
+    cfg.dataloader[part] = L(loader)(
+        dataset=L(get_detection_dataset_dicts)(names="x"), mapper=None, num_workers=0
+    )
+    if how == "absent":
+        del cfg.dataloader[part]["mapper"]
+    with pytest.raises(ConfigError, match=f"dataloader.{part}.mapper has no value"):
+        check_settings(cfg)
+    cfg.dataloader[part].dataset = None
+    with pytest.raises(ConfigError, match=f"dataloader.{part}.dataset has no value"):
+        check_settings(cfg)

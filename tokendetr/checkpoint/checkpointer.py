@@ -16,6 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from tokendetr.checkpoint.finite import place_of_nan, unusable_weights
 from tokendetr.checkpoint.training_state import training_state_fault
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.errors import CheckpointError, CheckpointWriteError
@@ -195,7 +196,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
     def read_latest(self) -> tuple[str, dict[str, Any]]:
         """Return path and contents of the newest readable checkpoint to resume from.
 
-        Damaged files are skipped with a warning. The contents are kept: a following :meth:`load` of
+        Damaged files, and files with NaN among weights or the optimizer's state, are skipped with a
+        warning. The contents are kept: a following :meth:`load` of
         the path does not read the file again.
 
         Raises:
@@ -205,7 +207,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         for path in self._candidates():
             try:
                 data = self.read(path)
-                if fault := training_state_fault(data):
+                if fault := training_state_fault(data) or self._nan_fault(data):
                     raise CheckpointError(f"{path}: {fault}")
             except Exception as error:  # whatever a damaged file may raise
                 logger.warning("Cannot resume from %s: %s", path, error)
@@ -219,6 +221,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
             f"none of the checkpoints in {self.save_dir} can be read: {'; '.join(failures)}. "
             "Restore one, or start over in another train.output_dir"
         )
+
+    def _nan_fault(self, data: Mapping[str, Any]) -> str:
+        """Return which numbers of a training's checkpoint would spoil the rest of it, or ""."""
+        model = getattr(self.model, "module", self.model)
+        for part in ("model", "ema_state"):
+            if faults := unusable_weights(data.get(part) or {}, model):
+                return f"in its {part}, {'; '.join(faults)}"
+        place = place_of_nan(data["trainer"].get("optimizer"), "trainer.optimizer")
+        return f"its {place} holds NaN" if place else ""
 
     def read(self, path: str) -> dict[str, Any]:
         """Return the contents of a checkpoint (path, URL or ``detectron2://``) without loading them

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokendetr.checkpoint.averaged import Choice, chosen_weights
 from tokendetr.checkpoint.backbone_weights import as_backbone
+from tokendetr.checkpoint.finite import refuse_unusable_weights
 from tokendetr.checkpoint.key_names import grouped_keys
 from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
 from tokendetr.checkpoint.safetensors import alias_groups, load_safetensors, save_safetensors
@@ -134,6 +135,7 @@ class _Reporting:
             self.file_keys = {key.removeprefix("module.") for key in weights}
             if not self.is_partial:
                 self._take_whole(checkpoint, weights, checkpointer.model.state_dict())
+            refuse_unusable_weights(self.path, checkpoint["model"], checkpointer.model)
             self.incompatible = load_model(checkpoint)
             return None
 
@@ -186,7 +188,8 @@ def load_weights(
             made.
         CheckpointMismatchError: keys do not match; the message has a table of them, and says how to
             load the file anyway.
-        CheckpointError: the average is requested, and the file has none.
+        CheckpointError: the average is requested, and the file has none; or weights that the model
+            would load are NaN or infinite (:mod:`tokendetr.checkpoint.finite`).
     """
     file = path.partition("?")[0]
     if "://" not in file and not os.path.isfile(file):

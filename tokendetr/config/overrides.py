@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
-from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokendetr.config.needed import check_needed
 from tokendetr.config.own_data import AUTO
+from tokendetr.config.targets import parameters_of
 from tokendetr.errors import ConfigError
 
 __all__ = ["apply_overrides"]
@@ -36,8 +37,10 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
 
     Raises:
         ConfigError: an override is malformed; a key is unknown (the message names the nearest
-            ones); or a number or boolean would become text.
+            ones); a number or boolean would become text; or a part that its owner needs is left
+            without a value.
     """
+    removed: dict[str, str] = {}
     for text in overrides:
         override, written = _parse(text)
         value = override.value()
@@ -51,18 +54,22 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             raise ConfigError(f"override {text!r} gives several values; give one")
         if not override.is_add():
             _check_known(cfg, key)
+        before = OmegaConf.select(cfg, key, default=None)
+        if before is not None and (override.is_delete() or value is None):
+            removed[text] = key
         if override.is_delete():
             _delete(cfg, key, value, has_value="=" in text)
             continue
         if not override.is_add():
             _check_type(cfg, key, value)
-        before = OmegaConf.select(cfg, key, default=None)
         LazyConfig.apply_overrides(cfg, [written])
         is_count = isinstance(before, int) and not isinstance(before, bool)
         if is_count and isinstance(value, float) and value.is_integer():
             # Such as max_iter=1e4, which the grammar reads as a float.
             parent, last = _parent(cfg, key)
             parent[last] = int(value)
+    for text, key in removed.items():
+        check_needed(cfg, key, text)
     return cfg
 
 
@@ -112,14 +119,7 @@ def _check_known(cfg: Any, key: str) -> None:
 
 def _is_parameter(node: Any, name: str) -> bool:
     """Return whether the target of a ``LazyCall`` node has a named parameter ``name``."""
-    target = node.get("_target_") if isinstance(node, DictConfig) else None
-    if target is None:
-        return False
-    try:
-        parameters = inspect.signature(locate(target) if isinstance(target, str) else target)
-    except (ImportError, TypeError, ValueError):
-        return False
-    parameter = parameters.parameters.get(name)
+    parameter = parameters_of(node).get(name)
     return parameter is not None and parameter.kind in (
         inspect.Parameter.KEYWORD_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,

@@ -131,6 +131,7 @@ _GROUPS = [
         "wandb",
     )
 ]
+_READER = "get_detection_dataset_dicts"
 _TASKS = ("bbox", "segm", "keypoints")
 
 
@@ -232,6 +233,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
                     f"dataloader.{part}.{option}={node[option]} needs loader processes: set "
                     f"dataloader.{part}.num_workers above 0, or leave it out"
                 )
+    yield from _unread_records(cfg)
     batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=None)
     steps = OmegaConf.select(cfg, "train.grad_accum_steps", default=1)
     if isinstance(batch, int) and isinstance(steps, int) and steps > 0 and batch % steps:
@@ -256,9 +258,26 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
         yield "train.wandb.enabled=True needs wandb: pip install wandb"
 
 
+def _unread_records(cfg: DictConfig) -> Iterator[str]:
+    """Yield a sentence for each loader of detectron2's that gets no records, or no images."""
+    for part in ("train", "test"):
+        node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
+        if not isinstance(node, DictConfig) or _name(node) != f"build_detection_{part}_loader":
+            continue
+        dataset = node.get("dataset", None)
+        if dataset is None and "dataset" in node:
+            yield f"dataloader.{part}.dataset has no value: name the data set to read"
+        of_files = isinstance(dataset, DictConfig) and _name(dataset) == _READER
+        if of_files and node.get("mapper", None) is None:
+            yield (
+                f"dataloader.{part}.mapper has no value: the records of a data set need one that "
+                "reads their images, such as detrex.data.DetrDatasetMapper"
+            )
+
+
 def _name(node: DictConfig) -> str:
     target = node.get("_target_", None)
-    return str(getattr(target, "__name__", target))
+    return str(getattr(target, "__name__", target)).rpartition(".")[2]
 
 
 def _is_installed(name: str) -> bool:

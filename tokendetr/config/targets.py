@@ -1,6 +1,7 @@
 """Check that the targets a config names exist, before anything is built."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from detectron2.utils.registry import locate
@@ -28,6 +29,17 @@ def check_targets(node: DictConfig) -> None:
             raise ConfigError(
                 f"{key} is {target}, which cannot be imported: this config needs {needs}"
             ) from error
+
+
+def parameters_of(node: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a ``LazyCall`` node's target by name; none if unknown."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if target is None:
+        return {}
+    try:
+        return inspect.signature(locate(target) if isinstance(target, str) else target).parameters
+    except (ImportError, TypeError, ValueError):
+        return {}
 
 
 def source_of(module: str) -> str:

@@ -47,7 +47,7 @@ from tokendetr.train.setup import (
     save_config,
     seed_run,
 )
-from tokendetr.train.starting_state import load_starting_state
+from tokendetr.train.starting_state import load_average, load_starting_state
 from tokendetr.train.stop import StopSignals
 from tokendetr.train.trainer import Trainer, parse_dtype
 from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorboard_writer
@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
 
 def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) -> Any:
     wanted = ["model", "dataloader"]
-    wanted += [] if args.eval_only else ["dataloader.train", "optimizer", "lr_multiplier"]
+    wanted += [] if args.eval_only else ["dataloader.train", "optimizer.params", "lr_multiplier"]
     if missing := [key for key in wanted if OmegaConf.select(cfg, key, default=None) is None]:
         raise ConfigError(f"the config has no {', '.join(missing)}")
     check_device(cfg.train.device)
@@ -176,25 +176,12 @@ def evaluate(cfg: DictConfig, model: nn.Module, *, precision: Precision = "float
     else:
         logger.warning("train.init_checkpoint is empty: evaluating a model without trained weights")
     if cfg.train.model_ema.enabled:
-        _load_ema_state(cfg, model)
+        load_average(cfg, model)
     evaluation = Evaluation(cfg, model, precision=precision)
     with built_from("dataloader"):
         evaluation.prepare()
     with named_loader_failures():
         return evaluation()
-
-
-def _load_ema_state(cfg: DictConfig, model: nn.Module) -> None:
-    """Load the checkpoint's moving average, or copy the loaded weights if it has none."""
-    state = ema.may_get_ema_checkpointer(cfg, model)["ema_state"]
-    if cfg.train.init_checkpoint:
-        saved = AtomicCheckpointer(model).read(cfg.train.init_checkpoint).get("ema_state")
-        if saved:
-            state.load_state_dict(saved)
-            state.to(cfg.train.device)
-            return
-    logger.warning("The checkpoint has no ema_state: bbox_ema repeats the plain weights' metrics")
-    state.save_from(model, cfg.train.device)
 
 
 def train(

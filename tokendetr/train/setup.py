@@ -57,12 +57,17 @@ def built_from(key: str) -> Iterator[None]:
     except (ValueError, TypeError, AssertionError, OmegaConfBaseException) as error:
         if not str(error):  # an assertion without a message is useless without its traceback
             raise
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key} cannot be built from the config: {reason}") from error
+        raise ConfigError(f"{key} cannot be built from the config: {_reason(error)}") from error
     except (AttributeError, LookupError, RuntimeError) as error:  # of little use without a place
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{(str(error) or repr(error)).splitlines()[0]} ({frame.filename}:{frame.lineno})"
         raise ConfigError(f"{key} cannot be built from the config: {reason}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a message, with the lines that it announces."""
+    first, *rest = str(error).splitlines()
+    return "\n".join([first, *rest[:20]]) if first.endswith(":") else first
 
 
 @contextlib.contextmanager

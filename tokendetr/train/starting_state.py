@@ -1,19 +1,22 @@
-"""Load the state that a training starts from: a checkpoint of its run, or initial weights."""
+"""Load the state that a run starts from: its own checkpoint, initial weights, their average."""
 
 import logging
 from typing import Any
 
 from detectron2.utils import comm
+from detrex.modeling import ema
 from omegaconf import DictConfig
+from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.finite import refuse_unusable_weights
 from tokendetr.checkpoint.weights import compare_weights, load_weights
 from tokendetr.data.stream import StreamLoader
 from tokendetr.errors import CheckpointMismatchError, RunFolderError
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.trainer import Trainer
 
-__all__ = ["load_starting_state"]
+__all__ = ["load_average", "load_starting_state"]
 
 logger = logging.getLogger("tokendetr.train")
 
@@ -63,6 +66,30 @@ def load_starting_state(
             new_classes=True,
         )
     return 0
+
+
+def load_average(cfg: DictConfig, model: nn.Module) -> None:
+    """Load the moving average of ``train.init_checkpoint`` for an evaluation.
+
+    Where there is none, the model's weights are copied, with a warning.
+
+    Args:
+        cfg: the whole config.
+        model: a model with a moving average, with its weights loaded.
+
+    Raises:
+        CheckpointError: values of the average are NaN or infinite.
+    """
+    state = ema.may_get_ema_checkpointer(cfg, model)["ema_state"]
+    if cfg.train.init_checkpoint:
+        saved = AtomicCheckpointer(model).read(cfg.train.init_checkpoint).get("ema_state")
+        if saved:
+            refuse_unusable_weights(f"ema_state of {cfg.train.init_checkpoint}", saved, model)
+            state.load_state_dict(saved)
+            state.to(cfg.train.device)
+            return
+    logger.warning("The checkpoint has no ema_state: bbox_ema repeats the plain weights' metrics")
+    state.save_from(model, cfg.train.device)
 
 
 def _say_whose_order(loader: Any, seed: int) -> None:

@@ -1,0 +1,61 @@
+"""Refuse overrides that leave a part of a config without a value that its owner needs."""
+
+import inspect
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tokendetr.config.targets import parameters_of
+from tokendetr.errors import ConfigError
+
+__all__ = ["check_needed"]
+
+_NO_VALUE = inspect.Parameter.empty
+# Objects that the trainer passes in.
+_PASSED_LATER = ("optimizer.params.model",)
+
+
+def check_needed(cfg: Any, key: str, override: str) -> None:
+    """Check that a key may be null, or absent, at the end of all overrides.
+
+    Args:
+        cfg: the config after the overrides.
+        key: a dotted key that had a value before them.
+        override: the override that set it to null or deleted it, for the message.
+
+    Raises:
+        ConfigError: it has no value, and its owner needs one.
+    """
+    parent_key, _, name = key.rpartition(".")
+    owner = OmegaConf.select(cfg, parent_key, default=None) if parent_key else cfg
+    if isinstance(owner, ListConfig):
+        if int(name) < len(owner) and owner[int(name)] is None and not override.startswith("~"):
+            raise ConfigError(
+                f"{override}: an entry of a list cannot be null: remove it with ~{key}"
+            )
+        return
+    if not isinstance(owner, DictConfig) or key in _PASSED_LATER:
+        return
+    if name == "_target_" and name not in owner:
+        raise ConfigError(f"{override}: without it nobody knows what to build of {parent_key}")
+    if OmegaConf.is_missing(owner, name) or owner.get(name, None) is not None:
+        return
+    parameter = parameters_of(owner).get(name)
+    if parameter is None:
+        return
+    has_default = parameter.default is not _NO_VALUE
+    if (name not in owner and has_default) or (name in owner and _may_be_null(parameter)):
+        return
+    target: Any = owner.get("_target_")
+    needs = getattr(target, "__name__", str(target).rpartition(".")[2])
+    raise ConfigError(f"{override}: {needs} needs a value for {name!r}; leave it as it is")
+
+
+def _may_be_null(parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter takes None, as far as its default and annotation say."""
+    if parameter.default is None:
+        return True
+    if parameter.annotation is _NO_VALUE:
+        return parameter.default is not _NO_VALUE
+    # As text: an annotation may be a string, or name what is not imported.
+    return any(word in str(parameter.annotation) for word in ("None", "Optional", "Any", "object"))
