@@ -1,6 +1,7 @@
 """Rows that the test suite holds already: each case is some of its tests, slow ones included."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from tests.golden.reference import FAST, SLOW
 from tests.reliability.campaign import ROOT, Unavailable, row
 
 
@@ -28,19 +30,24 @@ class Suite:
     needs_gpu: bool = False
 
 
+CONTRACT = "tests/projects/test_zoo_contract.py"
+GOLDEN = "tests/projects/test_golden.py"
 LAUNCH = "tests/train/test_train_launch.py"
 SUITE = {
     "MD1": Suite(
         "every method in every detector: forward, backward, evaluation, reload",
         "0 failures",
-        ["tests/projects/test_zoo_contract.py", "tests/projects/test_detectors.py"],
+        ["tests/projects/test_detectors.py",
+         *(f"{CONTRACT} -k '{tests} and {check}'" for tests in ("every_method", "listed")
+           for check in ("padded_batches", "no_boxes", "sizes", "copies"))],
     ),
     "MD2": Suite(
         "recorded numbers of the published codes",
         "the golden files' bounds",
-        ["tests/projects/test_golden.py -k upstreams_detections",
-         "tests/projects/test_golden.py -k upstreams_losses",
-         "tests/projects/test_golden_pipeline.py"],
+        ["tests/projects/test_golden_pipeline.py",
+         *(f"{GOLDEN}::test_evaluation_gives_upstreams_detections[{name}-0] "
+           f"{GOLDEN}::test_evaluation_gives_upstreams_detections[{name}-1] "
+           f"{GOLDEN}::test_training_gives_upstreams_losses[{name}]" for name in (*FAST, *SLOW))],
     ),
     "MD7": Suite(
         "names and shapes of every weight; the shipped weights load strictly",
@@ -110,7 +117,7 @@ def _case_of(suite: Suite) -> Callable[[int, Path], int]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(seed)}
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-p",
-             "no:cacheprovider", f"--basetemp={folder / 'pytest'}", *suite.cases[seed].split()],
+             "no:cacheprovider", f"--basetemp={folder / 'pytest'}", *shlex.split(suite.cases[seed])],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         tail = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]

@@ -1,6 +1,7 @@
 """Refuse overrides that leave a part of a config without a value that its owner needs."""
 
 import inspect
+import re
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -58,4 +59,6 @@ def _may_be_null(parameter: inspect.Parameter) -> bool:
     if parameter.annotation is _NO_VALUE:
         return parameter.default is not _NO_VALUE
     # As text: an annotation may be a string, or name what is not imported.
-    return any(word in str(parameter.annotation) for word in ("None", "Optional", "Any", "object"))
+    annotation = str(parameter.annotation)
+    is_any = annotation in ("Any", "typing.Any", "object", "<class 'object'>")
+    return is_any or re.search(r"\b(None|Optional)\b", annotation) is not None
