@@ -117,7 +117,8 @@ def _case_of(suite: Suite) -> Callable[[int, Path], int]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(seed)}
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-p",
-             "no:cacheprovider", f"--basetemp={folder / 'pytest'}", *shlex.split(suite.cases[seed])],
+             "no:cacheprovider", f"--basetemp={folder / 'pytest'}",
+             *shlex.split(suite.cases[seed])],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         tail = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
