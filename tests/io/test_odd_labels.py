@@ -31,6 +31,47 @@ def test_voc_names_of_any_letters_stay_whole(tmp_path):
         assert [found[a["category_id"]] for a in data["annotations"]][: len(chosen)] == chosen
 
 
+def move(path, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
+
+
+def test_voc_files_are_found_in_any_case_and_depth(tmp_path):
+    write_voc(tmp_path)
+    images, labels = tmp_path / "jpegIMAGES", tmp_path / "ANNOTATIONS"
+    (tmp_path / "JPEGImages").rename(images)
+    (tmp_path / "Annotations").rename(labels)
+    move(labels / "a.xml", labels / "deep" / "a.XML")
+    move(images / "a.jpg", images / "deep" / "A.JPG")
+    (labels / "._b.xml").write_bytes(b"\0\5\26\7")
+    root, data = to_coco(recognize(tmp_path))["all"]
+    assert root == images
+    assert sorted(record["file_name"] for record in data["images"]) == ["b.jpg", "deep/A.JPG"]
+    assert len(data["annotations"]) == sum(map(len, BOXES.values()))
+
+
+def test_voc_images_of_one_name_are_those_of_the_same_subfolder(tmp_path):
+    for split in ("train", "val"):
+        source = write_voc(tmp_path / "source" / split)
+        move(source / "Annotations" / "a.xml", tmp_path / "Annotations" / split / "a.xml")
+        move(source / "JPEGImages" / "a.jpg", tmp_path / "JPEGImages" / split / "a.jpg")
+    parts = to_coco(recognize(tmp_path))
+    names = {name: [r["file_name"] for r in data["images"]] for name, (_, data) in parts.items()}
+    assert names == {"train": ["train/a.jpg"], "val": ["val/a.jpg"]}
+    move(tmp_path / "Annotations/val/a.xml", tmp_path / "Annotations/other/a.xml")
+    with pytest.raises(DatasetError, match="its image may be .*train/a.jpg or .*val/a.jpg"):
+        to_coco(recognize(tmp_path))
+
+
+def test_voc_images_without_labels_and_images_listed_twice_are_said(tmp_path, caplog):
+    write_voc(tmp_path, {"train": ["a", "a"]})
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    data = to_coco(recognize(tmp_path))["train"][1]
+    assert len(data["images"]) == 1
+    assert "1 images of" in caplog.text and "b.jpg" in caplog.text
+    assert "lists 1 images twice" in caplog.text
+
+
 def test_sideways_images_have_the_extents_of_yolos_shares(yolo):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -57,18 +98,20 @@ def test_yolos_label_files_are_found_or_missed_aloud(yolo, caplog):
         to_coco(recognize(yolo))
 
 
-ODD_FILES = {
-    "data.yaml": (b"names: [cat, null]", "None among its names"),
-    "data.yaml ": (b"names: [c\xe4t]", "cannot be read as UTF-8"),
-    "labels/train/deep/a.txt": (b"0 .5 .5 .1 .1 \xe9", "cannot be read as UTF-8"),
-    "images/train/deep/a.png": (b"no image", r"images/train/deep/a\.png"),
-}
+ODD_FILES = [
+    ("data.yaml", b"names: [cat, null]", "None among its names"),
+    ("data.yaml", b"names: [yes, no]", "True among its names is no name"),
+    ("data.yaml", b"names: {0: cat, b: dog}", "names must be numbered 0 to 1"),
+    ("data.yaml", b"nc: 5\nnames: [cat, dog]", "nc is 5, but there are 2 names"),
+    ("data.yaml", b"names: [c\xe4t]", "cannot be read as UTF-8"),
+    ("labels/train/deep/a.txt", b"0 .5 .5 .1 .1 \xe9", "cannot be read as UTF-8"),
+    ("images/train/deep/a.png", b"no image", r"images/train/deep/a\.png"),
+]
 
 
-@pytest.mark.parametrize("name", ODD_FILES)
-def test_odd_files_of_yolo_are_named(yolo, name):
-    content, words = ODD_FILES[name]
-    (yolo / name.strip()).write_bytes(content)
+@pytest.mark.parametrize(("name", "content", "words"), ODD_FILES)
+def test_odd_files_of_yolo_are_named(yolo, name, content, words):
+    (yolo / name).write_bytes(content)
     with pytest.raises(DatasetError, match=words):
         to_coco(recognize(yolo))
 

@@ -82,9 +82,13 @@ def convert_folder(
         for name, (images, each) in data.items():
             file = os.path.join(stage, f"{name}.json")
             Path(file).write_text(json.dumps(each))
-            validate_coco(file, str(images), name=name)
-            if open_images:
-                check_image_files(file, str(images))
+            try:
+                validate_coco(file, str(images), name=name)
+                if open_images:
+                    check_image_files(file, str(images))
+            except DatasetError as error:  # the user knows the file to write alone
+                message = str(error).replace(file, str(target / f"{name}.json"))
+                raise DatasetError(message) from error
     return [_write(target / f"{name}.json", images, each) for name, (images, each) in data.items()]
 
 

@@ -22,6 +22,7 @@ from tokendetr.io.label_folders.recognize import (
     WHOLE,
     LabelFolder,
     Part,
+    find_files,
     read_text,
 )
 from tokendetr.io.optional_hotcoco import load_hotcoco
@@ -155,7 +156,10 @@ def _parse_xml(path: Path) -> ElementTree.Element:
 def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
     hotcoco = load_hotcoco(PURPOSE)
     trees = [_parse_xml(path) for path in part.labels]
-    images = [_voc_image(part, *pair) for pair in zip(part.labels, trees, strict=True)]
+    by_stem: dict[str, list[Path]] = {}
+    for path in find_files(part.images, IMAGE_SUFFIXES):
+        by_stem.setdefault(path.stem.lower(), []).append(path)
+    images = [_voc_image(part, by_stem, *pair) for pair in zip(part.labels, trees, strict=True)]
     with _stage() as stage:
         # The reader knows plain names only; they are put back below.
         numbers = {name: f"class{number}" for number, name in enumerate(names)}
@@ -182,16 +186,35 @@ def _set_text(tree: ElementTree.Element, name: str, text: str) -> None:
     found.text = text
 
 
-def _voc_image(part: Part, path: Path, tree: ElementTree.Element) -> Path:
-    """Return the image of an XML file: the one that it names, else the one with its own stem."""
+def _voc_image(
+    part: Part, found: Mapping[str, Sequence[Path]], path: Path, tree: ElementTree.Element
+) -> Path:
+    """Return the image of an XML file: the one that it names, else the one with its own stem.
+
+    Args:
+        part: the XML files and images.
+        found: images of the part by stem in lower case.
+        path, tree: the XML file.
+    """
     named = (tree.findtext("filename") or "").strip()
-    candidates = [part.images / named] if named else []
-    candidates += [part.images / f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES]
     root = part.images.resolve()
-    for candidate in candidates:
-        if candidate.is_file() and root in candidate.resolve().parents:
-            return candidate
-    raise DatasetError(f"{path}: its image {named or path.stem!r} is not in {part.images}")
+    exact = part.images / named if "\0" not in named else part.images
+    if exact.is_file() and root in exact.resolve().parents:
+        return exact
+    name = named.replace("\\", "/").rpartition("/")[2].lower()
+    images = [p for p in found.get(name.rpartition(".")[0], ()) if p.name.lower() == name]
+    images = images or list(found.get(path.stem.lower(), ()))
+    images = [p for p in images if root in p.resolve().parents]
+    if len(images) > 1:  # of one name in several folders: the one beside the XML file's own
+        images = [p for p in images if p.parent.name == path.parent.name] or images
+    if not images:
+        raise DatasetError(f"{path}: its image {named or path.stem!r} is not in {part.images}")
+    if len(images) > 1:
+        raise DatasetError(
+            f"{path}: its image may be {images[0]} or {images[1]}: name it in <filename>, with its "
+            f"folder below {part.images}"
+        )
+    return images[0]
 
 
 # ------------------------------------------------------------------------------------------- YOLO
@@ -246,9 +269,8 @@ def _turn_upright(data: dict[str, Any], images: Sequence[Path]) -> None:
 
 
 def _yolo_images(part: Part) -> Iterator[Path]:
-    files = sorted(p for p in part.images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     stems: dict[Path, Path] = {}
-    for path in files:
+    for path in find_files(part.images, IMAGE_SUFFIXES):
         stem = path.with_suffix("")
         if stem in stems:
             raise DatasetError(f"{path} and {stems[stem]} share one label file: rename one of them")

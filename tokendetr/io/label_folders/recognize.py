@@ -11,7 +11,16 @@ from pathlib import Path
 from tokendetr.errors import DatasetError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["IMAGE_SUFFIXES", "KINDS", "WHOLE", "LabelFolder", "Part", "read_text", "recognize"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "KINDS",
+    "WHOLE",
+    "LabelFolder",
+    "Part",
+    "find_files",
+    "read_text",
+    "recognize",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +30,7 @@ WHOLE = "all"
 """Name of the single part of a folder that is not split."""
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "")
+_IMAGE_FOLDERS = ("jpegimages", "images")
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,9 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
     """Recognize the label format of a folder, and its splits.
 
     * COCO: JSON files in the folder, in ``annotations``, or in one folder per split.
-    * Pascal VOC: ``Annotations`` beside ``JPEGImages`` or ``images``, split by ``ImageSets/Main``;
-      or XML files beside the images, also in one folder per split.
+    * Pascal VOC: ``Annotations`` beside ``JPEGImages`` or ``images``, split by ``ImageSets/Main``
+      or by subfolders of ``Annotations``; or XML files beside the images, also in one folder per
+      split. Names of these folders, and suffixes, may have any case.
     * YOLO: ``data.yaml`` with ``images`` and ``labels``, above or below one folder per split.
 
     Args:
@@ -87,6 +97,20 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
         "annotations and categories; or Annotations/*.xml beside JPEGImages; or data.yaml with "
         "images/ and labels/"
     )
+
+
+def find_files(folder: Path, suffixes: Sequence[str], *, deep: bool = True) -> list[Path]:
+    """Return the files of a folder with some suffixes, in any case, sorted.
+
+    Hidden files are left out: archives made on a Mac hold a ``._`` file beside every other.
+
+    Args:
+        folder: the folder; it need not exist.
+        suffixes: in lower case, with their dots.
+        deep: also those of its subfolders.
+    """
+    paths = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(p for p in paths if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
 def read_text(path: Path) -> str:
@@ -168,18 +192,29 @@ def _voc(root: Path) -> LabelFolder | None:
     names = [name.strip() for name in names if name.strip()]
     whole = _voc_part(root)
     if whole is not None:
-        return LabelFolder(root, "voc", dict(_voc_lists(root, whole)) or {WHOLE: whole}, names)
+        parts = dict(_voc_lists(root, whole)) or _voc_subfolders(whole) or {WHOLE: whole}
+        return LabelFolder(root, "voc", parts, names)
     parts = {split: part for split, folder in _split_folders(root) if (part := _voc_part(folder))}
     return LabelFolder(root, "voc", parts, names) if parts else None
 
 
 def _voc_part(folder: Path) -> Part | None:
-    for labels in (folder / "Annotations", folder / "annotations", folder):
-        files = sorted(labels.glob("*.xml"))
-        if files:
-            images = next(path for name in _IMAGE_FOLDERS if (path := folder / name).is_dir())
-            return Part(images, files)
-    return None
+    annotations = _subfolder(folder, ("annotations",))
+    files = [] if annotations is None else find_files(annotations, (".xml",))
+    files = files or find_files(folder, (".xml",), deep=False)
+    if not files:
+        return None
+    images = _subfolder(folder, _IMAGE_FOLDERS) or folder
+    stems = {path.stem.lower() for path in files}
+    unlabeled = [p for p in find_files(images, IMAGE_SUFFIXES) if p.stem.lower() not in stems]
+    if unlabeled:
+        logger.warning(
+            "%d images of %s have no XML file and are left out, such as %s",
+            len(unlabeled),
+            images,
+            unlabeled[0],
+        )
+    return Part(images, files)
 
 
 def _voc_lists(root: Path, whole: Part) -> Iterator[tuple[str, Part]]:
@@ -189,13 +224,26 @@ def _voc_lists(root: Path, whole: Part) -> Iterator[tuple[str, Part]]:
         lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
         if not lines or any(len(line) != 1 for line in lines):
             continue
-        missing = [line[0] for line in lines if line[0] not in by_stem]
+        stems = list(dict.fromkeys(line[0] for line in lines))
+        if len(stems) < len(lines):
+            logger.warning("%s lists %d images twice", path, len(lines) - len(stems))
+        missing = [stem for stem in stems if stem not in by_stem]
         if missing:
             raise DatasetError(
                 f"{path} lists {missing[0]!r}, of which there is no XML file "
-                f"({len(missing)} of {len(lines)} lines)"
+                f"({len(missing)} of {len(stems)} lines)"
             )
-        yield path.stem, Part(whole.images, [by_stem[line[0]] for line in lines])
+        yield path.stem, Part(whole.images, [by_stem[stem] for stem in stems])
+
+
+def _voc_subfolders(whole: Part) -> dict[str, Part]:
+    """Return a part for each folder that is named like a split, if all XML files are in such."""
+    by_split: dict[str | None, list[Path]] = {}
+    for path in whole.labels:
+        by_split.setdefault(_SPLITS.get(path.parent.name.lower()), []).append(path)
+    if None in by_split:
+        return {}
+    return {str(split): Part(whole.images, paths) for split, paths in by_split.items()}
 
 
 # ------------------------------------------------------------------------------------------- YOLO
@@ -204,12 +252,21 @@ def _voc_lists(root: Path, whole: Part) -> Iterator[tuple[str, Part]]:
 def _yolo(root: Path) -> LabelFolder | None:
     found = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda p: p.stem != "data")
     names = next((names for path in found if (names := _yolo_names(path))), [])
-    listed = root / "classes.txt"
-    if not names and listed.is_file():
-        names = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    for listed in (root / "classes.txt", root / "labels" / "classes.txt"):
+        if not names and listed.is_file():
+            names = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
     parts = {split: part for split, part in _yolo_parts(root) if part.labels}
+    without = [name for name, part in parts.items() if not any(p.exists() for p in part.labels)]
+    if parts and not names and len(without) < len(parts):
+        raise DatasetError(
+            f"{root} has label files of YOLO, but no data.yaml with names: [...] and no classes.txt"
+        )
     if not names or not parts:
         return None
+    if len(without) == len(parts):
+        raise DatasetError(f"{root} has images, but no label file (labels/*.txt) for any of them")
+    for name in without:
+        logger.warning("%s: no image of the split %r has a label file", root, name)
     return LabelFolder(root, "yolo", parts, names)
 
 
@@ -221,13 +278,18 @@ def _yolo_names(path: Path) -> list[str]:
         raise DatasetError(str(error)) from error
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise DatasetError(f"{path}: names must be numbered 0 to {len(names) - 1}")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list):
         return []
-    if bad := [name for name in names if name is None or isinstance(name, (list, dict))]:
+    # YAML reads yes, no, on and off as booleans.
+    bad = [name for name in names if not isinstance(name, (str, int)) or isinstance(name, bool)]
+    if bad:
         raise DatasetError(f"{path}: {bad[0]!r} among its names is no name: write it in quotes")
+    count = content.get("nc", len(names))
+    if names and count != len(names):
+        raise DatasetError(f"{path}: nc is {count!r}, but there are {len(names)} names")
     return [str(name) for name in names]
 
 
@@ -242,8 +304,8 @@ def _yolo_parts(root: Path) -> Iterator[tuple[str, Part]]:
 
 
 def _yolo_part(images: Path, labels: Path) -> Part:
-    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    present = {path.with_suffix(".txt"): path for path in labels.rglob("*.[tT][xX][tT]")}
+    files = find_files(images, IMAGE_SUFFIXES)
+    present = {path.with_suffix(".txt"): path for path in find_files(labels, (".txt",))}
     wanted = [labels / path.relative_to(images).with_suffix(".txt") for path in files]
     strays = sorted(set(present) - set(wanted) - {labels / "classes.txt"})
     if strays:
@@ -263,6 +325,12 @@ def _split(name: str) -> str | None:
     """Return the split in a file's or folder's name, such as ``val`` of ``instances_val2017``."""
     words = re.findall(r"[a-z]+", name.lower())
     return next((_SPLITS[word] for word in words if word in _SPLITS), None)
+
+
+def _subfolder(root: Path, names: Sequence[str]) -> Path | None:
+    """Return the first subfolder with one of some names, which are in lower case."""
+    found = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    return next((found[name] for name in names if name in found), None)
 
 
 def _split_folders(root: Path) -> Iterator[tuple[str, Path]]:
