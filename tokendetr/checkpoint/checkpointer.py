@@ -224,7 +224,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _nan_fault(self, data: Mapping[str, Any]) -> str:
         """Return which numbers of a training's checkpoint would spoil the rest of it, or ""."""
-        model = getattr(self.model, "module", self.model)
+        model: Any = getattr(self.model, "module", self.model)
         for part in ("model", "ema_state"):
             if faults := unusable_weights(data.get(part) or {}, model):
                 return f"in its {part}, {'; '.join(faults)}"

@@ -159,7 +159,9 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
         return
     shown = f"the text {str(value)!r}" if isinstance(value, str) else repr(value)
     is_leaf = isinstance(value, (bool, int, float))
-    if isinstance(old, (bool, int, float)) and not _may_replace(old, value):
+    # Null would count as false, whatever the default is.
+    is_unset = isinstance(old, bool) and value is None and key.startswith("train.")
+    if is_unset or (isinstance(old, (bool, int, float)) and not _may_replace(old, value)):
         raise ConfigError(
             f"{key} is {old!r} in the config and cannot become {shown}: give a {type(old).__name__}"
         )

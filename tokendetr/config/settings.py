@@ -246,8 +246,14 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
         if not isinstance(root, str):
             yield f"train.image_roots has {root!r}, which is no folder: write it in quotes"
     clip = OmegaConf.select(cfg, "train.clip_grad", default=None)
-    if clip is not None and clip.get("enabled", False) and clip.params.get("max_norm", 0) is None:
-        yield "train.clip_grad.params.max_norm has no value: give a number, or inf to only measure"
+    if clip is not None and clip.get("enabled", False):
+        if clip.params.get("max_norm", 0) is None:
+            yield (
+                "train.clip_grad.params.max_norm has no value: give a number, or inf to only "
+                "measure"
+            )
+        if clip.params.get("norm_type", 0) is None:
+            yield "train.clip_grad.params.norm_type has no value: give a number, such as 2"
     evaluator = OmegaConf.select(cfg, "dataloader.evaluator", default=None)
     if isinstance(evaluator, DictConfig) and _name(evaluator).endswith("COCOEvaluator"):
         tasks = evaluator.get("tasks", None) or ()
