@@ -9,7 +9,7 @@ cannot be mixed up with another package of that name.
 import runpy
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 PROJECTS = Path("projects")
@@ -33,9 +33,14 @@ class BuildWithProjects(build_py):
                 self.copy_file(str(path), str(target))
 
 
-kernels = runpy.run_path(str(Path(__file__).resolve().parent / "csrc" / "setup"))["options"]()
+ROOT = Path(__file__).resolve().parent
+kernels = runpy.run_path(str(ROOT / "csrc" / "setup"))["options"]()
+methods = runpy.run_path(str(ROOT / "tokendetr" / "_projects.py"))["methods"]()
 
 setup(
+    packages=find_packages(
+        include=[f"{name}{end}" for name in ("tokendetr", *methods) for end in ("", ".*")]
+    ),
     ext_modules=kernels["ext_modules"],
     cmdclass={**kernels["cmdclass"], "build_py": BuildWithProjects},
 )

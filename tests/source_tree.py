@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from tokendetr.cli.code_figures import METHODS as METHODS
+from tokendetr._projects import methods
 
 ROOT = Path(__file__).resolve().parent.parent
+METHODS = tuple(methods())
 
 
 def python_files(*folders: str) -> list[Path]:

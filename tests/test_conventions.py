@@ -5,12 +5,9 @@ import re
 
 import pytest
 
-from tests.source_tree import ROOT
+from tests.source_tree import METHODS, ROOT
 
-FOLDERS = (
-    *("tokendetr", "dynamic_detr", "focus_detr", "lite_detr", "sparse_detr", "spt_backbone"),
-    *("token_transforming", "projects", "standalone", "benchmarks"),
-)
+FOLDERS = ("tokendetr", *METHODS, "projects", "standalone", "benchmarks")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 TENSOR = re.compile(r"[a-z][a-z0-9_]*_([A-Z][A-Z0-9]*)")
 LEGEND = set(

@@ -77,6 +77,14 @@ def test_the_rules_look_at_real_files():
     assert "torch" in imported_modules(ROOT / "tests" / "conftest.py")
 
 
+def test_no_file_lists_the_methods():
+    """``tokendetr._projects.methods`` finds them, so a new one has nowhere else to be added."""
+    folders = ("tokendetr", "projects", "tests", "benchmarks", "tools", "docs", "csrc")
+    files = [*python_files(*folders), *ROOT.glob("*.py"), *ROOT.glob("*.toml")]
+    assert len(METHODS) > 5
+    assert not [path for path in files if all(name in path.read_text() for name in METHODS)]
+
+
 def test_standalone_imports_nothing_of_ours():
     assert not offending(python_files("standalone"), OURS)
 

@@ -1,4 +1,4 @@
-"""Locate the ``projects`` folder, and resolve ``import projects...`` for upstream's config files.
+"""Locate ``projects`` and the methods, and resolve upstream's ``import projects...``.
 
 Upstream's configs import their detectors from ``projects.<name>.modeling``. Ours re-export
 ``tokendetr.models`` under that name but must never shadow a real one, such as that of a detrex
@@ -20,6 +20,20 @@ def projects_folder() -> str:
     if os.path.isdir(installed):
         return installed
     return os.path.join(os.path.dirname(_PACKAGE), "projects")
+
+
+def methods() -> list[str]:
+    """Return the packages of the methods: those beside this one that have a project of their name.
+
+    This is the only list of them: builds, checks, pages and tests take it from here. ``setup.py``
+    runs this file on its own, so it imports nothing of the project.
+    """
+    beside = os.path.dirname(_PACKAGE)
+    return sorted(
+        name
+        for name in os.listdir(projects_folder())
+        if os.path.isfile(os.path.join(beside, name, "__init__.py"))
+    )
 
 
 def find_project(name: str) -> ModuleSpec | None:

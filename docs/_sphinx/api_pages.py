@@ -11,14 +11,8 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-METHODS = (
-    "dynamic_detr",
-    "focus_detr",
-    "lite_detr",
-    "sparse_detr",
-    "spt_backbone",
-    "token_transforming",
-)
+from tokendetr._projects import methods
+
 NOT_PUBLIC = ("cli", "compat")
 FOLDER = Path("docs/api/rooms")
 
@@ -32,7 +26,7 @@ def rooms() -> list[str]:
         for module in pkgutil.iter_modules(tokendetr.__path__)
         if not module.name.startswith(("_", "lib")) and module.name not in NOT_PUBLIC
     ]
-    return ["tokendetr", *found, *METHODS]
+    return ["tokendetr", *found, *methods()]
 
 
 def _modules(name: str) -> Iterator[str]:

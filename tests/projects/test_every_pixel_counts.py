@@ -5,14 +5,20 @@ import torch
 from detectron2.config import instantiate
 
 from tokendetr.config import zoo
+from tokendetr.config.tree import PROJECTS_DIR, config_files
 
 SIZES = [(255, 250), (160, 256), (97, 131)]
-METHODS = ("dino", "dynamic_dino", "focus_dino", "lite_dino", "sparse_dino")
+SPARSIFIERS = {path.parts[-4] for path in PROJECTS_DIR.glob("*/configs/models/*_sparsifier.py")}
+NAMES = ["dino_shapes"] + [
+    name
+    for name, path in config_files().items()
+    if name.endswith("_dino_shapes") and path.parent.parent.name in SPARSIFIERS
+]
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=NAMES)
 def model(request):
-    config = zoo.get_config(f"{request.param}_shapes").model
+    config = zoo.get_config(request.param).model
     config.device = "cpu"
     torch.manual_seed(0)
     return instantiate(config).eval()

@@ -17,21 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokendetr._projects import methods
 from tokendetr.cli.arguments import described_parser
 from tokendetr.config.tree import PROJECTS_DIR
 
 ROOT = PROJECTS_DIR.parent
 """Root of the source checkout, whose files are measured."""
 
-METHODS = (
-    "sparse_detr",
-    "focus_detr",
-    "dynamic_detr",
-    "lite_detr",
-    "token_transforming",
-    "spt_backbone",
-)
-LIBRARY = ("tokendetr", *METHODS)
+LIBRARY = ("tokendetr", *methods())
 BLOCK_LINES = 6
 _BOILERPLATE = (
     "import ",
