@@ -15,7 +15,6 @@ import argparse
 import datetime
 import io
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from dynamic_detr import DynamicSparsifier
 from tokendetr.analysis.flops import pyramid_shapes
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.encoder import EncoderContext
 from tokendetr.io.atomic import write_atomically
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recorded = {
             "command": "python -m benchmarks.query_maps",
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": f"{platform.machine()}, torch {torch.__version__}",
+            "machine": machine(),
             "rows": rows,
         }
         RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ import argparse
 import datetime
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ from torch.nn import functional as F
 
 from token_transforming import fit_recovery, restore, transform
 from tokendetr.analysis.flops import count_flops
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.io.atomic import write_atomically
 
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"trained for {loaded['iterations']} iterations of {loaded['batch_size']} images"
         )
         recorded["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-        recorded["machine"] = f"{platform.machine()}, torch {torch.__version__}"
+        recorded["machine"] = machine()
         sweep(model.eval(), args.data, recorded)
     for table in tables(json.loads(RESULTS.read_text())):
         sys.stdout.write(table.markdown() + "\n")

@@ -17,7 +17,6 @@ import argparse
 import copy
 import datetime
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from torch import nn
 
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import load_measured_config, loaded_inputs
+from tokendetr.analysis.recorded_rows import processor
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.config.zoo import get_config_file
 from tokendetr.io.atomic import write_atomically
@@ -119,7 +119,7 @@ class Study:
         options = ["--images", *images] if images else []
         command = ["python -m benchmarks.sparsification", config, *overrides, *options]
         self.entry["command"] = " ".join(command)
-        self.entry["machine"] = f"{platform.machine()}, {platform.processor() or 'unknown'}"
+        self.entry["machine"] = processor()
         self.entry["torch"] = torch.__version__
 
     def save(self) -> None:

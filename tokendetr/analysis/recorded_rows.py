@@ -11,15 +11,20 @@ import torch
 
 from tokendetr.io.atomic import write_atomically
 
-__all__ = ["machine", "measured_notes", "record_rows"]
+__all__ = ["machine", "measured_notes", "processor", "record_rows"]
 
 
-def machine() -> str:
-    """Return the processor's name and PyTorch's version."""
+def processor() -> str:
+    """Return the processor's name; if the system does not tell it, the architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, torch {torch.__version__}"
+    return names[0] if names else platform.machine()
+
+
+def machine() -> str:
+    """Return the processor's name and PyTorch's version, as recorded measurements state them."""
+    return f"{processor()}, torch {torch.__version__}"
 
 
 def record_rows(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ import torch
 from tokendetr.analysis.comparison import AREAS, METRICS, REPLICATES, Comparison, Contestant
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.analysis.recorded_rows import processor
 from tokendetr.analysis.tables import splice
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
@@ -85,7 +85,7 @@ class Record:
         """Add a result and write the file."""
         self.data.update(
             command=command,
-            machine=f"{platform.machine()}, {platform.system()}",
+            machine=processor(),
             torch=torch.__version__,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         )

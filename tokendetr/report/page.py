@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-import platform
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -18,6 +17,7 @@ from jinja2 import Environment
 from PIL import Image
 
 from tokendetr import __version__
+from tokendetr.analysis.recorded_rows import machine
 from tokendetr.errors import OutputError
 from tokendetr.evaluation.error_analysis import Comparison
 from tokendetr.io.atomic import write_atomically
@@ -195,8 +195,7 @@ def _render(
         style=(room / "page.css").read_text(),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
-        machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch "
-        f"{torch.__version__}",
+        machine=f"{machine()}, {torch.get_num_threads()} thread(s)",
     )
 
 
