@@ -7,22 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.small_shapes import small_shapes
 from tokendetr import load
 from tokendetr.analysis.dial import TooSlowError
 from tokendetr.config import load_config
-from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 from tokendetr.errors import ConfigError, NotSparsifiableError
 from tokendetr.predict.predictor import build_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Make a few images of the shapes data set, and their annotations."""
-    root = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield ensure_shapes(root / "shapes", ShapesSpec(num_train=1, num_val=3), workers=1)
-    register_shapes()
+    with small_shapes(tmp_path_factory, num_train=1, num_val=3) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

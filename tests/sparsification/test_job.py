@@ -6,12 +6,12 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
+from tests.small_shapes import small_shapes
 from tokendetr.analysis.inputs import build_measured_model
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import sparsify
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config, get_config_file
-from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 from tokendetr.io.locks import LOCK_NAME, lock_folder
 from tokendetr.predict import build_model
 from tokendetr.sparsification import NotSparsifiableError, StaleFitError, sparse_model
@@ -23,12 +23,8 @@ SMALL = ["model.transformer.encoder.feedforward_dim=32", "model.num_queries=20"]
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes(tmp_path_factory: pytest.TempPathFactory):
-    """A small shapes data set instead of the machine's."""
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(folder))
-        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=6, num_val=2), workers=1)
-    register_shapes()
+    with small_shapes(tmp_path_factory, num_train=6, num_val=2) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

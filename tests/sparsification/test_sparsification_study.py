@@ -7,10 +7,10 @@ import torch
 from detectron2.config import instantiate
 
 from benchmarks import sparsification
+from tests.small_shapes import small_shapes
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
-from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 from tokendetr.sparsification import FitOptions
 
 pytestmark = pytest.mark.slow
@@ -19,11 +19,8 @@ RATIOS = (0.5, 0.1)
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(folder))
-        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=9, num_val=2), workers=1)
-    register_shapes()
+    with small_shapes(tmp_path_factory, num_train=9, num_val=2) as folder:
+        yield folder
 
 
 def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, monkeypatch, capsys):

@@ -1,7 +1,6 @@
 """The tools around data and checkpoints, on a small shapes data set."""
 
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
+from tests.small_shapes import small_shapes
 from tokendetr.analysis.recorded_tables import read_recorded
 from tokendetr.checkpoint.safetensors import load_safetensors
 from tokendetr.cli import (
@@ -22,24 +22,14 @@ from tokendetr.cli import (
     visualize_json_results,
 )
 from tokendetr.config.load import load_config
-from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 
 DENSE = "projects/dino/configs/dino_shapes.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes(tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(folder))
-        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=4, num_val=3), workers=1)
-    register_shapes()
-
-
-@pytest.fixture(autouse=True)
-def quiet_loggers():
-    yield
-    logging.getLogger("tokendetr").handlers.clear()
+    with small_shapes(tmp_path_factory, num_train=4, num_val=3) as folder:
+        yield folder
 
 
 def test_make_shapes_says_what_it_made(tmp_path, monkeypatch, capsys):

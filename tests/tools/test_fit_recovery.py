@@ -4,11 +4,11 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
+from tests.small_shapes import small_shapes
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import fit_recovery, sweep_tokens
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
-from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 from tokendetr.predict import build_model
 
 CONFIG = "token_transforming_dino_shapes_vit"
@@ -17,11 +17,8 @@ AFFINE = "model.backbone.token_transform.recovery=affine"
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(folder))
-        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=6, num_val=2), workers=1)
-    register_shapes()
+    with small_shapes(tmp_path_factory, num_train=6, num_val=2) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The programs that draw: images in, images and counts out, on the small configs."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from tests.small_shapes import small_shapes
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.cli import demo, visualize_tokens
 from tokendetr.config.load import load_config
-from tokendetr.data.shapes import ShapesSpec, ensure_shapes, register_shapes
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import KEPT, MERGED, SKIPPED, describe, layer_tokens
 from tokendetr.encoder.trace import ForwardTrace, LayerTrace
@@ -27,19 +26,8 @@ DYNAMIC = "projects/dynamic_detr/configs/dynamic_dino_shapes.py"
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes(tmp_path_factory: pytest.TempPathFactory):
-    """Use a small shapes data set instead of the machine's."""
-    folder = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(folder))
-        yield ensure_shapes(folder / "shapes", ShapesSpec(num_train=2, num_val=3), workers=1)
-    register_shapes()
-
-
-@pytest.fixture(autouse=True)
-def quiet_loggers():
-    """Close the tools' loggers: their stdout is closed by pytest after each test."""
-    yield
-    logging.getLogger("tokendetr").handlers.clear()
+    with small_shapes(tmp_path_factory, num_train=2, num_val=3) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
