@@ -1,5 +1,4 @@
 """SPT: a Swin Transformer whose last stages attend among selected tokens only."""
-# Over 350 lines: one backbone class, half of it the options and their documentation.
 
 import logging
 from collections.abc import Mapping
@@ -21,17 +20,12 @@ from spt_backbone.block import (
     scores,
 )
 from spt_backbone.labels import LABEL_KINDS, LabelKind, object_cells
-from spt_backbone.losses import (
-    GATE_LOSSES,
-    GateLoss,
-    selection_loss,
-    selection_masks,
-    write_metrics,
-)
+from spt_backbone.losses import GATE_LOSSES, GateLoss, selection_loss, write_metrics
+from spt_backbone.reports import record_selections, selections_by_image
 from spt_backbone.selection import SelectionRule, pool_scores
 from tokendetr.encoder.forward_context import current_pass
 from tokendetr.encoder.image_extents import ImageExtents
-from tokendetr.tokens import LevelLayout, Pack
+from tokendetr.tokens import LevelLayout
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +203,7 @@ class SPT(SwinTransformer):
                 out_BNC = getattr(self, f"norm{index}")(out_BNC)
                 grid_BHWC = out_BNC.unflatten(1, (out_height, out_width))
                 outputs[f"p{index}"] = grid_BHWC.permute(0, 3, 1, 2).contiguous()
-        _record(selections)
+        record_selections(selections)
         self._report(selections, extents)
         return outputs
 
@@ -241,7 +235,7 @@ class SPT(SwinTransformer):
             return  # an exported program has no such output
         if not self.training:
             for row, choice in zip(
-                extents.rows, _choices(selections, self._stride(0)), strict=True
+                extents.rows, selections_by_image(selections, self._stride(0)), strict=True
             ):
                 losses.add_output(row, OUTPUT_NAME, choice)
             return
@@ -296,36 +290,6 @@ class SPT(SwinTransformer):
                 "the test set's mapper keep annotations too (dataloader.test.mapper.is_train=True)"
             )
         return self._labels(extents, 1, len(self.layers), grid)
-
-
-def _record(selections: list[Selection]) -> None:
-    """Record the selections of a recorded pass, one forward trace per stage."""
-    stage, recorder = 0, current_pass().recorder
-    for selection in selections:
-        if not isinstance(selection.pack, Pack):
-            continue  # a gate without attention, or an exported graph, which records nothing
-        if selection.stage != stage:
-            stage = selection.stage
-            recorder.begin_forward(selection.layout, f"backbone stage {stage}")
-        recorder.record_score("gate", selection.logit_BN)
-        recorder.record_layer(selection.pack)
-
-
-def _choices(selections: list[Selection], patch_size: int) -> list[dict[int, Tensor]]:
-    """Return, per image and by stride in pixels, the selections of a stage's blocks, bool [blocks,
-    H, W]."""
-    layouts = {selection.stage: selection.layout for selection in selections}
-    images: list[dict[int, Tensor]] = []
-    for stage, mask_LBN in selection_masks(selections).items():
-        layout = layouts[stage]
-        mask_LBHW = mask_LBN.unflatten(2, layout.level_shapes[0])
-        for image, sizes in enumerate(layout.known_sizes or ()):
-            if len(images) <= image:
-                images.append({})
-            height, width = sizes[0]
-            stride = patch_size * 2 ** (stage - 1)
-            images[image][stride] = mask_LBHW[:, image, :height, :width]
-    return images
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,16 +1,11 @@
 """Analyze a detector's results: curves, thresholds, confusion matrix, error types, calibration.
 
-Only this module depends on hotcoco's analyses; the others use :class:`Analysis`.
-
 Shapes: V class.
 """
-# Over 350 lines: one analysis, from matches to its tables.
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +14,12 @@ from numpy.typing import NDArray
 
 from tokendetr.data.coco_check import read_coco
 from tokendetr.errors import DatasetError
+from tokendetr.evaluation.matched_results import MatchedResults
 from tokendetr.io.annotations import check_results
-from tokendetr.io.optional_hotcoco import load_hotcoco
 
 __all__ = ["Analysis", "Comparison", "analyze_results", "compare_results", "read_results"]
 
-PURPOSE = "the analysis of results"
-SIZES = ("all", "small", "medium", "large")
+BACKGROUND = "background"
 ERRORS = {
     "Cls": "classification",
     "Loc": "localization",
@@ -36,7 +30,6 @@ ERRORS = {
 }
 """hotcoco's name of an error type of TIDE (arXiv 2008.08115) -> its name here."""
 
-BACKGROUND = "background"
 _CURVE_POINTS = 200
 
 
@@ -158,7 +151,7 @@ def analyze_results(annotations: str | Path, results: str | Path) -> Analysis:
         ConfigError: hotcoco is not installed.
     """
     data = read_coco(str(annotations))
-    return _Evaluated(data, read_results(results, data)).analysis()
+    return _analysis(data, read_results(results, data))
 
 
 def compare_results(
@@ -182,10 +175,8 @@ def compare_results(
         FileNotFoundError, DatasetError, ConfigError: as for :func:`analyze_results`.
     """
     data = read_coco(str(annotations))
-    one, two = (_Evaluated(data, read_results(path, data)) for path in (first, second))
-    found = load_hotcoco(PURPOSE).compare(
-        one.coco_eval, two.coco_eval, n_bootstrap=resamples, confidence=confidence
-    )
+    one, two = (MatchedResults(data, read_results(path, data)) for path in (first, second))
+    found = one.compare(two, resamples, confidence)
     metrics = {
         name: {
             "first": 100 * found["metrics_a"][name],
@@ -208,170 +199,36 @@ def compare_results(
     return Comparison(metrics, classes, resamples, confidence)
 
 
-class _Evaluated:
-    """Results matched with the ground truth by hotcoco.
-
-    Args:
-        data: the annotations.
-        rows: the results.
-    """
-
-    def __init__(self, data: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-        hotcoco = load_hotcoco(PURPOSE)
-        self.data = data
-        self.categories = sorted(data["categories"], key=lambda category: category["id"])
-        truth = hotcoco.COCO(data)
-        self.coco_eval = hotcoco.COCOeval(truth, truth.load_res(list(rows)), "bbox")
-        self.coco_eval.evaluate()
-        self.coco_eval.accumulate()
-        self.rows = self.coco_eval.coco_dt.dataset["annotations"]
-
-    @cached_property
-    def diagnostics(self) -> dict[str, Any]:
-        return dict(self.coco_eval.image_diagnostics(iou_thr=0.5))
-
-    def analysis(self) -> Analysis:
-        """Return the whole analysis; where a threshold is needed, it is the one of the best F1."""
-        curves = {category["id"]: self._curve(category["id"]) for category in self.categories}
-        best = {number: _best(curve) for number, curve in curves.items()}
-        thresholds = {number: values["threshold"] for number, values in best.items()}
-        kept = [row for row in self.rows if row["score"] >= thresholds[row["category_id"]]]
-        shown = _Evaluated(self.data, [_plain(row) for row in kept])
-        calibration = self.coco_eval.calibration(n_bins=10, iou_threshold=0.5)
-        names = {category["id"]: category["name"] for category in self.categories}
-        return Analysis(
-            num_images=len(self.data["images"]),
-            num_boxes=sum(not a.get("iscrowd") for a in self.data["annotations"]),
-            num_detections=len(self.rows),
-            metrics=self._metrics(),
-            classes=[
-                {
-                    **row,
-                    **best[row["id"]],
-                    "calibration_error": float(calibration["per_category"].get(row["name"], 0.0)),
-                }
-                for row in self._classes()
-            ],
-            curves={names[number]: _thinned(curve) for number, curve in curves.items()},
-            confusion=shown.coco_eval.confusion_matrix(iou_thr=0.5)["matrix"].astype(int).tolist(),
-            errors=_errors(self.coco_eval.tide_errors(), shown.coco_eval.tide_errors()),
-            calibration=_calibration(calibration),
-            images=list(shown.worst_images()),
-            boxes=shown.boxes(names),
-        )
-
-    @cached_property
-    def boxes_by_class(self) -> Counter[Any]:
-        return Counter(a["category_id"] for a in self.data["annotations"] if not a.get("iscrowd"))
-
-    @cached_property
-    def outcomes(self) -> dict[Any, list[tuple[float, bool]]]:
-        """Class -> (score, is a true positive) of every detection that counts, best first."""
-        status = self.diagnostics["dt_status"]
-        found: dict[Any, list[tuple[float, bool]]] = defaultdict(list)
-        for row in self.rows:
-            if status.get(row["id"]) in ("tp", "fp"):
-                found[row["category_id"]].append((row["score"], status[row["id"]] == "tp"))
-        for each in found.values():
-            each.sort(reverse=True)
-        return found
-
-    def _curve(self, category_id: int) -> dict[str, NDArray[np.float64]]:
-        """Return precision, recall and F1 of a class at IoU 0.5 for every score threshold."""
-        found = self.outcomes.get(category_id, [])
-        boxes = self.boxes_by_class[category_id]
-        score = np.array([each for each, _ in found])
-        right = np.array([each for _, each in found], dtype=float)
-        hits = right.cumsum()
-        precision = hits / np.arange(1, len(hits) + 1)
-        recall = hits / max(boxes, 1)
-        f1 = 2 * hits / np.maximum(np.arange(1, len(hits) + 1) + boxes, 1)
-        # A threshold admits all detections of equal score, so only the last of them is a point.
-        last = np.append(score[1:] != score[:-1], True)[: len(score)]
-        return {
-            "score": score[last],
-            "precision": precision[last],
-            "recall": recall[last],
-            "f1": f1[last],
-        }
-
-    def _metrics(self) -> dict[str, float]:
-        names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-        cells: list[tuple[int | None, int]] = [(None, 0), (0, 0), (5, 0)]
-        cells += [(None, size) for size in (1, 2, 3)]
-        values = {
-            name: self._mean("precision", *cell) for name, cell in zip(names, cells, strict=True)
-        }
-        values["AR100"] = self._mean("recall", None, 0)
-        values["F1"] = 100 * float(self.coco_eval.f_scores()["F1_50"])
-        return values
-
-    def _mean(
-        self, quantity: str, iou: int | None, size: int, category: int | None = None
-    ) -> float:
-        """Return mean ``precision`` or ``recall`` in percent; -1 without boxes, as COCO does."""
-        values = self.coco_eval.eval[quantity][..., size, -1]
-        values = values if iou is None else values[iou : iou + 1]
-        values = values if category is None else values[..., category]
-        values = values[values > -1]
-        return 100 * float(values.mean()) if values.size else -1.0
-
-    def _classes(self) -> Iterator[dict[str, Any]]:
-        for index, category in enumerate(self.categories):
-            yield {
-                "id": category["id"],
-                "name": category["name"],
-                "boxes": self.boxes_by_class[category["id"]],
-                "AP": self._mean("precision", None, 0, index),
-                "AP50": self._mean("precision", 0, 0, index),
-                "AP75": self._mean("precision", 5, 0, index),
-                **{
-                    f"AP{name[0]}": self._mean("precision", None, size, index)
-                    for size, name in enumerate(SIZES)
-                    if size
-                },
-                "AR100": self._mean("recall", None, 0, index),
+def _analysis(data: dict[str, Any], rows: list[dict[str, Any]]) -> Analysis:
+    """Analyze results; where a threshold is needed, it is the one of the class's best F1."""
+    matched = MatchedResults(data, rows)
+    names = {category["id"]: category["name"] for category in matched.categories}
+    curves = {number: matched.curve(number) for number in names}
+    best = {number: _best(curve) for number, curve in curves.items()}
+    thresholds = {number: values["threshold"] for number, values in best.items()}
+    kept = [row for row in matched.rows if row["score"] >= thresholds[row["category_id"]]]
+    shown = MatchedResults(data, [_plain(row) for row in kept])
+    calibration = matched.coco_eval.calibration(n_bins=10, iou_threshold=0.5)
+    return Analysis(
+        num_images=len(data["images"]),
+        num_boxes=matched.boxes_by_class.total(),
+        num_detections=len(matched.rows),
+        metrics=matched.metrics(),
+        classes=[
+            {
+                **row,
+                **best[row["id"]],
+                "calibration_error": float(calibration["per_category"].get(row["name"], 0.0)),
             }
-
-    def worst_images(self) -> Iterator[dict[str, Any]]:
-        """Yield a row per image, by ascending F1."""
-        summaries = self.diagnostics["img_summary"]
-        files = {image["id"]: image["file_name"] for image in self.data["images"]}
-        nothing = {"tp": 0, "fp": 0, "fn": 0}
-        rows = []
-        for number, name in files.items():
-            found = summaries.get(number, nothing)
-            hits, wrong, missed = found["tp"], found["fp"], found["fn"]
-            f1 = 2 * hits / (2 * hits + wrong + missed) if hits + wrong + missed else 1.0
-            rows.append({"id": number, "file_name": name, "found": hits, "wrong": wrong,
-                         "missed": missed, "f1": f1})  # fmt: skip
-        yield from sorted(rows, key=lambda row: (row["f1"], -row["wrong"] - row["missed"]))
-
-    def boxes(self, names: Mapping[int, str]) -> dict[Any, dict[str, list[dict[str, Any]]]]:
-        """Return ground truth and detections of every image, and which of them are right."""
-        found: dict[Any, dict[str, list[dict[str, Any]]]] = {
-            image["id"]: {"truth": [], "detections": []} for image in self.data["images"]
-        }
-        truth, detected = self.diagnostics["gt_status"], self.diagnostics["dt_status"]
-        for annotation in self.data["annotations"]:
-            if not annotation.get("iscrowd"):
-                found[annotation["image_id"]]["truth"].append(
-                    {
-                        "bbox": annotation["bbox"],
-                        "name": names[annotation["category_id"]],
-                        "right": truth.get(annotation["id"]) == "matched",
-                    }
-                )
-        for row in self.rows:
-            found[row["image_id"]]["detections"].append(
-                {
-                    "bbox": row["bbox"],
-                    "name": names[row["category_id"]],
-                    "right": detected.get(row["id"]) == "tp",
-                    "score": row["score"],
-                }
-            )
-        return found
+            for row in matched.classes()
+        ],
+        curves={names[number]: _thinned(curve) for number, curve in curves.items()},
+        confusion=shown.coco_eval.confusion_matrix(iou_thr=0.5)["matrix"].astype(int).tolist(),
+        errors=_errors(matched.coco_eval.tide_errors(), shown.coco_eval.tide_errors()),
+        calibration=_calibration(calibration),
+        images=list(shown.worst_images()),
+        boxes=shown.boxes(names),
+    )
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 Source: the opcodes are those of CPython's ``pickletools``, protocols 0 to 5.
 """
-# Over 350 lines: the machine and its opcode table are one unit and refer to each other.
 
 import codecs
 import struct
@@ -10,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .calls import CALLS, known_name
+from .finish import Finisher
 from .values import (
+    MARK,
     ArrayShell,
     Budget,
     Damaged,
@@ -24,10 +25,8 @@ from .values import (
 
 __all__ = ["Machine"]
 
-_MAX_DEPTH = 64
 _MAX_INT_BYTES = 32
 _MAX_LINE = 1 << 16  # of the text opcodes' numbers and names; long text has opcodes of its own
-_MARK = object()
 
 
 class Machine:
@@ -67,7 +66,7 @@ class Machine:
                 # The handlers call int(), decode() and the like on bytes of the file; whatever
                 # these raise means that the bytes are malformed.
                 raise Damaged(f"at byte {start}: {error}") from error
-        return _Finisher().finish(self.pop())
+        return Finisher().finish(self.pop())
 
     # ------------------------------------------------------------------------------ input
 
@@ -102,7 +101,7 @@ class Machine:
 
     def pop(self) -> Any:
         """Remove and return the topmost value."""
-        if not self.stack or self.stack[-1] is _MARK:
+        if not self.stack or self.stack[-1] is MARK:
             raise Damaged("the stack is empty")
         return self.stack.pop()
 
@@ -115,7 +114,7 @@ class Machine:
     def pop_to_mark(self) -> list[Any]:
         """Remove the topmost mark and return the values above it, in order."""
         for index in range(len(self.stack) - 1, -1, -1):
-            if self.stack[index] is _MARK:
+            if self.stack[index] is MARK:
                 items = self.stack[index + 1 :]
                 del self.stack[index:]
                 return items
@@ -212,52 +211,6 @@ class Machine:
             raise Refused(f"the state of a {type(target).__name__.strip('_')}")
 
 
-class _Finisher:
-    """Replace the descriptions of arrays by the arrays, and bound the depth of nesting.
-
-    The memo lets a pickle use one container in many places. Each is finished once, and its height
-    is kept, so that the depth of every use is known without visiting it again: a chain of shared
-    lists would take exponential time otherwise.
-    """
-
-    def __init__(self) -> None:
-        # id -> (original, which keeps the id in use; result; height)
-        self.done: dict[int, tuple[Any, Any, int]] = {}
-
-    def finish(self, value: Any) -> Any:
-        """Return the plain data for the result of a :class:`Machine`."""
-        return self._visit(value, 0)[0]
-
-    def _visit(self, value: Any, depth: int) -> tuple[Any, int]:
-        if isinstance(value, ArrayShell):
-            if value.value is None:
-                raise Damaged("an array without contents")
-            return value.value, 0
-        if isinstance(value, (Name, NumericType)):
-            raise Refused(f"{value} as a value")
-        if value is _MARK:
-            raise Damaged("a mark as a value")
-        if not isinstance(value, (dict, list, tuple)):
-            return value, 0
-        if id(value) not in self.done:
-            if depth > _MAX_DEPTH:
-                raise Damaged(f"data nested more than {_MAX_DEPTH} deep, or recursive")
-            children = value.values() if isinstance(value, dict) else value
-            visited = [self._visit(child, depth + 1) for child in children]
-            results = [result for result, _ in visited]
-            height = 1 + max((height for _, height in visited), default=0)
-            finished: Any = (
-                dict(zip(value, results, strict=True))
-                if isinstance(value, dict)
-                else type(value)(results)
-            )
-            self.done[id(value)] = (value, finished, height)
-        _, finished, height = self.done[id(value)]
-        if depth + height > _MAX_DEPTH:
-            raise Damaged(f"data nested more than {_MAX_DEPTH} deep, or recursive")
-        return finished, height
-
-
 # --------------------------------------------------------------------------------- opcodes
 
 
@@ -309,7 +262,7 @@ def _utf8(raw: bytes) -> str:
 _HANDLERS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x80": _protocol,
     b"\x95": lambda p: p.number("<Q"),  # FRAME: only a hint for buffered readers
-    b"(": lambda p: p.push(_MARK),
+    b"(": lambda p: p.push(MARK),
     b"0": lambda p: p.stack.pop(),
     b"1": lambda p: p.pop_to_mark(),
     b"2": lambda p: p.push(p.top(object, "value")),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "MARK",
     "ArrayShell",
     "Budget",
     "Damaged",
@@ -22,6 +23,9 @@ __all__ = [
 NUMERIC_TYPES = frozenset(
     ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
 )
+MARK = object()
+"""What opcode MARK puts on the stack, below the items that a later opcode collects."""
+
 _MAX_DIMENSION = 1 << 31
 _KEY_TYPES = (str, bytes, int, float, type(None))
 
