@@ -1,5 +1,6 @@
-"""Inference of whole detectors: DINO-R50-4scale with the kernels and with the grid_sample form, and
-Dynamic-DINO, taking turns in one run; and the encoder's matrix products alone, as its yardstick.
+"""Inference of DINO-R50-4scale, with and without the kernels, and of Dynamic-DINO, in turns.
+
+The encoder's matrix products alone are timed beside them, as a lower bound of its time.
 
 python benchmarks/dino_inference.py [--input-size 800 1216] [--threads 2] [--json FILE]
 """
@@ -74,8 +75,10 @@ def inference(model: nn.Module, size: tuple[int, int], *, reference: bool) -> St
 
 
 def matrix_products(model: nn.Module, size: tuple[int, int]) -> Step:
-    """Return a function that runs every linear layer of the encoder once, on as many tokens as the
-    dense encoder has."""
+    """Return a function that runs every linear layer of the encoder once.
+
+    It runs them on as many tokens as the dense encoder has.
+    """
     encoder = model.get_submodule("transformer.encoder")
     tokens: list[int] = []
     hook = encoder.register_forward_pre_hook(

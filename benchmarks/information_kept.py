@@ -1,5 +1,6 @@
-"""Relative error of a vision transformer's class token and restored tokens, and operations, for
-every way to build W.
+"""Error and operations of a reduced vision transformer for every way to build W.
+
+The errors are relative, of the class token and of the restored tokens.
 
 python benchmarks/information_kept.py [--model vit] [--images 4] [--keep-ratios 0.9 0.7 0.5]
 

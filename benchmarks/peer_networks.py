@@ -47,8 +47,10 @@ def huggingface_model() -> nn.Module:
 
 
 def our_model(theirs: nn.Module, *, keep: float | None = None) -> nn.Module:
-    """Return our model with transformers' weights; ``keep`` makes its encoder Sparse DETR's, with
-    a score head of random weights, always the same."""
+    """Return our model with the weights of transformers' model.
+
+    ``keep`` makes its encoder Sparse DETR's, with a score head of seeded random weights.
+    """
     from detectron2.config import LazyCall
 
     torch.manual_seed(1)

@@ -135,8 +135,7 @@ class Study:
         return round(ap, 2)
 
     def run(self, seed: int, options: FitOptions, distilled: FitOptions, labels: int = 0) -> None:
-        """Fit with one seed, train with labels for so many iterations, and evaluate what is not
-        recorded."""
+        """Fit, train with labels and evaluate one seed, as far as that is not recorded."""
         predictor, student = build(self.cfg)
         own = self.entry["seeds"].setdefault(str(seed), {})
         if "dense" not in self.entry:

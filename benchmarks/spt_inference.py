@@ -1,5 +1,7 @@
-"""Inference of SPT's backbone on the CPU: time against select ratio, beside the dense Swin of equal
-depth, and a batch of unequal select ratios beside padding every image to the largest count.
+"""Inference of SPT's backbone on the CPU: time against select ratio, beside a dense Swin.
+
+The dense one has equal depth. A batch of unequal select ratios is also timed beside one that pads
+every image to the largest count.
 
 python benchmarks/spt_inference.py [--parts curve] [--input-size 800 1280] [--depths 2 2 6 2]
 """

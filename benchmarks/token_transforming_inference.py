@@ -1,5 +1,6 @@
-"""Inference of transformed backbones beside the dense ones, taking turns in one run: DeiT-S at 224
-pixels and Swin-L at 1152; and the peak memory of each.
+"""Inference of transformed backbones beside the dense ones, in turns: time and peak memory.
+
+The backbones are DeiT-S at 224 pixels and Swin-L at 1152.
 
 python benchmarks/token_transforming_inference.py [--only deit] [--repeats 7] [--json FILE]
 """

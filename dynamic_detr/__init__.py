@@ -1,5 +1,4 @@
-"""Dynamic DETR (ICML 2025): merge similar encoder tokens, and keep most in the most important
-levels."""
+"""Dynamic DETR (ICML 2025): merge similar tokens, and keep most in the important levels."""
 
 from dynamic_detr.budget import TokenBudget
 from dynamic_detr.flops import encoder_macs, query_token_macs, saved_macs

@@ -1,5 +1,7 @@
-"""Operations of Dynamic DETR's encoder, computed from shapes (a multiply-add counts 1, as in
-fvcore)."""
+"""Operations of Dynamic DETR's encoder, computed from shapes.
+
+A multiply-add counts 1, as in fvcore.
+"""
 
 from collections.abc import Sequence
 

@@ -163,8 +163,9 @@ class DynamicPlan(TokenPlan):
     def _merged_windows(
         self, ratios: Sequence[float]
     ) -> dict[int, list[dict[tuple[int, int], int]]]:
-        """Return, for each level with merged windows, their number of each (rows, columns) in each
-        image.
+        """Return how many windows of each size every level merges in each image.
+
+        Levels without merged windows are left out; a size is (rows, columns).
 
         Args:
             ratios: of all levels but the coarsest.
@@ -208,8 +209,10 @@ class DynamicPlan(TokenPlan):
     def _match_coarsest(
         self, ratio: float, memory_BNC: Tensor
     ) -> tuple[AffinityMatch | None, list[int]]:
-        """Return the match of the coarsest level's tokens (None at ratio 1), and how many tokens of
-        each image are important."""
+        """Return the match of the coarsest level's tokens and the number of important ones.
+
+        The match is None at ratio 1; the number is per image.
+        """
         layout, options = self.context.layout, self.options
         existing = [image[-1] for image in layout.valid_counts]
         if ratio == 1:

@@ -111,8 +111,10 @@ class TracedChoice:
         return TracedWindowGroup(windows, windows.choose(score_BS, count_BK)), most
 
     def _coarsest(self, ratio: float, memory_BNC: Tensor) -> tuple[Tensor, Affinity | None, int]:
-        """Return the coarsest level's important tokens, bool [B, U], what they absorb (None at
-        ratio 1), and the largest possible number of important tokens."""
+        """Return the coarsest level's important tokens, what they absorb, and their largest number.
+
+        The tokens are bool [B, U]; what they absorb is None at ratio 1.
+        """
         layout, options = self.layout, self.options
         level = layout.num_levels - 1
         valid_BU = layout.split(layout.valid_BN)[-1]

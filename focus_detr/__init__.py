@@ -1,5 +1,4 @@
-"""Focus-DETR (ICCV 2023): update foreground tokens only, with attention among the most object-like
-ones."""
+"""Focus-DETR (ICCV 2023): update foreground tokens only, with dual attention."""
 
 from focus_detr.budget import FocusBudget, cascade_ratios
 from focus_detr.object_attention import ObjectAttention

@@ -69,8 +69,8 @@ class ForegroundSelector(nn.Module):
         for step, level in enumerate(levels):
             level_BNC = tokens[level]
             if previous is not None and self.modulation != "none":
-                near_BN = self._resampled(logits[previous], layout, previous, level)
-                factor_BN = self.level_scales[step - 1] * near_BN.to(level_BNC.dtype)
+                resampled_BN = self._resampled(logits[previous], layout, previous, level)
+                factor_BN = self.level_scales[step - 1] * resampled_BN.to(level_BNC.dtype)
                 level_BNC = level_BNC + level_BNC * factor_BN[..., None]
             logits[level] = self.score_head(
                 level_BNC, valid[level] if layout.may_have_padding else None

@@ -1,5 +1,4 @@
-"""Checkpoints of the published Sparse DETR (github.com/kakaobrain/sparse-detr) in this project's
-names.
+"""Rename the keys of published Sparse DETR checkpoints (github.com/kakaobrain/sparse-detr).
 
 =============================================  =================================================
 published                                      here

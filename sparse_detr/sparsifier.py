@@ -190,8 +190,10 @@ class SparseSparsifier(TokenSparsifier):
         return min(int(self.keep_ratio * valid_tokens) + 1, valid_tokens)
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Rename the weights of a published checkpoint (:mod:`sparse_detr.checkpoints`); return
-        others unchanged."""
+        """Rename the weights of a published checkpoint; return others unchanged.
+
+        :mod:`sparse_detr.checkpoints` has the names.
+        """
         return from_published(weights) if is_published(weights) else dict(weights)
 
     def faults(self, num_layers: int, num_levels: int) -> list[str]:

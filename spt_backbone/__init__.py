@@ -1,5 +1,4 @@
-"""SPT (arXiv 2410.23608): a Swin backbone whose last stages attend among selected tokens, packed
-into containers."""
+"""SPT (arXiv 2410.23608): a Swin backbone with attention among selected, packed tokens."""
 
 from spt_backbone.backbone import SPT
 from spt_backbone.selection import SelectionRule

@@ -1,4 +1,4 @@
-"""What a pass reports of its selections: to a recorded trace, and in the output of each image.
+"""Report the selections of a pass: to a recorded trace, and in the output of each image.
 
 Shapes: L block.
 """

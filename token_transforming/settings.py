@@ -110,8 +110,10 @@ class Reduction:
         return max(1, ceil(self.keep_ratio * tokens - 1e-9))
 
     def kept_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the reduced grid: of about the same proportions, with the number of cells
-        nearest to ``keep_ratio`` times N."""
+        """Return the reduced grid, of about the same proportions.
+
+        Its number of cells is the nearest to ``keep_ratio`` times N.
+        """
         if self.keep_ratio == 1:
             return height, width
         wanted = self.keep_ratio * height * width

@@ -43,8 +43,7 @@ def transform(
     recover: str | int = "auto",
     window_bias: WindowBias = "interpolated",
 ) -> TransformReport:
-    """Reduce the number of tokens in selected blocks of a pretrained vision transformer, without
-    training.
+    """Reduce the tokens in selected blocks of a pretrained vision transformer, without training.
 
     In place and reversible: parameters, hooks and state dict are unchanged. Transforming a
     transformed model replaces its options. Gradients flow through similarities and means, so the

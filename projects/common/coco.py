@@ -1,5 +1,7 @@
-"""Training on COCO with 16 images per step: data, optimizer and run settings. Modules named after a
-number of epochs (``coco_12ep``) add the schedule."""
+"""Training on COCO with 16 images per step: data, optimizer and run settings.
+
+Modules named after a number of epochs (``coco_12ep``) add the schedule.
+"""
 
 from detectron2.config import LazyCall as L
 from detrex.config import get_config

@@ -1,5 +1,4 @@
-"""One-to-one matching with focal cost, and the weights of the losses, as all five detectors use
-them."""
+"""One-to-one matching with focal cost, and the loss weights, of all five detectors."""
 
 from detectron2.config import LazyCall as L
 from detrex.modeling.matcher import HungarianMatcher

@@ -1,6 +1,8 @@
-"""Training from scratch on the shapes data set: data, optimizer, schedule, run settings, and what
-makes a detector's model fit 256-pixel images of 12 categories (a narrow ResNet-18 and 3 + 3 layers
-of width 96)."""
+"""Training from scratch on the shapes data set: data, optimizer, schedule, run settings.
+
+Also what makes a detector fit 256-pixel images of 12 categories: a narrow ResNet-18 and 3 + 3
+layers of width 96.
+"""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

@@ -1,5 +1,4 @@
-"""Images and ground truth that cannot be used are refused with the record's name; the rest is
-normalized."""
+"""Images are normalized; those that cannot be used are refused with the record's name."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""DN-DETR's denoising: groups, noise ranges, indicator, hidden ground truth, images without
-boxes."""
+"""DN-DETR's denoising: groups, noise ranges, indicator, hidden ground truth, no boxes."""
 
 import pytest
 import torch

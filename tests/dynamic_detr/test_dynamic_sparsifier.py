@@ -35,8 +35,7 @@ def naive_merges(x, height, width, ratio, window):
 
 
 def naive_stage(x, shapes, ratios, windows, neighbors=3, min_cosine=0.01):
-    """One image: {place of each query: the tokens it is the mean of}, following the paper's
-    text."""
+    """Follow the paper's text for one image: place of each query -> tokens it is the mean of."""
     groups, start = {}, 0
     for level, (height, width) in enumerate(shapes[:-1]):
         tokens = height * width

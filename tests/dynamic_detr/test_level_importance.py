@@ -135,8 +135,11 @@ def test_more_of_the_mass_needs_no_fewer_tokens():
 
 
 def test_the_level_that_gets_the_attention_comes_first_however_many_tokens_it_has():
-    """Level 1 gets 70 % of the attention on its 12 tokens; the one token of level 2 is one of few
-    that get much: only as a share of a level's own tokens does level 2 come first."""
+    """Level 2 comes first only if attention is counted as a share of a level's own tokens.
+
+    Level 1 gets 70 % of the attention on its 12 tokens; the one token of level 2 is one of few that
+    get much.
+    """
     mass = torch.tensor([[1.0] * 4 + [0.75] * 4 + [0.0] * 4 + [3.0]])
     orders = {}
     for statistic in STATISTICS:

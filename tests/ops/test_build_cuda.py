@@ -103,8 +103,11 @@ print("loaded", facts.architectures)
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_the_cuda_half_compiles_links_and_loads(tmp_path):
-    """Against libraries that stand in for PyTorch's CUDA half, which is several GB: the kernels are
-    real, for one architecture; without a GPU they are registered and not called."""
+    """Link the real kernels against libraries that stand in for PyTorch's CUDA half.
+
+    That half is several GB. The kernels are built for one architecture; without a GPU they are
+    registered and not called.
+    """
     tree = cuda_builds.copy_tree(tmp_path)
     libraries = cuda_builds.stand_in_libraries(tmp_path / "libraries")
     cuda_builds.build(tree, libraries, 900, TORCH_CUDA_ARCH_LIST="9.0", TOKENDETR_NO_CUDA="0")

@@ -1,5 +1,8 @@
-"""Config files as users of upstream's detectors have them: every argument spelled out, loss weights
-of the layers added in a loop, runs that edit the shared configs and derive from each other."""
+"""Config files as users of upstream's detectors have them.
+
+Every argument is spelled out, loss weights of the layers are added in a loop, and runs edit the
+shared configs and derive from each other.
+"""
 
 from pathlib import Path
 

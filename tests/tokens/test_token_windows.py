@@ -1,5 +1,7 @@
-"""Windows that no border cuts, and their coherence against float64 loops written from the paper's
-text."""
+"""Windows that no border cuts, and their coherence, against float64 loops.
+
+The loops are written from the paper's text.
+"""
 
 import pytest
 import torch
@@ -139,8 +141,7 @@ def test_scores_are_drawn_where_their_windows_are():
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 16), (1, 9), (13, 21), (34, 34)])
 def test_every_beginning_of_the_spread_order_is_spread(rows, columns):
-    """Of the first k cells, each border has its share or more, and each part of the
-    grid about its share."""
+    """Of the first k cells, each border and each part of the grid has about its share."""
     order = spread_order(rows, columns)
     assert sorted(order.tolist()) == list(range(rows * columns))
     for k in range(0, rows * columns, 7):

@@ -1,5 +1,7 @@
-"""Rows that are compared one by one beside detrex: a result file that is continued, and the frame
-of the programs that write it and show it as a table."""
+"""Rows that are compared one by one beside detrex, in a result file that is continued.
+
+Also the frame of the programs that write it and show it as a table.
+"""
 
 import argparse
 import datetime

@@ -177,8 +177,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return next(iter(self._candidates()), "")
 
     def _candidates(self) -> list[str]:
-        """Return the files to resume from: the one that ``last_checkpoint`` names, then the newest
-        first."""
+        """Return the files to resume from, best first.
+
+        The one that ``last_checkpoint`` names comes first, then the newest.
+        """
         pointer = os.path.join(self.save_dir, "last_checkpoint")
         names = sorted(
             (n for n in os.listdir(self.save_dir) if re.match(r"^model_\d{7,}\.pth$", n)),
@@ -232,8 +234,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         return f"its {place} holds NaN" if place else ""
 
     def read(self, path: str) -> dict[str, Any]:
-        """Return the contents of a checkpoint (path, URL or ``detectron2://``) without loading them
-        into the model."""
+        """Return the contents of a checkpoint without loading them into the model.
+
+        The checkpoint is a path, a URL or ``detectron2://...``.
+        """
         parsed = urlparse(path)
         location = self.path_manager.get_local_path(parsed._replace(query="").geturl())
         return read_checkpoint(location, query=parsed.query)

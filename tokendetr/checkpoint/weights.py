@@ -57,7 +57,7 @@ class LoadReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every key fits."""
+        """True if every key fits."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def take_class_heads(self) -> list[str]:
@@ -261,8 +261,10 @@ def _report(model: nn.Module, incompatible: Any, file_keys: set[str]) -> LoadRep
 
 @torch.no_grad()
 def _converted(weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Remove the file's own prefix, and let submodules rename the weights of published
-    checkpoints (``convert_weights``)."""
+    """Remove the file's own prefix, and let submodules rename published weights.
+
+    Modules rename them by a method ``convert_weights``.
+    """
     converted = _without_prefix(dict(weights), model)
     for module in model.modules():
         convert = getattr(module, "convert_weights", None)

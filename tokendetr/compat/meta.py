@@ -15,8 +15,10 @@ __all__ = ["meta_device"]
 
 
 class _RatesOnTheCpu(TorchFunctionMode):
-    """Run ``torch.linspace`` on the CPU: Swin's constructor reads drop-path rates from its result,
-    and a meta tensor has no values."""
+    """Run ``torch.linspace`` on the CPU.
+
+    Swin's constructor reads drop-path rates from its result, and a meta tensor has no values.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -45,8 +45,10 @@ _LINEAR = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
 
 
 def onednn_linear() -> Any:
-    """Return oneDNN's linear layer ``(x, weight, bias, "none", "relu" or "gelu", [], "" or GELU's
-    form)``; None if the build lacks it."""
+    """Return oneDNN's linear layer; None if the build lacks it.
+
+    It is called with ``(x, weight, bias, "none", "relu" or "gelu", [], "" or GELU's form)``.
+    """
     return _LINEAR
 
 
@@ -60,14 +62,20 @@ _CONVOLUTION: Any = getattr(getattr(torch.ops, "mkldnn", None), "_convolution_po
 
 
 def onednn_convolution() -> Any:
-    """Return oneDNN's convolution ``(x, weight, bias, padding, stride, dilation, groups, "none" or
-    "relu", [], "")``; None if the build lacks it."""
+    """Return oneDNN's convolution; None if the build lacks it.
+
+    It is called with ``(x, weight, bias, padding, stride, dilation, groups, "none" or "relu", [],
+    "")``.
+    """
     return _CONVOLUTION
 
 
 def onednn_convolution_and_sum() -> Any:
-    """Return oneDNN's fused convolution of ``x``, sum with ``other`` and activation: ``(x, other,
-    weight, bias, padding, stride, dilation, groups, "add", 1.0, "relu", [], "")``."""
+    """Return oneDNN's fused convolution of ``x``, sum with ``other`` and activation.
+
+    It is called with ``(x, other, weight, bias, padding, stride, dilation, groups, "add", 1.0,
+    "relu", [], "")``.
+    """
     return _CONVOLUTION.binary
 
 

@@ -61,13 +61,13 @@ def survey_coco(
     if repeated:
         first = sorted({str(image_id) for image_id, _, _ in repeated})
         advice.append(
-            f"the same box of the same category is there more than once in {_some(first, 'image')}:"
-            " remove the copies"
+            f"the same box of the same category occurs more than once in {_some(first, 'image')}: "
+            "remove the copies"
         )
     if tiny:
         advice.append(
             f"{_some([str(a['id']) for a in tiny], 'annotation')}: boxes less than {_TINY_PX:g} "
-            "pixel wide or high teach nothing; remove them if they are slips"
+            "pixel wide or high train nothing; remove them if they are mistakes"
         )
     return Survey(counts, advice)
 

@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def good(self) -> bool:
-        """Whether every detection has a partner within the tolerances."""
+        """True if every detection has a partner within the tolerances."""
         close = self.box_px <= BOX_TOLERANCE_PX and self.score <= SCORE_TOLERANCE
         return self.images > 0 and self.unmatched == 0 and close
 

@@ -1,5 +1,6 @@
-"""Detectors whose queries are anchors: 4-d boxes that each decoder layer refines, with positions
-made from them (DAB and DN-Deformable DETR).
+"""Detectors whose queries are anchors: DAB-Deformable DETR and DN-Deformable DETR.
+
+Anchors are 4-d boxes that each decoder layer refines; positions are made from them.
 
 Shapes: B image, Q query, C channel, E channels of the learned content (C, or fewer with an
 indicator).

@@ -37,8 +37,9 @@ def world_average_boxes(targets: list[Target], device: torch.device) -> float:
 def layer_weights(
     weights: Mapping[str, float], *, num_layers: int, suffixes: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Give the losses of every decoder layer (and of other heads, by suffix) the last layer's
-    weights.
+    """Give the losses of every layer the last layer's weights.
+
+    Losses of other heads have suffixes too.
 
     Args:
         weights: weight of each loss of the last layer.

@@ -95,8 +95,10 @@ def _ground_truth(targets: list[Target]) -> _GroundTruth:
 
 
 def flip_labels(labels: Tensor, probability: float, num_classes: int) -> Tensor:
-    """Replace each label, with the given probability, by a class drawn uniformly from all
-    classes."""
+    """Replace each label, with the given probability, by a class drawn uniformly.
+
+    All classes are drawn from, also the label's own.
+    """
     if probability <= 0:
         return labels
     # One class per chosen label, as in detrex: drawing for all labels would spare a GPU the
@@ -108,8 +110,9 @@ def flip_labels(labels: Tensor, probability: float, num_classes: int) -> Tensor:
 
 
 def shift_corners(boxes_cxcywh: Tensor, least: Tensor, scale: float) -> Tensor:
-    """Move each corner coordinate by (``least`` .. ``least + 1``) * ``scale`` half sizes, with a
-    random sign.
+    """Move each corner coordinate by a random share of half the box's size, in a random direction.
+
+    The share is drawn uniformly from (``least`` .. ``least + 1``) * ``scale``.
 
     Args:
         boxes_cxcywh: [..., 4], fractions of the image.

@@ -61,8 +61,7 @@ def read_images(
     pixel_std_C11: Tensor,
     padding: PaddingRule | None = None,
 ) -> ImageBatch:
-    """Check the images of a batch, move them to the device of ``pixel_mean_C11`` and normalize
-    them.
+    """Check the images of a batch, move them to the mean's device and normalize them.
 
     Args:
         records: detectron2 inputs; each has ``image``, a tensor [3, H, W] of values 0..255.

@@ -15,6 +15,8 @@ def anchor_embedding(anchor_BQ4: Tensor, embed_dim: int) -> Tensor:
 
 
 def proposal_embedding(boxes_BQ4: Tensor, embed_dim: int) -> Tensor:
-    """Return the sine embedding [B, Q, 2 C] of proposals cxcywh in 0..1, x first as in Deformable
-    DETR."""
+    """Return the sine embedding [B, Q, 2 C] of proposals, cxcywh in 0..1.
+
+    x comes first, as in Deformable DETR.
+    """
     return get_sine_pos_embed(boxes_BQ4, num_pos_feats=embed_dim // 2, exchange_xy=False)

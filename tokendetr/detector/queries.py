@@ -91,8 +91,10 @@ class Predictions:
         )
 
     def as_outputs(self, *, aux: bool) -> Outputs:
-        """Return upstream's output dict: the last layer, and if ``aux`` the others under
-        ``aux_outputs``."""
+        """Return upstream's output dict, of the last layer.
+
+        ``aux`` adds the other layers' under ``aux_outputs``.
+        """
         layers = [self._layer(index) for index in range(len(self.logits_SBQV))]
         outputs: Outputs = dict(layers[-1])
         if aux:

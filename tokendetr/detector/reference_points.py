@@ -1,5 +1,6 @@
-"""Detectors whose queries have one position for all decoder layers, learned or made from proposals,
-and a reference point or box (Deformable DETR and H-Deformable DETR).
+"""Detectors with reference points or boxes: Deformable DETR and H-Deformable DETR.
+
+A query has one position for all decoder layers, learned or made from a proposal.
 
 Shapes: B image, Q query, C channel, D = C or 2 C channels of the learned queries.
 

@@ -1,5 +1,7 @@
-"""Losses on encoder tokens: the detector's own on their predictions, and losses on scores that
-predict the decoder's attention.
+"""Losses on encoder tokens.
+
+They are the detector's own on the tokens' predictions, and losses on scores that predict the
+decoder's attention.
 
 Shapes: B image, N all tokens, K tokens with predictions or kept tokens, E real ones of an image,
 V class.

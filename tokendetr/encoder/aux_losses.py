@@ -148,7 +148,7 @@ class AuxLosses:
         name = type(self.owner).__name__
         if not isinstance(output, Mapping):
             raise TypeError(
-                f"{name} was asked for the losses {sorted(self.losses)}, "
+                f"submodules of {name} added the losses {sorted(self.losses)}, "
                 f"but in training it returned a {type(output).__name__} instead of a dict of losses"
             )
         taken = sorted(set(self.losses) & set(output))

@@ -43,7 +43,7 @@ class MatchedResults:
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
-        """What became of every box (``gt_status``, ``dt_status``) and image (``img_summary``)."""
+        """Outcomes of every box (``gt_status``, ``dt_status``) and image (``img_summary``)."""
         return dict(self.coco_eval.image_diagnostics(iou_thr=0.5))
 
     def compare(self, other: "MatchedResults", resamples: int, confidence: float) -> dict[str, Any]:

@@ -226,8 +226,11 @@ DEFORMABLE_ATTENTIONS: tuple[type[nn.Module], ...] = (MultiScaleDeformableAttent
 
 
 def is_deformable_attention(module: nn.Module) -> bool:
-    """Return whether a module is deformable attention: ours, detrex's, or of the form of Deformable
-    DETR's first code (``query`` with its positions added, ``reference_points``)."""
+    """Return whether a module is deformable attention, of this project or another.
+
+    Others are detrex's, and those of the form of Deformable DETR's first code (``query`` with its
+    positions added, ``reference_points``).
+    """
     if isinstance(module, DEFORMABLE_ATTENTIONS):
         return True
     parts = (getattr(module, name, None) for name in ("sampling_offsets", "attention_weights"))

@@ -1,5 +1,7 @@
-"""Fit a sparse detector to its dense teacher without labels: the bypass's maps, then scores, then
-optionally the encoder itself. Interrupted fits can be resumed.
+"""Fit a sparse detector to its dense teacher without labels.
+
+First the bypass's maps are fitted, then scores, then optionally the encoder itself. Interrupted
+fits can be resumed.
 """
 
 import random

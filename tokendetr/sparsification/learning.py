@@ -1,5 +1,6 @@
-"""Gradient-based learning without labels: scores from the dense decoder's attention, and the sparse
-encoder from the dense encoder's memory.
+"""Gradient-based learning without labels: scores and the sparse encoder.
+
+Scores learn from the dense decoder's attention, the encoder from the dense encoder's memory.
 
 Shapes: B image, N all tokens, C channel.
 """

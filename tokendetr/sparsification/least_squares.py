@@ -123,8 +123,10 @@ def _error(maps_EC: Tensor, sums: NormalEquations, layer: int, level: int) -> Te
 
 
 def relative_error(maps: Tensor, sums: NormalEquations) -> float:
-    """Return the share of the tokens' squared change that maps do not explain, over all layers and
-    levels; 1 for maps of zeros."""
+    """Return the share of the tokens' squared change that maps do not explain.
+
+    It is over all layers and levels; 1 for maps of zeros.
+    """
     layers, levels = sums.square.shape[:2]
     error = sum(
         float(_error(maps[layer, level], sums, layer, level).sum())

@@ -124,8 +124,10 @@ def _others(valid_counts: Counts, device: torch.device) -> Tensor | int:
 
 
 def _nearest(similarity_BNN: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return each row's ``count`` highest columns, the first of equals, and a mask of those above
-    -inf. The argument is overwritten."""
+    """Return each row's ``count`` highest columns, the first of equals, overwriting the argument.
+
+    The second result is a mask of those above -inf.
+    """
     similarities: list[Tensor] = []
     columns: list[Tensor] = []
     for _ in range(min(count, similarity_BNN.shape[2])):

@@ -277,8 +277,9 @@ class LevelLayout:
             return reference_points(self.level_shapes, self.valid_ratios_BL2)
 
     def proposals(self) -> tuple[Tensor, Tensor]:
-        """Return the two-stage head's anchors: a box per token, centered on it, 0.05 * 2^level wide
-        and high.
+        """Return the two-stage head's anchors: a box centered on each token.
+
+        Its sides are 0.05 * 2^level.
 
         Returns:
             Logits of normalized cxcywh boxes [B, N, 4], relative to the real part of an image and

@@ -190,8 +190,10 @@ def _last(axis: _Axis, canvas: int) -> Tensor:
 
 
 def _spread_orders(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Return the order of windows of each grid up to a size, long [rows * columns, S], numbered
-    in the largest grid."""
+    """Return the order of windows of each grid up to a size, long [rows * columns, S].
+
+    Windows are numbered in the largest grid.
+    """
     places = np.arange(rows * columns).reshape(rows, columns)
     orders = []
     for height in range(1, rows + 1):
@@ -202,8 +204,11 @@ def _spread_orders(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 def spread_token_table(height: int, width: int) -> Tensor:
-    """Return the rows of :func:`tokendetr.tokens.spread_tokens` for each real size of a level, long
-    [height * width, height * width]; that of (h, w) is row ``(h - 1) * width + w - 1``."""
+    """Return the rows of :func:`tokendetr.tokens.spread_tokens` for each real size of a level.
+
+    They are long [height * width, height * width]; that of (h, w) is row ``(h - 1) * width + w -
+    1``.
+    """
     return torch.from_numpy(
         np.array(
             [
@@ -217,9 +222,10 @@ def spread_token_table(height: int, width: int) -> Tensor:
 
 
 def merged_window_table(height: int, width: int, merged: MergedWindows) -> tuple[Tensor, int]:
-    """Return the number of merged windows of each kind for each real size of a level, long
-    [height * width, K] in the order of :func:`spread_token_table`, and the most tokens that can be
-    left.
+    """Return the number of merged windows of each kind, and the most tokens that can be left.
+
+    The numbers are for each real size of a level, long [height * width, K] in the order of
+    :func:`spread_token_table`.
 
     Args:
         height: rows of the level.

@@ -98,8 +98,10 @@ def spread_order(rows: int, columns: int) -> np.ndarray:
 
 
 def spread_tokens(layout: LevelLayout, level: int) -> Tensor:
-    """Return each image's tokens of a level in an order whose every prefix is spread over the image
-    and avoids its border (:func:`spread_order` reversed), padding last.
+    """Return each image's tokens of a level in an order that spreads over the image, padding last.
+
+    Every prefix of the order is spread and avoids the image's border (:func:`spread_order`
+    reversed).
 
     Returns:
         Long [B, T], tokens counted from the level's first one. Do not write to it.
@@ -199,8 +201,10 @@ class LevelWindows:
         return tuple(part.view(each.count, each.cells) for part, each in parts)
 
     def _choose_together(self, score_S: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Choose as :meth:`choose` does, by a number of operators that does not depend on the
-        number of classes."""
+        """Choose as :meth:`choose` does, by a constant number of operators.
+
+        It does not depend on the number of classes.
+        """
         sizes = [each.count for each in self.classes]
         length, device = max(sizes), score_S.device
         starts_G = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
@@ -262,8 +266,10 @@ def _windows(
 def _image_windows(
     height: int, width: int, stride: int, window: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[tuple[tuple[int, int], int], ...]]:
-    """Return one image's windows: its tokens one window after the other (rows ``stride`` apart),
-    the windows' sizes, and the classes."""
+    """Return one image's windows: the tokens of one after the other, sizes, and classes.
+
+    The windows' rows are ``stride`` apart.
+    """
     rows, columns = split_evenly(height, window), split_evenly(width, window)
     shapes = window_shapes(height, width, window)
     order_S = spread_order(len(rows), len(columns))

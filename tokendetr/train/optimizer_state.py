@@ -62,8 +62,10 @@ def try_update(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter group's hyperparameters; a schedule changes ``lr`` but not
-    ``initial_lr``."""
+    """Return a parameter group's hyperparameters.
+
+    A schedule changes ``lr`` but not ``initial_lr``.
+    """
     values = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
     return {**values, "lr": group.get("initial_lr", group.get("lr"))}
 

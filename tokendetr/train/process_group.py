@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long processes wait for each other, in seconds.
+    """Time that processes wait for each other, in seconds.
 
     Attributes:
         rendezvous: until all have joined (``train.distributed.rendezvous_timeout``).
@@ -70,7 +70,7 @@ class Environment:
 
     @property
     def is_one_per_machine(self) -> bool:
-        """Whether SLURM started one process per machine, which may start more on its machine.
+        """True if SLURM started one process per machine, which may start more on its machine.
 
         torchrun's (``env://``) may not: their rendezvous is for its own number of processes.
         """
@@ -202,8 +202,10 @@ def _meet(environment: Environment, timeouts: Timeouts) -> dist.Store:
 
 
 def _tcp_store(environment: Environment, limit: timedelta) -> dist.Store:
-    """Create a store that listens only at the host of the URL, not at all of the machine's
-    addresses."""
+    """Create a store that listens only at the host of the URL.
+
+    PyTorch's own listens at all of the machine's addresses.
+    """
     parsed = urlparse(environment.init_method)
     host, port = parsed.hostname or LOOPBACK, int(parsed.port or 0)
     options: dict[str, Any] = {}

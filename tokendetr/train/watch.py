@@ -63,8 +63,10 @@ class _Line:
             self.socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have arrived; None if the connection has ended, or if it carries
-        anything but messages."""
+        """Return the messages that have arrived; None if the connection has ended.
+
+        It counts as ended if it carries anything but messages.
+        """
         try:
             content = self.socket.recv(1 << 16)
         except OSError:

@@ -65,8 +65,10 @@ def enlarge(grid_HW: NDArray, height: int, width: int) -> NDArray:
 
 
 def level_tile(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout, level: int) -> Tile:
-    """Draw one level's tokens in a layer: queries as the image, merged ones as their mean color in
-    a frame, others darkened."""
+    """Draw one level's tokens in a layer.
+
+    Queries are shown as the image, merged ones as their mean color in a frame, others darkened.
+    """
     state_HW, query_HW = _cells(base_HWC, tokens, layout, level)
     tile = base_HWC.copy()
     skipped, merged = state_HW == SKIPPED, state_HW == MERGED

@@ -1,4 +1,4 @@
-// From products of a block of queries with the keys of their segment to attention weights.
+// Softmax of the products of a block of queries with the keys of their segment.
 #pragma once
 
 namespace tokendetr::TOKENDETR_ISA::packed {
@@ -26,14 +26,17 @@ struct Sum {
     return a + b;
   }
 };
-struct Larger {  // one instruction: of NaN and b it is b
+// Not std::max: this compiles to one max instruction, which returns b if a is NaN.
+struct Larger {
   template <class V>
   TOKENDETR_INLINE V operator()(V a, V b) const {
     return a > b ? a : b;
   }
 };
 
-// Lane i of the result is vectors[i] folded to one number; as many vectors as lanes, which are used up.
+// Reduces as many vectors as there are lanes: lane i of the result is vectors[i] reduced to one number. Transposing
+// while reducing takes about two shuffles per vector; reducing each vector alone would take log2(lanes). Overwrites the
+// vectors.
 template <class T, class Fold, int kDistance = kLanes<T> / 2>
 TOKENDETR_INLINE Vec<T> fold(Vec<T>* vectors, const Fold& both) {
   if constexpr (kDistance == 0) {
@@ -50,7 +53,7 @@ TOKENDETR_INLINE Vec<T> fold(Vec<T>* vectors, const Fold& both) {
   }
 }
 
-// One number for each query of a block, or one vector still to be folded.
+// One number for each query of a block; Partial holds one vector for each, still to be reduced by `fold`.
 template <class T>
 struct alignas(64) PerQuery {
   T number[kBlock];
@@ -59,16 +62,16 @@ template <class T>
 struct Partial {
   Vec<T> vector[kBlock];
 
-  // Rows behind the last query up to a whole vector of queries.
+  // Zeroes the rows behind the last query up to a whole vector of queries, which `fold` reads.
   TOKENDETR_INLINE void finish(int64_t queries) {
     for (int64_t i = queries; i < whole_vectors<T>(queries) * kLanes<T>; ++i) vector[i] = Vec<T>{};
   }
 };
-// For each key of the tail one number per query.
+// For each key of the tail (those behind the last whole vector of keys) one number per query.
 template <class T>
 using Tails = PerQuery<T>[kMostTail<T>];
 
-// Products of a block's rows with single rows.
+// Products of a block's queries with the keys of the tail, one key at a time.
 template <class T>
 void multiply_tails(const T* block, int64_t queries, const T* rows, int64_t width, int64_t tail, Tails<T>& products) {
   for (int64_t t = 0; t < tail; ++t) {
@@ -107,8 +110,8 @@ TOKENDETR_INLINE void add_biases_of_tails(const Keys<T>& keys, int64_t queries, 
   }
 }
 
-// Adds the biases and finds the largest logits. A NaN among the logits need not reach the largest of them: it reaches
-// the sum. A row of -inf gets 0.
+// Adds the biases and finds each query's largest logit. A NaN among the logits need not reach the largest: it reaches
+// the sum of exponentials. Where all logits are -inf, `largest` is 0, because -inf - -inf would be NaN.
 template <class T>
 TOKENDETR_INLINE void make_logits(const Keys<T>& keys, int64_t queries, T* rows, Tails<T>& tails,
                                   PerQuery<T>& largest) {
@@ -137,7 +140,8 @@ TOKENDETR_INLINE void make_logits(const Keys<T>& keys, int64_t queries, T* rows,
   }
 }
 
-// Makes the rows e^(logit - largest), 0 behind the last key, and `inverse` one by their sums.
+// Replaces the logits by e^(logit - largest), 0 behind the last key, and sets `inverse` to one by their sums. Rows are
+// not divided by their sums here: the products with the values are fewer numbers to scale.
 template <class T, class S>
 TOKENDETR_INLINE void exponentials(const Keys<T>& keys, int64_t queries, const PerQuery<T>& largest, T* rows,
                                    Tails<T>& tails, PerQuery<T>& inverse, const Rows<S>& ahead) {
@@ -167,7 +171,7 @@ TOKENDETR_INLINE void exponentials(const Keys<T>& keys, int64_t queries, const P
   put_tails<T>(keys, queries, tails, rows);
 }
 
-// The softmax of a block of logits without biases, but for the factors `inverse`.
+// Replaces a block of products by unnormalized attention weights; `inverse` normalizes them.
 template <class T, class S>
 void softmax_rows(const Keys<T>& keys, int64_t queries, T* rows, Tails<T>& tails, PerQuery<T>& inverse,
                   const Rows<S>& ahead) {

@@ -1,5 +1,8 @@
-"""DINO Swin-L (4 scales, 36 epochs) with fewer tokens in its backbone. A checkpoint of the dense
-detector evaluates as it is: --eval-only train.init_checkpoint=FILE."""
+"""DINO Swin-L (4 scales, 36 epochs) with fewer tokens in its backbone.
+
+A checkpoint of the dense detector is evaluated without training: ``--eval-only
+train.init_checkpoint=FILE``.
+"""
 
 from token_transforming.config import transform_backbone
 

@@ -1,5 +1,7 @@
-"""DINO Swin-L with fewer tokens in the backbone (Token Transforming) and in the encoder (Dynamic
-DETR)."""
+"""DINO Swin-L with fewer tokens in the backbone and in the encoder.
+
+The backbone is reduced by Token Transforming, the encoder is Dynamic DETR's.
+"""
 
 from tokendetr.config import sparsify
 

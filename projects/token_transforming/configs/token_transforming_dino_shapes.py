@@ -1,5 +1,7 @@
-"""The small Swin DINO of the shapes data set with fewer tokens in its backbone, from its dense
-weights and without training."""
+"""The small Swin DINO of shapes with fewer tokens in its backbone, without training.
+
+Its weights are the dense detector's.
+"""
 
 from token_transforming.config import transform_backbone
 from tokendetr.config import checkpoint_file

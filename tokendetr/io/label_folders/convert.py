@@ -254,8 +254,10 @@ def _labels(path: Path) -> str:
 
 
 def _turn_upright(data: dict[str, Any], images: Sequence[Path]) -> None:
-    """Give images that lie on a side by their EXIF data the extents, and boxes, that they have when
-    they are shown: YOLO's numbers are shares of these."""
+    """Swap the extents and turn the boxes of images that EXIF data show on a side.
+
+    YOLO's numbers are fractions of the image as it is shown.
+    """
     turned = {}
     for record, path in zip(data["images"], images, strict=True):
         width, height = record["width"], record["height"]

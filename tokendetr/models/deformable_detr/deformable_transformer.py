@@ -1,5 +1,6 @@
-"""Deformable DETR's transformer under upstream's names and arguments: learned queries or two-stage
-proposals, with fixed query positions.
+"""Deformable DETR's transformer under upstream's names and arguments.
+
+Queries are learned or two-stage proposals, with fixed positions.
 
 Source: Deformable DETR, arXiv 2010.04159.
 """

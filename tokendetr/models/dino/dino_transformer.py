@@ -93,8 +93,7 @@ class DINOTransformer(TwoStageTransformer):
         self.init_weights()
 
     def forward(self, pyramid: Pyramid, denoising: DenoisingQueries | None) -> TransformerOutput:
-        """Encode the pyramid and decode matching queries, with denoising queries in front if
-        given."""
+        """Encode the pyramid and decode denoising queries, if given, and matching ones."""
         encoded = self.encode(pyramid)
         proposals = self.propose(encoded, score=max_class_score, limit=self.two_stage_num_proposals)
         batch_size, num_matching = proposals.indices_BQ.shape

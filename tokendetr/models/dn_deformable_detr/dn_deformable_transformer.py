@@ -1,5 +1,6 @@
-"""DN-Deformable DETR's transformer under upstream's names and arguments: that of DAB-Deformable
-DETR, with denoising queries in front of the matching ones.
+"""DN-Deformable DETR's transformer under upstream's names and arguments.
+
+It is that of DAB-Deformable DETR, with denoising queries in front of the matching ones.
 
 Source: DN-DETR, arXiv 2203.01305.
 """

@@ -21,8 +21,10 @@ from tokendetr.encoder import TokenEncoder
 
 
 def blocked_between(num_queries: int, num_first: int, device: torch.device) -> Tensor:
-    """Return the self-attention mask [Q, Q], True (blocked) between the first ``num_first`` queries
-    and the others."""
+    """Return the self-attention mask [Q, Q] that separates two groups of queries.
+
+    It is True (blocked) between the first ``num_first`` queries and the others.
+    """
     second_Q = torch.arange(num_queries, device=device) >= num_first
     return second_Q[:, None] != second_Q[None]
 

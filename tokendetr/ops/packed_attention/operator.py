@@ -1,5 +1,6 @@
-"""Packed attention: sequences of many lengths in containers of one length, each attending to
-itself.
+"""Packed attention: sequences of many lengths, packed into containers of one length.
+
+Each sequence attends to itself.
 
 Shapes: G container, T slot, M head, D head width, R side of a table of relative positions.
 """

@@ -234,8 +234,10 @@ class Merge(AnchoredMap):
         return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
     def size_BK(self) -> Tensor:
-        """Return the number of tokens merged into each reduced token, float32 [B, K]; 0 for
-        padding."""
+        """Return the number of tokens merged into each reduced token, float32 [B, K].
+
+        It is 0 for padding.
+        """
         size_K = torch.ones(self._index_BK.numel(), device=self._index_BK.device)
         for group in self.groups:
             group.add_sizes(size_K)
@@ -243,8 +245,10 @@ class Merge(AnchoredMap):
         return size_BK if self._valid_BK is None else size_BK.masked_fill(~self._valid_BK, 0.0)
 
     def cluster_BN(self) -> Tensor:
-        """Return the reduced token that represents each token, long [B, N]; -1 if none or several
-        do."""
+        """Return the reduced token that represents each token, long [B, N].
+
+        It is -1 if none or several do.
+        """
         batch, slots = self._index_BK.shape
         slot_BK = torch.arange(slots, device=self._index_BK.device).expand(batch, -1)
         if self._valid_BK is not None:

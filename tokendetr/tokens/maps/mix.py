@@ -123,8 +123,10 @@ class Mix(TokenMap):
         return self._index_BK
 
     def mix(self, x_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the reduced tokens [B, K, C] in the type of ``x_BNC``, and their sizes, float32
-        [B, K]."""
+        """Return the reduced tokens [B, K, C] and their sizes, float32 [B, K].
+
+        The tokens have the type of ``x_BNC``.
+        """
         weight_BN = self._size_BN if self._weight_BN is None else self._weight_BN
         total_BKC, mass_BK = self.assignment.gather(x_BNC, weight_BN)
         mean_BKC = total_BKC / mass_BK.clamp_min(torch.finfo(torch.float32).tiny)[..., None]

@@ -117,8 +117,10 @@ class Pack(TokenMap):
         return rows.unflatten(0, (self.num_containers, self.length))
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
-        """Return ``base_BNC`` with the selected rows replaced by the slots of containers
-        ``y_BKC``, [G, T, C]."""
+        """Return ``base_BNC`` with the selected rows replaced by the slots of containers.
+
+        ``y_BKC`` holds the containers, [G, T, C].
+        """
         dtype = torch.promote_types(base_BNC.dtype, y_BKC.dtype)
         rows_PC = y_BKC.flatten(0, 1).index_select(0, self.slot_P).to(dtype)
         flat = base_BNC.flatten(0, 1).to(dtype)

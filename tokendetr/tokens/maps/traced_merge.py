@@ -70,8 +70,10 @@ class TracedMerge(AnchoredMap):
         self._source_BK = self._sources().gather(1, index_BK)
 
     def _sources(self) -> Tensor:
-        """Return each token's row, [B, N], in the sequence of all tokens followed by all windows:
-        its window's row for the anchor of a merged window, else its own."""
+        """Return each token's row, [B, N], in the sequence of all tokens followed by all windows.
+
+        The anchor of a merged window has its window's row, all others their own.
+        """
         batch = self._index_BK.shape[0]
         source_BN = torch.arange(self.num_all, device=self._index_BK.device).repeat(batch, 1)
         levels, end, behind = [], 0, self.num_all
@@ -105,8 +107,10 @@ class TracedMerge(AnchoredMap):
         return take_rows(torch.cat(rows, dim=1), self._source_BK)
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
-        """Return ``base_BNC`` with the anchors (when broadcasting, all cells of merged windows)
-        replaced."""
+        """Return ``base_BNC`` with the anchors of merged windows replaced.
+
+        When broadcasting, all cells of merged windows are replaced.
+        """
         restored_BNC = super().restore(y_BKC, base_BNC)
         if not self.broadcast:
             return restored_BNC

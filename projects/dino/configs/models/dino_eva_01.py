@@ -1,5 +1,7 @@
-"""DINO on EVA-01, a plain vision transformer of a billion parameters. Building it needs detrex
-itself, whose backbone this is."""
+"""DINO on EVA-01, a plain vision transformer of a billion parameters.
+
+The backbone is detrex's; building the model needs detrex itself.
+"""
 
 from functools import partial
 

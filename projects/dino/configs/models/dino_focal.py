@@ -1,5 +1,7 @@
-"""DINO on FocalNet-T with three focal levels. Building it needs detrex itself, whose backbone this
-is."""
+"""DINO on FocalNet-T with three focal levels.
+
+The backbone is detrex's; building the model needs detrex itself.
+"""
 
 from detectron2.config import LazyCall as L
 

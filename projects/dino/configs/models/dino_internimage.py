@@ -1,5 +1,7 @@
-"""DINO on InternImage-T. Building it needs detrex itself, whose backbone this is, with its DCNv3
-operator."""
+"""DINO on InternImage-T.
+
+The backbone is detrex's; building the model needs detrex itself, with its DCNv3 operator.
+"""
 
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig

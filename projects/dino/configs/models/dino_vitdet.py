@@ -1,5 +1,7 @@
-"""DINO on ViTDet-B: a plain vision transformer that attends in windows except in every third block,
-with a simple feature pyramid."""
+"""DINO on ViTDet-B, a plain vision transformer with a simple feature pyramid.
+
+Every third block attends globally, the others in windows.
+"""
 
 from functools import partial
 

@@ -1,5 +1,7 @@
-"""SPT-T/16, SPT-S/28 and SPT-B/28: Swin-T, -S and -B with four more blocks in stage 3. Other depths
-are an override, such as ``model.backbone.depths=[2,2,6,2]`` for SPT-T/12."""
+"""SPT-T/16, SPT-S/28 and SPT-B/28: Swin-T, -S and -B with four more blocks in stage 3.
+
+Other depths are an override, such as ``model.backbone.depths=[2,2,6,2]`` for SPT-T/12.
+"""
 
 from detectron2.config import LazyCall as L
 

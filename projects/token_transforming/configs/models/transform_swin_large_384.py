@@ -1,5 +1,7 @@
-"""The paper's reduction for detection: 64 of the 144 tokens of a window from the ninth block of the
-third stage on, all of them again at the stage's end."""
+"""The paper's reduction for detection: 64 of the 144 tokens of a window in stage 3.
+
+It starts with the stage's ninth block; all tokens are restored at the stage's end.
+"""
 
 options = {
     "layers": (12,),
