@@ -33,6 +33,8 @@ def copy_tree(folder: Path) -> Path:
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copytree(ROOT / "tokendetr" / "ops", tree / "tokendetr" / "ops")
     (tree / "tokendetr" / "__init__.py").touch()
+    shutil.copy(ROOT / "tokendetr" / "_projects.py", tree / "tokendetr")
+    (tree / "projects").mkdir()  # of no method
     return tree
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import shutil
 import stat
 import subprocess
 import sys
@@ -12,10 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.ops.cuda_builds import LIBRARY, ROOT, copy_tree
 from tests.patience import patience
 
-ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = Path("tokendetr") / "libtokendetr_ops.so"
 TOOLCHAIN = runpy.run_path(str(ROOT / "csrc" / "setup" / "toolchain.py"))
 Missing, find_toolkit, switch = (TOOLCHAIN[x] for x in ("Missing", "find_toolkit", "switch"))
 RELEASE = "Cuda compilation tools, release 13.0, V13.0.88"
@@ -31,16 +29,10 @@ def no_settings_of_this_machine(monkeypatch) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Make a checkout that builds quickly, in a folder with a space."""
-    folder = tmp_path / "a check out"
-    folder.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    folder = copy_tree(tmp_path)
     for source in [*folder.rglob("*.cpp"), *folder.rglob("*.cu")]:
         source.unlink()
     (folder / "csrc" / "module.cpp").write_text('#include "common/stable_abi.h"\nint x = 1;\n')
-    shutil.copytree(ROOT / "tokendetr" / "ops", folder / "tokendetr" / "ops")
-    (folder / "tokendetr" / "__init__.py").touch()
     return folder
 
 
