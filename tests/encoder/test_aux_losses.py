@@ -17,7 +17,7 @@ from tokendetr.encoder.forward_context import current_pass, observe, replay_cont
 
 
 class Part(nn.Module):
-    """A submodule that adds a loss whenever it runs inside a supervised model."""
+    """A submodule that adds a loss whenever it runs inside an observed model."""
 
     def __init__(self, name: str = "loss_part") -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_gradients_of_added_losses_reach_the_submodule():
     assert model.part.linear.weight.grad.abs().sum() > 0
 
 
-def test_supervising_twice_changes_nothing():
+def test_observing_twice_changes_nothing():
     model = observe(observe(Model()))
     assert set(model(inputs())) == {"loss_own", "loss_part"}
 
@@ -198,7 +198,7 @@ def test_nested_models_keep_their_losses_apart():
     assert set(losses) == {"inner_loss_own", "inner_loss_part", "loss_outer"}
 
 
-def test_copies_and_pickles_are_supervised_on_their_own():
+def test_copies_and_pickles_are_observed_on_their_own():
     model = observe(Model())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         with torch.no_grad():

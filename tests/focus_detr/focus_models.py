@@ -25,7 +25,7 @@ def focus_sparsifier(**options) -> FocusSparsifier:
 
 
 def put_into(model: nn.Module, sparsifier: FocusSparsifier | None) -> nn.Module:
-    """Replace a model's encoder by one with the same weights and a sparsifier; supervise it."""
+    """Replace a model's encoder by one with the same weights and a sparsifier; observe it."""
     weights = model.transformer.encoder.state_dict()
     encoder = TokenEncoder(**sizes(), sparsifier=sparsifier)
     encoder.load_state_dict(weights, strict=False)

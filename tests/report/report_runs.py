@@ -1,4 +1,4 @@
-"""Two small runs with everything that a report reads, made without training."""
+"""A training and an evaluation with everything that a report reads, made without training."""
 
 import json
 from pathlib import Path
@@ -26,16 +26,19 @@ def write_runs(root: Path) -> list[str]:
         folder = root / name
         cfg = load_config(config, [f"train.data_folder={data}", f"train.output_dir={folder}"])
         folder.mkdir()
-        write_run(cfg, folder, data)
+        write_run(cfg, folder, data, is_training=not folders)
         folders.append(str(folder))
     return folders
 
 
-def write_run(cfg: DictConfig, folder: Path, data: Path) -> None:
+def write_run(cfg: DictConfig, folder: Path, data: Path, *, is_training: bool) -> None:
     torch.manual_seed(0)
     record_data_files(cfg)
-    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
-    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    weights = folder / ("model_final.pth" if is_training else "weights.pth")
+    torch.save({"model": instantiate(cfg.model).state_dict()}, weights)
+    if not is_training:
+        cfg.train.init_checkpoint = str(weights)
+    LazyConfig.save(cfg, str(folder / ("config.yaml" if is_training else "config_evaluation.yaml")))
     rows = [
         {"iteration": 10 * n, "total_loss": 9.0 / (1 + n), "lr": 1e-4, **(
             {"bbox/AP": 3.0 * n} if n % 3 == 0 else {})}

@@ -14,7 +14,7 @@ RECORDS = [
 
 
 def sparse(name: str = "dino", *, seed: int = 5, detector: dict | None = None, **options):
-    """Build a supervised small detector with random weights that keeps some of its tokens."""
+    """Build an observed small detector with random weights that keeps some of its tokens."""
     model = build(name, **(detector or {}))
     torch.manual_seed(seed)
     sparsifier = SparseSparsifier(

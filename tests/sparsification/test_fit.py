@@ -197,7 +197,7 @@ def test_a_fit_lowers_the_error_of_the_memory(images):
     real = found.layout.valid_BN
 
     def error():
-        with torch.no_grad(), supervised(student):
+        with torch.no_grad(), observed_pass(student):
             return (found.encode(student.transformer.encoder) - found.memories[-1])[real].norm()
 
     before = error()
@@ -205,7 +205,7 @@ def test_a_fit_lowers_the_error_of_the_memory(images):
     assert error() < 0.7 * before
 
 
-def supervised(model):
+def observed_pass(model):
     from tokendetr.encoder.forward_context import open_pass
 
     return open_pass(model)

@@ -13,7 +13,7 @@ from tokendetr.cli import sparsify
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config, get_config_file
 from tokendetr.io.locks import LOCK_NAME, lock_folder
-from tokendetr.predict import build_model
+from tokendetr.predict import build_model, load
 from tokendetr.sparsification import NotSparsifiableError, StaleFitError, sparse_model
 from tokendetr.sparsification.state import FitState
 from tokendetr.tokens import MassBudget
@@ -80,7 +80,11 @@ def test_a_moved_folder_and_a_config_file_work(shapes, weights, tmp_path):
     config = str(get_config_file("dino_shapes"))
     run(weights, shapes / "train", tmp_path / "a", "--method", "focus", config=config)
     (tmp_path / "a").rename(tmp_path / "b")
-    model = build_model(load_config(str(tmp_path / "b" / "config.py")))
+    cfg = load_config(str(tmp_path / "b" / "config.py"))
+    # An evaluation writes beside it, and not over the results of the dense detector.
+    assert cfg.train.output_dir == str(tmp_path / "b")
+    assert load(str(tmp_path / "b"), device="cpu").weights == f"weights: {tmp_path / 'b/model.pth'}"
+    model = build_model(cfg)
     assert model.transformer.encoder.sparsifier.bypass.weight.any()
 
 

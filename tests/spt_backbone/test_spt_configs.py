@@ -253,7 +253,7 @@ def test_spt_takes_the_place_of_a_pyramids_bottom_up():
     assert target_name(model.backbone._target_).endswith(".FPN")
     built = instantiate(model)
     assert type(built) is TwoStage
-    assert len(built._forward_hooks) == 1  # supervised
+    assert len(built._forward_hooks) == 1  # observed
     assert type(built.backbone.bottom_up) is SPT
     maps = built.backbone(torch.zeros(1, 3, 64, 96))
     assert [tuple(maps[name].shape) for name in ("p2", "p5")] == [(1, 16, 16, 24), (1, 16, 2, 3)]

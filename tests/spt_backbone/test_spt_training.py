@@ -1,4 +1,4 @@
-"""SPT inside a supervised model: labels, loss, metrics, evaluation, several processes."""
+"""SPT inside an observed model: labels, loss, metrics, evaluation, several processes."""
 
 import json
 import os

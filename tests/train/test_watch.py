@@ -1,4 +1,4 @@
-"""What holds the ranks of a run together is not disturbed by strangers, nor by haste."""
+"""The connections between the ranks of a run withstand unknown peers and early messages."""
 
 import json
 import os
@@ -39,7 +39,7 @@ STRANGERS = {
 }
 
 
-def test_strangers_are_not_in_the_way():
+def test_unauthenticated_peers_do_not_block_the_ranks():
     hub = Hub("127.0.0.1", 2)
     lines = []
     for content in STRANGERS.values():
@@ -56,7 +56,7 @@ def test_strangers_are_not_in_the_way():
         line.close()
 
 
-def test_what_arrives_with_the_greeting_is_heard():
+def test_messages_that_arrive_with_the_secret_are_read():
     hub = Hub("127.0.0.1", 2)
     failed = Failure(1, 9, "error: at once")
     messages = {"kind": "failed", **failed.as_dict()}

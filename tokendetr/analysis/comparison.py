@@ -3,6 +3,8 @@
 A project defines comparisons in ``projects.<name>.comparisons.comparisons()``; ``tools/study.py``
 runs them. The measurements of a comparison are kept in one JSON file with the bootstrap replicates,
 so that every interval can be recomputed.
+
+Shapes: R bootstrap replicate.
 """
 
 from __future__ import annotations

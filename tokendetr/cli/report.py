@@ -4,9 +4,9 @@ Examples:
     tokendetr report output/dino_bccd output/sparse_dino_bccd --output report.html
     tokendetr report dino_shapes dynamic_dino_shapes --images 100 --output report.html
 
-A run is the folder of a training, or the name of a config that comes with weights. The report is
-one file that needs no network. If a run has no results yet, its detector is run on the first images
-of the test set.
+A run is the folder of a training, an evaluation or `tokendetr sparsify`, or the name of a config
+that comes with weights. The report is one file that needs no network. If a run has no results yet,
+its detector is run on the first images of the test set.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from tokendetr.predict.predictor import (
     find_images,
     read_rgb,
 )
+from tokendetr.predict.run_folders import run_config
 
 __all__ = [
     "Detection",
@@ -22,4 +23,5 @@ __all__ = [
     "find_images",
     "load",
     "read_rgb",
+    "run_config",
 ]

@@ -22,13 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 
 from tokendetr.analysis.dial import keep_ratio_within
-from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.encoder.keep_ratio import set_keep_ratio
 from tokendetr.errors import ConfigError
 from tokendetr.layers.precision import Precision, evaluated_in
 from tokendetr.predict.detections import Detections
 from tokendetr.predict.predictor import Predictor, dataset_metadata, find_images, read_rgb
+from tokendetr.predict.run_folders import find_detector
 
 __all__ = ["Detector", "load"]
 
@@ -163,7 +163,7 @@ def load(
 
     Args:
         name: a config's name in the zoo (``dino_shapes``), a config file (``.py`` or ``.yaml``), or
-            the folder of a training run.
+            the folder of a run (:func:`tokendetr.predict.run_config`).
         weights: a checkpoint; None for the weights that come with the config, the run's best or
             last ones, or the config's ``train.init_checkpoint``; "random" for random ones.
         device: torch device; None for the GPU if there is one.
@@ -189,7 +189,7 @@ def load(
     if keep is not None and max_ms is not None:
         raise ValueError("keep and max_ms both set the keep ratio: give one of them")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    config_file, known = _find(name)
+    config_file, known = find_detector(name)
     cfg = load_config(config_file, [*overrides, f"train.device={device}"])
     source = weights or known or cfg.train.init_checkpoint or None
     if source is None:
@@ -212,20 +212,6 @@ def load(
     if max_ms is not None:
         detector.keep_within(max_ms)
     return detector
-
-
-def _find(name: str) -> tuple[str, str | None]:
-    """Return a config file and its weights, None if it has none."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        config_file = folder / "config.yaml"
-        if not config_file.is_file():
-            raise FileNotFoundError(f"{folder} is not a training run: it has no config.yaml")
-        files = [folder / file for file in ("model_best.pth", "model_final.pth")]
-        return str(config_file), next((str(file) for file in files if file.is_file()), None)
-    if name.endswith((".py", ".yaml", ".yml")):
-        return name, None
-    return str(zoo.get_config_file(name)), zoo.get_checkpoint(name)
 
 
 def _classes(cfg: DictConfig) -> tuple[list[str], list[int]]:

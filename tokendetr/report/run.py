@@ -21,7 +21,7 @@ from tokendetr.data.validate import coco_files, dataset_names
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.error_analysis import Analysis, analyze_results
 from tokendetr.io.atomic import write_atomically
-from tokendetr.predict import Detector, load, read_rgb
+from tokendetr.predict import Detector, load, read_rgb, run_config
 from tokendetr.train.writers import recorded_rows
 
 __all__ = ["Run", "read_run"]
@@ -81,13 +81,14 @@ class Run:
 
 
 def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200) -> Run:
-    """Read the folder of a training run, or a config with the weights that come with it.
+    """Read the folder of a run, or a config with the weights that come with it.
 
     If a folder has results they are analyzed; otherwise the detector is run on the first images of
     the test set.
 
     Args:
-        source: a run's folder (``train.output_dir``) or a config's name.
+        source: the folder of a training, an evaluation or ``tokendetr sparsify``, or a config's
+            name.
         cache: folder for results that are computed here.
         device: device that the detector runs on.
         limit: maximum number of images to run the detector on if there are no results.
@@ -98,10 +99,14 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
     """
     folder = Path(source).expanduser()
     is_folder = folder.is_dir()
+    config = str(run_config(folder, of_results=True)) if is_folder else source
     final = folder / "model_final.pth"
-    weights = str(final) if is_folder and final.is_file() else None
-    detector = load(source, weights, device=device, threshold=0.0)
-    cfg = load_config(str(folder / "config.yaml") if is_folder else source, trained=not is_folder)
+    if is_folder and final.is_file():
+        detector = load(config, str(final), device=device, threshold=0.0)
+    else:
+        is_training = Path(config).name == "config.yaml"
+        detector = load(source if is_training else config, device=device, threshold=0.0)
+    cfg = load_config(config, trained=not is_folder)
     name = folder.resolve().name if is_folder else source
     tested = next((name for name, for_test in dataset_names(cfg, evaluation_only=True)), "")
     register_if_known(tested)

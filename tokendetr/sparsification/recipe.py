@@ -141,6 +141,8 @@ def sparse_config(
 ) -> DictConfig:
     """Return a sparse detector's complete config; the written ``config.py`` calls it.
 
+    Its output folder is that of the checkpoint.
+
     Args:
         config: name or file of the dense detector's config.
         method: see :func:`sparsifier_node`.
@@ -156,6 +158,8 @@ def sparse_config(
     """
     cfg = load_config(config_file(config), overrides)
     cfg.model = sparse_model(cfg.model, method, keep_ratio, budget)
+    # Not the dense detector's folder, whose results an evaluation would overwrite.
+    cfg.train.output_dir = str(Path(checkpoint).parent)
     cfg.train.init_checkpoint = checkpoint
     cfg.train.init_checkpoint_strict = True
     return cfg

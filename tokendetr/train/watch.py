@@ -5,12 +5,11 @@ A collective operation waits for every rank, indefinitely (nccl) or until a conn
 before it ends; if it is killed, the operating system closes the connection. Rank 0 forwards the
 first error, and a thread in every rank then ends its process, whatever the main thread waits for.
 
-Messages are lines of JSON; connections are accepted only with the run's secret.
+Connections are accepted only with the run's secret.
 """
 
 import contextlib
 import hmac
-import json
 import logging
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tokendetr.train.failures import Failure
+from tokendetr.train.messages import MessageSocket
 from tokendetr.train.network import listener
 from tokendetr.train.stop import StopSignals
 
@@ -34,53 +34,10 @@ logger = logging.getLogger("tokendetr.train")
 
 _CONSEQUENCE_SECONDS = 2.0
 _ANSWER_SECONDS = 6.0
-_MOST_OF_A_STRANGER = 4096  # bytes accepted without the secret
 _LOST = (
     "error: the process of rank {rank} ended without an error message. It was killed; most often "
     "the system does that when memory runs out (see dmesg)"
 )
-
-
-class _Line:
-    """Socket for messages, one JSON object per line.
-
-    Attributes:
-        rank: rank of the process at the other end; None until that has sent the run's secret.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self.rank: int | None = None
-        self._rest = b""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-            if hasattr(socket, name):  # a machine that lost power does not close its connections
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-    def send(self, kind: str, **fields: Any) -> None:
-        """Send a message; a lost connection is noticed by :meth:`receive`."""
-        with contextlib.suppress(OSError):
-            self.socket.sendall(json.dumps({"kind": kind, **fields}).encode() + b"\n")
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """Return the messages that have arrived; None if the connection has ended.
-
-        It counts as ended if it carries anything but messages.
-        """
-        try:
-            content = self.socket.recv(1 << 16)
-        except OSError:
-            content = b""
-        if not content:
-            return None
-        *lines, self._rest = (self._rest + content).split(b"\n")
-        if self.rank is None and len(self._rest) > _MOST_OF_A_STRANGER:
-            return None
-        try:
-            messages = [json.loads(line) for line in lines]
-        except (ValueError, RecursionError):
-            return None
-        return [m for m in messages if isinstance(m, dict)]
 
 
 class Hub:
@@ -104,10 +61,10 @@ class Hub:
         self.address = (host, int(self._listener.getsockname()[1]))
         self.secret = secrets.token_hex(16)
         self._world_size = world_size
-        self._lines: dict[int, _Line] = {}
+        self._lines: dict[int, MessageSocket] = {}
         self._done: set[int] = set()
         self._ending: Failure | None = None
-        self._doubtful: tuple[float, Failure] | None = None
+        self._unexplained: tuple[float, Failure] | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self.is_empty = threading.Event()
@@ -120,23 +77,24 @@ class Hub:
                     self._accept()
                 else:
                     self._read(key.data)
-            if self._doubtful is not None and time.monotonic() > self._doubtful[0]:
-                self._end(self._doubtful[1])
+            if self._unexplained is not None and time.monotonic() > self._unexplained[0]:
+                self._end(self._unexplained[1])
         self.is_empty.set()
         self._listener.close()
 
     def _accept(self) -> None:
-        # Whoever it is, the ranks do not wait for what it says.
+        # Any host can connect. The selector reads when there is data, so that a peer that sends
+        # nothing does not block the ranks.
         with contextlib.suppress(OSError):
             connection, _ = self._listener.accept()
             connection.settimeout(30)
-            self._selector.register(connection, selectors.EVENT_READ, _Line(connection))
+            self._selector.register(connection, selectors.EVENT_READ, MessageSocket(connection))
 
-    def _read(self, line: _Line) -> None:
+    def _read(self, line: MessageSocket) -> None:
         messages = line.receive()
         if messages and line.rank is None:
             # More may have arrived with it already.
-            messages = messages[1:] if self._greet(line, messages[0]) else None
+            messages = messages[1:] if self._authenticate(line, messages[0]) else None
         if messages is None:
             self._selector.unregister(line.socket)
             line.socket.close()
@@ -149,14 +107,14 @@ class Hub:
             if kind == "done" and line.rank is not None:
                 self._done.add(line.rank)
             elif kind == "stop":
-                self._tell_all("stop", number=int(message["number"]))
+                self._broadcast("stop", number=int(message["number"]))
             elif kind == "failed":
                 self._consider(Failure(**message))
 
-    def _greet(self, line: _Line, hello: dict[str, Any]) -> bool:
-        """Register a rank by its first message; return False for a stranger."""
-        said = str(hello.get("secret")).encode(errors="replace")
-        if not hmac.compare_digest(said, self.secret.encode()):
+    def _authenticate(self, line: MessageSocket, hello: dict[str, Any]) -> bool:
+        """Register a rank by its first message; return False without the run's secret."""
+        sent = str(hello.get("secret")).encode(errors="replace")
+        if not hmac.compare_digest(sent, self.secret.encode()):
             return False
         line.rank = int(hello["rank"])
         self._lines[line.rank] = line
@@ -172,15 +130,15 @@ class Hub:
         """
         if not failure.is_consequence:
             self._end(failure)
-        elif self._doubtful is None:
-            self._doubtful = (time.monotonic() + _CONSEQUENCE_SECONDS, failure)
+        elif self._unexplained is None:
+            self._unexplained = (time.monotonic() + _CONSEQUENCE_SECONDS, failure)
 
     def _end(self, failure: Failure) -> None:
         if self._ending is None:
             self._ending = failure
-            self._tell_all("end", **failure.as_dict())
+            self._broadcast("end", **failure.as_dict())
 
-    def _tell_all(self, kind: str, **fields: Any) -> None:
+    def _broadcast(self, kind: str, **fields: Any) -> None:
         for line in self._lines.values():
             line.send(kind, **fields)
 
@@ -214,7 +172,7 @@ class Watch:
         self._is_closed = False
         self._wakeup, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
-        self._line = _Line(socket.create_connection(address, timeout=60))
+        self._line = MessageSocket(socket.create_connection(address, timeout=60))
         self._line.rank = 0
         self._line.socket.settimeout(None)
         self._line.send("hello", rank=rank, secret=secret)
@@ -246,8 +204,8 @@ class Watch:
         """Report that this rank is done; afterwards no other rank's failure ends it."""
         self._line.send("done")
         if self._hub is not None:
-            # Until all are done: the others would take the end of the hub for a failure of rank 0,
-            # and a failure of theirs still has to end the run.
+            # Wait for all: if the hub ended first, the others would report rank 0 as failed, and
+            # their own failures could no longer end the run.
             self._hub.is_empty.wait()
         self._is_closed = True
         with contextlib.suppress(OSError):
@@ -274,7 +232,7 @@ class Watch:
         messages = self._line.receive()
         if messages is None:
             if not self._is_closed:
-                self._end(_lost(0), shower=1)
+                self._end(_lost(0), printer=1)
             return
         for message in messages:
             kind = message.pop("kind", "")
@@ -282,7 +240,7 @@ class Watch:
                 self.stop.request(int(message["number"]))
             elif kind == "end":
                 failure = Failure(**message)
-                self._end(failure, shower=0 if failure.is_lost else failure.rank)
+                self._end(failure, printer=0 if failure.is_lost else failure.rank)
 
     def _read_launcher(self) -> None:
         assert self._launcher is not None
@@ -301,12 +259,12 @@ class Watch:
             logger.error("The process that started rank %d is gone: ending", self.rank)
             end_process(1)
 
-    def _end(self, failure: Failure, shower: int) -> None:
+    def _end(self, failure: Failure, printer: int) -> None:
         """End this process with the run's first failure, whatever its main thread does.
 
         Args:
             failure: the run's first failure.
-            shower: the rank that prints it.
+            printer: rank that prints its error.
         """
         if self._ending is not None:
             return
@@ -316,7 +274,7 @@ class Watch:
             return  # the main thread prints its own error and ends the process
         if failure.text:
             logger.info("Ending, because rank %d failed: %s", failure.rank, failure.headline())
-        if shower == self.rank:
+        if printer == self.rank:
             failure.show()
         self.leave(failure.code)
 
