@@ -51,6 +51,7 @@ def test_the_page_is_one_small_file_that_asks_for_nothing(page):
     assert "default-src 'none'" in markup
     for name in NAMES:
         assert name in markup
+    assert f"Difference to {NAMES[0]}" in markup and "+0.0 to +0.0" in markup  # equal results
 
 
 def test_runs_charts_and_images_are_on_the_page(data):
@@ -96,7 +97,9 @@ def test_a_name_that_would_run_is_shown_as_text(page, tmp_path):
     name = "<img src=x onerror=alert(1)>"
     val, folder = page.parent / "cells/val.json", page.parent / NAMES[0]
     analysis = analyze_results(val, folder / "coco_instances_results.json")
-    run = Run(name, {"key": "</script>" + name}, name, [], analysis, name, val.parent / "images")
+    results = folder / "coco_instances_results.json"
+    settings = {"key": "</script>" + name}
+    run = Run(name, settings, name, [], analysis, name, val.parent / "images", val, results)
     text = write_page([run], tmp_path / "r.html").read_text()
     assert "<img src=x" not in text
     assert text.count("</script>") == 3  # of the page's own three

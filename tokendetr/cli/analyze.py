@@ -61,7 +61,9 @@ def run_of(path: str, name: str, args: argparse.Namespace) -> Run:
     """Analyze a file of results."""
     images = Path(args.images) if args.images else Path(args.annotations).parent
     analysis = analyze_results(args.annotations, path)
-    return Run(name, {}, "", [], analysis, f"all images of {args.annotations}", images)
+    evaluated = f"all images of {args.annotations}"
+    files = (Path(args.annotations), Path(path))
+    return Run(name, {}, "", [], analysis, evaluated, images, *files)
 
 
 def names_of(results: str, other: str) -> tuple[str, str]:
@@ -89,7 +91,8 @@ def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
     content = analysis.as_dict() | ({"comparison": asdict(comparison)} if comparison else {})
     write_atomically(str(folder / "analysis.json"), json.dumps(content, indent=1).encode())
     write_atomically(str(folder / "classes.csv"), classes_csv(analysis).encode())
-    write_page(runs, folder / "index.html", worst=args.worst, comparison=comparison)
+    comparisons = {runs[-1].name: comparison} if comparison else {}
+    write_page(runs, folder / "index.html", worst=args.worst, comparisons=comparisons)
     return analysis, comparison
 
 

@@ -4,7 +4,7 @@ import base64
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
 from io import BytesIO
@@ -19,7 +19,7 @@ from PIL import Image
 from tokendetr import __version__
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.errors import OutputError
-from tokendetr.evaluation.error_analysis import Comparison
+from tokendetr.evaluation.error_analysis import Comparison, compare_results
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import read_rgb
@@ -81,7 +81,25 @@ def write_report(
         raise OutputError(f"two runs have the same name ({', '.join(names)}): rename a folder")
     with tempfile.TemporaryDirectory() as cache:
         runs = [read_run(each, Path(cache), device=device, limit=limit) for each in sources]
-    return write_page(runs, output, worst=worst, random=random, token_images=token_images)
+        comparisons = _compared_with_the_first(runs)
+    return write_page(
+        runs,
+        output,
+        worst=worst,
+        random=random,
+        token_images=token_images,
+        comparisons=comparisons,
+    )
+
+
+def _compared_with_the_first(runs: Sequence[Run]) -> dict[str, Comparison]:
+    """Return run -> comparison, for the runs that were evaluated on the first one's images."""
+    first, *others = runs
+    return {
+        run.name: compare_results(first.annotations, first.results, run.results)
+        for run in others
+        if run.evaluated == first.evaluated
+    }
 
 
 def write_page(
@@ -91,7 +109,7 @@ def write_page(
     worst: int = 4,
     random: int = 4,
     token_images: int = 2,
-    comparison: Comparison | None = None,
+    comparisons: Mapping[str, Comparison] | None = None,
 ) -> Path:
     """Write a page about runs that have been read.
 
@@ -101,7 +119,7 @@ def write_page(
         worst: number of images with the most errors to show for each run.
         random: number of random images, the same for runs on the same images.
         token_images: number of these to show with their tokens.
-        comparison: comparison of the first two runs.
+        comparisons: run -> its comparison with the first run.
 
     Returns:
         The file.
@@ -110,7 +128,7 @@ def write_page(
     chosen = [path for path, why in shown.items() if why == RANDOM]
     tokens = _tokens(runs, chosen, token_images)
     for side in _SIDES:
-        page = _render(runs, shown, tokens, comparison, side=side, worst=worst).encode()
+        page = _render(runs, shown, tokens, comparisons or {}, side=side, worst=worst).encode()
         if len(page) <= MOST_BYTES:
             break
         logger.info("The page has %.1f MB: trying smaller images", len(page) / 1e6)
@@ -155,7 +173,7 @@ def _render(
     runs: Sequence[Run],
     shown: dict[str, str],
     tokens: dict[str, dict[str, list[Any]]],
-    comparison: Comparison | None,
+    comparisons: Mapping[str, Comparison],
     *,
     side: int,
     worst: int,
@@ -187,7 +205,7 @@ def _render(
         has_tokens=bool(tokens),
         has_images=bool(shown),
         has_cost=all(run.cost for run in runs),
-        comparison=comparison,
+        comparisons=comparisons,
         evaluated=_evaluated(runs),
         data=json.dumps(data, cls=encoder).replace("<", "\\u003c"),
         plotly=plotly.offline.get_plotlyjs(),

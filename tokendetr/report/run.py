@@ -60,6 +60,8 @@ class Run:
         analysis: analysis of the results on the test set.
         evaluated: description of the evaluated images.
         image_root: folder of the test images.
+        annotations: COCO JSON of these images.
+        results: COCO results on them.
         cost: ``gflops`` per image (a multiply-add counts as 1), ``ms`` per image and
             ``parameters`` in millions; empty for results without a detector.
         detector: the detector with its weights; None for results without one.
@@ -72,6 +74,8 @@ class Run:
     analysis: Analysis
     evaluated: str
     image_root: Path
+    annotations: Path
+    results: Path
     cost: dict[str, float] = field(default_factory=dict)
     detector: Detector | None = field(default=None, repr=False)
 
@@ -129,6 +133,8 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
         analysis=analysis,
         evaluated=evaluated,
         image_root=Path(files.image_root),
+        annotations=annotations,
+        results=results,
         cost=_cost(detector, paths),
         detector=detector,
     )
