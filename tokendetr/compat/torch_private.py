@@ -53,8 +53,11 @@ def onednn_linear() -> Any:
 
 
 def onednn_packed_linear_weight() -> Any:
-    """Return the function ``(weight, rows)`` that brings a linear layer's weights into oneDNN's
-    layout for products of about this many rows; None if the build lacks it."""
+    """Return the function that brings a linear layer's weights into oneDNN's layout, or None.
+
+    It is called with ``(weight, rows)``, the number of rows that products will have about; None if
+    the build lacks it.
+    """
     return getattr(getattr(torch.ops, "mkldnn", None), "_reorder_linear_weight", None)
 
 
