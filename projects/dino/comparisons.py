@@ -54,12 +54,14 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
         f"Sparse DETR {share} with bypass", f"{sparse}_bypass", ratio, ("--max-images", "128")
     )
     # Fresh heads on the encoder's layers: their gradients would take most of the clipped step.
-    yield Contestant(
-        f"Sparse DETR {share} with bypass, no auxiliary heads",
-        f"{sparse}_bypass",
-        [*ratio, *_options(auxiliary_heads=False)],
-        ("--max-images", "128"),
-    )
+    headless = [*ratio, *_options(auxiliary_heads=False)]
+    for more, distilled in (("", ()), (", distilled first", ("--distill", "400"))):
+        yield Contestant(
+            f"Sparse DETR {share} with bypass{more}, no auxiliary heads",
+            f"{sparse}_bypass",
+            headless,
+            ("--max-images", "128", *distilled),
+        )
     yield Contestant(f"Focus-DETR {share}", f"focus_dino_{data}", ratio)
     yield Contestant(f"Dynamic DETR {share}", dynamic, _dynamic(keep))
     yield Contestant(f"Dynamic DETR {share}, one choice, retained", dynamic, one_choice)
