@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from token_transforming.recovery import RecoveryMaps, maps_of
 from token_transforming.sequence import TransformedBlock
 from token_transforming.settings import Reduction
-from token_transforming.windowed_model import TransformedStage
+from token_transforming.windowed_families import TransformedStage
 from tokendetr.sparsification.least_squares import NormalEquations, relative_error, solve
 
 __all__ = ["NoMapsError", "fit_recovery"]

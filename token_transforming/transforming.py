@@ -16,13 +16,13 @@ from token_transforming.settings import (
     Similarity,
     Sizes,
 )
-from token_transforming.windowed_model import (
-    WINDOWED,
-    WindowBias,
-    is_windowed,
-    restore_windowed,
-    transform_windowed,
+from token_transforming.windowed_families import (
+    WINDOWED_FAMILIES,
+    WindowedFamily,
+    windowed_family_of,
 )
+from token_transforming.windowed_model import restore_windowed, transform_windowed
+from token_transforming.windows import WindowBias
 
 
 def transform(
@@ -113,8 +113,8 @@ def transform(
     )
     name, owner, family = find_supported(model)
     _restore_one(owner, family)
-    if family is None:
-        return transform_windowed(owner, name, layers, reductions, window_bias)
+    if isinstance(family, WindowedFamily):
+        return transform_windowed(owner, family, name, layers, reductions, window_bias)
     read = blocks_read_by(model)
     return transform_sequence(owner, family, name, layers, reductions, recover, read)
 
@@ -155,8 +155,8 @@ def restore(model: nn.Module) -> nn.Module:
         ``model``.
     """
     for module in list(model.modules()):
-        family = family_of(module)
-        if family is not None or is_windowed(module):
+        family = family_of(module) or windowed_family_of(module)
+        if family is not None:
             _restore_one(module, family)
     return model
 
@@ -164,22 +164,26 @@ def restore(model: nn.Module) -> nn.Module:
 def supported() -> tuple[str, ...]:
     """Return the names of the classes that can be transformed."""
     sequence = tuple(f"{family.package.rstrip('.')}: {family.owner}" for family in FAMILIES)
-    return (*sequence, *(f"detectron2: {name}" for name in WINDOWED))
+    windowed = (
+        f"{family.package.rstrip('.') or 'detectron2'}: {family.owner}"
+        for family in WINDOWED_FAMILIES
+    )
+    return (*sequence, *windowed)
 
 
-def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | None]:
+def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | WindowedFamily]:
     """Return the one module of a model that can be transformed.
 
     Returns:
-        Its name, itself, and its family (None for windowed backbones).
+        Its name, itself, and its family.
 
     Raises:
         UnsupportedModelError: there is none, or several.
     """
-    found: list[tuple[str, nn.Module, Family | None]] = []
+    found: list[tuple[str, nn.Module, Family | WindowedFamily]] = []
     for name, module in model.named_modules():
-        family = family_of(module)
-        if family is not None or is_windowed(module):
+        family = family_of(module) or windowed_family_of(module)
+        if family is not None:
             found.append((name, module, family))
     if len(found) == 1:
         return found[0]
@@ -195,8 +199,8 @@ def find_supported(model: nn.Module) -> tuple[str, nn.Module, Family | None]:
     )
 
 
-def _restore_one(owner: nn.Module, family: Family | None) -> None:
-    if family is None:
-        restore_windowed(owner)
+def _restore_one(owner: nn.Module, family: Family | WindowedFamily) -> None:
+    if isinstance(family, WindowedFamily):
+        restore_windowed(owner, family)
     else:
         restore_sequence(owner, family)

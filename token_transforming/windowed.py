@@ -14,7 +14,6 @@ and columns of a table of relative positions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from token_transforming.recovery import Undo, maps_of
 from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
 from token_transforming.window_attention import WindowLogits
+from token_transforming.windowed_blocks import WindowedBlocks
 from token_transforming.windows import (
     Size,
     WindowBias,
@@ -56,31 +56,6 @@ class Windows:
     window: Size
     shift: Size
     position_GT2: Tensor | None
-
-
-class WindowedBlocks(Protocol):
-    """Interface to the blocks of a family of windowed backbones."""
-
-    def window(self, block: nn.Module) -> int:
-        """Return the side of the block's windows."""
-
-    def is_shifted(self, block: nn.Module) -> bool:
-        """Return True if the block's windows are shifted."""
-
-    def heads(self, block: nn.Module, normed_GTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, each [G, M, T, D]."""
-
-    def scale(self, block: nn.Module) -> float:
-        """Return the factor of the logits."""
-
-    def bias_table(self, block: nn.Module) -> Tensor:
-        """Return the bias [M, 2h - 1, 2w - 1] of (query - key) offsets in windows of h x w."""
-
-    def dropout(self, block: nn.Module) -> float:
-        """Return the probability of dropping an attention weight."""
-
-    def project(self, block: nn.Module, out_GTC: Tensor) -> Tensor:
-        """Return the attention's output projected."""
 
 
 @dataclass(frozen=True)
@@ -178,26 +153,26 @@ def _run_block(
 ) -> tuple[Tensor, MapState]:
     """Run one block."""
     windows = _windows(block, state, window_bias, kind)
-    added_BHWC, observed = _attend(block, block.norm1(x_BHWC), how, state, windows, kind)  # type: ignore[operator]
+    added_BHWC, observed = _attend(block, kind.norm(block)(x_BHWC), how, state, windows, kind)
     x_BHWC = x_BHWC + block.drop_path(added_BHWC)  # type: ignore[operator]
     late = how is not None and how.method == "clustering"
     if how is not None and not late and observed is not None:
         x_BHWC, state = _reduce(block, x_BHWC, how, state, windows, observed)
-    x_BHWC = x_BHWC + block.drop_path(_feed(block, x_BHWC, state))  # type: ignore[operator]
+    x_BHWC = x_BHWC + block.drop_path(_feed(block, x_BHWC, state, kind))  # type: ignore[operator]
     if how is not None and late and observed is not None:
         x_BHWC, state = _reduce(block, x_BHWC, how, state, windows, observed)
     return x_BHWC, state
 
 
-def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState) -> Tensor:
+def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState, kind: WindowedBlocks) -> Tensor:
     """Return the output of the feed-forward network, computed for real tokens alone."""
     if state.window is None or state.valid_GT is None or state.real is None:
-        return block.mlp(block.norm2(x_BHWC))  # type: ignore[operator]
+        return kind.feed(block, x_BHWC)
     valid_E = paste(state.valid_GT[..., None], state.window, state.size).flatten()
     number = sum(state.real) * (state.valid_GT.shape[0] // len(state.real))
     real_R = (~valid_E).byte().sort(stable=True).indices[:number]
     x_EC = x_BHWC.flatten(0, 2)
-    fed_RC = block.mlp(block.norm2(x_EC[real_R]))  # type: ignore[operator]
+    fed_RC = kind.feed(block, x_EC[real_R])
     fed_EC = fed_RC.new_zeros(x_EC.shape).index_copy(0, real_R, fed_RC)
     return fed_EC.view_as(x_BHWC)
 

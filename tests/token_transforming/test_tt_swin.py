@@ -285,11 +285,11 @@ def test_padding_is_not_fed_through_the_network(monkeypatch, method, keep_ratio)
 
     original = windowed._feed
 
-    def spy(block, x_BHWC, state):
+    def spy(block, x_BHWC, state, kind):
         if state.real is not None:
             batches = len(state.valid_GT) // len(state.real)
             counted.append((sum(state.real) * batches, int(state.valid_GT.sum())))
-        return original(block, x_BHWC, state)
+        return original(block, x_BHWC, state, kind)
 
     monkeypatch.setattr(windowed, "_feed", spy)
     model(x)
