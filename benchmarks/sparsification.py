@@ -6,9 +6,9 @@
 
 Every seed chooses other images and fits again; what is recorded is not run again. Rows:
 random tokens (without and with the bypass), a score head alone, the bypass at the end of the
-encoder only, the bypass in every layer, and distillation after it. With --labels, what was fitted
-(the bypass in every layer) is then trained with labels, with and without its maps, and so is the
-dense detector: the same iterations, seed and schedule.
+encoder only, the bypass in every layer (also with budgets by score mass), and distillation. With
+--labels, what was fitted (the bypass in every layer) is then trained with labels, with and without
+its maps, and so is the dense detector: the same iterations, seed and schedule.
 """
 
 from __future__ import annotations
@@ -38,20 +38,26 @@ from tokendetr.analysis.tables import Table, splice
 from tokendetr.config.zoo import get_config_file
 from tokendetr.io.atomic import write_atomically
 from tokendetr.predict import Predictor
-from tokendetr.sparsification import FitOptions, UnlabeledImages, fit, sparse_model
+from tokendetr.sparsification import Budget, FitOptions, UnlabeledImages, fit, sparse_model
 from tokendetr.sparsification.job import SparsifyJob, box_ap, write_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "sparsification" / "results.json"
 PAGE = ROOT / "docs" / "bypass.md"
 RATIOS = (0.5, 0.3, 0.2, 0.1, 0.05)
-RANDOM_RATIOS = (0.5, 0.3, 0.1)
+FEWER_RATIOS = {
+    "random": (0.5, 0.3, 0.1),
+    "random+bypass": (0.5, 0.3, 0.1),
+    "mass": (0.3, 0.2, 0.1),
+}
+"""Ratios of rows that are not measured at all :data:`RATIOS`."""
 STEPS = {
     "random": "random tokens, no bypass",
     "random+bypass": "random tokens, bypass in every layer",
     "scores": "(a) scores fitted, no bypass",
     "last": "(b) scores and bypass at the end of the encoder",
     "every": "(b) scores and bypass in every layer",
+    "mass": "the same, budgets by score mass",
     "distilled": "(c) the latter, then encoder, maps and scores distilled",
 }
 LABELLED = {
@@ -62,11 +68,11 @@ LABELLED = {
 COUNTED_IMAGES = 10
 
 
-def build(cfg: DictConfig) -> tuple[Predictor, nn.Module]:
+def build(cfg: DictConfig, budget: Budget = "ratio") -> tuple[Predictor, nn.Module]:
     """Return the dense detector and its sparse twin."""
     predictor = Predictor.from_config(cfg)
     torch.manual_seed(0)
-    student: nn.Module = instantiate(sparse_model(cfg.model, "sparse", 0.3))
+    student: nn.Module = instantiate(sparse_model(cfg.model, "sparse", 0.3, budget))
     student.load_state_dict(predictor.model.state_dict(), strict=False)
     return predictor, student.eval()
 
@@ -75,8 +81,10 @@ def build(cfg: DictConfig) -> tuple[Predictor, nn.Module]:
 def changed(student: nn.Module, step: str) -> Iterator[Any]:
     """Make a fitted student what a step is about, inside the ``with`` block."""
     sparsifier = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
-    bypass, selection = sparsifier.bypass, sparsifier.selection
+    bypass, selection, budget = sparsifier.bypass, sparsifier.selection, sparsifier.mass_budget
     try:
+        if step != "mass":
+            sparsifier.mass_budget = None
         if step.startswith("random"):
             sparsifier.selection = "random"
         if step in ("random", "scores"):
@@ -89,6 +97,7 @@ def changed(student: nn.Module, step: str) -> Iterator[Any]:
         yield sparsifier
     finally:
         sparsifier.bypass, sparsifier.selection = bypass, selection
+        sparsifier.mass_budget = budget
 
 
 def training_images(cfg: DictConfig) -> list[str]:
@@ -136,7 +145,7 @@ class Study:
 
     def run(self, seed: int, options: FitOptions, distilled: FitOptions, labels: int = 0) -> None:
         """Fit, train with labels and evaluate one seed, as far as that is not recorded."""
-        predictor, student = build(self.cfg)
+        predictor, student = build(self.cfg, "mass")
         own = self.entry["seeds"].setdefault(str(seed), {})
         if "dense" not in self.entry:
             self.entry["dense"] = self.ap(predictor.model)
@@ -147,19 +156,23 @@ class Study:
             return
         for number, wanted in enumerate((options, distilled)):  # the second goes on from the first
             steps = [step for step in STEPS if (step == "distilled") == bool(number)]
+            missing = [step for step in steps if step not in own]
+            if number and not missing:
+                continue
             started, busy = time.perf_counter(), time.process_time()
             result = fit(predictor.model, student, images, wanted)
             if labels and not number:
-                self.train_on(seed, student, labels)
-            if all(step in own for step in steps):
+                with changed(student, "labels"):  # without a budget
+                    self.train_on(seed, student, labels)
+            if not missing:
                 continue
-            own[f"seconds {number}"] = round(time.perf_counter() - started, 1)
-            own[f"processor seconds {number}"] = round(time.process_time() - busy, 1)
-            own[f"curve {number}"] = result.curve
-            for step in steps:
+            own.setdefault(f"seconds {number}", round(time.perf_counter() - started, 1))
+            own.setdefault(f"processor seconds {number}", round(time.process_time() - busy, 1))
+            own.setdefault(f"curve {number}", result.curve)
+            for step in missing:
                 with changed(student, step) as sparsifier:
                     own[step] = {}
-                    for ratio in RANDOM_RATIOS if step.startswith("random") else RATIOS:
+                    for ratio in FEWER_RATIOS.get(step, RATIOS):
                         sparsifier.keep_ratio = ratio
                         own[step][str(ratio)] = self.ap(student)
                 print(seed, step, own[step], flush=True)
@@ -247,8 +260,9 @@ def tables() -> list[Table]:
 def _table(config: str, entry: dict[str, Any]) -> Table:
     rows = []
     recorded = {key for seed in entry["seeds"].values() for key in seed}
-    labelled = {step: name for step, name in LABELLED.items() if step in recorded}
-    for step, name in (STEPS | labelled).items():
+    for step, name in (STEPS | LABELLED).items():
+        if step not in recorded:
+            continue
         cells: list[str | None] = [name]
         for ratio in RATIOS:
             runs = [seed.get(step, {}) for seed in entry["seeds"].values()]
@@ -261,7 +275,11 @@ def _table(config: str, entry: dict[str, Any]) -> Table:
     fitted = [seed["curve 0"][-1] for seed in entry["seeds"].values() if "curve 0" in seed]
     explained = [100 * (1 - error) for _, error in fitted]
     count = "one seed" if len(seeds) == 1 else f"mean over {len(seeds)} seeds (each with other "
-    count += "" if len(seeds) == 1 else "images), smallest and largest in parentheses"
+    count += (
+        ""
+        if len(seeds) == 1
+        else "images), smallest and largest in parentheses; figures without them are of one seed"
+    )
     return Table(
         name=f"bypass_{config}",
         title=f"AP of `{config}` by keep ratio, without a label (dense: {entry['dense']:.1f})",

@@ -30,8 +30,8 @@ def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, mon
         instantiate(load_config(str(get_config_file("dino_shapes"))).model), str(weights)
     )
     monkeypatch.setattr(sparsification, "RESULTS", tmp_path / "results.json")
-    for name in ("RATIOS", "RANDOM_RATIOS"):
-        monkeypatch.setattr(sparsification, name, RATIOS)
+    monkeypatch.setattr(sparsification, "RATIOS", RATIOS)
+    monkeypatch.setattr(sparsification, "FEWER_RATIOS", {})
     monkeypatch.setattr(sparsification, "COUNTED_IMAGES", 1)
     overrides = [f"train.init_checkpoint={weights}", "train.device=cpu"]
     options = FitOptions(score_iterations=1), FitOptions(score_iterations=0, distill_iterations=1)
@@ -42,6 +42,7 @@ def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, mon
     study().run(0, *options, 1)
     own = json.loads((tmp_path / "results.json").read_text())["dino_shapes"]["seeds"]["0"]
     assert set(own["labels"]) == set(own["labels, no bypass"]) == {"0.5", "0.1"}
+    assert set(own["mass"]) == {"0.5", "0.1"}
     assert set(own["labels, dense"]) == {"None"} and own["iterations with labels"] == 1
     bypass = torch.load(tmp_path / "labels_0" / "labels" / "run" / "model_final.pth")["model"]
     assert any("bypass" in key for key in bypass)
