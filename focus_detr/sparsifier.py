@@ -14,24 +14,27 @@ from torch import Tensor, nn
 
 from focus_detr.budget import FocusBudget
 from focus_detr.foreground_loss import DISTANCES, Distance, foreground_labels, foreground_loss
-from focus_detr.object_attention import ObjectAttention
 from focus_detr.own_heads import OwnHeads
 from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.encoder.object_attention import (
+    FINE_SCORES,
+    FineScore,
+    ObjectAttention,
+    attend_objects,
+    object_scores,
+)
 from tokendetr.tokens import (
     Keep,
     TokenMap,
     map_counts,
     overlapping_size_ranges,
-    put_rows,
-    take_rows,
     topk_valid,
     valid_from_counts,
 )
 
-FINE_SCORES = ("probability", "logits")
 SELECTIONS = ("foreground", "random")
 PUBLISHED_OPTIONS: dict[str, Any] = {
     "value_policy": "initial",
@@ -101,7 +104,7 @@ class FocusSparsifier(TokenSparsifier):
         size_ranges: Sequence[Sequence[float]] | None = None,
         distance: Distance = "farthest_side",
         loss_weight: float = 1.5,
-        fine_score: Literal["probability", "logits"] = "probability",
+        fine_score: FineScore = "probability",
         mask_padding: bool = True,
         counts: Literal["per_image", "batch"] = "per_image",
         selection: Literal["foreground", "random"] = "foreground",
@@ -137,7 +140,7 @@ class FocusSparsifier(TokenSparsifier):
         self.num_objects = num_objects
         self.distance: Distance = distance
         self.loss_weight = loss_weight
-        self.fine_score = fine_score
+        self.fine_score: FineScore = fine_score
         self.mask_padding = mask_padding
         self.selection = selection
         self.selector = ForegroundSelector(
@@ -256,43 +259,27 @@ class FocusPlan(TokenPlan):
         """Apply the attention among object tokens."""
         if not self.focus.object_attentions:
             return tokens_BKC
-        index_BQ, valid_BQ = self._choose_objects(layer, tokens_BKC, token_map)
-        objects_BQC = take_rows(tokens_BKC, index_BQ)
-        pos_BNC = self.context.query_pos_BNC
-        anchor_BK = token_map.anchor_BK
-        token_BQ = index_BQ if anchor_BK is None else anchor_BK.gather(1, index_BQ)
-        updated_BQC = self.focus.object_attentions[layer](
-            objects_BQC, None if pos_BNC is None else take_rows(pos_BNC, token_BQ), valid_BQ
+        score_BK = object_scores(
+            tokens_BKC,
+            self._logits_BN,
+            token_map,
+            class_head=self._heads.class_head,
+            fine_score=self.focus.fine_score,
         )
-        if valid_BQ is not None:
-            updated_BQC = torch.where(valid_BQ[..., None], updated_BQC, objects_BQC)
-        return put_rows(tokens_BKC, index_BQ, updated_BQC)
-
-    @torch.no_grad()
-    def _choose_objects(
-        self, layer: int, tokens_BKC: Tensor, token_map: TokenMap
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the indices of the object tokens, long [B, Q], and a mask of the real ones."""
-        head = self._heads.class_head
-        # Autocast would cache casts of the head's weights made without gradients, and the two-stage
-        # head would reuse them.
-        with torch.autocast(tokens_BKC.device.type, enabled=False):
-            dtype = next(head.parameters()).dtype
-            category_BK = head(tokens_BKC.to(dtype)).amax(dim=-1)
-            foreground_BK = token_map.select(self._logits_BN.detach()).to(dtype)
-            if self.focus.fine_score == "probability":
-                category_BK, foreground_BK = category_BK.sigmoid(), foreground_BK.sigmoid()
-            score_BK = category_BK * foreground_BK
         self.context.recorder.record_layer_score("object", score_BK)
         length, counts = self.focus.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
         if self.focus.budget.counts == "batch":  # entries that restore() discards take part too
             counts, valid_BK = map_counts(counts, lambda _: length), None
-        return topk_valid(
+        return attend_objects(
+            self.focus.object_attentions[layer],
+            tokens_BKC,
             score_BK,
-            map_counts(counts, lambda count: min(self.focus.num_objects, count)),
-            valid_BN=valid_BK,
-            valid_counts=counts,
+            token_map,
+            pos_BNC=self.context.query_pos_BNC,
+            num_objects=self.focus.num_objects,
+            counts=counts,
+            valid_BK=valid_BK,
         )
 
     def finalize(self, memory_BNC: Tensor) -> Tensor:

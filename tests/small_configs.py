@@ -129,6 +129,9 @@ def build(model: DictConfig) -> nn.Module:
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, buffer in built.named_buffers():
+            if name.endswith("sparsifier.is_ready"):  # its teacher has weights
+                buffer.fill_(True)
     return built
 
 

@@ -41,6 +41,14 @@ OBJECTIVE = (
         for ratio, options in _ratios(objective=objective)[:4]
     ),
 )
+ATTENDED = (
+    Variant("100 %", sparsifier_options(keep_ratio=1.0)),
+    *(Variant(f"{ratio:.0%}", options) for ratio, options in _ratios()),
+)
+OBJECTS = (
+    Variant("no dual attention"),
+    Variant("dual attention", sparsifier_options(num_objects=60)),
+)
 READINGS = (
     Variant("the defaults"),
     Variant("half a cell off", sparsifier_options(half_cell=False), "reading: the map's grid"),
@@ -50,11 +58,11 @@ READINGS = (
 
 
 def studies() -> Iterable[Study]:
-    """Return the paper's ablations: Tables 2 to 4, and what the paper leaves open.
+    """Return the paper's ablations: Tables 2 to 4 and 7, and what the papers leave open.
 
-    Figures 4 and 8 show Tables 3 and 2.
+    Figures 4 and 8 show Tables 3 and 2; "objects" is Focus-DETR's appendix A.2.3.
     """
-    return studies_of(
+    yield from studies_of(
         "sparse_dino_shapes",
         (
             (
@@ -68,6 +76,17 @@ def studies() -> Iterable[Study]:
                 SELECTION,
             ),
             ("auxiliary", "The encoder's auxiliary loss on shapes (Table 4)", AUXILIARY),
+            ("objects", "Focus-DETR's dual attention in Sparse-DINO on shapes", OBJECTS),
             ("readings", "Readings of Sparse-DINO on shapes", READINGS),
+        ),
+    )
+    yield from studies_of(
+        "dino_shapes_attended",
+        (
+            (
+                "attended",
+                "A trained detector chooses the tokens, on shapes (the paper's Table 7)",
+                ATTENDED,
+            ),
         ),
     )

@@ -61,6 +61,7 @@ class ForwardContext:
         part: bool = False,
     ) -> None:
         self.model = model
+        self.batched_inputs = batched_inputs
         self.losses = None if model is None else AuxLosses(model, batched_inputs)
         self.recorder = recorder or Recorder()
         self.part = part
@@ -173,14 +174,18 @@ def record_tokens() -> Iterator[TokenTrace]:
 
 
 @contextmanager
-def open_pass(model: nn.Module, batched_inputs: object = ()) -> Iterator[AuxLosses]:
+def open_pass(
+    model: nn.Module, batched_inputs: object = (), *, recorder: Recorder | None = None
+) -> Iterator[AuxLosses]:
     """Open a pass of a model for the ``with`` block, and collect what its submodules add.
 
     Args:
         model: the model.
         batched_inputs: detectron2's list of dicts, from which targets are read.
+        recorder: receives token maps and scores; None: that of the surrounding pass.
     """
-    context = _begin(ForwardContext(model, batched_inputs, recorder=current_pass().recorder))
+    recorder = recorder or current_pass().recorder
+    context = _begin(ForwardContext(model, batched_inputs, recorder=recorder))
     assert context.losses is not None
     succeeded = False
     try:

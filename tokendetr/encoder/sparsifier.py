@@ -36,6 +36,8 @@ class EncoderContext:
         detector: view of the detector that owns the encoder; None if the encoder runs alone.
         losses: auxiliary losses and targets of the pass; None outside of a detector's training.
         recorder: receives scores; records nothing outside of ``record_tokens()``.
+        batched_inputs: the detector's own input, detectron2's list of dicts; None if the encoder
+            runs alone.
     """
 
     layout: LevelLayout
@@ -47,6 +49,7 @@ class EncoderContext:
     detector: DetectorView | None = None
     losses: AuxLosses | None = None
     recorder: Recorder = field(default_factory=Recorder)
+    batched_inputs: object = None
 
     def require_detector(self) -> DetectorView:
         """Return the detector around the encoder.

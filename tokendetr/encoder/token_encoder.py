@@ -193,6 +193,7 @@ class TokenEncoder(nn.Module):
             detector=forward.detector,
             losses=forward.losses if forward.model is not None and forward.model.training else None,
             recorder=forward.recorder,
+            batched_inputs=forward.batched_inputs,
         )
         forward.recorder.begin_forward(layout)
         record_decoder_attention(forward, layout)

@@ -6,6 +6,7 @@ sparsifier = L(SparseSparsifier)(
     keep_ratio=0.3,
     embed_dim="${..embed_dim}",
     num_layers="${..num_layers}",
+    num_heads="${..num_heads}",
     num_classes="${....num_classes}",
     selection="dam",
     projection="detector",

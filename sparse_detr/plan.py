@@ -1,0 +1,196 @@
+"""One forward pass of Sparse DETR: scores and the kept set at the start, losses in training.
+
+Shapes: B image, N all tokens, K kept tokens, C channel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokendetr.detector.criterion import world_average_boxes
+from tokendetr.detector.token_losses import (
+    add_detection_losses,
+    attention_ranking_loss,
+    attention_value_loss,
+    decoder_attention_loss,
+)
+from tokendetr.encoder import EncoderContext, TokenPlan
+from tokendetr.encoder.decoder_attention import DecoderAttention
+from tokendetr.encoder.object_attention import attend_objects, object_scores
+from tokendetr.tokens import Counts, Keep, TokenMap, TracedCounts, map_counts, topk_valid
+
+if TYPE_CHECKING:
+    from sparse_detr.sparsifier import SparseSparsifier
+
+
+def kept_tokens(keep_ratio: float, valid_tokens: int) -> int:
+    """Return the number of an image's real tokens that are kept at a ratio in [0, 1].
+
+    Source: the published code, which keeps one more than the ratio's share, rounded down. Differs:
+    never more than there are, and none at ratio 0.
+    """
+    if keep_ratio == 0:
+        return 0
+    return min(int(keep_ratio * valid_tokens) + 1, valid_tokens)
+
+
+class SparsePlan(TokenPlan):
+    """One forward pass: scores and the kept set at the start, losses in training.
+
+    Args:
+        context: the forward pass.
+        sparsifier: the options and the modules.
+    """
+
+    def __init__(self, context: EncoderContext, sparsifier: SparseSparsifier) -> None:
+        super().__init__(context)
+        self.options = sparsifier
+        layout = context.layout
+        self._valid_counts = layout.token_counts
+        self._counts = map_counts(self._valid_counts, sparsifier.kept_tokens)
+        self._valid_BN = layout.valid_BN if layout.may_have_padding else None
+        self._judged: list[tuple[int, Tensor, TokenMap]] = []
+        self._map: TokenMap = self._identity
+        training = sparsifier.training
+        if not training and sparsifier.keep_ratio == 1 and not sparsifier.num_objects:
+            return
+        if sparsifier.keep_ratio == 0:
+            nothing_BK = torch.empty(layout.batch_size, 0, dtype=torch.long, device=layout.device)
+            self._map = Keep(index_BK=nothing_BK)
+            return
+        score_BN = self._score(training)
+        if sparsifier.selection != "random":
+            self.score_BN = score_BN
+        if sparsifier.keep_ratio < 1:
+            context.recorder.record_score("score", score_BN)
+            if not training:
+                self._counts = self._evaluated_counts(score_BN)
+            index_BK, valid_BK = topk_valid(
+                score_BN, self._counts, valid_BN=self._valid_BN, valid_counts=self._valid_counts
+            )
+            self._map = Keep(index_BK=index_BK, valid_BK=valid_BK)
+        if training and sparsifier.selection == "dam":
+            self._train_on_decoder(score_BN)
+
+    def _score(self, training: bool) -> Tensor:
+        """Return the scores that rank tokens, [B, N]."""
+        options, memory_BNC = self.options, self.context.memory_BNC
+        if options.selection == "random":
+            return torch.rand(memory_BNC.shape[:2], device=memory_BNC.device)
+        token_BNC = self._project()
+        if options.selection == "dam":
+            return options.score_head(token_BNC, self._valid_BN)
+        if training:
+            self._judged.append((-1, token_BNC, self._identity))
+        return options.class_embed[-1](token_BNC).amax(dim=-1)
+
+    def _evaluated_counts(self, score_BN: Tensor) -> Counts:
+        """Return the number of tokens that each image keeps in evaluation."""
+        options = self.options
+        if options.mass_budget is None or isinstance(self._valid_counts, TracedCounts):
+            return self._counts
+        return options.mass_budget.counts(
+            score_BN,
+            options.keep_ratio,
+            valid_BN=self._valid_BN,
+            valid_counts=self._valid_counts,
+        )
+
+    def _project(self) -> Tensor:
+        """Return tokens plus positions, through the two-stage projection."""
+        layout, pos_BNC = self.context.layout, self.context.query_pos_BNC
+        token_BNC = self.context.memory_BNC
+        token_BNC = token_BNC if pos_BNC is None else token_BNC + pos_BNC
+        if not self.options.has_projection:
+            return self.context.require_detector().project(token_BNC, layout)
+        _, usable_BN = layout.proposals()
+        token_BNC = token_BNC.masked_fill(~usable_BN[..., None], 0.0)
+        return self.options.enc_output_norm(self.options.enc_output(token_BNC))
+
+    def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
+        """Return the one map of all layers."""
+        return self._map
+
+    def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
+        """Apply the attention among object tokens, if there is any."""
+        options, score_BN = self.options, self.score_BN
+        if score_BN is None or not options.num_objects or not token_map.num_tokens:
+            return tokens_BKC
+        score_BK = object_scores(
+            tokens_BKC,
+            score_BN,
+            token_map,
+            class_head=self.context.require_detector().class_head,
+            fine_score=options.fine_score,
+        )
+        self.context.recorder.record_layer_score("object", score_BK)
+        return attend_objects(
+            options.object_attentions[layer],
+            tokens_BKC,
+            score_BK,
+            token_map,
+            pos_BNC=self.context.query_pos_BNC,
+            num_objects=options.num_objects,
+            counts=self._counts,
+            valid_BK=token_map.valid_BK,
+        )
+
+    def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
+        """Store a layer's tokens for its heads, in training."""
+        options = self.options
+        judged = options.auxiliary_heads and layer < options.num_layers - 1
+        if options.training and judged and token_map.num_tokens:
+            self._judged.append((layer, tokens_BKC, token_map))
+
+    def finalize(self, memory_BNC: Tensor) -> Tensor:
+        """Add the losses of the heads, ``loss_..._enc_<layer>`` and ``loss_..._tokens``."""
+        if self._judged:
+            losses = self.context.require_losses()
+            targets = [{"labels": target.labels} for target in losses.targets]
+            num_boxes = world_average_boxes(targets, memory_BNC.device)
+            anchor_BN4, _ = self.context.layout.proposals()
+            for layer, tokens_BKC, token_map in self._judged:
+                offset_BK4 = self.options.bbox_embed[layer](tokens_BKC)
+                add_detection_losses(
+                    losses,
+                    self.options.class_embed[layer](tokens_BKC),
+                    (offset_BK4 + token_map.select(anchor_BN4)).sigmoid(),
+                    valid_BK=None if self.options.counts_padding else self._real(token_map),
+                    num_boxes=num_boxes,
+                    suffix="_tokens" if layer < 0 else f"_enc_{layer}",
+                )
+        return memory_BNC
+
+    def _real(self, token_map: TokenMap) -> Tensor | None:
+        return self._valid_BN if token_map is self._identity else token_map.valid_BK
+
+    def _train_on_decoder(self, score_BN: Tensor) -> None:
+        """Record the decoder's attention, and add ``loss_dam`` when the decoder has run."""
+        losses, options, layout = self.context.require_losses(), self.options, self.context.layout
+        detector = self.context.require_detector()
+        attention = DecoderAttention(detector, layout, half_cell=options.half_cell)
+        losses.enter(attention)
+        if options.counts_padding and self._valid_BN is not None:
+            # The published code gives padding the lowest score of the batch.
+            score_BN = score_BN.where(self._valid_BN, score_BN.min())
+
+        def add_loss() -> None:
+            if options.objective != "bce":
+                rule = {"smooth_l1": attention_value_loss, "ranking": attention_ranking_loss}
+                loss = rule[options.objective](score_BN, attention.mass_BN, self._valid_BN)
+                losses.add("loss_dam", options.dam_weight * loss)
+                return
+            loss = decoder_attention_loss(
+                score_BN,
+                attention.mass_BN,
+                self._counts,
+                valid_BN=self._valid_BN,
+                valid_counts=self._valid_counts,
+                counts_padding=options.counts_padding,
+            )
+            losses.add("loss_dam", options.dam_weight * loss)
+
+        losses.when_decoded(add_loss)
