@@ -183,6 +183,22 @@ def test_other_programs_checkpoints(tmp_path, wrap):
     assert torch.equal(target.stem.weight, source.stem.weight)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "detector.module."])
+def test_a_prefix_of_most_keys_is_named_with_the_keys_that_lack_it(tmp_path, prefix):
+    weights = {f"{prefix}{k}": v for k, v in toy_detector_of(0.25).state_dict().items()}
+    path = save(tmp_path, weights | {"steps_done": torch.tensor(7)})
+    with pytest.raises(CheckpointMismatchError, match=f"prefix '{prefix}'.*not so steps_done"):
+        load_weights(AtomicCheckpointer(ToyDetector()), path)
+
+
+def test_no_prefix_is_named_where_a_few_keys_happen_to_have_one(tmp_path):
+    strangers = {f"other{i}.weight": torch.zeros(1) for i in range(9)}
+    path = save(tmp_path, strangers | {"old.stem.weight": torch.zeros(8, 3, 3, 3)})
+    with pytest.raises(CheckpointMismatchError) as error:
+        load_weights(AtomicCheckpointer(ToyDetector()), path)
+    assert "Without the prefix" not in str(error.value)
+
+
 def test_a_wrapped_moving_average_is_found_or_refused(tmp_path):
     average = {f"module.{n}": torch.full_like(p, 3.0) for n, p in ToyDetector().named_parameters()}
     path = save(tmp_path, toy_detector_of(1.0).state_dict(), ema_state=average)

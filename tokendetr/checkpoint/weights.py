@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokendetr.checkpoint.averaged import Choice, chosen_weights
 from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.finite import refuse_unusable_weights
-from tokendetr.checkpoint.key_names import grouped_keys
+from tokendetr.checkpoint.key_names import common_prefix, grouped_keys
 from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
 from tokendetr.checkpoint.safetensors import alias_groups, load_safetensors, save_safetensors
 from tokendetr.errors import CheckpointError, CheckpointMismatchError
@@ -73,7 +73,10 @@ class LoadReport:
         return heads
 
     def table(self) -> str:
-        """Return a table of the number of keys of each kind, with the first few."""
+        """Return a table of the number of keys of each kind, with the first few.
+
+        A prefix that separates most of the file's keys from the model's is named below it.
+        """
         shapes = [
             f"{k}: {list(a)} in the file, {list(b)} in the model" for k, a, b in self.wrong_shape
         ]
@@ -87,7 +90,18 @@ class LoadReport:
             ),
             ("wrong shape", len(shapes), _shortened(shapes)),
         ]
-        return tabulate(rows, headers=("keys", "number", "which"), tablefmt="pipe")
+        return tabulate(rows, headers=("keys", "number", "which"), tablefmt="pipe") + self._hint()
+
+    def _hint(self) -> str:
+        prefix, count = common_prefix(self.missing, self.unexpected)
+        if not prefix:
+            return ""
+        rest = [key for key in self.unexpected if not key.startswith(prefix)]
+        others = f"; not so {_shortened(grouped_keys(rest))}" if rest else ""
+        return (
+            f"\nWithout the prefix '{prefix}', {count} of {len(self.unexpected)} unexpected keys "
+            f"are missing ones{others}"
+        )
 
 
 def _is_class_head(key: str, file: tuple[int, ...], own: tuple[int, ...]) -> bool:
