@@ -1,14 +1,21 @@
 """Axis-aligned boxes and conversions between their formats."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import IntEnum, unique
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["BoxMode", "Boxes", "pairwise_ioa", "pairwise_iou", "pairwise_point_box_distance"]
+
+if TYPE_CHECKING:
+    ArrayLike = Any
+    Index = Any
+    Tensors = Iterator[Tensor]
+else:  # TorchScript knows these types only, and compiles no generator but reads its annotation
+    ArrayLike = Index = Tensors = Tensor
 
 
 @unique
@@ -46,10 +53,7 @@ class BoxMode(IntEnum):
             return box
         single = isinstance(box, (list, tuple))
         if single:
-            assert len(box) in (4, 5), (
-                "BoxMode.convert takes either a k-tuple/list or an Nxk array/tensor, "
-                "where k == 4 or 5"
-            )
+            assert len(box) in (4, 5), f"a box has 4 numbers, or 5 with an angle, not {len(box)}"
             boxes = torch.tensor(box)[None]
         elif isinstance(box, np.ndarray):
             boxes = torch.from_numpy(np.asarray(box)).clone()
@@ -57,7 +61,7 @@ class BoxMode(IntEnum):
             boxes = box.clone()
         relative = (BoxMode.XYXY_REL, BoxMode.XYWH_REL)
         assert to_mode not in relative and from_mode not in relative, (
-            "Relative mode not yet supported!"
+            "boxes relative to an image's size cannot be converted without it"
         )
         converted = BoxMode._convert_tensor(boxes, from_mode, to_mode)
         if single:
@@ -88,9 +92,11 @@ class Boxes:
 
     Args:
         tensor: anything ``torch.as_tensor`` takes, with 4 as its last size; may be empty.
+
+    Functions that TorchScript compiles make and use boxes, too, except for iterating over them.
     """
 
-    def __init__(self, tensor: Any) -> None:
+    def __init__(self, tensor: ArrayLike) -> None:
         if not isinstance(tensor, Tensor):
             tensor = torch.as_tensor(tensor, dtype=torch.float32, device=torch.device("cpu"))
         else:
@@ -104,7 +110,7 @@ class Boxes:
         """Return a copy with its own memory."""
         return Boxes(self.tensor.clone())
 
-    def to(self, device: torch.device | str) -> "Boxes":
+    def to(self, device: torch.device) -> "Boxes":
         """Return the boxes on a device."""
         return Boxes(self.tensor.to(device=device))
 
@@ -115,7 +121,7 @@ class Boxes:
 
     def clip(self, box_size: tuple[int, int]) -> None:
         """Limit x to [0, width] and y to [0, height], in place; ``box_size`` is (height, width)."""
-        assert torch.isfinite(self.tensor).all(), "Box tensor contains infinite or NaN!"
+        assert torch.isfinite(self.tensor).all(), "boxes are infinite or NaN"
         height, width = box_size
         x = self.tensor[:, 0::2].clamp(min=0, max=width)
         y = self.tensor[:, 1::2].clamp(min=0, max=height)
@@ -126,12 +132,12 @@ class Boxes:
         box = self.tensor
         return (box[:, 2] - box[:, 0] > threshold) & (box[:, 3] - box[:, 1] > threshold)
 
-    def __getitem__(self, item: Any) -> "Boxes":
+    def __getitem__(self, item: Index) -> "Boxes":
         """Select boxes; an int gives one box, still as ``Boxes``."""
         if isinstance(item, int):
             return Boxes(self.tensor[item].view(1, -1))
         selected = self.tensor[item]
-        assert selected.dim() == 2, f"Indexing on Boxes with {item} failed to return a matrix!"
+        assert selected.dim() == 2, f"{item} selects no list of boxes"
         return Boxes(selected)
 
     def __len__(self) -> int:
@@ -161,12 +167,12 @@ class Boxes:
         self.tensor[:, 1::2] *= scale_y
 
     @classmethod
-    def cat(cls, boxes_list: Sequence["Boxes"]) -> "Boxes":
+    def cat(cls, boxes_list: list["Boxes"]) -> "Boxes":
         """Join several sets of boxes."""
         assert isinstance(boxes_list, (list, tuple))
         if len(boxes_list) == 0:
             return cls(torch.zeros(0, 4))
-        assert all(isinstance(box, Boxes) for box in boxes_list)
+        assert all([isinstance(box, Boxes) for box in boxes_list])  # noqa: C419 - TorchScript
         return cls(torch.cat([b.tensor for b in boxes_list], dim=0))
 
     @property
@@ -174,7 +180,8 @@ class Boxes:
         """Device of the tensor."""
         return self.tensor.device
 
-    def __iter__(self) -> Iterator[Tensor]:
+    @torch.jit.unused
+    def __iter__(self) -> Tensors:
         """Yield each box as a tensor [4]."""
         yield from self.tensor
 
