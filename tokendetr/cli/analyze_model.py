@@ -174,14 +174,14 @@ def show(result: dict[str, Any], model: nn.Module, depth: int) -> None:
         print(module_table(flop["modules"], depth), end="\n\n")
         parts = [*flop["parts"].items(), ("total", flop["gflops"])]
         print(tabulate(parts, ("part", "GFLOPs"), floatfmt=".3f"), end="\n\n")
-        print(f"Average GFlops for each type of operators:\n{list(flop['operators'].items())}")
+        print(f"GFLOPs by operator, mean over the inputs:\n{list(flop['operators'].items())}")
         if flop["uncounted"]:
             print(f"Operators without a rule, missing in the total: {flop['uncounted']}")
         print(f"Total GFlops: {flop['gflops']:.1f}±{flop['gflops_std']:.1f}")
     if "activation" in result:
         activation = result["activation"]
         operators = list(activation["operators"].items())
-        print(f"(Million) Activations for Each Type of Operators:\n{operators}")
+        print(f"activations by operator, in millions:\n{operators}")
         print(f"Total (Million) Activations: {activation['mega']:.1f}")
     if "parameter" in result:
         print("Parameter Count:\n" + parameter_count_table(model, max_depth=depth))

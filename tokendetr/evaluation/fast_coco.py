@@ -214,14 +214,14 @@ class FastCOCOEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return OrderedDict()
         if not predictions:
-            logger.warning("[FastCOCOEvaluator] Did not receive valid predictions.")
+            logger.warning("No image was processed, so there is nothing to evaluate.")
             return OrderedDict()
         rows = self._with_dataset_categories(
             list(itertools.chain(*(p["instances"] for p in predictions)))
         )
         self._save(rows)
         if "annotations" not in self._data:
-            logger.info("Annotations are not available for evaluation.")
+            logger.info("The data set has no annotations: predictions are written, not evaluated.")
             return OrderedDict()
         has_masks = any("segmentation" in row for row in rows)
         tasks = self._tasks or (("bbox", "segm") if has_masks else ("bbox",))
@@ -270,7 +270,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         names = self._metadata.get("thing_classes", None)
         metrics = ("AP", "AP50", "AP75", "APs", "APm", "APl")
         if not rows:
-            logger.warning("No predictions from the model!")
+            logger.warning("The model found nothing in any image: every metric is NaN.")
             return dict.fromkeys(metrics, float("nan"))
         known = self._numbering.images
         chosen = None if img_ids is None else [known[each] for each in img_ids if each in known]

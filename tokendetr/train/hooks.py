@@ -112,7 +112,7 @@ def _remove(path: str) -> None:
 
 
 class Evaluations(HookBase):
-    """Evaluate every ``period`` iterations and after the last one.
+    """Evaluate each ``period`` iterations, and in the end.
 
     If the run was killed before a due evaluation was recorded, it is done when training resumes. A
     signal ends an evaluation at once.

@@ -64,7 +64,7 @@ def convert_c2_detectron_names(
     Returns:
         The weights under their new names, and the old name of every new one.
     """
-    logging.getLogger(__name__).info("Renaming Caffe2 weights ......")
+    logging.getLogger(__name__).info("These weights have Caffe2's names, which become detectron2's")
     old_names = sorted(weights)
     new_names = convert_basic_c2_names(old_names)
     assert len(set(new_names)) == len(new_names), "two Caffe2 weights got the same name"
@@ -120,24 +120,23 @@ def align_and_update_state_dicts(
         value, wanted = weights[ckpt_key], model_state_dict[model_key]
         if tuple(value.shape) != tuple(wanted.shape):
             logger.warning(
-                f"Shape of {original[ckpt_key]} in checkpoint is {tuple(value.shape)}, while shape "
-                f"of {model_key} in model is {tuple(wanted.shape)}. It will not be loaded. "
-                "Please double check and see if this is desired."
+                f"{model_key} is not loaded: it has shape {tuple(wanted.shape)}, and "
+                f"{original[ckpt_key]} in the file {tuple(value.shape)}."
             )
             continue
         if ckpt_key in taken:
             raise ValueError(
-                f"Cannot match one checkpoint key to multiple keys in the model: "
-                f"{original[ckpt_key]} fits {taken[ckpt_key]} and {model_key}."
+                f"{original[ckpt_key]} in the file fits two weights of the model: "
+                f"{taken[ckpt_key]} and {model_key}."
             )
         taken[ckpt_key] = model_key
         result[model_key] = value
         rows.append((model_key, original[ckpt_key], tuple(wanted.shape)))
 
     if rows:
-        headers = ("Names in Model", "Names in Checkpoint", "Shapes")
+        headers = ("Names in Model", "Names in the File", "Shapes")
         table = tabulate(rows, headers=headers, tablefmt="pipe")
-        logger.info("Following weights matched with model:\n" + table)
+        logger.info("Weights that were found in the file:\n" + table)
     missing = [key for key in sorted(model_state_dict) if key not in result]
     if missing:
         logger.info(get_missing_parameters_message(missing))

@@ -76,12 +76,12 @@ class DetectionCheckpointer(Checkpointer):
         if isinstance(self.model, DistributedDataParallel):
             all_have_file = comm.all_gather(filename is not None)
             if not all_have_file[0]:
-                raise FileNotFoundError(f"File {path} not found on main worker.")
+                raise FileNotFoundError(f"Rank 0 has no file {path}.")
             need_sync = not all(all_have_file)
             if need_sync:
                 self.logger.warning(
-                    f"Not all workers can read checkpoint {path}. "
-                    "Training may fail to fully resume."
+                    f"Some ranks have no file {path} and get the weights of rank 0; "
+                    "what else is in the file they start without."
                 )
         elif filename is None:
             raise FileNotFoundError(f"Checkpoint {path} not found!")
@@ -90,7 +90,7 @@ class DetectionCheckpointer(Checkpointer):
         finally:
             self._parsed_url_during_load = None
         if need_sync:
-            self.logger.info("Broadcasting model states from main worker ...")
+            self.logger.info("Rank 0 sends its weights to all others")
             for tensor in self.model.state_dict().values():
                 dist.broadcast(tensor, src=0)
         return loaded
@@ -142,7 +142,7 @@ class DetectionCheckpointer(Checkpointer):
             raise ValueError(f"{filename} holds a {type(loaded).__name__}, not a checkpoint.")
         if "model" not in loaded:
             loaded = {"model": loaded}
-        assert self._parsed_url_during_load is not None, "`_load_file` must be called inside `load`"
+        assert self._parsed_url_during_load is not None, "_load_file is only for load() to call"
         queries = parse_qs(self._parsed_url_during_load.query)
         if queries.pop("matching_heuristics", ["False"]) == ["True"]:
             loaded["matching_heuristics"] = True

@@ -23,7 +23,7 @@ def dump_dataclass(obj: Any) -> dict[str, Any]:
         A dict with ``_target_`` and one entry for each field.
     """
     assert is_dataclass(obj) and not isinstance(obj, type), (
-        "dump_dataclass() requires an instance of a dataclass."
+        f"dump_dataclass() takes an instance of a dataclass, not {obj!r}."
     )
     dumped: dict[str, Any] = {"_target_": _convert_target_to_string(type(obj))}
     for name in obj.__dataclass_fields__:
@@ -89,5 +89,5 @@ def instantiate(cfg: Any) -> Any:
         return target(**kwargs)
     except TypeError:
         where = f" (config node '{path}')" if path else ""
-        logging.getLogger(__name__).error(f"Error when instantiating {name}!{where}")
+        logging.getLogger(__name__).error(f"Could not build {name}{where}")
         raise

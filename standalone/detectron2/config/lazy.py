@@ -44,9 +44,7 @@ class LazyCall:
 
     def __init__(self, target: Any) -> None:
         if not (callable(target) or isinstance(target, (str, Mapping))):
-            raise TypeError(
-                f"target of LazyCall must be a callable or defines a callable! Got {target}"
-            )
+            raise TypeError(f"LazyCall() takes a callable or the dotted name of one, not {target}")
         self._target = target
 
     def __call__(self, **kwargs: Any) -> DictConfig:
@@ -119,10 +117,9 @@ def _find_relative_file(original_file: str, relative_import_path: str, level: in
     if PathManager.isfile(found):
         return found
     if PathManager.isdir(stem):
-        raise ImportError(f"Cannot import from {stem}: it is a directory. {hint}")
+        raise ImportError(f"{stem}, of a relative import, is a directory. {hint}")
     raise ImportError(
-        f"Cannot import name {relative_import_path} from {original_file}: "
-        f"{found} does not exist. {hint}"
+        f"{original_file} imports {relative_import_path}, but {found} does not exist. {hint}"
     )
 
 
@@ -159,7 +156,7 @@ def _patch_import() -> Iterator[None]:
                 raise ImportError(f"Cannot import * from {filename}: name what a config imports.")
             if wanted not in module.__dict__:
                 raise ImportError(
-                    f"Cannot import name {wanted} from {filename}: the file does not define it."
+                    f"{filename} does not define {wanted}, which is imported from it."
                 )
             module.__dict__[wanted] = _cast_to_config(module.__dict__[wanted])
         return module
@@ -264,8 +261,8 @@ def _update_key(cfg: Any, key: str, value: Any) -> None:
             break
         if not OmegaConf.is_config(node):
             raise KeyError(
-                f"Trying to update key {key}, but {prefix} is not a config, "
-                f"but has type {type(node)}."
+                f"{key} cannot be set: {prefix} holds a {type(node).__name__}, "
+                "where a config would have to be."
             )
     OmegaConf.update(cfg, key, value, merge=True)
 
@@ -277,12 +274,12 @@ class LazyConfig:
     def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
         """Like :meth:`load`, with ``filename`` relative to the file of the caller."""
         caller = inspect.stack()[1].frame.f_code.co_filename
-        assert caller != "<string>", "load_rel Unable to find caller"
+        assert caller != "<string>", "load_rel() needs a calling file"
         return LazyConfig.load(os.path.join(os.path.dirname(caller), filename), keys)
 
     @staticmethod
     def load(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """Load a config file.
+        """Read the config that a file holds.
 
         Args:
             filename: a ``.py`` file that defines configs as global names, or a ``.yaml`` / ``.yml``
@@ -301,7 +298,7 @@ class LazyConfig:
         filename = str(filename).replace("/./", "/")
         extension = os.path.splitext(filename)[1]
         if extension not in (".py", ".yaml", ".yml"):
-            raise ValueError(f"Config file {filename} has to be a python or yaml file.")
+            raise ValueError(f"{filename} is neither a .py nor a .yaml file, which configs are.")
         if not PathManager.isfile(filename):
             raise FileNotFoundError(f"Config file {filename} does not exist.")
         loaded = _load_py(filename) if extension == ".py" else _load_yaml(filename)
@@ -349,7 +346,7 @@ class LazyConfig:
                 _without_objects(content), default_flow_style=None, allow_unicode=True, width=9999
             )
         except Exception:
-            logger.exception("Unable to serialize the config to yaml. Error:")
+            logger.exception(f"{filename} was not written: YAML cannot hold this config")
         else:
             _write_atomically(filename, dumped.encode("utf-8"))
             try:
@@ -357,8 +354,8 @@ class LazyConfig:
                 loadable = True
             except Exception:
                 logger.warning(
-                    "The config contains objects that cannot serialize to a valid yaml. "
-                    f"{filename} is human-readable but cannot be loaded."
+                    f"{filename} is for reading alone: it has objects that YAML cannot hold, "
+                    "and cannot be loaded."
                 )
         if loadable:
             return
@@ -370,7 +367,7 @@ class LazyConfig:
             )
             return
         _write_atomically(filename + ".pkl", pickled)
-        logger.warning(f"Config is saved using cloudpickle at {filename}.pkl.")
+        logger.warning(f"{filename}.pkl has the whole config, pickled by cloudpickle.")
 
     @staticmethod
     def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:

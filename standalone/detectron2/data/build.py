@@ -51,7 +51,7 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: list[Record]) -> li
         if any(annotation.get("iscrowd", 0) == 0 for annotation in record["annotations"])
     ]
     logger.info(
-        "Removed %d images with no usable annotations. %d images left.",
+        "Left out %d images without usable annotations, kept %d",
         len(dataset_dicts) - len(kept),
         len(kept),
     )
@@ -95,9 +95,9 @@ def print_instances_class_histogram(
             dtype=np.int64,
         )
         if len(classes):
-            assert classes.min() >= 0, f"Got an invalid category_id={classes.min()}"
+            assert classes.min() >= 0, f"category_id {classes.min()} is negative"
             assert classes.max() < num_classes, (
-                f"Got an invalid category_id={classes.max()} for {num_classes} classes "
+                f"category_id {classes.max()} is too large for {num_classes} classes "
                 f"(image {record.get('file_name', record.get('image_id'))})"
             )
         histogram += np.bincount(classes, minlength=num_classes)
@@ -121,7 +121,7 @@ def print_instances_class_histogram(
     )
     log_first_n(
         logging.INFO,
-        f"Distribution of instances among all {num_classes} categories:\n" + colored(table, "cyan"),
+        f"Instances of the {num_classes} categories:\n" + colored(table, "cyan"),
         key="message",
     )
 
@@ -229,12 +229,11 @@ def build_batch_data_loader(
     if single_gpu_batch_size:
         total_batch_size = single_gpu_batch_size * world_size
     assert total_batch_size > 0 and total_batch_size % world_size == 0, (
-        f"Total batch size ({total_batch_size}) must be divisible by the number of gpus "
-        f"({world_size})."
+        f"a batch of {total_batch_size} cannot be split evenly among {world_size} processes"
     )
     batch_size = total_batch_size // world_size
     if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "sampler must be None if dataset is IterableDataset"
+        assert sampler is None, "an IterableDataset takes no sampler"
     else:
         assert sampler is not None, "a map-style dataset needs a sampler"
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
@@ -256,7 +255,7 @@ def build_batch_data_loader(
             collate_fn=collate_fn or trivial_batch_collator,
             **options,
         )
-    assert drop_last, "Aspect ratio grouping will drop incomplete batches."
+    assert drop_last, "batches of one orientation need drop_last=True"
     items = torchdata.DataLoader(dataset, collate_fn=operator.itemgetter(0), **options)
     batches = AspectRatioGroupedDataset(items, batch_size)
     return batches if collate_fn is None else MapDataset(batches, collate_fn)
@@ -295,10 +294,10 @@ def build_detection_train_loader(
     if mapper is not None:
         dataset = MapDataset(dataset, mapper)
     if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "sampler must be None if dataset is IterableDataset"
+        assert sampler is None, "an IterableDataset takes no sampler"
     else:
         sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
-        assert isinstance(sampler, torchdata.Sampler), f"Expect a Sampler but got {type(sampler)}"
+        assert isinstance(sampler, torchdata.Sampler), f"{type(sampler)} is no Sampler"
     return build_batch_data_loader(
         dataset,
         sampler,
@@ -334,7 +333,7 @@ def build_detection_test_loader(
     if mapper is not None:
         dataset = MapDataset(dataset, mapper)
     if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "sampler must be None if dataset is IterableDataset"
+        assert sampler is None, "an IterableDataset takes no sampler"
     elif sampler is None:
         sampler = InferenceSampler(len(dataset))
     return torchdata.DataLoader(

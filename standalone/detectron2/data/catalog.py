@@ -47,9 +47,7 @@ class _DatasetCatalog(UserDict):
         """
         if name not in self:
             available = ", ".join(self.data)
-            raise KeyError(
-                f"Dataset '{name}' is not registered! Available datasets are: {available}"
-            )
+            raise KeyError(f"no data set '{name}' is registered; there are: {available}")
         return self[name]()
 
     def list(self) -> builtins.list[str]:
@@ -81,10 +79,7 @@ class Metadata(types.SimpleNamespace):
         known = (
             ", ".join(self.__dict__) if len(self.__dict__) > 1 else "none, the metadata is empty"
         )
-        raise AttributeError(
-            f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'. "
-            f"Available keys are: {known}."
-        )
+        raise AttributeError(f"The metadata of '{self.name}' has no '{key}'; it has {known}.")
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key in _OLD_METADATA_NAMES:

@@ -93,7 +93,9 @@ class MapDataset(torchdata.Dataset):
             current = self._replacement()
             if attempt >= 3:
                 logger.warning(
-                    "Failed to apply `_map_func` for idx: %s, retry count: %s", idx, attempt
+                    "Element %s has no result after %s attempts: another one takes its place",
+                    idx,
+                    attempt,
                 )
         raise AssertionError("itertools.count never ends")
 
@@ -113,9 +115,7 @@ class _SerializedList:
     """A read-only list stored as one byte array, so that worker processes share its memory."""
 
     def __init__(self, items: Sequence[Any]) -> None:
-        logger.info(
-            "Serializing %d elements to byte tensors and concatenating them all ...", len(items)
-        )
+        logger.info("Packing %d elements into one array, which processes share", len(items))
         encoded = [
             np.frombuffer(pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL), dtype=np.uint8)
             for item in items

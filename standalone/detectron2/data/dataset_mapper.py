@@ -48,7 +48,9 @@ class DatasetMapper:
         recompute_boxes: bool = False,
     ) -> None:
         if recompute_boxes and not use_instance_mask:
-            raise ValueError("recompute_boxes requires instance masks")
+            raise ValueError(
+                "recompute_boxes=True computes them from instance masks: set use_instance_mask=True"
+            )
         if precomputed_proposal_topk is not None:
             raise ValueError(
                 "precomputed_proposal_topk: precomputed proposals are not part of this subset of "
@@ -64,9 +66,7 @@ class DatasetMapper:
         self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
         mode = "training" if is_train else "inference"
-        logging.getLogger(__name__).info(
-            "[DatasetMapper] Augmentations used in %s: %s", mode, augmentations
-        )
+        logging.getLogger(__name__).info("Augmentations in %s: %s", mode, augmentations)
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:

@@ -155,8 +155,8 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     if (width, height) != expected:
         where = f" for image {dataset_dict['file_name']}" if "file_name" in dataset_dict else ""
         raise SizeMismatchError(
-            f"Mismatched image shape{where}, got {(width, height)}, expect {expected}. "
-            "Please check the width/height in your annotation."
+            f"Mismatched image shape{where}: the file has {(width, height)} pixels, "
+            f"its annotation says {expected}."
         )
     dataset_dict.setdefault("width", width)
     dataset_dict.setdefault("height", height)
@@ -212,8 +212,7 @@ def _transform_segmentation(
         )
         return mask
     raise ValueError(
-        f"Cannot transform segmentation of type '{type(segmentation)}'! Supported types are: "
-        "polygons as list[list[float] or ndarray], COCO-style RLE as a dict."
+        f"a segmentation is a list of polygons or a COCO RLE, not a {type(segmentation)}"
     )
 
 
@@ -245,7 +244,9 @@ def transform_keypoint_annotations(
     ]
     if sum(flips) % 2 == 1:
         if keypoint_hflip_indices is None:
-            raise ValueError("Cannot flip keypoints without providing flip indices!")
+            raise ValueError(
+                "Flipped keypoints need keypoint_hflip_indices, which left and right are."
+            )
         if len(points) != len(keypoint_hflip_indices):
             raise ValueError(
                 f"Keypoint data has {len(points)} points, but metadata contains "
@@ -325,9 +326,8 @@ def _bit_masks(segmentations: list[Any], image_size: tuple[int, int]) -> BitMask
             mask = segmentation
         else:
             raise ValueError(
-                f"Cannot convert segmentation of type '{type(segmentation)}' to BitMasks! "
-                "Supported types are: polygons as list[list[float] or ndarray], COCO-style "
-                "RLE as a dict, or a binary segmentation mask in a 2D numpy array of shape HxW."
+                "a segmentation is a list of polygons, a COCO RLE or a mask [H, W], "
+                f"not a {type(segmentation)}"
             )
         masks.append(torch.from_numpy(np.array(mask, dtype=bool)))
     return BitMasks(torch.stack(masks))

@@ -33,7 +33,7 @@ class PreciseBN(HookBase):
         self._logger = logging.getLogger(__name__)
         if len(get_bn_modules(model)) == 0:
             self._logger.info(
-                "PreciseBN is disabled because model does not contain BN layers in training mode."
+                "No layer of batch norm is in training mode, so PreciseBN does nothing."
             )
             self._disabled = True
             return
@@ -68,8 +68,7 @@ class PreciseBN(HookBase):
         # A separate storage: metrics of these forward passes do not belong to the training.
         with EventStorage():
             self._logger.info(
-                "Running precise-BN for %d iterations...  "
-                "Note that this could produce different statistics every time.",
+                "PreciseBN measures statistics on %d batches; other batches give other ones",
                 self._num_iter,
             )
             update_bn_stats(self._model, batches(), self._num_iter)

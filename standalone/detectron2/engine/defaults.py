@@ -167,7 +167,7 @@ def _save_config(cfg: Any, path: str, logger: logging.Logger) -> None:
     if OmegaConf.is_config(cfg):
         LazyConfig.save(cfg, path)
     else:
-        logger.info("Running with full config:\n%s", _highlight(cfg.dump(), ".yaml"))
+        logger.info("The config, with all defaults:\n%s", _highlight(cfg.dump(), ".yaml"))
         with PathManager.open(path, "w") as file:
             file.write(cfg.dump())
     logger.info("Full config saved to %s", path)

@@ -191,7 +191,7 @@ class BestCheckpointer(HookBase):
         mode: str = "max",
         file_prefix: str = "model_best",
     ) -> None:
-        assert mode in ("max", "min"), f'Mode "{mode}" to `BestCheckpointer` is unknown.'
+        assert mode in ("max", "min"), f"mode is 'max' or 'min', not {mode!r}"
         self._logger = logging.getLogger(__name__)
         self._period = eval_period
         self._checkpointer = checkpointer
@@ -298,12 +298,14 @@ class LRScheduler(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if isinstance(self.scheduler, _LRScheduler):
-            logging.getLogger(__name__).info("Loading scheduler from state_dict ...")
+            logging.getLogger(__name__).info(
+                "The learning-rate schedule goes on from the checkpoint"
+            )
             self.scheduler.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
-    """Run an evaluation every ``eval_period`` iterations and after the last one.
+    """Evaluate each ``eval_period`` iterations, and in the end.
 
     Args:
         eval_period: in iterations; 0 means only after training.
@@ -326,7 +328,7 @@ class EvalHook(HookBase):
         results = self._func()
         if results:
             assert isinstance(results, dict), (
-                f"Eval function must return a dict. Got {results} instead."
+                f"the evaluation returns a dict of results, not {results!r}"
             )
             flattened = flatten_results_dict(results)
             for key, value in flattened.items():
@@ -334,8 +336,7 @@ class EvalHook(HookBase):
                     flattened[key] = float(value)
                 except (TypeError, ValueError) as error:
                     raise ValueError(
-                        "[EvalHook] eval_function should return a nested dict of float. "
-                        f"Got '{key}: {value}' instead."
+                        f"the evaluation's result {key} is no number: {value!r}"
                     ) from error
             self.trainer.storage.put_scalars(**flattened, smoothing_hint=False)
         # Ranks may finish at different times.

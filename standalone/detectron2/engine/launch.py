@@ -62,11 +62,13 @@ def launch(
         return
     assert dist_url is not None, "launch needs a dist_url (such as 'auto') for several processes"
     if dist_url == "auto":
-        assert num_machines == 1, "dist_url=auto not supported in multi-machine jobs."
+        assert num_machines == 1, (
+            "several machines need a dist_url that all of them reach, not 'auto'"
+        )
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
     if num_machines > 1 and dist_url.startswith("file://"):
         logging.getLogger(__name__).warning(
-            "file:// is not a reliable init_method in multi-machine jobs. Prefer tcp://"
+            "A shared file is a fragile meeting point for several machines: use tcp://host:port"
         )
     mp.start_processes(
         _run_process,

@@ -86,7 +86,7 @@ class TrainerBase:
         ``after_train`` of the hooks also runs after an error, which is then raised.
         """
         logger = logging.getLogger(__name__)
-        logger.info("Starting training from iteration %d", start_iter)
+        logger.info("The training starts with iteration %d", start_iter)
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         with EventStorage(start_iter) as self.storage:
@@ -99,7 +99,7 @@ class TrainerBase:
                 # So that after_train can tell a finished training from an interrupted one.
                 self.iter += 1
             except Exception:
-                logger.exception("Exception during training:")
+                logger.exception("The training was stopped by an error:")
                 raise
             finally:
                 self.after_train()
@@ -194,7 +194,7 @@ class SimpleTrainer(TrainerBase):
 
     def _next_batch(self) -> tuple[Any, float]:
         """Return the next batch and the seconds spent waiting for it."""
-        assert self.model.training, f"[{type(self).__name__}] model was changed to eval mode!"
+        assert self.model.training, f"{type(self).__name__}: the model is in eval mode"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         return data, time.perf_counter() - start
@@ -239,7 +239,7 @@ class SimpleTrainer(TrainerBase):
         try:
             self.write_metrics(loss_dict, data_time, current, prefix)
         except Exception:
-            logging.getLogger(__name__).exception("Exception in writing metrics: ")
+            logging.getLogger(__name__).exception("The metrics could not be written:")
             raise
 
     @staticmethod
@@ -272,7 +272,7 @@ class SimpleTrainer(TrainerBase):
         total = sum(averages.values())
         if not np.isfinite(total):
             raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {averages}"
+                f"The loss of iteration {cur_iter} is infinite or NaN: {averages}"
             )
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(averages) > 1:

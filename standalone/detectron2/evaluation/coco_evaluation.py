@@ -96,10 +96,10 @@ class COCOEvaluator(DatasetEvaluator):
         if json_file is None:
             if self._output_dir is None:
                 raise ValueError(
-                    "output_dir must be provided to COCOEvaluator for datasets not in COCO format "
-                    f"('{dataset_name}' has no 'json_file' in its metadata)."
+                    f"'{dataset_name}' has no 'json_file' in its metadata: COCOEvaluator needs an "
+                    "output_dir, to write one there."
                 )
-            self._logger.info("Trying to convert '%s' to COCO format ...", dataset_name)
+            self._logger.info("Writing '%s' in COCO's format", dataset_name)
             json_file = os.path.join(self._output_dir, f"{dataset_name}_coco_format.json")
             convert_to_coco_json(dataset_name, json_file, allow_cached=allow_cached)
             self._metadata.json_file = json_file
@@ -144,7 +144,7 @@ class COCOEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return {}
         if len(predictions) == 0:
-            self._logger.warning("[COCOEvaluator] Did not receive valid predictions.")
+            self._logger.warning("No image was processed, so there is nothing to evaluate.")
             return {}
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
@@ -183,7 +183,7 @@ class COCOEvaluator(DatasetEvaluator):
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
     ) -> None:
         """Evaluate collected predictions and fill ``self._results``."""
-        self._logger.info("Preparing results for COCO format ...")
+        self._logger.info("Bringing the predictions into COCO's format")
         # Copies, so that another call sees the predictions as they were collected.
         coco_results = [dict(result) for p in predictions for result in p["instances"]]
         tasks = self._tasks or self._tasks_from_predictions(coco_results)
@@ -194,7 +194,9 @@ class COCOEvaluator(DatasetEvaluator):
             with PathManager.open(file_path, "w") as file:
                 file.write(json.dumps(coco_results))
         if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
+            self._logger.info(
+                "The data set has no annotations: predictions are written, not evaluated."
+            )
             return
         check_results(coco_results, self._coco_api.imgs, tasks)
         self._logger.info("Evaluating predictions with official COCO API...")
@@ -227,7 +229,7 @@ class COCOEvaluator(DatasetEvaluator):
         """
         names = _METRICS[iou_type]
         if coco_eval is None:
-            self._logger.warning("No predictions from the model!")
+            self._logger.warning("The model found nothing in any image: every metric is NaN.")
             return dict.fromkeys(names, float("nan"))
         results = {
             name: float(coco_eval.stats[i] * 100 if coco_eval.stats[i] >= 0 else "nan")
@@ -235,7 +237,7 @@ class COCOEvaluator(DatasetEvaluator):
         }
         self._logger.info("Evaluation results for %s: \n%s", iou_type, create_small_table(results))
         if not np.isfinite(sum(results.values())):
-            self._logger.info("Some metrics cannot be computed and is shown as NaN.")
+            self._logger.info("Metrics without any ground truth are NaN.")
         if class_names is None or len(class_names) <= 1:
             return results
         per_category = _per_category_ap(coco_eval, class_names)
@@ -346,9 +348,7 @@ def _evaluate_predictions_on_coco(
     with contextlib.redirect_stdout(io.StringIO()):
         coco_dt = coco_gt.loadRes(coco_results)
     max_dets = [1, 10, 100] if max_dets_per_image is None else list(max_dets_per_image)
-    assert len(max_dets) >= 3, (
-        "COCOeval requires maxDets (and max_dets_per_image) to have 3 numbers"
-    )
+    assert len(max_dets) >= 3, f"max_dets_per_image has 3 numbers, not {max_dets}"
     if max_dets[2] != 100 and iou_type != "keypoints" and cocoeval_fn is COCOeval:
         cocoeval_fn = COCOevalMaxDets
     coco_eval = cocoeval_fn(coco_gt, coco_dt, iou_type)
@@ -376,8 +376,7 @@ def _set_keypoint_sigmas(
     predicted = len(coco_results[0]["keypoints"]) // 3
     expected = len(coco_eval.params.kpt_oks_sigmas)
     assert predicted == expected, (
-        f"[COCOEvaluator] Prediction contain {predicted} keypoints. Ground truth or kpt_oks_sigmas "
-        f"contain {expected} keypoints. These should match."
+        f"predictions have {predicted} keypoints, but kpt_oks_sigmas or the ground truth {expected}"
     )
 
 
@@ -390,7 +389,7 @@ class COCOevalMaxDets(COCOeval):
     def summarize(self) -> None:
         """Fill ``stats`` with AP, AP50, AP75, AP by area and AR as the original; log them."""
         if not self.eval:
-            raise RuntimeError("Please run accumulate() first")
+            raise RuntimeError("summarize() comes after accumulate()")
         if self.params.iouType == "keypoints":
             super().summarize()
             return

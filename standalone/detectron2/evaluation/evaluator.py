@@ -59,9 +59,7 @@ class DatasetEvaluators(DatasetEvaluator):
             result = evaluator.evaluate()
             if is_main_process() and result is not None:
                 for key, value in result.items():
-                    assert key not in results, (
-                        f"Different evaluators produce results with the same key {key}"
-                    )
+                    assert key not in results, f"two evaluators have results under the key {key}"
                     results[key] = value
         return results
 
@@ -112,7 +110,7 @@ def inference_on_dataset(
     num_devices = get_world_size()
     logger = logging.getLogger(__name__)
     total = len(data_loader)  # type: ignore[arg-type]
-    logger.info("Start inference on %d batches", total)
+    logger.info("Evaluating %d batches", total)
     if evaluator is None:
         evaluator = DatasetEvaluators([])
     if isinstance(evaluator, (list, tuple)):
@@ -158,12 +156,9 @@ def _log_progress(clock: _Clock, index: int, total: int, done: int) -> None:
     eta = datetime.timedelta(seconds=int(whole * (total - index - 1)))
     log_every_n_seconds(
         logging.INFO,
-        f"Inference done {index + 1}/{total}. "
-        f"Dataloading: {per_batch['data']:.4f} s/iter. "
-        f"Inference: {per_batch['compute']:.4f} s/iter. "
-        f"Eval: {per_batch['eval']:.4f} s/iter. "
-        f"Total: {whole:.4f} s/iter. "
-        f"ETA={eta}",
+        f"Evaluated {index + 1}/{total}, {eta} to go; seconds per batch: {whole:.4f}, "
+        f"of them data {per_batch['data']:.4f}, model {per_batch['compute']:.4f}, "
+        f"evaluator {per_batch['eval']:.4f}",
         n=5,
         name=__name__,
     )
@@ -173,13 +168,13 @@ def _log_summary(clock: _Clock, num_batches: int, num_devices: int) -> None:
     logger = logging.getLogger(__name__)
     total, compute = clock.total(), clock.seconds["compute"]
     logger.info(
-        "Total inference time: %s (%.6f s / iter per device, on %d devices)",
+        "The evaluation took %s (%.6f s per batch and device, on %d devices)",
         datetime.timedelta(seconds=total),
         total / num_batches,
         num_devices,
     )
     logger.info(
-        "Total inference pure compute time: %s (%.6f s / iter per device, on %d devices)",
+        "Of that, the model took %s (%.6f s per batch and device, on %d devices)",
         datetime.timedelta(seconds=int(compute)),
         compute / num_batches,
         num_devices,

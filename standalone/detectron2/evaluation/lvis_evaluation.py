@@ -122,7 +122,7 @@ class LVISEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return None
         if len(predictions) == 0:
-            self._logger.warning("[LVISEvaluator] Did not receive valid predictions.")
+            self._logger.warning("No image was processed, so there is nothing to evaluate.")
             return {}
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
@@ -134,7 +134,7 @@ class LVISEvaluator(DatasetEvaluator):
         return copy.deepcopy(self._results)
 
     def _eval_predictions(self, predictions: list[dict[str, Any]]) -> None:
-        self._logger.info("Preparing results in the LVIS format ...")
+        self._logger.info("Bringing the predictions into LVIS' format")
         lvis_results = [dict(result) for p in predictions for result in p["instances"]]
         has_masks = any("segmentation" in result for result in lvis_results)
         tasks = self._tasks or (("bbox", "segm") if has_masks else ("bbox",))
@@ -150,15 +150,17 @@ class LVISEvaluator(DatasetEvaluator):
             with PathManager.open(path, "w") as file:
                 file.write(json.dumps(lvis_results))
         if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
+            self._logger.info(
+                "The data set has no annotations: predictions are written, not evaluated."
+            )
             return
-        self._logger.info("Evaluating predictions ...")
+        self._logger.info("Comparing the predictions with the ground truth")
         for task in sorted(tasks):
             self._results[task] = self._evaluate_task(lvis_results, task)
 
     def _evaluate_task(self, lvis_results: list[dict[str, Any]], task: str) -> dict[str, float]:
         if not lvis_results:
-            self._logger.warning("No predictions from the model!")
+            self._logger.warning("The model found nothing in any image: every metric is NaN.")
             return dict.fromkeys(_METRICS, float("nan"))
         lvis = _import_lvis()
         if task == "segm":

@@ -77,7 +77,7 @@ class PascalVOCDetectionEvaluator(DatasetEvaluator):
             for class_id, rows in of_rank.items():
                 predictions[class_id].extend(rows)
         self._logger.info(
-            "Evaluating %s using %d metric. Note that results do not use the official Matlab API.",
+            "%s: average precision as VOC %d defines it, computed here, not by its Matlab code",
             self._dataset_name,
             2007 if self._is_2007 else 2012,
         )

@@ -49,11 +49,11 @@ def verify_results(cfg: Any, results: Mapping[str, Any]) -> bool:
         if actual is None or not np.isfinite(actual) or abs(actual - expected) > tolerance:
             matches = False
     if not matches:
-        logger.error("Result verification failed!")
-        logger.error("Expected Results: %s", expected_results)
-        logger.error("Actual Results: %s", pprint.pformat(results))
+        logger.error("The results are not as expected")
+        logger.error("expected: %s", expected_results)
+        logger.error("found: %s", pprint.pformat(results))
         sys.exit(1)
-    logger.info("Results verification passed.")
+    logger.info("The results are as expected.")
     return True
 
 

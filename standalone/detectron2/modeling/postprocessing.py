@@ -32,7 +32,7 @@ def detector_postprocess(
     elif results.has("proposal_boxes"):
         name = "proposal_boxes"
     else:
-        raise AssertionError("Predictions must contain boxes!")
+        raise AssertionError("predictions need pred_boxes or proposal_boxes")
     boxes: Boxes = results.get(name).clone()
     boxes.scale(scale_x, scale_y)
     boxes.clip(results.image_size)

@@ -57,16 +57,16 @@ def get_default_optimizer_params(
     bias: dict[str, float] = {}
     if bias_lr_factor is not None and bias_lr_factor != 1.0:
         if base_lr is None:
-            raise ValueError("bias_lr_factor requires base_lr")
+            raise ValueError("bias_lr_factor multiplies base_lr, which is not given")
         bias["lr"] = base_lr * bias_lr_factor
     if weight_decay_bias is not None:
         bias["weight_decay"] = weight_decay_bias
     if bias:
         if "bias" in by_name:
-            raise ValueError("Conflicting overrides for 'bias'")
+            raise ValueError("overrides has 'bias', and so has bias_lr_factor or weight_decay_bias")
         by_name["bias"] = bias
     if lr_factor_func is not None and base_lr is None:
-        raise ValueError("lr_factor_func requires base_lr")
+        raise ValueError("lr_factor_func multiplies base_lr, which is not given")
 
     groups: list[dict[str, Any]] = []
     seen: set[nn.Parameter] = set()

@@ -70,8 +70,7 @@ class LRMultiplier(LRScheduler):
     ) -> None:
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(
-                "_LRMultiplier(multiplier=) must be an instance of fvcore "
-                f"ParamScheduler. Got {multiplier} instead."
+                f"the multiplier is one of fvcore's ParamSchedulers, not {multiplier!r}"
             )
         self._multiplier = multiplier
         self._max_iter = max_iter

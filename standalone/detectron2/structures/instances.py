@@ -78,7 +78,7 @@ class Instances:
         """Select instances by an int, a slice, or an index or mask tensor."""
         if isinstance(item, int):
             if item >= len(self) or item < -len(self):
-                raise IndexError("Instances index out of range!")
+                raise IndexError(f"index {item} is out of range for {len(self)} instances")
             item = slice(item, None, len(self))
         selected = Instances(self._image_size)
         for name, value in self._fields.items():
@@ -88,10 +88,10 @@ class Instances:
     def __len__(self) -> int:
         for value in self._fields.values():
             return len(value)
-        raise NotImplementedError("Empty Instances does not support __len__!")
+        raise NotImplementedError("Instances without a field have no length")
 
     def __iter__(self) -> Any:
-        raise NotImplementedError("`Instances` object is not iterable!")
+        raise NotImplementedError("Instances cannot be iterated: index them")
 
     @staticmethod
     def cat(instance_lists: Sequence["Instances"]) -> "Instances":

@@ -73,7 +73,7 @@ class BitMasks:
             return BitMasks(self.tensor[item].unsqueeze(0))
         selected = self.tensor[item]
         assert selected.dim() == 3, (
-            f"Indexing on BitMasks with {item} returns a tensor with shape {selected.shape}!"
+            f"{item} selects {tuple(selected.shape)} of the masks, which is no stack of masks"
         )
         return BitMasks(selected)
 
@@ -144,25 +144,23 @@ class PolygonMasks:
     def __init__(self, polygons: Sequence[Sequence[Any]]) -> None:
         if not isinstance(polygons, list):
             raise ValueError(
-                "Cannot create PolygonMasks: Expect a list of list of polygons per image. "
-                f"Got '{type(polygons)}' instead."
+                f"PolygonMasks takes a list of lists of polygons, not a {type(polygons)}"
             )
         self.polygons: list[list[np.ndarray]] = [self._check(instance) for instance in polygons]
 
     @staticmethod
     def _check(instance: Any) -> list[np.ndarray]:
         if not isinstance(instance, list):
-            raise ValueError(
-                "Cannot create polygons: Expect a list of polygons per instance. "
-                f"Got '{type(instance)}' instead."
-            )
+            raise ValueError(f"an instance has a list of polygons, not a {type(instance)}")
         arrays = []
         for polygon in instance:
             if isinstance(polygon, Tensor):
                 polygon = polygon.cpu().numpy()
             array = np.asarray(polygon).astype("float64")
             if len(array) % 2 != 0 or len(array) < 6:
-                raise ValueError(f"Cannot create a polygon from {len(array)} coordinates.")
+                raise ValueError(
+                    f"{len(array)} coordinates are no polygon, which has at least 6, in pairs"
+                )
             arrays.append(array)
         return arrays
 

@@ -29,8 +29,8 @@ def _version(name: str) -> str:
 
 def _gpu_rows() -> list[tuple[str, str]]:
     if not torch.cuda.is_available():
-        return [("GPU available", "No: torch.cuda.is_available() == False")]
-    rows = [("GPU available", "Yes")]
+        return [("GPU available", "no, says torch.cuda.is_available()")]
+    rows = [("GPU available", "yes")]
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         name = torch.cuda.get_device_name(index)

@@ -23,7 +23,7 @@ def seed_all_rng(seed: int | None = None) -> None:
     if seed is None:
         now = int(datetime.now().strftime("%S%f"))
         seed = os.getpid() + now + int.from_bytes(os.urandom(2), "big")
-        logging.getLogger(__name__).info(f"Using a generated random seed {seed}")
+        logging.getLogger(__name__).info(f"The seed, drawn at random, is {seed}")
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     random.seed(seed)

@@ -33,7 +33,7 @@ _CURRENT_STORAGE_STACK: list["EventStorage"] = []
 def get_event_storage() -> "EventStorage":
     """Return the storage of the innermost ``with EventStorage(...)`` block."""
     assert len(_CURRENT_STORAGE_STACK), (
-        "get_event_storage() has to be called inside a 'with EventStorage(...)' context!"
+        "get_event_storage() has none to return outside of `with EventStorage(...):`"
     )
     return _CURRENT_STORAGE_STACK[-1]
 
@@ -84,7 +84,7 @@ class EventStorage:
         self._history[name].update(value, iteration)
         self._latest_scalars[name] = (value, iteration)
         existing = self._smoothing_hints.setdefault(name, smoothing_hint)
-        assert existing == smoothing_hint, f"Scalar {name} was put with a different smoothing_hint!"
+        assert existing == smoothing_hint, f"{name} was put before with smoothing_hint={existing}"
 
     def put_scalars(
         self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any
@@ -120,7 +120,7 @@ class EventStorage:
         """
         found = self._history.get(name, None)
         if found is None:
-            raise KeyError(f"No history metric available for {name}!")
+            raise KeyError(f"the storage has no history of {name}")
         return found
 
     def histories(self) -> dict[str, HistoryBuffer]:

@@ -31,7 +31,7 @@ def locate(name: str) -> Any:
     try:
         found = pydoc.locate(name)
     except pydoc.ErrorDuringImport as error:
-        raise ImportError(f"Cannot dynamically locate object {name}: {error}") from error
+        raise ImportError(f"{name} cannot be imported: {error}") from error
     if found is not None:
         return found
     from hydra.utils import _locate
@@ -39,4 +39,4 @@ def locate(name: str) -> Any:
     try:
         return _locate(name)
     except ImportError as error:
-        raise ImportError(f"Cannot dynamically locate object {name}!") from error
+        raise ImportError(f"there is no {name}") from error

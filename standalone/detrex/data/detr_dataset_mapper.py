@@ -38,7 +38,7 @@ class DetrDatasetMapper:
         self.mask_on = mask_on
         self.img_format = img_format
         logging.getLogger(__name__).info(
-            "Full TransformGens used in training: %s, crop: %s",
+            "Augmentations: %s; with a crop: %s",
             augmentation,
             augmentation_with_crop,
         )

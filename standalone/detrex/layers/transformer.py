@@ -66,7 +66,7 @@ class BaseTransformerLayer(nn.Module):
         if attn_masks is None:
             return [None] * self.num_attn
         if isinstance(attn_masks, torch.Tensor):
-            warnings.warn(f"Use same attn_mask in all attentions in {type(self).__name__}")
+            warnings.warn(f"{type(self).__name__} uses one mask in all its attentions")
             return [attn_masks] * self.num_attn
         if len(attn_masks) != self.num_attn:
             raise ValueError(

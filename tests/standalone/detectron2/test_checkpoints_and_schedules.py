@@ -102,7 +102,7 @@ def test_matching_prefers_the_longest_suffix_and_keeps_strangers():
     assert result["a.b.conv.weight"].tolist() == [2, 2]
     assert "stranger" in result and "x" not in result
     model["c.conv.weight"] = torch.zeros(2)
-    with pytest.raises(ValueError, match="multiple keys in the model: conv.weight"):
+    with pytest.raises(ValueError, match="conv.weight.*fits two"):
         align_and_update_state_dicts(model, given, c2_conversion=False)
 
 
@@ -257,7 +257,7 @@ def test_parameter_groups_follow_every_option():
     }
     assert len(groups) == 4, "equal settings share a group"
     for bad in ({"lr_factor_func": len}, {"bias_lr_factor": 2.0}):
-        with pytest.raises(ValueError, match="requires base_lr"):
+        with pytest.raises(ValueError, match="base_lr"):
             get_default_optimizer_params(model, **bad)
     a = nn.Parameter(torch.zeros(1))
     merged = reduce_param_groups([{"params": [a], "lr": 1}, {"params": [a], "lr": 2}])

@@ -51,13 +51,8 @@ def test_inference_runs_everything_once_in_eval_mode(caplog):
     assert evaluator.seen == [(i, 2 * i) for i in range(12)]
     assert model.training
     assert calls == ["on_start", *["b"] * 12, "on_end"]
-    for text in (
-        "Start inference on 12 batches",
-        "Total inference time: ",
-        "Total inference pure compute time: ",
-        "s / iter per device, on 1 devices",
-    ):
-        assert text in caplog.text
+    assert "12 batches" in caplog.text
+    assert caplog.text.count("on 1 devices") == 2, "in all, and of the model"
 
 
 @pytest.mark.parametrize("n", [1, 3, 7])
@@ -70,7 +65,7 @@ def test_few_batches(n):
 
 
 def test_evaluators_must_not_share_a_task():
-    with pytest.raises(AssertionError, match="same key count"):
+    with pytest.raises(AssertionError, match="key count"):
         DatasetEvaluators([Counter(), Counter()]).evaluate()
 
 

@@ -49,7 +49,7 @@ def test_eval_hook_runs_periodically_and_at_the_end_once():
     assert trainer.storage.latest()["bbox/AP"][0] == 2.0
     broken = make_trainer()
     broken.register_hooks([hooks.EvalHook(1, lambda: {"x": "no number"})])
-    with pytest.raises(ValueError, match="x: no number"):
+    with pytest.raises(ValueError, match="x.*no number"):
         broken.train(0, 3)
 
 

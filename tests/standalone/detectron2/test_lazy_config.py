@@ -110,7 +110,7 @@ def test_bad_relative_imports_are_named(project, text, message):
 def test_bad_config_files_are_named(project):
     with pytest.raises(FileNotFoundError, match="nowhere.py"):
         LazyConfig.load(str(project / "nowhere.py"))
-    with pytest.raises(ValueError, match="has to be a python or yaml file"):
+    with pytest.raises(ValueError, match=r"python|\.py"):
         LazyConfig.load(str(project / "models"))
     (project / "broken.py").write_text("a = (")
     with pytest.raises(SyntaxError, match="broken.py"):
@@ -268,7 +268,7 @@ def test_bad_targets_are_named():
         instantiate({"_target_": "no_such_module.thing"})
     with pytest.raises(AssertionError, match="does not define a valid object"):
         instantiate({"_target_": 3})
-    with pytest.raises(TypeError, match="must be a callable"):
+    with pytest.raises(TypeError, match="callable"):
         L(3)
 
 

@@ -65,7 +65,7 @@ def load_coco_json(
     if dataset_name is not None:
         id_map = _register_categories(coco, json_file, dataset_name)
     image_ids = sorted(coco.imgs)
-    logger.info("Loaded %d images in COCO format from %s", len(image_ids), json_file)
+    logger.info("%d images are in %s, in COCO's format", len(image_ids), json_file)
     keys = ["iscrowd", "bbox", "keypoints", "category_id", *(extra_annotation_keys or [])]
     records = []
     for image_id in image_ids:
@@ -159,8 +159,7 @@ def _register_categories(coco: COCO, json_file: str, dataset_name: str) -> dict[
     contiguous = category_ids == list(range(1, len(category_ids) + 1))
     if not contiguous and "coco" not in dataset_name:
         logger.warning(
-            "Category ids in annotations are not in [1, #categories]! "
-            "We'll apply a mapping for you."
+            "The category ids are not 1, 2, ...: they are mapped to 0, 1, ..., in their order."
         )
     id_map = {category_id: index for index, category_id in enumerate(category_ids)}
     metadata.thing_dataset_id_to_contiguous_id = id_map
@@ -226,7 +225,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     logger.info("Conversion finished, #images: %d, #annotations: %d", len(images), len(annotations))
     info = {
         "date_created": str(datetime.datetime.now()),
-        "description": "Automatically generated COCO json file for Detectron2.",
+        "description": "Written from a registered data set.",
     }
     return {
         "info": info,
@@ -252,7 +251,9 @@ def _to_coco_annotation(annotation: dict[str, Any]) -> dict[str, Any]:
         text = counts.decode("ascii") if isinstance(counts, bytes) else counts
         converted["segmentation"] = {**segmentation, "counts": text}
     elif segmentation is not None:
-        raise TypeError(f"Unknown segmentation type {type(segmentation)}!")
+        raise TypeError(
+            f"A segmentation is polygons or an RLE, not a {type(segmentation).__name__}"
+        )
     keypoints = annotation.get("keypoints")
     if keypoints is not None:
         flat = [float(v) - (0.0 if i % 3 == 2 else 0.5) for i, v in enumerate(keypoints)]

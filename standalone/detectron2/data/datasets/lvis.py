@@ -50,8 +50,7 @@ def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if json_file is None:
         raise ValueError(
-            f"No built-in metadata for dataset {dataset_name}: it is not a registered LVIS data "
-            "set."
+            f"{dataset_name} is not registered as an LVIS data set, so it has no categories"
         )
     return _categories_to_meta(_read_json(json_file)["categories"], json_file)
 
@@ -123,7 +122,7 @@ def load_lvis_json(
         converted = _instance(annotation)
         converted.update({key: annotation[key] for key in keys})
         records[annotation["image_id"]]["annotations"].append(converted)
-    logger.info("Loaded %d images in the LVIS format from %s", len(records), json_file)
+    logger.info("%d images are in %s, in LVIS' format", len(records), json_file)
     return list(records.values())
 
 

@@ -58,9 +58,9 @@ class TrainingSampler(_EndlessSampler):
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
         super().__init__()
         if not isinstance(size, int):
-            raise TypeError(f"TrainingSampler(size=) expects an int. Got type {type(size)}.")
+            raise TypeError(f"size of a TrainingSampler is an int, not {size!r}.")
         if size <= 0:
-            raise ValueError(f"TrainingSampler(size=) expects a positive int. Got {size}.")
+            raise ValueError(f"size of a TrainingSampler is positive, not {size}.")
         self._size = size
         self._shuffle = shuffle
         self._seed = _shared_seed(seed)
@@ -101,8 +101,9 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         generator = torch.Generator()
         generator.manual_seed(_shared_seed(seed_subset))
         self._indexes_subset = torch.randperm(size, generator=generator)[: self._size_subset]
-        logger.info("Using RandomSubsetTrainingSampler......")
-        logger.info("Randomly sample %d data from the original %d data", self._size_subset, size)
+        logger.info(
+            "The training uses %d of the %d elements, drawn at random", self._size_subset, size
+        )
 
     def _infinite_indices(self) -> Iterator[int]:
         generator = torch.Generator()

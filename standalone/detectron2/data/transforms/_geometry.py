@@ -42,7 +42,7 @@ class RandomApply(Augmentation):
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5) -> None:
         super().__init__()
-        assert 0.0 <= prob <= 1.0, f"Probability must be between 0.0 and 1.0 (given: {prob})"
+        assert 0.0 <= prob <= 1.0, f"prob is in [0, 1], not {prob}"
         self.aug = _as_augmentation(tfm_or_aug)
         self.prob = prob
         self.input_args = self.aug.input_args
@@ -70,9 +70,9 @@ class RandomFlip(Augmentation):
     ) -> None:
         super().__init__()
         if horizontal and vertical:
-            raise ValueError("Cannot do both horiz and vert. Please use two Flip instead.")
+            raise ValueError("One RandomFlip flips in one direction; use two for both.")
         if not horizontal and not vertical:
-            raise ValueError("At least one of horiz or vert has to be True!")
+            raise ValueError("RandomFlip needs one of horizontal=True and vertical=True.")
         self.prob = prob
         self.horizontal = horizontal
         self.vertical = vertical

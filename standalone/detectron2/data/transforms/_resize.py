@@ -66,7 +66,7 @@ class ResizeShortestEdge(Augmentation):
         )
         self.is_range = sample_style == "range"
         assert not self.is_range or len(lengths) == 2, (
-            f"short_edge_length must be two values using 'range' sample style. Got {lengths}!"
+            f"sample_style='range' takes the two ends of short_edge_length, not {lengths}"
         )
         self.short_edge_length = lengths
         self.max_size = max_size

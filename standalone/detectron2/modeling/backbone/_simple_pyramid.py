@@ -105,7 +105,7 @@ def _resize(scale: float, channels: int, norm: Any) -> tuple[list[nn.Module], in
         return [], channels
     if scale == 0.5:
         return [nn.MaxPool2d(kernel_size=2, stride=2)], channels
-    raise NotImplementedError(f"scale_factor={scale} is not supported yet.")
+    raise NotImplementedError(f"scale_factor={scale} is none of 4, 2, 1 and 0.5")
 
 
 # Saved configs name a class by its module, and detectron2 has this one in `vit`.

@@ -254,7 +254,7 @@ class ResNet(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images [B, C, H, W] to the wanted feature maps by name."""
-        assert x.dim() == 4, f"ResNet takes an input of shape (N, C, H, W). Got {x.shape} instead!"
+        assert x.dim() == 4, f"ResNet takes images [B, C, H, W], not {tuple(x.shape)}"
         outputs = {}
         x = self.stem(x)
         if "stem" in self._out_features:
@@ -312,11 +312,10 @@ class ResNet(Backbone):
             for key, value in kwargs.items():
                 if key.endswith("_per_block"):
                     assert len(value) == num_blocks, (
-                        f"Argument '{key}' of make_stage should have the "
-                        f"same length as num_blocks={num_blocks}."
+                        f"{key} has {len(value)} values for {num_blocks} blocks"
                     )
                     name = key[: -len("_per_block")]
-                    assert name not in kwargs, f"Cannot call make_stage with both {name} and {key}!"
+                    assert name not in kwargs, f"make_stage() takes {name} or {key}, not both"
                     own[name] = value[index]
                 else:
                     own[key] = value

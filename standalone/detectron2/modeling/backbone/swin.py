@@ -147,7 +147,9 @@ class SwinTransformerBlock(nn.Module):
         **attention: Any,
     ) -> None:
         super().__init__()
-        assert 0 <= shift_size < window_size, "shift_size must in 0-window_size"
+        assert 0 <= shift_size < window_size, (
+            f"shift_size is in [0, {window_size}), not {shift_size}"
+        )
         self.dim = dim
         self.num_heads = num_heads
         self.window_size = window_size

@@ -48,5 +48,5 @@ def weight_reduce_loss(
     if avg_factor is None or reduction == "none":
         return reduce_loss(loss, reduction)
     if reduction != "mean":
-        raise ValueError(f'avg_factor can not be used with reduction="{reduction}"')
+        raise ValueError(f"avg_factor is for the reductions 'mean' and 'none', not {reduction!r}")
     return loss.sum() / (avg_factor + torch.finfo(loss.dtype).eps)
