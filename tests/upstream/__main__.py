@@ -167,10 +167,11 @@ def earlier(names: Iterable[str], *, green: bool) -> dict[str, dict[str, Any]]:
 
 
 def state_of(checkout: Path) -> str:
-    """The commit of a checkout, and whether it was changed."""
+    """The commit of a checkout, and whether it was changed; the records of runs are no change."""
     git = ["git", "-C", str(checkout)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    changes = [*git, "status", "--porcelain", "--", ".", ":(exclude)docs/upstream"]
+    status = subprocess.run(changes, capture_output=True, text=True)
     return (head.stdout.strip() or "(no git)") + (CHANGED if status.stdout.strip() else "")
 
 
