@@ -293,7 +293,7 @@ def test_blocks_of_tokens_give_what_all_tokens_give_at_once(order, monkeypatch):
         layer.ffns[0].register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape))
         for layer in encoder.layers
     ]
-    monkeypatch.setattr("tokendetr.layers.encoder_layer.ROWS_AT_ONCE", 50)
+    monkeypatch.setattr("tokendetr.layers.blocks.ROWS_AT_ONCE", 50)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             memory = encoder(**batch.inputs)
@@ -301,3 +301,15 @@ def test_blocks_of_tokens_give_what_all_tokens_give_at_once(order, monkeypatch):
     assert max(shape[1] for shape in rows) == 50
     for hook in hooks:
         hook.remove()
+
+
+def test_hooks_of_an_attention_are_called_where_blocks_would_pay(monkeypatch):
+    monkeypatch.setattr("tokendetr.layers.blocks.ROWS_AT_ONCE", 50)
+    batch, _ = make_batch(SIZES, CHANNELS, seed=4)
+    encoder, calls = make_encoder().eval(), []
+    with torch.no_grad():
+        expected = encoder(**batch.inputs)
+        for layer in encoder.layers:
+            layer.attentions[0].register_forward_hook(lambda *_: calls.append(1))
+        torch.testing.assert_close(encoder(**batch.inputs), expected, rtol=1e-5, atol=1e-5)
+    assert len(calls) == len(encoder.layers)

@@ -15,6 +15,7 @@ from detrex import layers as detrex_layers
 from torch import Tensor, nn
 
 from tokendetr.ops import ms_deform_attn_fused, sampling_locations
+from tokendetr.ops.autocast import autocasts, low
 
 LevelShapes = Sequence[Sequence[int]]
 
@@ -159,7 +160,6 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         Raises:
             ValueError: reference points or level shapes are missing, or do not fit the values.
         """
-        value = query if value is None else value
         identity = query if identity is None else identity
         if reference_points is None:
             raise ValueError(
@@ -168,24 +168,61 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         shapes = spatial_shapes if level_shapes is None else level_shapes
         if shapes is None:
             raise ValueError("deformable attention needs level_shapes or spatial_shapes")
-        query = query if query_pos is None else query + query_pos
-        query_BQC = query if self.batch_first else query.transpose(0, 1)
-        if projected_value is None:
-            value_BNC = self.value_proj(value if self.batch_first else value.transpose(0, 1))
-            if key_padding_mask is not None:
-                value_BNC = value_BNC.masked_fill(key_padding_mask[..., None], 0.0)
-        else:
-            value_BNC = projected_value
-        value_BNMD = value_BNC.unflatten(-1, (self.num_heads, self.embed_dim // self.num_heads))
-        offsets_BQMLP2, logits_BQMLP = self.sampling(query_BQC)
-        wide = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
-        output_BQC = self.output_proj(
-            ms_deform_attn_fused(
-                value_BNMD, shapes, reference_points.to(wide), offsets_BQMLP2, logits_BQMLP
-            )
+        value = query if value is None else value
+        sampled_BQC = self.sample(
+            self._batch_first(query),
+            None if query_pos is None else self._batch_first(query_pos),
+            self.values(self._batch_first(value), key_padding_mask)
+            if projected_value is None
+            else projected_value,
+            reference_points,
+            shapes,
         )
-        output = output_BQC if self.batch_first else output_BQC.transpose(0, 1)
-        return self.dropout(output) + identity
+        return self.add_output(self._batch_first(sampled_BQC), identity)
+
+    def values(self, value_BNC: Tensor, padding_BN: Tensor | None) -> Tensor:
+        """Return the projected values [B, N, C], 0 for padding (True)."""
+        projected_BNC: Tensor = self.value_proj(value_BNC)
+        if padding_BN is not None:
+            projected_BNC = projected_BNC.masked_fill(padding_BN[..., None], 0.0)
+        return projected_BNC
+
+    def sample(
+        self,
+        query_BQC: Tensor,
+        query_pos_BQC: Tensor | None,
+        projected_BNC: Tensor,
+        reference_points_BQLX: Tensor,
+        level_shapes: LevelShapes | Tensor,
+    ) -> Tensor:
+        """Return what the queries gather [B, Q, C], before the output projection.
+
+        Args:
+            query_BQC: the queries.
+            query_pos_BQC: their positions.
+            projected_BNC: the values after :meth:`values`.
+            reference_points_BQLX: normalized points (X = 2) or boxes (X = 4).
+            level_shapes: ``(height, width)`` of each level.
+        """
+        value_BNMD = projected_BNC.unflatten(-1, (self.num_heads, self.embed_dim // self.num_heads))
+        wide = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
+
+        query_BQC = query_BQC if query_pos_BQC is None else query_BQC + query_pos_BQC
+        if autocasts(query_BQC):
+            query_BQC = low(query_BQC, query_BQC.device.type)  # once for both projections
+        offsets, logits = self.sampling(query_BQC)
+        return ms_deform_attn_fused(
+            value_BNMD, level_shapes, reference_points_BQLX.to(wide), offsets, logits
+        )
+
+    def add_output(self, sampled: Tensor, identity: Tensor) -> Tensor:
+        """Project what queries gathered, drop channels and add the residual; row by row."""
+        output: Tensor = self.dropout(self.output_proj(sampled)) + identity
+        return output
+
+    def _batch_first(self, x: Tensor) -> Tensor:
+        """Swap batch and queries if the module has the queries first."""
+        return x if self.batch_first else x.transpose(0, 1)
 
 
 def _sampling(attention: Any, query_BQC: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,14 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from tokendetr.compat.torch_private import has_forward_hooks
+from tokendetr.layers.blocks import blocks_pay, by_blocks
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
-
-ROWS_AT_ONCE = 512
-"""Tokens per block of the feed-forward network on CPUs: 4 MiB in float32 at width 2048."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,15 @@ class EncoderLayer(nn.Module):
             query = norm(query)
             if value is not None and projected_BNC is None:
                 value = norm(value)
-        attended_BKC = self.attentions[0](
+        attention = cast(MultiScaleDeformableAttention, self.attentions[0])
+        if split is None and self._works_in_blocks(attention, query):
+            if projected_BNC is None:
+                projected_BNC = attention.values(query if value is None else value, padding_BN)
+            sampled_BKC = attention.sample(
+                query, query_pos_BKC, projected_BNC, reference_points_BKLX, level_shapes
+            )
+            return self._after_sampling_in_blocks(attention, sampled_BKC, tokens_BKC)
+        attended_BKC = attention(
             query,
             value=value,
             identity=tokens_BKC if self.pre_norm else None,
@@ -125,21 +133,30 @@ class EncoderLayer(nn.Module):
         )
         if split is not None:
             return self._after_attention_split(attended_BKC, split)
-        if self._works_in_blocks(attended_BKC):
-            return self._after_attention_in_blocks(attended_BKC)
         return self._after_attention(attended_BKC)
 
-    def _after_attention_in_blocks(self, attended_BKC: Tensor) -> Tensor:
-        """Run the rest of the layer block by block; overwrites its argument."""
-        result_BKC = attended_BKC
-        start = 0
-        for rows in attended_BKC.flatten(0, 1).split(ROWS_AT_ONCE):
-            done = self._after_attention(rows[None])[0]
-            if done.dtype != result_BKC.dtype:  # autocast: true from the first block on
-                result_BKC = torch.empty_like(attended_BKC, dtype=done.dtype)
-            result_BKC.view(-1, done.shape[-1])[start : start + len(rows)] = done
-            start += len(rows)
-        return result_BKC
+    def _works_in_blocks(self, attention: nn.Module, query_BKC: Tensor) -> bool:
+        """Return True if what follows the sampling may run block by block, in this code's form."""
+        return (
+            type(attention) is MultiScaleDeformableAttention
+            and "forward" not in vars(attention)
+            and attention.batch_first
+            and not has_forward_hooks(attention)
+            and blocks_pay(query_BKC, training=self.training)
+        )
+
+    def _after_sampling_in_blocks(
+        self, attention: MultiScaleDeformableAttention, sampled_BKC: Tensor, tokens_BKC: Tensor
+    ) -> Tensor:
+        """Run the rest of the layer block by block; may overwrite ``sampled_BKC``."""
+
+        def rest(sampled_KC: Tensor, tokens_KC: Tensor) -> Tensor:
+            attended_BKC = attention.add_output(sampled_KC[None], tokens_KC[None])
+            return self._after_attention(attended_BKC)[0]
+
+        of_all_images = sampled_BKC.flatten(0, 1)
+        rows = by_blocks(rest, of_all_images, tokens_BKC.flatten(0, 1), into=of_all_images)
+        return rows.view(tokens_BKC.shape)
 
     def _after_attention_split(self, attended_BKC: Tensor, split: SplitFeedForward) -> Tensor:
         """Run the rest of the layer, with another network for the first tokens."""
@@ -150,20 +167,6 @@ class EncoderLayer(nn.Module):
             )
         first_BTC = split.block(self.norms[0](attended_BKC[:, : split.count]))
         return torch.cat([first_BTC, self._after_attention(attended_BKC[:, split.count :])], dim=1)
-
-    def _works_in_blocks(self, attended_BKC: Tensor) -> bool:
-        """Return True if the rest of the layer may run block by block.
-
-        It treats every token alone, so results are the same, but the wide hidden activations of a
-        block stay in the cache instead of going through fresh memory.
-        """
-        return (
-            attended_BKC.device.type == "cpu"
-            and attended_BKC.is_contiguous()
-            and not self.training
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-        )
 
     def _after_attention(self, attended_BKC: Tensor) -> Tensor:
         """Run the norms and feed-forward networks that follow the attention."""
