@@ -7,7 +7,7 @@ from dynamic_detr import DynamicSparsifier
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
 from tests import small_detectors as small
-from tokendetr.encoder import TokenSparsifier
+from tokendetr.encoder import AffineBypass, TokenSparsifier
 
 CANVAS = (64, 96)
 SIZES = ((64, 96), (48, 96), (64, 53), (33, 40), (17, 96), (64, 90), (55, 71), (40, 96))
@@ -40,11 +40,18 @@ def sparsifier(method: str, *, two_stage: bool) -> TokenSparsifier | None:
     return None
 
 
-def build(detector: str, method: str = "dense") -> nn.Module:
-    """Build a detector with a method and reproducible random weights."""
+def build(detector: str, method: str = "dense", *, bypass: bool = False) -> nn.Module:
+    """Build a detector with a method and reproducible random weights, also of a bypass."""
     model = small.build(detector)
     torch.manual_seed(1)
-    model.transformer.encoder.sparsifier = sparsifier(method, two_stage=detector not in ONE_STAGE)
+    chosen = sparsifier(method, two_stage=detector not in ONE_STAGE)
+    if bypass:
+        chosen.bypass = AffineBypass(
+            embed_dim=small.WIDTH, num_layers=small.LAYERS, num_levels=small.LEVELS
+        )
+        for parameter in chosen.bypass.parameters():
+            nn.init.normal_(parameter, std=0.05)
+    model.transformer.encoder.sparsifier = chosen
     return model.eval()
 
 

@@ -69,11 +69,18 @@ def test_predictions_before_post_processing_are_those_of_the_last_layer():
     torch.testing.assert_close(best, expected.scores)
 
 
-@pytest.mark.parametrize("part", ["bypass", "mass_budget"])
-def test_token_counts_that_depend_on_the_image_are_refused(part):
+@pytest.mark.parametrize("method", ["sparse", "focus"])
+@pytest.mark.parametrize("padding", [True, False])
+def test_tokens_on_a_bypass_move_in_programs_of_fixed_shapes(method, padding):
+    model = build("dino", method, bypass=True)
+    pictures = images() if padding else images([CANVAS, CANVAS])
+    assert_same(model, DeployedDetector(model, padding=padding), pictures)
+
+
+def test_token_counts_that_depend_on_the_image_are_refused():
     model = build("dino", "sparse")
-    setattr(model.transformer.encoder.sparsifier, part, torch.nn.Identity())
-    with pytest.raises(ExportError, match=f"with a {part} the number of tokens"):
+    model.transformer.encoder.sparsifier.mass_budget = torch.nn.Identity()
+    with pytest.raises(ExportError, match="with a mass_budget the number of tokens"):
         DeployedDetector(model)
 
 

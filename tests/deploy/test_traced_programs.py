@@ -44,6 +44,20 @@ def test_one_program_takes_any_number_of_images_of_any_size():
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_program_moves_tokens_on_a_bypass(padding):
+    model = build("dino", "sparse", bypass=True)
+    entry = DeployedDetector(model, padding=padding)
+    inputs = padded_inputs(images()[:1], CANVAS)
+    with torch.no_grad():
+        found, expected = trace(entry, CANVAS).module()(*inputs), entry(*inputs)
+        model.transformer.encoder.sparsifier.bypass = None
+        unmoved = entry(*inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    assert not torch.allclose(expected[0], unmoved[0], atol=1e-2)
+
+
 def test_a_file_is_kept_only_if_it_computes_the_same(tmp_path):
     model, path = build("deformable"), tmp_path / "model.pt2"
     record = export(model, path, ExportOptions("pt2", CANVAS), source="deformable")
@@ -175,6 +189,15 @@ def test_onnx_files_in_every_runtime(detector, method, padding, sampling, tmp_pa
     options = ExportOptions("onnx", CANVAS, padding=padding, sampling=sampling)
     record = export(build(detector, method), tmp_path / "model.onnx", options)
     assert record["checks"]["onnxruntime"]["good"]
+
+
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.parametrize("method", ["sparse", "focus"])
+def test_onnx_files_with_a_bypass_in_every_runtime(method, tmp_path):
+    model = build("dino", method, bypass=True)
+    record = export(model, tmp_path / "model.onnx", ExportOptions("onnx", CANVAS))
+    assert record["good"] and record["checks"]["onnxruntime"]["good"]
 
 
 @pytest.mark.slow

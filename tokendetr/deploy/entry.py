@@ -78,12 +78,11 @@ class DeployedDetector(nn.Module):
                 "exported"
             )
         sparsifier = getattr(detector.transformer.encoder, "sparsifier", None)
-        for part in ("bypass", "mass_budget"):
-            if getattr(sparsifier, part, None) is not None:
-                raise ExportError(
-                    f"with a {part} the number of tokens depends on what an image shows, and a "
-                    f"program has fixed shapes: export the model without it ({part}=None)"
-                )
+        if getattr(sparsifier, "mass_budget", None) is not None:
+            raise ExportError(
+                "with a mass_budget the number of tokens depends on what an image shows, and a "
+                "program has fixed shapes: export the model without it (mass_budget=None)"
+            )
         self.detector = detector.eval()
         self.padding = padding
         self.postprocess = postprocess

@@ -16,7 +16,7 @@ from detrex.layers import FFN
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokendetr.encoder.bypass import BypassPass
+from tokendetr.encoder.bypass_pass import BypassPass, start_pass
 from tokendetr.encoder.decoder_attention import record_decoder_attention
 from tokendetr.encoder.forward_context import current_pass, replay_contexts
 from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
@@ -200,7 +200,7 @@ class TokenEncoder(nn.Module):
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context), "updated")
         plan, bypass = self.sparsifier.plan(context), self.sparsifier.bypass
-        moving = None if bypass is None else bypass.start(layout, query)
+        moving = None if bypass is None else start_pass(bypass, layout, query)
         return self._encode(context, plan, self.sparsifier.value_policy, moving)
 
     def run_dense(self, context: EncoderContext) -> Tensor:
