@@ -94,12 +94,16 @@ EXPECTED_ERRORS = (
     ExportCheckError,
     ExportError,
     FileNotFoundError,
-    UnsupportedDetectorError,
+    IsADirectoryError,
     LoaderError,
     NonFiniteLossError,
+    NotADirectoryError,
+    OutputError,
+    PermissionError,
     RendezvousError,
     RunFolderError,
     SampleError,
     UnsafeCheckpointError,
+    UnsupportedDetectorError,
 )
 """Errors whose message is complete: programs print it without a traceback."""

@@ -1,7 +1,10 @@
 """No program overwrites an input, writes two outputs to one file, or works before checking."""
 
 import argparse
+import contextlib
+import json
 import os
+import sys
 import types
 from pathlib import Path
 
@@ -10,8 +13,16 @@ import torch
 
 from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.cli import demo, export_checkpoint, make_bdd_s
-from tokendetr.cli.argument_types import output_file, output_folder, share
+from tokendetr.cli import main as console
+from tokendetr.cli.argument_types import (
+    non_negative_int,
+    output_file,
+    output_folder,
+    positive_int,
+    share,
+)
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.visualize_json_results import read_results
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file, drawing_names
 
@@ -97,6 +108,63 @@ def test_arguments_are_checked_when_they_are_read(tmp_path):
     for read, text in refused:
         with pytest.raises(argparse.ArgumentTypeError, match=r"is a folder|cannot be|not a number"):
             read(str(text))
+
+
+class _Captured(Exception):
+    pass
+
+
+@pytest.fixture
+def parser_of(monkeypatch):
+    """Return the parser of a command of the console script."""
+
+    def parser_of(name):
+        found = []
+
+        def capture(self, *args, **options):
+            found.append(self)
+            raise _Captured
+
+        with monkeypatch.context() as patch, contextlib.suppress(_Captured):
+            patch.setattr(sys, "argv", ["tokendetr"])
+            patch.setattr(argparse.ArgumentParser, "parse_known_args", capture)
+            console.main([name])
+        return found[0]
+
+    return parser_of
+
+
+@pytest.mark.parametrize("name", sorted(set(console.COMMANDS) - {"train", "evaluate"}))
+def test_no_program_takes_a_negative_count(parser_of, name):
+    signed = {"seed", "seeds", "machine_rank", "num_gpus", "num_machines"}  # the rest is launch's
+    for action in parser_of(name)._actions:
+        assert action.type is not int or action.dest in signed, action.option_strings
+        if action.type in (positive_int, non_negative_int, share):
+            with pytest.raises(argparse.ArgumentTypeError, match="'-1' is not"):
+                action.type("-1")
+
+
+def test_typed_errors_of_any_program_are_one_line(monkeypatch):
+    def fail():
+        raise PermissionError(13, "Permission denied", "x.json")
+
+    monkeypatch.setattr("tokendetr.cli.list_configs.main", fail)
+    monkeypatch.setattr(sys, "argv", ["tokendetr"])
+    with pytest.raises(SystemExit, match=r"error: .*Permission denied: 'x.json'"):
+        console.main(["list"])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [5, {}, {"bbox": [1, 2, 3], "score": 1}, {"bbox": [1, 2, 3, float("nan")], "score": 1}],
+)
+def test_results_that_are_none_are_named_by_their_number(tmp_path, record):
+    good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    bad = {**good, **record} if record and isinstance(record, dict) else record
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([good, bad]))
+    with pytest.raises(ValueError, match="record 1 "):
+        read_results(str(path))
 
 
 def test_a_video_without_frames_is_an_error(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.load import load_config
 from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
+from tokendetr.train.setup import model_of
 
 __all__ = [
     "build_measured_model",
@@ -59,9 +60,10 @@ def build_measured_model(cfg: DictConfig, overrides: Sequence[str] = ()) -> nn.M
     operations rarely depend on them. So a config's own checkpoint need not exist.
 
     Raises:
-        FileNotFoundError, CheckpointMismatchError: the checkpoint cannot be used.
+        ConfigError: the model cannot be built.
+        FileNotFoundError, CheckpointError: the checkpoint cannot be used.
     """
-    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    model = model_of(cfg)
     is_named = any(o.lstrip("+").startswith("train.init_checkpoint=") for o in overrides)
     if is_named and cfg.train.init_checkpoint:
         load_weights(

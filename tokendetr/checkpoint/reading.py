@@ -97,7 +97,7 @@ def _read_torch(path: str) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = _reason(error)
         if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
             raise UnsafeCheckpointError(
                 f"{path} was refused: it holds more than tensors and plain values, and reading "
@@ -117,6 +117,14 @@ def _read_torch(path: str) -> dict[str, Any]:
         kept = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
         return {"model": kept, "__author__": "pycls", "matching_heuristics": True}
     return {"model": loaded}
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a file, without torch's advice to read it in an unsafe way."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if "weights_only" not in line]
+    return next(iter(kept), repr(error) if not lines else type(error).__name__)
 
 
 def _moving_average(path: str, state: Any) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ from tokendetr.cli.offers import offered
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import PROJECTS_DIR
-from tokendetr.errors import ConfigError
+from tokendetr.errors import EXPECTED_ERRORS, ConfigError
 from tokendetr.io.atomic import write_atomically
 
 SPARSIFY = "sparsify"
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             took = time.monotonic() - started
             cell = f"{study.name}: {variant.slug}, seed {seed}: {took:.0f} s"
             print(f"[{number}/{len(missing)}] {cell}", flush=True)
-    except (ConfigError, RuntimeError) as error:
+    except (*EXPECTED_ERRORS, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     for study in studies:
         table = study.table(study.results(root))

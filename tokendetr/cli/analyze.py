@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tokendetr.cli.argument_types import non_negative_int
 from tokendetr.cli.arguments import described_parser
-from tokendetr.errors import EXPECTED_ERRORS, OutputError
+from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.evaluation.error_analysis import (
     Analysis,
     Comparison,
@@ -41,9 +42,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--images", metavar="FOLDER", help="images, to show the worst ones")
     parser.add_argument("--compare", metavar="JSON", help="results to compare with")
-    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples")
     parser.add_argument(
-        "--worst", type=int, default=12, help="number of images with the most errors"
+        "--resamples", type=non_negative_int, default=1000, help="bootstrap resamples"
+    )
+    parser.add_argument(
+        "--worst", type=non_negative_int, default=12, help="number of images with the most errors"
     )
     return parser.parse_args(arguments)
 
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         analysis, comparison = analyze(args)
-    except (*EXPECTED_ERRORS, OutputError) as error:
+    except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     for row in analysis.classes:
         print(

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
+from tokendetr import errors
 from tokendetr.analysis.flops import (
     BLENDED_SIZES,
     FlopReport,
@@ -36,12 +37,12 @@ from tokendetr.analysis.inputs import (
     loaded_inputs,
     write_json,
 )
-from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.io.progress import Progress
 
 TASKS = ("flop", "activation", "parameter", "structure")
-EXPECTED_ERRORS = (OSError, ValueError)  # those of files, configs and checkpoints
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,12 +51,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--tasks", choices=TASKS, nargs="+", required=True, help="what to report")
     parser.add_argument(
-        "-n", "--num-inputs", type=int, default=100, help="test images to average over"
+        "-n", "--num-inputs", type=positive_int, default=100, help="test images to average over"
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--input-size",
-        type=int,
+        type=positive_int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="one synthetic image of this size instead of test images",
@@ -72,7 +73,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="compute the forward pass, for models whose work depends on an image's content "
         "(default: for test images, not for synthetic ones)",
     )
-    parser.add_argument("--depth", type=int, default=3, help="module levels in the tables")
+    parser.add_argument(
+        "--depth", type=non_negative_int, default=3, help="module levels in the tables"
+    )
     parser.add_argument(
         "--json",
         type=output_file,

@@ -7,7 +7,14 @@ from pathlib import Path
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file, check_output_folder
 
-__all__ = ["OutputFile", "output_file", "output_folder", "share"]
+__all__ = [
+    "OutputFile",
+    "non_negative_int",
+    "output_file",
+    "output_folder",
+    "positive_int",
+    "share",
+]
 
 
 class OutputFile(str):
@@ -36,6 +43,24 @@ def output_folder(text: str) -> Path:
     return Path(text)
 
 
+def positive_int(text: str) -> int:
+    """Parse a whole number above 0, such as a number of images or of pixels.
+
+    Raises:
+        ArgumentTypeError: the text is no such number.
+    """
+    return _whole(text, least=1)
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a whole number of at least 0.
+
+    Raises:
+        ArgumentTypeError: the text is no such number.
+    """
+    return _whole(text, least=0)
+
+
 def share(text: str) -> float:
     """Parse a number in [0, 1], such as a score threshold.
 
@@ -48,6 +73,16 @@ def share(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return value
 
 

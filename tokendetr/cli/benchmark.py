@@ -28,6 +28,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from tabulate import tabulate
 
+from tokendetr import errors
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import (
     build_measured_model,
@@ -38,14 +39,8 @@ from tokendetr.analysis.inputs import (
 )
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
-from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
-from tokendetr.errors import (
-    CheckpointError,
-    CheckpointMismatchError,
-    ConfigError,
-    SampleError,
-)
 from tokendetr.io.progress import Progress
 from tokendetr.layers.precision import PRECISIONS, evaluated_in
 from tokendetr.train.launch import launch
@@ -57,14 +52,7 @@ REPEATS = {"train": (100, 5), "eval": (300, 20), "data": (250, 250), "data_advan
 """Task -> default number of measurements (on a GPU, on a CPU)."""
 CACHED_INPUTS = 100
 DIST_URL = "auto"
-EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    ConfigError,
-    OSError,
-    SampleError,
-    CheckpointError,
-    ValueError,
-)
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 @dataclass
@@ -100,11 +88,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add = parser.add_argument
     add("--config-file", action="append", required=True, metavar="FILE", help="may be repeated")
     add("--task", choices=TASKS, required=True)
-    add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="synthetic images")
-    add("--batch-size", type=int, help="images per step and process (default: eval 1, train 2)")
-    add("--repeats", type=int, help=f"measurements (default by task: GPU, CPU: {REPEATS})")
-    add("--warmup", type=int, default=5, help="runs before the measurements")
-    add("--threads", type=int, help="CPU threads of PyTorch")
+    add(
+        "--input-size",
+        type=positive_int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="synthetic images",
+    )
+    add(
+        "--batch-size",
+        type=positive_int,
+        help="images per step and process (default: eval 1, train 2)",
+    )
+    add("--repeats", type=positive_int, help=f"measurements (default by task: GPU, CPU: {REPEATS})")
+    add("--warmup", type=non_negative_int, default=5, help="runs before the measurements")
+    add("--threads", type=positive_int, help="CPU threads of PyTorch")
     add("--precision", choices=PRECISIONS, default="float32", help="of --task eval, by autocast")
     add("--num-gpus", type=int, default=1, help="processes per machine (train and data)")
     add("--num-machines", type=int, default=1)

@@ -16,11 +16,12 @@ import sys
 from collections.abc import Sequence
 
 from spt_backbone.calibration import calibrate_threshold, find_spt
+from tokendetr import errors
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
-from tokendetr.errors import ConfigError
 
-EXPECTED_ERRORS = (ConfigError, OSError, ValueError)
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="lazy config of a detector on SPT")
     add("--ratio", type=float, required=True, help="share of the tokens, in (0, 1)")
-    add("--images", type=int, default=32, help="number of images (default 32)")
+    add("--images", type=positive_int, default=32, help="number of images (default 32)")
     add("--tolerance", type=float, default=0.005, help="of the ratio (default 0.005)")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
     args = parse_with_overrides(parser, arguments)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from tokendetr.cli.argument_types import output_folder, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.data.coco_check import validate_coco
@@ -73,10 +74,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="FOLDER",
         help="folder that symbolic links may lead to, with --json; may be repeated",
     )
-    parser.add_argument("--num-classes", type=int, help="classes of the model, with --json")
+    parser.add_argument(
+        "--num-classes", type=positive_int, help="classes of the model, with --json"
+    )
     parser.add_argument("--open-images", action="store_true", help="also decode every image")
     parser.add_argument(
         "--pictures",
+        type=output_folder,
         metavar="FOLDER",
         help="also draw charts of the boxes, and samples with labels",
     )
@@ -113,7 +117,7 @@ def tasks(args: argparse.Namespace, cfg: DictConfig | None) -> Iterator[Task]:
             yield Task(name, found, model_classes(cfg), check_files)
 
 
-def check(task: Task, *, open_images: bool, pictures: str | None = None) -> str:
+def check(task: Task, *, open_images: bool, pictures: Path | None = None) -> str:
     """Check a data set and show what it holds; returns its faults, or "" where there are none."""
     files = task.files
     try:
@@ -131,7 +135,7 @@ def check(task: Task, *, open_images: bool, pictures: str | None = None) -> str:
     for sentence in survey.advice:
         print(f"  look at: {sentence}")
     if pictures and files.has_file_names:
-        print(f"  pictures: {draw(task, Path(pictures))}")
+        print(f"  pictures: {draw(task, pictures)}")
     print()
     return ""
 

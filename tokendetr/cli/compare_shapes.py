@@ -34,6 +34,7 @@ from detectron2.evaluation import DatasetEvaluators
 from omegaconf import DictConfig
 from torch import nn
 
+from tokendetr import errors
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import (
     build_measured_model,
@@ -44,10 +45,9 @@ from tokendetr.analysis.inputs import (
 from tokendetr.analysis.recorded_rows import measured_notes, record_rows
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
-from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.argument_types import output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
-from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.decoder_correlation import CorrEvaluator
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.evaluation.token_recall import TokenRecall
@@ -55,7 +55,7 @@ from tokendetr.evaluation.token_recall import TokenRecall
 RECORDS = PROJECTS_DIR.parent / "docs" / "comparison" / "shapes.json"
 COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
 CORR_IMAGES = 50
-EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError, CheckpointError, ValueError)
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
 DENSE = "DINO"
 METHODS = {
@@ -112,8 +112,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="NAME=CONFIG:CHECKPOINT",
         help="a detector; may be repeated (default: those that the project ships)",
     )
-    parser.add_argument("--images", type=int, help="use only the first test images")
-    parser.add_argument("--threads", type=int, help="CPU threads of PyTorch")
+    parser.add_argument("--images", type=positive_int, help="use only the first test images")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads of PyTorch")
     parser.add_argument("--write", action="store_true", help="put the tables into the pages")
     parser.add_argument(
         "--recorded", action="store_true", help="measure nothing: take the recorded rows"

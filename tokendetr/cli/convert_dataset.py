@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
 from tokendetr.data.convert import convert_folder
-from tokendetr.errors import ConfigError, DatasetError
+from tokendetr.errors import EXPECTED_ERRORS
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             val_share=args.val_share,
             open_images=not args.skip_images,
         )
-    except (ConfigError, DatasetError, OSError) as error:
+    except (*EXPECTED_ERRORS, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     for file in files:
         print(f"{file.json_file}: {file.num_images:,} images, {file.num_boxes:,} boxes")

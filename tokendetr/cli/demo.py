@@ -23,7 +23,8 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from tokendetr.cli.argument_types import share
+from tokendetr import errors
+from tokendetr.cli.argument_types import positive_int, share
 from tokendetr.cli.arguments import (
     add_overrides_option,
     described_parser,
@@ -31,7 +32,7 @@ from tokendetr.cli.arguments import (
 )
 from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
-from tokendetr.errors import CheckpointError, ConfigError, OutputError
+from tokendetr.errors import OutputError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file, check_output_folder, drawing_names
 from tokendetr.io.progress import Progress
@@ -45,7 +46,7 @@ from tokendetr.predict import (
 )
 from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 
-EXPECTED_ERRORS = (CheckpointError, ConfigError, OSError, ImportError, KeyError)
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, ImportError, KeyError, OSError, ValueError)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 logger = logging.getLogger("tokendetr.demo")
 
@@ -61,8 +62,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--confidence-threshold", type=share, default=0.5, help="minimum score of drawn objects"
     )
-    parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
-    parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
+    parser.add_argument(
+        "--min_size_test", type=positive_int, help="shorter side (default: the config's)"
+    )
+    parser.add_argument(
+        "--max_size_test", type=positive_int, help="longest side (default: the config's)"
+    )
     parser.add_argument("--img_format", choices=("RGB", "BGR"), help="channel order of the model")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="by autocast")
     parser.add_argument("--metadata_dataset", help="data set whose class names are shown")

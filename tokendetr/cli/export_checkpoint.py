@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from tokendetr import errors
 from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import read_checkpoint
@@ -27,7 +28,7 @@ from tokendetr.cli.arguments import described_parser
 from tokendetr.io.outputs import check_output_file
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-EXPECTED_ERRORS = (OSError, ValueError)  # those of files and of checkpoints
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def main(arguments: list[str] | None = None) -> None:

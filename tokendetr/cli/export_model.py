@@ -26,12 +26,12 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.argument_types import output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.deploy import ExportOptions, check, export
 from tokendetr.deploy.programs import SUFFIXES
-from tokendetr.errors import EXPECTED_ERRORS, OutputError
+from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.predict.predictor import build_model
 
@@ -43,7 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="what to write")
     parser.add_argument(
         "--size",
-        type=int,
+        type=positive_int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="canvas in pixels; needed unless --check",
@@ -51,7 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--output", required=True, type=output_file, metavar="FILE", help="the exported file"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images at once")
+    parser.add_argument("--batch", type=positive_int, default=1, help="images at once")
     parser.add_argument(
         "--no-padding",
         dest="padding",
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record = check(model, args.output, **common)
         else:
             record = export(model, args.output, options, source=args.config_file, **common)
-    except (*EXPECTED_ERRORS, OutputError, ValueError) as error:
+    except (*EXPECTED_ERRORS, ValueError) as error:
         sys.exit(f"error: {error}")
     for runtime, found in record["checks"].items():
         print(

@@ -24,8 +24,10 @@ from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
 from token_transforming import NoMapsError, fit_recovery, transform
+from tokendetr import errors
 from tokendetr.analysis.inputs import load_measured_config
-from tokendetr.errors import CheckpointError, ConfigError
+from tokendetr.cli.argument_types import positive_int
+from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import Predictor
@@ -33,8 +35,7 @@ from tokendetr.sparsification import FewImagesError, UnlabeledImages
 from tokendetr.sparsification.recipe import config_file
 
 EXPECTED_ERRORS = (
-    CheckpointError,
-    ConfigError,
+    *errors.EXPECTED_ERRORS,
     FewImagesError,
     KeyError,
     NoMapsError,
@@ -134,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("opts", nargs="*", help="overrides, such as train.init_checkpoint=FILE")
     add("--images", nargs="+", required=True, metavar="FOLDER", help="any images")
     add("--output", required=True, type=Path, metavar="FILE", help="checkpoint to write")
-    add("--number", type=int, default=128, help="maximum number of images (default 128)")
-    add("--batch-size", type=int, default=8, help="(default 8)")
+    add("--number", type=positive_int, default=128, help="maximum number of images (default 128)")
+    add("--batch-size", type=positive_int, default=8, help="(default 8)")
     add("--seed", type=int, default=0, help="seed for choosing images (default 0)")
     args = parser.parse_intermixed_args(arguments)
     if args.number < 1:

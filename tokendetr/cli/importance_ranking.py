@@ -23,16 +23,17 @@ from collections.abc import Sequence
 import torch
 
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
+from tokendetr import errors
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
-from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.argument_types import output_file, positive_int, share
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import shipped_weights
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.progress import Progress
 
-EXPECTED_ERRORS = (OSError, ValueError)  # those of files, configs and checkpoints
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
 
 
@@ -40,7 +41,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Read the command line."""
     parser = described_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="dense detector")
-    parser.add_argument("--num-images", type=int, help="first images of the test set (all)")
+    parser.add_argument(
+        "--num-images", type=positive_int, help="first images of the test set (all)"
+    )
     parser.add_argument(
         "--stage-lengths",
         type=_numbers,
@@ -48,7 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="LAYERS",
         help="encoder layers of each stage (2,3,1)",
     )
-    parser.add_argument("--mass", type=float, default=0.75, help="share of the attention (0.75)")
+    parser.add_argument("--mass", type=share, default=0.75, help="share of the attention (0.75)")
     parser.add_argument("--statistic", choices=STATISTICS, default=STATISTICS[0])
     parser.add_argument(
         "--output", type=output_file, metavar="FILE", help="config fragment to write"

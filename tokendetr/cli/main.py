@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tokendetr.errors import UPSTREAM, upstream_missing
+from tokendetr.errors import EXPECTED_ERRORS, UPSTREAM, upstream_missing
 
 
 class Command(NamedTuple):
@@ -116,7 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.name not in UPSTREAM:
             raise
         sys.exit(f"error: {upstream_missing(error.name or '')}")
-    program()
+    try:
+        program()
+    except EXPECTED_ERRORS as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

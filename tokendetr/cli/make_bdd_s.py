@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.argument_types import output_file, share
 from tokendetr.cli.arguments import described_parser
 from tokendetr.data.bdd100k import SMALL_OBJECTS, bdd100k_root
 from tokendetr.data.object_ratio import below_object_ratio
@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", help="folder of BDD100K (default: under DETECTRON2_DATASETS)")
     parser.add_argument("--input", help="one COCO-format file instead of BDD100K's two")
     parser.add_argument("--output", type=output_file, help="where its smaller version goes")
-    parser.add_argument("--max-ratio", type=float, default=0.25, help="part of an image, below 1")
+    parser.add_argument("--max-ratio", type=share, default=0.25, help="part of an image, below 1")
     args = parser.parse_args(arguments)
     if (args.input is None) != (args.output is None):
         parser.error("--input and --output belong together")

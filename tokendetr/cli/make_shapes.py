@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import described_parser
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, shapes_root
 
@@ -19,10 +20,10 @@ def main() -> None:
     """Parse the command line, generate the files, and print their folder and statistics."""
     parser = described_parser(__doc__)
     parser.add_argument("--root", type=Path, help=f"folder to write (default {shapes_root()})")
-    parser.add_argument("--train-images", type=int, default=ShapesSpec.num_train)
-    parser.add_argument("--val-images", type=int, default=ShapesSpec.num_val)
+    parser.add_argument("--train-images", type=positive_int, default=ShapesSpec.num_train)
+    parser.add_argument("--val-images", type=positive_int, default=ShapesSpec.num_val)
     parser.add_argument("--seed", type=int, default=ShapesSpec.seed)
-    parser.add_argument("--workers", type=int, help="processes (default one per core)")
+    parser.add_argument("--workers", type=positive_int, help="processes (default one per core)")
     args = parser.parse_args()
     spec = ShapesSpec(num_train=args.train_images, num_val=args.val_images, seed=args.seed)
     try:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
 
-from tokendetr.cli.argument_types import output_file
+from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import described_parser
-from tokendetr.errors import EXPECTED_ERRORS, OutputError
+from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.report import write_report
 
 
@@ -30,11 +30,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--device", default="cpu", help="that detectors run on (default: cpu)")
     parser.add_argument(
-        "--images", type=int, default=200, help="to evaluate where there are no results yet"
+        "--images",
+        type=positive_int,
+        default=200,
+        help="to evaluate where there are no results yet",
     )
-    parser.add_argument("--worst", type=int, default=4, help="images with most errors, per run")
-    parser.add_argument("--random", type=int, default=4, help="images at random")
-    parser.add_argument("--token-images", type=int, default=2, help="of these, with their tokens")
+    parser.add_argument(
+        "--worst", type=non_negative_int, default=4, help="images with most errors, per run"
+    )
+    parser.add_argument("--random", type=non_negative_int, default=4, help="images at random")
+    parser.add_argument(
+        "--token-images", type=non_negative_int, default=2, help="of these, with their tokens"
+    )
     return parser.parse_args(arguments)
 
 
@@ -52,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             random=args.random,
             token_images=args.token_images,
         )
-    except (*EXPECTED_ERRORS, OutputError, KeyError) as error:
+    except (*EXPECTED_ERRORS, KeyError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 

@@ -31,6 +31,7 @@ from PIL import Image
 
 from tokendetr.analysis.flops import count_flops, mean_report, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config
+from tokendetr.cli.argument_types import non_negative_int, positive_int
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.demo_table import LARGE_PX, METRICS, Candidate, record_table, table
 from tokendetr.cli.demo_training import train_with_a_crash
@@ -178,11 +179,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
-    parser.add_argument("--iterations", type=int, default=80, help="of the training (80)")
+    parser.add_argument("--iterations", type=positive_int, default=80, help="of the training (80)")
     parser.add_argument(
-        "--score-iterations", type=int, default=40, help="of the fit without labels"
+        "--score-iterations", type=non_negative_int, default=40, help="of the fit without labels"
     )
-    parser.add_argument("--timed-images", type=int, default=60, help="images per detector")
+    parser.add_argument("--timed-images", type=positive_int, default=60, help="images per detector")
     parser.add_argument(
         "--write", action="store_true", help="record the table and put it into README.md"
     )

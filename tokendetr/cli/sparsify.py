@@ -15,27 +15,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tokendetr.cli.argument_types import output_folder
-from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr import errors
+from tokendetr.cli.argument_types import non_negative_int, output_folder, positive_int
 from tokendetr.io.progress import Progress
 from tokendetr.sparsification import (
     BUDGETS,
     METHODS,
     FewImagesError,
     FitOptions,
-    NotSparsifiableError,
     SparsifyJob,
     StaleFitError,
     run_job,
 )
 
 EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    ConfigError,
+    *errors.EXPECTED_ERRORS,
     FewImagesError,
-    FileNotFoundError,
     KeyError,
-    NotSparsifiableError,
     OSError,
     StaleFitError,
     ValueError,
@@ -72,15 +68,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--distill",
-        type=int,
+        type=positive_int,
         default=0,
         metavar="ITERATIONS",
         help="also distill the dense encoder's output into the encoder's weights (default 0)",
     )
-    parser.add_argument("--score-iterations", type=int, default=300, help="(default 300)")
-    parser.add_argument("--batch-size", type=int, default=8, help="(default 8)")
     parser.add_argument(
-        "--max-images", type=int, default=2000, help="limit for fitting the maps (default 2000)"
+        "--score-iterations", type=non_negative_int, default=300, help="(default 300)"
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="(default 8)")
+    parser.add_argument(
+        "--max-images",
+        type=positive_int,
+        default=2000,
+        help="limit for fitting the maps (default 2000)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

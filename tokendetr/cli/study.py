@@ -36,7 +36,7 @@ from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.offers import offered
 from tokendetr.config import zoo
 from tokendetr.config.tree import PROJECTS_DIR
-from tokendetr.errors import ConfigError
+from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.evaluation.bootstrap import draw_images, match_images
 from tokendetr.io.atomic import write_atomically
 
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\n{table.markdown()}")
                 if args.write:
                     splice(args.records.parent / "comparison.md", table)
-    except (ConfigError, RuntimeError) as error:
+    except (*EXPECTED_ERRORS, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

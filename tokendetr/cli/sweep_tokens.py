@@ -40,28 +40,22 @@ from detectron2.config import instantiate
 from torch import Tensor, nn
 
 from token_transforming import Reduction, restore, transform
+from tokendetr import errors
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.sweep import Point, points_of, write
 from tokendetr.analysis.timing import Summary, timed
-from tokendetr.cli.argument_types import output_folder
+from tokendetr.cli.argument_types import non_negative_int, output_folder, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.fit_recovery import fit_on_images
 from tokendetr.encoder.keep_ratio import find_sparsifier
-from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
+from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.predict import Predictor
 from tokendetr.sparsification import UnlabeledImages
 
 DENSE = "dense"
-EXPECTED_ERRORS = (
-    CheckpointMismatchError,
-    ConfigError,
-    OSError,
-    TypeError,
-    CheckpointError,
-    ValueError,
-)
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, TypeError, ValueError)
 
 
 def _layers(text: str) -> list[int]:
@@ -128,7 +122,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = described_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="lazy config of a dense detector")
-    add("--layers", type=int, nargs="+", help="blocks of the backbone that reduce, from 0")
+    add(
+        "--layers",
+        type=non_negative_int,
+        nargs="+",
+        help="blocks of the backbone that reduce, from 0",
+    )
     add("--name", help="name of an encoder's line (default: its method's)")
     add("--keep-ratios", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5])
     add(
@@ -146,12 +145,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="FOLDER",
         help="where sweep.csv and sweep.png go",
     )
-    add("--features", type=int, metavar="IMAGES", help="features' error on so many images, not AP")
-    add("--images", type=int, metavar="IMAGES", help="AP on so many test images, not all")
-    add("--input-size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    add(
+        "--features",
+        type=positive_int,
+        metavar="IMAGES",
+        help="features' error on so many images, not AP",
+    )
+    add("--images", type=positive_int, metavar="IMAGES", help="AP on so many test images, not all")
+    add("--input-size", type=positive_int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     add("--fit", nargs="+", metavar="FOLDER", help="images for maps of ways with recovery=affine")
-    add("--fit-images", type=int, default=64, help="how many are fitted to (default 64)")
-    add("--repeats", type=int, default=10, help="timed images of each point")
+    add("--fit-images", type=positive_int, default=64, help="how many are fitted to (default 64)")
+    add("--repeats", type=positive_int, default=10, help="timed images of each point")
     add("--resume", action="store_true", help="keep the points that OUTPUT/sweep.csv has")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
     args = parse_with_overrides(parser, arguments)

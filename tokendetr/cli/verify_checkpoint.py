@@ -13,16 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import instantiate
-
+from tokendetr import errors
 from tokendetr.analysis.tables import Table
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.published import find_published, published_checkpoints
 from tokendetr.checkpoint.weights import LoadReport, load_weights
 from tokendetr.cli.arguments import described_parser
 from tokendetr.config import load_config
+from tokendetr.train.setup import model_of
 
-EXPECTED_ERRORS = (OSError, ValueError)  # of configs, files and checkpoints
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
@@ -39,7 +39,7 @@ def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
     """
     cfg = load_config(config, list(overrides))
     cfg.train.device = cfg.model.device = "cpu"
-    return load_weights(AtomicCheckpointer(instantiate(cfg.model)), path, strict=False)
+    return load_weights(AtomicCheckpointer(model_of(cfg)), path, strict=False)
 
 
 def published_table() -> Table:

@@ -24,10 +24,10 @@ from detectron2.utils.visualizer import Visualizer
 from omegaconf import DictConfig
 from PIL import Image
 
-from tokendetr.cli.argument_types import output_folder
+from tokendetr.cli.argument_types import output_folder, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
-from tokendetr.errors import ConfigError
+from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.io.outputs import DrawingNames
 from tokendetr.io.progress import Progress
 from tokendetr.predict import read_rgb
@@ -43,7 +43,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output-dir", type=output_folder, default="./output/data", help="folder to write"
     )
-    parser.add_argument("--num", type=int, help="images to draw (default: all, or an epoch)")
+    parser.add_argument(
+        "--num", type=positive_int, help="images to draw (default: all, or an epoch)"
+    )
     parser.add_argument("--show", action="store_true", help="show windows instead of writing files")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config")
     return parse_with_overrides(parser, arguments)
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cfg = load_config(args.config_file, args.opts)
         count = present(sources[args.source](cfg), Path(args.output_dir), args.num, args.show)
-    except (ConfigError, OSError, KeyError) as error:
+    except (*EXPECTED_ERRORS, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
     print(f"{count} pictures{'' if args.show else f' in {args.output_dir}'}")
 

@@ -20,9 +20,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from tokendetr.cli.argument_types import output_folder, share
+from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import described_parser
 from tokendetr.data.known import register_if_known
+from tokendetr.io.annotation_masks import is_number
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.predict import read_rgb
@@ -36,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     parser.add_argument("--dataset", default="coco_2017_val", help="registered data set")
     parser.add_argument("--conf-threshold", type=share, default=0.5, help="lowest score drawn")
-    parser.add_argument("--num", type=int, help="images to draw (default: all)")
+    parser.add_argument("--num", type=positive_int, help="images to draw (default: all)")
     return parser.parse_args(arguments)
 
 
@@ -55,9 +56,16 @@ def read_results(path: str) -> dict[int, list[dict[str, Any]]]:
         raise ValueError(f"{path} holds a {type(records).__name__}, not a list of COCO results")
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: record {number} is {record!r:.40}, not a COCO result")
         missing = {"image_id", "category_id", "bbox", "score"} - set(record)
         if missing:
             raise ValueError(f"{path}: record {number} has no {', '.join(sorted(missing))}")
+        numbers = record["bbox"] if isinstance(record["bbox"], list) else []
+        if len(numbers) != 4 or not all(map(is_number, (*numbers, record["score"]))):
+            raise ValueError(f"{path}: record {number} has a box or score that is no finite number")
+        if not all(isinstance(record[key], (int, str)) for key in ("image_id", "category_id")):
+            raise ValueError(f"{path}: record {number} has an id that is no number")
         by_image[record["image_id"]].append(record)
     return by_image
 

@@ -17,17 +17,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokendetr import errors
+from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 from tokendetr.encoder.forward_context import record_tokens
-from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens
 
-EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, KeyError, OSError, ValueError)
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, KeyError, OSError, ValueError)
 
 
 def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: int) -> None:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--config-file", required=True, metavar="FILE", help="config, by name or file")
     add("--input", nargs="+", required=True, help="images, folders or patterns")
     add("--output", required=True, help="folder to write")
-    add("--count", type=int, default=14, help="rows of W to draw (default 14)")
+    add("--count", type=positive_int, default=14, help="rows of W to draw (default 14)")
     args = parse_with_overrides(parser, arguments)
     if args.count < 1:
         parser.error("--count must be at least 1")

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from tokendetr.cli.argument_types import output_folder
+from tokendetr import errors
+from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import (
     add_overrides_option,
     described_parser,
@@ -32,7 +33,6 @@ from tokendetr.cli.arguments import (
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe, worth_drawing
-from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
@@ -41,7 +41,7 @@ from tokendetr.visualization.boxes import found_boxes
 from tokendetr.visualization.token_pictures import draw_tokens
 from tokendetr.visualization.token_story import draw_story
 
-EXPECTED_ERRORS = (CheckpointMismatchError, ConfigError, OSError)
+EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -50,11 +50,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
     parser.add_argument("--input", nargs="+", required=True, help="images, folders or patterns")
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
-    parser.add_argument("--min_size_test", type=int, help="shorter side (default: the config's)")
-    parser.add_argument("--max_size_test", type=int, help="longest side (default: the config's)")
-    parser.add_argument("--tile-width", type=int, default=256, help="pixels per tile")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.3, help="minimum score (default 0.3)"
+        "--min_size_test", type=positive_int, help="shorter side (default: the config's)"
+    )
+    parser.add_argument(
+        "--max_size_test", type=positive_int, help="longest side (default: the config's)"
+    )
+    parser.add_argument("--tile-width", type=positive_int, default=256, help="pixels per tile")
+    parser.add_argument(
+        "--confidence-threshold", type=share, default=0.3, help="minimum score (default 0.3)"
     )
     add_overrides_option(parser)
     return parse_with_overrides(parser, arguments)
@@ -116,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
             names=dataset_metadata(cfg).get("thing_classes", None),
             threshold=args.confidence_threshold,
         )
-    except (*EXPECTED_ERRORS, ValueError) as error:
+    except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: NAME_story.png and NAME_tokens.png per picture, counts in tokens.json")
 

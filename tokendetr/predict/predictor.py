@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
@@ -24,6 +23,7 @@ from tokendetr.checkpoint.weights import load_weights
 from tokendetr.data.known import register_if_known
 from tokendetr.layers.cpu import optimize
 from tokendetr.layers.precision import Precision, check_precision, evaluated_in
+from tokendetr.train.setup import model_of
 
 __all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
 
@@ -39,9 +39,10 @@ def build_model(cfg: DictConfig) -> nn.Module:
     checkpoint was selected by it.
 
     Raises:
-        FileNotFoundError, CheckpointMismatchError: the checkpoint cannot be used.
+        ConfigError: the model cannot be built.
+        FileNotFoundError, CheckpointError: the checkpoint cannot be used.
     """
-    model: nn.Module = instantiate(cfg.model).to(cfg.train.device)
+    model = model_of(cfg)
     if cfg.train.init_checkpoint:
         ema = cfg.train.model_ema
         only_average = ema.enabled and ema.use_ema_weights_for_eval_only

@@ -43,6 +43,7 @@ from tokendetr.train.setup import (
     distributed,
     hint_learning_rate,
     log_environment,
+    model_of,
     run_logging,
     save_config,
     seed_run,
@@ -138,9 +139,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
             with contextlib.suppress(Exception):  # a hint never costs a run
                 for hint in data_hints(cfg):
                     logger.info("%s", hint)
-        with built_from("model"):
-            model = instantiate(cfg.model)
-        model.to(cfg.train.device)
+        model = model_of(cfg)
         if args.eval_only:
             return evaluate(cfg, model, precision=getattr(args, "precision", "float32"))
         return train(cfg, model, resume=args.resume, folder=claimed, stop=stop)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -23,6 +23,7 @@ from torch import nn
 
 from tokendetr.config.load import follow_output_dir
 from tokendetr.errors import EXPECTED_ERRORS, ConfigError
+from tokendetr.evaluation.run import check_device
 
 __all__ = [
     "apply_fast_dev_run",
@@ -30,6 +31,7 @@ __all__ = [
     "distributed",
     "hint_learning_rate",
     "log_environment",
+    "model_of",
     "run_logging",
     "save_config",
     "seed_run",
@@ -68,6 +70,20 @@ def _reason(error: Exception) -> str:
     """Return the first line of a message, with the lines that it announces."""
     first, *rest = str(error).splitlines()
     return "\n".join([first, *rest[:20]]) if first.endswith(":") else first
+
+
+def model_of(cfg: DictConfig) -> nn.Module:
+    """Build a config's model on ``train.device``; its weights are random.
+
+    Raises:
+        ConfigError: there is no such device, or a constructor refused a value of the config.
+    """
+    check_device(cfg.train.device)
+    if OmegaConf.select(cfg, "model", default=None) is None:
+        raise ConfigError("the config has no model")
+    with built_from("model"):
+        model: nn.Module = instantiate(cfg.model)
+    return model.to(cfg.train.device)
 
 
 @contextlib.contextmanager
