@@ -13,9 +13,11 @@ from detectron2.data import (
 from omegaconf import OmegaConf
 from torch import nn
 
+from tokendetr.config.load import load_config
 from tokendetr.config.overrides import apply_overrides
 from tokendetr.config.settings import RANGES, check_settings
 from tokendetr.errors import ConfigError
+from tokendetr.evaluation.run import check_device
 
 
 def config():
@@ -75,6 +77,10 @@ def test_paths_and_names_that_look_like_numbers_are_text(value):
         "train.wandb.enabled=7",
         "train.wandb=True",
         "train.wandb.enabled=null",
+        "train.init_checkpoint=[1]",
+        "train.output_dir={a: 1}",
+        "dataloader.train.aspect_ratio_grouping=maybe",
+        "model.bias=5",
         "train=5",
         "train=x",
         "model=null",
@@ -252,3 +258,19 @@ def test_loaders_without_records_or_reader_are_refused(part, how):
     cfg.dataloader[part].dataset = None
     with pytest.raises(ConfigError, match=f"dataloader.{part}.dataset has no value"):
         check_settings(cfg)
+    cfg.dataloader[part].mapper = {"img_format": "XYZ"}
+    with pytest.raises(ConfigError, match=f"dataloader.{part}.mapper.img_format=XYZ"):
+        check_settings(cfg)
+
+
+def test_parts_are_groups_however_they_are_set(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {a: 1}")
+    with pytest.raises(ConfigError, match="model must be a group of keys, not 5"):
+        load_config(str(path), ["+model=5"])
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "vulkan", "nonsense"])
+def test_devices_that_hold_no_tensor_here_are_refused(device):
+    with pytest.raises(ConfigError, match=f"train.device is .*{device}.*use cuda or cpu"):
+        check_device(device)

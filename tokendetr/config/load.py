@@ -106,6 +106,7 @@ def _load(path: str, overrides: Sequence[str], trained: bool) -> DictConfig:
     use_data_folder(cfg, shipped_weights(path))
     register_recorded_files(cfg)
     apply_overrides(cfg, [*_for_device(cfg, overrides), *overrides])
+    _check_parts(cfg, path)
     fill_defaults(cfg)  # a key that an override deletes is left at its default
     count_classes(cfg)
     if not any(re.match(r"\+*dataloader\.evaluator\.(.*\.)?output_dir=", o) for o in overrides):

@@ -154,6 +154,7 @@ def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
 def _check_type(cfg: Any, key: str, value: Any) -> None:
     """Refuse a value of another kind than the config's that nothing could use."""
     old = OmegaConf.select(cfg, key, default=None)
+    old = _default(cfg, key) if old is None else old
     is_reference = isinstance(value, str) and value.startswith("${")
     if is_reference or (value == AUTO and key.endswith("num_classes")):
         return
@@ -165,6 +166,8 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
         raise ConfigError(
             f"{key} is {old!r} in the config and cannot become {shown}: give a {type(old).__name__}"
         )
+    if isinstance(old, str) and key.startswith("train.") and isinstance(value, (list, dict)):
+        raise ConfigError(f"{key} is text in the config and cannot become {shown}")
     if isinstance(old, ListConfig) and (is_leaf or isinstance(value, dict)):
         raise ConfigError(f"{key} is a list in the config and cannot become {shown}")
     is_part = "." not in key and value is None
@@ -173,6 +176,14 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
             f"{key} is a group of keys in the config and cannot become {shown}: set one of them "
             f"with {key}.KEY=VALUE"
         )
+
+
+def _default(cfg: Any, key: str) -> Any:
+    """Return the number or boolean that a parameter is where the config has no value for it."""
+    parent, _, name = key.rpartition(".")
+    parameter = parameters_of(OmegaConf.select(cfg, parent, default=None)).get(name)
+    default = None if parameter is None else parameter.default
+    return default if isinstance(default, (bool, int, float)) else None
 
 
 def _may_replace(old: float, value: Any) -> bool:

@@ -131,6 +131,7 @@ _GROUPS = [
         "wandb",
     )
 ]
+_IMAGE_FORMATS = ("RGB", "BGR", "L", "YUV-BT.601", "YCbCr", "HSV", "LAB", "CMYK", "RGBA", "F", "I")
 _READER = "get_detection_dataset_dicts"
 _TASKS = ("bbox", "segm", "keypoints")
 
@@ -265,7 +266,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
 
 
 def _unread_records(cfg: DictConfig) -> Iterator[str]:
-    """Yield a sentence for each loader of detectron2's that gets no records, or no images."""
+    """Yield a sentence for each loader of detectron2's that gets no records or no images."""
     for part in ("train", "test"):
         node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
         if not isinstance(node, DictConfig) or _name(node) != f"build_detection_{part}_loader":
@@ -273,6 +274,12 @@ def _unread_records(cfg: DictConfig) -> Iterator[str]:
         dataset = node.get("dataset", None)
         if dataset is None and "dataset" in node:
             yield f"dataloader.{part}.dataset has no value: name the data set to read"
+        form = OmegaConf.select(node, "mapper.img_format", default="RGB")
+        if form is not None and form not in _IMAGE_FORMATS:
+            yield (
+                f"dataloader.{part}.mapper.img_format={form} is no format of images: use "
+                f"{', '.join(_IMAGE_FORMATS)}"
+            )
         of_files = isinstance(dataset, DictConfig) and _name(dataset) == _READER
         if of_files and node.get("mapper", None) is None:
             yield (

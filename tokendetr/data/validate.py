@@ -109,7 +109,7 @@ def coco_files(name: str) -> CocoFiles | None:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise DatasetError(
-            f"no data set is registered as {name!r}{hint} Register it in your config with "
+            f"no data set is registered as {name!r}{hint or '.'} Register it in your config with "
             "detectron2.data.datasets.register_coco_instances(name, {}, json_file, image_root)."
         )
     metadata = MetadataCatalog.get(name)

@@ -17,6 +17,7 @@ from tokendetr.detector.positions import proposal_embedding
 from tokendetr.detector.proposals import Proposals, propose
 from tokendetr.detector.pyramid import Pyramid, flatten_levels
 from tokendetr.detector.queries import DecodedQueries, ObjectQueries
+from tokendetr.errors import ConfigError
 from tokendetr.tokens import LevelLayout
 
 
@@ -77,11 +78,11 @@ class DeformableTransformer(nn.Module):
         """Run the encoder on the flattened pyramid.
 
         Raises:
-            ValueError: the pyramid has another number of levels than the transformer.
+            ConfigError: the pyramid has another number of levels than the transformer.
         """
         layout = pyramid.layout
         if len(layout.level_shapes) != self.num_feature_levels:
-            raise ValueError(
+            raise ConfigError(
                 f"the neck gives {len(layout.level_shapes)} levels, but the transformer was built "
                 f"for num_feature_levels={self.num_feature_levels}; set neck.num_outs to match"
             )

@@ -144,6 +144,7 @@ def check_device(device: str, key: str = "train.device") -> None:
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{key} is {device!r}, which is not a device: use cuda or cpu") from error
     if wanted.type != "cuda":
+        _check_other_device(wanted, key)
         return
     if not torch.cuda.is_available():
         raise ConfigError(
@@ -153,4 +154,21 @@ def check_device(device: str, key: str = "train.device") -> None:
     if (wanted.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"{key} is {device!r}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+
+
+def _check_other_device(wanted: torch.device, key: str) -> None:
+    """Refuse a device that cannot hold a tensor here.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    reason = "holds no values" if wanted.type == "meta" else ""
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+    if reason:
+        raise ConfigError(
+            f"{key} is {str(wanted)!r}, which cannot be used ({reason}): use cuda or cpu"
         )
