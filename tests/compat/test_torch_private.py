@@ -36,6 +36,10 @@ def test_onednns_convolutions_are_convolutions():
     sums = torch_private.onednn_convolution_and_sum()
     found = sums(x, other, weight, bias, *settings, "add", 1.0, "relu", [], "")
     torch.testing.assert_close(found, (expected + other).relu())
+    onto = torch_private.onednn_convolution_onto()
+    if onto is not None:
+        onto(other, x, weight, bias, *settings, "add", 1.0, "relu", [], "")
+        torch.testing.assert_close(other, found)
     assert isinstance(torch_private.onednn_multiplies_bfloat16(), bool)
 
 

@@ -213,3 +213,22 @@ def test_convolutions_without_a_norm_and_other_paddings_are_unchanged():
             torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(network(x[0]), expected[0], rtol=1e-5, atol=1e-5)
             assert network(x[:0]).shape == (0, 4, 11, 7)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", ["bottleneck", "bottleneck with a shortcut"])
+def test_stages_give_the_same_and_keep_what_others_see(first, precision):
+    others = [make_block("bottleneck") for _ in range(3)]
+    stage = nn.Sequential(make_block(first), *others).eval()
+    x = torch.randn(2, stage[0].in_channels, 9, 14).contiguous(memory_format=torch.channels_last)
+    given, seen = x.clone(), []
+    with torch.no_grad(), torch.autocast("cpu", enabled=precision == torch.bfloat16):
+        expected = stage(x)
+        with optimize(stage):
+            bound = 1e-5 if precision == torch.float32 else 0.1
+            torch.testing.assert_close(stage(x), expected, rtol=bound, atol=bound)
+            handle = stage[1].register_forward_hook(lambda *call: seen.append(call[2]))
+            second = stage(x)
+            handle.remove()
+        assert torch.equal(x, given)
+        torch.testing.assert_close(stage[3](stage[2](seen[0])), second, rtol=bound, atol=bound)

@@ -26,6 +26,7 @@ __all__ = [
     "has_forward_hooks",
     "onednn_convolution",
     "onednn_convolution_and_sum",
+    "onednn_convolution_onto",
     "onednn_linear",
     "onednn_multiplies_bfloat16",
     "onednn_packed_linear_weight",
@@ -80,6 +81,13 @@ def onednn_convolution_and_sum() -> Any:
     "relu", [], "")``.
     """
     return _CONVOLUTION.binary
+
+
+def onednn_convolution_onto() -> Any:
+    """Return oneDNN's fused convolution that adds to ``other`` in place: ``(other, x, ...)`` with
+    the other arguments of :func:`onednn_convolution_and_sum`; None if the build lacks it."""
+    packet = getattr(getattr(torch.ops, "mkldnn", None), "_convolution_pointwise_", None)
+    return getattr(packet, "binary", None)
 
 
 def onednn_multiplies_bfloat16() -> bool:

@@ -21,11 +21,13 @@ from tokendetr.compat.torch_private import (
     has_forward_hooks,
     onednn_convolution,
     onednn_convolution_and_sum,
+    onednn_convolution_onto,
 )
 from tokendetr.layers.cpu.cached import Cached
 from tokendetr.layers.cpu.conditions import working_dtype
 
 _LAST = torch.channels_last
+_BLOCKS = (BasicBlock, BottleneckBlock)
 
 
 def _folds(norm: Any) -> bool:
@@ -108,22 +110,62 @@ def _convolutions(block: nn.Module) -> list[Any]:
     return [conv for name in names if (conv := getattr(block, name, None)) is not None]
 
 
-def _block(block: Any, main: list[_Folded], shortcut: _Folded | None, x: Tensor) -> Tensor:
-    """Apply a residual block, by the fast form if possible."""
-    dtype = working_dtype(x, main[0].conv.weight)
-    every = main if shortcut is None else [*main, shortcut]
-    if dtype is None or any(has_forward_hooks(f.conv) or not _folds(f.norm) for f in every):
-        return type(block).forward(block, x)
-    x = x.to(dtype, memory_format=_LAST)
-    out = x
-    for folded in main[:-1]:
-        out = folded(out, dtype, "relu")
-    residual = x if shortcut is None else shortcut(x, dtype, "none")
-    weight, bias = main[-1].parameters(dtype)
-    settings = _settings(main[-1].conv)
-    return onednn_convolution_and_sum()(
-        out, residual, weight, bias, *settings, "add", 1.0, "relu", [], ""
-    )
+class _Block:
+    """The fast form of a residual block.
+
+    Args:
+        block: the block.
+        main: its convolutions in their order.
+        shortcut: the shortcut's convolution, or None.
+    """
+
+    def __init__(self, block: nn.Module, main: list[_Folded], shortcut: _Folded | None) -> None:
+        self._block = block
+        self._main = main
+        self._shortcut = shortcut
+
+    def __call__(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """Apply the block, by the fast form if possible; ``overwrite`` lets it do so in ``x``."""
+        main, shortcut = self._main, self._shortcut
+        dtype = working_dtype(x, main[0].conv.weight)
+        every = main if shortcut is None else [*main, shortcut]
+        if dtype is None or any(has_forward_hooks(f.conv) or not _folds(f.norm) for f in every):
+            output: Tensor = type(self._block).forward(self._block, x)
+            return output
+        own, x = overwrite, x.to(dtype, memory_format=_LAST)
+        out = x
+        for folded in main[:-1]:
+            out = folded(out, dtype, "relu")
+        if shortcut is not None:
+            own, x = True, shortcut(x, dtype, "none")
+        return _add_and_relu(main[-1], out, x, dtype, overwrite=own)
+
+
+def _add_and_relu(
+    folded: _Folded, x: Tensor, residual: Tensor, dtype: torch.dtype, *, overwrite: bool
+) -> Tensor:
+    """Return relu(convolution + residual), written over the residual if that is allowed."""
+    weight, bias = folded.parameters(dtype)
+    settings = _settings(folded.conv)
+    onto = onednn_convolution_onto() if overwrite else None
+    if onto is None:
+        sums = onednn_convolution_and_sum()
+        return sums(x, residual, weight, bias, *settings, "add", 1.0, "relu", [], "")
+    return onto(residual, x, weight, bias, *settings, "add", 1.0, "relu", [], "")
+
+
+def _stage(stage: nn.Sequential, x: Tensor) -> Tensor:
+    """Apply a sequence of residual blocks; each writes over the output of the one before it.
+
+    The system clears every page of fresh memory, which can take longer than a convolution.
+    """
+    only_here = False  # nothing else refers to x
+    for block in stage:
+        form = None if has_forward_hooks(block) else vars(block).get("forward")
+        fast = form if isinstance(form, _Block) else None
+        x = block(x) if fast is None else fast(x, overwrite=only_here)
+        only_here = fast is not None
+    return x
 
 
 def _is_plain(conv: Any) -> bool:
@@ -137,12 +179,15 @@ def _is_plain(conv: Any) -> bool:
 
 
 def fast_convolution(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return the fast form of a convolution's or a residual block's ``forward``, or None."""
+    """Return the fast form of the ``forward`` of a convolution, a residual block or a sequence of
+    such blocks, or None."""
     if onednn_convolution() is None:
         return None
     if _is_plain(module):
         return partial(_convolution, _Folded(cast(nn.Conv2d, module)))
-    if type(module) not in (BasicBlock, BottleneckBlock):
+    if type(module) is nn.Sequential and all(type(each) in _BLOCKS for each in module):
+        return partial(_stage, module) if len(module) else None
+    if type(module) not in _BLOCKS:
         return None
     shortcut: Any = module.shortcut
     main = _convolutions(module)
@@ -150,4 +195,4 @@ def fast_convolution(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if not all(_is_plain(conv) and getattr(conv, "activation", None) is None for conv in every):
         return None
     folded = None if shortcut is None else _Folded(shortcut)
-    return partial(_block, module, [_Folded(conv) for conv in main], folded)
+    return _Block(module, [_Folded(conv) for conv in main], folded)
