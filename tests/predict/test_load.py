@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named(detector, tmp_path):
 def test_configs_without_weights_and_unknown_names(tmp_path):
     with pytest.raises(KeyError, match="dino_shapes"):
         load("dino_shape")
-    with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"is not the folder of a run"):
         load(str(tmp_path))
     with pytest.raises(ConfigError, match="weights="):
         load("dab_deformable_detr_shapes", device="cpu")

@@ -151,6 +151,19 @@ def test_float16_that_never_updates_ends_the_run():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_long_training_keeps_the_last_values_of_its_metrics_alone(monkeypatch):
+    monkeypatch.setattr("tokendetr.train.trainer.KEPT_VALUES", 4)
+    monkeypatch.setattr("tokendetr.train.writers.KEPT_VALUES", 4)
+    model = ToyDetector()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = Trainer(model, [batch(2)] * 11, optimizer)
+    trainer.train(0, 11)
+    losses = trainer.storage.history("total_loss")
+    assert [iteration for _, iteration in losses.values()] == [4, 5, 6, 7, 8, 9, 10]
+    assert losses.global_avg() == pytest.approx(losses.latest())
+    assert all(len(h.values()) <= 7 for h in trainer.storage.histories().values())
+
+
 def test_hooks_see_gradients():
     """``after_backward`` of upstream's hook protocol runs between backward pass and update."""
     seen = []

@@ -21,7 +21,12 @@ from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.divergence import bad_gradients, is_divergence, loss_report
 from tokendetr.train.optimizer_state import load_optimizer_state
 from tokendetr.train.stop import StopSignals, TrainingInterrupted
-from tokendetr.train.writers import metrics_state, restore_metrics
+from tokendetr.train.writers import (
+    KEPT_VALUES,
+    forget_old_metrics,
+    metrics_state,
+    restore_metrics,
+)
 
 __all__ = ["Trainer", "parse_dtype"]
 
@@ -131,6 +136,8 @@ class Trainer(SimpleTrainer):
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    if (self.iter + 1) % KEPT_VALUES == 0:
+                        forget_old_metrics(self.storage)
                 self.iter = max_iter
                 self.after_train()
             except BaseException as error:

@@ -23,6 +23,7 @@ __all__ = [
     "EpochPrinter",
     "MetricsFile",
     "Writers",
+    "forget_old_metrics",
     "metrics_state",
     "recorded_iterations",
     "recorded_rows",
@@ -33,6 +34,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _WINDOW = 20
+KEPT_VALUES = 1000
+"""Values of a metric that a training keeps in memory; writers look at the last few."""
 
 
 def metrics_state(storage: EventStorage) -> dict[str, Any]:
@@ -42,6 +45,16 @@ def metrics_state(storage: EventStorage) -> dict[str, Any]:
         name: {"smooth": hints[name], "values": [list(v) for v in history.values()[-_WINDOW:]]}
         for name, history in storage.histories().items()
     }
+
+
+def forget_old_metrics(storage: EventStorage) -> None:
+    """Keep the last :data:`KEPT_VALUES` of every metric; its average over all of them is unchanged.
+
+    A storage keeps a million of each, which in a long training with tens of losses are hundreds of
+    megabytes.
+    """
+    for history in storage.histories().values():
+        del history.values()[:-KEPT_VALUES]
 
 
 def restore_metrics(storage: EventStorage, state: dict[str, Any]) -> None:
