@@ -44,7 +44,7 @@ FIELDS = ("seconds", "peak_mib")
 
 
 def build(side: str, detrex: Path) -> torch.nn.Module:
-    """The detector with random weights, the same for both."""
+    """Return the detector with random weights, the same for both."""
     if side == "detrex":
         model = LazyConfig.load(str(detrex / FILE)).model
         stay_on_the_cpu()
@@ -74,7 +74,7 @@ def processor_seconds(work: Callable[[], Any]) -> float:
 
 
 def measure(side: str, task: str, detrex: Path) -> dict[str, float]:
-    """One side's time and memory for one task, in this process."""
+    """Return one side's time and memory for one task, in this process."""
     torch.set_num_threads(1)
     model, ((height, width), batch) = build(side, detrex), TASKS[task]
     inputs = synthetic_inputs(height, width, batch_size=batch)
@@ -100,7 +100,7 @@ def measure(side: str, task: str, detrex: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The rows as the docs show them."""
+    """Return the rows as the docs show them."""
     rows = []
     for task, sides in results["rows"].items():
         theirs, ours = (sides[side] for side in SIDES)

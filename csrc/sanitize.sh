@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the operators' tests in a build instrumented with the address and undefined behaviour sanitizers.
+# Runs the operators' tests in a build instrumented with the address and undefined behavior sanitizers.
 # The build goes to build/sanitize and leaves the installed extension alone; later runs compile only what changed.
 # Usage: [TESTS="tests/ops/test_forward.py ..."] csrc/sanitize.sh [pytest arguments]
 set -eu

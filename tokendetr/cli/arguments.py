@@ -41,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _texts(values: Sequence[Any]) -> Iterator[str]:
-    """The texts and paths among the values of arguments, also in lists."""
+    """Return the texts and paths among the values of arguments, also in lists."""
     for value in values:
         if isinstance(value, (list, tuple)):
             yield from _texts(value)

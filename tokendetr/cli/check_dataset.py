@@ -118,7 +118,7 @@ def tasks(args: argparse.Namespace, cfg: DictConfig | None) -> Iterator[Task]:
 
 
 def check(task: Task, *, open_images: bool, pictures: Path | None = None) -> str:
-    """Check a data set and show what it holds; returns its faults, or "" where there are none."""
+    """Check a data set and show what it holds; return its faults, "" if there are none."""
     files = task.files
     try:
         task.validate()

@@ -32,7 +32,7 @@ class Candidate:
         metrics: box AP and its kin, 0 to 100.
         gflops, encoder_gflops: of one image, multiply-add = 1, mean over validation images.
         milliseconds: per image: median over validation images.
-        large: config of the same kind of detector at full size; None where there is none.
+        large: config of the same kind of detector at full size; None if there is none.
         large_milliseconds: its time for one image of ``LARGE_PX``.
     """
 
@@ -48,7 +48,7 @@ class Candidate:
     predictor: Predictor | None = None
 
     def load(self) -> tuple[DictConfig, Predictor]:
-        """The config, and the detector with its weights."""
+        """Return the config, and the detector with its weights."""
         cfg = load_config(self.config, trained=True)
         if self.weights is not None:
             cfg.train.init_checkpoint = self.weights

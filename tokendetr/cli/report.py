@@ -33,7 +33,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--images",
         type=positive_int,
         default=200,
-        help="to evaluate where there are no results yet",
+        help="to evaluate if there are no results yet",
     )
     parser.add_argument(
         "--worst", type=non_negative_int, default=4, help="images with most errors, per run"

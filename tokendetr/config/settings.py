@@ -169,7 +169,7 @@ def _range_of(part: str, key: str) -> _Range | None:
 
 
 def _selected(cfg: DictConfig, key: str) -> Any:
-    """The value of a key; None where there is none, also within a list of evaluators."""
+    """Return the value of a key, also within a list of evaluators; None if it is missing."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent, default=None)
     return node.get(name, None) if isinstance(node, DictConfig) else None

@@ -50,7 +50,7 @@ def slurm_init_distributed_mode(args: Any) -> None:
 
 
 def _first_machine() -> str:
-    """The name of the job's first machine."""
+    """Return the name of the job's first machine."""
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     return done.stdout.split()[0]

@@ -249,7 +249,7 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _labels(path: Path) -> str:
-    """The lines of a label file; an image without one has no boxes."""
+    """Return the lines of a label file; an image without one has no boxes."""
     return read_text(path) if os.path.lexists(path) else ""
 
 
@@ -293,7 +293,7 @@ def _rename(data: dict[str, Any], part: Part, images: Sequence[Path]) -> None:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Width and height of an image as it is shown."""
+    """Return width and height of an image as it is shown."""
     try:
         with Image.open(path) as image:
             width, height = image.size

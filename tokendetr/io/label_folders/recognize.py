@@ -114,7 +114,7 @@ def find_files(folder: Path, suffixes: Sequence[str], *, deep: bool = True) -> l
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a labelling tool wrote.
+    """Return the text of a file that a labeling tool wrote.
 
     Raises:
         DatasetError: it cannot be read, or is no text of UTF-8.
