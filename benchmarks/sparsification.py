@@ -101,7 +101,7 @@ def changed(student: nn.Module, step: str) -> Iterator[Any]:
 
 
 def training_images(cfg: DictConfig) -> list[str]:
-    """Return the files of the pictures that a config trains on."""
+    """Return the files of the images that a config trains on."""
     records = instantiate(cfg.dataloader.train.dataset)
     return sorted({record["file_name"] for record in records})
 
@@ -112,7 +112,7 @@ class Study:
     Args:
         config: name of the dense detector's config.
         overrides: of it, with its weights.
-        images: folders; none: the pictures that the config trains on.
+        images: folders; none: the images that the config trains on.
         folder: for the evaluator's files.
     """
 

@@ -41,7 +41,7 @@ templates_path = ["_sphinx/templates"]
 
 myst_heading_anchors = 4
 # Projects' READMEs start with a heading of the second level, as detrex's do. A class may be
-# exported by two rooms.
+# exported by two packages.
 suppress_warnings = ["myst.header", "toc.not_included", "ref.python"]
 nb_execution_mode = "force"
 nb_execution_in_temp = True

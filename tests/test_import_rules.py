@@ -54,20 +54,20 @@ LADDER = (
     ("integrations",),
     ("cli",),
 )
-"""Rooms of the library, top rung first; a room imports only rooms of rungs above its own."""
+"""Packages of the library, top rung first; a package imports only those of rungs above its own."""
 
 
-def test_every_room_of_the_library_stands_on_the_ladder():
+def test_every_package_of_the_library_stands_on_the_ladder():
     folders = {p.name for p in (ROOT / "tokendetr").iterdir() if list(p.glob("*.py"))}
     modules = {p.stem for p in (ROOT / "tokendetr").glob("*.py") if not p.stem.startswith("_")}
-    assert folders | modules == {room for rung in LADDER for room in rung}
+    assert folders | modules == {package for rung in LADDER for package in rung}
 
 
 @pytest.mark.parametrize("rung", range(len(LADDER)))
-def test_rooms_import_only_rooms_above_them(rung):
-    for room in LADDER[rung]:
-        below = [name for names in LADDER[rung:] for name in names if name != room]
-        files = python_files(f"tokendetr/{room}") or [ROOT / f"tokendetr/{room}.py"]
+def test_packages_import_only_packages_above_them(rung):
+    for package in LADDER[rung]:
+        below = [name for names in LADDER[rung:] for name in names if name != package]
+        files = python_files(f"tokendetr/{package}") or [ROOT / f"tokendetr/{package}.py"]
         assert not offending(files, tuple(f"tokendetr.{name}" for name in below))
 
 

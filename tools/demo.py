@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect objects in pictures, folders of pictures, videos or a camera's stream."""
+"""Detect objects in images, folders of images, videos or a camera's stream."""
 
 from tokendetr.cli.demo import main
 

@@ -1,6 +1,6 @@
-"""A page of the interface per room of the library and per method, written before a build.
+"""A page of the interface per package of the library and per method, written before a build.
 
-A room that exports names has them on its page; of one that does not, every module with an
+A package that exports names has them on its page; of one that does not, every module with an
 ``__all__`` is a section.
 """
 
@@ -14,11 +14,11 @@ from sphinx.application import Sphinx
 from tokendetr._projects import methods
 
 NOT_PUBLIC = ("cli", "compat")
-FOLDER = Path("docs/api/rooms")
+FOLDER = Path("docs/api/packages")
 
 
-def rooms() -> list[str]:
-    """Names of the documented packages and modules."""
+def documented() -> list[str]:
+    """Return the names of the documented packages and modules."""
     import tokendetr
 
     found = [
@@ -30,7 +30,7 @@ def rooms() -> list[str]:
 
 
 def _modules(name: str) -> Iterator[str]:
-    """The room where it says what it exports, else the modules in it that do."""
+    """Yield the package if it says what it exports, else the modules in it that do."""
     module = importlib.import_module(name)
     if getattr(module, "__all__", None):
         yield name
@@ -40,7 +40,7 @@ def _modules(name: str) -> Iterator[str]:
 
 
 def page(name: str) -> str:
-    """The source of a room's page."""
+    """Return the source of a package's page."""
     lines = [f"# {name}", ""]
     modules = list(_modules(name)) or [name]
     if modules != [name]:
@@ -51,17 +51,17 @@ def page(name: str) -> str:
             lines += [f"## {module}", ""]
         lines += ["```{eval-rst}", f".. automodule:: {module}", "   :members:"]
         lines += ["   :imported-members:", "   :show-inheritance:"]
-        if name == "tokendetr":  # every name is on its room's page too
+        if name == "tokendetr":  # every name is on its own package's page too
             lines.append("   :no-index:")
         lines += ["```", ""]
     return "\n".join(lines)
 
 
 def write_pages(app: Sphinx) -> None:
-    """Write the pages that changed, and remove those of rooms that are gone."""
+    """Write the pages that changed, and remove those of packages that are gone."""
     folder = Path(app.srcdir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {f"{name}.md": page(name) for name in rooms()}
+    wanted = {f"{name}.md": page(name) for name in documented()}
     for path in folder.glob("*.md"):
         if path.name not in wanted:
             path.unlink()

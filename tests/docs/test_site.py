@@ -23,4 +23,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     start = (tmp_path / "docs" / "index.html").read_text()
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
     assert not {page for page in pages if f'href="{page}.html"' not in start}
-    assert (tmp_path / "docs" / "api" / "rooms" / "tokendetr.ops.html").is_file()
+    assert (tmp_path / "docs" / "api" / "packages" / "tokendetr.ops.html").is_file()

@@ -96,7 +96,7 @@ def test_demo_reports_an_unreadable_image_and_continues(shapes, weights, tmp_pat
     (folder / "a.jpg").write_bytes(b"no picture")
     Image.new("L", (40, 60), 128).save(folder / "b.png")
     output = tmp_path / "out"
-    with pytest.raises(SystemExit, match="1 pictures could not be read"):
+    with pytest.raises(SystemExit, match="1 images could not be read"):
         demo.main(
             ["--config-file", DENSE, "--input", str(folder), "--output", str(output)]
             + ["--opts", f"train.init_checkpoint={weights}"]

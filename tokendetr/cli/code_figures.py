@@ -117,7 +117,7 @@ def path_edits(trees: Iterable[ast.Module]) -> int:
     )
 
 
-def room_imports(root: Path) -> dict[str, set[str]]:
+def package_imports(root: Path) -> dict[str, set[str]]:
     """Return subpackage of the library -> subpackages that it imports."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in sources(root, ["tokendetr"]):
@@ -133,17 +133,15 @@ def room_imports(root: Path) -> dict[str, set[str]]:
 
 def circles(imports: dict[str, set[str]]) -> list[list[str]]:
     """Return the groups of subpackages that import each other, directly or through others."""
-    reached = {room: set(others) for room, others in imports.items()}
+    reached = {package: set(others) for package, others in imports.items()}
     for middle in list(reached):
         for others in reached.values():
             if middle in others:
                 others |= reached[middle]
     groups = {
-        tuple(
-            sorted(other for other in reached if room in reached[other] and other in reached[room])
-        )
-        for room in reached
-        if room in reached[room]
+        tuple(sorted(other for other in reached if package in reached[other] and other in others))
+        for package, others in reached.items()
+        if package in others
     }
     return [list(group) for group in sorted(groups)]
 
@@ -184,7 +182,7 @@ def measure(root: Path) -> dict[str, Any]:
     functions = function_lengths(trees)
     everything = sources(root, (*LIBRARY, "tools", "benchmarks", "projects", "standalone"))
     library = root / "tokendetr"
-    rooms = sorted(path.name for path in library.iterdir() if list(path.glob("*.py")))
+    packages = sorted(path.name for path in library.iterdir() if list(path.glob("*.py")))
     return {
         "files": len(files),
         "lines": sum(lengths),
@@ -193,9 +191,9 @@ def measure(root: Path) -> dict[str, Any]:
         "file_lines_max": max(lengths),
         "function_lines_median": int(statistics.median(functions)),
         "function_lines_p95": percentile(functions, 0.95),
-        "rooms": rooms,
+        "packages": packages,
         "modules_at_the_root": sorted(p.name for p in library.glob("*.py")),
-        "circles": circles(room_imports(root)),
+        "circles": circles(package_imports(root)),
         **state_of_a_pass(trees),
         "sys_path_edits": path_edits(ast.parse(path.read_text()) for path in everything),
         "repeated_blocks": len(repeated_blocks(sources(root, (*LIBRARY, "tools", "benchmarks")))),

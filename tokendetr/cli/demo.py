@@ -93,7 +93,7 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
     unreadable = 0
     paths = find_images(args.input)
     targets = drawing_names(paths, folder, ".jpg")
-    pairs = Progress(list(zip(paths, targets, strict=True)), unit="picture")
+    pairs = Progress(list(zip(paths, targets, strict=True)), unit="image")
     for number, (path, target) in enumerate(pairs, start=1):
         try:
             image_HWC = read_rgb(path)
@@ -106,7 +106,7 @@ def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: An
         shown = instances[instances.scores >= args.confidence_threshold]
         Image.fromarray(draw(image_HWC, shown, metadata)).save(target, quality=92)
     write_atomically(str(folder / "detections.json"), json.dumps(records, indent=0).encode())
-    print(f"{folder}: pictures with detections, and all detections in detections.json")
+    print(f"{folder}: images with detections, and all detections in detections.json")
     return unreadable
 
 
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not args.input:
             run_on_video(predictor, args, metadata)
         elif unreadable := run_on_pictures(predictor, args, metadata):
-            sys.exit(f"error: {unreadable} pictures could not be read (see above)")
+            sys.exit(f"error: {unreadable} images could not be read (see above)")
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
 

@@ -29,7 +29,7 @@ class Candidate:
         title: how the row is called.
         config: a config's name.
         weights: checkpoint; None takes the one that comes with the config.
-        metrics: box AP and its kin, 0 to 100.
+        metrics: box AP, AP50, APs and so on, 0 to 100.
         gflops, encoder_gflops: of one image, multiply-add = 1, mean over validation images.
         milliseconds: per image: median over validation images.
         large: config of the same kind of detector at full size; None if there is none.

@@ -113,6 +113,8 @@ def check_torch() -> list[Finding]:
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     new_enough = release >= OLDEST_TORCH
     wanted = ".".join(map(str, OLDEST_TORCH))
+    cuda = torch.version.cuda
+    built = f"torch is built for CUDA {cuda}" if cuda else "torch is built without CUDA"
     gpu = "no GPU is visible"
     if torch.cuda.is_available():
         gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
@@ -124,7 +126,7 @@ def check_torch() -> list[Finding]:
             f"{torch.__version__}, {torch.get_num_threads()} threads",
             "" if new_enough else f"pip install 'torch>={wanted}'",
         ),
-        Finding("cuda", OK, f"torch built for CUDA {torch.version.cuda}; {gpu}; {toolkit}"),
+        Finding("cuda", OK, f"{built}; {gpu}; {toolkit}"),
         *_check_torchvision(),
     ]
 

@@ -35,7 +35,7 @@ COMMANDS = {
         "tokendetr.cli.train_net:main", "evaluate a detector's weights", ("--eval-only",)
     ),
     "report": Command("tokendetr.cli.report:main", "write an HTML report on runs"),
-    "predict": Command("tokendetr.cli.demo:main", "detect objects in pictures and videos"),
+    "predict": Command("tokendetr.cli.demo:main", "detect objects in images and videos"),
     "doctor": Command("tokendetr.cli.doctor:main", "check this installation"),
     "list": Command("tokendetr.cli.list_configs:main", "list configs, and which have weights"),
     "analyze": Command("tokendetr.cli.analyze:main", "analyze the errors in results"),

@@ -96,7 +96,7 @@ def present(pictures: Iterator[Drawn], folder: Path, number: int | None, show: b
     count = 0
     folder.mkdir(parents=True, exist_ok=True)
     names = DrawingNames(folder, ".jpg")
-    for path, picture in Progress(islice(pictures, number), total=number, unit="picture"):
+    for path, picture in Progress(islice(pictures, number), total=number, unit="image"):
         image = Image.fromarray(picture)
         if show:
             image.show(title=path.name)
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         count = present(sources[args.source](cfg), Path(args.output_dir), args.num, args.show)
     except (*EXPECTED_ERRORS, KeyError, OSError, ValueError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
-    print(f"{count} pictures{'' if args.show else f' in {args.output_dir}'}")
+    print(f"{count} images{'' if args.show else f' in {args.output_dir}'}")
 
 
 if __name__ == "__main__":

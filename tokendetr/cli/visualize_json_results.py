@@ -109,7 +109,7 @@ def compare(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     shown = records[: args.num]
     targets = drawing_names([Path(record["file_name"]) for record in shown], folder, ".jpg")
-    for record, target in Progress(list(zip(shown, targets, strict=True)), unit="picture"):
+    for record, target in Progress(list(zip(shown, targets, strict=True)), unit="image"):
         path = Path(record["file_name"])
         image_HWC = read_rgb(path)
         found = to_instances(
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         count = compare(args)
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
-    print(f"{count} pictures in {args.output}: predictions left, annotations right")
+    print(f"{count} images in {args.output}: predictions left, annotations right")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error.args[0] if error.args else error}")
-    print(f"{args.output}: a sheet NAME_mixing.png per picture, and mixing.json")
+    print(f"{args.output}: a sheet NAME_mixing.png per image, and mixing.json")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def visualize(
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
     stems = [name.stem for name in drawing_names(pictures, folder, ".png")]
-    for path, stem in Progress(list(zip(pictures, stems, strict=True)), unit="picture"):
+    for path, stem in Progress(list(zip(pictures, stems, strict=True)), unit="image"):
         image_HWC = read_rgb(path)
         with record_tokens() as trace:
             instances = predictor(image_HWC)
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")
-    print(f"{args.output}: NAME_story.png and NAME_tokens.png per picture, counts in tokens.json")
+    print(f"{args.output}: NAME_story.png and NAME_tokens.png per image, counts in tokens.json")
 
 
 if __name__ == "__main__":

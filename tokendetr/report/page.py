@@ -196,9 +196,9 @@ def _render(
     }
     plotly = load_plotly()
     encoder = plotly.utils.PlotlyJSONEncoder
-    room = files("tokendetr.report")
+    folder = files("tokendetr.report")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((room / "page.html").read_text())
+    template = environment.from_string((folder / "page.html").read_text())
     return template.render(
         runs=runs,
         trained=any(run.rows for run in runs),
@@ -209,8 +209,8 @@ def _render(
         evaluated=_evaluated(runs),
         data=json.dumps(data, cls=encoder).replace("<", "\\u003c"),
         plotly=plotly.offline.get_plotlyjs(),
-        script=(room / "page.js").read_text(),
-        style=(room / "page.css").read_text(),
+        script=(folder / "page.js").read_text(),
+        style=(folder / "page.css").read_text(),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         machine=f"{machine()}, {torch.get_num_threads()} thread(s)",
