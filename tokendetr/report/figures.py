@@ -12,7 +12,6 @@ __all__ = ["analysis_figures", "cost_figures", "load_plotly", "training_figures"
 _MOST_POINTS = 400
 _MOST_CLASSES = 20
 _MOST_IN_LEGEND = 8
-_SIDES = ("top center", "bottom center")  # alternating, so that names of near points do not overlap
 COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
     *("#882255", "#44AA99", "#332288", "#999933", "#661100", "#6699CC"),
@@ -90,14 +89,12 @@ def cost_figures(runs: Sequence[Run]) -> list[Figure]:
                 x=[run.cost[key]],
                 y=[run.analysis.metrics["AP"]],
                 name=run.name,
-                mode="markers+text",
-                text=[run.name],
-                textposition=_SIDES[number % len(_SIDES)],
+                mode="markers",  # names are in the legend: labels of near points would overlap
                 marker={"size": 12},
                 cliponaxis=False,
                 hovertemplate=f"{run.name}<br>%{{x:.3g}} {unit}<br>AP %{{y:.1f}}<extra></extra>",
             )
-            for number, run in enumerate(runs)
+            for run in runs
         ]
         highest = max(run.cost[key] for run in runs)
         figures.append(
@@ -106,8 +103,8 @@ def cost_figures(runs: Sequence[Run]) -> list[Figure]:
                 f"AP against {unit}",
                 unit,
                 "AP",
-                showlegend=False,
-                xaxis={"range": [0, 1.25 * highest]},
+                showlegend=True,
+                xaxis={"range": [0, 1.1 * highest]},
             )
         )
     return figures

@@ -42,8 +42,13 @@ SETTINGS = (
     "train.model_ema.enabled",
     "model.num_classes",
     "model.num_queries",
+    "model.transformer.encoder.sparsifier._target_",
+    "model.transformer.encoder.sparsifier.keep_ratio",
+    "model.transformer.encoder.sparsifier.keep_ratios",
 )
 """Keys of the config that are listed first."""
+
+_OF_TRAINING = ("train.", "optimizer.", "dataloader.train.")
 
 _COUNTED, _TIMED = 3, 8
 
@@ -62,6 +67,7 @@ class Run:
         image_root: folder of the test images.
         annotations: COCO JSON of these images.
         results: COCO results on them.
+        is_training: the folder is a training's, so that its settings are those of the weights.
         cost: ``gflops`` per image (a multiply-add counts as 1), ``ms`` per image and
             ``parameters`` in millions; empty for results without a detector.
         detector: the detector with its weights; None for results without one.
@@ -76,6 +82,7 @@ class Run:
     image_root: Path
     annotations: Path
     results: Path
+    is_training: bool = False
     cost: dict[str, float] = field(default_factory=dict)
     detector: Detector | None = field(default=None, repr=False)
 
@@ -105,10 +112,10 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
     is_folder = folder.is_dir()
     config = str(run_config(folder, of_results=True)) if is_folder else source
     final = folder / "model_final.pth"
+    is_training = is_folder and Path(config).name == "config.yaml"
     if is_folder and final.is_file():
         detector = load(config, str(final), device=device, threshold=0.0)
     else:
-        is_training = Path(config).name == "config.yaml"
         detector = load(source if is_training else config, device=device, threshold=0.0)
     cfg = load_config(config, trained=not is_folder)
     name = folder.resolve().name if is_folder else source
@@ -127,7 +134,7 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
     paths = [Path(files.image_root) / row["file_name"] for row in analysis.images[:_TIMED]]
     return Run(
         name=name,
-        settings={"weights": detector.weights.removeprefix("weights: "), **_settings(cfg)},
+        settings={"weights": detector.weights.removeprefix("weights: "), **_settings(cfg, is_training)},
         config=OmegaConf.to_yaml(_plain(cfg)),
         rows=recorded_rows(str(folder / "metrics.json")) if is_folder else [],
         analysis=analysis,
@@ -135,6 +142,7 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
         image_root=Path(files.image_root),
         annotations=annotations,
         results=results,
+        is_training=is_training,
         cost=_cost(detector, paths),
         detector=detector,
     )
@@ -164,9 +172,14 @@ def _run_detector(
     return cache / "annotations.json", cache / RESULTS, len(chosen)
 
 
-def _settings(cfg: DictConfig) -> dict[str, Any]:
-    found = {key: OmegaConf.select(cfg, key, default=None) for key in SETTINGS}
-    return {key: value for key, value in found.items() if value not in (None, "")}
+def _settings(cfg: DictConfig, is_training: bool) -> dict[str, Any]:
+    keys = [key for key in SETTINGS if is_training or not key.startswith(_OF_TRAINING)]
+    found = {key: OmegaConf.select(cfg, key, default=None) for key in keys}
+    return {
+        key: getattr(value, "__qualname__", value)  # a class that the config targets
+        for key, value in found.items()
+        if value not in (None, "")
+    }
 
 
 def _plain(cfg: DictConfig) -> Any:
