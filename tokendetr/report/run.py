@@ -134,7 +134,10 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
     paths = [Path(files.image_root) / row["file_name"] for row in analysis.images[:_TIMED]]
     return Run(
         name=name,
-        settings={"weights": detector.weights.removeprefix("weights: "), **_settings(cfg, is_training)},
+        settings={
+            "weights": detector.weights.removeprefix("weights: "),
+            **_settings(cfg, is_training),
+        },
         config=OmegaConf.to_yaml(_plain(cfg)),
         rows=recorded_rows(str(folder / "metrics.json")) if is_folder else [],
         analysis=analysis,
