@@ -30,7 +30,7 @@ from tokendetr.report.figures import (
     load_plotly,
     training_figures,
 )
-from tokendetr.report.run import Run, read_run
+from tokendetr.report.run import Run, read_run, timed_in_turns
 from tokendetr.report.tokens import record_image
 
 __all__ = ["write_page", "write_report"]
@@ -82,6 +82,7 @@ def write_report(
     with tempfile.TemporaryDirectory() as cache:
         runs = [read_run(each, Path(cache), device=device, limit=limit) for each in sources]
         comparisons = _compared_with_the_first(runs)
+        runs = timed_in_turns(runs)
     return write_page(
         runs,
         output,

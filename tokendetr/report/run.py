@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +24,7 @@ from tokendetr.io.atomic import write_atomically
 from tokendetr.predict import Detector, load, read_rgb, run_config
 from tokendetr.train.writers import recorded_rows
 
-__all__ = ["Run", "read_run"]
+__all__ = ["Run", "read_run", "timed_in_turns"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class Run:
         annotations: COCO JSON of these images.
         results: COCO results on them.
         is_training: the folder is a training's, so that its settings are those of the weights.
-        cost: ``gflops`` per image (a multiply-add counts as 1), ``ms`` per image and
-            ``parameters`` in millions; empty for results without a detector.
+        cost: ``gflops`` per image (a multiply-add counts as 1), ``parameters`` in millions, and
+            ``ms`` per image (:func:`timed_in_turns`); empty for results without a detector.
         detector: the detector with its weights; None for results without one.
     """
 
@@ -131,7 +131,7 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
         annotations, results, count = part
         evaluated = f"the first {count} images of {tested}"
     analysis = analyze_results(annotations, results)
-    paths = [Path(files.image_root) / row["file_name"] for row in analysis.images[:_TIMED]]
+    paths = [Path(files.image_root) / row["file_name"] for row in analysis.images[:_COUNTED]]
     return Run(
         name=name,
         settings={
@@ -201,20 +201,41 @@ def _plain(cfg: DictConfig) -> Any:
 
 
 def _cost(detector: Detector, paths: Sequence[Path]) -> dict[str, float]:
-    """Measure operations, parameters, and the median time of single images on this machine."""
-    model, predictor = detector.model, detector.predictor
-    inputs = [[predictor.inputs(read_rgb(path))] for path in paths]
+    """Return operations per image and parameters."""
+    inputs = [[detector.predictor.inputs(read_rgb(path))] for path in paths]
     with torch.no_grad():
-        totals = [count_flops(model, batch).total for batch in inputs[:_COUNTED]]
-        seconds = []
-        for batch in [inputs[0], *inputs]:  # the first is a warm-up
-            start = time.perf_counter()
-            model(batch)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+        totals = [count_flops(detector.model, batch).total for batch in inputs]
     return {
         "gflops": sum(totals) / len(totals) / 1e9,
-        "ms": 1e3 * median(seconds[1:]),
-        "parameters": sum(p.numel() for p in model.parameters()) / 1e6,
+        "parameters": sum(p.numel() for p in detector.model.parameters()) / 1e6,
     }
+
+
+def timed_in_turns(runs: Sequence[Run]) -> list[Run]:
+    """Return runs with the median time of single images on this machine added to their cost.
+
+    The detectors take turns image by image, so that other load on the machine slows all alike.
+
+    Args:
+        runs: with detectors.
+    """
+    inputs = []
+    for run in runs:
+        assert run.detector is not None
+        paths = [run.image_path(row) for row in run.analysis.images[:_TIMED]]
+        inputs.append([run.detector.predictor.inputs(read_rgb(path)) for path in paths])
+    seconds: list[list[float]] = [[] for _ in runs]
+    with torch.no_grad():
+        for turn in range(-1, max(map(len, inputs))):  # the first turn is a warm-up
+            for run, images, own in zip(runs, inputs, seconds, strict=True):
+                assert run.detector is not None
+                start = time.perf_counter()
+                run.detector.model([images[turn % len(images)]])
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if turn >= 0:
+                    own.append(time.perf_counter() - start)
+    return [
+        replace(run, cost={**run.cost, "ms": 1e3 * median(own)})
+        for run, own in zip(runs, seconds, strict=True)
+    ]
