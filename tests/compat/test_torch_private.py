@@ -36,6 +36,12 @@ def test_onednns_convolutions_are_convolutions():
     sums = torch_private.onednn_convolution_and_sum()
     found = sums(x, other, weight, bias, *settings, "add", 1.0, "relu", [], "")
     torch.testing.assert_close(found, (expected + other).relu())
+    pack = torch_private.onednn_packed_convolution_weight()
+    if pack is not None:
+        packed = pack(weight, *settings, [1, 4, 50, 70])  # another size than the input's
+        found = torch_private.onednn_convolution()(x, packed, bias, *settings, "relu", [], "")
+        torch.testing.assert_close(found, expected.relu())
+        found = sums(x, other, packed, bias, *settings, "add", 1.0, "relu", [], "")
     onto = torch_private.onednn_convolution_onto()
     if onto is not None:
         onto(other, x, weight, bias, *settings, "add", 1.0, "relu", [], "")

@@ -29,6 +29,7 @@ __all__ = [
     "onednn_convolution_onto",
     "onednn_linear",
     "onednn_multiplies_bfloat16",
+    "onednn_packed_convolution_weight",
     "onednn_packed_linear_weight",
     "tree_map_only",
 ]
@@ -88,6 +89,13 @@ def onednn_convolution_onto() -> Any:
     the other arguments of :func:`onednn_convolution_and_sum`; None if the build lacks it."""
     packet = getattr(getattr(torch.ops, "mkldnn", None), "_convolution_pointwise_", None)
     return getattr(packet, "binary", None)
+
+
+def onednn_packed_convolution_weight() -> Any:
+    """Return the function ``(weight, padding, stride, dilation, groups, input shape)`` that brings
+    a convolution's weights into oneDNN's layout for about this input; None if the build lacks
+    it."""
+    return getattr(getattr(torch.ops, "mkldnn", None), "_reorder_convolution_weight", None)
 
 
 def onednn_multiplies_bfloat16() -> bool:

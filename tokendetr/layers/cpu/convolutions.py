@@ -22,6 +22,7 @@ from tokendetr.compat.torch_private import (
     onednn_convolution,
     onednn_convolution_and_sum,
     onednn_convolution_onto,
+    onednn_packed_convolution_weight,
 )
 from tokendetr.layers.cpu.cached import Cached
 from tokendetr.layers.cpu.conditions import working_dtype
@@ -75,18 +76,26 @@ class _Folded:
 
     def __call__(self, x_BCHW: Tensor, dtype: torch.dtype, activation: str) -> Tensor:
         """Apply the convolution and an activation ("none" or "relu")."""
-        weight, bias = self.parameters(dtype)
         x_BCHW = x_BCHW.to(dtype, memory_format=_LAST)
+        weight, bias = self.parameters(x_BCHW)
         settings = _settings(self.conv)
         return onednn_convolution()(x_BCHW, weight, bias, *settings, activation, [], "")
 
-    def parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return folded weights and bias in a dtype."""
+    def parameters(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return folded weights, in oneDNN's layout, and bias in an input's dtype."""
         norm = self.norm
         tensors = [self.conv.weight, self.conv.bias]
         if norm is not None:
             tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        return self._cached.get(dtype, tensors, lambda: _fold(self.conv, norm, dtype))
+        return self._cached.get(x_BCHW.dtype, tensors, lambda: self._packed(x_BCHW))
+
+    def _packed(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight, bias = _fold(self.conv, self.norm, x_BCHW.dtype)
+        pack = onednn_packed_convolution_weight()
+        if pack is None:
+            return weight, bias
+        # The layout suits inputs of about this size, and serves all.
+        return pack(weight, *_settings(self.conv), list(x_BCHW.shape)), bias
 
 
 def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:
@@ -138,14 +147,12 @@ class _Block:
             out = folded(out, dtype, "relu")
         if shortcut is not None:
             own, x = True, shortcut(x, dtype, "none")
-        return _add_and_relu(main[-1], out, x, dtype, overwrite=own)
+        return _add_and_relu(main[-1], out, x, overwrite=own)
 
 
-def _add_and_relu(
-    folded: _Folded, x: Tensor, residual: Tensor, dtype: torch.dtype, *, overwrite: bool
-) -> Tensor:
+def _add_and_relu(folded: _Folded, x: Tensor, residual: Tensor, *, overwrite: bool) -> Tensor:
     """Return relu(convolution + residual), written over the residual if that is allowed."""
-    weight, bias = folded.parameters(dtype)
+    weight, bias = folded.parameters(x)
     settings = _settings(folded.conv)
     onto = onednn_convolution_onto() if overwrite else None
     if onto is None:
