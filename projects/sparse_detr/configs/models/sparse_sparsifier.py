@@ -11,4 +11,5 @@ sparsifier = L(SparseSparsifier)(
     selection="dam",
     projection="detector",
     auxiliary_heads=True,
+    num_objects=0,
 )
