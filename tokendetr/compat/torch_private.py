@@ -85,8 +85,11 @@ def onednn_convolution_and_sum() -> Any:
 
 
 def onednn_convolution_onto() -> Any:
-    """Return oneDNN's fused convolution that adds to ``other`` in place: ``(other, x, ...)`` with
-    the other arguments of :func:`onednn_convolution_and_sum`; None if the build lacks it."""
+    """Return oneDNN's fused convolution that adds to ``other`` in place, or None.
+
+    It is called with ``(other, x, ...)`` and the other arguments of
+    :func:`onednn_convolution_and_sum`.
+    """
     packet = getattr(getattr(torch.ops, "mkldnn", None), "_convolution_pointwise_", None)
     return getattr(packet, "binary", None)
 

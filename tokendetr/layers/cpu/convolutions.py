@@ -186,8 +186,10 @@ def _is_plain(conv: Any) -> bool:
 
 
 def fast_convolution(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Return the fast form of the ``forward`` of a convolution, a residual block or a sequence of
-    such blocks, or None."""
+    """Return the fast form of a module's ``forward``, or None if there is none.
+
+    Modules are convolutions, residual blocks and sequences of residual blocks.
+    """
     if onednn_convolution() is None:
         return None
     if _is_plain(module):
