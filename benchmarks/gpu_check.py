@@ -12,6 +12,7 @@ machine without GPU, with emulated kernels and small sizes.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import platform
 import shutil
@@ -41,7 +42,7 @@ class Part:
 
     name: str
     command: list[str]
-    seconds: int
+    seconds: float
     results: Path | None = None
     variables: tuple[tuple[str, str], ...] = ()
     skipped: str | None = None
@@ -83,7 +84,7 @@ def _build(dry: bool, capability: str | None) -> Part:
         return Part("build", command, 180, variables=for_card)
     if any((ROOT / "tokendetr").glob("*.so")):
         return Part("build", [], 0, skipped="a dry run, and the kernels are built")
-    return Part("build", command, 400, variables=(("TOKENDETR_NO_CUDA", "1"),))
+    return Part("build", command, math.inf, variables=(("TOKENDETR_NO_CUDA", "1"),))
 
 
 def _sanitizer(options: argparse.Namespace, tests: list[str]) -> Part:
@@ -97,7 +98,7 @@ def _sanitizer(options: argparse.Namespace, tests: list[str]) -> Part:
 
 
 def parts(options: argparse.Namespace, capability: str | None, folder: Path) -> list[Part]:
-    """Return all parts for this machine."""
+    """Return all parts for this machine; those of a dry run have no limits of their own."""
     dry = options.dry_run
     device = ["--device", "cpu" if dry else "cuda"]
     least = ["--repeats", "2", "--dtypes", "float32"] if dry else []
@@ -110,12 +111,12 @@ def parts(options: argparse.Namespace, capability: str | None, folder: Path) -> 
     def benchmark(name: str, script: list[str], seconds: int, *words: str) -> Part:
         results = folder / f"{name}.json"
         command = _python(*script, *device, *words, "--json", str(results))
-        return Part(name, command, seconds * (5 if dry else 1), results)
+        return Part(name, command, math.inf if dry else seconds, results)
 
     return [
         _install(options.wheels),
         _build(dry, capability),
-        Part("tests", _python("-m", "pytest", "-q", *tests, *few), 600 if dry else 150),
+        Part("tests", _python("-m", "pytest", "-q", *tests, *few), math.inf if dry else 150),
         _sanitizer(options, tests),
         benchmark("deformable attention", ["benchmarks/ms_deform_attn.py"], 90, *deformable),
         benchmark("packed attention", ["benchmarks/packed_attention.py"], 60, *packed),

@@ -10,7 +10,7 @@ from tests.source_tree import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(0)  # as long as the load of the machine makes it
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("myst_nb", reason="pip install -r requirements-docs.txt")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs"]

@@ -101,6 +101,7 @@ print("loaded", facts.architectures)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # the build has a limit that allows for load
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 def test_the_cuda_half_compiles_links_and_loads(tmp_path):
     """Link the real kernels against libraries that stand in for PyTorch's CUDA half.
