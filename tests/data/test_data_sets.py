@@ -99,6 +99,15 @@ def test_voc_ground_truth_scores_100_for_classes_with_boxes(voc):
     assert metrics["AP50"] == pytest.approx(10.0)
 
 
+@pytest.mark.parametrize(
+    "mark", ["<difficult></difficult>", "<difficult>Unspecified</difficult>", ""]
+)
+def test_vocs_difficult_mark_may_be_open_in_evaluation(voc, tmp_path, mark):
+    for path in (tmp_path / "VOC2007" / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<difficult>0</difficult>", mark))
+    assert oracle_metrics(voc)["AP"] == pytest.approx(10.0)
+
+
 def test_voc_trains_and_evaluates(voc, tmp_path):
     cfg = toy.make_config(tmp_path, tmp_path / "output")
     cfg.dataloader = voc
