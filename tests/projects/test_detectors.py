@@ -14,6 +14,7 @@ from tests.small_detectors import (
     total,
     trained_parameters,
 )
+from tokendetr.errors import ConfigError
 
 BOXES = [[5, 5, 60, 50], [20, 10, 40, 30], [50, 20, 90, 60]]
 
@@ -93,6 +94,14 @@ def test_copies_and_reloads_are_the_same_network(name):
         parameter.data.zero_()
     fresh.load_state_dict(model.state_dict(), strict=True)
     assert_same(detections(fresh, image)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_detector_that_was_converted_to_half_precision_says_what_to_do(dtype):
+    model = build(NAMES[0]).to(dtype).eval()
+    with pytest.raises(ConfigError, match=r"converted to torch\.b?float16.*autocast"):
+        model([record(64, 96, seed=1)])
+    assert len(model.float()([record(64, 96, seed=1)])) == 1
 
 
 def test_double_precision(name):

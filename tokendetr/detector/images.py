@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokendetr.detector.padding import PaddingRule, Size
+from tokendetr.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,19 @@ def read_images(
         padding: the input sizes that the backbone accepts; None: any.
 
     Raises:
+        ConfigError: the detector was converted to half precision.
         ValueError: the batch is empty, or an image is missing, not [3, H, W] or larger than the
             backbone accepts.
     """
     padding = padding or PaddingRule()
     if not records:
         raise ValueError("the batch is empty: a detector needs at least one image")
+    if pixel_mean_C11.dtype in (torch.float16, torch.bfloat16):
+        raise ConfigError(
+            f"the detector was converted to {pixel_mean_C11.dtype}: positions and boxes need more "
+            "digits. Leave it in float32 (model.float()) and run it under torch.autocast, as "
+            "--precision bfloat16 and train.amp do"
+        )
     images = []
     for position, record in enumerate(records):
         check_image(record.get("image"), describe(record, position))
