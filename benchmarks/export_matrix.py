@@ -17,6 +17,7 @@ import json
 import os
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.export import ExportedProgram
@@ -268,14 +270,15 @@ def read(path: Path) -> dict[str, Any]:
 
 def keep(path: Path, place: Sequence[str], value: dict[str, Any]) -> None:
     """Put a value into the record as it is now: several processes may work on it."""
-    known = read(path)
-    node = known
-    for name in place[:-1]:
-        node = node.setdefault(name, {})
-    node[place[-1]] = value
-    known["machine"] = machine()
-    known["date"] = time.strftime("%Y-%m-%d")
-    write_json(known, str(path))
+    with FileLock(Path(tempfile.gettempdir()) / "export_matrix.lock"):
+        known = read(path)
+        node = known
+        for name in place[:-1]:
+            node = node.setdefault(name, {})
+        node[place[-1]] = value
+        known["machine"] = machine()
+        known["date"] = time.strftime("%Y-%m-%d")
+        write_json(known, str(path))
     print(f"{' '.join(place)}: {json.dumps(value)}", flush=True)
 
 

@@ -36,6 +36,7 @@ from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.analysis.timing import timed
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.config import load_config
 from tokendetr.deploy import (
     DeployedDetector,
@@ -217,9 +218,7 @@ def table(known: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("--config", default="dino_shapes", help="name of the config")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--files", type=Path, help="folder of the exported files")
@@ -230,7 +229,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS, help="the record")
     parser.add_argument("--page", type=Path, default=PAGE, help="page that gets the table")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides, at the end")
-    args = parser.parse_args()
+    args = parse_with_overrides(parser, None)
     if not args.splice:
         if args.files is None and any(ROWS[row].runtime for row in args.rows):
             parser.error("--files FOLDER is needed")

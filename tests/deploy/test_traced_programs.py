@@ -24,7 +24,7 @@ from tokendetr.deploy.operators import gathered_attention
 from tokendetr.deploy.programs import trace, write_program
 from tokendetr.deploy.proof import compare, detect, padded_inputs, proof_images
 from tokendetr.deploy.runtimes import installed_runtimes
-from tokendetr.errors import ExportCheckError, ExportError
+from tokendetr.errors import ExportCheckError, ExportError, OutputError
 from tokendetr.ops import extension_available, ms_deform_attn_reference
 
 pytestmark = pytest.mark.skipif(
@@ -94,6 +94,11 @@ def test_the_suffix_of_a_file_must_match_its_format(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_takes_no_files_is_named():
+    with pytest.raises(OutputError, match=r"/proc/model\.pt2 cannot be written"):
+        export(build("dino"), "/proc/model.pt2", ExportOptions("pt2", CANVAS))
+
+
 def test_models_on_another_device_are_refused(tmp_path):
     with pytest.raises(ExportError, match="train.device=cpu"):
         export(build("dino").to("meta"), tmp_path / "model.pt2", ExportOptions("pt2", CANVAS))
@@ -147,6 +152,21 @@ def test_gathered_attention_equals_sampled_attention():
     )
 
 
+class Eigenvalues(torch.nn.Module):
+    """Computes what ONNX has no operator for."""
+
+    def forward(self, images, sizes):
+        return (torch.linalg.eigvals(images).abs(), sizes, sizes)
+
+
+@needs_onnx
+def test_what_a_format_cannot_express_is_named(tmp_path):
+    inputs = torch.eye(3), torch.zeros(1, dtype=torch.long)
+    program = torch.export.export(Eigenvalues(), inputs, strict=False)
+    with pytest.raises(ExportError, match=r"cannot be written as onnx: .*linalg_eig"):
+        write_program(program, tmp_path / "model.onnx", "onnx")
+
+
 class Sorts(torch.nn.Module):
     """Sorts numbers both ways, and small integers, as the methods do."""
 
@@ -154,7 +174,8 @@ class Sorts(torch.nn.Module):
         rising = images.sort(dim=1, stable=True)
         falling = images.sort(dim=1, descending=True, stable=True)
         small = (images > 2).to(torch.uint8).sort(dim=1, stable=True)
-        return falling.values, falling.indices, rising.indices, small.indices
+        single = images[:, :1].sort(dim=1, stable=True)
+        return falling.values, falling.indices, rising.indices + single.indices, small.indices
 
 
 @needs_onnx
@@ -168,6 +189,28 @@ def test_equal_values_keep_their_order_in_every_runtime(tmp_path):
             open_exported(path, runtime)(*inputs), Sorts()(*inputs), strict=True
         ):
             assert torch.equal(found, expected), runtime
+
+
+class Bags(torch.nn.Module):
+    """Sums weighted rows of bags of unequal sizes, as Dynamic DETR's windows do."""
+
+    def forward(self, images, sizes):
+        rows = torch.tensor([0, 4, 2, 2, 1])
+        weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.25])
+        starts = torch.tensor([0, 1, 4])
+        sums = torch.embedding_bag(images, rows, starts, mode=0, per_sample_weights=weights)[0]
+        return sums, sizes + 1, sizes + 2
+
+
+@needs_onnx
+def test_bags_are_summed_in_every_runtime(tmp_path):
+    inputs = torch.arange(15.0).view(5, 3), torch.zeros(1, dtype=torch.long)
+    path = tmp_path / "bags.onnx"
+    with torch.no_grad():
+        write_program(torch.export.export(Bags(), inputs, strict=False), path, "onnx")
+    for runtime in installed_runtimes("onnx"):
+        found = open_exported(path, runtime)(*inputs)
+        assert torch.equal(found[0], Bags()(*inputs)[0]), runtime
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tokendetr.deploy.operators import SAMPLINGS, Sampling
 from tokendetr.deploy.programs import SUFFIXES, Format, trace, write_program
 from tokendetr.deploy.proof import ExportedModel, compare, detect, proof_images
 from tokendetr.deploy.runtimes import RUNTIMES, Library, installed_runtimes, open_exported
-from tokendetr.errors import ExportCheckError, ExportError
+from tokendetr.errors import ExportCheckError, ExportError, OutputError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 
@@ -121,7 +121,7 @@ def export(
     began = time.perf_counter()
     if program is None:
         program = trace(entry, options.size, batch=options.batch)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+    with _draft_folder(path) as folder:
         draft = Path(folder) / path.name
         write_program(program, draft, options.format, sampling=options.sampling)
         record = {"source": source, **asdict(options), "seconds": time.perf_counter() - began}
@@ -131,6 +131,14 @@ def export(
         for part in sorted(Path(folder).iterdir(), key=lambda each: each.suffix == suffix):
             os.replace(part, path.with_suffix(part.suffix))  # the file itself comes last
     return record
+
+
+def _draft_folder(path: Path) -> tempfile.TemporaryDirectory[str]:
+    """Make a folder beside a file, where its draft is verified before it gets its name."""
+    try:
+        return tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def check(

@@ -1,8 +1,8 @@
 """Decompositions of our operators for runtimes that do not have them.
 
 Shapes: B image, N all tokens, Q query, M head, D head width, L level, P point, S sample of a level
-(all its heads' and points'), X = 2 (points) or 4 (boxes), R row of
-all images, tokens and heads.
+(all its heads' and points') or bag of rows, A row of all bags, C channel, X = 2 (points) or 4
+(boxes), R row of all images, tokens and heads.
 """
 
 from __future__ import annotations
@@ -128,12 +128,39 @@ def _stable_sort(
     length = int(last.shape[-1])
     wide = last if last.dtype.is_floating_point else last.long()  # TopK lacks small integers
     sorted_values, position = wide.topk(length, dim=-1, largest=descending, sorted=True)
-    if length <= LONGEST_STABLE_SORT:
+    if 2 <= length <= LONGEST_STABLE_SORT:
         begins = sorted_values[..., 1:] != sorted_values[..., :-1]
         run = torch.nn.functional.pad(begins.long().cumsum(-1), (1, 0))
         place = (run * length + position).topk(length, dim=-1, largest=False, sorted=True).indices
         position = position.gather(-1, place)
     return sorted_values.to(values.dtype).movedim(-1, dim), position.movedim(-1, dim)
+
+
+def _embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+) -> Any:
+    """Sum bags of rows, none of them empty, by adding each row at its bag's place.
+
+    The exporter's own form loops over the bags, and OpenVINO cannot load it.
+    """
+    if mode != 0 or include_last_offset:
+        return NotImplemented
+    row_AC = weight.index_select(0, indices)
+    if per_sample_weights is not None:
+        row_AC = row_AC * per_sample_weights[:, None]
+    begins_A = torch.zeros_like(indices).scatter(0, offsets, torch.ones_like(offsets))
+    bag_A = begins_A.cumsum(0) - 1
+    sum_SC = row_AC.new_zeros(offsets.shape[0], row_AC.shape[1])
+    sum_SC = sum_SC.scatter_add(0, bag_A[:, None].expand_as(row_AC), row_AC)
+    number_S = torch.zeros_like(offsets).scatter_add(0, bag_A, torch.ones_like(bag_A))
+    return sum_SC, bag_A, number_S, torch.zeros_like(offsets)
 
 
 def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:
@@ -151,6 +178,7 @@ def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:
     table: dict[Any, Callable[..., Any]] = {
         compiled_operator("packed_attention"): packed_attention_reference,
         torch.ops.aten.sort.stable: _stable_sort,
+        torch.ops.aten.embedding_bag.default: _embedding_bag,
     }
     if sampling == "gather":
         table[plain] = partial(_standard, gathered_attention)

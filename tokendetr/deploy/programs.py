@@ -5,6 +5,7 @@ Shapes: B image, H and W height and width of the canvas.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from tokendetr.deploy.entry import DeployedDetector
 from tokendetr.deploy.operators import Sampling, check_kernels, decompositions
-from tokendetr.errors import ExportError
+from tokendetr.errors import ExportError, OutputError
 
 Format = Literal["pt2", "aoti", "onnx", "onnx-custom", "openvino"]
 SUFFIXES: dict[str, str] = {
@@ -28,9 +29,22 @@ SUFFIXES: dict[str, str] = {
 }
 """Format -> extension of its files."""
 
+_SHOWN = 250
+"""Characters that are passed on of the beginning, and of the end, of another library's message."""
+
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
 OPSET = 20
 OUTPUTS = ("boxes", "scores", "labels", "counts")
 RAW_OUTPUTS = ("logits", "boxes", "valid")
+
+
+def error_line(error: Exception) -> str:
+    """Return the kind and the text of another library's error on one line of limited length."""
+    words = " ".join(_COLOR.sub("", str(error)).split()) or "no reason given"
+    if len(words) > 2 * _SHOWN:  # OpenVINO says first where it was raised, and last what failed
+        words = f"{words[:_SHOWN]} ... {words[-_SHOWN:]}"
+    return f"{type(error).__name__}: {words}"
 
 
 def example_inputs(size: tuple[int, int], batch: int = 1) -> tuple[Tensor, Tensor]:
@@ -67,10 +81,7 @@ def trace(
     except ExportError:
         raise
     except Exception as error:  # whatever the model's code raises when it is traced
-        cause = (str(error).strip() or "no reason given").split("\n")[0]
-        raise ExportError(
-            f"torch.export cannot trace the model: {type(error).__name__}: {cause}"
-        ) from error
+        raise ExportError(f"torch.export cannot trace the model: {error_line(error)}") from error
 
 
 def write_program(
@@ -87,6 +98,7 @@ def write_program(
 
     Raises:
         ExportError: a package that the format needs is missing, or it lacks an operator.
+        OutputError: the file cannot be written.
     """
     writers: dict[str, Callable[[], None]] = {
         "pt2": lambda: torch.export.save(program, path),
@@ -100,6 +112,14 @@ def write_program(
     except ModuleNotFoundError as error:
         raise ExportError(
             f"--format {format} needs the package {error.name}: pip install 'tokendetr[deploy]'"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"{path.name} cannot be written: {error.strerror or error}") from error
+    except ExportError:
+        raise
+    except Exception as error:  # whatever a converter or compiler raises
+        raise ExportError(
+            f"the model cannot be written as {format}: {error_line(error)}"
         ) from error
 
 

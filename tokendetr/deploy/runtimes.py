@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokendetr.deploy.programs import Format
+from tokendetr.deploy.programs import Format, error_line
 from tokendetr.errors import ExportError
 from tokendetr.layers.precision import Precision, check_precision
 
@@ -29,9 +29,6 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
 
 Library = str | Sequence[str] | None
 """One or more shared libraries with the node of "onnx-custom", each made for one runtime."""
-
-_LONGEST_CAUSE = 400
-"""Characters of a runtime's own message that are passed on."""
 
 _ENTRY_POINTS = {"openvino": b"create_extensions", "onnxruntime": b"RegisterCustomOps"}
 """Runtime -> function by which it loads a library."""
@@ -120,22 +117,16 @@ def open_exported(
     except Exception as error:  # every runtime has its own
         raise ExportError(
             f"{runtime} cannot load {name}, so it is no file for this runtime, or made for another "
-            f"version of it: {_cause(error)}"
+            f"version of it: {error_line(error)}"
         ) from error
 
     def checked(images: Tensor, sizes: Tensor) -> Outputs:
         try:
             return run(images, sizes)
         except Exception as error:
-            raise ExportError(f"{runtime} cannot run {name}: {_cause(error)}") from error
+            raise ExportError(f"{runtime} cannot run {name}: {error_line(error)}") from error
 
     return checked
-
-
-def _cause(error: Exception) -> str:
-    """Return an error's kind and text on one line, as OpenVINO's text begins with its origin."""
-    words = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {words[:_LONGEST_CAUSE]}"
 
 
 def _open_program(path: str, library: str | None, threads: int | None) -> Runner:
