@@ -95,9 +95,11 @@ def onednn_convolution_onto() -> Any:
 
 
 def onednn_packed_convolution_weight() -> Any:
-    """Return the function ``(weight, padding, stride, dilation, groups, input shape)`` that brings
-    a convolution's weights into oneDNN's layout for about this input; None if the build lacks
-    it."""
+    """Return the function that brings a convolution's weights into oneDNN's layout, or None.
+
+    It is called with ``(weight, padding, stride, dilation, groups, input shape)``, of about the
+    inputs to come; None if the build lacks it.
+    """
     return getattr(getattr(torch.ops, "mkldnn", None), "_reorder_convolution_weight", None)
 
 
