@@ -106,6 +106,18 @@ def align_detr() -> DictConfig:
     return config_of("projects.align_detr.configs.models.aligndetr_r50", num_queries=100)
 
 
+def deta() -> DictConfig:
+    return config_of("projects.deta.configs.models.deta_r50", num_queries=300)
+
+
+def h_deformable_detr() -> DictConfig:
+    return config_of(
+        "projects.h_deformable_detr.configs.models.h_deformable_detr_r50",
+        with_box_refine=True,
+        as_two_stage=True,
+    )
+
+
 def maskdino(node: Node) -> nn.Module:
     model = importlib.import_module("projects.maskdino.configs.models.maskdino_r50").model
     model = copy.deepcopy(model)
@@ -163,11 +175,13 @@ class Client:
         make: builds it with a method's node, or as it is (None).
         offers: "two stages", "one stage", "pixel decoder", or "another criterion" (two stages).
         folder: of its checkout below ``--others``; "" for detrex's own.
+        levels: of its encoder.
     """
 
     make: Callable[[Node], nn.Module]
     offers: str
     folder: str = ""
+    levels: int = 4
 
 
 def of_config(build: Callable[[], DictConfig]) -> Callable[[Node], nn.Module]:
@@ -179,6 +193,8 @@ CLIENTS = {
     "Deformable DETR": Client(of_config(lambda: r50("deformable_detr")), "one stage"),
     "DAB-Deformable DETR": Client(of_config(lambda: r50("dab_deformable_detr")), "one stage"),
     "DN-Deformable DETR": Client(of_config(lambda: r50("dn_deformable_detr")), "one stage"),
+    "H-Deformable DETR": Client(of_config(h_deformable_detr), "two stages"),
+    "DETA": Client(of_config(deta), "another criterion", levels=5),
     "Align-DETR": Client(of_config(align_detr), "another criterion"),
     "MaskDINO": Client(maskdino, "pixel decoder"),
     "Rank-DETR": Client(of_config(rank_detr), "another criterion", "rank_detr"),
@@ -193,14 +209,21 @@ CLIENTS = {
         of_first_code("deta", "--with_box_refine", "--two_stage", "--num_queries", "300"),
         "pixel decoder",
         "deta",
+        levels=5,
     ),
 }
 
 
-def methods(offers: str, layers: int) -> dict[str, Node]:
+def methods(offers: str, layers: int, levels: int) -> dict[str, Node]:
     """The methods as one would configure them for a detector."""
     sparse: dict[str, Any] = {"num_layers": layers, "auxiliary_heads": offers.endswith("stages")}
-    focus = {}
+    focus: dict[str, Any] = {"num_levels": levels}
+    dynamic: dict[str, Any] = {}
+    if levels != 4:  # its defaults are for four
+        fine_first = list(range(1, levels + 1))
+        dynamic["keep_ratios"] = [0.5 - 0.3 * index / (levels - 1) for index in range(levels)]
+        dynamic["level_orders"] = [fine_first, fine_first[::-1], fine_first[::-1]]
+        dynamic["window_sizes"] = [2**power for power in range(levels - 1, 0, -1)]
     if offers in ("one stage", "pixel decoder"):
         sparse["projection"] = "own"
         focus["num_classes"] = 80
@@ -211,7 +234,7 @@ def methods(offers: str, layers: int) -> dict[str, Node]:
         "keep all": L(SparseSparsifier)(keep_ratio=1.0, **random),
         "Sparse DETR": L(SparseSparsifier)(**sparse),
         "Focus-DETR": L(FocusSparsifier)(**focus),
-        "Dynamic DETR": L(DynamicSparsifier)(),
+        "Dynamic DETR": L(DynamicSparsifier)(**dynamic),
     }
 
 
@@ -263,7 +286,7 @@ def row(client: Client) -> dict[str, Any]:
         dense.zero_grad(set_to_none=True)
     except Exception as error:
         found["dense"] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    for name, node in methods(client.offers, layers=6).items():
+    for name, node in methods(client.offers, layers=6, levels=client.levels).items():
         found[name] = attempt(client, node, dense, records)
     return found | {"offers": client.offers}
 

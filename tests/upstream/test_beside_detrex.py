@@ -16,7 +16,7 @@ def test_a_config_loads_and_all_it_names_exists(name):
     assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(config)
 
 
-def test_what_follows_train_resolves_in_the_steps_of_detrex_s_trainer(tmp_path):
+def test_what_follows_train_resolves_in_the_steps_of_detrex_s_trainer(tmp_path, shapes):
     """It applies overrides to a plain load, saves the config and builds single nodes."""
     config = LazyConfig.load(str(zoo.get_config_file("dino_shapes")))
     config = LazyConfig.apply_overrides(

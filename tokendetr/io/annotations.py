@@ -18,7 +18,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .annotation_masks import (
+from ._annotation_masks import (
     MAX_NUMBER,
     are_numbers,
     is_finite,

@@ -125,7 +125,7 @@ class Trainer(SimpleTrainer):
         even if no iterations were left.
         """
         logger = logging.getLogger(__name__)
-        logger.info("Starting training from iteration %d", start_iter)
+        logger.info("The training starts with iteration %d", start_iter)
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         with EventStorage(start_iter) as self.storage:

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+from tests.train.toy import write_dataset
+
 ROOT = Path(__file__).absolute().parents[3]
 """Of the tests that run: not resolved, since its packages may be installed elsewhere."""
 
@@ -62,3 +66,21 @@ def start(
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.json."""
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def as_coco(folder: Path) -> Path:
+    """A tiny data set where COCO is looked for, with COCO's categories.
+
+    Returns:
+        the folder, for ``DETECTRON2_DATASETS``.
+    """
+    content = json.loads(write_dataset(folder / "coco", num_images=4).read_text())
+    content["categories"] = [
+        {"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]
+    ]
+    (folder / "coco" / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (folder / "coco" / split).symlink_to("images")
+        place = folder / "coco" / "annotations" / f"instances_{split}.json"
+        place.write_text(json.dumps(content))
+    return folder

@@ -20,8 +20,6 @@ from tokendetr.config import load_config, target_name, zoo
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
-IMAGES = 40
-
 
 @pytest.fixture(scope="module")
 def detrexs_dino(tmp_path_factory):
@@ -51,15 +49,15 @@ def of_detrex(model: DictConfig, modeling: object) -> DictConfig:
 
 
 def evaluate(config: DictConfig, model: torch.nn.Module) -> dict[str, float]:
-    """AP on the first images of the shapes data set."""
+    """AP on images of the shapes data set."""
     test = config.dataloader.test
-    records = instantiate(test.dataset)[:IMAGES]
+    records = instantiate(test.dataset)
     loader = build_detection_test_loader(records, mapper=instantiate(test.mapper))
     evaluator = COCOEvaluator("shapes_val", output_dir=None)
     return dict(inference_on_dataset(model.eval(), loader, evaluator)["bbox"])
 
 
-def test_both_ways_with_equal_ap(detrexs_dino, tmp_path, monkeypatch):
+def test_both_ways_with_equal_ap(shapes, detrexs_dino, tmp_path, monkeypatch):
     config = load_config("dino_shapes", trained=True)
     # detrex embeds places in 256 channels whatever a config says; this small detector has 96.
     module = importlib.import_module("projects.dino.modeling.dino_transformer")

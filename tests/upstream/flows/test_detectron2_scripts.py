@@ -37,7 +37,7 @@ def losses_of(folder: Path) -> dict[int, float]:
     }
 
 
-def test_a_detector_of_ours(tmp_path):
+def test_a_detector_of_ours(shapes, tmp_path):
     """A config that comes with the project, overridden on detectron2's own command line."""
     config = zoo.get_config_file("dynamic_dino_shapes")
     overrides = ["train.max_iter=3", "train.eval_period=0", "train.log_period=1"]

@@ -1,6 +1,5 @@
 """detrex's own configs and its own ``tools/train_net.py`` with this project's encoders."""
 
-import json
 import math
 import re
 import shutil
@@ -8,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from tests.train.toy import write_dataset
-from tests.upstream.flows.programs import ROOT, checkout, detrexs_projects, metrics, start
+from tests.upstream.flows.programs import ROOT, as_coco, checkout, detrexs_projects, metrics, start
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
@@ -65,20 +63,6 @@ def test_detrex_trains_resumes_and_evaluates_with_our_encoder(detector, data, tm
     assert saved["iteration"] == 9
     printed = program("--eval-only", f"train.init_checkpoint={weights}").stdout
     assert "Evaluation results for bbox" in printed or "copypaste: AP" in printed
-
-
-def as_coco(folder: Path) -> Path:
-    """A tiny data set where COCO is looked for, with COCO's categories."""
-    content = json.loads(write_dataset(folder / "coco", num_images=4).read_text())
-    content["categories"] = [
-        {"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]
-    ]
-    (folder / "coco" / "annotations").mkdir()
-    for split in ("train2017", "val2017"):
-        (folder / "coco" / split).symlink_to("images")
-        place = folder / "coco" / "annotations" / f"instances_{split}.json"
-        place.write_text(json.dumps(content))
-    return folder
 
 
 def test_the_walk_of_the_docs(tmp_path):

@@ -1,7 +1,7 @@
 """This project's ``tools/train_net.py`` on classes of detrex's own.
 
-Other programs (demo, analyze_model, benchmark, the visualizers), EMA, mixed precision and kills at
-random moments are tested by ``tests/tools`` and ``tests/train``, which also run beside detrex.
+Kills at random moments are tested by ``tests/train``, which also runs beside detrex; the other
+programs by ``test_other_programs.py``.
 """
 
 from pathlib import Path

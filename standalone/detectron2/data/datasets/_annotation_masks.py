@@ -1,0 +1,1 @@
+../../../../tokendetr/io/_annotation_masks.py

@@ -1,1 +1,0 @@
-../../../../tokendetr/io/annotation_masks.py
