@@ -128,9 +128,10 @@ class DynamicPlan(TokenPlan):
         anchors = [member_RP[:, -1] for member_RP in windows]
         if windows:
             keep_N = keep_BN.view(-1)
-            keep_N.index_fill_(0, torch.cat([member_RP.view(-1) for member_RP in windows]), False)
+            # 0 and 1: torch.jit.trace, by which fvcore counts operations, takes no booleans here.
+            keep_N.index_fill_(0, torch.cat([member_RP.view(-1) for member_RP in windows]), 0)
             # The last member, at the bottom right, is the anchor: it stands for the window.
-            keep_N.index_fill_(0, torch.cat(anchors), True)
+            keep_N.index_fill_(0, torch.cat(anchors), 1)
         match, important = self._match_coarsest(ratios[-1], memory_BNC)
         if match is not None:
             keep_BN[:, layout.level_starts[-1] :] = match.important_BN

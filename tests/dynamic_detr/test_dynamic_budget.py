@@ -1,9 +1,17 @@
 """Ratios, counts and analytic costs of Dynamic DETR against the published arithmetic."""
 
+from typing import Any
+
 import pytest
+import torch
+from detectron2.utils.analysis import FlopCountAnalysis
 
 from dynamic_detr import TokenBudget, encoder_macs, query_token_macs, saved_macs
 from dynamic_detr.budget import saved_tokens
+from tests.dynamic_detr.dynamic_encoders import SIZES, dynamic_encoder
+from tests.plain_encoder import CHANNELS, make_encoder
+from tests.pyramids import make_batch
+from tokendetr.encoder import TokenEncoder
 from tokendetr.tokens import window_shapes
 
 ORDERS = ((1, 2, 3, 4), (3, 2, 4, 1), (4, 3, 2, 1))
@@ -129,3 +137,24 @@ def test_wrong_arguments_are_named(change, name):
     }
     with pytest.raises(ValueError, match=name):
         TokenBudget(**{**options, **change})
+
+
+class OfFeatures(torch.nn.Module):
+    """An encoder as a function of its features alone."""
+
+    def __init__(self, encoder: TokenEncoder, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder, self.inputs = encoder.eval(), inputs
+
+    def forward(self, x_BNC: torch.Tensor) -> torch.Tensor:
+        return self.encoder(**{**self.inputs, "query": x_BNC})
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_fvcore_which_traces_a_model_counts_fewer_operations_than_of_a_dense_encoder():
+    batch, _ = make_batch(SIZES[:1], CHANNELS)
+    counts = [
+        FlopCountAnalysis(OfFeatures(encoder, batch.inputs), batch.x_BNC).total()
+        for encoder in (dynamic_encoder(), make_encoder(num_layers=6))
+    ]
+    assert 0 < counts[0] < 0.8 * counts[1]

@@ -96,7 +96,7 @@ def match_by_affinity(
     index_BK = order_BN.gather(1, place_BK)
     important_BN = torch.zeros(batch, tokens, dtype=torch.bool, device=x_BNC.device)
     if chosen_BK is None:
-        important_BN.scatter_(1, index_BK, True)
+        important_BN.scatter_(1, index_BK, 1)  # for torch.jit.trace not True
     else:
         important_BN.scatter_(1, index_BK, chosen_BK)
     neighbor_index_BNT, found_BNT = _nearest(

@@ -184,11 +184,12 @@ class LevelWindows:
             [each.count for each in self.classes]
         )
         chosen: dict[int, list[Tensor]] = {}
-        for score_M, token_MP, count in zip(scores, self._tokens_by_class, counts, strict=True):
+        each_class = zip(self.classes, scores, self._tokens_by_class, counts, strict=True)
+        for size, score_M, token_MP, count in each_class:
             if count:
                 order_M = score_M.sort(descending=True, stable=True).indices
                 best_RP = token_MP.index_select(0, order_M[:count])
-                chosen.setdefault(token_MP.shape[1], []).append(best_RP)
+                chosen.setdefault(size.cells, []).append(best_RP)
         return [
             parts[0] if len(parts) == 1 else torch.cat(parts) for _, parts in sorted(chosen.items())
         ]
