@@ -18,7 +18,7 @@ from tests.tools.configs import write_config
 from tokendetr import record_tokens
 from tokendetr.analysis.flops import count_flops
 from tokendetr.cli import export_model
-from tokendetr.deploy import DeployedDetector, ExportOptions, check, export, open_exported
+from tokendetr.deploy import DeployedDetector, ExportOptions, check, export, files, open_exported
 from tokendetr.deploy.graph import products
 from tokendetr.deploy.operators import gathered_attention
 from tokendetr.deploy.programs import trace, write_program
@@ -73,6 +73,17 @@ def test_a_file_is_kept_only_if_it_computes_the_same(tmp_path):
         check(model, path)
     assert not json.loads((tmp_path / "model.pt2.json").read_text())["good"]
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json"]
+
+
+def test_a_refused_export_leaves_an_older_file_and_its_record(tmp_path, monkeypatch):
+    model, path = build("deformable"), tmp_path / "model.pt2"
+    path.write_bytes(b"older"), (tmp_path / "model.pt2.json").write_text("its record")
+    monkeypatch.setattr(files, "write_program", lambda program, draft, *a, **k: None)
+    monkeypatch.setattr(files, "_prove", lambda *a: {"good": False, "checks": {}})
+    with pytest.raises(ExportCheckError, match="was not kept, the older file stays"):
+        export(model, path, ExportOptions("pt2", CANVAS), program=object())
+    assert path.read_bytes() == b"older"
+    assert (tmp_path / "model.pt2.json").read_text() == "its record"
 
 
 @pytest.mark.parametrize(

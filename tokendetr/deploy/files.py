@@ -86,7 +86,8 @@ def export(
 
     The file is run in every installed runtime of its format on at least eight images, and its
     detections are matched with the model's: boxes within 0.5 pixels, scores within 1e-4. The result
-    is always written to ``<output>.json``, but the file only if the verification succeeds.
+    is written to ``<output>.json``, also of a file that is not kept, unless an older file of this
+    name stays, to which its own record belongs.
 
     Args:
         model: one of this project's detectors.
@@ -126,8 +127,11 @@ def export(
         write_program(program, draft, options.format, sampling=options.sampling)
         record = {"source": source, **asdict(options), "seconds": time.perf_counter() - began}
         record |= _prove(model, draft, options, library, images, evaluate)
-        _write_record(path, record)
-        _refuse_bad(path, record, "was not kept")
+        verdict = "was not kept, the older file stays"
+        if record["good"] or not path.exists():
+            _write_record(path, record)
+            verdict = f"was not kept, {_record_path(path)} has the details"
+        _refuse_bad(path, record, verdict)
         for part in sorted(Path(folder).iterdir(), key=lambda each: each.suffix == suffix):
             os.replace(part, path.with_suffix(part.suffix))  # the file itself comes last
     return record
@@ -189,7 +193,7 @@ def check(
     _check_device(model)
     record |= _prove(model, path, options, library, images, evaluate)
     _write_record(path, record)
-    _refuse_bad(path, record, "must not be used here")
+    _refuse_bad(path, record, f"must not be used here, {_record_path(path)} has the details")
     return record
 
 
@@ -293,8 +297,7 @@ def _refuse_bad(path: Path, record: dict[str, Any], verdict: str) -> None:
     bad = {name: each for name, each in record["checks"].items() if not each["good"]}
     facts = "; ".join(f"{name}: {_described(each)}" for name, each in bad.items())
     raise ExportCheckError(
-        f"{path} does not compute what the model computes and {verdict} ({facts}); "
-        f"{_record_path(path)} has the details"
+        f"{path} does not compute what the model computes and {verdict}: {facts}"
     )
 
 

@@ -1,5 +1,4 @@
-"""Programs that look at detectors and data: this project's with a detector of detrex, and detrex's
-with a config of this project."""
+"""Programs that look at detectors and data, each with a detector of the other project."""
 
 import json
 from pathlib import Path
