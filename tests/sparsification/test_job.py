@@ -127,13 +127,19 @@ def test_a_damaged_state_of_a_fit_is_named(tmp_path, content):
         (["dino_shapes", "train.init_checkpoint=nothing.pth"], "nothing.pth"),
         (["dino_shapes", "--keep", "0"], "keep_ratio must lie in"),
         (["dino_shapes", "--method", "focus", "--budget", "mass"], "'mass' needs method 'sparse'"),
-        (["dino_shapes", "--max-images", "0"], "max_images"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message, shapes, tmp_path):
     with pytest.raises(SystemExit) as ended:
         sparsify.main([*arguments, "--images", str(shapes / "train"), "--output", str(tmp_path)])
     assert message in str(ended.value) and "\n" not in str(ended.value)
+
+
+def test_counts_are_at_least_one(shapes, tmp_path, capsys):
+    arguments = ["dino_shapes", "--images", str(shapes / "train"), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        sparsify.main([*arguments, "--max-images", "0"])
+    assert "--max-images: '0' is not a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_a_model_without_a_deformable_encoder_is_refused():

@@ -104,7 +104,7 @@ def test_bad_command_lines_name_what_is_wrong(capsys, config, tmp_path):
     assert "num_queries" in refused(capsys, "--config-file", config, *flop, "model.num_query=3")
     assert "not allowed" in refused(capsys, "--config-file", config, *flop, "--blended")
     assert "--num-inputs" in refused(capsys, "--config-file", config, *flop, "-n", "0")
-    assert "positive" in refused(
+    assert "not a whole number of at least 1" in refused(
         capsys, "--config-file", config, "--tasks", "flop", "--input-size", "0", "64"
     )
     weights = f"train.init_checkpoint={tmp_path / 'no.pth'}"

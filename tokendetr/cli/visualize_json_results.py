@@ -23,7 +23,7 @@ from PIL import Image
 from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import described_parser
 from tokendetr.data.known import register_if_known
-from tokendetr.io.annotation_masks import is_number
+from tokendetr.io._annotation_masks import is_number
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.predict import read_rgb
