@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recorded = RecordedTables(
             page="docs/bypass.md",
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-            machine=f"{machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}",
+            machine=f"{machine()}, {torch.get_num_threads()} threads",
             commands=[" ".join(["python -m benchmarks.sparsification_cost", *sys.argv[1:]])],
             tables=[table],
         )
