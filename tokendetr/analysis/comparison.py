@@ -108,7 +108,8 @@ class Comparison:
 
     def tables(self, measured: Measured, notes: Sequence[str] = ()) -> list[Table]:
         """Return accuracy with intervals, the differences of all pairs of rows, and the claims."""
-        rows = [self._row(c, measured) for c in self.contestants if measured.get(c.slug)]
+        pairs = self._differences(measured)
+        rows = [self._row(c, measured, pairs) for c in self.contestants if measured.get(c.slug)]
         missing = [c.name for c in self.contestants if not measured.get(c.slug)]
         if missing:
             notes = [f"Not measured yet: {', '.join(missing)}.", *notes]
@@ -126,11 +127,10 @@ class Comparison:
             rows=rows,
             notes=notes,
         )
-        pairs = self._differences(measured)
         claims = [self._claims(pairs)] if self.claims else []
         return [accuracy, self._pairs(pairs), *claims]
 
-    def _row(self, contestant: Contestant, measured: Measured) -> list[str | None]:
+    def _row(self, contestant: Contestant, measured: Measured, pairs: Pairs) -> list[str | None]:
         own = measured[contestant.slug]
         means = [statistics.mean(run[metric] for run in own.values()) for metric in METRICS]
         low, high = np.percentile(_replicates(own, sorted(own)), (2.5, 97.5))
@@ -140,7 +140,7 @@ class Comparison:
             interval += f"; {min(scores):.1f}, {max(scores):.1f}"
         first = self.contestants[0]
         difference = "" if contestant is first else None
-        if contestant is not first and (found := self._difference(measured, contestant, first)):
+        if found := pairs.get((contestant.name, first.name)):
             difference = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
         gflops = next(iter(own.values()))["gflops"]
         cells = [f"{mean:.1f}" for mean in means]

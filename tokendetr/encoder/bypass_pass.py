@@ -8,7 +8,8 @@ Shapes: B image, N all tokens, K kept tokens, R any rows of [B * N], C channel, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -232,17 +233,12 @@ class _MaskedPass(BypassPass):
         return torch.where(returned_BN1, self._moved(layer - 1).to(memory_BNC.dtype), memory_BNC)
 
     def _moved(self, layer: int) -> Tensor:
-        return self._by_level(
-            [self._bypass.moved(layer, level, x) for level, x in enumerate(self._levels)]
-        )
+        return self._by_level(partial(self._bypass.moved, layer))
 
-    @property
-    def _levels(self) -> Sequence[Tensor]:
-        return self._input_BNC.split(list(self._layout.level_sizes), dim=1)
-
-    @staticmethod
-    def _by_level(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(parts), dim=1)
+    def _by_level(self, function: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return a function's results for each level's number and input, level after level."""
+        levels = self._input_BNC.split(list(self._layout.level_sizes), dim=1)
+        return torch.cat([function(level, x) for level, x in enumerate(levels)], dim=1)
 
     def values(self, layer: int, memory_BNC: Tensor) -> Tensor:
         if layer == 0:
@@ -256,10 +252,7 @@ class _MaskedPass(BypassPass):
         if layer == 0:
             return None
         moved_BNC = self._by_level(
-            [
-                F.linear(x, *self._bypass.folded(layer - 1, level, projection))
-                for level, x in enumerate(self._levels)
-            ]
+            lambda level, x: F.linear(x, *self._bypass.folded(layer - 1, level, projection))
         )
         projected_BNC = self._projected_updates(memory_BNC, moved_BNC, projection)
         return projected_BNC.masked_fill(self._layout.padding_BN.unsqueeze(-1), 0.0)
@@ -279,9 +272,7 @@ class _MaskedPass(BypassPass):
     def end_layer(self, layer: int, memory_BNC: Tensor) -> Tensor:
         if self._passed_BN is None:
             return memory_BNC
-        step_BNC = self._by_level(
-            [self._bypass.step(layer, level, x) for level, x in enumerate(self._levels)]
-        ).to(memory_BNC.dtype)
+        step_BNC = self._by_level(partial(self._bypass.step, layer)).to(memory_BNC.dtype)
         return torch.where(self._passed_BN.unsqueeze(-1), memory_BNC + step_BNC, memory_BNC)
 
     def finish(self, memory_BNC: Tensor) -> Tensor:

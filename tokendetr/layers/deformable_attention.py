@@ -206,7 +206,6 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
         """
         value_BNMD = projected_BNC.unflatten(-1, (self.num_heads, self.embed_dim // self.num_heads))
         wide = torch.float64 if value_BNMD.dtype == torch.float64 else torch.float32
-
         query_BQC = query_BQC if query_pos_BQC is None else query_BQC + query_pos_BQC
         if autocasts(query_BQC):
             query_BQC = low(query_BQC, query_BQC.device.type)  # once for both projections
