@@ -5,7 +5,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tokendetr.checkpoint.safetensors import load_safetensors, save_safetensors
-from tokendetr.config import checkpoint_file, load_config, zoo
+from tokendetr.config import checkpoint_file, load_config, tree, zoo
 from tokendetr.errors import ConfigError
 
 
@@ -78,3 +78,13 @@ def test_programs_that_use_a_detector_take_its_own_weights_and_training_its_star
 def test_weights_that_do_not_come_with_the_project_say_how_they_are_made():
     with pytest.raises(FileNotFoundError, match=r"it is made as .*checkpoints/README\.md says"):
         zoo.load("dino_shapes", checkpoint_file("dino_shapes").replace("shapes", "gone"))
+
+
+def test_a_checkout_may_be_in_a_folder_named_models(tmp_path, monkeypatch):
+    projects = tmp_path / "models" / "projects"
+    config, part = (projects / "dino" / "configs" / name for name in ("a.py", "models/b.py"))
+    part.parent.mkdir(parents=True)
+    config.touch()
+    part.touch()
+    monkeypatch.setattr(tree, "PROJECTS_DIR", projects)
+    assert tree._config_files.__wrapped__() == {"a": config}

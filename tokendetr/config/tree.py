@@ -46,7 +46,8 @@ def _config_files() -> dict[str, Path]:
     found = sorted(PROJECTS_DIR.glob("*/configs/**/*.py"))
     # Detectors first, so that a shared name refers to the detector's config.
     for path in sorted(found, key=lambda path: not (_project(path) / "modeling").is_dir()):
-        if "models" in path.parent.parts or path.name.startswith("_"):
+        inside = path.parent.relative_to(PROJECTS_DIR)  # the checkout itself may be in a "models"
+        if "models" in inside.parts or path.name.startswith("_"):
             continue
         name = path.stem
         if name in files and _project(files[name]) != _project(path):
