@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from PIL import Image
 
@@ -83,27 +83,47 @@ def ensure_shapes(
             set.
     """
     root = shapes_root() if root is None else Path(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(root.parent / f".{root.name}.lock"):
-        if root.exists():
-            _check_existing(root, spec)
-            return root
-        scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-        try:
-            _write_all(scratch, spec or ShapesSpec(), workers or os.cpu_count() or 1)
-            scratch.chmod(0o755)
-            scratch.rename(root)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    if not root.exists():  # it appears whole, by a renaming; the parent of one may be read-only
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(root.parent / f".{root.name}.lock"):
+            if not root.exists():
+                _generate(root, spec or ShapesSpec(), workers or os.cpu_count() or 1)
+                return root
+    _check_existing(root, spec)
     return root
+
+
+def _generate(root: Path, spec: ShapesSpec, workers: int) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        _write_all(scratch, spec, workers)
+        scratch.chmod(0o755)
+        scratch.rename(root)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also if the process dies
-        yield
+    """Hold a lock file, which is removed at the end."""
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when it closes, also if the process dies
+            if not _is_at(file, path):
+                continue  # its last holder has removed it
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Return whether an open file is still the one at a path."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _check_existing(root: Path, spec: ShapesSpec | None) -> None:
