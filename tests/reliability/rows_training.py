@@ -79,7 +79,7 @@ PLACES = {
     "rename": ("os.replace", 60),
     "step": ("tokendetr.train.trainer.Trainer.run_step", 24),
     "evaluation": ("tokendetr.evaluation.run.Evaluation._run", 4),
-    "data loading": ("tokendetr.data.stream.NamedErrors.__call__", 130),
+    "data loading": ("tokendetr.data.named_errors.NamedErrors.__call__", 130),
     "best checkpoint": ("tokendetr.train.hooks.BestCheckpoint._update", 26),
     "removal": ("tokendetr.train.hooks._remove", 6),
 }

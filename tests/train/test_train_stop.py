@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokendetr.checkpoint.weights import read_checkpoint
-from tokendetr.data.stream import NamedErrors
+from tokendetr.data.named_errors import NamedErrors
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.train.stop import StopSignals, TrainingInterrupted
 

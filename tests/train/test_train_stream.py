@@ -1,6 +1,7 @@
 """The stream of batches: one fixed sequence, independent of its readers and starting point."""
 
 import itertools
+from pathlib import Path
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_train_loader
+from detectron2.data.detection_utils import read_image
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from omegaconf import OmegaConf
 
@@ -184,3 +186,30 @@ def test_other_loaders_are_used_as_they_are(caplog):
     assert build_train_loader(own, seed=0) == []
     with pytest.raises(ValueError, match="grad_accum_steps needs"):
         build_train_loader(own, seed=0, micro_batches=2)
+
+
+def clip_to(record):
+    return record["limits"]
+
+
+class OwnMapper:
+    """A mapper with a mistake of its own, or one that reads the record's image."""
+
+    def __init__(self, reads):
+        self.reads = reads
+
+    def __call__(self, record):
+        return read_image(record["file_name"], "RGB") if self.reads else clip_to(record)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_faults_of_a_mapper_are_told_from_those_of_a_file(tmp_path, workers):
+    options = {"aspect_ratio_grouping": False, "num_workers": workers}
+    with pytest.raises(
+        SampleError, match=r"fails on \d\.png.*KeyError: 'limits'.*test_train_stream"
+    ) as caught:
+        take(loader(mapper=L(OwnMapper)(reads=False), **options), 1)
+    line = int(str(caught.value).partition("test_train_stream.py:")[2].partition(":")[0])
+    assert "limits" in Path(__file__).read_text().splitlines()[line - 1]
+    with pytest.raises(SampleError, match=r"cannot load \d\.png.*Repair the file"):
+        take(loader(mapper=L(OwnMapper)(reads=True), **options), 1)

@@ -11,7 +11,7 @@ import copy
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch.utils.data as torchdata
@@ -24,6 +24,7 @@ from detectron2.utils.registry import locate
 from detectron2.utils.serialize import PicklableWrapper
 from omegaconf import DictConfig
 
+from tokendetr.data.named_errors import NamedErrors, describe_record
 from tokendetr.data.random_state import preserved_rng, seeded_rng
 from tokendetr.data.workers import obey_parent
 from tokendetr.errors import ConfigError, SampleError
@@ -33,38 +34,6 @@ __all__ = ["StreamLoader", "build_train_loader"]
 logger = logging.getLogger(__name__)
 
 _MAX_REPLACEMENTS = 20
-
-
-class NamedErrors:
-    """Mapper whose errors name the record.
-
-    Args:
-        mapper: converts a record to a model's input.
-    """
-
-    def __init__(self, mapper: Callable[[Any], Any]) -> None:
-        self.mapper = mapper
-
-    def __call__(self, record: Any) -> Any:
-        """Map a record.
-
-        Raises:
-            SampleError: the mapper raised any error; the message names the record.
-        """
-        try:
-            return self.mapper(record)
-        except Exception as error:
-            raise SampleError(
-                f"cannot load {describe_record(record)}: {type(error).__name__}: {error}. "
-                "Repair the file, or remove its record from the annotations."
-            ) from error
-
-
-def describe_record(record: Any) -> str:
-    """Return file name and image id of a record, for messages."""
-    if not isinstance(record, Mapping) or "file_name" not in record:
-        return "a record without a file name"
-    return f"{record['file_name']} (image id {record.get('image_id', 'unknown')})"
 
 
 class _StreamDataset(torchdata.Dataset):

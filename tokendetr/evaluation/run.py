@@ -15,8 +15,8 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tokendetr.data.named_errors import NamedErrors
 from tokendetr.data.random_state import preserved_rng
-from tokendetr.data.stream import NamedErrors
 from tokendetr.data.workers import protect_workers
 from tokendetr.errors import ConfigError
 from tokendetr.layers.cpu import optimize

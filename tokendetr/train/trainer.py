@@ -16,7 +16,8 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokendetr.data.stream import StreamLoader, describe_record
+from tokendetr.data.named_errors import describe_record
+from tokendetr.data.stream import StreamLoader
 from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.divergence import bad_gradients, is_divergence, loss_report
 from tokendetr.train.optimizer_state import load_optimizer_state
