@@ -8,7 +8,8 @@ import torch
 from detrex.modeling.matcher import HungarianMatcher
 
 from tokendetr.detector import layer_weights
-from tokendetr.detector.criterion import positive_matches, world_average_boxes
+from tokendetr.detector.criterion import check_weights, positive_matches, world_average_boxes
+from tokendetr.errors import ConfigError
 from tokendetr.models.deformable_detr import DeformableCriterion
 from tokendetr.models.dino import DINOCriterion
 
@@ -190,3 +191,20 @@ def test_layer_weights_cover_every_layer():
         for name, value in (("loss_class", 1.0), ("loss_bbox", 5.0))
         for suffix in ("", "_enc", "_0", "_1")
     }
+
+
+@pytest.mark.parametrize("name", ["loss_clas", "loss_mask_0", "class"])
+def test_a_weight_of_no_loss_is_refused(name):
+    weights = layer_weights(
+        {"loss_class": 1.0, "loss_giou_dn": 2.0}, num_layers=2, suffixes=["_enc"]
+    )
+    check_weights(DINOCriterion(K, HungarianMatcher(), weights))
+    with pytest.raises(ConfigError, match=f"{name}, and no loss has that name.*loss_bbox"):
+        check_weights(DINOCriterion(K, HungarianMatcher(), {**weights, name: 1.0}))
+
+
+def test_a_criterion_of_ones_own_may_have_further_losses():
+    class Own(DINOCriterion):
+        pass
+
+    check_weights(Own(K, HungarianMatcher(), {"loss_mask": 1.0}))

@@ -5,6 +5,7 @@ Shapes: B image, Q query, K class.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from detrex.utils import get_world_size, is_dist_avail_and_initialized
 from torch import Tensor, nn
 
 from tokendetr.detector.targets import Target
+from tokendetr.errors import ConfigError
 
 Matches = list[tuple[Tensor, Tensor]]
 LOSS_NAMES = ("loss_class", "loss_bbox", "loss_giou")
+_SUFFIXES = re.compile(r"(_enc|_dn|_[0-9]+)+$")
 
 
 def world_average_boxes(targets: list[Target], device: torch.device) -> float:
@@ -48,6 +51,25 @@ def layer_weights(
     """
     every = ["", *suffixes, *(f"_{index}" for index in range(num_layers - 1))]
     return {name + suffix: weight for suffix in every for name, weight in weights.items()}
+
+
+def check_weights(criterion: nn.Module) -> None:
+    """Check that each weight of one of this project's criteria is the weight of a loss.
+
+    A criterion of another project may have further losses, whose names only its code knows.
+
+    Raises:
+        ConfigError: the message names the weights.
+    """
+    if type(criterion).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        return
+    weights: Mapping[str, float] = criterion.weight_dict  # type: ignore[assignment]
+    unknown = [name for name in weights if _SUFFIXES.sub("", name) not in LOSS_NAMES]
+    if unknown:
+        raise ConfigError(
+            f"model.criterion.weight_dict has {', '.join(unknown)}, and no loss has that name: "
+            f"the losses are {', '.join(LOSS_NAMES)}, with suffixes such as _0, _enc and _dn"
+        )
 
 
 def _with_precision_of(boxes: Tensor, targets: list[Target]) -> list[Target]:
