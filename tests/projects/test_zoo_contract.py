@@ -1,6 +1,7 @@
 """Every listed config, narrowed to few channels, satisfies the contract of detectors."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from tests.small_detectors import assert_same, detections, record
 from tokendetr.config import zoo
 from tokendetr.config.targets import check_targets
 from tokendetr.errors import ConfigError
+from tokendetr.layers.cpu import optimize
 
 # Configs that tests/small_configs.py cannot narrow, and why.
 NOT_SHRUNK: dict[str, str] = {}
@@ -123,11 +125,30 @@ def copies_and_reloads(node: DictConfig) -> None:
         assert torch.isfinite(sum(losses.values()))
 
 
+def precisions(node: DictConfig, dtypes=(torch.float16, torch.bfloat16, torch.float64)) -> None:
+    """Convert the weights; evaluate, optimized too, and train a copy that was pickled."""
+    for dtype in dtypes:
+        model = small_configs.build(node).to(dtype)
+        batch = records([], [])
+        expected = detections(model, batch)
+        with optimize(model):
+            detections(model, batch)
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))  # our own
+        for one, found in zip(expected, detections(copied, batch), strict=True):
+            assert found.scores.dtype == torch.promote_types(dtype, torch.float32)
+            assert torch.equal(one.scores, found.scores)
+            assert torch.equal(one.pred_boxes.tensor, found.pred_boxes.tensor)
+        gradients = train(copied, records(BOXES, BOXES[:1], BOXES[:2]))
+        assert {gradient.dtype for gradient in gradients.values()} == {dtype}
+        train(copied, records([], []))
+
+
 CHECKS = {
     "padded_batches": padded_batches,
     "no_boxes": images_without_boxes,
     "sizes": images_of_any_size,
     "copies": copies_and_reloads,
+    "precisions": precisions,
 }
 FAST = ("padded_batches",)
 each_check = pytest.mark.parametrize(
@@ -168,3 +189,8 @@ def test_every_method_in_every_detector(check, method, detector):
     model.update(overrides)
     put_into(model, zoo.get_config(method).model)
     CHECKS[check](small_configs.shrink(model))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=METHODS.values())
+def test_every_method_takes_a_conversion_to_bfloat16(method):
+    precisions(small_configs.shrink(zoo.get_config(method).model), (torch.bfloat16,))

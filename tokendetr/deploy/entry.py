@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from tokendetr.deploy.real_parts import RealParts
 from tokendetr.detector.detector import DeformableDetector
+from tokendetr.detector.images import normalize
 from tokendetr.detector.padding import PaddingRule
 from tokendetr.detector.postprocess import best_detections
 from tokendetr.detector.pyramid import Pyramid, level_positions
 from tokendetr.detector.queries import Predictions
 from tokendetr.encoder.forward_context import image_extents, open_pass
 from tokendetr.errors import ExportError
+from tokendetr.layers.precision import as_converted
 from tokendetr.tokens import LevelLayout
 
 Size = tuple[int, int]
@@ -101,7 +103,7 @@ class DeployedDetector(nn.Module):
             sizes: long [B, 2], height and width of each image in pixels.
         """
         detector = self.detector
-        with open_pass(detector):
+        with as_converted(detector.pixel_mean), open_pass(detector):
             detections = detector.detect(self._pyramid(images, sizes), None)
         predictions = detections.layers
         if self.postprocess:
@@ -121,7 +123,7 @@ class DeployedDetector(nn.Module):
                 f"the backbone takes no images of {canvas[0]} x {canvas[1]}: the next size that it "
                 f"takes is {' x '.join(map(str, self.rule.canvas([canvas])))}"
             )
-        normalized_B3HW = (images_B3HW - detector.pixel_mean) / detector.pixel_std
+        normalized_B3HW = normalize(images_B3HW, detector.pixel_mean, detector.pixel_std)
         if self.padding:
             features, layout = self._padded_features(normalized_B3HW, canvas, sizes_B2)
         else:

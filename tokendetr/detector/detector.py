@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from tokendetr.detector.criterion import check_weights
 from tokendetr.detector.heads import build_heads
 from tokendetr.detector.images import read_images
 from tokendetr.detector.padding import PaddingRule
@@ -23,6 +24,7 @@ from tokendetr.detector.targets import Target, prepare_targets
 from tokendetr.detector.transformer import DeformableTransformer
 from tokendetr.detector.visualization import store_first_image
 from tokendetr.encoder.forward_context import run_pass
+from tokendetr.layers.precision import as_converted, geometry_dtype
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class DeformableDetector(nn.Module):
         super().__init__()
         if vis_period > 0 and input_format is None:
             raise ValueError("vis_period needs input_format, the channel order of the images")
+        check_weights(parts.criterion)
         self.backbone = parts.backbone
         self.position_embedding = parts.position_embedding
         self.neck = parts.neck
@@ -183,7 +186,8 @@ class DeformableDetector(nn.Module):
         Raises:
             ValueError: an image or its ground truth cannot be used; the message names the record.
         """
-        return run_pass(self, batched_inputs, lambda: self._run(batched_inputs))
+        with as_converted(self.pixel_mean):
+            return run_pass(self, batched_inputs, lambda: self._run(batched_inputs))
 
     def _run(
         self, batched_inputs: Sequence[Mapping[str, Any]]
@@ -197,7 +201,10 @@ class DeformableDetector(nn.Module):
         targets = None
         if self.training:
             targets = prepare_targets(
-                batched_inputs, num_classes=self.num_classes, device=self.device
+                batched_inputs,
+                num_classes=self.num_classes,
+                device=self.device,
+                dtype=geometry_dtype(self.pixel_mean.dtype),
             )
         pyramid = build_pyramid(
             self.backbone,

@@ -15,6 +15,7 @@ from torch import nn
 
 from tokendetr.detector.queries import DecodedQueries, Predictions
 from tokendetr.detector.refinement import refine_boxes
+from tokendetr.layers.precision import at_least_float32
 
 PRIOR_PROBABILITY = 0.01  # of a query showing an object, at initialization (focal loss paper, 4.1)
 FIRST_SIZE_LOGIT = -2.0  # sigmoid(-2) = 0.12 of the image: first size if no proposal gives one
@@ -68,7 +69,7 @@ def predict(
     for index, (state_BQC, reference_BQX) in enumerate(
         zip(decoded.states, decoded.references, strict=True), start=first
     ):
-        logits.append(class_heads[index](state_BQC))
+        logits.append(at_least_float32(class_heads[index](state_BQC)))
         offsets_BQ4 = box_heads[index](state_BQC)
         boxes.append(refine_boxes(offsets_BQ4, reference_BQX, edge=decoded.reference_edge))
     return Predictions(torch.stack(logits), torch.stack(boxes), decoded.valid_BQ)

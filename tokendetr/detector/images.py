@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokendetr.detector.padding import PaddingRule, Size
-from tokendetr.errors import ConfigError
+from tokendetr.layers.precision import geometry_dtype
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def read_images(
 ) -> ImageBatch:
     """Check the images of a batch, move them to the mean's device and normalize them.
 
+    Normalized images have the mean's dtype.
+
     Args:
         records: detectron2 inputs; each has ``image``, a tensor [3, H, W] of values 0..255.
         pixel_mean_C11: mean of each channel, [3, 1, 1].
@@ -71,26 +73,28 @@ def read_images(
         padding: the input sizes that the backbone accepts; None: any.
 
     Raises:
-        ConfigError: the detector was converted to half precision.
         ValueError: the batch is empty, or an image is missing, not [3, H, W] or larger than the
             backbone accepts.
     """
     padding = padding or PaddingRule()
     if not records:
         raise ValueError("the batch is empty: a detector needs at least one image")
-    if pixel_mean_C11.dtype in (torch.float16, torch.bfloat16):
-        raise ConfigError(
-            f"the detector was converted to {pixel_mean_C11.dtype}: positions and boxes need more "
-            "digits. Leave it in float32 (model.float()) and run it under torch.autocast, as "
-            "--precision bfloat16 and train.amp do"
-        )
     images = []
     for position, record in enumerate(records):
         check_image(record.get("image"), describe(record, position))
         image = record["image"].to(pixel_mean_C11.device, non_blocking=True)
         check_fits(image, padding, describe(record, position))
-        images.append((image - pixel_mean_C11) / pixel_std_C11)
+        images.append(normalize(image, pixel_mean_C11, pixel_std_C11))
     return ImageBatch(images, [(int(i.shape[-2]), int(i.shape[-1])) for i in images], padding)
+
+
+def normalize(images: Tensor, pixel_mean_C11: Tensor, pixel_std_C11: Tensor) -> Tensor:
+    """Return images [..., 3, H, W] without mean and deviation, in the dtype of the mean.
+
+    Computed in at least float32.
+    """
+    wide = geometry_dtype(pixel_mean_C11.dtype)
+    return ((images.to(wide) - pixel_mean_C11) / pixel_std_C11).to(pixel_mean_C11.dtype)
 
 
 def check_fits(image: Tensor, padding: PaddingRule, where: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokendetr.encoder.forward_context import current_pass
+from tokendetr.layers.precision import at_least_float32
 from tokendetr.tokens import LevelLayout, longest_count, map_counts, valid_from_counts
 
 PROPOSALS = "first 300 queries"
@@ -44,13 +45,16 @@ class Proposals:
     def selected_outputs(self) -> dict[str, Tensor]:
         """Return upstream's ``enc_outputs`` of the selected tokens (DINO)."""
         return {
-            "pred_logits": self.select(self.logits_BNK),
+            "pred_logits": at_least_float32(self.select(self.logits_BNK)),
             "pred_boxes": self.select(self.boxes_logit_BN4).sigmoid(),
         }
 
     def dense_outputs(self) -> dict[str, Tensor]:
         """Return upstream's ``enc_outputs`` of every token (Deformable DETR)."""
-        return {"pred_logits": self.logits_BNK, "pred_boxes": self.boxes_logit_BN4.sigmoid()}
+        return {
+            "pred_logits": at_least_float32(self.logits_BNK),
+            "pred_boxes": self.boxes_logit_BN4.sigmoid(),
+        }
 
 
 def max_class_score(logits_BNK: Tensor) -> Tensor:

@@ -32,7 +32,11 @@ def check_ground_truth(boxes_xyxy_px: Tensor, labels: Tensor, num_classes: int, 
 
 
 def prepare_targets(
-    records: Sequence[Mapping[str, Any]], *, num_classes: int, device: torch.device
+    records: Sequence[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Target]:
     """Read ``instances`` of every record.
 
@@ -42,6 +46,7 @@ def prepare_targets(
         records: detectron2 inputs with ``instances`` (``gt_boxes`` xyxy in pixels, ``gt_classes``).
         num_classes: number of classes the model predicts.
         device: of the targets.
+        dtype: of the boxes.
 
     Returns:
         One dict per image: ``labels`` [n] int64, ``boxes`` [n, 4] cxcywh as fractions of the image.
@@ -55,7 +60,7 @@ def prepare_targets(
         if "instances" not in record:
             raise ValueError(f"{where}: training needs 'instances' with gt_boxes and gt_classes")
         instances = record["instances"]
-        boxes = instances.gt_boxes.tensor
+        boxes = instances.gt_boxes.tensor.to(dtype)
         labels = instances.gt_classes
         check_ground_truth(boxes, labels, num_classes, where)
         height, width = instances.image_size

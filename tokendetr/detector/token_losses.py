@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tokendetr.detector.criterion import Matches
 from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
+from tokendetr.layers.precision import at_least_float32
 from tokendetr.tokens import Counts, topk_valid
 
 Objective = Literal["bce", "smooth_l1", "ranking"]
@@ -44,7 +45,10 @@ def add_detection_losses(
     Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries have no loss.
     """
     targets = [_as_target(target) for target in aux_losses.targets]
-    outputs = {"pred_logits": logits_BKV, "pred_boxes": boxes_BK4}
+    outputs = {
+        "pred_logits": at_least_float32(logits_BKV),
+        "pred_boxes": at_least_float32(boxes_BK4),
+    }
     criterion = aux_losses.criterion
     if valid_BK is None:
         matches = criterion.matcher(outputs, targets)

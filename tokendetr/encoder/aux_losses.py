@@ -13,6 +13,8 @@ import torch
 from detrex.layers import box_xyxy_to_cxcywh
 from torch import Tensor, nn
 
+from tokendetr.layers.precision import geometry_dtype
+
 __all__ = ["AuxLosses", "ImageTargets", "ReplayedLosses"]
 
 
@@ -86,8 +88,8 @@ class AuxLosses:
                 "auxiliary losses need detectron2's batched inputs (a list of dicts) as the "
                 f"model's first argument, got {type(inputs).__name__}"
             )
-        device = _device_of(self.owner)
-        return [_image_targets(index, record, device) for index, record in enumerate(inputs)]
+        device, dtype = _geometry_of(self.owner)
+        return [_image_targets(index, record, device, dtype) for index, record in enumerate(inputs)]
 
     def add(self, name: str, loss: Tensor) -> None:
         """Add a weighted scalar loss to the model's loss dict.
@@ -191,15 +193,16 @@ def _with_outputs(results: Any, outputs: Mapping[int, Mapping[str, Any]]) -> Any
     ]
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    device = getattr(model, "device", None)
-    if device is not None:
-        return torch.device(device)
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+def _geometry_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return device and dtype of a model's boxes."""
+    parameter = next(model.parameters(), torch.empty(0))
+    device = getattr(model, "device", None) or parameter.device
+    return torch.device(device), geometry_dtype(parameter.dtype)
 
 
-def _image_targets(index: int, record: Mapping[str, Any], device: torch.device) -> ImageTargets:
+def _image_targets(
+    index: int, record: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> ImageTargets:
     instances = record.get("instances")
     if instances is None:
         raise KeyError(
@@ -207,7 +210,7 @@ def _image_targets(index: int, record: Mapping[str, Any], device: torch.device) 
             "has no 'instances': losses of tokens need annotations"
         )
     height, width = instances.image_size
-    boxes_xyxy_px = instances.gt_boxes.tensor.to(device)
+    boxes_xyxy_px = instances.gt_boxes.tensor.to(device, dtype)
     size = boxes_xyxy_px.new_tensor([width, height, width, height])
     return ImageTargets(
         boxes_cxcywh_norm=box_xyxy_to_cxcywh(boxes_xyxy_px) / size,

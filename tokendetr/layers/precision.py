@@ -1,12 +1,20 @@
-"""Precision of a detector's evaluation."""
+"""Precision of a detector: of its weights, and of its evaluation."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["PRECISIONS", "Precision", "check_precision", "evaluated_in"]
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "as_converted",
+    "at_least_float32",
+    "check_precision",
+    "evaluated_in",
+    "geometry_dtype",
+]
 
 Precision = Literal["float32", "bfloat16", "bf16"]
 PRECISIONS = ("float32", "bfloat16", "bf16")
@@ -36,3 +44,30 @@ def evaluated_in(precision: str, model: nn.Module) -> AbstractContextManager[Any
     if precision == "float32":
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
+
+
+def geometry_dtype(weights: torch.dtype) -> torch.dtype:
+    """Return the dtype of pixels, positions, boxes and scores beside weights of a dtype.
+
+    It is at least float32: bfloat16 would round a coordinate to 1/256 of the image.
+    """
+    return torch.promote_types(weights, torch.float32)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return a tensor in its :func:`geometry_dtype`."""
+    return x.to(geometry_dtype(x.dtype))
+
+
+def as_converted(weights: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which a model runs that ``.half()`` or ``.to(torch.bfloat16)`` converted.
+
+    It is autocast to the weights' dtype: every layer with weights casts what enters it, and what
+    :func:`geometry_dtype` is for stays as it is. Models of other precisions need none.
+
+    Args:
+        weights: any of the model's floating tensors.
+    """
+    if weights.dtype not in (torch.float16, torch.bfloat16):
+        return nullcontext()
+    return torch.autocast(weights.device.type, dtype=weights.dtype)
