@@ -96,19 +96,18 @@ def batch():
     return tokens, ratios, torch.cat(masks, 1)
 
 
-@pytest.mark.parametrize(
-    "sparsifier",
-    [
-        None,
-        SparseSparsifier(
-            keep_ratio=1.0,
-            embed_dim=WIDTH,
-            num_layers=LAYERS,
-            selection="random",
-            auxiliary_heads=False,
-        ),
-    ],
-)
+def random_tokens(keep_ratio):
+    """A sparsifier that needs nothing of the detector."""
+    return SparseSparsifier(
+        keep_ratio=keep_ratio,
+        embed_dim=WIDTH,
+        num_layers=LAYERS,
+        selection="random",
+        auxiliary_heads=False,
+    )
+
+
+@pytest.mark.parametrize("sparsifier", [None, random_tokens(1.0)])
 def test_all_tokens_give_the_plain_encoders_memory(model, sparsifier):
     inputs = batch()
     expected = model(*inputs)
@@ -121,14 +120,7 @@ def test_all_tokens_give_the_plain_encoders_memory(model, sparsifier):
 
 def test_fewer_tokens_are_updated_and_weights_go_both_ways(model):
     inputs, plain = batch(), copy.deepcopy(model)
-    sparsifier = SparseSparsifier(
-        keep_ratio=0.3,
-        embed_dim=WIDTH,
-        num_layers=LAYERS,
-        selection="random",
-        auxiliary_heads=False,
-    )
-    sparsify_pixel_decoder(model, sparsifier)
+    sparsify_pixel_decoder(model, random_tokens(0.3))
     tokens = inputs[0]
     changed = (model(*inputs) != tokens).any(-1).float().mean(1)
     assert changed.min() > 0 and changed.max() < 0.5
@@ -137,6 +129,38 @@ def test_fewer_tokens_are_updated_and_weights_go_both_ways(model):
     plain.load_state_dict(fresh.state_dict())
     valid = ~inputs[2]
     torch.testing.assert_close(fresh(*inputs)[valid], plain(*inputs)[valid], rtol=1e-5, atol=1e-5)
+
+
+def test_detrexs_call_gives_the_same_memory(model):
+    """Detectors with the first code's layers and detrex's call; their ReLU may be a module."""
+    tokens, ratios, padding = batch()
+    for layer in model.pixel_decoder.encoder.layers:
+        layer.activation = nn.ReLU(inplace=True)
+    sparsify_pixel_decoder(model, None)
+    expected = model(tokens, ratios, padding)
+    found = model.pixel_decoder.encoder(
+        query=tokens,
+        query_pos=torch.sin(tokens),
+        query_key_padding_mask=padding,
+        spatial_shapes=torch.tensor(SHAPES),
+        level_start_index=torch.tensor([0, 80, 100]),
+        reference_points=None,
+        valid_ratios=ratios,
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sparsifier", [None, random_tokens(0.5)])
+def test_layers_that_would_be_lost_are_named(model, sparsifier):
+    """Weights that no layer here takes, as a fusion of all layers' memory; and no bias there."""
+    encoder = model.pixel_decoder.encoder
+    encoder.memory_fusion = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH))
+    encoder.layers[1].linear1 = nn.Linear(WIDTH, 32, bias=False)
+    with pytest.raises(
+        UnsupportedDetectorError, match=r"layers\.1\.ffns.*memory_fusion\.0, memory_fusion\.1"
+    ):
+        sparsify_pixel_decoder(model, sparsifier)
+    assert model.pixel_decoder.encoder is encoder
 
 
 def test_what_does_not_fit_is_named(model):

@@ -35,6 +35,7 @@ from tokendetr.analysis.tables import Table
 from tokendetr.config import sparsify, sparsify_pixel_decoder
 
 SIZES = ((256, 320), (224, 288))
+TWO_STAGES = ("--with_box_refine", "--two_stage")  # options of programs on the first code
 Node = DictConfig | None
 
 
@@ -89,11 +90,8 @@ def rank_detr() -> DictConfig:
 
 
 def mr_detr() -> DictConfig:
-    return config_of(
-        "projects.mr_detr_dino.configs.models.deformable_detr_r50",
-        with_box_refine=True,
-        as_two_stage=True,
-    )
+    # Its denoising needs its mixed selection, which only this config sets.
+    return config_of("projects.mr_detr_dino.configs.deformable_detr_r50_two_stage_12ep_plusplus")
 
 
 def stable_dino() -> DictConfig:
@@ -108,6 +106,16 @@ def align_detr() -> DictConfig:
 
 def deta() -> DictConfig:
     return config_of("projects.deta.configs.models.deta_r50", num_queries=300)
+
+
+def dino_eva() -> DictConfig:
+    side = max(max(size) for size in SIZES)  # it pads every image to its square
+    return config_of(
+        "projects.dino_eva.configs.models.dino_eva_02",
+        num_queries=100,
+        backbone__square_pad=side,
+        backbone__net__img_size=side,
+    )
 
 
 def h_deformable_detr() -> DictConfig:
@@ -195,6 +203,7 @@ CLIENTS = {
     "DN-Deformable DETR": Client(of_config(lambda: r50("dn_deformable_detr")), "one stage"),
     "H-Deformable DETR": Client(of_config(h_deformable_detr), "two stages"),
     "DETA": Client(of_config(deta), "another criterion", levels=5),
+    "DINO, EVA-02": Client(of_config(dino_eva), "two stages"),
     "Align-DETR": Client(of_config(align_detr), "another criterion"),
     "MaskDINO": Client(maskdino, "pixel decoder"),
     "Rank-DETR": Client(of_config(rank_detr), "another criterion", "rank_detr"),
@@ -205,8 +214,18 @@ CLIENTS = {
     "Deformable DETR, its authors'": Client(
         of_first_code("deformable_detr"), "pixel decoder", "deformable_detr"
     ),
+    "MS-DETR, its authors'": Client(
+        of_first_code("ms_detr", *TWO_STAGES, "--mixed_selection", "--use_ms_detr"),
+        "pixel decoder",
+        "ms_detr",
+    ),
+    "H-Deformable DETR, its authors'": Client(
+        of_first_code("h_deformable_detr", *TWO_STAGES, "--mixed_selection"),
+        "pixel decoder",
+        "h_deformable_detr",
+    ),
     "DETA, its authors'": Client(
-        of_first_code("deta", "--with_box_refine", "--two_stage", "--num_queries", "300"),
+        of_first_code("deta", *TWO_STAGES, "--num_queries", "300"),
         "pixel decoder",
         "deta",
         levels=5,

@@ -34,6 +34,9 @@ _NAMES = {
 class PixelDecoderEncoder(TokenEncoder):
     """A :class:`TokenEncoder` with the call and the state-dict keys of a pixel decoder's encoder.
 
+    Detectors that kept the first code's layers and took over detrex's call use the names of
+    :meth:`TokenEncoder.forward`; both calls are understood.
+
     Args:
         **options: those of :class:`TokenEncoder`.
     """
@@ -45,12 +48,13 @@ class PixelDecoderEncoder(TokenEncoder):
 
     def forward(  # type: ignore[override]  # the call is the pixel decoder's
         self,
-        src: Tensor,
-        spatial_shapes: Tensor,
+        src: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         level_start_index: Tensor | None = None,
         valid_ratios: Tensor | None = None,
         pos: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        **detrexs: Any,
     ) -> Tensor:
         """Encode a batch of flattened feature pyramids.
 
@@ -61,10 +65,16 @@ class PixelDecoderEncoder(TokenEncoder):
             valid_ratios: [B, L, 2], real part of each level's (width, height).
             pos: positions [B, N, C].
             padding_mask: bool [B, N], True = padding.
+            **detrexs: instead of ``src``, ``pos`` and ``padding_mask``: ``query``, ``query_pos``,
+                ``query_key_padding_mask`` and ``reference_points``.
 
         Returns:
             The memory [B, N, C], in the order of ``src``.
         """
+        if src is None:
+            return super().forward(
+                spatial_shapes=spatial_shapes, valid_ratios=valid_ratios, **detrexs
+            )
         return super().forward(
             src,
             query_pos=pos,
@@ -110,8 +120,8 @@ def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None)
         ``model``, with the hooks of :func:`tokendetr.encoder.observe`.
 
     Raises:
-        UnsupportedDetectorError: it has none or several, one of another form, or lacks what the
-            sparsifier needs.
+        UnsupportedDetectorError: it has none or several, one of another form or with further
+            layers, or lacks what the sparsifier needs.
         ValueError: the sparsifier does not fit the number of layers or levels.
     """
     found = {name: module for name, module in model.named_modules() if _is_encoder(module)}
@@ -145,7 +155,7 @@ def _with_weights_of(theirs: nn.Module, sparsifier: TokenSparsifier | None) -> n
     """Return a :class:`PixelDecoderEncoder` with the sizes, weights and mode of another encoder."""
     layers: Any = theirs.layers
     first = layers[0]
-    if first.activation is not F.relu:
+    if first.activation is not F.relu and not isinstance(first.activation, nn.ReLU):
         raise UnsupportedDetectorError(
             f"{type(theirs).__name__} has {first.activation} between its linear layers, and "
             "the encoder here has ReLU"
@@ -163,7 +173,13 @@ def _with_weights_of(theirs: nn.Module, sparsifier: TokenSparsifier | None) -> n
         num_points=_either(attention, "num_points", "n_points"),
         sparsifier=sparsifier,
     ).to(first.linear1.weight)
-    encoder.load_state_dict(theirs.state_dict(), strict=sparsifier is None)
+    loaded = encoder.load_state_dict(theirs.state_dict(), strict=False)
+    absent = [key for key in loaded.missing_keys if not key.startswith("sparsifier.")]
+    if other := sorted({key.rpartition(".")[0] for key in [*loaded.unexpected_keys, *absent]}):
+        raise UnsupportedDetectorError(
+            f"{type(theirs).__name__} has other layers than the encoder here, which would drop "
+            f"their weights: {', '.join(other)}"
+        )
     return encoder.train(theirs.training)
 
 
