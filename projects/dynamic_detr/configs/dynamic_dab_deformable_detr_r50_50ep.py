@@ -2,9 +2,9 @@ from tokendetr.config import sparsify
 
 from ...common.coco_50ep import dataloader, lr_multiplier, optimizer, train
 from ...dab_deformable_detr.configs.models.dab_deformable_detr_r50 import model
-from .models.dynamic_sparsifier import sparsifier
+from .models.dynamic_sparsifier import sparsifier as _sparsifier
 
-sparsify(model, sparsifier)
+sparsify(model, _sparsifier)
 
 train.seed = 42
 train.output_dir = "./output/dynamic_dab_deformable_detr_r50_50ep"

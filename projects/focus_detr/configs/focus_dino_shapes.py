@@ -3,9 +3,9 @@
 from tokendetr.config import checkpoint_file, sparsify
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
-from .models.focus_sparsifier import sparsifier
+from .models.focus_sparsifier import sparsifier as _sparsifier
 
-sparsify(model, sparsifier)
+sparsify(model, _sparsifier)
 # An image has about 1,000 tokens, of which 136 and less reach the last of three layers: fewer
 # objects than the 300 of COCO's 18,000 tokens.
 model.transformer.encoder.sparsifier.num_objects = 60

@@ -3,9 +3,9 @@
 from tokendetr.config import checkpoint_file, sparsify
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
-from .models.lite_sparsifier import sparsifier
+from .models.lite_sparsifier import sparsifier as _sparsifier
 
-sparsify(model, sparsifier)
+sparsify(model, _sparsifier)
 # Three layers: the coarse levels in all of them, level 1 in the last.
 model.transformer.encoder.sparsifier.num_blocks = 1
 

@@ -10,10 +10,10 @@ from detectron2.config import LazyCall as L
 from sparse_detr import AttendedTokens
 from tokendetr.config import sparsify
 
-from ...dino.configs.models.dino_shapes import model as dense
+from ...dino.configs.models.dino_shapes import model as _dense
 from .sparse_dino_shapes import dataloader, lr_multiplier, optimizer, train
 
-model = copy.deepcopy(dense)
-sparsify(model, L(AttendedTokens)(keep_ratio=0.3, teacher=copy.deepcopy(dense)))
+model = copy.deepcopy(_dense)
+sparsify(model, L(AttendedTokens)(keep_ratio=0.3, teacher=copy.deepcopy(_dense)))
 
 train.output_dir = "./output/dino_shapes_attended"

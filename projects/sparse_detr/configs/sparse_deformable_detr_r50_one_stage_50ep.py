@@ -2,9 +2,9 @@ from tokendetr.config import sparsify
 
 from ...common.coco_50ep import dataloader, lr_multiplier, optimizer, train
 from ...deformable_detr.configs.models.deformable_detr_r50 import model
-from .models.sparse_sparsifier import sparsifier
+from .models.sparse_sparsifier import sparsifier as _sparsifier
 
-sparsify(model, sparsifier)
+sparsify(model, _sparsifier)
 # One stage: the detector has no projection to share.
 model.transformer.encoder.sparsifier.projection = "own"
 

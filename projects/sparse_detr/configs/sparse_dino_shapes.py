@@ -3,9 +3,9 @@
 from tokendetr.config import checkpoint_file, sparsify
 
 from ...dino.configs.dino_shapes import dataloader, lr_multiplier, model, optimizer, train
-from .models.sparse_sparsifier import sparsifier
+from .models.sparse_sparsifier import sparsifier as _sparsifier
 
-sparsify(model, sparsifier)
+sparsify(model, _sparsifier)
 
 train.init_checkpoint = checkpoint_file("dino_shapes")
 train.init_checkpoint_strict = False  # the score head and the encoder's heads are new

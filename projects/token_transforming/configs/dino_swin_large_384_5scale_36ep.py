@@ -8,7 +8,7 @@ from token_transforming.config import transform_backbone
 
 from ...dino.configs.models.dino_swin_large_384_5scale import model
 from .models.swin_large_384_36ep import dataloader, lr_multiplier, optimizer, train
-from .models.transform_swin_large_384 import options
+from .models.transform_swin_large_384 import options as _options
 
-transform_backbone(model, **options)
+transform_backbone(model, **_options)
 train.output_dir = "./output/token_transforming_dino_swin_large_384_5scale_36ep"

@@ -39,7 +39,7 @@ def losses_of(folder: Path) -> dict[int, float]:
 
 def test_a_detector_of_ours(shapes, tmp_path):
     """A config that comes with the project, overridden on detectron2's own command line."""
-    config = zoo.get_config_file("dynamic_dino_shapes")
+    config = zoo.get_config_file("sparse_dino_shapes")
     overrides = ["train.max_iter=3", "train.eval_period=0", "train.log_period=1"]
     overrides += [f"train.output_dir={tmp_path}", "dataloader.train.total_batch_size=2"]
     program = checkout("detectron2") / "tools" / "lazyconfig_train_net.py"
