@@ -6,9 +6,10 @@
 
 Every seed chooses other images and fits again; what is recorded is not run again. Rows:
 random tokens (without and with the bypass), a score head alone, the bypass at the end of the
-encoder only, the bypass in every layer (also with budgets by score mass), and distillation. With
---labels, what was fitted (the bypass in every layer) is then trained with labels, with and without
-its maps, and so is the dense detector: the same iterations, seed and schedule.
+encoder only, the bypass in every layer (also with budgets by score mass), and distillation of the
+dense detector's memory, or of memory and outputs. With --labels, what was fitted (the bypass in
+every layer) is then trained with labels, with and without its maps, and so is the dense detector:
+the same iterations, seed and schedule.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from benchmarks.sparsification_steps import DISTILLED, LABELLED, STEPS, build, changed
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import load_measured_config, loaded_inputs
 from tokendetr.analysis.recorded_rows import processor
@@ -38,7 +41,11 @@ from tokendetr.analysis.tables import Table, splice
 from tokendetr.config.zoo import get_config_file
 from tokendetr.io.atomic import write_atomically
 from tokendetr.predict import Predictor
-from tokendetr.sparsification import Budget, FitOptions, UnlabeledImages, fit, sparse_model
+from tokendetr.sparsification import (
+    FitOptions,
+    UnlabeledImages,
+    fit,
+)
 from tokendetr.sparsification.job import SparsifyJob, box_ap, write_detector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,53 +58,7 @@ FEWER_RATIOS = {
     "mass": (0.3, 0.2, 0.1),
 }
 """Ratios of rows that are not measured at all :data:`RATIOS`."""
-STEPS = {
-    "random": "random tokens, no bypass",
-    "random+bypass": "random tokens, bypass in every layer",
-    "scores": "(a) scores fitted, no bypass",
-    "last": "(b) scores and bypass at the end of the encoder",
-    "every": "(b) scores and bypass in every layer",
-    "mass": "the same, budgets by score mass",
-    "distilled": "(c) the latter, then encoder, maps and scores distilled",
-}
-LABELLED = {
-    "labels": "(d) the bypass in every layer, then trained with labels",
-    "labels, no bypass": "the same training, no bypass",
-    "labels, dense": "the same training of the dense detector",
-}
 COUNTED_IMAGES = 10
-
-
-def build(cfg: DictConfig, budget: Budget = "ratio") -> tuple[Predictor, nn.Module]:
-    """Return the dense detector and its sparse twin."""
-    predictor = Predictor.from_config(cfg)
-    torch.manual_seed(0)
-    student: nn.Module = instantiate(sparse_model(cfg.model, "sparse", 0.3, budget))
-    student.load_state_dict(predictor.model.state_dict(), strict=False)
-    return predictor, student.eval()
-
-
-@contextmanager
-def changed(student: nn.Module, step: str) -> Iterator[Any]:
-    """Make a fitted student what a step is about, inside the ``with`` block."""
-    sparsifier = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
-    bypass, selection, budget = sparsifier.bypass, sparsifier.selection, sparsifier.mass_budget
-    try:
-        if step != "mass":
-            sparsifier.mass_budget = None
-        if step.startswith("random"):
-            sparsifier.selection = "random"
-        if step in ("random", "scores"):
-            sparsifier.bypass = None
-        elif step == "last":
-            sparsifier.bypass = copy.deepcopy(bypass)
-            with torch.no_grad():
-                sparsifier.bypass.weight[:-1] = 0
-                sparsifier.bypass.bias[:-1] = 0
-        yield sparsifier
-    finally:
-        sparsifier.bypass, sparsifier.selection = bypass, selection
-        sparsifier.mass_budget = budget
 
 
 def training_images(cfg: DictConfig) -> list[str]:
@@ -113,13 +74,20 @@ class Study:
         config: name of the dense detector's config.
         overrides: of it, with its weights.
         images: folders; none: the images that the config trains on.
-        folder: for the evaluator's files.
+        folder: for the evaluator's files, and fits to go on from.
+        steps: what is measured, of :data:`~benchmarks.sparsification_steps.STEPS`.
     """
 
     def __init__(
-        self, config: str, overrides: Sequence[str], images: Sequence[str], folder: Path
+        self,
+        config: str,
+        overrides: Sequence[str],
+        images: Sequence[str],
+        folder: Path,
+        steps: Sequence[str] = tuple(STEPS),
     ) -> None:
         self.config, self.images, self.folder = config, images, folder.resolve()
+        self.steps = steps
         self.overrides = list(overrides)
         self.cfg = load_measured_config(str(get_config_file(config)), overrides)
         self.cfg.dataloader.test.num_workers = 0
@@ -143,8 +111,15 @@ class Study:
         assert ap is not None
         return round(ap, 2)
 
-    def run(self, seed: int, options: FitOptions, distilled: FitOptions, labels: int = 0) -> None:
-        """Fit, train with labels and evaluate one seed, as far as that is not recorded."""
+    def run(self, seed: int, options: FitOptions, iterations: int, labels: int = 0) -> None:
+        """Fit, distill, train with labels and evaluate one seed, as far as that is not recorded.
+
+        Args:
+            seed: of images and fits.
+            options: of the fit without distillation.
+            iterations: of each distillation.
+            labels: iterations with labels; 0: none.
+        """
         predictor, student = build(self.cfg, "mass")
         own = self.entry["seeds"].setdefault(str(seed), {})
         if "dense" not in self.entry:
@@ -152,31 +127,53 @@ class Study:
             self.count(predictor.model, student)
         sources = self.images or training_images(self.cfg)
         images = UnlabeledImages.from_folders(sources, predictor, seed=seed)
-        if all(step in own for step in (*STEPS, *(LABELLED if labels else ()))):
+        if all(step in own for step in (*self.steps, *(LABELLED if labels else ()))):
             return
-        for number, wanted in enumerate((options, distilled)):  # the second goes on from the first
-            steps = [step for step in STEPS if (step == "distilled") == bool(number)]
-            missing = [step for step in steps if step not in own]
-            if number and not missing:
+        # From these files a later call, which may add steps, goes on.
+        files = {s: self.folder / f"{self.config}_{seed}_{s}.pth" for s in ("every", *DISTILLED)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.timed(own, 0):
+            result = fit(predictor.model, student, images, options, state_file=files["every"])
+        own.setdefault("curve 0", result.curve)
+        if labels:
+            with changed(student, "labels"):  # without a budget
+                self.train_on(seed, student, labels)
+        self.measure(seed, student, [step for step in self.steps if step not in DISTILLED])
+        fitted = copy.deepcopy(student.state_dict())
+        for number, (step, targets) in enumerate(DISTILLED.items(), start=1):
+            if step in own or step not in self.steps:
                 continue
-            started, busy = time.perf_counter(), time.process_time()
-            result = fit(predictor.model, student, images, wanted)
-            if labels and not number:
-                with changed(student, "labels"):  # without a budget
-                    self.train_on(seed, student, labels)
-            if not missing:
+            student.load_state_dict(fitted)
+            own[f"iterations {number}"] = iterations
+            with self.timed(own, number), changed(student, step):  # without a budget
+                distilled = replace(
+                    options, score_iterations=0, distill_iterations=iterations, targets=targets
+                )
+                fit(predictor.model, student, images, distilled, state_file=files[step])
+            self.measure(seed, student, [step])
+
+    @contextmanager
+    def timed(self, own: dict[str, Any], number: int) -> Iterator[None]:
+        """Record the time of a fit, unless it is recorded."""
+        started, busy = time.perf_counter(), time.process_time()
+        yield
+        own.setdefault(f"seconds {number}", round(time.perf_counter() - started, 1))
+        own.setdefault(f"processor seconds {number}", round(time.process_time() - busy, 1))
+
+    def measure(self, seed: int, student: nn.Module, steps: Sequence[str]) -> None:
+        """Evaluate the steps that are not recorded."""
+        own = self.entry["seeds"][str(seed)]
+        for step in steps:
+            if step in own:
                 continue
-            own.setdefault(f"seconds {number}", round(time.perf_counter() - started, 1))
-            own.setdefault(f"processor seconds {number}", round(time.process_time() - busy, 1))
-            own.setdefault(f"curve {number}", result.curve)
-            for step in missing:
-                with changed(student, step) as sparsifier:
-                    own[step] = {}
-                    for ratio in FEWER_RATIOS.get(step, RATIOS):
-                        sparsifier.keep_ratio = ratio
-                        own[step][str(ratio)] = self.ap(student)
-                print(seed, step, own[step], flush=True)
-                self.save()
+            with changed(student, step) as sparsifier:
+                found = {}
+                for ratio in FEWER_RATIOS.get(step, RATIOS):
+                    sparsifier.keep_ratio = ratio
+                    found[str(ratio)] = self.ap(student)
+            own[step] = found
+            print(seed, step, found, flush=True)
+            self.save()
 
     def train_on(self, seed: int, student: nn.Module, iterations: int) -> None:
         """Train what was fitted, and the dense detector, with labels; evaluate what is trained."""
@@ -308,6 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--images", nargs="+", default=[], help="folders (default: what the config trains on)"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--steps", nargs="+", choices=STEPS, default=list(STEPS), help="(default: all)"
+    )
     parser.add_argument("--distill", type=int, default=400, metavar="ITERATIONS")
     parser.add_argument(
         "--labels", type=int, default=0, metavar="ITERATIONS", help="also train with labels"
@@ -316,12 +316,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--splice", action="store_true", help="only write docs/bypass.md")
     args = parser.parse_intermixed_args(arguments)
     if not args.splice:
-        study = Study(args.config, args.overrides, args.images, args.folder)
+        study = Study(args.config, args.overrides, args.images, args.folder, args.steps)
         for seed in args.seeds:
             study.run(
                 seed,
                 FitOptions(seed=seed),
-                FitOptions(score_iterations=0, distill_iterations=args.distill, seed=seed),
+                args.distill,
                 args.labels,
             )
     for table in tables():

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.sparsification import build
+from benchmarks.sparsification_steps import build
 from tokendetr.analysis.inputs import load_measured_config
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.recorded_tables import RecordedTables, write_recorded

@@ -11,9 +11,8 @@ from PIL import Image
 
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
-from tests.small_detectors import CLASSES, LAYERS, LEVELS, NAMES, WIDTH, build, record
-from tokendetr.encoder import observe
-from tokendetr.encoder.bypass import AffineBypass
+from tests.small_detectors import LAYERS, LEVELS, NAMES, WIDTH
+from tests.sparsification.twins import RECORDS, twins
 from tokendetr.predict import Predictor
 from tokendetr.sparsification import (
     DenseTeacher,
@@ -35,8 +34,7 @@ from tokendetr.sparsification.least_squares import (
 )
 from tokendetr.tokens import MassBudget
 
-RECORDS = [record(96, 128, seed=1), record(64, 80, seed=2)]
-SHORT = FitOptions(score_iterations=3, distill_iterations=2, max_images=6)
+SHORT = FitOptions(score_iterations=3, distill_iterations=2, max_images=6, targets="both")
 
 
 @pytest.fixture(scope="module")
@@ -48,38 +46,6 @@ def images(tmp_path_factory) -> UnlabeledImages:
     (folder / "broken.png").write_bytes(b"no image")
     inputs = Predictor(torch.nn.Identity(), min_size=48, max_size=96)
     return UnlabeledImages.from_folders([str(folder)], inputs, batch_size=2)
-
-
-def twins(name: str = "dino", method: str = "sparse"):
-    """Build a dense detector and its sparse copy."""
-    dense = build(name).eval()
-    two_stage = name == "dino" or name.endswith("two_stage")
-    torch.manual_seed(3)
-    bypass = AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS)
-    if method == "focus":
-        sparsifier = FocusSparsifier(
-            embed_dim=WIDTH,
-            num_heads=2,
-            num_layers=LAYERS,
-            num_levels=LEVELS,
-            num_classes=None if two_stage else CLASSES,
-            strides=(8, 16, 32),
-            num_objects=0,
-            bypass=bypass,
-        )
-    else:
-        sparsifier = SparseSparsifier(
-            embed_dim=WIDTH,
-            num_classes=CLASSES,
-            num_layers=LAYERS,
-            selection="random" if method == "random" else "dam",
-            projection="detector" if two_stage else "own",
-            auxiliary_heads=False,
-            bypass=bypass,
-        )
-    student = copy.deepcopy(dense)
-    student.transformer.encoder.sparsifier = sparsifier
-    return dense, observe(student).eval()
 
 
 def naive_rows(teacher, level):
@@ -218,7 +184,7 @@ class _StoppedError(Exception):
 @pytest.mark.parametrize("stop", [("maps", 2), ("scores", 5), ("distillation", 4)])
 def test_an_interrupted_fit_ends_as_an_uninterrupted_one(stop, images, tmp_path, monkeypatch):
     monkeypatch.setattr("tokendetr.sparsification.fitting._SAVED_EVERY", 3)
-    options = FitOptions(score_iterations=7, distill_iterations=5, max_images=6)
+    options = FitOptions(score_iterations=7, distill_iterations=5, max_images=6, targets="both")
     dense, expected = twins()
     fit(dense, expected, images, options)
     _, student = twins()

@@ -189,6 +189,7 @@ def test_the_command_makes_every_detector_and_backbone_sparse(name, method, shap
         [name, SMALL[0], f"train.init_checkpoint={tmp_path / 'dense.safetensors'}"]
         + ["--images", str(shapes / "train"), "--output", str(tmp_path / "sparse")]
         + ["--method", method, "--score-iterations", "1", "--distill", "1", "--batch-size", "2"]
+        + ["--targets", "both"]
     )
     model = build_model(load_config(str(tmp_path / "sparse" / "config.py")))
     assert model.transformer.encoder.sparsifier.bypass.weight.any()

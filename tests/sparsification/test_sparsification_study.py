@@ -34,15 +34,15 @@ def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, mon
     monkeypatch.setattr(sparsification, "FEWER_RATIOS", {})
     monkeypatch.setattr(sparsification, "COUNTED_IMAGES", 1)
     overrides = [f"train.init_checkpoint={weights}", "train.device=cpu"]
-    options = FitOptions(score_iterations=1), FitOptions(score_iterations=0, distill_iterations=1)
+    options = FitOptions(score_iterations=1)
 
     def study():
         return sparsification.Study("dino_shapes", overrides, [str(shapes / "train")], tmp_path)
 
-    study().run(0, *options, 1)
+    study().run(0, options, 1, 1)
     own = json.loads((tmp_path / "results.json").read_text())["dino_shapes"]["seeds"]["0"]
     assert set(own["labels"]) == set(own["labels, no bypass"]) == {"0.5", "0.1"}
-    assert set(own["mass"]) == {"0.5", "0.1"}
+    assert set(own["mass"]) == set(own["outputs"]) == {"0.5", "0.1"}
     assert set(own["labels, dense"]) == {"None"} and own["iterations with labels"] == 1
     bypass = torch.load(tmp_path / "labels_0" / "labels" / "run" / "model_final.pth")["model"]
     assert any("bypass" in key for key in bypass)
@@ -52,5 +52,5 @@ def test_a_seed_is_fitted_trained_with_labels_and_recorded(shapes, tmp_path, mon
         "(b) scores and bypass in every layer"
     )
     capsys.readouterr()
-    study().run(0, *options, 1)
+    study().run(0, options, 1, 1)
     assert capsys.readouterr().out == "", "measured again"

@@ -115,3 +115,13 @@ def test_detrex_s_dino_is_made_sparse_and_evaluated_by_detrex(folder):
         assert ours["image_id"] == theirs["image_id"]
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
         assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-2)
+
+
+def test_the_decoders_of_detrex_repeat_their_pass(folder):
+    names = ("dino", *(f"{kind}deformable_detr" for kind in ("", "dab_", "dn_", "h_")))
+    printed = run(folder, "-m", "tests.upstream.repeat_decoders", *names)
+    rows = [line.split() for line in printed.splitlines() if line.startswith(names)]
+    assert [row[0] for row in rows] == list(names)
+    for _, file, same, other, score in rows:
+        assert file.startswith(str(folder / "projects")), "not detrex's own detector"
+        assert float(same) == 0 and float(other) > 1e-3 and float(score) < 1e-6

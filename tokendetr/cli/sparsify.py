@@ -21,6 +21,7 @@ from tokendetr.io.progress import Progress
 from tokendetr.sparsification import (
     BUDGETS,
     METHODS,
+    TARGETS,
     FewImagesError,
     FitOptions,
     SparsifyJob,
@@ -71,7 +72,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=positive_int,
         default=0,
         metavar="ITERATIONS",
-        help="also distill the dense encoder's output into the encoder's weights (default 0)",
+        help="also distill the dense detector into the encoder's weights (default 0)",
+    )
+    parser.add_argument(
+        "--targets",
+        choices=TARGETS,
+        default=FitOptions.targets,
+        help="what is distilled: the dense encoder's memory, the outputs of decoder and two-stage "
+        f"head, or both (default {FitOptions.targets})",
     )
     parser.add_argument(
         "--score-iterations", type=non_negative_int, default=300, help="(default 300)"
@@ -127,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options=FitOptions(
                 score_iterations=args.score_iterations,
                 distill_iterations=args.distill,
+                targets=args.targets,
                 max_images=args.max_images,
                 seed=args.seed,
             ),

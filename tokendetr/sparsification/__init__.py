@@ -8,6 +8,7 @@ score head learns which tokens the dense decoder attends to. Both need images, b
 
 from tokendetr.analysis.dial import TooSlowError, keep_ratio_within
 from tokendetr.errors import NotSparsifiableError
+from tokendetr.sparsification.distillation import TARGETS, Targets
 from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit
 from tokendetr.sparsification.images import FewImagesError, UnlabeledImages
 from tokendetr.sparsification.job import SparsifyJob, run_job
@@ -25,6 +26,7 @@ from tokendetr.sparsification.teacher import DensePass, DenseTeacher
 __all__ = [
     "BUDGETS",
     "METHODS",
+    "TARGETS",
     "Budget",
     "DensePass",
     "DenseTeacher",
@@ -37,6 +39,7 @@ __all__ = [
     "SparsificationReport",
     "SparsifyJob",
     "StaleFitError",
+    "Targets",
     "TooSlowError",
     "UnlabeledImages",
     "agreement",

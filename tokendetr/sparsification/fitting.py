@@ -18,12 +18,18 @@ from torch import Tensor, nn
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.forward_context import open_pass
 from tokendetr.errors import NotSparsifiableError
+from tokendetr.sparsification.distillation import (
+    RATIOS,
+    TARGETS,
+    Targets,
+    distillation_loss,
+    lesson_of,
+)
 from tokendetr.sparsification.images import UnlabeledImages
 from tokendetr.sparsification.learning import (
-    RATIOS,
+    SCORE_RATIO,
     Lesson,
     attention_loss,
-    memory_loss,
     sparse_scores,
     teach,
 )
@@ -37,12 +43,8 @@ from tokendetr.sparsification.teacher import (
 
 __all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
 
-SCORE_RATIO = 0.3
-"""Share of the tokens that scores learn to find; their ranking serves all keep ratios."""
-
 _FIRST_BATCHES = 4
 _SAVED_EVERY = 25
-_MEMORY_WEIGHT = 10.0
 _CALIBRATION_IMAGES = 64
 _NOT_SCORES = ("bypass.", "class_embed.", "bbox_embed.")
 _HEADS = tuple(f"sparsifier.{name}" for name in _NOT_SCORES[1:])
@@ -56,13 +58,15 @@ class FitOptions:
         score_iterations: batches to train the scores on.
         distill_iterations: batches to then train encoder, maps and scores on; 0 leaves the
             detector's weights unchanged.
+        targets: what the distillation compares with the dense detector, one of
+            :data:`tokendetr.sparsification.TARGETS`.
         max_images: maximum number of images for the maps.
         tolerance: stop adding images to the maps when doubling their number lowers the error on
             held-back images by less than this share.
         seed: of all random numbers.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or the targets are unknown.
     """
 
     score_iterations: int = 300
@@ -70,12 +74,15 @@ class FitOptions:
     max_images: int = 2000
     tolerance: float = 0.01
     seed: int = 0
+    targets: Targets = "memory"
 
     def __post_init__(self) -> None:
         if min(self.score_iterations, self.distill_iterations) < 0 or self.max_images < 1:
             raise ValueError(f"iterations and max_images must not be negative: {asdict(self)}")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must lie in (0, 1), got {self.tolerance}")
+        if self.targets not in TARGETS:
+            raise ValueError(f"targets must be one of {TARGETS}, got {self.targets!r}")
 
 
 @dataclass
@@ -111,6 +118,16 @@ class _Fit:
         self.bypass: AffineBypass = self.sparsifier.bypass
         self.progress = progress
         self.result = FitResult()
+
+    @property
+    def needs_decoding(self) -> bool:
+        """True if the distillation compares outputs."""
+        return bool(self.options.distill_iterations) and self.options.targets != "memory"
+
+    def check(self) -> None:
+        """Refuse a detector whose outputs cannot be compared, before any stage has run."""
+        if self.needs_decoding:
+            self.teacher([self.images.read(self.images.held_back[0])], with_decoding=True)
 
     def maps(self) -> None:
         """Fit the maps, doubling the number of images until that no longer helps."""
@@ -198,31 +215,21 @@ class _Fit:
         budget.calibrate(scores)
 
     def distillation(self) -> None:
-        """Distill the dense encoder's memory into encoder, maps and scores, at random ratios."""
-        lesson = Lesson(self.options.distill_iterations, 2e-4, clip_norm=0.1)
+        """Distill the dense detector into encoder, maps and scores, at random ratios."""
+        lesson = lesson_of(self.options.targets, self.options.distill_iterations)
 
         def loss(dense: DensePass, iteration: int) -> Tensor:
             draw = random.Random(f"{self.options.seed} {iteration}")
             torch.manual_seed(draw.getrandbits(32))  # of sparsifiers that choose random tokens
             with _keeping(self.sparsifier, draw.choice(RATIOS)), open_pass(self.student):
-                return self._distillation_loss(dense)
+                return distillation_loss(self.student, dense, self.options.targets)
 
         parameters = [
             parameter
             for name, parameter in self.encoder.named_parameters()
             if not name.startswith(_HEADS)
         ]
-        self._learn("distillation", loss, parameters, lesson)
-
-    def _distillation_loss(self, dense: DensePass) -> Tensor:
-        mass_BN = dense.mass_BN
-        assert mass_BN is not None
-        score_BN = self.sparsifier.plan(dense.context(self.student)).score_BN
-        memory_BNC = dense.encode(self.encoder)
-        if score_BN is None:
-            return _MEMORY_WEIGHT * memory_loss(memory_BNC, dense, torch.ones_like(mass_BN))
-        loss = _MEMORY_WEIGHT * memory_loss(memory_BNC, dense, score_BN.detach().sigmoid())
-        return loss + attention_loss(score_BN, mass_BN, dense, SCORE_RATIO)
+        self._learn("distillation", loss, parameters, lesson, with_decoding=self.needs_decoding)
 
     def _learn(
         self,
@@ -230,6 +237,8 @@ class _Fit:
         loss: Callable[[DensePass, int], Tensor],
         parameters: list[nn.Parameter],
         lesson: Lesson,
+        *,
+        with_decoding: bool = False,
     ) -> None:
         saved = self.state.of(stage)
         if saved == {} or not lesson.iterations:
@@ -256,6 +265,7 @@ class _Fit:
             lesson,
             teacher=self.teacher,
             batch=self.images.batch,
+            with_decoding=with_decoding,
             start=int(saved["iteration"]) if saved else 0,
             state=saved["optimizer"] if saved else None,
             after=after,
@@ -301,7 +311,8 @@ def fit(
             of the last losses.
 
     Raises:
-        NotSparsifiableError: the student has no such encoder.
+        NotSparsifiableError: the student has no such encoder, or the dense detector's outputs,
+            which ``options.targets`` asks for, cannot be compared.
         StaleFitError: the file belongs to another fit.
         FloatingPointError: a loss is not finite.
     """
@@ -320,6 +331,7 @@ def fit(
     }
     state = FitState(state_file, fingerprint)
     work = _Fit(DenseTeacher(dense), student, images, options, state, progress)
+    work.check()
     work.restore()
     work.maps()
     work.scores()

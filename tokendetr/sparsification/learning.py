@@ -1,8 +1,6 @@
-"""Gradient-based learning without labels: scores and the sparse encoder.
+"""Gradient-based learning without labels: the loop, and scores from the decoder's attention.
 
-Scores learn from the dense decoder's attention, the encoder from the dense encoder's memory.
-
-Shapes: B image, N all tokens, C channel.
+Shapes: B image, N all tokens.
 """
 
 import math
@@ -16,10 +14,10 @@ from torch import Tensor, nn
 from tokendetr.detector.token_losses import decoder_attention_loss
 from tokendetr.sparsification.teacher import DensePass, DenseTeacher
 
-__all__ = ["Lesson", "attention_loss", "memory_loss", "teach"]
+__all__ = ["SCORE_RATIO", "Lesson", "attention_loss", "sparse_scores", "teach"]
 
-RATIOS = (0.1, 0.2, 0.3, 0.5)
-"""Keep ratios that one set of weights is trained for; one is drawn per iteration."""
+SCORE_RATIO = 0.3
+"""Share of the tokens that scores learn to find; their ranking serves all keep ratios."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,18 @@ class Lesson:
         iterations: number of batches.
         lr: initial learning rate of AdamW, with cosine decay to zero.
         clip_norm: maximum norm of the gradients; None: no clipping.
+        warmup: iterations over which the learning rate first grows.
     """
 
     iterations: int
     lr: float
     clip_norm: float | None = None
+    warmup: int = 0
+
+    def lr_at(self, iteration: int) -> float:
+        """Return the learning rate of an iteration, from 0."""
+        growth = min(1.0, (iteration + 1) / (self.warmup + 1))
+        return 0.5 * self.lr * growth * (1 + math.cos(math.pi * iteration / self.iterations))
 
 
 def attention_loss(score_BN: Tensor, mass_BN: Tensor, dense: DensePass, ratio: float) -> Tensor:
@@ -47,19 +52,6 @@ def attention_loss(score_BN: Tensor, mass_BN: Tensor, dense: DensePass, ratio: f
         valid_BN=dense.layout.valid_BN,
         valid_counts=valid_counts,
     )
-
-
-def memory_loss(memory_BNC: Tensor, dense: DensePass, weight_BN: Tensor) -> Tensor:
-    """Return the weighted squared error of a memory against the dense encoder's, per channel.
-
-    Args:
-        memory_BNC: of the sparse encoder.
-        dense: the teacher's pass.
-        weight_BN: weight of each token, at least 0; padding is excluded.
-    """
-    weight_BN = weight_BN * dense.layout.valid_BN
-    error_BN = (memory_BNC - dense.memories[-1]).square().mean(dim=-1)
-    return (error_BN * weight_BN).sum() / weight_BN.sum().clamp_min(1e-9)
 
 
 def sparse_scores(student: nn.Module, dense: DensePass) -> Tensor:
@@ -76,6 +68,7 @@ def teach(
     *,
     teacher: DenseTeacher,
     batch: Callable[[int], list[dict[str, Any]]],
+    with_decoding: bool = False,
     start: int = 0,
     state: dict[str, Any] | None = None,
     after: Callable[[int, float, dict[str, Any]], None] | None = None,
@@ -88,6 +81,7 @@ def teach(
         lesson: the schedule.
         teacher: runs the passes, with the decoder's attention.
         batch: returns the images of an iteration.
+        with_decoding: record the decoder's call in every pass.
         start: the first iteration, greater than 0 in a resumed run.
         state: the optimizer's state in a resumed run.
         after: called after each update with the iteration, its loss and the optimizer's state.
@@ -100,8 +94,8 @@ def teach(
         optimizer.load_state_dict(state)
     for iteration in range(start, lesson.iterations):
         for group in optimizer.param_groups:
-            group["lr"] = 0.5 * lesson.lr * (1 + math.cos(math.pi * iteration / lesson.iterations))
-        dense = teacher(batch(iteration), with_mass=True)
+            group["lr"] = lesson.lr_at(iteration)
+        dense = teacher(batch(iteration), with_mass=True, with_decoding=with_decoding)
         loss = loss_of(dense, iteration)
         if not loss.isfinite():
             raise FloatingPointError(f"the loss of iteration {iteration} is {loss.item()}")

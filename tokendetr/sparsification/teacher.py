@@ -15,6 +15,7 @@ from tokendetr.encoder import EncoderContext
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.errors import NotSparsifiableError
+from tokendetr.sparsification.decoding import DecoderCall, DecoderRecorder
 from tokendetr.tokens import LevelLayout
 
 __all__ = ["DensePass", "DenseTeacher", "find_encoder"]
@@ -31,6 +32,7 @@ class DensePass:
         reference_points_BNL2: their reference points.
         memories: all tokens [B, N, C] after each layer of the encoder.
         mass_BN: the decoder's attention to each token; None if it was not requested.
+        decoding: the decoder's call; None if it was not requested.
     """
 
     layout: LevelLayout
@@ -39,6 +41,7 @@ class DensePass:
     reference_points_BNL2: Tensor
     memories: list[Tensor] = field(default_factory=list)
     mass_BN: Tensor | None = None
+    decoding: DecoderCall | None = None
 
     def context(self, student: nn.Module) -> EncoderContext:
         """Return a context for another detector's sparsifier to plan a pass of these tokens."""
@@ -78,17 +81,29 @@ class DenseTeacher:
         self.encoder = find_encoder(detector)
 
     @torch.no_grad()
-    def __call__(self, records: Sequence[dict[str, Any]], *, with_mass: bool = False) -> DensePass:
+    def __call__(
+        self,
+        records: Sequence[dict[str, Any]],
+        *,
+        with_mass: bool = False,
+        with_decoding: bool = False,
+    ) -> DensePass:
         """Run a batch of detectron2's inputs.
 
         Args:
             records: images.
             with_mass: also sum the decoder's attention to each token.
+            with_decoding: also record the decoder's call.
+
+        Raises:
+            NotSparsifiableError: the decoder's call cannot be repeated.
         """
         seen: list[DensePass] = []
         layers: Any = self.encoder.layers
         with ExitStack() as stack:
             attention: list[DecoderAttention] = []
+            if with_decoding:
+                recorder = stack.enter_context(DecoderRecorder(self.detector, self.encoder))
 
             def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 seen.append(_inputs_of(args, kwargs))
@@ -106,6 +121,8 @@ class DenseTeacher:
             self.detector(records)
             if attention:
                 seen[0].mass_BN = attention[0].mass_BN
+            if with_decoding:
+                seen[0].decoding = recorder.call(seen[0].layout)
         return seen[0]
 
 

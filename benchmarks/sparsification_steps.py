@@ -1,0 +1,66 @@
+"""The steps of the study of sparsification, and a detector as each of them needs it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from tokendetr.predict import Predictor
+from tokendetr.sparsification import Budget, Targets, sparse_model
+
+STEPS = {
+    "random": "random tokens, no bypass",
+    "random+bypass": "random tokens, bypass in every layer",
+    "scores": "(a) scores fitted, no bypass",
+    "last": "(b) scores and bypass at the end of the encoder",
+    "every": "(b) scores and bypass in every layer",
+    "mass": "the same, budgets by score mass",
+    "distilled": "(c) the latter, then encoder, maps and scores distilled from the memory",
+    "outputs": "(c) the same, from memory and outputs",
+}
+DISTILLED: dict[str, Targets] = {"distilled": "memory", "outputs": "both"}
+"""Targets of the steps that distill."""
+LABELLED = {
+    "labels": "(d) the bypass in every layer, then trained with labels",
+    "labels, no bypass": "the same training, no bypass",
+    "labels, dense": "the same training of the dense detector",
+}
+
+
+def build(cfg: DictConfig, budget: Budget = "ratio") -> tuple[Predictor, nn.Module]:
+    """Return the dense detector and its sparse twin."""
+    predictor = Predictor.from_config(cfg)
+    torch.manual_seed(0)
+    student: nn.Module = instantiate(sparse_model(cfg.model, "sparse", 0.3, budget))
+    student.load_state_dict(predictor.model.state_dict(), strict=False)
+    return predictor, student.eval()
+
+
+@contextmanager
+def changed(student: nn.Module, step: str) -> Iterator[Any]:
+    """Make a fitted student what a step is about, inside the ``with`` block."""
+    sparsifier = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
+    bypass, selection, budget = sparsifier.bypass, sparsifier.selection, sparsifier.mass_budget
+    try:
+        if step != "mass":
+            sparsifier.mass_budget = None
+        if step.startswith("random"):
+            sparsifier.selection = "random"
+        if step in ("random", "scores"):
+            sparsifier.bypass = None
+        elif step == "last":
+            sparsifier.bypass = copy.deepcopy(bypass)
+            with torch.no_grad():
+                sparsifier.bypass.weight[:-1] = 0
+                sparsifier.bypass.bias[:-1] = 0
+        yield sparsifier
+    finally:
+        sparsifier.bypass, sparsifier.selection = bypass, selection
+        sparsifier.mass_budget = budget
