@@ -14,6 +14,7 @@ from tokendetr.errors import NotSparsifiableError
 from tokendetr.sparsification import DenseTeacher, FitOptions
 from tokendetr.sparsification.distillation import (
     distillation_loss,
+    memory_loss,
     output_loss,
     prediction_loss,
 )
@@ -81,7 +82,7 @@ def test_the_decoder_repeats_the_dense_pass_and_keeping_all_has_no_loss(name):
         torch.testing.assert_close(best, detections["instances"].scores.max())
     student.transformer.encoder.sparsifier.keep_ratio = 1.0
     with torch.no_grad(), open_pass(student):
-        again = found.decoding.repeat(student, found.memories[-1])
+        again = found.decoding.repeat(student, found.memory_BNC)
         assert torch.equal(again.logits_SBQV, last.logits_SBQV)
         assert torch.equal(again.boxes_SBQ4, last.boxes_SBQ4)
         memory_BNC = found.encode(student.transformer.encoder)
@@ -89,6 +90,19 @@ def test_the_decoder_repeats_the_dense_pass_and_keeping_all_has_no_loss(name):
         student.transformer.encoder.sparsifier.keep_ratio = 0.2
         memory_BNC = found.encode(student.transformer.encoder)
         assert output_loss(student, memory_BNC, found).item() > 0.01
+
+
+def test_a_final_norm_is_part_of_the_memory():
+    dense, student = twins()
+    for model in (dense, student):
+        encoder = model.transformer.encoder
+        encoder.post_norm_layer = torch.nn.LayerNorm(encoder.embed_dim)
+    encoder.sparsifier.keep_ratio = 1.0
+    found = dense_pass(dense)
+    with torch.no_grad(), open_pass(student):
+        memory_BNC = found.encode(encoder)
+        assert memory_loss(memory_BNC, found, torch.ones_like(found.mass_BN)).item() < 1e-9
+        assert output_loss(student, memory_BNC, found).item() == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize("targets", ["memory", "outputs", "both"])

@@ -56,14 +56,13 @@ class DecoderRecorder:
 
     Args:
         detector: ours or detrex's.
-        encoder: its encoder.
 
     Raises:
         NotSparsifiableError: the detector has no decoder with class and box heads.
     """
 
-    def __init__(self, detector: nn.Module, encoder: nn.Module) -> None:
-        self._detector, self._encoder = detector, encoder
+    def __init__(self, detector: nn.Module) -> None:
+        self._detector = detector
         decoder = DetectorView(detector).decoder
         heads = (getattr(detector, name, None) for name in ("class_embed", "bbox_embed"))
         if decoder is None or not all(isinstance(head, nn.ModuleList) for head in heads):
@@ -71,23 +70,16 @@ class DecoderRecorder:
                 detector, "has no transformer.decoder with lists of heads class_embed, bbox_embed"
             )
         self._decoder = decoder
-        self._memories: list[Tensor] = []
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
         self._handles: list[Any] = []
 
     def __enter__(self) -> "DecoderRecorder":
-        def encoded(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self._memories.append(output)
-
         def decoded(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             self._calls.append((args, kwargs, output))
 
-        self._handles += [
-            self._encoder.register_forward_hook(encoded),
-            self._decoder.register_forward_hook(decoded, with_kwargs=True),
-        ]
+        self._handles.append(self._decoder.register_forward_hook(decoded, with_kwargs=True))
         return self
 
     def __exit__(
@@ -99,16 +91,16 @@ class DecoderRecorder:
         while self._handles:
             self._handles.pop().remove()
 
-    def call(self, layout: LevelLayout) -> DecoderCall:
+    def call(self, memory_BNC: Tensor, layout: LevelLayout) -> DecoderCall:
         """Return the recorded call.
 
         Args:
+            memory_BNC: the encoder's output.
             layout: geometry of the batch.
 
         Raises:
             NotSparsifiableError: the decoder does not read the encoder's output as it is.
         """
-        memory_BNC = self._memories[0]
         for args, kwargs, decoded in self._calls[:1]:
             if any(value is memory_BNC for value in (*args, *kwargs.values())):
                 found = _predictions(self._detector, decoded, kwargs)

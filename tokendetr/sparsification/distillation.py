@@ -90,7 +90,7 @@ def memory_loss(memory_BNC: Tensor, dense: DensePass, weight_BN: Tensor) -> Tens
         weight_BN: weight of each token, at least 0; padding is excluded.
     """
     weight_BN = weight_BN * dense.layout.valid_BN
-    error_BN = (memory_BNC - dense.memories[-1]).square().mean(dim=-1)
+    error_BN = (memory_BNC - dense.memory_BNC).square().mean(dim=-1)
     return (error_BN * weight_BN).sum() / weight_BN.sum().clamp_min(1e-9)
 
 

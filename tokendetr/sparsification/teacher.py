@@ -31,6 +31,8 @@ class DensePass:
         query_pos_BNC: their positions, or None.
         reference_points_BNL2: their reference points.
         memories: all tokens [B, N, C] after each layer of the encoder.
+        memory_BNC: the encoder's output: the last of ``memories``, normalized where the encoder has
+            a final norm.
         mass_BN: the decoder's attention to each token; None if it was not requested.
         decoding: the decoder's call; None if it was not requested.
     """
@@ -40,6 +42,7 @@ class DensePass:
     query_pos_BNC: Tensor | None
     reference_points_BNL2: Tensor
     memories: list[Tensor] = field(default_factory=list)
+    memory_BNC: Tensor = field(init=False)
     mass_BN: Tensor | None = None
     decoding: DecoderCall | None = None
 
@@ -51,7 +54,7 @@ class DensePass:
             query_pos_BNC=self.query_pos_BNC,
             reference_points_BNL2=self.reference_points_BNL2,
             num_layers=len(self.memories),
-            run_dense=lambda: self.memories[-1],
+            run_dense=lambda: self.memory_BNC,
             detector=DetectorView(student),
         )
 
@@ -103,7 +106,7 @@ class DenseTeacher:
         with ExitStack() as stack:
             attention: list[DecoderAttention] = []
             if with_decoding:
-                recorder = stack.enter_context(DecoderRecorder(self.detector, self.encoder))
+                recorder = stack.enter_context(DecoderRecorder(self.detector))
 
             def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 seen.append(_inputs_of(args, kwargs))
@@ -114,7 +117,11 @@ class DenseTeacher:
             def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
                 seen[0].memories.append(output)
 
+            def end(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+                seen[0].memory_BNC = output
+
             hooks = [self.encoder.register_forward_pre_hook(begin, with_kwargs=True)]
+            hooks.append(self.encoder.register_forward_hook(end))
             hooks += [layer.register_forward_hook(note) for layer in layers]
             for hook in hooks:
                 stack.callback(hook.remove)
@@ -122,7 +129,7 @@ class DenseTeacher:
             if attention:
                 seen[0].mass_BN = attention[0].mass_BN
             if with_decoding:
-                seen[0].decoding = recorder.call(seen[0].layout)
+                seen[0].decoding = recorder.call(seen[0].memory_BNC, seen[0].layout)
         return seen[0]
 
 
