@@ -78,7 +78,8 @@ def config_of(name: str, overrides: tuple[str, ...]):
 
 
 def check_config(command: ShownCommand, options: argparse.Namespace, words: list[str]) -> None:
-    """Assert that the config exists and that the overrides name its keys."""
+    """Assert that the config exists, the overrides name its keys, and no option is one of them."""
+    assert not [word for word in getattr(options, "opts", None) or [] if word.startswith("-")]
     named = getattr(options, "config_file", None) or getattr(options, "config", None) or []
     for name in [named] if isinstance(named, str) else named:
         if not MINE.match(name):

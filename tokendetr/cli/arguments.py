@@ -13,7 +13,7 @@ from tokendetr.cli.argument_types import OutputFile
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file
 
-__all__ = ["add_overrides_option", "described_parser", "parse_with_overrides"]
+__all__ = ["add_overrides_option", "described_parser", "overrides_last", "parse_with_overrides"]
 
 _OVERRIDE = re.compile(r"([+~]{1,2}\w|(model|dataloader|optimizer|lr_multiplier|train)\b)[^=\s]*=")
 
@@ -66,6 +66,15 @@ def add_overrides_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="key=value overrides of the config; also accepted at the end without this option",
     )
+
+
+def overrides_last(arguments: Sequence[str]) -> list[str]:
+    """Put overrides behind the options; detectron2's parser takes all behind one as overrides.
+
+    Args:
+        arguments: the command line.
+    """
+    return sorted(arguments, key=lambda word: _OVERRIDE.match(word) is not None)  # keeps orders
 
 
 def parse_with_overrides(

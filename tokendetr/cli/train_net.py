@@ -16,6 +16,7 @@ import sys
 
 from detectron2.engine import default_argument_parser
 
+from tokendetr.cli.arguments import overrides_last
 from tokendetr.config.load import load_config, resolve_config
 from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.layers.precision import PRECISIONS
@@ -35,7 +36,7 @@ def main() -> None:
         default="float32",
         help="of --eval-only, by autocast; training has train.amp",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(overrides_last(sys.argv[1:]))
     if args.precision != "float32" and not args.eval_only:
         parser.error("--precision is for --eval-only; training has train.amp.enabled and .dtype")
     try:
