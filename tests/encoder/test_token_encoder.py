@@ -105,6 +105,25 @@ def test_sparse_encoder_equals_a_plain_one_also_with_padding(once, value_policy)
     ).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("value_policy", ["updated", "initial"])
+def test_evaluation_overwrites_no_input_and_equals_a_pass_with_gradients(once, value_policy):
+    batch, _ = make_batch(SIZES, CHANNELS)
+    encoder = make_encoder(KeepSome(keep_ratio=0.4, once=once, value_policy=value_policy))
+    before = {name: value.clone() for name, value in tensors_of(batch).items()}
+    expected = encoder.eval()(**batch.inputs)
+    with torch.no_grad():
+        first, second = encoder(**batch.inputs), encoder(**batch.inputs)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6)
+    for name, value in tensors_of(batch).items():
+        assert torch.equal(value, before[name]), name
+
+
+def tensors_of(batch) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.inputs.items() if isinstance(value, torch.Tensor)}
+
+
 def test_keeping_all_tokens_is_bitwise_dense():
     _, (single, *_) = make_batch(SIZES, CHANNELS)
     dense = make_encoder()(**single.inputs)

@@ -115,6 +115,17 @@ def test_keep_replaces_its_own_rows_and_no_other(seed):
         assert torch.equal(restored[image], expected)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_keep_may_restore_over_the_memory(seed):
+    token_map = random_keep(seed)
+    x, y = torch.randn(3, 20, 5), torch.randn(3, token_map.num_tokens, 5)
+    expected = token_map.restore(y, x)
+    assert torch.equal(token_map.restore_onto(y, x.bfloat16()), token_map.restore(y, x.bfloat16()))
+    restored = token_map.restore_onto(y, x)
+    assert torch.equal(restored, expected)
+    assert restored.data_ptr() == x.data_ptr(), "no copy"
+
+
 def test_gradients_pass_through_keep_to_kept_and_passed_rows():
     token_map = random_keep(1)
     x = torch.randn(3, 20, 2, dtype=torch.float64, requires_grad=True)
@@ -204,6 +215,7 @@ def test_restoring_a_merge(broadcast):
             own = slot >= 0 and (broadcast or int(anchors[image, slot]) == token)
             expected = y[image, slot] if own else x[image, token]
             assert torch.equal(restored[image, token], expected)
+    assert torch.equal(token_map.restore_onto(y, x.clone()), restored)
 
 
 def test_clusters_name_the_token_that_stands_for_each():

@@ -10,6 +10,7 @@ from detrex.layers import MultiheadAttention
 from torch import Tensor, nn
 
 from tokendetr.tokens import Counts, TokenMap, map_counts, put_rows, take_rows, topk_valid
+from tokendetr.tokens.assignment import without_autocast
 
 __all__ = ["FINE_SCORES", "FineScore", "ObjectAttention", "attend_objects", "object_scores"]
 
@@ -74,7 +75,7 @@ def object_scores(
     """
     # Autocast would cache casts of the head's weights made without gradients, and the two-stage
     # head would reuse them.
-    with torch.autocast(tokens_BKC.device.type, enabled=False):
+    with without_autocast(tokens_BKC.device):
         dtype = next(class_head.parameters()).dtype
         category_BK = class_head(tokens_BKC.to(dtype)).amax(dim=-1)
         foreground_BK = token_map.select(foreground_BN.detach()).to(dtype)

@@ -103,7 +103,8 @@ class TokenPlan:
 
         Args:
             layer: index of the layer, from 0.
-            memory_BNC: all tokens before the layer.
+            memory_BNC: all tokens before the layer. Without gradients later layers may write over
+                them: clone what is needed afterwards.
         """
         return self._identity
 

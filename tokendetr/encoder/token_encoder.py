@@ -226,6 +226,7 @@ class TokenEncoder(nn.Module):
             # DistributedDataParallel needs the level embeddings in the graph of every pass.
             memory_BNC = memory_BNC + 0.0 * pos_BKC
         previous: TokenMap | None = None
+        owned = False  # nothing but this loop uses the memory
         for index in range(self.num_layers):
             token_map = plan.token_map(index, memory_BNC)
             context.recorder.record_layer(token_map)
@@ -261,7 +262,9 @@ class TokenEncoder(nn.Module):
                     projected_BNC,
                     plan.feed_forward(index),
                 )
-            memory_BNC = token_map.restore(tokens_BKC, memory_BNC)
+            restore = token_map.restore_onto if owned else token_map.restore
+            memory_BNC = restore(tokens_BKC, memory_BNC)
+            owned = memory_BNC is not tokens_BKC and not torch.is_grad_enabled()
             if moving is not None:
                 memory_BNC = moving.end_layer(index, memory_BNC)
             plan.after_layer(index, tokens_BKC, token_map)

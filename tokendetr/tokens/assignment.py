@@ -22,8 +22,9 @@ COLUMNS_AT_ONCE = 1024
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which products keep the precision of their factors."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return nullcontext()  # entering torch.autocast takes as long as a few operators
     return torch.autocast(device.type, enabled=False)
 
 

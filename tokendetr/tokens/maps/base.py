@@ -26,13 +26,17 @@ def take_rows(x_BN: Tensor, index_BK: Tensor) -> Tensor:
     return rows.view(*index_BK.shape, *x_BN.shape[2:])
 
 
-def put_rows(base_BNC: Tensor, index_BK: Tensor, rows_BKC: Tensor) -> Tensor:
-    """Return a copy of ``base_BNC`` with rows ``index_BK`` (distinct in an image) replaced."""
+def put_rows(base_BNC: Tensor, index_BK: Tensor, rows_BKC: Tensor, *, onto: bool = False) -> Tensor:
+    """Return a copy of ``base_BNC`` with rows ``index_BK`` (distinct in an image) replaced.
+
+    With ``onto``, the base itself may be changed and returned.
+    """
     flat, rows = base_BNC.flatten(0, 1), rows_BKC.flatten(0, 1)
     if flat.dtype != rows.dtype:
         dtype = torch.promote_types(flat.dtype, rows.dtype)
         flat, rows = flat.to(dtype), rows.to(dtype)
-    return flat.index_copy(0, flat_index(index_BK, base_BNC.shape[1]), rows).view_as(base_BNC)
+    put = flat.index_copy_ if onto else flat.index_copy
+    return put(0, flat_index(index_BK, base_BNC.shape[1]), rows).view_as(base_BNC)
 
 
 class TokenMap(ABC):
@@ -63,6 +67,10 @@ class TokenMap(ABC):
     @abstractmethod
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
         """Return [B, N, C]: results at the tokens they belong to, ``base_BNC`` elsewhere."""
+
+    def restore_onto(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Return the same as :meth:`restore`; may overwrite ``base_BNC``, which saves a copy."""
+        return self.restore(y_BKC, base_BNC)
 
     def select(self, x_BN: Tensor) -> Tensor:
         """Return the attributes [B, K, ...] of reduced tokens, given those of all tokens.
@@ -139,10 +147,13 @@ class AnchoredMap(TokenMap):
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
         """Return ``base_BNC`` with the anchors' rows replaced."""
+        return self._put_anchors(y_BKC, base_BNC, onto=False)
+
+    def _put_anchors(self, y_BKC: Tensor, base_BNC: Tensor, *, onto: bool) -> Tensor:
         if self._valid_BK is not None:
             own_BKC = take_rows(base_BNC, self._index_BK)
             y_BKC = torch.where(self._valid_BK[..., None], y_BKC, own_BKC)
-        return put_rows(base_BNC, self._index_BK, y_BKC)
+        return put_rows(base_BNC, self._index_BK, y_BKC, onto=onto)
 
 
 class Keep(AnchoredMap):
@@ -169,3 +180,7 @@ class Keep(AnchoredMap):
     def reduce(self, x_BNC: Tensor) -> Tensor:
         """Return the kept tokens [B, K, C]."""
         return take_rows(x_BNC, self._index_BK)
+
+    def restore_onto(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Return ``base_BNC`` with the kept tokens' rows replaced in place."""
+        return self._put_anchors(y_BKC, base_BNC, onto=True)

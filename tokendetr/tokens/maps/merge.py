@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokendetr.tokens.assignment import without_autocast
 from tokendetr.tokens.maps.base import AnchoredMap, take_rows
 
 MergeRule = Literal["mean", "sum", "max", "retain"]
@@ -94,7 +95,7 @@ class Affinity:
             return level_BUC
         if self.rule == "max":
             return self._maximum(level_BUC)
-        with torch.autocast(x_BNC.device.type, enabled=False):
+        with without_autocast(x_BNC.device):
             absorbed_BVU = self.absorbed_BVU().to(x_BNC.dtype)
             merged_BUC = level_BUC + absorbed_BVU @ level_BUC
             if self.rule == "mean":
@@ -195,7 +196,14 @@ class Merge(AnchoredMap):
 
     def restore(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
         """Return ``base_BNC`` with the anchors (when broadcasting, all members) replaced."""
-        restored_BNC = super().restore(y_BKC, base_BNC)
+        return self._broadcast(y_BKC, super().restore(y_BKC, base_BNC))
+
+    def restore_onto(self, y_BKC: Tensor, base_BNC: Tensor) -> Tensor:
+        """Return the same as :meth:`restore`, with rows replaced in place."""
+        return self._broadcast(y_BKC, self._put_anchors(y_BKC, base_BNC, onto=True))
+
+    def _broadcast(self, y_BKC: Tensor, restored_BNC: Tensor) -> Tensor:
+        """Return the tokens with windows' results at all their members, if they are broadcast."""
         if not self.broadcast:
             return restored_BNC
         flat_KC = y_BKC.flatten(0, 1)
@@ -261,8 +269,8 @@ class Merge(AnchoredMap):
 
 
 def _replace(x_BNC: Tensor, indices: list[Tensor], rows: list[Tensor]) -> Tensor:
-    """Return a copy of a tensor with some flat rows replaced."""
-    if not indices:
-        return x_BNC
-    flat = x_BNC.flatten(0, 1)
-    return flat.index_copy(0, torch.cat(indices), torch.cat(rows).to(flat.dtype)).view_as(x_BNC)
+    """Replace some flat rows of a contiguous tensor in place; return it."""
+    if indices:
+        flat = x_BNC.flatten(0, 1)
+        flat.index_copy_(0, torch.cat(indices), torch.cat(rows).to(flat.dtype))
+    return x_BNC
