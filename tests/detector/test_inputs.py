@@ -130,6 +130,15 @@ def test_separate_features_are_those_of_each_image_alone():
             assert valid[:height, :width].all()
 
 
+@pytest.mark.parametrize("sizes", [[(64, 96)] * 2, [(40, 50)], [(5, 90)]])
+def test_positions_are_bitwise_those_of_the_module(sizes):
+    model = build("dino").eval()
+    pyramid = pyramid_of(model, [record(*size) for size in sizes], share_canvas=False)
+    for level, position in enumerate(pyramid.positions):
+        mask = pyramid.layout.grid(pyramid.layout.padding_BN, level)
+        assert torch.equal(position, model.position_embedding(mask))
+
+
 def test_training_runs_the_backbone_once_on_one_canvas():
     model = build("dino").train()
     seen = []

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from detrex.layers import PositionEmbeddingSine
 from torch import Tensor, nn
 
 from tokendetr.detector.images import ImageBatch, pad_images
 from tokendetr.encoder.forward_context import image_extents
 from tokendetr.tokens import LevelLayout
+from tokendetr.tokens.constants import kept_tensors
 
 Size = tuple[int, int]
 
@@ -133,18 +136,67 @@ def build_pyramid(
     )
     positions = [
         level_positions(
-            position_embedding, layout.grid(layout.padding_BN, level), same=len(set(sizes)) == 1
+            position_embedding,
+            layout.grid(layout.padding_BN, level),
+            same=len(set(sizes)) == 1,
+            filled=set(sizes) == {layout.level_shapes[level]},
         )
         for level, sizes in enumerate(covered)
     ]
     return Pyramid(features, positions, layout)
 
 
-def level_positions(position_embedding: nn.Module, mask_BHW: Tensor, *, same: bool) -> Tensor:
-    """Return the position embedding of one level, computed once if all images have one mask."""
+def level_positions(
+    position_embedding: nn.Module, mask_BHW: Tensor, *, same: bool, filled: bool = False
+) -> Tensor:
+    """Return the position embedding [B, C, H, W] of one level.
+
+    Args:
+        position_embedding: see :func:`build_pyramid`.
+        mask_BHW: bool, True = padding.
+        same: all images have one mask; the embedding is computed once.
+        filled: no image has padding.
+    """
     if not same:
         return position_embedding(mask_BHW)
-    return position_embedding(mask_BHW[:1]).expand(mask_BHW.shape[0], -1, -1, -1)
+    if filled and type(position_embedding) is PositionEmbeddingSine:
+        embedding_1CHW = _sine_positions(position_embedding, mask_BHW)
+    else:
+        embedding_1CHW = position_embedding(mask_BHW[:1])
+    return embedding_1CHW.expand(mask_BHW.shape[0], -1, -1, -1)
+
+
+def _sine_positions(embedding: PositionEmbeddingSine, mask_BHW: Tensor) -> Tensor:
+    """Return the embedding of a level without padding.
+
+    Half of its channels depend on the row alone and half on the column: these are computed once for
+    each size.
+    """
+    names = ("num_pos_feats", "temperature", "scale", "eps", "offset", "normalize")
+    settings = tuple(getattr(embedding, name) for name in names)
+    _, height, width = mask_BHW.shape
+    rows_HD = _axis_embedding(settings, height, 0, mask_BHW.device)
+    columns_WD = _axis_embedding(settings, width, 1, mask_BHW.device)
+    halves = (rows_HD[:, None].expand(-1, width, -1), columns_WD[None].expand(height, -1, -1))
+    return torch.cat(halves, dim=2).permute(2, 0, 1)[None]
+
+
+@kept_tensors
+def _axis_embedding(
+    settings: tuple[Any, ...], length: int, axis: int, device: torch.device
+) -> Tensor:
+    """Return the channels [length, C / 2] that depend on the row (axis 0) or the column (axis 1).
+
+    Args:
+        settings: arguments of :class:`detrex.layers.PositionEmbeddingSine`.
+        length: number of rows or columns.
+        axis: 0 or 1.
+        device: of the result.
+    """
+    shape = (1, length, 1) if axis == 0 else (1, 1, length)
+    mask_1HW = torch.zeros(shape, dtype=torch.bool, device=device)
+    embedding_CHW = PositionEmbeddingSine(*settings)(mask_1HW)[0]
+    return embedding_CHW.chunk(2)[axis].flatten(1).t().contiguous()
 
 
 def flatten_levels(levels_BCHW: Sequence[Tensor]) -> Tensor:
