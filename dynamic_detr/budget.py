@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from tokendetr.tokens import window_shapes
@@ -112,18 +113,7 @@ class TokenBudget:
             height: rows of the level's real part.
             width: columns of it.
         """
-        merged = {}
-        to_save = 0.0
-        for (rows, columns), count in window_shapes(
-            height, width, self.window_sizes[level]
-        ).items():
-            cells = rows * columns
-            to_save += count * cells * (1 - ratio)
-            saves = max(cells - 1, 1)
-            number = min(count, math.floor(to_save / saves + _SLACK)) if cells > 1 else 0
-            to_save -= number * saves
-            merged[rows, columns] = number
-        return merged
+        return dict(_merged_windows(self.window_sizes[level], ratio, height, width))
 
     def important_tokens(self, ratio: float, tokens: int) -> int:
         """Return the number of important tokens of the coarsest level; at least 1 if it has any."""
@@ -145,6 +135,23 @@ class TokenBudget:
                 merged = self.merged_windows(level, ratio, height, width)
                 kept += height * width - saved_tokens(merged)
         return kept
+
+
+@lru_cache(maxsize=4096)
+def _merged_windows(
+    window: int, ratio: float, height: int, width: int
+) -> tuple[tuple[tuple[int, int], int], ...]:
+    """Return the items of :meth:`TokenBudget.merged_windows` for a window size."""
+    merged = []
+    to_save = 0.0
+    for (rows, columns), count in window_shapes(height, width, window).items():
+        cells = rows * columns
+        to_save += count * cells * (1 - ratio)
+        saves = max(cells - 1, 1)
+        number = min(count, math.floor(to_save / saves + _SLACK)) if cells > 1 else 0
+        to_save -= number * saves
+        merged.append(((rows, columns), number))
+    return tuple(merged)
 
 
 def saved_tokens(merged: Mapping[tuple[int, int], int]) -> int:

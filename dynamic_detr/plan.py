@@ -22,6 +22,7 @@ from tokendetr.encoder import EncoderContext, TokenPlan
 from tokendetr.tokens import (
     AffinityGroup,
     AffinityMatch,
+    ChosenWindows,
     Keep,
     LevelWindows,
     Merge,
@@ -37,6 +38,7 @@ from tokendetr.tokens import (
     valid_from_counts,
     window_coherence,
 )
+from tokendetr.tokens.assignment import without_autocast
 
 if TYPE_CHECKING:
     from dynamic_detr.sparsifier import DynamicSparsifier
@@ -124,14 +126,13 @@ class DynamicPlan(TokenPlan):
         merged = self._merged_windows(ratios[:-1])
         for shapes in merged.values():
             counts = [count - saved_tokens(m) for count, m in zip(counts, shapes, strict=True)]
-        windows = self._best_windows(merged, memory_BNC) if merged else []
-        anchors = [member_RP[:, -1] for member_RP in windows]
-        if windows:
+        windows = self._best_windows(merged, memory_BNC) if merged else None
+        if windows is not None:
             keep_N = keep_BN.view(-1)
             # 0 and 1: torch.jit.trace, by which fvcore counts operations, takes no booleans here.
-            keep_N.index_fill_(0, torch.cat([member_RP.view(-1) for member_RP in windows]), 0)
+            keep_N.index_fill_(0, windows.token_RX.flatten(), 0)
             # The last member, at the bottom right, is the anchor: it stands for the window.
-            keep_N.index_fill_(0, torch.cat(anchors), 1)
+            keep_N.index_fill_(0, windows.last_R, 1)
         match, important = self._match_coarsest(ratios[-1], memory_BNC)
         if match is not None:
             keep_BN[:, layout.level_starts[-1] :] = match.important_BN
@@ -183,8 +184,8 @@ class DynamicPlan(TokenPlan):
 
     def _best_windows(
         self, merged: Mapping[int, Sequence[Mapping[tuple[int, int], int]]], memory_BNC: Tensor
-    ) -> list[Tensor]:
-        """Return the flat tokens [R, P] of the merged windows, one tensor per window size P.
+    ) -> ChosenWindows:
+        """Return the merged windows.
 
         Args:
             merged: see :meth:`_merged_windows`.
@@ -221,7 +222,7 @@ class DynamicPlan(TokenPlan):
         level_BUC = layout.split(memory_BNC)[-1]
         important = [options.budget.important_tokens(ratio, count) for count in existing]
         random = options.selection == "random"
-        with torch.autocast(memory_BNC.device.type, enabled=False):
+        with without_autocast(memory_BNC.device):
             match = match_by_affinity(
                 level_BUC,
                 important_counts=important,
@@ -242,23 +243,25 @@ class DynamicPlan(TokenPlan):
         order_BN: Tensor,
         slot_BN: Tensor,
         counts: list[int],
-        windows: list[Tensor],
+        windows: ChosenWindows | None,
         match: AffinityMatch | None,
         important: list[int],
     ) -> Merge:
         length, tokens = max(counts), order_BN.shape[1]
-        anchors = [member_RP[:, -1] for member_RP in windows]
-        absorbs = match is not None and self.options.affinity_matching
-        if match is not None and absorbs:
-            start = self.context.layout.level_starts[-1]
+        start = self.context.layout.level_starts[-1]
+        absorbing_R = token_R = order_BN.new_empty(0)
+        if match is not None and self.options.affinity_matching:
             absorbing_R, token_R = _absorbing_tokens(match, important, start, tokens)
-            anchors.append(token_R)
-        slots = _slots(anchors, slot_BN, length)
+        members = [] if windows is None else windows.by_size()
+        last_R = token_R[:0] if windows is None else windows.last_R
+        slots = _slots(torch.cat([token_R, last_R]), slot_BN, length).split(
+            [len(token_R), *(len(member_RP) for member_RP in members)]
+        )
         groups: list[WindowGroup | AffinityGroup] = []
-        if match is not None and absorbs:
+        if match is not None and len(token_R):
             groups.append(
                 AffinityGroup(
-                    slot_R=slots.pop(),
+                    slot_R=slots[0],
                     token_R=absorbing_R,
                     neighbor_index_BUT=match.neighbor_index_BNT,
                     absorbs_BUT=match.absorbs_BNT,
@@ -273,7 +276,7 @@ class DynamicPlan(TokenPlan):
                 rule=self.options.merge,
                 locate="anchor" if self.options.anchor == "bottom_right" else "mean",
             )
-            for slot_R, member_RP in zip(slots, windows, strict=True)
+            for slot_R, member_RP in zip(slots[1:], members, strict=True)
         )
         return Merge(
             index_BK=order_BN[:, :length],
@@ -304,12 +307,9 @@ def _absorbing_tokens(
     return absorbing_R, token_R
 
 
-def _slots(anchors: Sequence[Tensor], slot_BN: Tensor, length: int) -> list[Tensor]:
+def _slots(token_R: Tensor, slot_BN: Tensor, length: int) -> Tensor:
     """Return the flat reduced tokens of flat tokens; ``length`` is the reduced tokens per image."""
-    if not anchors:
-        return []
-    anchor_R = torch.cat(list(anchors))
-    slot_R = slot_BN.flatten().index_select(0, anchor_R)
+    slot_R = slot_BN.flatten().index_select(0, token_R)
     if slot_BN.shape[0] > 1:
-        slot_R = slot_R + anchor_R // slot_BN.shape[1] * length
-    return list(slot_R.split([each.shape[0] for each in anchors]))
+        slot_R = slot_R + token_R // slot_BN.shape[1] * length
+    return slot_R

@@ -18,6 +18,7 @@ from tokendetr.tokens.maps.mix import Mix, Recovery, nearest_recovery
 from tokendetr.tokens.maps.pack import Pack, window_order
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
+from tokendetr.tokens.window_choice import ChosenWindows
 from tokendetr.tokens.windows import (
     LevelWindows,
     inverse_norms,
@@ -32,6 +33,7 @@ __all__ = [
     "AffinityGroup",
     "AffinityMatch",
     "Assignment",
+    "ChosenWindows",
     "ClusterAssignment",
     "Counts",
     "DenseAssignment",

@@ -75,7 +75,7 @@ def match_by_affinity(
     cosine_BNN = unit_BNC @ unit_BNC.transpose(1, 2)
     # A matrix product rounds (i, j) and (j, i) differently: equally rare tokens must tie exactly.
     cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2
-    hidden_BNN = _diagonal(tokens, x_BNC.device)[None]  # pairs that do not count
+    hidden_BNN = _diagonal(tokens, x_BNC.device)  # pairs that do not count
     if valid_BN is not None:
         hidden_BNN = hidden_BNN | ~valid_BN[:, None, :]
     if score_BN is None:
@@ -100,19 +100,22 @@ def match_by_affinity(
     else:
         important_BN.scatter_(1, index_BK, chosen_BK)
     neighbor_index_BNT, found_BNT = _nearest(
-        cosine_BNN.masked_fill(hidden_BNN, float("-inf")), num_neighbors
+        cosine_BNN.masked_fill(hidden_BNN, float("-inf")),
+        num_neighbors,
+        all_exist=valid_BN is None and num_neighbors < tokens,
     )
     source_BN = ~important_BN if valid_BN is None else ~important_BN & valid_BN
-    near_important_BNT = important_BN.gather(1, neighbor_index_BNT.flatten(1)).view_as(
-        neighbor_index_BNT
-    )
-    absorbs_BNT = near_important_BNT & found_BNT & source_BN[..., None]
+    absorbs_BNT = important_BN.gather(1, neighbor_index_BNT.flatten(1)).view_as(neighbor_index_BNT)
+    absorbs_BNT = absorbs_BNT & source_BN[..., None]
+    if found_BNT is not None:
+        absorbs_BNT = absorbs_BNT & found_BNT
     return AffinityMatch(score_BN, important_BN, index_BK, neighbor_index_BNT, absorbs_BNT)
 
 
 @kept_tensors
 def _diagonal(tokens: int, device: torch.device) -> Tensor:
-    return torch.eye(tokens, dtype=torch.bool, device=device)
+    """Return bool [1, N, N], True for pairs of a token with itself."""
+    return torch.eye(tokens, dtype=torch.bool, device=device)[None]
 
 
 def _others(valid_counts: Counts, device: torch.device) -> Tensor | int:
@@ -123,10 +126,12 @@ def _others(valid_counts: Counts, device: torch.device) -> Tensor | int:
     return others[0] if len(set(others)) == 1 else torch.tensor(others, device=device)[:, None]
 
 
-def _nearest(similarity_BNN: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _nearest(
+    similarity_BNN: Tensor, count: int, *, all_exist: bool
+) -> tuple[Tensor, Tensor | None]:
     """Return each row's ``count`` highest columns, the first of equals, overwriting the argument.
 
-    The second result is a mask of those above -inf.
+    The second result is a mask of those above -inf; None if ``all_exist``, so that all are.
     """
     similarities: list[Tensor] = []
     columns: list[Tensor] = []
@@ -139,4 +144,5 @@ def _nearest(similarity_BNN: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not columns:
         empty = similarity_BNN.new_zeros(*similarity_BNN.shape[:2], 0)
         return empty.long(), empty.bool()
-    return torch.cat(columns, dim=2), torch.cat(similarities, dim=2) > float("-inf")
+    column_BNT = torch.cat(columns, dim=2)
+    return column_BNT, None if all_exist else torch.cat(similarities, dim=2) > float("-inf")

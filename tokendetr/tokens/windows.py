@@ -1,15 +1,15 @@
 """Windows of the levels of a padded batch, and their coherence.
 
 Shapes: B image, N all tokens, S windows of some levels (of all images), A their tokens one window
-after the other, G classes: the windows of one size in one level of one image, R chosen windows, P
-tokens of a window.
+after the other, G classes: the windows of one size in one level of one image, X tokens of the
+largest window.
 "Flat" tokens count over the batch: ``image * N + token``. Nothing here carries a gradient.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.layout import LevelLayout, LevelShapes
-from tokendetr.tokens.select import ragged_index, topk_valid, valid_from_counts
+from tokendetr.tokens.window_choice import ChosenWindows, choose_windows
 
 ZERO_NORM = 1e-12
 """Shorter vectors count as zero, similar to none."""
@@ -27,10 +27,6 @@ ZERO_NORM = 1e-12
 # quasirandom sequences", 2018).
 _BORDER_FIRST = 0.8
 _ROW_STEP, _COLUMN_STEP = 0.7548776662466927, 0.5698402909980532
-
-_FEW_CLASSES = 16
-"""Up to this number, classes are ranked one by one; more are ranked together, as rows of a padded
-matrix."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +132,14 @@ class LevelWindows:
     Attributes:
         classes: level by level, in it image by image, the smallest windows first.
         token_A: long, the flat tokens window by window, each window's bottom-right one last.
+        token_SX: long, the same with a row for each window, as in :class:`ChosenWindows`.
         first_S: long, offset of each window's tokens in ``token_A``.
         cells_S: long, tokens of each window.
     """
 
     classes: tuple[WindowClass, ...]
     token_A: Tensor
+    token_SX: Tensor
     first_S: Tensor
     cells_S: Tensor
 
@@ -166,70 +164,15 @@ class LevelWindows:
         """
         return _windows(layout.level_shapes, layout.valid_sizes, tuple(windows), layout.device)
 
-    def choose(self, score_S: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Return the tokens of each class's best windows.
+    def choose(self, score_S: Tensor, counts: Sequence[int]) -> ChosenWindows:
+        """Return each class's best windows.
 
         Args:
             score_S: higher is better; NaN counts as the lowest score.
             counts: number of windows to choose from each class.
-
-        Returns:
-            Long flat tokens [R, P], one tensor for each window size P of which any is chosen, the
-            smallest first.
         """
-        if len(self.classes) > _FEW_CLASSES:
-            return self._choose_together(score_S, counts)
-        lowest = torch.finfo(score_S.dtype).min
-        scores = score_S.nan_to_num(nan=lowest, neginf=lowest).split(
-            [each.count for each in self.classes]
-        )
-        chosen: dict[int, list[Tensor]] = {}
-        each_class = zip(self.classes, scores, self._tokens_by_class, counts, strict=True)
-        for size, score_M, token_MP, count in each_class:
-            if count:
-                order_M = score_M.sort(descending=True, stable=True).indices
-                best_RP = token_MP.index_select(0, order_M[:count])
-                chosen.setdefault(size.cells, []).append(best_RP)
-        return [
-            parts[0] if len(parts) == 1 else torch.cat(parts) for _, parts in sorted(chosen.items())
-        ]
-
-    @cached_property
-    def _tokens_by_class(self) -> tuple[Tensor, ...]:
-        """The tokens [M, P] of each class's windows."""
-        sizes = [each.count * each.cells for each in self.classes]
-        parts = zip(self.token_A.split(sizes), self.classes, strict=True)
-        return tuple(part.view(each.count, each.cells) for part, each in parts)
-
-    def _choose_together(self, score_S: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Choose as :meth:`choose` does, by a constant number of operators.
-
-        It does not depend on the number of classes.
-        """
-        sizes = [each.count for each in self.classes]
-        length, device = max(sizes), score_S.device
-        starts_G = torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
-        valid_GM = valid_from_counts(sizes, length, device)
-        if valid_GM is None:
-            score_GM = score_S.view(len(sizes), length)
-        else:
-            place_GM = starts_G[:, None] + torch.arange(length, device=device)
-            score_GM = score_S[place_GM.clamp(max=score_S.numel() - 1)]
-        order_GK, _ = topk_valid(score_GM, counts, valid_BN=valid_GM, valid_counts=sizes)
-        chosen = []
-        for cells in sorted({each.cells for each in self.classes}):
-            own = [
-                count if each.cells == cells else 0
-                for count, each in zip(counts, self.classes, strict=True)
-            ]
-            if not any(own):
-                continue
-            place_R = ragged_index(own, order_GK.shape[1], device)
-            class_R = place_R // max(order_GK.shape[1], 1)
-            window_R = starts_G[class_R] + order_GK.flatten()[place_R]
-            member_RP = self.first_S[window_R][:, None] + torch.arange(cells, device=device)
-            chosen.append(self.token_A[member_RP])
-        return chosen
+        sizes = tuple((each.count, each.cells) for each in self.classes)
+        return choose_windows(score_S, self.token_SX, sizes, tuple(counts))
 
     def per_token(self, score_S: Tensor, like_BN: Tensor) -> Tensor:
         """Return the windows' scores as a map of all tokens [B, N], NaN outside the windows."""
@@ -257,9 +200,11 @@ def _windows(
             tokens.append(token_A + image * starts[-1] + starts[level])
             cells.append(cells_S)
             classes.extend(WindowClass(level, image, shape, count) for shape, count in counts)
-    cells_S = np.concatenate(cells)
+    token_A, cells_S = np.concatenate(tokens), np.concatenate(cells)
     first_S = np.cumsum(cells_S) - cells_S
-    arrays = (np.concatenate(tokens), first_S, cells_S)
+    member_SX = np.arange(cells_S.max(initial=0)) - (cells_S.max(initial=0) - cells_S)[:, None]
+    member_SX = np.where(member_SX < 0, cells_S[:, None] - 1, member_SX)
+    arrays = (token_A, token_A[first_S[:, None] + member_SX], first_S, cells_S)
     return LevelWindows(tuple(classes), *(torch.from_numpy(x).to(device) for x in arrays))
 
 
