@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import LevelLayout
+from tokendetr.tokens.assignment import without_autocast
+from tokendetr.tokens.constants import kept_tensors
 
 Modulation = Literal["top_down", "bottom_up", "none"]
 MODULATIONS = ("top_down", "bottom_up", "none")
@@ -86,26 +88,35 @@ class ForegroundSelector(nn.Module):
         Each image's real part is resampled separately, which ``F.interpolate`` cannot do in a
         batch. Interpolation is separable: it is a product with a weight matrix per axis and image.
         """
-        with torch.autocast(logits_BN.device.type, enabled=False):
+        with without_autocast(logits_BN.device):
             wide = torch.promote_types(logits_BN.dtype, torch.float32)
             image_BHW = logits_BN.to(wide).unflatten(1, layout.level_shapes[source])
             rows_BTS, columns_BTS = (
-                _axis_weights(
-                    self._real_lengths(layout, source, axis),
-                    self._real_lengths(layout, target, axis),
-                    lengths=(layout.level_shapes[source][axis], layout.level_shapes[target][axis]),
-                    dtype=wide,
-                )
-                for axis in (0, 1)
+                self._weights(layout, source, target, axis, wide) for axis in (0, 1)
             )
             return (rows_BTS @ image_BHW @ columns_BTS.transpose(1, 2)).flatten(1)
 
-    def _real_lengths(self, layout: LevelLayout, level: int, axis: int) -> Tensor:
-        """Return the real height (axis 0) or width of each image in a level, long [B]."""
+    def _weights(
+        self, layout: LevelLayout, source: int, target: int, axis: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the weights [B, T, S] of the rows (axis 0) or columns of each image."""
+        lengths = layout.level_shapes[source][axis], layout.level_shapes[target][axis]
         if not (self.mask_padding and layout.may_have_padding):
-            size = layout.level_shapes[level][axis]
-            return torch.full((layout.batch_size,), size, device=layout.device)
-        return layout.grid(layout.valid_BN, level).select(2 - axis, 0).sum(dim=1)
+            return _full_axis_weights(layout.batch_size, lengths, dtype, layout.device)
+        source_B, target_B = (
+            layout.grid(layout.valid_BN, level).select(2 - axis, 0).sum(dim=1)
+            for level in (source, target)
+        )
+        return _axis_weights(source_B, target_B, lengths=lengths, dtype=dtype)
+
+
+@kept_tensors
+def _full_axis_weights(
+    batch: int, lengths: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return the weights of images that fill an axis of both levels."""
+    source_B, target_B = (torch.full((batch,), length, device=device) for length in lengths)
+    return _axis_weights(source_B, target_B, lengths=lengths, dtype=dtype)
 
 
 def _axis_weights(
