@@ -1,8 +1,8 @@
 """Windows of the levels of a padded batch, and their coherence.
 
 Shapes: B image, N all tokens, S windows of some levels (of all images), A their tokens one window
-after the other, G classes: the windows of one size in one level of one image, X tokens of the
-largest window.
+after the other, R rows of windows, G classes: the windows of one size in one level of one image, X
+tokens of the largest window.
 "Flat" tokens count over the batch: ``image * N + token``. Nothing here carries a gradient.
 """
 
