@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokendetr._projects import projects_folder
+from tokendetr.checkpoint.formats import recognized_format
 from tokendetr.checkpoint.safetensors import load_safetensors
 from tokendetr.errors import CheckpointError, UnsafeCheckpointError
 from tokendetr.io.plain_pickle import PlainPickleError, load_arrays
@@ -47,8 +48,8 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
     """Read a checkpoint file into a dict with the key ``model``.
 
     Args:
-        path: a local ``.safetensors`` file, a ``.pkl`` of numpy arrays (detectron2's model zoo),
-            or a file of ``torch.save``. The last may be a bare state dict, or hold one under
+        path: a local safetensors file, a ``.pkl`` of numpy arrays (detectron2's model zoo), or a
+            file of ``torch.save``. The last may be a bare state dict, or hold one under
             ``model``, ``state_dict``, ``model_state_dict``, ``ema_state`` and the like, also nested
             (``ema.module``), or under ``model_state`` (``.pyth``). The prefixes ``module.`` and
             ``_orig_mod.`` of wrapped models are removed from the keys.
@@ -59,15 +60,19 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
+        IsADirectoryError: it is a folder.
         UnsafeCheckpointError: the file holds more than tensors, arrays and plain values.
         CheckpointError: the file is damaged or is no checkpoint.
         ValueError: the query is unknown.
     """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"checkpoint {path} is a folder: name a file")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} does not exist{how_it_is_made(path)}")
-    if path.endswith(".safetensors"):
+    form = recognized_format(path)
+    if form == "safetensors":
         data: dict[str, Any] = {"model": load_safetensors(path)}
-    elif path.endswith(".pkl"):
+    elif form == "zoo pickle":
         data = _read_zoo_pickle(path)
     else:
         data = _read_torch(path)
@@ -92,8 +97,9 @@ def how_it_is_made(path: str) -> str:
 def _read_torch(path: str) -> dict[str, Any]:
     try:
         _refuse_zip_bomb(path)
-        with torch.serialization.safe_globals(_PLAIN_TYPES):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Open, for torch.load reads a path by its extension.
+        with open(path, "rb") as file, torch.serialization.safe_globals(_PLAIN_TYPES):
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:
