@@ -22,9 +22,9 @@ from tokendetr.cli.argument_types import (
     share,
 )
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
-from tokendetr.cli.visualize_json_results import read_results
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file, drawing_names
+from tokendetr.io.results import read_results
 
 
 def test_inputs_of_one_stem_get_a_file_each():
@@ -156,7 +156,17 @@ def test_typed_errors_of_any_program_are_one_line(monkeypatch):
 
 @pytest.mark.parametrize(
     "record",
-    [5, {}, {"bbox": [1, 2, 3], "score": 1}, {"bbox": [1, 2, 3, float("nan")], "score": 1}],
+    [
+        5,
+        {},
+        {"bbox": [1, 2, 3], "score": 1},
+        {"bbox": [1, 2, 3, float("nan")], "score": 1},
+        {"bbox": None},
+        {"bbox": [1, 2, 3, 10**400]},
+        {"score": "high"},
+        {"category_id": [1]},
+        {"image_id": True},
+    ],
 )
 def test_results_that_are_none_are_named_by_their_number(tmp_path, record):
     good = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -165,6 +175,15 @@ def test_results_that_are_none_are_named_by_their_number(tmp_path, record):
     path.write_text(json.dumps([good, bad]))
     with pytest.raises(ValueError, match="record 1 "):
         read_results(str(path))
+
+
+def test_whole_numbers_of_results_are_ids_as_pandas_writes_them(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_bytes(
+        b'\xef\xbb\xbf[{"image_id": 3.0, "category_id": 1.0, "bbox": [1, 2, 3, 4], "score": 1}]'
+    )
+    (found,) = read_results(path)
+    assert repr(found["image_id"]) == "3" and repr(found["category_id"]) == "1"
 
 
 def test_a_video_without_frames_is_an_error(tmp_path, monkeypatch):

@@ -8,8 +8,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,11 @@ from PIL import Image
 
 from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.data.known import register_if_known
-from tokendetr.io._annotation_masks import is_number
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
+from tokendetr.io.results import read_results
 from tokendetr.predict import read_rgb
 from tokendetr.visualization.boxes import annotated_boxes, draw_boxes, found_boxes, legible_scale
 
@@ -39,35 +38,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--conf-threshold", type=share, default=0.5, help="lowest score drawn")
     parser.add_argument("--num", type=positive_int, help="images to draw (default: all)")
     return parser.parse_args(arguments)
-
-
-def read_results(path: str) -> dict[int, list[dict[str, Any]]]:
-    """Return the records of a results file by image id.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no list of COCO results; the message names the file and record.
-    """
-    try:
-        records = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no readable JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path} holds a {type(records).__name__}, not a list of COCO results")
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}: record {number} is {record!r:.40}, not a COCO result")
-        missing = {"image_id", "category_id", "bbox", "score"} - set(record)
-        if missing:
-            raise ValueError(f"{path}: record {number} has no {', '.join(sorted(missing))}")
-        numbers = record["bbox"] if isinstance(record["bbox"], list) else []
-        if len(numbers) != 4 or not all(map(is_number, (*numbers, record["score"]))):
-            raise ValueError(f"{path}: record {number} has a box or score that is no finite number")
-        if not all(isinstance(record[key], (int, str)) for key in ("image_id", "category_id")):
-            raise ValueError(f"{path}: record {number} has an id that is no number")
-        by_image[record["image_id"]].append(record)
-    return by_image
 
 
 def to_instances(
@@ -97,7 +67,9 @@ def to_instances(
 
 def compare(args: argparse.Namespace) -> int:
     """Write a drawing for each image of the data set with results; return their number."""
-    by_image = read_results(args.input)
+    by_image: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    for result in read_results(args.input):
+        by_image[result["image_id"]].append(result)
     register_if_known(args.dataset)
     if args.dataset not in DatasetCatalog.list():
         raise KeyError(f"no data set is registered as {args.dataset!r}: {DatasetCatalog.list()}")
@@ -127,13 +99,11 @@ def compare(args: argparse.Namespace) -> int:
     return len(shown)
 
 
+@program(KeyError, OSError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
-    try:
-        count = compare(args)
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    count = compare(args)
     print(f"{count} images in {args.output}: predictions left, annotations right")
 
 

@@ -3,7 +3,6 @@
 Shapes: V class.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ from tokendetr.data.coco_check import read_coco
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.matched_results import MatchedResults
 from tokendetr.io.annotations import check_results
+from tokendetr.io.results import read_results
 
-__all__ = ["Analysis", "Comparison", "analyze_results", "compare_results", "read_results"]
+__all__ = ["Analysis", "Comparison", "analyze_results", "compare_results"]
 
 BACKGROUND = "background"
 ERRORS = {
@@ -100,7 +100,7 @@ class Comparison:
     confidence: float
 
 
-def read_results(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _results_on(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Read a file of COCO results and check it against the annotations.
 
     Args:
@@ -112,29 +112,22 @@ def read_results(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[
         DatasetError: the file is no list of results, or a record is of an unknown image or
             category; the message names file and record.
     """
-    try:
-        rows = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"the results {path} do not exist") from None
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is no readable JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise DatasetError(f"{path} holds a {type(rows).__name__}, not a list of COCO results")
+    rows = read_results(path)
     categories = {category["id"] for category in annotations["categories"]}
     for number, row in enumerate(rows):
-        lacking = {"image_id", "category_id", "bbox", "score"} - set(
-            row if isinstance(row, dict) else ()
-        )
-        if lacking:
-            raise DatasetError(f"{path}: record {number} has no {', '.join(sorted(lacking))}")
         if row["category_id"] not in categories:
             raise DatasetError(
                 f"{path}: record {number} is of category {row['category_id']!r}, which the "
                 "annotations do not have"
             )
+        if not 0 <= row["score"] <= 1:  # calibration compares scores with precision
+            raise DatasetError(
+                f"{path}: record {number} has the score {row['score']}: an analysis needs scores "
+                "between 0 and 1, no logits"
+            )
     try:
         check_results(rows, {image["id"] for image in annotations["images"]})
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise DatasetError(f"{path}: {error}") from error
     return rows
 
@@ -151,7 +144,7 @@ def analyze_results(annotations: str | Path, results: str | Path) -> Analysis:
         ConfigError: hotcoco is not installed.
     """
     data = read_coco(str(annotations))
-    return _analysis(data, read_results(results, data))
+    return _analysis(data, _results_on(results, data))
 
 
 def compare_results(
@@ -175,7 +168,7 @@ def compare_results(
         FileNotFoundError, DatasetError, ConfigError: as for :func:`analyze_results`.
     """
     data = read_coco(str(annotations))
-    one, two = (MatchedResults(data, read_results(path, data)) for path in (first, second))
+    one, two = (MatchedResults(data, _results_on(path, data)) for path in (first, second))
     found = one.compare(two, resamples, confidence)
     metrics = {
         name: {
