@@ -4,6 +4,12 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +218,23 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(build_module, "make_scene", fail_later)
     with pytest.raises(KeyboardInterrupt):
         ensure_shapes(tmp_path / "shapes", SPEC, workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_is_killed_ends_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "make_scene", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(BrokenProcessPool):
+        ensure_shapes(tmp_path / "shapes", SPEC, workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "tokendetr", "make-shapes", "--root", tmp_path / "shapes"]
+    program = subprocess.Popen([*command, "--workers", "2"], start_new_session=True)
+    while program.poll() is None and not list(tmp_path.glob(".shapes-*/train/*.jpg")):
+        time.sleep(0.05)
+    os.killpg(program.pid, signal.SIGINT)  # a terminal sends it to all of its processes
+    assert program.wait() == 128 + signal.SIGINT
     assert not list(tmp_path.iterdir())
 
 

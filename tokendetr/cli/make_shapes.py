@@ -8,14 +8,16 @@ Example:
 from __future__ import annotations
 
 import json
-import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, shapes_root
 
 
+@program(BrokenProcessPool, OSError, ValueError)
 def main() -> None:
     """Parse the command line, generate the files, and print their folder and statistics."""
     parser = described_parser(__doc__)
@@ -26,10 +28,7 @@ def main() -> None:
     parser.add_argument("--workers", type=positive_int, help="processes (default one per core)")
     args = parser.parse_args()
     spec = ShapesSpec(num_train=args.train_images, num_val=args.val_images, seed=args.seed)
-    try:
-        root = ensure_shapes(args.root, spec, args.workers)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    root = ensure_shapes(args.root, spec, args.workers)
     print(f"shapes data set in {root}")
     print(json.dumps(json.loads((root / "summary.json").read_text())["splits"], indent=2))
 

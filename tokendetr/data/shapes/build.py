@@ -10,8 +10,11 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -161,8 +164,27 @@ def _write_images(
     progress["desc"] = f"drawing shapes_{split}"
     if min(workers, count) < 2 or "fork" not in multiprocessing.get_all_start_methods():
         return list(Progress(map(_write_image, jobs), **progress))
-    with multiprocessing.get_context("fork").Pool(min(workers, count)) as pool:
-        return list(Progress(pool.imap(_write_image, jobs, chunksize=16), **progress))
+    # Not multiprocessing.Pool: it waits for ever for a worker that is killed, or by Ctrl-C.
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(min(workers, count), context, _follow_parent) as pool:
+        try:
+            return list(Progress(pool.map(_write_image, jobs, chunksize=16), **progress))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent process, and end when that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _write_image(job: tuple[str, str, int, int]) -> dict[str, Any]:
