@@ -32,10 +32,11 @@ from tokendetr.analysis.project_pages import splice_project
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.offers import offered
+from tokendetr.cli.program import program
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.config.tree import PROJECTS_DIR
-from tokendetr.errors import EXPECTED_ERRORS, ConfigError
+from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
 
 SPARSIFY = "sparsify"
@@ -143,25 +144,23 @@ def run_sparsification(args: argparse.Namespace) -> None:
             raise RuntimeError(f"the study of {name} ended early; what it has recorded is kept")
 
 
+@program(OSError, RuntimeError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print the tables."""
     args = parse_arguments(arguments)
-    try:
-        if args.project == SPARSIFY:
-            run_sparsification(args)
-            return
-        studies = chosen_studies(args.project, args.only)
-        root = args.output.resolve()
-        cells = [(s, v, seed) for s in studies for seed in s.seeds for v in s.variants]
-        missing = [c for c in cells if not (c[0].cell_dir(root, *c[1:]) / "results.json").exists()]
-        for number, (study, variant, seed) in enumerate([] if args.table else missing, 1):
-            started = time.monotonic()
-            run_cell(study, variant, seed, root, args.opts)
-            took = time.monotonic() - started
-            cell = f"{study.name}: {variant.slug}, seed {seed}: {took:.0f} s"
-            print(f"[{number}/{len(missing)}] {cell}", flush=True)
-    except (*EXPECTED_ERRORS, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    if args.project == SPARSIFY:
+        run_sparsification(args)
+        return
+    studies = chosen_studies(args.project, args.only)
+    root = args.output.resolve()
+    cells = [(s, v, seed) for s in studies for seed in s.seeds for v in s.variants]
+    missing = [c for c in cells if not (c[0].cell_dir(root, *c[1:]) / "results.json").exists()]
+    for number, (study, variant, seed) in enumerate([] if args.table else missing, 1):
+        started = time.monotonic()
+        run_cell(study, variant, seed, root, args.opts)
+        took = time.monotonic() - started
+        cell = f"{study.name}: {variant.slug}, seed {seed}: {took:.0f} s"
+        print(f"[{number}/{len(missing)}] {cell}", flush=True)
     for study in studies:
         table = study.table(study.results(root))
         print(f"\n{table.markdown()}")

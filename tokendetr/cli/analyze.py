@@ -15,14 +15,13 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from tokendetr.cli.argument_types import non_negative_int
 from tokendetr.cli.arguments import described_parser
-from tokendetr.errors import EXPECTED_ERRORS
+from tokendetr.cli.program import program
 from tokendetr.evaluation.error_analysis import (
     Analysis,
     Comparison,
@@ -99,13 +98,11 @@ def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
     return analysis, comparison
 
 
+@program(OSError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
-    try:
-        analysis, comparison = analyze(args)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    analysis, comparison = analyze(args)
     for row in analysis.classes:
         print(
             f"{row['name']}: AP {row['AP']:.1f}, best threshold {row['threshold']:.2f} "

@@ -23,7 +23,6 @@ from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
 
-from tokendetr import errors
 from tokendetr.analysis.flops import (
     BLENDED_SIZES,
     FlopReport,
@@ -39,10 +38,10 @@ from tokendetr.analysis.inputs import (
 )
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.io.progress import Progress
 
 TASKS = ("flop", "activation", "parameter", "structure")
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -215,14 +214,12 @@ def analyze(args: argparse.Namespace) -> None:
         show(result, model, args.depth)
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        analyze(args)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    analyze(args)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from tokendetr import errors
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import (
     build_measured_model,
@@ -41,6 +40,7 @@ from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_spee
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.io.progress import Progress
 from tokendetr.layers.precision import PRECISIONS, evaluated_in
 from tokendetr.train.launch import launch
@@ -52,7 +52,6 @@ REPEATS = {"train": (100, 5), "eval": (300, 20), "data": (250, 250), "data_advan
 """Task -> default number of measurements (on a GPU, on a CPU)."""
 CACHED_INPUTS = 100
 DIST_URL = "auto"
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 @dataclass
@@ -302,15 +301,13 @@ def run(args: argparse.Namespace) -> None:
         print(model_table(results))
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        device = load_measured_config(args.config_file[0], args.opts).train.device
-        launch(run, args, device=device, default_dist_url=DIST_URL)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    device = load_measured_config(args.config_file[0], args.opts).train.device
+    launch(run, args, device=device, default_dist_url=DIST_URL)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,16 @@ use: ``model.backbone.evaluation_threshold=...``.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from spt_backbone.calibration import calibrate_threshold, find_spt
-from tokendetr import errors
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
-
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
@@ -36,13 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_with_overrides(parser, arguments)
     if args.images < 1:
         parser.error("--images must be at least 1")
-    try:
-        cfg = load_measured_config(args.config_file, args.opts)
-        model = build_measured_model(cfg, args.opts)
-        batches = list(loaded_inputs(cfg, args.images))
-        found = calibrate_threshold(model, batches, args.ratio, tolerance=args.tolerance)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    cfg = load_measured_config(args.config_file, args.opts)
+    model = build_measured_model(cfg, args.opts)
+    batches = list(loaded_inputs(cfg, args.images))
+    found = calibrate_threshold(model, batches, args.ratio, tolerance=args.tolerance)
     strides = ", ".join(f"{ratio:.3f} at stride {s}" for s, ratio in found.by_stride.items())
     print(
         f"selected: {found.ratio:.3f} ({strides}), {found.passes} passes over {args.images} images"

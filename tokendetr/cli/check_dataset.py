@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 
 from tokendetr.cli.argument_types import output_folder, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.data.coco_check import validate_coco
 from tokendetr.data.hints import data_hints
@@ -150,6 +151,7 @@ def draw(task: Task, folder: Path) -> Path:
     return target
 
 
+@program(OSError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tokendetr.analysis.checklist import Checklist, read_checklist
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.io.atomic import write_atomically
 
@@ -24,6 +25,7 @@ def checklists() -> list[Checklist]:
     return [read_checklist(path) for path in sorted((PAGES / "checklist").glob("*.json"))]
 
 
+@program(OSError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

@@ -19,6 +19,7 @@ from typing import Any
 
 from tokendetr._projects import methods
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.config.tree import PROJECTS_DIR
 
 ROOT = PROJECTS_DIR.parent
@@ -202,6 +203,7 @@ def measure(root: Path) -> dict[str, Any]:
     }
 
 
+@program(OSError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

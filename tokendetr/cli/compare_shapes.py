@@ -34,7 +34,6 @@ from detectron2.evaluation import DatasetEvaluators
 from omegaconf import DictConfig
 from torch import nn
 
-from tokendetr import errors
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import (
     build_measured_model,
@@ -47,6 +46,7 @@ from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import timed
 from tokendetr.cli.argument_types import output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
 from tokendetr.evaluation.decoder_correlation import CorrEvaluator
 from tokendetr.evaluation.run import Evaluation
@@ -55,7 +55,6 @@ from tokendetr.evaluation.token_recall import TokenRecall
 RECORDS = PROJECTS_DIR.parent / "docs" / "comparison" / "shapes.json"
 COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
 CORR_IMAGES = 50
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
 DENSE = "DINO"
 METHODS = {
@@ -318,17 +317,15 @@ def method_table(recorded: Mapping[str, Mapping[str, Any]], method: str) -> Tabl
     )
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        if args.recorded:
-            results = show_recorded(args.write)
-        else:
-            results = compare_corr(args) if args.corr else compare(args)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    if args.recorded:
+        results = show_recorded(args.write)
+    else:
+        results = compare_corr(args) if args.corr else compare(args)
     if args.json:
         write_json(results, args.json)
 

@@ -11,13 +11,12 @@ the file and nothing is written.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.data.convert import convert_folder
-from tokendetr.errors import EXPECTED_ERRORS
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,21 +49,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
-    try:
-        files = convert_folder(
-            args.input,
-            args.output,
-            kind=args.format,
-            names=args.names,
-            splits=args.splits,
-            val_share=args.val_share,
-            open_images=not args.skip_images,
-        )
-    except (*EXPECTED_ERRORS, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    files = convert_folder(
+        args.input,
+        args.output,
+        kind=args.format,
+        names=args.names,
+        splits=args.splits,
+        val_share=args.val_share,
+        open_images=not args.skip_images,
+    )
     for file in files:
         print(f"{file.json_file}: {file.num_images:,} images, {file.num_boxes:,} boxes")
     print(f"classes: {', '.join(files[0].names)}; images: {files[0].image_root}")

@@ -23,13 +23,13 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from tokendetr import errors
 from tokendetr.cli.argument_types import positive_int, share
 from tokendetr.cli.arguments import (
     add_overrides_option,
     described_parser,
     parse_with_overrides,
 )
+from tokendetr.cli.program import program
 from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
 from tokendetr.errors import OutputError
@@ -46,7 +46,6 @@ from tokendetr.predict import (
 )
 from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, ImportError, KeyError, OSError, ValueError)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
 logger = logging.getLogger("tokendetr.demo")
 
@@ -190,35 +189,33 @@ def _opencv() -> Any:
     return cv2
 
 
+@program(ImportError, KeyError, OSError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     setup_logger(name="tokendetr")
-    try:
-        cfg = load_config(args.config_file, args.opts, trained=True)
-        metadata = dataset_metadata(cfg, args.metadata_dataset)
-        if args.input:
-            find_images(args.input)  # before the model is built
-            check_output_folder(args.output)
-        if not args.input:
-            cv2 = _opencv()
-            if not args.output:
-                _check_windows(cv2)
-            else:
-                _check_video_file(args.output, args.video_input)
-        predictor = Predictor.from_config(
-            cfg,
-            min_size=args.min_size_test,
-            max_size=args.max_size_test,
-            img_format=args.img_format,
-            precision=args.precision,
-        )
-        if not args.input:
-            run_on_video(predictor, args, metadata)
-        elif unreadable := run_on_pictures(predictor, args, metadata):
-            sys.exit(f"error: {unreadable} images could not be read (see above)")
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    cfg = load_config(args.config_file, args.opts, trained=True)
+    metadata = dataset_metadata(cfg, args.metadata_dataset)
+    if args.input:
+        find_images(args.input)  # before the model is built
+        check_output_folder(args.output)
+    if not args.input:
+        cv2 = _opencv()
+        if not args.output:
+            _check_windows(cv2)
+        else:
+            _check_video_file(args.output, args.video_input)
+    predictor = Predictor.from_config(
+        cfg,
+        min_size=args.min_size_test,
+        max_size=args.max_size_test,
+        img_format=args.img_format,
+        precision=args.precision,
+    )
+    if not args.input:
+        run_on_video(predictor, args, metadata)
+    elif unreadable := run_on_pictures(predictor, args, metadata):
+        sys.exit(f"error: {unreadable} images could not be read (see above)")
 
 
 if __name__ == "__main__":

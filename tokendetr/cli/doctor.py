@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.compat.opencv import has_windows
 from tokendetr.io.atomic import write_atomically
 
@@ -322,6 +323,7 @@ def examine(checks: Sequence[Callable[[], list[Finding]]] = CHECKS) -> list[Find
     return found
 
 
+@program(OSError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

@@ -13,24 +13,23 @@ which renames the weights of another code base.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tokendetr import errors
 from tokendetr.checkpoint.averaged import chosen_weights
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.io.outputs import check_output_file
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
+@program(OSError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
@@ -46,23 +45,20 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of matrices")
     args = parser.parse_args(arguments)
-    try:
-        check_output_file(args.output, [args.input])
-        checkpoint = read_checkpoint(args.input)
-        weights, which = chosen_weights(checkpoint, args.weights)
-        if checkpoint.get("ema_state"):
-            other = "model" if which == "ema" else "ema"
-            print(f"using the weights of {which!r}; use --weights {other} for the others")
-        if args.convert:
-            weights = dict(find_function(args.convert)(weights))
-        size = save_safetensors(
-            {name: torch.as_tensor(value) for name, value in weights.items()},
-            args.output,
-            dtype=DTYPES[args.dtype],
-            metadata={"source": Path(args.input).name},
-        )
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    check_output_file(args.output, [args.input])
+    checkpoint = read_checkpoint(args.input)
+    weights, which = chosen_weights(checkpoint, args.weights)
+    if checkpoint.get("ema_state"):
+        other = "model" if which == "ema" else "ema"
+        print(f"using the weights of {which!r}; use --weights {other} for the others")
+    if args.convert:
+        weights = dict(find_function(args.convert)(weights))
+    size = save_safetensors(
+        {name: torch.as_tensor(value) for name, value in weights.items()},
+        args.output,
+        dtype=DTYPES[args.dtype],
+        metadata={"source": Path(args.input).name},
+    )
     print(f"{args.output}: {size / 1e6:.2f} MB")
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from torch import nn
 
 from tokendetr.cli.argument_types import output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.deploy import ExportOptions, check, export
 from tokendetr.deploy.programs import SUFFIXES
-from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.predict.predictor import build_model
 
@@ -111,24 +110,22 @@ def average_precision(cfg: DictConfig, model: nn.Module) -> float:
     return float(results["bbox"]["AP"])
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     args = parse_arguments(arguments)
-    try:
-        options = None if args.check else requested_options(args)
-        cfg = load_config(args.config_file, [*args.opts, "train.device=cpu"], trained=True)
-        model = build_model(cfg)
-        common: dict[str, Any] = {
-            "library": args.library,
-            "evaluate": (lambda each: average_precision(cfg, each)) if args.evaluate else None,
-        }
-        if options is None:
-            record = check(model, args.output, **common)
-        else:
-            record = export(model, args.output, options, source=args.config_file, **common)
-    except (*EXPECTED_ERRORS, ValueError) as error:
-        sys.exit(f"error: {error}")
+    options = None if args.check else requested_options(args)
+    cfg = load_config(args.config_file, [*args.opts, "train.device=cpu"], trained=True)
+    model = build_model(cfg)
+    common: dict[str, Any] = {
+        "library": args.library,
+        "evaluate": (lambda each: average_precision(cfg, each)) if args.evaluate else None,
+    }
+    if options is None:
+        record = check(model, args.output, **common)
+    else:
+        record = export(model, args.output, options, source=args.config_file, **common)
     for runtime, found in record["checks"].items():
         print(
             f"{args.output}: good in {runtime}: {found['detections']} detections in "

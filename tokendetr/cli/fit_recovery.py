@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -24,24 +23,15 @@ from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
 from token_transforming import NoMapsError, fit_recovery, transform
-from tokendetr import errors
 from tokendetr.analysis.inputs import load_measured_config
 from tokendetr.cli.argument_types import positive_int
+from tokendetr.cli.program import program
 from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import Predictor
 from tokendetr.sparsification import FewImagesError, UnlabeledImages
 from tokendetr.sparsification.recipe import config_file
-
-EXPECTED_ERRORS = (
-    *errors.EXPECTED_ERRORS,
-    FewImagesError,
-    KeyError,
-    NoMapsError,
-    OSError,
-    ValueError,
-)
 
 
 class ImageBatches(Sequence[list[dict[str, Any]]]):
@@ -123,6 +113,7 @@ def run(args: argparse.Namespace) -> list[float]:
     return left
 
 
+@program(FewImagesError, KeyError, NoMapsError, OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -141,10 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     if args.number < 1:
         parser.error("--number must be at least 1")
-    try:
-        left = run(args)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error.args[0] if error.args else error}")
+    left = run(args)
     for number, share in enumerate(left):
         print(f"reduction {number}: maps leave {share:.0%} of the residual recovery's error")
     print(f"{args.output}: use it with model.backbone.token_transform.recovery=affine")

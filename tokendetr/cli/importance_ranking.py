@@ -23,17 +23,16 @@ from collections.abc import Sequence
 import torch
 
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
-from tokendetr import errors
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
 from tokendetr.cli.argument_types import output_file, positive_int, share
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import shipped_weights
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.progress import Progress
 
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
 
 
@@ -137,19 +136,17 @@ def fragment(
     return "\n".join(lines)
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        importance = measure(args)
-        print(as_table(importance, args.stage_lengths).markdown())
-        orders = importance.level_orders(args.stage_lengths)
-        print(f"{OVERRIDE}={orders}".replace(" ", ""))
-        if args.output is not None:
-            write_atomically(args.output, fragment(args, importance, orders).encode())
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    importance = measure(args)
+    print(as_table(importance, args.stage_lengths).markdown())
+    orders = importance.level_orders(args.stage_lengths)
+    print(f"{OVERRIDE}={orders}".replace(" ", ""))
+    if args.output is not None:
+        write_atomically(args.output, fragment(args, importance, orders).encode())
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ Examples:
 from collections.abc import Sequence
 
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.config.tree import config_files, shipped_weights
 
 
+@program()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

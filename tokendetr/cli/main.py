@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tokendetr.errors import EXPECTED_ERRORS, UPSTREAM, upstream_missing
+from tokendetr.cli.program import program
+from tokendetr.errors import UPSTREAM, upstream_missing
 
 
 class Command(NamedTuple):
@@ -94,6 +95,7 @@ def usage() -> str:
     return "\n".join(["usage: tokendetr COMMAND ...", "", *lines, "", "tokendetr COMMAND --help"])
 
 
+@program()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -111,15 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.argv = [f"tokendetr {name}", *command.arguments, *rest]
     module, _, function = command.target.partition(":")
     try:
-        program = getattr(importlib.import_module(module), function)
+        run = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         if error.name not in UPSTREAM:
             raise
         sys.exit(f"error: {upstream_missing(error.name or '')}")
-    try:
-        program()
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    run()
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from tokendetr.cli.argument_types import output_file, share
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.data.bdd100k import SMALL_OBJECTS, bdd100k_root
 from tokendetr.data.object_ratio import below_object_ratio
 from tokendetr.io.annotations import AnnotationError, parse_json
@@ -48,6 +48,7 @@ def thin_out(source: Path, target: Path, max_ratio: float) -> None:
     print(f"{target}: {len(small['images'])} of {len(annotations['images'])} images")
 
 
+@program(OSError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
@@ -58,11 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if args.input is not None:
         pairs = [(Path(args.input), Path(args.output))]
-    try:
-        for source, target in pairs:
-            thin_out(source, target, args.max_ratio)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    for source, target in pairs:
+        thin_out(source, target, args.max_ratio)
 
 
 if __name__ == "__main__":

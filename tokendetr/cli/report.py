@@ -10,14 +10,13 @@ its detector is run on the first images of the test set.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from detectron2.utils.logger import setup_logger
 
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import described_parser
-from tokendetr.errors import EXPECTED_ERRORS
+from tokendetr.cli.program import program
 from tokendetr.report import write_report
 
 
@@ -45,22 +44,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+@program(KeyError, OSError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     setup_logger(name="tokendetr")
-    try:
-        file = write_report(
-            args.runs,
-            args.output,
-            device=args.device,
-            limit=args.images,
-            worst=args.worst,
-            random=args.random,
-            token_images=args.token_images,
-        )
-    except (*EXPECTED_ERRORS, KeyError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    file = write_report(
+        args.runs,
+        args.output,
+        device=args.device,
+        limit=args.images,
+        worst=args.worst,
+        random=args.random,
+        token_images=args.token_images,
+    )
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 

@@ -35,6 +35,7 @@ from tokendetr.cli.argument_types import non_negative_int, positive_int
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.demo_table import LARGE_PX, METRICS, Candidate, record_table, table
 from tokendetr.cli.demo_training import train_with_a_crash
+from tokendetr.cli.program import program
 from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file
 from tokendetr.data.shapes import ensure_shapes
 from tokendetr.encoder.forward_context import record_tokens
@@ -259,15 +260,13 @@ def run(args: argparse.Namespace) -> None:
     print(f"All of it on one page, for a browser: {page}")
 
 
+@program(OSError, RuntimeError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     # As an exception, SIGTERM reaches the finally block that ends the training's process.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        run(args)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(args)
 
 
 if __name__ == "__main__":

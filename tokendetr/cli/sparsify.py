@@ -12,11 +12,11 @@ continues where it stopped. The dense detector's files are not changed.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
+from contextlib import closing
 
-from tokendetr import errors
 from tokendetr.cli.argument_types import non_negative_int, output_folder, positive_int
+from tokendetr.cli.program import program
 from tokendetr.io.progress import Progress
 from tokendetr.sparsification import (
     BUDGETS,
@@ -27,15 +27,6 @@ from tokendetr.sparsification import (
     SparsifyJob,
     StaleFitError,
     run_job,
-)
-
-EXPECTED_ERRORS = (
-    *errors.EXPECTED_ERRORS,
-    FewImagesError,
-    KeyError,
-    OSError,
-    StaleFitError,
-    ValueError,
 )
 
 
@@ -120,11 +111,11 @@ class _Bars:
             self._bar = None
 
 
+@program(FewImagesError, KeyError, OSError, StaleFitError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = build_parser().parse_intermixed_args(arguments)
-    bars = _Bars()
-    try:
+    with closing(_Bars()) as bars:
         job = SparsifyJob(
             config=args.config,
             overrides=args.overrides,
@@ -144,10 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             budget=args.budget,
         )
         report = run_job(job, progress=bars)
-    except EXPECTED_ERRORS as error:
-        bars.close()
-        sys.exit(f"error: {error.args[0] if error.args else error}")
-    bars.close()
     print(report.table().markdown())
     print(f"{args.output}: config.py, model.pth and report.json")
 

@@ -34,9 +34,9 @@ from tokendetr.analysis.tables import splice
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.offers import offered
+from tokendetr.cli.program import program
 from tokendetr.config import zoo
 from tokendetr.config.tree import PROJECTS_DIR
-from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.evaluation.bootstrap import draw_images, match_images
 from tokendetr.io.atomic import write_atomically
 
@@ -222,23 +222,21 @@ def run_missing(comparison: Comparison, record: Record, args: argparse.Namespace
         print(f"[{number}/{len(missing)}] {text}, {took:.0f} s", flush=True)
 
 
+@program(OSError, RuntimeError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print the tables."""
     args = parse_arguments(arguments)
-    try:
-        for comparison in chosen(args.project, args.only):
-            if args.list:
-                print(comparison.name, *(c.slug for c in comparison.contestants), sep="\n  ")
-                continue
-            record = Record(args.records / f"{comparison.name}.json")
-            if not args.table:
-                run_missing(comparison, record, args)
-            for table in comparison.tables(record.rows, record.notes()):
-                print(f"\n{table.markdown()}")
-                if args.write:
-                    splice(args.records.parent / "comparison.md", table)
-    except (*EXPECTED_ERRORS, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    for comparison in chosen(args.project, args.only):
+        if args.list:
+            print(comparison.name, *(c.slug for c in comparison.contestants), sep="\n  ")
+            continue
+        record = Record(args.records / f"{comparison.name}.json")
+        if not args.table:
+            run_missing(comparison, record, args)
+        for table in comparison.tables(record.rows, record.notes()):
+            print(f"\n{table.markdown()}")
+            if args.write:
+                splice(args.records.parent / "comparison.md", table)
 
 
 if __name__ == "__main__":

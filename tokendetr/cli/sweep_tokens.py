@@ -40,7 +40,6 @@ from detectron2.config import instantiate
 from torch import Tensor, nn
 
 from token_transforming import Reduction, restore, transform
-from tokendetr import errors
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.sweep import Point, points_of, write
@@ -48,6 +47,7 @@ from tokendetr.analysis.timing import Summary, timed
 from tokendetr.cli.argument_types import non_negative_int, output_folder, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.fit_recovery import fit_on_images
+from tokendetr.cli.program import program
 from tokendetr.encoder.keep_ratio import find_sparsifier
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import Evaluation
@@ -55,7 +55,6 @@ from tokendetr.predict import Predictor
 from tokendetr.sparsification import UnlabeledImages
 
 DENSE = "dense"
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, TypeError, ValueError)
 
 
 def _layers(text: str) -> list[int]:
@@ -301,14 +300,12 @@ def run_encoder(
     return points
 
 
+@program(OSError, TypeError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        run(args)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    run(args)
 
 
 if __name__ == "__main__":

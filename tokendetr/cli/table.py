@@ -24,6 +24,7 @@ from tokendetr.analysis.project_pages import splice_project
 from tokendetr.analysis.recorded_tables import read_recorded
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.config.tree import PROJECTS_DIR
 
 RECORDED = "recorded"
@@ -89,6 +90,7 @@ def report(table: Table, page: Path, changed: bool, root: Path) -> None:
     print(f"{table.name}: {state} {page.relative_to(root)}", file=sys.stderr)
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
@@ -98,13 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", metavar="NAME", help="this table alone")
     parser.add_argument("--write", action="store_true", help="put them into the project's pages")
     args = parser.parse_args(arguments)
-    try:
-        if args.method == RECORDED:
-            show_recorded(PROJECTS_DIR, args.write)
-        else:
-            show_project(args, PROJECTS_DIR)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    if args.method == RECORDED:
+        show_recorded(PROJECTS_DIR, args.write)
+    else:
+        show_project(args, PROJECTS_DIR)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ import sys
 from detectron2.engine import default_argument_parser
 
 from tokendetr.cli.arguments import overrides_last
+from tokendetr.cli.program import program
 from tokendetr.config.load import load_config, resolve_config
-from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.layers.precision import PRECISIONS
 from tokendetr.train.launch import launch
 from tokendetr.train.process_group import Timeouts
 from tokendetr.train.run import run
 
 
+@program()
 def main() -> None:
     """Parse the command line and start the processes."""
     # Until the run takes care of signals, Ctrl-C ends this process without a traceback.
@@ -39,20 +40,17 @@ def main() -> None:
     args = parser.parse_args(overrides_last(sys.argv[1:]))
     if args.precision != "float32" and not args.eval_only:
         parser.error("--precision is for --eval-only; training has train.amp.enabled and .dtype")
-    try:
-        args.config_file = resolve_config(args.config_file)  # detectron2 copies the file
-        # Read here too, so that a mistake is met before processes are started.
-        settings = load_config(args.config_file, args.opts).train
-        limits = settings.distributed
-        launch(
-            run,
-            args,
-            device=settings.device,
-            default_dist_url=parser.get_default("dist_url"),
-            timeouts=Timeouts(limits.rendezvous_timeout, limits.collective_timeout),
-        )
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    args.config_file = resolve_config(args.config_file)  # detectron2 copies the file
+    # Read here too, so that a mistake is met before processes are started.
+    settings = load_config(args.config_file, args.opts).train
+    limits = settings.distributed
+    launch(
+        run,
+        args,
+        device=settings.device,
+        default_dist_url=parser.get_default("dist_url"),
+        timeouts=Timeouts(limits.rendezvous_timeout, limits.collective_timeout),
+    )
 
 
 if __name__ == "__main__":

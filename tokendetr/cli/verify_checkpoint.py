@@ -13,16 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokendetr import errors
 from tokendetr.analysis.tables import Table
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.published import find_published, published_checkpoints
 from tokendetr.checkpoint.weights import LoadReport, load_weights
 from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.program import program
 from tokendetr.config import load_config
 from tokendetr.train.setup import model_of
-
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
@@ -57,6 +55,7 @@ def published_table() -> Table:
     return Table("published", "", columns, rows)
 
 
+@program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
@@ -75,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config is None:
         sys.exit(f"error: {Path(args.file).name} is no published name: say --config-file")
     overrides = [*(known.overrides if known and not args.config_file else ()), *args.opts]
-    try:
-        report = verify(args.file, config, overrides)
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    report = verify(args.file, config, overrides)
     print(f"{args.file} in {' '.join([config, *overrides])}:\n{report.table()}")
     if not report.is_complete:
         sys.exit("error: the file is of another model")

@@ -9,7 +9,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -26,8 +25,8 @@ from PIL import Image
 
 from tokendetr.cli.argument_types import output_folder, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
-from tokendetr.errors import EXPECTED_ERRORS
 from tokendetr.io.outputs import DrawingNames
 from tokendetr.io.progress import Progress
 from tokendetr.predict import read_rgb
@@ -106,16 +105,14 @@ def present(pictures: Iterator[Drawn], folder: Path, number: int | None, show: b
     return count
 
 
+@program(KeyError, OSError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     setup_logger(name="tokendetr")
     sources: dict[str, Any] = {"annotation": annotated, "dataloader": loaded}
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        count = present(sources[args.source](cfg), Path(args.output_dir), args.num, args.show)
-    except (*EXPECTED_ERRORS, KeyError, OSError, ValueError) as error:
-        sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+    cfg = load_config(args.config_file, args.opts)
+    count = present(sources[args.source](cfg), Path(args.output_dir), args.num, args.show)
     print(f"{count} images{'' if args.show else f' in {args.output_dir}'}")
 
 

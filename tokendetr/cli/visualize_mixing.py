@@ -13,13 +13,12 @@ images (a plain ViT), not those of windows.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokendetr import errors
 from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 from tokendetr.encoder.forward_context import record_tokens
@@ -27,8 +26,6 @@ from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens
-
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, KeyError, OSError, ValueError)
 
 
 def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: int) -> None:
@@ -60,6 +57,7 @@ def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: in
     write_atomically(str(folder / "mixing.json"), json.dumps(shares, indent=1).encode())
 
 
+@program(KeyError, OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
@@ -71,18 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_with_overrides(parser, arguments)
     if args.count < 1:
         parser.error("--count must be at least 1")
-    try:
-        pictures = find_images(args.input)
-        is_file = Path(args.config_file).suffix in (".py", ".yaml")
-        file = args.config_file if is_file else str(get_config_file(args.config_file))
-        draw(
-            Predictor.from_config(load_config(file, args.opts, trained=True)),
-            pictures,
-            Path(args.output),
-            args.count,
-        )
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error.args[0] if error.args else error}")
+    pictures = find_images(args.input)
+    is_file = Path(args.config_file).suffix in (".py", ".yaml")
+    file = args.config_file if is_file else str(get_config_file(args.config_file))
+    draw(
+        Predictor.from_config(load_config(file, args.opts, trained=True)),
+        pictures,
+        Path(args.output),
+        args.count,
+    )
     print(f"{args.output}: a sheet NAME_mixing.png per image, and mixing.json")
 
 

@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from tokendetr import errors
 from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import (
     add_overrides_option,
     described_parser,
     parse_with_overrides,
 )
+from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe, worth_drawing
@@ -40,8 +39,6 @@ from tokendetr.predict import Predictor, dataset_metadata, find_images, read_rgb
 from tokendetr.visualization.boxes import found_boxes
 from tokendetr.visualization.token_pictures import draw_tokens
 from tokendetr.visualization.token_story import draw_story
-
-EXPECTED_ERRORS = (*errors.EXPECTED_ERRORS, OSError, ValueError)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -102,26 +99,22 @@ def visualize(
     write_atomically(str(folder / "tokens.json"), json.dumps(counts, indent=1).encode())
 
 
+@program(OSError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     setup_logger(name="tokendetr")
-    try:
-        pictures = find_images(args.input)
-        cfg = load_config(args.config_file, args.opts, trained=True)
-        predictor = Predictor.from_config(
-            cfg, min_size=args.min_size_test, max_size=args.max_size_test
-        )
-        visualize(
-            predictor,
-            pictures,
-            Path(args.output),
-            args.tile_width,
-            names=dataset_metadata(cfg).get("thing_classes", None),
-            threshold=args.confidence_threshold,
-        )
-    except EXPECTED_ERRORS as error:
-        sys.exit(f"error: {error}")
+    pictures = find_images(args.input)
+    cfg = load_config(args.config_file, args.opts, trained=True)
+    predictor = Predictor.from_config(cfg, min_size=args.min_size_test, max_size=args.max_size_test)
+    visualize(
+        predictor,
+        pictures,
+        Path(args.output),
+        args.tile_width,
+        names=dataset_metadata(cfg).get("thing_classes", None),
+        threshold=args.confidence_threshold,
+    )
     print(f"{args.output}: NAME_story.png and NAME_tokens.png per image, counts in tokens.json")
 
 

@@ -1,0 +1,47 @@
+"""How programs end: Ctrl-C, a reader that leaves, expected errors."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tokendetr.cli.program import program
+from tokendetr.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (ConfigError("no such key"), "error: no such key"),
+        (KeyError("no config 'a'"), "error: no config 'a'"),
+        (KeyboardInterrupt(), 128 + signal.SIGINT),
+    ],
+)
+def test_expected_ends_are_in_words_or_silent(error, ending):
+    @program(KeyError)
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == ending
+
+
+def test_other_errors_keep_their_traceback():
+    @program(KeyError)
+    def main():
+        raise TypeError("a mistake in the program")
+
+    with pytest.raises(TypeError, match="a mistake in the program"):
+        main()
+
+
+def test_a_reader_that_is_gone_ends_the_program_without_a_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tokendetr", "list"]
+    listing = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (listing.returncode, listing.stderr) == (128 + signal.SIGPIPE, b"")

@@ -1,0 +1,58 @@
+"""How every command-line program ends."""
+
+import functools
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+from tokendetr.errors import EXPECTED_ERRORS
+
+__all__ = ["program"]
+
+Arguments = ParamSpec("Arguments")
+Main = Callable[Arguments, None]
+
+
+def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Arguments]]:
+    """Make a function the main function of a program.
+
+    An expected error ends it with one line and exit code 1; Ctrl-C with 130; and a reader of its
+    output that has gone, as in ``| head``, with 141.
+
+    Args:
+        expected: errors whose message is complete, besides ``tokendetr.errors.EXPECTED_ERRORS``.
+    """
+    caught = (*EXPECTED_ERRORS, *expected)
+
+    def decorated(main: Main[Arguments]) -> Main[Arguments]:
+        @functools.wraps(main)
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            try:
+                main(*args, **kwargs)
+                sys.stdout.flush()
+            except KeyboardInterrupt:
+                sys.exit(128 + signal.SIGINT)
+            except Exception as error:
+                if isinstance(error, BrokenPipeError) and _reader_is_gone():
+                    sys.exit(128 + signal.SIGPIPE)
+                if not isinstance(error, caught):
+                    raise
+                # A KeyError's text is the repr of its message.
+                sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+
+        return run
+
+    return decorated
+
+
+def _reader_is_gone() -> bool:
+    """Return whether nobody reads the standard output; then Python must not flush it at exit."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # asks for errors alone
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
