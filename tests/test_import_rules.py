@@ -91,7 +91,9 @@ def test_standalone_imports_nothing_of_ours():
 
 def test_the_library_imports_no_method():
     # Command-line programs stand above the methods, beside tools/.
-    files = [path for path in python_files("tokendetr") if "cli" not in path.relative_to(ROOT).parts]
+    files = [
+        path for path in python_files("tokendetr") if "cli" not in path.relative_to(ROOT).parts
+    ]
     assert not offending(files, ("projects", "tools", "benchmarks", *METHODS))
 
 
