@@ -243,6 +243,21 @@ def test_what_may_be_absent_may_be_left_out(overrides):
     apply_overrides(config(), overrides)
 
 
+def unannotated_mapper(augmentation, augmentation_with_crop, size):
+    """As detrex's mapper: nothing says that the crop may be None."""
+
+
+def test_parts_of_an_owner_without_annotations_may_be_switched_off():
+    cfg = config()
+    cfg.dataloader.train.mapper = L(unannotated_mapper)(
+        augmentation=[], augmentation_with_crop=[1], size=3
+    )
+    apply_overrides(cfg, ["dataloader.train.mapper.augmentation_with_crop=null"])
+    assert cfg.dataloader.train.mapper.augmentation_with_crop is None
+    with pytest.raises(ConfigError, match="unannotated_mapper needs a value for 'size'"):
+        apply_overrides(cfg, ["dataloader.train.mapper.size=null"])
+
+
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize("how", ["null", "absent"])
 def test_loaders_without_records_or_reader_are_refused(part, how):

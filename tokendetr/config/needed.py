@@ -16,12 +16,13 @@ _NO_VALUE = inspect.Parameter.empty
 _PASSED_LATER = ("optimizer.params.model",)
 
 
-def check_needed(cfg: Any, key: str, override: str) -> None:
+def check_needed(cfg: Any, key: str, before: object, override: str) -> None:
     """Check that a key may be null, or absent, at the end of all overrides.
 
     Args:
         cfg: the config after the overrides.
         key: a dotted key that had a value before them.
+        before: that value.
         override: the override that set it to null or deleted it, for the message.
 
     Raises:
@@ -45,19 +46,23 @@ def check_needed(cfg: Any, key: str, override: str) -> None:
     if parameter is None:
         return
     has_default = parameter.default is not _NO_VALUE
-    if (name not in owner and has_default) or (name in owner and _may_be_null(parameter)):
+    if (name not in owner and has_default) or (name in owner and _may_be_null(parameter, before)):
         return
     target: Any = owner.get("_target_")
     needs = getattr(target, "__name__", str(target).rpartition(".")[2])
     raise ConfigError(f"{override}: {needs} needs a value for {name!r}; leave it as it is")
 
 
-def _may_be_null(parameter: inspect.Parameter) -> bool:
-    """Return whether a parameter takes None, as far as its default and annotation say."""
+def _may_be_null(parameter: inspect.Parameter, before: object) -> bool:
+    """Return whether a parameter takes None, as far as its default and annotation say.
+
+    Much of detectron2 and detrex says neither; there, parts such as augmentations may be switched
+    off, and numbers and names are needed.
+    """
     if parameter.default is None:
         return True
     if parameter.annotation is _NO_VALUE:
-        return parameter.default is not _NO_VALUE
+        return parameter.default is not _NO_VALUE or isinstance(before, (DictConfig, ListConfig))
     # As text: an annotation may be a string, or name what is not imported.
     annotation = str(parameter.annotation)
     is_any = annotation in ("Any", "typing.Any", "object", "<class 'object'>")

@@ -40,7 +40,7 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             ones); a number or boolean would become text; or a part that its owner needs is left
             without a value.
     """
-    removed: dict[str, str] = {}
+    removed: dict[str, tuple[str, Any]] = {}
     for text in overrides:
         override, written = _parse(text)
         value = override.value()
@@ -56,7 +56,7 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             _check_known(cfg, key)
         before = OmegaConf.select(cfg, key, default=None)
         if before is not None and (override.is_delete() or value is None):
-            removed[text] = key
+            removed[text] = (key, before)
         if override.is_delete():
             _delete(cfg, key, value, has_value="=" in text)
             continue
@@ -68,8 +68,8 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             # Such as max_iter=1e4, which the grammar reads as a float.
             parent, last = _parent(cfg, key)
             parent[last] = int(value)
-    for text, key in removed.items():
-        check_needed(cfg, key, text)
+    for text, (key, before) in removed.items():
+        check_needed(cfg, key, before, text)
     return cfg
 
 
