@@ -193,9 +193,12 @@ def test_padding_is_not_seen_by_a_criterion_that_takes_logarithms(monkeypatch):
 
 def test_a_criterion_that_lacks_what_the_heads_need_is_named_when_the_model_is_built():
     model = build("dino")
-    model.criterion = nn.Identity()
     heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
     model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
+    model.criterion.losses = ["class", "boxes", "masks"]
+    with pytest.raises(UnsupportedDetectorError, match=r"asks for masks.*auxiliary_heads=False"):
+        observe(model)
+    model.criterion = nn.Identity()
     with pytest.raises(
         UnsupportedDetectorError, match=r"Identity has no matcher.*auxiliary_heads=False"
     ):

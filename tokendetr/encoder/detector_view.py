@@ -170,12 +170,21 @@ def check_requirements(model: nn.Module) -> None:
                 "transformer.decoder.class_embed): build it with as_two_stage=True, or let the "
                 "sparsifier have a projection and heads of its own if it offers them"
             )
-        criterion = getattr(model, "criterion", None)
-        wanted = ("matcher", "losses", "get_loss", "weight_dict")
-        missing = [part for part in wanted if not hasattr(criterion, part)]
-        if "set_criterion" in requires and missing:
+        if "set_criterion" in requires and (lack := _lack_of_boxes(model)):
             raise UnsupportedDetectorError(
-                f"{name} trains heads in the encoder by the detector's own criterion, and "
-                f"{type(criterion).__name__} has no {', '.join(missing)}: "
-                "set auxiliary_heads=False to train without these heads"
+                f"{name} trains heads in the encoder by the detector's own criterion, and {lack}: "
+                "train without these heads (Sparse DETR's auxiliary_heads=False), or use a method "
+                "that has none"
             )
+
+
+def _lack_of_boxes(model: nn.Module) -> str:
+    """Say why a model's criterion cannot train heads of classes and boxes; empty if it can."""
+    criterion = getattr(model, "criterion", None)
+    wanted = ("matcher", "losses", "get_loss", "weight_dict")
+    missing = [part for part in wanted if not hasattr(criterion, part)]
+    if missing:
+        return f"{type(criterion).__name__} has no {', '.join(missing)}"
+    if "masks" in criterion.losses:  # their matchers compare masks, too
+        return f"{type(criterion).__name__} asks for masks, which these heads do not predict"
+    return ""
