@@ -149,6 +149,7 @@ class FocusSparsifier(TokenSparsifier):
             modulation=modulation,
             mask_padding=mask_padding,
         )
+        self.num_classes = num_classes
         self.own_heads: OwnHeads | None = None
         if num_classes is not None:
             self.own_heads = OwnHeads(embed_dim=embed_dim, num_classes=num_classes)

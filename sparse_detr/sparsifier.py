@@ -110,6 +110,7 @@ class SparseSparsifier(TokenSparsifier):
             if wanted and selection == "random":
                 raise ValueError(f"{name} needs scores, and selection='random' has none")
         self.mass_budget = mass_budget
+        self.num_classes = num_classes
         projection = _current_projection(projection)
         for name, value, choices in (
             ("selection", selection, ("dam", "objectness", "random")),

@@ -195,6 +195,9 @@ def test_a_criterion_that_lacks_what_the_heads_need_is_named_when_the_model_is_b
     model = build("dino")
     heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
     model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
+    model.criterion.num_classes = CLASSES + 1
+    with pytest.raises(UnsupportedDetectorError, match=f"num_classes={CLASSES}.*{CLASSES + 1}"):
+        observe(model)
     model.criterion.losses = ["class", "boxes", "masks"]
     with pytest.raises(UnsupportedDetectorError, match=r"asks for masks.*auxiliary_heads=False"):
         observe(model)

@@ -184,16 +184,23 @@ class Client:
         offers: "two stages", "one stage", "pixel decoder", or "another criterion" (two stages).
         folder: of its checkout below ``--others``; "" for detrex's own.
         levels: of its encoder.
+        classes: of its criterion.
     """
 
     make: Callable[[Node], nn.Module]
     offers: str
     folder: str = ""
     levels: int = 4
+    classes: int = 80
 
 
 def of_config(build: Callable[[], DictConfig]) -> Callable[[Node], nn.Module]:
     return lambda node: swapped(build(), node)
+
+
+def first_code_client(folder: str, *arguments: str, levels: int = 4) -> Client:
+    make = of_first_code(folder, *arguments)
+    return Client(make, "pixel decoder", folder, levels, classes=91)
 
 
 CLIENTS = {
@@ -211,29 +218,18 @@ CLIENTS = {
     "Stable-DINO": Client(of_config(stable_dino), "two stages", "stable_dino"),
     "Mask2Former": Client(mask2former, "pixel decoder", "mask2former"),
     "MaskDINO, its authors'": Client(maskdino_of_its_authors, "pixel decoder", "maskdino"),
-    "Deformable DETR, its authors'": Client(
-        of_first_code("deformable_detr"), "pixel decoder", "deformable_detr"
+    "Deformable DETR, its authors'": first_code_client("deformable_detr"),
+    "MS-DETR, its authors'": first_code_client(
+        "ms_detr", *TWO_STAGES, "--mixed_selection", "--use_ms_detr"
     ),
-    "MS-DETR, its authors'": Client(
-        of_first_code("ms_detr", *TWO_STAGES, "--mixed_selection", "--use_ms_detr"),
-        "pixel decoder",
-        "ms_detr",
+    "H-Deformable DETR, its authors'": first_code_client(
+        "h_deformable_detr", *TWO_STAGES, "--mixed_selection"
     ),
-    "H-Deformable DETR, its authors'": Client(
-        of_first_code("h_deformable_detr", *TWO_STAGES, "--mixed_selection"),
-        "pixel decoder",
-        "h_deformable_detr",
-    ),
-    "DETA, its authors'": Client(
-        of_first_code("deta", *TWO_STAGES, "--num_queries", "300"),
-        "pixel decoder",
-        "deta",
-        levels=5,
-    ),
+    "DETA, its authors'": first_code_client("deta", *TWO_STAGES, "--num_queries", "300", levels=5),
 }
 
 
-def methods(offers: str, layers: int, levels: int) -> dict[str, Node]:
+def methods(offers: str, layers: int, levels: int, classes: int) -> dict[str, Node]:
     """The methods as one would configure them for a detector."""
     sparse: dict[str, Any] = {"num_layers": layers, "auxiliary_heads": offers.endswith("stages")}
     focus: dict[str, Any] = {"num_levels": levels}
@@ -245,7 +241,7 @@ def methods(offers: str, layers: int, levels: int) -> dict[str, Node]:
         dynamic["window_sizes"] = [2**power for power in range(levels - 1, 0, -1)]
     if offers in ("one stage", "pixel decoder"):
         sparse["projection"] = "own"
-        focus["num_classes"] = 80
+        focus["num_classes"] = classes
     if offers == "one stage":
         sparse["auxiliary_heads"] = True
     random = {"selection": "random", "auxiliary_heads": False, "num_layers": layers}
@@ -305,7 +301,8 @@ def row(client: Client) -> dict[str, Any]:
         dense.zero_grad(set_to_none=True)
     except Exception as error:
         found["dense"] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    for name, node in methods(client.offers, layers=6, levels=client.levels).items():
+    nodes = methods(client.offers, layers=6, levels=client.levels, classes=client.classes)
+    for name, node in nodes.items():
         found[name] = attempt(client, node, dense, records)
     return found | {"offers": client.offers}
 

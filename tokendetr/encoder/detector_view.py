@@ -170,21 +170,36 @@ def check_requirements(model: nn.Module) -> None:
                 "transformer.decoder.class_embed): build it with as_two_stage=True, or let the "
                 "sparsifier have a projection and heads of its own if it offers them"
             )
-        if "set_criterion" in requires and (lack := _lack_of_boxes(model)):
-            raise UnsupportedDetectorError(
-                f"{name} trains heads in the encoder by the detector's own criterion, and {lack}: "
-                "train without these heads (Sparse DETR's auxiliary_heads=False), or use a method "
-                "that has none"
-            )
+        if "set_criterion" in requires:
+            _check_criterion(name, getattr(module, "num_classes", None), model)
 
 
-def _lack_of_boxes(model: nn.Module) -> str:
-    """Say why a model's criterion cannot train heads of classes and boxes; empty if it can."""
+def _check_criterion(name: str, num_classes: int | None, model: nn.Module) -> None:
+    """Check that a model's criterion can train a sparsifier's heads of classes and boxes.
+
+    Args:
+        name: of the sparsifier.
+        num_classes: of its heads; None: unknown.
+        model: the whole detector.
+
+    Raises:
+        UnsupportedDetectorError: it cannot.
+    """
     criterion = getattr(model, "criterion", None)
     wanted = ("matcher", "losses", "get_loss", "weight_dict")
     missing = [part for part in wanted if not hasattr(criterion, part)]
-    if missing:
-        return f"{type(criterion).__name__} has no {', '.join(missing)}"
-    if "masks" in criterion.losses:  # their matchers compare masks, too
-        return f"{type(criterion).__name__} asks for masks, which these heads do not predict"
-    return ""
+    lack = f"has no {', '.join(missing)}" if missing else ""
+    if not missing and "masks" in criterion.losses:  # their matchers compare masks, too
+        lack = "asks for masks, which these heads do not predict"
+    if lack:
+        raise UnsupportedDetectorError(
+            f"{name} trains heads in the encoder by the detector's own criterion, and "
+            f"{type(criterion).__name__} {lack}: train without these heads (Sparse DETR's "
+            "auxiliary_heads=False), or use a method that has none"
+        )
+    classes = getattr(criterion, "num_classes", num_classes)
+    if num_classes is not None and isinstance(classes, int) and classes != num_classes:
+        raise UnsupportedDetectorError(
+            f"{name} has num_classes={num_classes}, the detector's criterion {classes}: give the "
+            "sparsifier the same number"
+        )
