@@ -185,7 +185,7 @@ def _check_criterion(name: str, num_classes: int | None, model: nn.Module) -> No
     Raises:
         UnsupportedDetectorError: it cannot.
     """
-    criterion = getattr(model, "criterion", None)
+    criterion: Any = getattr(model, "criterion", None)
     wanted = ("matcher", "losses", "get_loss", "weight_dict")
     missing = [part for part in wanted if not hasattr(criterion, part)]
     lack = f"has no {', '.join(missing)}" if missing else ""
@@ -197,9 +197,9 @@ def _check_criterion(name: str, num_classes: int | None, model: nn.Module) -> No
             f"{type(criterion).__name__} {lack}: train without these heads (Sparse DETR's "
             "auxiliary_heads=False), or use a method that has none"
         )
-    classes = getattr(criterion, "num_classes", num_classes)
-    if num_classes is not None and isinstance(classes, int) and classes != num_classes:
+    classes = getattr(criterion, "num_classes", None)
+    if num_classes is not None and isinstance(classes, int) and num_classes < classes:
         raise UnsupportedDetectorError(
-            f"{name} has num_classes={num_classes}, the detector's criterion {classes}: give the "
-            "sparsifier the same number"
+            f"{name} has num_classes={num_classes}, and the detector's criterion {classes}: give "
+            "the sparsifier the same number"
         )
