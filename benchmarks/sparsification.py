@@ -132,7 +132,7 @@ class Study:
         # From these files a later call, which may add steps, goes on.
         files = {s: self.folder / f"{self.config}_{seed}_{s}.pth" for s in ("every", *DISTILLED)}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.timed(own, 0):
+        with self.timed(own, 0, files["every"]):
             result = fit(predictor.model, student, images, options, state_file=files["every"])
         own.setdefault("curve 0", result.curve)
         if labels:
@@ -145,7 +145,7 @@ class Study:
                 continue
             student.load_state_dict(fitted)
             own[f"iterations {number}"] = iterations
-            with self.timed(own, number), changed(student, step):  # without a budget
+            with self.timed(own, number, files[step]), changed(student, step):  # without a budget
                 distilled = replace(
                     options, score_iterations=0, distill_iterations=iterations, targets=targets
                 )
@@ -153,10 +153,12 @@ class Study:
             self.measure(seed, student, [step])
 
     @contextmanager
-    def timed(self, own: dict[str, Any], number: int) -> Iterator[None]:
-        """Record the time of a fit, unless it is recorded."""
-        started, busy = time.perf_counter(), time.process_time()
+    def timed(self, own: dict[str, Any], number: int, file: Path) -> Iterator[None]:
+        """Record the time of a fit, unless it is recorded or goes on from its file."""
+        began, started, busy = file.exists(), time.perf_counter(), time.process_time()
         yield
+        if began:
+            return
         own.setdefault(f"seconds {number}", round(time.perf_counter() - started, 1))
         own.setdefault(f"processor seconds {number}", round(time.process_time() - busy, 1))
 
