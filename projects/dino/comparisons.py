@@ -11,6 +11,7 @@ from tokendetr.analysis.comparison import Claim, Comparison, Contestant
 from tokendetr.config import checkpoint_file
 
 _SPARSIFIER = "model.transformer.encoder.sparsifier"
+_DISTILLED = ("--distill", "400", "--targets", "memory")
 _SIZES = {"256": 256, "1.2x": 307, "1.4x": 358}
 TRAINING = (
     "train.max_iter=600",
@@ -55,7 +56,7 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
     )
     # Fresh heads on the encoder's layers: their gradients would take most of the clipped step.
     headless = [*ratio, *_options(auxiliary_heads=False)]
-    for more, distilled in (("", ()), (", distilled first", ("--distill", "400"))):
+    for more, distilled in (("", ()), (", distilled first", _DISTILLED)):
         yield Contestant(
             f"Sparse DETR {share} with bypass{more}, no auxiliary heads",
             f"{sparse}_bypass",
@@ -79,7 +80,7 @@ def _resolution() -> Iterable[Contestant]:
                 f"sparse {keep:.0%} at {size}",
                 "sparse_dino_shapes_bypass",
                 [*_options(keep_ratio=keep), *resize],
-                sparsified=("--max-images", "128", "--distill", "400"),
+                sparsified=("--max-images", "128", *_DISTILLED),
                 trained=False,
             )
 

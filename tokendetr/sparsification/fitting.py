@@ -74,7 +74,7 @@ class FitOptions:
     max_images: int = 2000
     tolerance: float = 0.01
     seed: int = 0
-    targets: Targets = "memory"
+    targets: Targets = "both"
 
     def __post_init__(self) -> None:
         if min(self.score_iterations, self.distill_iterations) < 0 or self.max_images < 1:
