@@ -289,3 +289,10 @@ def test_parts_are_groups_however_they_are_set(tmp_path):
 def test_devices_that_hold_no_tensor_here_are_refused(device):
     with pytest.raises(ConfigError, match=f"train.device is .*{device}.*use cuda or cpu"):
         check_device(device)
+
+
+@pytest.mark.parametrize("dtype", ["half", "int8", "[bf16]", "16"])
+def test_an_unknown_precision_is_said_before_anything_is_built(dtype):
+    options = ["train.amp.enabled=True", f"train.amp.dtype={dtype}"]
+    with pytest.raises(ConfigError, match="train.amp.dtype.*(use float16 or bfloat16|is text)"):
+        load_config("dino_shapes", options)

@@ -8,7 +8,8 @@ from detectron2.engine import hooks
 
 from tests.train.toy import ToyDetector, batch, write_dataset
 from tokendetr.errors import NonFiniteLossError
-from tokendetr.train.trainer import Trainer, parse_dtype
+from tokendetr.layers.precision import parse_dtype
+from tokendetr.train.trainer import Trainer
 
 
 def make_model(**kwargs):

@@ -42,10 +42,10 @@ from tokendetr.cli.argument_types import non_negative_int, output_file, positive
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.io.progress import Progress
-from tokendetr.layers.precision import PRECISIONS, evaluated_in
+from tokendetr.layers.precision import PRECISIONS, evaluated_in, parse_dtype
 from tokendetr.train.launch import launch
 from tokendetr.train.setup import distributed
-from tokendetr.train.trainer import Trainer, parse_dtype
+from tokendetr.train.trainer import Trainer
 
 TASKS = ("train", "eval", "data", "data_advanced")
 REPEATS = {"train": (100, 5), "eval": (300, 20), "data": (250, 250), "data_advanced": (100, 100)}

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokendetr.errors import ConfigError
+from tokendetr.layers.precision import parse_dtype
 
 __all__ = ["check_settings"]
 
@@ -235,6 +236,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
                     f"dataloader.{part}.num_workers above 0, or leave it out"
                 )
     yield from _unread_records(cfg)
+    yield from _unknown_precision(cfg)
     batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=None)
     steps = OmegaConf.select(cfg, "train.grad_accum_steps", default=1)
     if isinstance(batch, int) and isinstance(steps, int) and steps > 0 and batch % steps:
@@ -286,6 +288,15 @@ def _unread_records(cfg: DictConfig) -> Iterator[str]:
                 f"dataloader.{part}.mapper has no value: the records of a data set need one that "
                 "reads their images, such as detrex.data.DetrDatasetMapper"
             )
+
+
+def _unknown_precision(cfg: DictConfig) -> Iterator[str]:
+    amp = OmegaConf.select(cfg, "train.amp", default=None)
+    if amp is not None and amp.get("enabled", False):
+        try:
+            parse_dtype(amp.get("dtype", "float16"))
+        except ConfigError as error:
+            yield str(error)
 
 
 def _name(node: DictConfig) -> str:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tokendetr.errors import ConfigError
+
 __all__ = [
     "PRECISIONS",
     "Precision",
@@ -14,10 +16,17 @@ __all__ = [
     "check_precision",
     "evaluated_in",
     "geometry_dtype",
+    "parse_dtype",
 ]
 
 Precision = Literal["float32", "bfloat16", "bf16"]
 PRECISIONS = ("float32", "bfloat16", "bf16")
+_AMP_DTYPES = {
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
 
 
 def check_precision(precision: str) -> None:
@@ -44,6 +53,17 @@ def evaluated_in(precision: str, model: nn.Module) -> AbstractContextManager[Any
     if precision == "float32":
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Return the dtype that ``train.amp.dtype`` names.
+
+    Raises:
+        ConfigError: it is neither float16 nor bfloat16.
+    """
+    if not isinstance(name, str) or name not in _AMP_DTYPES:
+        raise ConfigError(f"train.amp.dtype={name!r}: use float16 or bfloat16")
+    return _AMP_DTYPES[name]
 
 
 def geometry_dtype(weights: torch.dtype) -> torch.dtype:

@@ -26,7 +26,7 @@ from tokendetr.data.validate import validate_config_data
 from tokendetr.data.workers import named_loader_failures
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
-from tokendetr.layers.precision import Precision
+from tokendetr.layers.precision import Precision, parse_dtype
 from tokendetr.train.hooks import (
     BestCheckpoint,
     Checkpoints,
@@ -50,7 +50,7 @@ from tokendetr.train.setup import (
 )
 from tokendetr.train.starting_state import load_average, load_starting_state
 from tokendetr.train.stop import StopSignals
-from tokendetr.train.trainer import Trainer, parse_dtype
+from tokendetr.train.trainer import Trainer
 from tokendetr.train.writers import EpochPrinter, MetricsFile, Writers, tensorboard_writer
 
 __all__ = ["fit", "run"]

@@ -29,29 +29,11 @@ from tokendetr.train.writers import (
     restore_metrics,
 )
 
-__all__ = ["Trainer", "parse_dtype"]
+__all__ = ["Trainer"]
 
 _MAX_SKIPPED = 32
 """Number of updates in a row that float16's scaler may skip. Each skip halves the scale, so it has
 then fallen from its initial 2^16 to 2^-16."""
-
-_DTYPES = {
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """Return the dtype that ``train.amp.dtype`` names.
-
-    Raises:
-        ValueError: it is neither float16 nor bfloat16.
-    """
-    if name not in _DTYPES:
-        raise ValueError(f"train.amp.dtype={name!r}: use float16 or bfloat16")
-    return _DTYPES[name]
 
 
 class Trainer(SimpleTrainer):
