@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.small_detectors import LAYERS, NAMES, WIDTH, build, record
+from sparse_detr import SparseSparsifier
+from tests.small_detectors import CLASSES, LAYERS, NAMES, WIDTH, build, record
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import DetectorView, require_detector
 from tokendetr.encoder.forward_context import current_pass, observe
@@ -219,3 +220,24 @@ def test_the_first_codes_attention_is_seen_whatever_its_order_of_levels():
         pytest.raises(UnsupportedDetectorError, match="levels"),
     ):
         theirs(query_BQC, points_BQL2, memory_BNC, torch.tensor([(9, 9), (2, 3)]))
+
+
+def test_a_criterion_that_lacks_what_the_heads_need_is_named_when_the_model_is_built():
+    model = build("dino")
+    heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
+    model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
+    model.criterion.num_classes = CLASSES + 1
+    with pytest.raises(UnsupportedDetectorError, match=f"num_classes={CLASSES}.*{CLASSES + 1}"):
+        observe(model)
+    model.criterion.losses = ["class", "boxes", "masks"]
+    with pytest.raises(UnsupportedDetectorError, match=r"asks for masks.*auxiliary_heads=False"):
+        observe(model)
+    model.criterion.losses = ["class", "boxes"]
+    model.criterion.loss_boxes = lambda outputs, targets, indices, num_boxes, ranks: {}
+    with pytest.raises(UnsupportedDetectorError, match=r"needs ranks.*auxiliary_heads=False"):
+        observe(model)
+    model.criterion = nn.Identity()
+    with pytest.raises(UnsupportedDetectorError, match=r"Identity has no matcher.*auxiliary"):
+        observe(model)
+    model.transformer.encoder.sparsifier = SparseSparsifier(**heads, auxiliary_heads=False)
+    observe(model)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from sparse_detr import SparseSparsifier, decoder_attention_loss
@@ -189,25 +188,6 @@ def test_padding_is_not_seen_by_a_criterion_that_takes_logarithms(monkeypatch):
     monkeypatch.setattr(model.criterion, "loss_labels", log_loss)
     losses = auxiliary_losses(model, RECORDS)  # two image sizes, so there is padding
     assert all(torch.tensor(value).isfinite() for value in losses.values())
-
-
-def test_a_criterion_that_lacks_what_the_heads_need_is_named_when_the_model_is_built():
-    model = build("dino")
-    heads = {"embed_dim": WIDTH, "num_classes": CLASSES, "num_layers": LAYERS}
-    model.transformer.encoder.sparsifier = SparseSparsifier(**heads)
-    model.criterion.num_classes = CLASSES + 1
-    with pytest.raises(UnsupportedDetectorError, match=f"num_classes={CLASSES}.*{CLASSES + 1}"):
-        observe(model)
-    model.criterion.losses = ["class", "boxes", "masks"]
-    with pytest.raises(UnsupportedDetectorError, match=r"asks for masks.*auxiliary_heads=False"):
-        observe(model)
-    model.criterion = nn.Identity()
-    with pytest.raises(
-        UnsupportedDetectorError, match=r"Identity has no matcher.*auxiliary_heads=False"
-    ):
-        observe(model)
-    model.transformer.encoder.sparsifier = SparseSparsifier(**heads, auxiliary_heads=False)
-    observe(model)
 
 
 def test_a_detector_without_two_stages_is_named_when_the_model_is_built():

@@ -7,6 +7,7 @@ so no module is registered twice and a copied model uses its own modules.
 Shapes: B image, N all tokens, C channel.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.layers.deformable_attention import is_deformable_attention
 from tokendetr.tokens import LevelLayout
+
+_LOSS_ARGUMENTS = ("outputs", "targets", "indices", "num_boxes")
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,8 @@ def _check_criterion(name: str, num_classes: int | None, model: nn.Module) -> No
     lack = f"has no {', '.join(missing)}" if missing else ""
     if not missing and "masks" in criterion.losses:  # their matchers compare masks, too
         lack = "asks for masks, which these heads do not predict"
+    if not missing and (unknown := _further_arguments(criterion)):
+        lack = f"needs {unknown}, which these heads do not have"
     if lack:
         raise UnsupportedDetectorError(
             f"{name} trains heads in the encoder by the detector's own criterion, and "
@@ -203,3 +209,14 @@ def _check_criterion(name: str, num_classes: int | None, model: nn.Module) -> No
             f"{name} has num_classes={num_classes}, and the detector's criterion {classes}: give "
             "the sparsifier the same number"
         )
+
+
+def _further_arguments(criterion: Any) -> str:
+    """Return the arguments that a criterion's losses need besides a set criterion's four."""
+    found: list[str] = []
+    for name in ("loss_labels", "loss_boxes"):
+        loss = getattr(criterion, name, None)
+        needed = [] if loss is None else inspect.signature(loss).parameters.values()
+        required = [p.name for p in needed if p.default is p.empty and p.kind not in _VARIADIC]
+        found += required[len(_LOSS_ARGUMENTS) :]
+    return " and ".join(found)
