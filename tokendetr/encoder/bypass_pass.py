@@ -94,12 +94,11 @@ class BypassPass(ABC):
 
     def _kept_tokens(self, token_map: TokenMap) -> Tensor:
         anchor_BK, valid_BK = token_map.anchor_BK, token_map.valid_BK
-        kept_BN = torch.ones_like(self._layout.valid_BN)
-        if anchor_BK is not None:
-            source_BK = torch.ones_like(anchor_BK, dtype=torch.bool)
-            source_BK = source_BK if valid_BK is None else valid_BK
-            kept_BN = torch.zeros_like(kept_BN).scatter(1, anchor_BK, source_BK)
-        return kept_BN
+        if anchor_BK is None:
+            return torch.ones_like(self._layout.valid_BN)
+        if valid_BK is None:
+            valid_BK = torch.ones_like(anchor_BK, dtype=torch.bool)
+        return torch.zeros_like(self._layout.valid_BN).scatter(1, anchor_BK, valid_BK)
 
 
 class _SortedPass(BypassPass):
