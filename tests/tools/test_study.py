@@ -108,6 +108,12 @@ def test_a_run_is_three_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (fit, fitting[:2]) == ("main", ["sparsify", "dino_shapes"])
     assert {"--distill", "4", "--seed"} < set(fitting)
     assert any(given.endswith("seed0/model.pth") for given in testing)
+    fitted = Path(fitting[fitting.index("--output") + 1])
+    fitted.mkdir(parents=True)
+    (fitted / "report.md").touch()
+    ran.clear()
+    study.Run(TRIED, TRIED.contestants[2], 0, tmp_path).measure()
+    assert [module for module, _ in ran] == ["train_net"], "a finished fit is used again"
 
 
 def test_what_is_recorded_is_not_repeated(

@@ -39,6 +39,7 @@ from tokendetr.config import zoo
 from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.evaluation.bootstrap import draw_images, match_images
 from tokendetr.io.atomic import write_atomically
+from tokendetr.sparsification.job import OUTPUTS
 
 RECORDS = PROJECTS_DIR.parent / "docs" / "evidence"
 COUNTED_IMAGES = 20
@@ -145,13 +146,14 @@ class Run:
         """Return the file of the row's weights, made if it is missing."""
         start = self.comparison.weights
         if self.contestant.sparsified:
-            self.command(
-                "main",
-                ["sparsify", self.comparison.dense, f"train.init_checkpoint={start}"]
-                + ["train.device=cpu", "--images", self.comparison.images]
-                + [*self.contestant.sparsified, "--seed", str(self.seed)]
-                + ["--output", str(self.start)],
-            )
+            if not (self.start / OUTPUTS[-1]).is_file():  # rows with other options share it
+                self.command(
+                    "main",
+                    ["sparsify", self.comparison.dense, f"train.init_checkpoint={start}"]
+                    + ["train.device=cpu", "--images", self.comparison.images]
+                    + [*self.contestant.sparsified, "--seed", str(self.seed)]
+                    + ["--output", str(self.start)],
+                )
             start = str(self.start / "model.pth")
         if not self.contestant.trained:
             return start
