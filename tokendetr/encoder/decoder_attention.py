@@ -27,7 +27,8 @@ class DecoderAttention:
     Forward pre-hooks on the decoder's cross-attentions read it, so detectors need no change.
     Denoising queries are excluded, since they start from noised ground truth, and so are further
     passes of a decoder that runs several times in training (Mr.DETR): evaluation has the first one
-    alone. Nothing here carries a gradient.
+    alone. Padding queries, which an image with fewer tokens than queries has in a batch, count
+    nothing. Nothing here carries a gradient.
 
     Args:
         detector: the running detector.
@@ -44,6 +45,7 @@ class DecoderAttention:
         self._layout = layout
         self._half_cell = half_cell
         self._mass_BN: Tensor | None = None
+        self._valid_BQ: Tensor | None = None
         self._passes = 0
         self._handles: list[Any] = []
 
@@ -63,7 +65,7 @@ class DecoderAttention:
     def __enter__(self) -> "DecoderAttention":
         decoder = self._detector.decoder
         if decoder is not None:
-            self._handles.append(decoder.register_forward_pre_hook(self._begin_pass))
+            self._handles.append(decoder.register_forward_pre_hook(self._begin_pass, with_kwargs=True))
         for attention in self._detector.cross_attentions:
             self._handles.append(attention.register_forward_pre_hook(self._look, with_kwargs=True))
         return self
@@ -77,8 +79,13 @@ class DecoderAttention:
         while self._handles:
             self._handles.pop().remove()
 
-    def _begin_pass(self, decoder: nn.Module, args: tuple[Any, ...]) -> None:
+    def _begin_pass(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self._passes += 1
+        queries = args[0] if args else kwargs.get("queries")
+        # Upstream's decoders take tensors: they have no padding queries.
+        self._valid_BQ = getattr(queries, "valid_BQ", None)
 
     @torch.no_grad()
     def _look(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,6 +107,9 @@ class DecoderAttention:
         # Back to the encoder's order of levels; turning around undoes itself.
         locations_BQMLP2 = locations_BQMLP2[:, :, :, order]
         weights_BQMLP = weights_BQMLP[:, :, :, order]
+        if self._valid_BQ is not None:
+            padding_BQ111 = ~self._valid_BQ[:, chosen, None, None, None]
+            weights_BQMLP = weights_BQMLP.masked_fill(padding_BQ111, 0.0)
         mass_BN = splat_attention(
             locations_BQMLP2, weights_BQMLP, self._layout.level_shapes, half_cell=self._half_cell
         )
