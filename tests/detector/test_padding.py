@@ -13,6 +13,7 @@ from detectron2.modeling.backbone import (
 )
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detrex.layers import PositionEmbeddingSine
+from detrex.modeling.backbone import ConvNeXt
 from detrex.modeling.neck import ChannelMapper
 from torch import nn
 from torch.nn import functional as F
@@ -65,6 +66,9 @@ BACKBONES = {
     "vit_pyramid": vit_pyramid,
     "vit": vit,
     "vit_square": lambda: vit_pyramid(square_pad=192),
+    "convnext": lambda: ConvNeXt(
+        depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), layer_scale_init_value=1.0, out_indices=(1, 2, 3)
+    ),
 }
 DIVISORS = {
     "resnet": 1,
@@ -74,6 +78,7 @@ DIVISORS = {
     "vit_pyramid": 32,
     "vit": 16,
     "vit_square": 32,
+    "convnext": 4,
 }
 
 
@@ -157,6 +162,15 @@ def test_the_real_part_of_a_level_is_the_part_that_shows_the_image():
                 rows, columns = -(-height // stride), -(-width // stride)
                 assert int(real[row].sum()) == rows * columns
                 assert real[row, :rows, :columns].all()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_image_of_one_pixel_is_seen(name):
+    backbone, neck, positions = parts(name)
+    batch = read([torch.rand(3, 1, 1)], backbone)
+    with torch.no_grad():
+        pyramid = build_pyramid(backbone, neck, positions, batch, share_canvas=False)
+    assert all(feature.isfinite().all() for feature in pyramid.features)
 
 
 def test_images_larger_than_the_square_are_named():

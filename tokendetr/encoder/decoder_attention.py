@@ -65,7 +65,9 @@ class DecoderAttention:
     def __enter__(self) -> "DecoderAttention":
         decoder = self._detector.decoder
         if decoder is not None:
-            self._handles.append(decoder.register_forward_pre_hook(self._begin_pass, with_kwargs=True))
+            self._handles.append(
+                decoder.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
+            )
         for attention in self._detector.cross_attentions:
             self._handles.append(attention.register_forward_pre_hook(self._look, with_kwargs=True))
         return self
