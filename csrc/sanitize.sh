@@ -10,6 +10,7 @@ work=build/sanitize
 mkdir -p "$work/tests"
 rm -rf "$work/tokendetr" "$work/standalone" "$work/tests/ops"
 cp -r tokendetr standalone setup.py pyproject.toml README.md LICENSE "$work"/
+ln -sfn ../../projects "$work/projects"  # setup.py takes the list of methods from there
 mkdir -p "$work/csrc" && cp -rp csrc/. "$work/csrc"
 cp -r tests/ops tests/conftest.py tests/patience.py "$work/tests"/
 rm -f "$work"/tokendetr/libtokendetr_ops.* "$work"/tests/ops/test_cuda* "$work"/tests/ops/test_build*
