@@ -1,11 +1,20 @@
 """tools/calibrate_selection.py."""
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.small_shapes import small_shapes
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.cli import calibrate_selection
 
 CONFIG = "projects/spt_backbone/configs/spt_dino_shapes.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with small_shapes(tmp_path_factory, num_train=1, num_val=1):
+        yield
 
 
 def test_it_prints_the_override_to_use(monkeypatch, capsys):
