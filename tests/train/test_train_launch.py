@@ -336,8 +336,8 @@ def train_dino(args):
 
 
 @pytest.mark.slow
-# AdamW divides by the gradient's size, so the rounding of a tiny gradient moves its weight as far as
-# a large gradient would: one weight in thousands passes 1e-6 in float32.
+# AdamW divides by the gradient's size, so the rounding of a tiny gradient moves its weight as far
+# as a large gradient would: one weight in thousands passes 1e-6 in float32.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-6)])
 def test_two_processes_train_dino_like_one(tmp_path, dtype, tolerance):
     for processes in (1, 2):
