@@ -18,6 +18,7 @@ from tokendetr.analysis.flops import (
     mean_report,
     synthetic_inputs,
 )
+from tokendetr.config import zoo
 from tokendetr.ops import use_reference
 
 SIZE = (96, 128)
@@ -31,7 +32,7 @@ def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def dino_r50() -> nn.Module:
-    config = LazyConfig.load("projects/dino/configs/dino-resnet/dino_r50_4scale_12ep.py")
+    config = LazyConfig.load(str(zoo.get_config_file("dino_r50_4scale_12ep")))
     config.model.device = "cpu"
     return instantiate(config.model)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_instances
 
 __all__ = ["load_repeatably", "register_coco_format"]
@@ -49,14 +50,19 @@ def load_repeatably(file: str) -> Any:
 
 
 def _refused_name(error: AssertionError) -> str | None:
-    """Return the name that ``DatasetCatalog.register`` refused; None for another's error.
+    """Return the name that the catalogs refused; None for another's error.
 
-    The error itself has only a message, so the name is read from the frame that raised it.
+    ``DatasetCatalog.register`` refuses a name that is taken, and ``Metadata`` other values for it:
+    detectron2's ``register_coco_instances`` sets these also for a name that it does not register
+    again. The error itself has only a message, so the name is read from the frame that raised it.
     """
     register = type(DatasetCatalog).register.__code__
+    change = getattr(Metadata.__setattr__, "__code__", None)
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is register:
             return str(frame.f_locals["name"])
+        if frame.f_code is change:
+            return str(frame.f_locals["self"].name)
     return None
 
 
