@@ -111,13 +111,12 @@ class Study:
         assert ap is not None
         return round(ap, 2)
 
-    def run(self, seed: int, options: FitOptions, iterations: int, labels: int = 0) -> None:
+    def run(self, seed: int, options: FitOptions, labels: int = 0) -> None:
         """Fit, distill, train with labels and evaluate one seed, as far as that is not recorded.
 
         Args:
             seed: of images and fits.
             options: of the fit without distillation.
-            iterations: of each distillation.
             labels: iterations with labels; 0: none.
         """
         predictor, student = build(self.cfg, "mass")
@@ -130,7 +129,8 @@ class Study:
         if all(step in own for step in (*self.steps, *(LABELLED if labels else ()))):
             return
         # From these files a later call, which may add steps, goes on.
-        files = {s: self.folder / f"{self.config}_{seed}_{s}.pth" for s in ("every", *DISTILLED)}
+        names = {step: step.replace(", ", "_") for step in ("every", *DISTILLED)}
+        files = {s: self.folder / f"{self.config}_{seed}_{n}.pth" for s, n in names.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.timed(own, 0, files["every"]):
             result = fit(predictor.model, student, images, options, state_file=files["every"])
@@ -140,7 +140,7 @@ class Study:
                 self.train_on(seed, student, labels)
         self.measure(seed, student, [step for step in self.steps if step not in DISTILLED])
         fitted = copy.deepcopy(student.state_dict())
-        for number, (step, targets) in enumerate(DISTILLED.items(), start=1):
+        for number, (step, (targets, iterations)) in enumerate(DISTILLED.items(), start=1):
             if step in own or step not in self.steps:
                 continue
             student.load_state_dict(fitted)
@@ -310,7 +310,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps", nargs="+", choices=STEPS, default=list(STEPS), help="(default: all)"
     )
-    parser.add_argument("--distill", type=int, default=400, metavar="ITERATIONS")
     parser.add_argument(
         "--labels", type=int, default=0, metavar="ITERATIONS", help="also train with labels"
     )
@@ -320,12 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.splice:
         study = Study(args.config, args.overrides, args.images, args.folder, args.steps)
         for seed in args.seeds:
-            study.run(
-                seed,
-                FitOptions(seed=seed),
-                args.distill,
-                args.labels,
-            )
+            study.run(seed, FitOptions(seed=seed), args.labels)
     for table in tables():
         sys.stdout.write(table.markdown() + "\n")
         splice(PAGE, table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import instantiate
@@ -24,9 +24,22 @@ STEPS = {
     "mass": "the same, budgets by score mass",
     "distilled": "(c) the latter, then encoder, maps and scores distilled from the memory",
     "outputs": "(c) the same, from memory and outputs",
+    "outputs, longer": "(c) the same, for 1000 instead of 400 iterations",
 }
-DISTILLED: dict[str, Targets] = {"distilled": "memory", "outputs": "both"}
-"""Targets of the steps that distill."""
+
+
+class Distillation(NamedTuple):
+    """What a step that distills compares, and for how many iterations."""
+
+    targets: Targets
+    iterations: int = 400
+
+
+DISTILLED = {
+    "distilled": Distillation("memory"),
+    "outputs": Distillation("both"),
+    "outputs, longer": Distillation("both", 1000),
+}
 LABELLED = {
     "labels": "(d) the bypass in every layer, then trained with labels",
     "labels, no bypass": "the same training, no bypass",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ CHECKOUT = Path(__file__).absolute().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     check_stand_ins()
+    # A shell starts what runs in the background with interrupts ignored, and programs inherit
+    # that: those that tests interrupt would go on.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Programs that tests start read configs that import from ``tests``.
     paths = [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
