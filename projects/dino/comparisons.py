@@ -63,6 +63,14 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
             headless,
             ("--max-images", "128", *distilled),
         )
+    yield Contestant(
+        f"dense made sparse {share} after training, without labels",
+        f"{sparse}_bypass",
+        headless,
+        ("--max-images", "128", "--distill", "1000"),
+        trained=False,
+        origin="dense",
+    )
     yield Contestant(f"Focus-DETR {share}", f"focus_dino_{data}", ratio)
     yield Contestant(f"Dynamic DETR {share}", dynamic, _dynamic(keep))
     yield Contestant(f"Dynamic DETR {share}, one choice, retained", dynamic, one_choice)

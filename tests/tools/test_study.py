@@ -116,6 +116,23 @@ def test_a_run_is_three_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [module for module, _ in ran] == ["train_net"], "a finished fit is used again"
 
 
+def test_a_row_starts_from_the_weights_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = replace(TRIED.contestants[2], name="after", origin="dense")
+    tried = replace(TRIED, contestants=(*TRIED.contestants, after))
+    ran: list[list[str]] = []
+    monkeypatch.setattr(study.Run, "command", lambda self, module, a: ran.append([*a]))
+    study.Run(tried, after, 1, tmp_path).weights()
+    training, fitting = ran
+    assert f"train.output_dir={tmp_path}/tried/dense/seed1" in training
+    assert f"train.init_checkpoint={tmp_path}/tried/dense/seed1/model_final.pth" in fitting
+    other = study.Run(tried, TRIED.contestants[2], 1, tmp_path)
+    assert other.start != study.Run(tried, after, 1, tmp_path).start
+    with pytest.raises(ValueError, match="starts from no row"):
+        replace(TRIED, contestants=(after, replace(after, name="dense", origin="sparse")))
+
+
 def test_what_is_recorded_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

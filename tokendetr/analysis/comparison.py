@@ -42,6 +42,8 @@ class Contestant:
         sparsified: arguments of ``tokendetr sparsify``, which converts the comparison's dense
             weights without labels; empty to use the dense weights.
         trained: fine-tune these weights with labels; False measures them as they are.
+        origin: name of the row whose weights, of the same seed, this one starts from; empty for
+            the comparison's dense weights.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Contestant:
     overrides: Sequence[str] = ()
     sparsified: Sequence[str] = ()
     trained: bool = True
+    origin: str = ""
 
     @property
     def slug(self) -> str:
@@ -77,7 +80,8 @@ class Comparison:
     Attributes:
         name: name of the table and of the file of results.
         title: heading of the table.
-        dense: name of the dense detector's config, whose weights every row starts from.
+        dense: name of the dense detector's config, whose weights every row starts from that names
+            no other origin.
         weights: file of these weights.
         images: images for sparsification: a folder, or a data set whose labels are not read.
         test: registered name of the test set.
@@ -105,6 +109,8 @@ class Comparison:
         names = {contestant.name for contestant in self.contestants}
         if strange := {n for c in self.claims for n in (c.better, c.worse)} - names:
             raise ValueError(f"comparison {self.name!r} has claims of no row: {sorted(strange)}")
+        if strange := {c.origin for c in self.contestants} - names - {""}:
+            raise ValueError(f"comparison {self.name!r} starts from no row: {sorted(strange)}")
 
     def tables(self, measured: Measured, notes: Sequence[str] = ()) -> list[Table]:
         """Return accuracy with intervals, the differences of all pairs of rows, and the claims."""

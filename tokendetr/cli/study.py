@@ -116,7 +116,10 @@ class Run:
     ) -> None:
         self.comparison, self.contestant, self.seed = comparison, contestant, seed
         self.folder = root / comparison.name / contestant.slug / f"seed{seed}"
-        start = "_".join(contestant.sparsified).replace("/", "-").replace("--", "")
+        origins = (c for c in comparison.contestants if c.name == contestant.origin)
+        self.origin = next((Run(comparison, row, seed, root) for row in origins), None)
+        made = [self.origin.contestant.slug] if self.origin else []
+        start = "_".join([*made, *contestant.sparsified]).replace("/", "-").replace("--", "")
         self.start = root / comparison.name / f"start_{start}" / f"seed{seed}"
 
     def measure(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ class Run:
 
     def weights(self) -> str:
         """Return the file of the row's weights, made if it is missing."""
-        start = self.comparison.weights
+        start = self.origin.weights() if self.origin else self.comparison.weights
         if self.contestant.sparsified:
             if not (self.start / OUTPUTS[-1]).is_file():  # rows with other options share it
                 self.command(
