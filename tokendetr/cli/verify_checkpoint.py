@@ -16,7 +16,7 @@ from pathlib import Path
 from tokendetr.analysis.tables import Table
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.published import find_published, published_checkpoints
-from tokendetr.checkpoint.weights import LoadReport, load_weights
+from tokendetr.checkpoint.weights import LoadReport, load_matching_weights
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
 from tokendetr.config import load_config
@@ -33,11 +33,11 @@ def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
 
     Raises:
         ConfigError: of the config or the overrides.
-        FileNotFoundError, CheckpointMismatchError: no such file, or no key of it fits.
+        FileNotFoundError, CheckpointError: no such file, or one that cannot be loaded.
     """
     cfg = load_config(config, list(overrides))
     cfg.train.device = cfg.model.device = "cpu"
-    return load_weights(AtomicCheckpointer(model_of(cfg)), path, strict=False)
+    return load_matching_weights(AtomicCheckpointer(model_of(cfg)), path)[0]
 
 
 def published_table() -> Table:
@@ -72,12 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = find_published(args.file)
     config = args.config_file or (known.config if known else None)
     if config is None:
-        sys.exit(f"error: {Path(args.file).name} is no published name: say --config-file")
+        sys.exit(
+            f"error: {Path(args.file).name} is not the name of a published file: name the config "
+            "that it belongs to with --config-file"
+        )
     overrides = [*(known.overrides if known and not args.config_file else ()), *args.opts]
     report = verify(args.file, config, overrides)
     print(f"{args.file} in {' '.join([config, *overrides])}:\n{report.table()}")
     if not report.is_complete:
-        sys.exit("error: the file is of another model")
+        sys.exit(
+            f"error: {len(report.missing)} keys missing, {len(report.unexpected)} unexpected, "
+            f"{len(report.wrong_shape)} of another shape. Rename keys with tokendetr "
+            "export-weights --convert; for other shapes, name the config and overrides "
+            "(model.num_classes=...) that the file was trained with"
+        )
     print("every key fits")
     if known and not args.config_file:
         print(
