@@ -92,18 +92,22 @@ class LiteSparsifier(TokenSparsifier):
         """Return True if a layer, from 0, updates all levels."""
         return (layer + 1) % self.block_length == 0
 
+    def faults(self, num_layers: int, num_levels: int) -> list[str]:
+        """Describe numbers of layers or levels that differ from the encoder's."""
+        own, its = (self.num_layers, self.num_levels), (num_layers, num_levels)
+        if own == its:
+            return []
+        return [
+            f"it is for {own[0]} layers and {own[1]} levels, the encoder has {its[0]} and {its[1]}"
+        ]
+
     def plan(self, context: EncoderContext) -> "LitePlan":
         """Return the plan of one forward pass.
 
         Raises:
             ValueError: the encoder has another number of layers or levels.
         """
-        for name, own, other in (
-            ("num_layers", self.num_layers, context.num_layers),
-            ("num_levels", self.num_levels, context.layout.num_levels),
-        ):
-            if own != other:
-                raise ValueError(f"the sparsifier's {name} is {own}, the encoder's {other}")
+        self.check(context.num_layers, context.layout.num_levels)
         return LitePlan(context, self)
 
 

@@ -4,24 +4,26 @@ Shapes: B image, N all tokens, Q query, C channel, M head, L level, P point, X =
 """
 
 import inspect
+from collections.abc import Iterator
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.encoder.forward_context import ForwardContext
 from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.layers.deformable_attention import locations_and_weights
+from tokendetr.layers.hooked import Hooked
 from tokendetr.tokens import LevelLayout, splat_attention
 
 MAP_NAME = "decoder_attention"
 """Name of the map in a trace (:attr:`tokendetr.encoder.trace.ForwardTrace.maps`)."""
 
 
-class DecoderAttention:
+class DecoderAttention(Hooked):
     """Context manager that sums the decoder's attention to each token.
 
     Forward pre-hooks on the decoder's cross-attentions read it, so detectors need no change.
@@ -47,7 +49,6 @@ class DecoderAttention:
         self._mass_BN: Tensor | None = None
         self._valid_BQ: Tensor | None = None
         self._passes = 0
-        self._handles: list[Any] = []
 
     @property
     def mass_BN(self) -> Tensor:
@@ -62,24 +63,12 @@ class DecoderAttention:
             )
         return self._mass_BN
 
-    def __enter__(self) -> "DecoderAttention":
+    def _hooks(self) -> Iterator[RemovableHandle]:
         decoder = self._detector.decoder
         if decoder is not None:
-            self._handles.append(
-                decoder.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
-            )
+            yield decoder.register_forward_pre_hook(self._begin_pass, with_kwargs=True)
         for attention in self._detector.cross_attentions:
-            self._handles.append(attention.register_forward_pre_hook(self._look, with_kwargs=True))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+            yield attention.register_forward_pre_hook(self._add_call, with_kwargs=True)
 
     def _begin_pass(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -90,7 +79,9 @@ class DecoderAttention:
         self._valid_BQ = getattr(queries, "valid_BQ", None)
 
     @torch.no_grad()
-    def _look(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _add_call(
+        self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if self._passes > 1:
             return
         call = inspect.signature(attention.forward).bind(*args, **kwargs).arguments

@@ -6,16 +6,18 @@ matching is needed to compare them.
 Shapes: B image, N all tokens, C channel, Q query, S decoder layer, X = 2 or 4.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tokendetr.detector.heads import predict
 from tokendetr.detector.queries import DecodedQueries, Predictions
 from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.errors import NotSparsifiableError
+from tokendetr.layers.hooked import Hooked
 from tokendetr.tokens import LevelLayout
 
 __all__ = ["DecoderCall", "DecoderRecorder", "proposals"]
@@ -51,7 +53,7 @@ class DecoderCall:
         return _predictions(detector, decoded, kwargs)
 
 
-class DecoderRecorder:
+class DecoderRecorder(Hooked):
     """Context manager that records a dense detector's call of its decoder.
 
     Args:
@@ -71,25 +73,14 @@ class DecoderRecorder:
             )
         self._decoder = decoder
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> "DecoderRecorder":
-        def decoded(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> None:
-            self._calls.append((args, kwargs, output))
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        yield self._decoder.register_forward_hook(self._record, with_kwargs=True)
 
-        self._handles.append(self._decoder.register_forward_hook(decoded, with_kwargs=True))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+    def _record(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], decoded: Any
     ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        self._calls.append((args, kwargs, decoded))
 
     def call(self, memory_BNC: Tensor, layout: LevelLayout) -> DecoderCall:
         """Return the recorded call.
