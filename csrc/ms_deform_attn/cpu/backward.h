@@ -62,9 +62,7 @@ void backward_queries(const Problem& problem, const Inputs& in, int64_t image, i
   for (int64_t query = begin; query < end; ++query) {
     const S* incoming = first_incoming + query * row;
     source.start(query);
-    for (size_t byte = 0; byte < static_cast<size_t>(problem.width) * sizeof(S); byte += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(incoming + kPrefetchedQueries * row) + byte);
-    }
+    fetch_ahead(incoming, row, problem.width);
     for (int block = 0; block < lanes.blocks; ++block) {
       Corners<T> corners;
       const Fractions<T> fractions = locate<T, kCopied>(lanes, block, source.points(block), corners);
