@@ -31,7 +31,8 @@ def copy_tree(folder: Path) -> Path:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     shutil.copytree(ROOT / "csrc", tree / "csrc")
-    shutil.copytree(ROOT / "tokendetr" / "ops", tree / "tokendetr" / "ops")
+    for room in ("ops", "compat"):  # the operators, and what they import
+        shutil.copytree(ROOT / "tokendetr" / room, tree / "tokendetr" / room)
     (tree / "tokendetr" / "__init__.py").touch()
     shutil.copy(ROOT / "tokendetr" / "_projects.py", tree / "tokendetr")
     (tree / "projects").mkdir()  # of no method

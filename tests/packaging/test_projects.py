@@ -48,7 +48,7 @@ def run(code: str, *, cwd: Path, first: Path | None = None, last: Path | None = 
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},  # detrex's own
         capture_output=True,
         text=True,
         check=True,
