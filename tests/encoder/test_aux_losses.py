@@ -134,9 +134,14 @@ def test_a_name_counts_once():
 
     with pytest.raises(ValueError, match="loss_part"):
         observe(Model(Twice()))(inputs())
-    with pytest.raises(ValueError, match="loss_own"):
-        observe(Model(Part("loss_own")))(inputs())
     assert current_pass().losses is None
+
+
+def test_a_name_of_the_models_own_losses_gets_an_ending():
+    """As MS-DETR names losses of its encoder like Focus-DETR's."""
+    losses = observe(Model(Part("loss_own")))(inputs())
+    assert set(losses) == {"loss_own", "loss_own_tokens"}
+    assert losses["loss_own_tokens"] > 0
 
 
 def test_losses_must_be_scalars_and_outputs_dicts():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tokendetr.checkpoint.averaged import chosen_weights
-from tokendetr.cli import demo, export_checkpoint, make_bdd_s
+from tokendetr.cli import analyze, demo, export_checkpoint, list_configs, make_bdd_s
 from tokendetr.cli import main as console
 from tokendetr.cli.argument_types import (
     non_negative_int,
@@ -84,6 +84,29 @@ def test_no_program_writes_a_file_that_it_is_given(tmp_path, capsys):
             parse_with_overrides(parser, arguments)
         assert "would be replaced" in capsys.readouterr().err
     assert Path(given).read_text() == "mine"
+
+
+def test_no_program_takes_an_empty_value_for_this_folder(capsys):
+    parser = described_parser(None)
+    parser.add_argument("--images", type=Path)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--images", ""])
+    assert "the value after --images is empty" in capsys.readouterr().err
+    assert parser.parse_args(["--images", "a"]).images == Path("a")
+
+
+def test_analysis_without_the_images_that_are_named_is_refused(tmp_path, capsys):
+    given = ["--results", "a.json", "--annotations", "b.json", "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        analyze.main([*given, "--images", str(tmp_path / "absent")])
+    assert "absent is no folder" in capsys.readouterr().err
+
+
+def test_a_word_in_no_configs_name_is_said(capsys):
+    with pytest.raises(SystemExit, match="no config has 'nosuch' in its name"):
+        list_configs.main(["nosuch"])
+    list_configs.main(["dino_shapes_swin"])
+    assert capsys.readouterr().out.startswith("dino_shapes_swin")
 
 
 def test_a_smaller_data_set_does_not_replace_the_one_it_is_made_of(tmp_path):

@@ -38,6 +38,23 @@ def test_other_errors_keep_their_traceback():
         main()
 
 
+def test_sigterm_ends_a_program_as_an_exception():
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = []
+
+    @program()
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, cleaned) == (128 + signal.SIGTERM, [True])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_reader_that_is_gone_ends_the_program_without_a_traceback():
     reader, writer = os.pipe()
     os.close(reader)

@@ -82,10 +82,29 @@ def test_words_for_numbers(cfg, override):
         apply_overrides(cfg, [override])
 
 
-@pytest.mark.parametrize("override", ["train.max_iter", "train.max_iter=[1", "train.seed=1,2"])
-def test_malformed_overrides(cfg, override):
-    with pytest.raises(ConfigError, match="override"):
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("train.max_iter", "write train.max_iter=VALUE"),
+        ("train.max_iter=[1", "override"),
+        ("train.seed=1,2", "several values"),
+        ("train.max_iter = 5", "write train.max_iter=5, without spaces"),
+        ("--train.max_iter=5", "write train.max_iter=5; options such as --resume come before"),
+    ],
+)
+def test_malformed_overrides(cfg, override, hint):
+    with pytest.raises(ConfigError, match=hint):
         apply_overrides(cfg, [override])
+
+
+def test_one_length_may_replace_several(cfg):
+    resize = cfg.dataloader.train.mapper.augmentation[1]
+    resize.short_edge_length = (24, 28)
+    key = "dataloader.train.mapper.augmentation.1.short_edge_length"
+    assert apply_overrides(cfg, [f"{key}=32"]) is cfg and resize.short_edge_length == 32
+    resize.short_edge_length = (24, 28)
+    with pytest.raises(ConfigError, match="is a list"):
+        apply_overrides(cfg, [f"{key}=0.5"])
 
 
 def test_missing_config_names_similar_files():
@@ -210,6 +229,7 @@ def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
         (["--num-machines", "2", "--machine-rank", "2"], "--machine-rank 2"),
         (["--num-machines", "2", "--dist-url", "garbage"], "garbage"),
         (["--eval-only", "train.init_checkpoint=absent.pth"], "absent.pth"),
+        (["train.init_checkpoint=absent.pth"], "absent.pth"),
     ],
 )
 def test_slips_end_in_one_line(toy_root, tmp_path, monkeypatch, capfd, options, text):
@@ -224,6 +244,8 @@ def test_slips_end_in_one_line(toy_root, tmp_path, monkeypatch, capfd, options, 
     output = str(caught.value.code) + capfd.readouterr().err
     assert text in output and "Traceback" not in output, output
     assert not list((tmp_path / "out").glob("model_*"))
+    if "absent.pth" in text:  # before anything is written
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -238,6 +260,10 @@ def test_slips_end_in_one_line(toy_root, tmp_path, monkeypatch, capfd, options, 
             "this config needs detrex itself",
         ),
         ("a.py", "import projects.no_such.modeling\n", "needs detrex's own projects"),
+        ("a.py", "\nraise KeyError('no')\n", "a.py) raised KeyError('no')"),
+        ("a.py", "open('no/such/file')\n", "(line 1 of"),
+        ("a.py", "import sys\nsys.exit(0)\n", "raised SystemExit(0)"),
+        ("a.py", "from .a import model\n", "loads itself"),
         ("a.py", "train = dict(device='cpu', output_dir='out')\n", "has no model, dataloader"),
     ],
 )

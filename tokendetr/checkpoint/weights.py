@@ -25,6 +25,7 @@ __all__ = [
     "load_safetensors",
     "load_weights",
     "read_checkpoint",
+    "require_checkpoint",
     "save_safetensors",
 ]
 
@@ -76,6 +77,19 @@ class _Reporting:
         self.is_partial = True
         self.file_shapes = _shapes(backbone)
         checkpoint["model"] = backbone
+
+
+def require_checkpoint(path: str) -> None:
+    """Refuse the path of a checkpoint that is not there, before any work; URLs are not looked up.
+
+    Raises:
+        FileNotFoundError: no such file; for weights of this project the message says how they are
+            made.
+    """
+    file = path.partition("?")[0]
+    if "://" not in file and not os.path.isfile(file):
+        what = "is a folder: name a file" if os.path.isdir(file) else "not found"
+        raise FileNotFoundError(f"checkpoint {file} {what}{how_it_is_made(file)}")
 
 
 def load_weights(
@@ -152,9 +166,7 @@ def load_matching_weights(
     Raises:
         FileNotFoundError, CheckpointError: see :func:`load_weights`.
     """
-    file = path.partition("?")[0]
-    if "://" not in file and not os.path.isfile(file):
-        raise FileNotFoundError(f"checkpoint {file} not found{how_it_is_made(file)}")
+    require_checkpoint(path)
     reporting = _Reporting(path, choice)
     reporting.watch(checkpointer)
     try:

@@ -47,7 +47,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--worst", type=non_negative_int, default=12, help="number of images with the most errors"
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.images and not Path(args.images).is_dir():
+        parser.error(f"--images {args.images} is no folder")
+    return args
 
 
 def classes_csv(analysis: Analysis) -> str:
@@ -80,7 +83,8 @@ def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
     """Write all files; return the analysis, and the comparison if there is one."""
     folder = Path(args.output)
     for name in ("index.html", "analysis.json", "classes.csv"):
-        check_output_file(str(folder / name), [args.results, args.annotations])
+        inputs = filter(None, (args.results, args.annotations, args.compare))
+        check_output_file(str(folder / name), inputs)
     comparison = None
     runs = [run_of(args.results, Path(args.results).stem, args)]
     if args.compare:

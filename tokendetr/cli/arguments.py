@@ -19,10 +19,14 @@ _OVERRIDE = re.compile(r"([+~]{1,2}\w|(model|dataloader|optimizer|lr_multiplier|
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses a file to write that is one of the other arguments too."""
+    """Refuses a file to write that is one of the other arguments too, and empty values."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and compare files to write with all other files that the command line names."""
+        given = sys.argv[1:] if args is None else list(args)
+        if "" in given:  # as of a variable of the shell that is not set; it would be this folder
+            before = given[: given.index("")]
+            self.error(f"the value after {before[-1]} is empty" if before else "a word is empty")
         found, rest = super().parse_known_args(args, namespace)
         self.check_outputs([*vars(found).values(), *rest])
         return found, rest

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
 from tokendetr.config.tree import config_files, shipped_weights
+from tokendetr.errors import ConfigError
 
 
 @program()
@@ -20,9 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", action="store_true", help="only those with trained weights")
     parser.add_argument("--paths", action="store_true", help="with their files")
     args = parser.parse_args(arguments)
-    for name, path in sorted(config_files().items()):
+    found = [(name, path) for name, path in sorted(config_files().items()) if args.word in name]
+    if not found:
+        raise ConfigError(f"no config has {args.word!r} in its name")
+    for name, path in found:
         trained = shipped_weights(path) is not None
-        if args.word not in name or (args.weights and not trained):
+        if args.weights and not trained:
             continue
         mark = "  (with trained weights)" if trained and not args.weights else ""
         print(f"{name}{mark}  {path}" if args.paths else f"{name}{mark}")

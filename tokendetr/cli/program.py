@@ -1,11 +1,13 @@
 """How every command-line program ends."""
 
+import contextlib
 import functools
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
 from tokendetr.errors import EXPECTED_ERRORS
@@ -19,8 +21,9 @@ Main = Callable[Arguments, None]
 def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Arguments]]:
     """Make a function the main function of a program.
 
-    An expected error ends it with one line and exit code 1; Ctrl-C with 130; and a reader of its
-    output that has gone, as in ``| head``, with 141.
+    An expected error ends it with one line and exit code 1; Ctrl-C with 130; SIGTERM with 143, so
+    that temporary files are removed; and a reader of its output that has gone, as in ``| head``,
+    with 141.
 
     Args:
         expected: errors whose message is complete, besides ``tokendetr.errors.EXPECTED_ERRORS``.
@@ -31,8 +34,9 @@ def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Argu
         @functools.wraps(main)
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             try:
-                main(*args, **kwargs)
-                sys.stdout.flush()
+                with _cleaned_up_by_sigterm():
+                    main(*args, **kwargs)
+                    sys.stdout.flush()
             except KeyboardInterrupt:
                 sys.exit(128 + signal.SIGINT)
             except Exception as error:
@@ -46,6 +50,20 @@ def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Argu
         return run
 
     return decorated
+
+
+@contextlib.contextmanager
+def _cleaned_up_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit in a ``with`` block, unless something handles it already."""
+    is_free = threading.current_thread() is threading.main_thread()
+    if not (is_free and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _reader_is_gone() -> bool:

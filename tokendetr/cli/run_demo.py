@@ -18,8 +18,6 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -263,10 +261,7 @@ def run(args: argparse.Namespace) -> None:
 @program(OSError, RuntimeError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    args = parse_arguments(arguments)
-    # As an exception, SIGTERM reaches the finally block that ends the training's process.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    run(args)
+    run(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import copy
 import difflib
 import os
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from tokendetr.config.registration import load_repeatably
 from tokendetr.config.settings import check_settings
 from tokendetr.config.targets import check_targets, source_of
 from tokendetr.config.tree import RENAMED, config_files, shipped_weights
-from tokendetr.errors import ConfigError
+from tokendetr.errors import ConfigError, DatasetError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
 __all__ = ["fill_defaults", "load_config", "resolve_config", "result_writers"]
@@ -172,6 +173,21 @@ def _load_file(config_file: str) -> DictConfig:
         needs = source_of(error.name or "")
         hint = f"; this config needs {needs}" if needs else ""
         raise ConfigError(f"{config_file} imports something missing: {error}{hint}") from error
+    except (ConfigError, DatasetError):
+        raise
+    except RecursionError as error:
+        raise ConfigError(f"{config_file}{_line(error)} loads itself, or does not end") from error
+    except (Exception, SystemExit) as error:  # a config runs any code
+        if not (place := _line(error)):
+            raise
+        raise ConfigError(f"{config_file}{place} raised {error!r}") from error
+
+
+def _line(error: BaseException) -> str:
+    """Return the line of the last config in an error's traceback, empty if no config raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    configs = [f for f in frames if f.name == "<module>" and f.filename.endswith(".py")]
+    return f" (line {configs[-1].lineno} of {configs[-1].filename})" if configs else ""
 
 
 def fill_defaults(cfg: DictConfig) -> None:

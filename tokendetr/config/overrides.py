@@ -91,16 +91,26 @@ def _parse(text: str) -> tuple[Any, str]:
         return parser.parse_override(text), text
     except HydraException as error:
         is_structure = value[:1] in ("[", "{", "'", '"') or "(" in value
-        if not sign or not re.fullmatch(r"[+~]?[\w.@/-]+", key) or is_structure:
-            raise ConfigError(
-                f"override {text!r} is not of the form key=value: {str(error).splitlines()[0]}"
-            ) from error
+        wrong = _spelling(text)
+        if wrong or is_structure or not re.fullmatch(r"[+~]?[\w.@/-]+", key):
+            why = wrong or str(error).splitlines()[0]
+            raise ConfigError(f"override {text!r} is not of the form key=value: {why}") from error
     escaped = value.replace("'", "\\'")
     written = f"{key}='{escaped}'"
     try:
         return parser.parse_override(written), written
     except HydraException as error:
         raise ConfigError(f"override {text!r}: {str(error).splitlines()[0]}") from error
+
+
+def _spelling(text: str) -> str:
+    """Return what is wrong with an override that is written as in other programs, else ""."""
+    key, sign, value = (part.strip() for part in text.partition("="))
+    if not sign:
+        return f"it has no '='; write {text.lstrip('-')}=VALUE, without spaces"
+    if key.startswith("-"):
+        return f"write {key.lstrip('-')}={value}; options such as --resume come before overrides"
+    return f"write {key}={value}, without spaces" if key != text.partition("=")[0] else ""
 
 
 def _check_known(cfg: Any, key: str) -> None:
@@ -168,6 +178,8 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
         )
     if isinstance(old, str) and key.startswith("train.") and isinstance(value, (list, dict)):
         raise ConfigError(f"{key} is text in the config and cannot become {shown}")
+    if key.endswith(".short_edge_length") and type(value) is int:
+        return  # ResizeShortestEdge takes one length or several
     if isinstance(old, ListConfig) and (is_leaf or isinstance(value, dict)):
         raise ConfigError(f"{key} is a list in the config and cannot become {shown}")
     is_part = "." not in key and value is None

@@ -73,7 +73,7 @@ def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> Non
             folder,
         )
         return
-    cfg.train.data_folder = str(root.resolve())  # a run's config is used from other folders too
+    cfg.train.data_folder = os.path.realpath(root)  # a run's config is used from other folders too
     found = recognize(root)
     files = _files(found, Path(str(cfg.train.output_dir)) / "data")
     train = next((files[name] for name in ("train", "trainval") if name in files), None)

@@ -139,9 +139,10 @@ class AuxLosses:
     def merged(self, output: Any) -> Any:
         """Return the model's output with the losses and outputs that its submodules added.
 
+        Where the model itself returns a loss of the same name, the added one ends in ``_tokens``.
+
         Raises:
             TypeError: losses were added and the model returned no dict of losses.
-            ValueError: the model itself returns a loss of the same name.
         """
         if not self.owner.training:
             return _with_outputs(output, self.outputs)
@@ -153,10 +154,12 @@ class AuxLosses:
                 f"submodules of {name} added the losses {sorted(self.losses)}, "
                 f"but in training it returned a {type(output).__name__} instead of a dict of losses"
             )
-        taken = sorted(set(self.losses) & set(output))
-        if taken:
-            raise ValueError(f"{name} already returns losses named {taken}")
-        return {**output, **self.losses}
+        merged = dict(output)
+        for key, loss in self.losses.items():
+            while key in merged:
+                key += "_tokens"
+            merged[key] = loss
+        return merged
 
 
 class ReplayedLosses(AuxLosses):

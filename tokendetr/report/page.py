@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -76,7 +77,7 @@ def write_report(
     """
     load_plotly()
     check_output_file(str(output))
-    names = [Path(source).expanduser().resolve().name for source in sources]
+    names = [Path(os.path.realpath(Path(source).expanduser())).name for source in sources]
     if len(set(names)) < len(names):
         raise OutputError(f"two runs have the same name ({', '.join(names)}): rename a folder")
     with tempfile.TemporaryDirectory() as cache:

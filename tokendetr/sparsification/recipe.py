@@ -1,6 +1,7 @@
 """Config of a sparse detector: a dense detector's config plus a sparsifier and a bypass."""
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +127,7 @@ def config_file(config: str) -> str:
         KeyError: there is no config of that name.
     """
     if Path(config).suffix in (".py", ".yaml", ".yml"):
-        return str(Path(config).expanduser().resolve())
+        return os.path.realpath(Path(config).expanduser())
     return str(zoo.get_config_file(config))
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.weights import load_weights
+from tokendetr.checkpoint.weights import load_weights, require_checkpoint
 from tokendetr.config.load import load_config, result_writers
 from tokendetr.config.own_data import record_data_files
 from tokendetr.data.hints import data_hints
@@ -113,6 +113,8 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
     check_device(cfg.train.device)
     if cfg.train.model_ema.get("device", ""):
         check_device(cfg.train.model_ema.device, "train.model_ema.device")
+    if cfg.train.init_checkpoint and not args.resume:
+        require_checkpoint(str(cfg.train.init_checkpoint))
     apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir or "")
     if not folder and not args.eval_only:

@@ -175,8 +175,9 @@ def _write_images(
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent process, and end when that ends."""
+    """Leave Ctrl-C to the parent process, and end at once by SIGTERM or when that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 
     def end() -> None:

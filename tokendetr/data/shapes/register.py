@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def register_shapes(root: Path | None = None) -> None:
     Args:
         root: folder of the data set; default :func:`~tokendetr.data.shapes.build.shapes_root`.
     """
-    root = (shapes_root() if root is None else Path(root)).resolve()
+    root = Path(os.path.realpath(shapes_root() if root is None else root))
     for split in SPLITS:
         _register(f"shapes_{split}", root, split, None)
     _register("shapes_test", root.with_name(f"{root.name}_test"), "val", TEST_SPEC)

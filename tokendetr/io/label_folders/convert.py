@@ -204,7 +204,7 @@ def _voc_image(
     name = named.replace("\\", "/").rpartition("/")[2].lower()
     images = [p for p in found.get(name.rpartition(".")[0], ()) if p.name.lower() == name]
     images = images or list(found.get(path.stem.lower(), ()))
-    images = [p for p in images if root in p.resolve().parents]
+    images = [p for p in images if root in Path(os.path.realpath(p)).parents]
     if len(images) > 1:  # of one name in several folders: the one beside the XML file's own
         images = [p for p in images if p.parent.name == path.parent.name] or images
     if not images:
