@@ -6,6 +6,7 @@
 #include "ms_deform_attn/cpu/kernels.h"
 #include "ms_deform_attn/registration.h"
 #include "packed_attention/registration.h"
+#include "token_merging/registration.h"
 
 namespace {
 
@@ -35,11 +36,19 @@ STABLE_TORCH_LIBRARY(tokendetr, library) {
       "packed_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor segment,"
       " float scale, Tensor? position, Tensor? bias_table, Tensor? key_bias, bool wants_table_gradient,"
       " bool wants_key_bias_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("choose_windows(Tensor score, Tensor token, int[] number, int[] cells, int[] counts) -> Tensor");
+  library.def(
+      "match_by_affinity(Tensor cosine, Tensor order, Tensor? valid, Tensor? score, int[] valid_counts, int[] counts,"
+      " int neighbors, float min_cosine) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "merged_order(Tensor valid, Tensor member, int[] cells, int[] number, Tensor? important, Tensor? absorber,"
+      " int[] absorber_counts, int length) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tokendetr, CPU, library) {
   tokendetr::add_cpu_operators(library);
   tokendetr::packed::add_cpu_operators(library);
+  tokendetr::merging::add_cpu_operators(library);
 }
 
 #ifdef TOKENDETR_WITH_CUDA

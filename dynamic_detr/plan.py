@@ -28,11 +28,10 @@ from tokendetr.tokens import (
     Merge,
     TokenMap,
     WindowGroup,
-    flat_index,
     inverse_norms,
     match_by_affinity,
+    merged_order,
     partition,
-    ragged_index,
     spread_tokens,
     topk_valid,
     valid_from_counts,
@@ -122,24 +121,15 @@ class DynamicPlan(TokenPlan):
             return self._random_tokens(ratios)
         layout = self.context.layout
         counts = [sum(image) for image in layout.valid_counts]
-        keep_BN = layout.valid_BN.clone()
         merged = self._merged_windows(ratios[:-1])
         for shapes in merged.values():
             counts = [count - saved_tokens(m) for count, m in zip(counts, shapes, strict=True)]
         windows = self._best_windows(merged, memory_BNC) if merged else None
-        if windows is not None:
-            keep_N = keep_BN.view(-1)
-            # 0 and 1: torch.jit.trace, by which fvcore counts operations, takes no booleans here.
-            keep_N.index_fill_(0, windows.token_RX.flatten(), 0)
-            # The last member, at the bottom right, is the anchor: it stands for the window.
-            keep_N.index_fill_(0, windows.last_R, 1)
         match, important = self._match_coarsest(ratios[-1], memory_BNC)
         if match is not None:
-            keep_BN[:, layout.level_starts[-1] :] = match.important_BN
             for image, level_counts in enumerate(layout.valid_counts):
                 counts[image] += important[image] - level_counts[-1]
-        order_BN, slot_BN = partition(keep_BN)
-        return self._assemble(order_BN, slot_BN, counts, windows, match, important)
+        return self._assemble(counts, windows, match, important)
 
     def _random_tokens(self, ratios: Sequence[float]) -> TokenMap:
         """Keep random tokens of each level, and merge nothing."""
@@ -240,76 +230,56 @@ class DynamicPlan(TokenPlan):
 
     def _assemble(
         self,
-        order_BN: Tensor,
-        slot_BN: Tensor,
         counts: list[int],
         windows: ChosenWindows | None,
         match: AffinityMatch | None,
         important: list[int],
     ) -> Merge:
-        length, tokens = max(counts), order_BN.shape[1]
-        start = self.context.layout.level_starts[-1]
-        absorbing_R = token_R = order_BN.new_empty(0)
-        if match is not None and self.options.affinity_matching:
-            absorbing_R, token_R = _absorbing_tokens(match, important, start, tokens)
-        members = [] if windows is None else windows.by_size()
-        last_R = token_R[:0] if windows is None else windows.last_R
-        slots = _slots(torch.cat([token_R, last_R]), slot_BN, length).split(
-            [len(token_R), *(len(member_RP) for member_RP in members)]
+        """Return the map of windows and of tokens that absorb others.
+
+        Args:
+            counts: tokens of each image after merging.
+            windows: those that merge; None: none.
+            match: of the coarsest level's tokens; None if all of them stay.
+            important: number of these that stay, of each image.
+        """
+        layout, options = self.context.layout, self.options
+        length, absorbs = max(counts), match is not None and options.affinity_matching
+        order = merged_order(
+            layout.valid_BN,
+            length,
+            windows=windows,
+            important_BU=None if match is None else match.important_BN,
+            absorber_BA=match.index_BK if match is not None and absorbs else None,
+            absorber_counts=important if absorbs else (),
         )
         groups: list[WindowGroup | AffinityGroup] = []
-        if match is not None and len(token_R):
+        if match is not None and absorbs:
             groups.append(
                 AffinityGroup(
-                    slot_R=slots[0],
-                    token_R=absorbing_R,
+                    slot_R=order.absorber_slot_A,
+                    token_R=order.absorber_A,
                     neighbor_index_BUT=match.neighbor_index_BNT,
                     absorbs_BUT=match.absorbs_BNT,
-                    start=start,
-                    rule=self.options.merge,
+                    start=layout.level_starts[-1],
+                    rule=options.merge,
                 )
             )
+        members = [] if windows is None else windows.by_size()
+        slots = order.window_slot_R.split([len(member_RP) for member_RP in members])
         groups += (
             WindowGroup(
                 slot_R=slot_R,
                 member_RP=member_RP,
-                rule=self.options.merge,
-                locate="anchor" if self.options.anchor == "bottom_right" else "mean",
+                rule=options.merge,
+                locate="anchor" if options.anchor == "bottom_right" else "mean",
             )
-            for slot_R, member_RP in zip(slots[1:], members, strict=True)
+            for slot_R, member_RP in zip(slots, members, strict=True)
         )
         return Merge(
-            index_BK=order_BN[:, :length],
-            valid_BK=valid_from_counts(counts, length, order_BN.device),
+            index_BK=order.index_BK,
+            valid_BK=valid_from_counts(counts, length, layout.device),
             groups=groups,
-            num_all=tokens,
-            broadcast=self.options.window_update == "broadcast",
+            num_all=layout.num_tokens,
+            broadcast=options.window_update == "broadcast",
         )
-
-
-def _absorbing_tokens(
-    match: AffinityMatch, counts: Sequence[int], start: int, tokens: int
-) -> tuple[Tensor, Tensor]:
-    """Return the absorbing tokens, flat over the coarsest level and flat over all levels.
-
-    Args:
-        match: of the coarsest level.
-        counts: important tokens of each image.
-        start: the level's first token.
-        tokens: of all levels.
-    """
-    level_tokens, most = match.score_BN.shape[1], match.index_BK.shape[1]
-    absorbing_R = flat_index(match.index_BK, level_tokens)
-    token_R = flat_index(match.index_BK + start, tokens)
-    if any(count != most for count in counts):
-        chosen_R = ragged_index(counts, most, token_R.device)
-        absorbing_R, token_R = absorbing_R[chosen_R], token_R[chosen_R]
-    return absorbing_R, token_R
-
-
-def _slots(token_R: Tensor, slot_BN: Tensor, length: int) -> Tensor:
-    """Return the flat reduced tokens of flat tokens; ``length`` is the reduced tokens per image."""
-    slot_R = slot_BN.flatten().index_select(0, token_R)
-    if slot_BN.shape[0] > 1:
-        slot_R = slot_R + token_R // slot_BN.shape[1] * length
-    return slot_R

@@ -42,6 +42,10 @@ inline const char* name_of(ScalarType type) {
       return "float16";
     case ScalarType::Int:
       return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
     default:
       return torch::headeronly::toString(type);
   }
@@ -103,6 +107,10 @@ inline Tensor in_type(const Tensor& tensor, ScalarType type) {
 
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline OptionalTensor dense(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(dense(*tensor)) : std::nullopt;
 }
 
 inline bool is_aligned(const Tensor& tensor, int64_t bytes) {

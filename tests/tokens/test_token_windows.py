@@ -115,7 +115,6 @@ def test_the_best_windows_of_each_class_are_chosen(images):
         expected += [found[s] for s in own[:count]]
         start += each.count
     assert sorted(chosen) == sorted(expected)
-    assert sorted(windows.choose(score, counts).last_R.tolist()) == sorted(e[-1] for e in expected)
 
 
 def test_windows_of_several_levels_are_those_of_each():

@@ -16,6 +16,7 @@ from tokendetr.tokens.maps.base import Identity, Keep, TokenMap, flat_index, put
 from tokendetr.tokens.maps.merge import AffinityGroup, Merge, WindowGroup
 from tokendetr.tokens.maps.mix import Mix, Recovery, nearest_recovery
 from tokendetr.tokens.maps.pack import Pack, window_order
+from tokendetr.tokens.merge_order import MergedOrder, merged_order
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
 from tokendetr.tokens.window_choice import ChosenWindows
@@ -43,6 +44,7 @@ __all__ = [
     "LevelWindows",
     "MassBudget",
     "Merge",
+    "MergedOrder",
     "Mix",
     "Recovery",
     "Pack",
@@ -59,6 +61,7 @@ __all__ = [
     "longest_count",
     "map_counts",
     "match_by_affinity",
+    "merged_order",
     "nearest_recovery",
     "partition",
     "put_rows",

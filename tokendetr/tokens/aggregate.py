@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokendetr.ops.token_merging import match_by_affinity_kernel, merges_by_kernel
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
 from tokendetr.tokens.select import topk_valid
@@ -72,7 +73,29 @@ def match_by_affinity(
     batch, tokens, _ = x_BNC.shape
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True).clamp_min(ZERO_NORM)
     unit_BNC = x_BNC / norm_BN1
-    cosine_BNN = unit_BNC @ unit_BNC.transpose(1, 2)
+    cosine_BNN = torch.bmm(unit_BNC, unit_BNC.transpose(1, 2))
+    if order_BN is None:
+        order_BN = torch.arange(tokens, device=x_BNC.device).expand(batch, -1)
+    if (
+        not isinstance(important_counts, TracedCounts)
+        and not isinstance(valid_counts, TracedCounts)
+        and cosine_BNN.dtype == torch.float32
+        and merges_by_kernel(cosine_BNN)
+    ):
+        existing = [tokens] * batch if valid_BN is None else valid_counts
+        counts = [min(pair) for pair in zip(important_counts, existing, strict=True)]
+        return AffinityMatch(
+            *match_by_affinity_kernel(
+                cosine_BNN,
+                order_BN,
+                valid_BN,
+                score_BN,
+                valid_counts,
+                counts,
+                min(num_neighbors, tokens),
+                min_cosine,
+            )
+        )
     # A matrix product rounds (i, j) and (j, i) differently: equally rare tokens must tie exactly.
     cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2
     hidden_BNN = _diagonal(tokens, x_BNC.device)  # pairs that do not count
@@ -85,8 +108,26 @@ def match_by_affinity(
         score_BN = (sum_BN / _others(valid_counts, x_BNC.device)).to(x_BNC.dtype)
     if valid_BN is not None:
         score_BN = score_BN.masked_fill(~valid_BN, float("-inf"))
-    if order_BN is None:
-        order_BN = torch.arange(tokens, device=x_BNC.device).expand(batch, -1)
+    neighbors = _nearest(
+        cosine_BNN.masked_fill(hidden_BNN, float("-inf")),
+        num_neighbors,
+        all_exist=valid_BN is None and num_neighbors < tokens,
+    )
+    return _match(score_BN, neighbors, order_BN, important_counts, valid_BN, valid_counts)
+
+
+def _match(
+    score_BN: Tensor,
+    neighbors: tuple[Tensor, Tensor | None],
+    order_BN: Tensor,
+    important_counts: Counts,
+    valid_BN: Tensor | None,
+    valid_counts: Counts,
+) -> AffinityMatch:
+    """Choose the important tokens by their scores, and those that they absorb.
+
+    Args: those of :func:`match_by_affinity`, and the results of :func:`_nearest`.
+    """
     place_BK, chosen_BK = topk_valid(
         score_BN.gather(1, order_BN),
         important_counts,
@@ -94,16 +135,12 @@ def match_by_affinity(
         valid_counts=valid_counts,
     )
     index_BK = order_BN.gather(1, place_BK)
-    important_BN = torch.zeros(batch, tokens, dtype=torch.bool, device=x_BNC.device)
+    important_BN = torch.zeros(score_BN.shape, dtype=torch.bool, device=score_BN.device)
     if chosen_BK is None:
         important_BN.scatter_(1, index_BK, 1)  # for torch.jit.trace not True
     else:
         important_BN.scatter_(1, index_BK, chosen_BK)
-    neighbor_index_BNT, found_BNT = _nearest(
-        cosine_BNN.masked_fill(hidden_BNN, float("-inf")),
-        num_neighbors,
-        all_exist=valid_BN is None and num_neighbors < tokens,
-    )
+    neighbor_index_BNT, found_BNT = neighbors
     source_BN = ~important_BN if valid_BN is None else ~important_BN & valid_BN
     absorbs_BNT = important_BN.gather(1, neighbor_index_BNT.flatten(1)).view_as(neighbor_index_BNT)
     absorbs_BNT = absorbs_BNT & source_BN[..., None]

@@ -1,16 +1,19 @@
 """The best windows of each class: of one size, in one level of one image.
 
 Shapes: S windows, G classes, M windows of the largest class, R chosen windows, P tokens of a
-window, X tokens of the largest window. "Flat" tokens count over the batch.
+window, X tokens of the largest window, E tokens of all chosen windows. "Flat" tokens count over the
+batch.
 """
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tokendetr.ops.token_merging import choose_windows_kernel, merges_by_kernel
 from tokendetr.tokens.constants import kept_tensors
 
 ClassSizes = tuple[tuple[int, int], ...]
@@ -22,23 +25,21 @@ class ChosenWindows:
     """Windows that were chosen, the smallest first.
 
     Attributes:
-        token_RX: long, the flat tokens of each window at the end of its row, the bottom-right one
-            last. Rows of smaller windows begin with copies of their last token.
+        member_E: long, the flat tokens of one window after the other, each one's bottom-right
+            token last.
         sizes: tokens of a window, and how many such windows there are, for each size.
     """
 
-    token_RX: Tensor
+    member_E: Tensor
     sizes: tuple[tuple[int, int], ...]
-
-    @property
-    def last_R(self) -> Tensor:
-        """Long, the bottom-right token of each window."""
-        return self.token_RX[:, -1]
 
     def by_size(self) -> list[Tensor]:
         """Return the flat tokens [R, P] of the windows of each size P."""
-        parts = self.token_RX.split([number for _, number in self.sizes])
-        return [part[:, -cells:] for part, (cells, _) in zip(parts, self.sizes, strict=True)]
+        parts = self.member_E.split([cells * number for cells, number in self.sizes])
+        return [
+            part.view(number, cells)
+            for part, (cells, number) in zip(parts, self.sizes, strict=True)
+        ]
 
 
 def choose_windows(
@@ -48,10 +49,17 @@ def choose_windows(
 
     Args:
         score_S: higher is better; NaN counts as the lowest score.
-        token_SX: tokens of all windows, as in :class:`ChosenWindows`, class after class.
+        token_SX: long, each window's tokens at the end of its row, the bottom-right one last, class
+            after class. Rows of smaller windows begin with copies of their last token.
         classes: their sizes.
         counts: number of windows to choose from each class.
     """
+    chosen = _chosen_classes(classes, counts)
+    if score_S.dtype == torch.float32 and merges_by_kernel(score_S):
+        member_E = choose_windows_kernel(
+            score_S, token_SX, chosen.number, chosen.cells, chosen.counts
+        )
+        return ChosenWindows(member_E, chosen.sizes)
     lowest = torch.finfo(score_S.dtype).min
     score_S = score_S.nan_to_num(nan=lowest, neginf=lowest)
     wanted = _wanted(classes, counts, score_S.device)
@@ -62,7 +70,41 @@ def choose_windows(
         score_GM = score_S[wanted.window_GM].masked_fill(wanted.hidden_GM, float("-inf"))
     rank_GM = score_GM.sort(dim=1, descending=True, stable=True).indices
     window_R = rank_GM.flatten().index_select(0, wanted.place_R) + wanted.first_R
-    return ChosenWindows(token_SX.index_select(0, window_R), wanted.sizes)
+    token_RX = token_SX.index_select(0, window_R)
+    parts = token_RX.split([number for _, number in chosen.sizes])
+    members = [
+        part[:, -cells:].flatten() for part, (cells, _) in zip(parts, chosen.sizes, strict=True)
+    ]
+    return ChosenWindows(torch.cat(members) if members else token_RX.flatten(), chosen.sizes)
+
+
+@dataclass(frozen=True)
+class _ChosenClasses:
+    """Classes with the number of windows to choose from each.
+
+    Attributes:
+        number: windows of each class.
+        cells: tokens of a window of each class.
+        counts: windows to choose from each class, no more than it has.
+        sizes: as in :class:`ChosenWindows`.
+    """
+
+    number: tuple[int, ...]
+    cells: tuple[int, ...]
+    counts: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=1024)
+def _chosen_classes(classes: ClassSizes, counts: tuple[int, ...]) -> _ChosenClasses:
+    number = tuple(windows for windows, _ in classes)
+    cells = tuple(cells for _, cells in classes)
+    counts = tuple(min(count, windows) for count, windows in zip(counts, number, strict=True))
+    found: Counter[int] = Counter()
+    for size, count in zip(cells, counts, strict=True):
+        found[size] += count
+    sizes = tuple(sorted((size, count) for size, count in found.items() if count))
+    return _ChosenClasses(number, cells, counts, sizes)
 
 
 @dataclass(frozen=True)
@@ -74,14 +116,12 @@ class _Wanted:
         hidden_GM: bool, True beyond a class's end; None if all classes are equally large.
         place_R: long, the flat places [G, M] of the best windows, the smallest windows first.
         first_R: long, the first window of each one's class.
-        sizes: as in :class:`ChosenWindows`.
     """
 
     window_GM: Tensor
     hidden_GM: Tensor | None
     place_R: Tensor
     first_R: Tensor
-    sizes: tuple[tuple[int, int], ...]
 
 
 @kept_tensors
@@ -101,13 +141,9 @@ def _wanted(classes: ClassSizes, counts: tuple[int, ...], device: torch.device) 
     window_GM = np.minimum(first_G[:, None] + place_M, number_G.sum() - 1)
     order_G = np.argsort(cells_G, kind="stable")
     places = [g * len(place_M) + place_M[: count_G[g]] for g in order_G]
-    found: Counter[int] = Counter()
-    for cells, count in zip(cells_G.tolist(), count_G.tolist(), strict=True):
-        found[cells] += count
     return _Wanted(
         torch.from_numpy(window_GM).to(device),
         torch.from_numpy(hidden_GM).to(device) if hidden_GM.any() else None,
         torch.from_numpy(np.concatenate([place_M[:0], *places])).to(device),
         torch.from_numpy(np.repeat(first_G[order_G], count_G[order_G])).to(device),
-        tuple(sorted((cells, count) for cells, count in found.items() if count)),
     )

@@ -132,7 +132,8 @@ class LevelWindows:
     Attributes:
         classes: level by level, in it image by image, the smallest windows first.
         token_A: long, the flat tokens window by window, each window's bottom-right one last.
-        token_SX: long, the same with a row for each window, as in :class:`ChosenWindows`.
+        token_SX: long, the same with a row for each window, as in
+            :func:`~tokendetr.tokens.window_choice.choose_windows`.
         first_S: long, offset of each window's tokens in ``token_A``.
         cells_S: long, tokens of each window.
     """
