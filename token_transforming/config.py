@@ -11,8 +11,6 @@ from token_transforming.transforming import transform
 from tokendetr.config import all_or_nothing
 from tokendetr.config.wrap import build_wrapped, target_name, wrap_target
 
-BUILDER = "token_transforming.config.build_transformed"
-
 
 @all_or_nothing
 def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
@@ -40,7 +38,7 @@ def transform_backbone(model: DictConfig, **options: Any) -> DictConfig:
             "transform_backbone() needs a model config with the node backbone; "
             f"this one ({target_name(model.get('_target_'))}) has none"
         )
-    wrap_target(backbone, BUILDER)
+    wrap_target(backbone, build_transformed)
     with open_dict(backbone):
         backbone["token_transform"] = {"recovery": "paper", **options}
     return model

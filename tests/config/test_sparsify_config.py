@@ -6,9 +6,20 @@ from detectron2.config import LazyConfig, instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from tokendetr.config import sparsify
+from tokendetr.config import observed, sparsify, target_name, zoo
 from tokendetr.encoder import TokenEncoder, TokenPlan, TokenSparsifier
 from tokendetr.errors import ConfigError
+from tokendetr.sparsification import sparse_config
+
+
+def nodes(value, key):
+    """Yield the dicts of a container, outermost first, with their keys."""
+    if isinstance(value, dict):
+        yield key, value
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, item in items:
+        if isinstance(item, dict | list):
+            yield from nodes(item, f"{key}.{name}")
 
 
 class Detector(nn.Module):
@@ -74,3 +85,36 @@ def test_an_encoder_with_arguments_of_its_own_is_refused_and_left_alone():
     with pytest.raises(ConfigError, match="multi_level_fusion"):
         sparsify(model, L(Dense)())
     assert OmegaConf.to_yaml(model) == before
+
+
+@pytest.mark.parametrize("method", ["sparse", "focus"])
+def test_no_target_is_a_name_so_that_detectron2_can_show_the_config(method):
+    budget = "mass" if method == "sparse" else "ratio"
+    config = sparse_config(
+        "dino_shapes", method=method, keep_ratio=0.3, budget=budget, checkpoint="m.pth"
+    )
+    named = [
+        key
+        for key, node in nodes(OmegaConf.to_container(config, resolve=False), "")
+        if isinstance(node.get("_target_"), str)
+    ]
+    assert named == []
+    shown = LazyConfig.to_py(config)
+    assert "TokenEncoder(" in shown and "Sparsifier(" in shown
+
+
+def test_a_config_that_was_saved_and_edited_again_is_wrapped_once(tmp_path):
+    config = zoo.get_config("sparse_dino_shapes")
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    saved = LazyConfig.load(str(tmp_path / "config.yaml"))
+    wrapped = saved.model.wrapped_target
+    assert observed(saved.model).wrapped_target == wrapped
+
+
+def test_a_node_that_takes_no_objects_gets_names():
+    model = OmegaConf.create(
+        {"_target_": "x.Detector", "transformer": {"encoder": {"_target_": "x.Encoder"}}}
+    )
+    sparsify(model, OmegaConf.create({"_target_": "x.Sparsifier"}))
+    assert model._target_ == "tokendetr.config.wrap.build_observed"
+    assert target_name(model.transformer.encoder._target_).endswith("TokenEncoder")

@@ -45,7 +45,7 @@ def test_every_detector_and_size_has_its_config():
 def test_a_config_is_consistent(name):
     config = zoo.get_config(name)
     backbone, neck = config.model.backbone, config.model.neck
-    assert config.model._target_ == "tokendetr.config.wrap.build_observed"
+    assert target_name(config.model._target_) == "tokendetr.config.wrap.build_observed"
     for index in backbone.out_indices:
         assert neck.input_shapes[f"p{index}"].channels == backbone.embed_dim * 2**index
     assert list(neck.in_features) == [f"p{index}" for index in backbone.out_indices]

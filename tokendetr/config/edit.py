@@ -13,14 +13,13 @@ from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.wrap import (
     build_observed,
     build_with_pixel_decoder,
+    set_target,
     target_name,
     wrap_target,
 )
 from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.errors import ConfigError
-
-ENCODER = "tokendetr.encoder.TokenEncoder"
 
 
 @all_or_nothing
@@ -50,11 +49,10 @@ def sparsify(model: DictConfig, sparsifier: DictConfig) -> DictConfig:
             "decoder: tokendetr.config.sparsify_pixel_decoder())"
         )
     _check_arguments(encoder)
+    set_target(encoder, TokenEncoder)
     with open_dict(model):
-        encoder["_target_"] = ENCODER
         encoder["sparsifier"] = sparsifier
-        observed(model)
-    return model
+    return observed(model)
 
 
 @all_or_nothing

@@ -5,6 +5,7 @@ from typing import Any
 
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import UnsupportedValueType
 from torch import nn
 
 from tokendetr.encoder.forward_context import observe
@@ -15,6 +16,7 @@ __all__ = [
     "build_observed",
     "build_with_pixel_decoder",
     "build_wrapped",
+    "set_target",
     "target_name",
     "wrap_target",
 ]
@@ -29,23 +31,52 @@ def target_name(target: Target | None) -> str:
     return target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
 
 
+def set_target(node: DictConfig, target: Target) -> None:
+    """Make a config node call another target, in place.
+
+    The node holds the target itself, as ``LazyCall`` nodes do: detectron2's ``LazyConfig.to_py``
+    fails on names. Where a node takes no objects, it holds the name.
+
+    Args:
+        node: of the call.
+        target: a class or function, or its dotted name.
+
+    Raises:
+        ImportError: there is no target of that name.
+    """
+    found = locate(target) if isinstance(target, str) else target
+    with open_dict(node):
+        try:
+            node["_target_"] = found
+        except UnsupportedValueType:
+            node["_target_"] = target_name(found)
+
+
 def wrap_target(node: DictConfig, wrapper: Target) -> bool:
     """Make a config node call a wrapper, which gets the target as ``wrapped_target``, in place.
 
     Args:
         node: with ``_target_``.
-        wrapper: called with ``wrapped_target`` and the node's arguments.
+        wrapper: called with ``wrapped_target``, a name, and the node's arguments.
 
     Returns:
         Whether the node changed; a node that has this wrapper already does not.
     """
-    name, target = target_name(wrapper), target_name(node.get("_target_"))
-    if target == name:
+    target = target_name(node.get("_target_"))
+    if _located(node["_target_"]) is _located(wrapper):
         return False
     with open_dict(node):
         node["wrapped_target"] = target
-        node["_target_"] = name
+    set_target(node, wrapper)
     return True
+
+
+def _located(target: Target) -> Target:
+    """Return the object of a dotted name, or the name of one that is not installed."""
+    try:
+        return locate(target) if isinstance(target, str) else target
+    except ImportError:
+        return target
 
 
 def build_wrapped(wrapped_target: Target, /, **kwargs: Any) -> Any:

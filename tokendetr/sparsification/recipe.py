@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from detectron2.config import LazyCall as L
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tokendetr.config import zoo
 from tokendetr.config.edit import add_bypass, sparsify
 from tokendetr.config.load import load_config
 from tokendetr.errors import NotSparsifiableError
+from tokendetr.tokens import MassBudget
 
 __all__ = [
     "BUDGETS",
@@ -68,31 +71,33 @@ def sparsifier_node(
         )
     if method == "focus":
         levels = int(model.transformer.get("num_feature_levels", 4))
-        node: dict[str, Any] = {
-            "_target_": "focus_detr.FocusSparsifier",
+        target = "focus_detr.FocusSparsifier"
+        options: dict[str, Any] = {
             "num_heads": "${..num_heads}",
             "num_levels": "${..num_feature_levels}",
             "strides": [2 ** (7 - levels + level) for level in range(levels)],  # up to 64 pixels
             "num_objects": 0,  # attention among object tokens would need trained weights
         }
         if not _has_two_stages(model):
-            node["num_classes"] = "${....num_classes}"
+            options["num_classes"] = "${....num_classes}"
     else:
-        node = {
-            "_target_": "sparse_detr.SparseSparsifier",
+        target = "sparse_detr.SparseSparsifier"
+        options = {
             "selection": "random" if method == "random" else "dam",
             "projection": "detector" if _has_two_stages(model) else "own",
             "auxiliary_heads": False,
             "num_classes": "${....num_classes}",
         }
     if budget == "mass":
-        node["mass_budget"] = {"_target_": "tokendetr.tokens.MassBudget"}
-    node |= {
+        options["mass_budget"] = L(MassBudget)()
+    options |= {
         "keep_ratio": keep_ratio,
         "embed_dim": "${..embed_dim}",
         "num_layers": "${..num_layers}",
     }
-    return OmegaConf.create(node, flags={"allow_objects": True})
+    # Methods lie below this package in the ladder, so they are found by name.
+    node: DictConfig = L(locate(target))(**options)
+    return node
 
 
 def _has_two_stages(model: DictConfig) -> bool:
