@@ -1,13 +1,14 @@
-"""Export every detector with every method in every format, and say what works.
+"""Export every detector with every method in every format, and record which files work.
 
-    python benchmarks/export_matrix.py --files FOLDER --library FILE...         # export and prove
+    python benchmarks/export_matrix.py --files FOLDER --library FILE...         # export and verify
     python benchmarks/export_matrix.py --files FOLDER --library FILE... --time  # time the files
     python benchmarks/export_matrix.py --splice                                 # write the page
 
-Cells go to docs/deploy/matrix.json one by one; cells and times that it has are left alone, so that
-the matrix can be made in parts (--rows, --formats, --again). Small detectors run on 256 x 256
-pixels, ResNet-50 on 800 x 1216. Weights are the project's if there are some, else random. --time
-runs files that lie in FOLDER beside the model, all in turns; give it an otherwise idle machine.
+A row is a detector, a cell its file in one format. Cells are recorded one by one in
+docs/deploy/matrix.json, and those that it has are not made again without --again, so that the
+matrix can be made in parts (--rows, --formats). Small detectors run on 256 x 256 pixels, ResNet-50
+on 800 x 1216. Weights are the project's if there are some, else random. --time runs the files of
+FOLDER and the model in turns; the machine should be idle otherwise.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ class Row:
     """A detector of the matrix.
 
     Attributes:
-        name: of the row.
-        config: whose model it is.
-        method: config whose sparsifier it gets; "" leaves the model as it is.
+        name: name of the row.
+        config: config of the model.
+        method: config whose sparsifier the model gets; "" for none.
         size: height and width in pixels.
     """
 
@@ -130,10 +131,13 @@ def with_method(cfg: DictConfig, config: str) -> DictConfig:
 
 
 def build(row: Row) -> nn.Module:
-    """Return a row's model, with random weights that differ from query to query if it has none."""
+    """Return a row's model, with random weights if it has none.
+
+    They include every parameter: initial biases and embeddings would make all queries alike.
+    """
     cfg = load_config(row.config, ["train.device=cpu"], trained=True)
     if not Path(str(cfg.train.init_checkpoint)).is_file():
-        cfg.train.init_checkpoint = ""  # weights that are made, not shipped
+        cfg.train.init_checkpoint = ""  # the project does not ship these weights
     if row.method:
         cfg = with_method(cfg, row.method)
     torch.manual_seed(0)
@@ -160,14 +164,18 @@ def traced(model: nn.Module, size: tuple[int, int]) -> tuple[ExportedProgram, st
 
 
 def file_of(files: Path, row: Row, format: str) -> Path:
-    """Return where a cell's file lies."""
+    """Return the path of a cell's file."""
     return files / f"{row.name}.{format}{SUFFIXES[format]}"
 
 
 def export_cells(
     row: Row, formats: Sequence[Any], libraries: Sequence[str], files: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Export a row in some formats from one program; yield the cells one by one."""
+    """Export a row in some formats from one traced program.
+
+    Yields:
+        The format and its cell, to be recorded at once.
+    """
     model = build(row)
     began = time.perf_counter()
     try:
@@ -193,7 +201,7 @@ def export_cells(
 
 
 def runs_of(row: Row, cells: dict[str, dict[str, Any]], files: Path) -> list[tuple[str, str]]:
-    """Return format and runtime of all runs of a row's files that lie in the folder."""
+    """Return (format, runtime) of every way to run the row's files that are in the folder."""
     return [
         (format, runtime)
         for format, cell in cells.items()
@@ -269,7 +277,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def keep(path: Path, place: Sequence[str], value: dict[str, Any]) -> None:
-    """Put a value into the record as it is now: several processes may work on it."""
+    """Put a value into the record, read anew under a lock: several processes may write to it."""
     with FileLock(Path(tempfile.gettempdir()) / "export_matrix.lock"):
         known = read(path)
         node = known
@@ -291,9 +299,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--formats", nargs="+", choices=SUFFIXES, default=["pt2", "onnx", "onnx-custom"]
     )
-    parser.add_argument("--library", nargs="+", default=[], help="compute the node of onnx-custom")
+    parser.add_argument("--library", nargs="+", default=[], help="run onnx-custom with these")
     parser.add_argument("--files", type=Path, help="folder of the exported files")
-    parser.add_argument("--again", action="store_true", help="export or time what is known as well")
+    parser.add_argument("--again", action="store_true", help="repeat what the record has")
     parser.add_argument("--time", action="store_true", help="time the files beside the model")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     parser.add_argument("--splice", action="store_true", help="only write the page")

@@ -1,13 +1,11 @@
-"""Error and operations of a reduced vision transformer for every way to build W.
-
-The errors are relative, of the class token and of the restored tokens.
+"""Relative error and operations of a reduced vision transformer, for every method of reduction.
 
 python benchmarks/information_kept.py [--model vit] [--images 4] [--keep-ratios 0.9 0.7 0.5]
 
-The errors are measured after the last block. The models (DeiT-S at blocks 3, 6, 9; Swin-T at blocks
-4, 6, 8 in stage 3) have random weights; --sharpness multiplies their weight matrices, because
-initial weights make all tokens nearly equal and attention nearly uniform. For detectors trained on
-shapes use tools/sweep_tokens.py with --features.
+Errors are those of the class token and of the restored tokens after the last block. The models
+(DeiT-S at blocks 3, 6, 9; Swin-T at blocks 4, 6, 8 in stage 3) have random weights; --sharpness
+multiplies their weight matrices, because initial weights make all tokens nearly equal and attention
+nearly uniform. For detectors trained on shapes use tools/sweep_tokens.py with --features.
 """
 
 from __future__ import annotations
@@ -42,14 +40,14 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model and what is looked at.
+    """A model and the outputs that are compared.
 
     Attributes:
         build: makes the model with random weights.
         layers: blocks that reduce.
         options: more arguments of :func:`token_transforming.transform`.
-        parts: gets from what the model puts out the tensors that are compared, [B, ...].
-        has_class_token: whether its class token can choose.
+        parts: returns the compared tensors [B, ...] of the model's output, by name.
+        has_class_token: the model has a class token, whose attention can select tokens.
     """
 
     build: Callable[[], nn.Module]
@@ -106,7 +104,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def smooth_images(count: int) -> Tensor:
-    """Return seeded pictures with large and small structure, [count, 3, 224, 224]."""
+    """Return seeded images with large and small structures, [count, 3, 224, 224]."""
     generator = torch.Generator().manual_seed(0)
     images = torch.zeros(count, 3, SIZE, SIZE)
     for cells in (4, 14, 56):
@@ -135,9 +133,9 @@ def measure(case: Case, options: argparse.Namespace) -> tuple[list[str], list[li
     for name, way in ways.items():
         row: list[object] = [name]
         for keep in options.keep_ratios:
-            how = {"layers": case.layers, "keep_ratio": keep, **case.options, **way}
-            transform(model, **how)
-            transform(counted, **how)
+            reduction = {"layers": case.layers, "keep_ratio": keep, **case.options, **way}
+            transform(model, **reduction)
+            transform(counted, **reduction)
             row.append(gflops(counted, (SIZE, SIZE)))
             for part, ours in case.parts(model(images)).items():
                 expected = dense[part].flatten(1)

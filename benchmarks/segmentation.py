@@ -6,7 +6,7 @@
 
 The task of Token Transforming's Figure 4 (b, c) at a size that a CPU trains: a plain vision
 transformer with a linear decoder on the masks of the shapes data set (background and four kinds of
-shapes). The encoder is compressed without training; ``recovery=affine`` is fitted to unlabelled
+shapes). The encoder is compressed without training; ``recovery=affine`` is fitted to unlabeled
 training images. Every way is measured on all validation images.
 
 Shapes: B image, H and W of a map, E classes of a token's cells.
@@ -187,9 +187,9 @@ def mean_iou(model: nn.Module, images: MaskedImages) -> float:
 
 def sweep(model: Segmenter, root: Path, recorded: dict[str, Any]) -> None:
     """Measure what is not recorded, and record it."""
-    images, unlabelled = MaskedImages.of(root, "val"), MaskedImages.of(root, "train")
-    fitted = list(unlabelled.batches(range(FITTED)))
-    held_back = list(unlabelled.batches(range(FITTED, FITTED + FITTED // 4)))
+    images, unlabeled = MaskedImages.of(root, "val"), MaskedImages.of(root, "train")
+    fitted = list(unlabeled.batches(range(FITTED)))
+    held_back = list(unlabeled.batches(range(FITTED, FITTED + FITTED // 4)))
     points: dict[str, list[float]] = recorded["points"]
     for name, place, keep, options in _points():
         if name in points:

@@ -33,7 +33,7 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from benchmarks.sparsification_steps import DISTILLED, LABELLED, STEPS, build, changed
+from benchmarks.sparsification_steps import DISTILLED, LABELED, STEPS, build, changed
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import load_measured_config, loaded_inputs
 from tokendetr.analysis.recorded_rows import processor
@@ -126,7 +126,7 @@ class Study:
             self.count(predictor.model, student)
         sources = self.images or training_images(self.cfg)
         images = UnlabeledImages.from_folders(sources, predictor, seed=seed)
-        if all(step in own for step in (*self.steps, *(LABELLED if labels else ()))):
+        if all(step in own for step in (*self.steps, *(LABELED if labels else ()))):
             return
         # From these files a later call, which may add steps, goes on.
         names = {step: step.replace(", ", "_") for step in ("every", *DISTILLED)}
@@ -180,7 +180,7 @@ class Study:
     def train_on(self, seed: int, student: nn.Module, iterations: int) -> None:
         """Train what was fitted, and the dense detector, with labels; evaluate what is trained."""
         own = self.entry["seeds"][str(seed)]
-        for step in LABELLED:
+        for step in LABELED:
             if step in own:
                 continue
             folder = self.folder / f"labels_{seed}" / step.replace(", ", "_").replace(" ", "_")
@@ -259,7 +259,7 @@ def tables() -> list[Table]:
 def _table(config: str, entry: dict[str, Any]) -> Table:
     rows = []
     recorded = {key for seed in entry["seeds"].values() for key in seed}
-    for step, name in (STEPS | LABELLED).items():
+    for step, name in (STEPS | LABELED).items():
         if step not in recorded:
             continue
         cells: list[str | None] = [name]

@@ -40,7 +40,7 @@ DISTILLED = {
     "outputs": Distillation("both"),
     "outputs, longer": Distillation("both", 1000),
 }
-LABELLED = {
+LABELED = {
     "labels": "(d) the bypass in every layer, then trained with labels",
     "labels, no bypass": "the same training, no bypass",
     "labels, dense": "the same training of the dense detector",

@@ -125,7 +125,7 @@ def build(depths: Sequence[int], ratios: tuple[float, ...] | None) -> nn.Module:
 def measure(
     steps: dict[str, Callable[[], Any]], *, warmup: int, repeats: int
 ) -> dict[str, Summary]:
-    """Let all take turns, and summarise the seconds of each."""
+    """Let all take turns, and summarize the seconds of each."""
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for turn in tqdm(range(warmup + repeats), unit="turn", file=sys.stderr):
         for name, step in steps.items():

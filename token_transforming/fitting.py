@@ -44,14 +44,14 @@ class _Place:
     block: int
     maps: RecoveryMaps
 
-    def set(self, how: Reduction | None) -> None:
+    def set(self, reduction: Reduction | None) -> None:
         """Set the block's reduction; None: no reduction."""
         owner: Any = self.owner
         plan = owner.token_plan
         if isinstance(owner, TransformedBlock):
-            owner.token_plan = replace(plan, reduction=how)
+            owner.token_plan = replace(plan, reduction=reduction)
             return
-        reductions = {**plan.reductions, self.block: how}
+        reductions = {**plan.reductions, self.block: reduction}
         reductions = {block: other for block, other in reductions.items() if other is not None}
         owner.token_plan = replace(plan, reductions=reductions)
 
@@ -183,9 +183,9 @@ def _reducing(changed: Mapping[_Place, Reduction], off: Sequence[_Place]) -> Ite
     try:
         for place in off:
             place.set(None)
-        for place, how in changed.items():
-            place.set(how)
+        for place, reduction in changed.items():
+            place.set(reduction)
         yield
     finally:
-        for place, how in own.items():
-            place.set(how)
+        for place, reduction in own.items():
+            place.set(reduction)

@@ -57,9 +57,9 @@ class RecoveryMaps(nn.Module):
         return F.linear(input_BNE, self.weight[kind], self.bias[kind])
 
 
-def add_maps(block: nn.Module, norm: nn.Module, how: Reduction | None) -> None:
+def add_maps(block: nn.Module, norm: nn.Module, reduction: Reduction | None) -> None:
     """Add recovery maps to a block whose reduction needs them."""
-    if how is not None and how.recovery == "affine":
+    if reduction is not None and reduction.recovery == "affine":
         like: Tensor = norm.weight  # type: ignore[assignment]
         block.add_module(MAPS, RecoveryMaps(len(like), like).train(block.training))
 
@@ -107,7 +107,7 @@ class Undo:
         token_map: Mix,
         x_BNC: Tensor,
         y_BKC: Tensor,
-        how: Reduction,
+        reduction: Reduction,
         maps: RecoveryMaps | None = None,
     ) -> "Undo":
         """Return the inverse of a reduction from ``x_BNC`` to ``y_BKC``.
@@ -117,7 +117,7 @@ class Undo:
         """
         if token_map.recovery is None:
             raise ValueError("this token map has no recovery, so its tokens cannot be restored")
-        if how.recovery == "paper":
+        if reduction.recovery == "paper":
             return cls(token_map.recovery)
         if maps is None:
             return cls(token_map.recovery, x_BNC, y_BKC)

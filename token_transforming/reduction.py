@@ -68,20 +68,20 @@ class Reduced:
     token_map: Mix
 
 
-def reduce_tokens(tokens: Candidates, how: Reduction, *, recover: bool) -> Reduced:
+def reduce_tokens(tokens: Candidates, reduction: Reduction, *, recover: bool) -> Reduced:
     """Reduce tokens.
 
     Args:
         tokens: the tokens.
-        how: the method and its options.
+        reduction: the method and its options.
         recover: the tokens will be restored later: by the method's own recovery, else from the
             nearest reduced token.
 
     Raises:
         ValueError: the method needs a class token or a grid, and there is none.
     """
-    build = _BUILDERS[how.method]
-    token_map = build(tokens, how)
+    build = _BUILDERS[reduction.method]
+    token_map = build(tokens, reduction)
     x_BKC, size_BK = token_map.mix(tokens.x_BNC)
     if recover and token_map.recovery is None:
         token_map = token_map.with_recovery(tokens.x_BNC, x_BKC)
@@ -105,22 +105,22 @@ def sizes_with_padding(reduced: Reduced, size_BN: Tensor | None, valid_BN: Tenso
     return torch.where(reduced.valid_BK, reduced.size_BK, padding_B1 / places_B1)
 
 
-def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
+def informativeness(tokens: Candidates, reduction: Reduction) -> Tensor:
     """Return the scores [B, N] by which informative tokens are chosen.
 
     Raises:
         ValueError: class attention without a class token.
     """
-    if how.selection == "attention":
+    if reduction.selection == "attention":
         return tokens.received_BN
-    if how.selection == "class_attention":
+    if reduction.selection == "class_attention":
         if tokens.class_BN is None:
             raise ValueError(
                 "selection='class_attention' needs a class token, and this model has none: "
                 "use 'attention' or 'uniform'"
             )
         return tokens.class_BN
-    if how.selection == "distinct":
+    if reduction.selection == "distinct":
         return distinct_scores(tokens.x_BNC, tokens.valid_BN)
     batch, number = tokens.received_BN.shape
     device = tokens.received_BN.device
@@ -131,33 +131,33 @@ def informativeness(tokens: Candidates, how: Reduction) -> Tensor:
     return score_N.expand(batch, -1)
 
 
-def _transform(tokens: Candidates, how: Reduction) -> Mix:
+def _transform(tokens: Candidates, reduction: Reduction) -> Mix:
     """Build the many-to-many map of the paper (equations 3 to 8)."""
     query_BKC = None
-    if how.selection == "pooled":
+    if reduction.selection == "pooled":
         query_BKC, index_BK, valid_BK = pooled_queries(
             tokens.x_BNC, tokens.grid, tokens.kept_grid, tokens.kept, tokens.valid_BN
         )
     else:
-        index_BK, valid_BK = _informative(tokens, how)
+        index_BK, valid_BK = _informative(tokens, reduction)
     assignment = assign_by_similarity(
         tokens.x_BNC,
         index_BK,
-        threshold=how.threshold,
-        temperature=how.temperature,
+        threshold=reduction.threshold,
+        temperature=reduction.temperature,
         valid_BN=tokens.valid_BN,
         valid_BK=valid_BK,
         query_BKC=query_BKC,
-        similarity=how.similarity,
-        normalize=how.normalize,
+        similarity=reduction.similarity,
+        normalize=reduction.normalize,
     )
-    size_BN = tokens.size_BN if how.sizes == "carried" else None
+    size_BN = tokens.size_BN if reduction.sizes == "carried" else None
     return Mix(assignment=assignment, index_BK=index_BK, valid_BK=valid_BK, size_BN=size_BN)
 
 
-def _prune(tokens: Candidates, how: Reduction) -> Mix:
+def _prune(tokens: Candidates, reduction: Reduction) -> Mix:
     """Build a map with one-hot rows: keep the informative tokens."""
-    index_BK, valid_BK = _informative(tokens, how)
+    index_BK, valid_BK = _informative(tokens, reduction)
     return Mix(
         assignment=ClusterAssignment(_kept_slots(tokens, index_BK, valid_BK), tokens.kept),
         index_BK=index_BK,
@@ -166,7 +166,7 @@ def _prune(tokens: Candidates, how: Reduction) -> Mix:
     )
 
 
-def _merge(tokens: Candidates, how: Reduction) -> Mix:
+def _merge(tokens: Candidates, reduction: Reduction) -> Mix:
     """Build a map in which every token belongs to one cluster."""
     cluster_BN, index_BK, valid_BK = bipartite_clusters(
         tokens.key_BND, tokens.kept, tokens.size_BN, tokens.valid_BN, tokens.kept_B
@@ -179,14 +179,14 @@ def _merge(tokens: Candidates, how: Reduction) -> Mix:
     )
 
 
-def _fuse(tokens: Candidates, how: Reduction) -> Mix:
+def _fuse(tokens: Candidates, reduction: Reduction) -> Mix:
     """Build a map that keeps informative tokens and fuses the others into one (EViT).
 
     The fused tokens are weighted by their scores.
 
     Source: EViT, arXiv 2202.07800, section 3.2; without a class token by the attention of all.
     """
-    score_BN = informativeness(tokens, how).float()
+    score_BN = informativeness(tokens, reduction).float()
     index_BK, valid_BK = choose(score_BN, tokens.kept, tokens.valid_BN, tokens.kept_B)
     cluster_BN = _kept_slots(tokens, index_BK, valid_BK)
     chosen_BK = score_BN.gather(1, index_BK)
@@ -208,7 +208,7 @@ def _fuse(tokens: Candidates, how: Reduction) -> Mix:
     )
 
 
-def _cluster(tokens: Candidates, how: Reduction) -> Mix:
+def _cluster(tokens: Candidates, reduction: Reduction) -> Mix:
     """Build a map of local soft clusters of a grid."""
     if tokens.grid is None or tokens.kept_grid is None:
         raise ValueError("method='clustering' needs tokens that form a grid")
@@ -225,8 +225,8 @@ def _cluster(tokens: Candidates, how: Reduction) -> Mix:
     )
 
 
-def _informative(tokens: Candidates, how: Reduction) -> tuple[Tensor, Tensor | None]:
-    return choose(informativeness(tokens, how), tokens.kept, tokens.valid_BN, tokens.kept_B)
+def _informative(tokens: Candidates, reduction: Reduction) -> tuple[Tensor, Tensor | None]:
+    return choose(informativeness(tokens, reduction), tokens.kept, tokens.valid_BN, tokens.kept_B)
 
 
 def _kept_slots(tokens: Candidates, index_BK: Tensor, valid_BK: Tensor | None) -> Tensor:

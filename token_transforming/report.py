@@ -50,8 +50,8 @@ class TransformReport:
 
     def __str__(self) -> str:
         ways = ", ".join(
-            f"{layer}: {how.method} {how.keep_ratio:g}"
-            for layer, how in zip(self.layers, self.reductions, strict=True)
+            f"{layer}: {reduction.method} {reduction.keep_ratio:g}"
+            for layer, reduction in zip(self.layers, self.reductions, strict=True)
         )
         place = f" at {self.name}" if self.name else ""
         end = "restored" if self.restored else "reduced"

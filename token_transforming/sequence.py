@@ -111,14 +111,13 @@ def run_block(
     """
     if state.x_BNC is not None:
         x_BNC, state = state.x_BNC, replace(state, x_BNC=None)
-    how = plan.reduction
+    reduction = plan.reduction
     x_BNC, observed = _attention(block, x_BNC, plan, state)
-    late = how is not None and how.method == "clustering"
-    if how is not None and observed is not None and not late:
-        x_BNC, state = _reduce(block, x_BNC, observed, plan, how, state)
+    if reduction is not None and observed is not None and not reduction.follows_feed_forward:
+        x_BNC, state = _reduce(block, x_BNC, observed, plan, reduction, state)
     x_BNC = x_BNC + _through(block, plan.names.feed, x_BNC)
-    if how is not None and observed is not None and late:
-        x_BNC, state = _reduce(block, x_BNC, observed, plan, how, state)
+    if reduction is not None and observed is not None and reduction.follows_feed_forward:
+        x_BNC, state = _reduce(block, x_BNC, observed, plan, reduction, state)
     if plan.output == "restored":
         return state.restore(x_BNC, plan.prefix), TokenState()
     if plan.output == "view" and state.undo:
@@ -203,7 +202,7 @@ def _reduce(
     x_BNC: Tensor,
     observed: Observed,
     plan: BlockPlan,
-    how: Reduction,
+    reduction: Reduction,
     state: TokenState,
 ) -> tuple[Tensor, TokenState]:
     """Reduce all tokens after the class and register tokens."""
@@ -211,10 +210,10 @@ def _reduce(
     patches_BNC = x_BNC[:, prefix:]
     tokens = int(patches_BNC.shape[1])
     kept_grid = None
-    kept = how.kept(tokens)
+    kept = reduction.kept(tokens)
     grid = None if state.undo else state.grid or _square(tokens)
-    if grid is not None and how.lays_out_grid:
-        kept_grid = how.kept_grid(*grid)
+    if grid is not None and reduction.lays_out_grid:
+        kept_grid = reduction.kept_grid(*grid)
         kept = kept_grid[0] * kept_grid[1]
     reduced = reduce_tokens(
         Candidates(
@@ -227,19 +226,19 @@ def _reduce(
             kept_grid=kept_grid,
             size_BN=state.size_BN,
         ),
-        how,
+        reduction,
         recover=plan.recover,
     )
     if not torch.compiler.is_compiling():  # context variables would break the graph
         current_pass().recorder.record_reduction(plan.index, reduced.token_map, grid)
     if plan.recover:
-        undo = Undo.of(reduced.token_map, patches_BNC, reduced.x_BKC, how, maps_of(block))
+        undo = Undo.of(reduced.token_map, patches_BNC, reduced.x_BKC, reduction, maps_of(block))
         state = replace(state, undo=(*state.undo, undo))
     if state.grid is not None:
         place_BN2 = _positions(state, x_BNC.device).expand(x_BNC.shape[0], -1, -1)
         kept_BK2 = take_rows(place_BN2, reduced.token_map.anchor_BK)
         state = replace(state, position_BN2=kept_BK2)
-    size_BK = reduced.size_BK if how.scales else None
+    size_BK = reduced.size_BK if reduction.scales else None
     x_BNC = cat([x_BNC[:, :prefix], reduced.x_BKC], dim=1)
     return x_BNC, replace(state, size_BN=size_BK)
 

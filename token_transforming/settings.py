@@ -102,6 +102,15 @@ class Reduction:
         """True if reduced tokens are cells of a coarser grid, provided that tokens form a grid."""
         return self.method == "clustering" or self.selection == "pooled"
 
+    @property
+    def follows_feed_forward(self) -> bool:
+        """True if a block reduces its output, False if it reduces before the feed-forward network.
+
+        Clustering stands between whole blocks, as in Hourglass. The other methods stand right after
+        the attention, whose statistics they use; the feed-forward network then has fewer tokens.
+        """
+        return self.method == "clustering"
+
     def kept(self, tokens: int) -> int:
         """Return K for N tokens, at least 1."""
         if self.removed is not None:

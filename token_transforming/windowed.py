@@ -7,9 +7,9 @@ Dense backbones pad windows that extend beyond the map with zeros, which take pa
 That padding is never mixed into a token, but its share of the attention is kept: unused slots of a
 reduced window represent it, as zeros with the padding's number as their size.
 
-Shapes: B image, H and W of a map, G windows of the whole batch, T tokens of a window, K reduced
-ones, E all places of a batch of maps, R real ones, C channel, M head, D head width, Y and X rows
-and columns of a table of relative positions.
+Shapes: B image, H and W of a map (W before T: windows of one map), G windows of the whole batch, T
+tokens of a window, K reduced ones, E all places of a batch of maps, R real ones, C channel, M head,
+D head width, Y and X rows and columns of a table of relative positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,7 +108,7 @@ def run_blocks(
     blocks: Sequence[nn.Module],
     x_BHWC: Tensor,
     plan: WindowPlan,
-    kind: WindowedBlocks,
+    interface: WindowedBlocks,
     *,
     use_checkpoint: bool = False,
 ) -> Tensor:
@@ -118,7 +118,7 @@ def run_blocks(
         blocks: the blocks; their own ``forward`` is not used.
         x_BHWC: the map.
         plan: the reductions.
-        kind: interface to the blocks.
+        interface: interface to the blocks.
         use_checkpoint: recompute blocks in the backward pass to save memory.
 
     Returns:
@@ -129,8 +129,8 @@ def run_blocks(
         height, width = int(height), int(width)
     state = MapState((height, width))
     for index, block in enumerate(blocks):
-        how = plan.reductions.get(index)
-        arguments = (block, x_BHWC, how, state, plan.window_bias, kind)
+        reduction = plan.reductions.get(index)
+        arguments = (block, x_BHWC, reduction, state, plan.window_bias, interface)
         if use_checkpoint and torch.is_grad_enabled():
             x_BHWC, state = checkpoint(_run_block, *arguments, use_reentrant=False)
         else:
@@ -146,44 +146,58 @@ def run_blocks(
 def _run_block(
     block: nn.Module,
     x_BHWC: Tensor,
-    how: Reduction | None,
+    reduction: Reduction | None,
     state: MapState,
     window_bias: WindowBias,
-    kind: WindowedBlocks,
+    interface: WindowedBlocks,
 ) -> tuple[Tensor, MapState]:
-    """Run one block."""
-    windows = _windows(block, state, window_bias, kind)
-    added_BHWC, observed = _attend(block, kind.norm(block)(x_BHWC), how, state, windows, kind)
+    """Run one block: attention, feed-forward network, and a reduction after one of them.
+
+    Args:
+        block: the block, whose submodules are used instead of its own ``forward``.
+        x_BHWC: its input, the map as reduced so far.
+        reduction: the reduction in this block; None: none.
+        state: state of the map's tokens.
+        window_bias: the relative position bias of reduced windows.
+        interface: interface to the block.
+
+    Returns:
+        The block's output, smaller if it reduces, and the state for the next block.
+    """
+    windows = _windows(block, state, window_bias, interface)
+    normed_BHWC = interface.norm(block)(x_BHWC)
+    added_BHWC, observed = _attend(block, normed_BHWC, reduction, state, windows, interface)
     x_BHWC = x_BHWC + block.drop_path(added_BHWC)  # type: ignore[operator]
-    late = how is not None and how.method == "clustering"
-    if how is not None and not late and observed is not None:
-        x_BHWC, state = _reduce(block, x_BHWC, how, state, windows, observed)
-    x_BHWC = x_BHWC + block.drop_path(_feed(block, x_BHWC, state, kind))  # type: ignore[operator]
-    if how is not None and late and observed is not None:
-        x_BHWC, state = _reduce(block, x_BHWC, how, state, windows, observed)
+    if reduction is not None and observed is not None and not reduction.follows_feed_forward:
+        x_BHWC, state = _reduce(block, x_BHWC, reduction, state, windows, observed)
+    fed_BHWC = _feed(block, x_BHWC, state, interface)
+    x_BHWC = x_BHWC + block.drop_path(fed_BHWC)  # type: ignore[operator]
+    if reduction is not None and observed is not None and reduction.follows_feed_forward:
+        x_BHWC, state = _reduce(block, x_BHWC, reduction, state, windows, observed)
     return x_BHWC, state
 
 
-def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState, kind: WindowedBlocks) -> Tensor:
-    """Return the output of the feed-forward network, computed for real tokens alone."""
+def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState, interface: WindowedBlocks) -> Tensor:
+    """Return the feed-forward network's output [B, H, W, C], computed for real tokens alone."""
     if state.window is None or state.valid_GT is None or state.real is None:
-        return kind.feed(block, x_BHWC)
+        return interface.feed(block, x_BHWC)
     valid_E = paste(state.valid_GT[..., None], state.window, state.size).flatten()
-    number = sum(state.real) * (state.valid_GT.shape[0] // len(state.real))
-    real_R = (~valid_E).byte().sort(stable=True).indices[:number]
+    # Their number is known as an integer, so sorting, unlike nonzero(), does not wait for a GPU.
+    batch_size = state.valid_GT.shape[0] // len(state.real)
+    real_R = (~valid_E).byte().sort(stable=True).indices[: batch_size * sum(state.real)]
     x_EC = x_BHWC.flatten(0, 2)
-    fed_RC = kind.feed(block, x_EC[real_R])
+    fed_RC = interface.feed(block, x_EC[real_R])
     fed_EC = fed_RC.new_zeros(x_EC.shape).index_copy(0, real_R, fed_RC)
     return fed_EC.view_as(x_BHWC)
 
 
 def _windows(
-    block: nn.Module, state: MapState, window_bias: WindowBias, kind: WindowedBlocks
+    block: nn.Module, state: MapState, window_bias: WindowBias, interface: WindowedBlocks
 ) -> Windows:
-    """Return the windows of a block."""
-    side = kind.window(block)
+    """Return the division of the map into the windows of a block's attention."""
+    side = interface.window(block)
     window = (side, side) if state.window is None else state.window
-    shift = (window[0] // 2, window[1] // 2) if kind.is_shifted(block) else (0, 0)
+    shift = (window[0] // 2, window[1] // 2) if interface.is_shifted(block) else (0, 0)
     windows = Windows(padded(state.size, window), window, shift, None)
     if state.position_GT2 is None or window_bias != "positions":
         return windows
@@ -191,7 +205,7 @@ def _windows(
 
 
 def _arranged(x_GTC: Tensor, state: MapState, windows: Windows) -> Tensor:
-    """Rearrange values of unshifted reduced windows to the windows of an attention."""
+    """Rearrange values [G, T, C] of unshifted reduced windows to the windows of an attention."""
     assert state.window is not None
     if windows.shift == (0, 0) and windows.window == state.window:
         return x_GTC
@@ -204,10 +218,10 @@ def _arranged(x_GTC: Tensor, state: MapState, windows: Windows) -> Tensor:
 def _attend(
     block: nn.Module,
     normed_BHWC: Tensor,
-    how: Reduction | None,
+    reduction: Reduction | None,
     state: MapState,
     windows: Windows,
-    kind: WindowedBlocks,
+    interface: WindowedBlocks,
 ) -> tuple[Tensor, Observed | None]:
     """Attend within windows.
 
@@ -222,11 +236,11 @@ def _attend(
     is_shifted = windows.shift != (0, 0)
     if is_shifted:
         x_BHWC = torch.roll(x_BHWC, (-windows.shift[0], -windows.shift[1]), (1, 2))
-    query, key, value = kind.heads(block, cut(x_BHWC, windows.window))
-    logits = _logits(block, state, windows, kind, query.shape[0])
-    scale, dropout = kind.scale(block), kind.dropout(block)
+    query, key, value = interface.heads(block, cut(x_BHWC, windows.window))
+    logits = _logits(block, state, windows, interface, query.shape[0])
+    scale, dropout = interface.scale(block), interface.dropout(block)
     observed = None
-    if how is None:
+    if reduction is None:
         out_GMTD = logits.attend(query, key, value, scale, dropout)
     else:
         valid_GT = _valid(state, windows, query.shape[0], query.device)
@@ -239,7 +253,7 @@ def _attend(
             dropout=dropout,
             valid_BN=valid_GT,
         )
-    out_GTC = kind.project(block, out_GMTD.transpose(1, 2).flatten(2))
+    out_GTC = interface.project(block, out_GMTD.transpose(1, 2).flatten(2))
     out_BHWC = paste(out_GTC, windows.window, windows.size)
     if is_shifted:
         out_BHWC = torch.roll(out_BHWC, windows.shift, (1, 2))
@@ -247,10 +261,10 @@ def _attend(
 
 
 def _logits(
-    block: nn.Module, state: MapState, windows: Windows, kind: WindowedBlocks, count: int
+    block: nn.Module, state: MapState, windows: Windows, interface: WindowedBlocks, count: int
 ) -> WindowLogits:
-    """Return the biases of the logits of ``count`` windows."""
-    table_MYX = kind.bias_table(block)
+    """Return the biases of the logits of ``count`` windows, those of all images."""
+    table_MYX = interface.bias_table(block)
     region_GT = size_GT = None
     if windows.shift != (0, 0):
         region_WT = shift_regions(windows.size, windows.window, windows.shift, table_MYX.device)
@@ -261,7 +275,7 @@ def _logits(
 
 
 def _valid(state: MapState, windows: Windows, count: int, device: torch.device) -> Tensor | None:
-    """Return a mask of the real tokens of unshifted windows; None if all are."""
+    """Return a mask [G, T] of the real tokens of unshifted windows; None if all are."""
     if state.window is not None:
         return state.valid_GT
     valid_WT = validity(state.size, windows.window, device)
@@ -271,18 +285,30 @@ def _valid(state: MapState, windows: Windows, count: int, device: torch.device) 
 def _reduce(
     block: nn.Module,
     x_BHWC: Tensor,
-    how: Reduction,
+    reduction: Reduction,
     state: MapState,
     windows: Windows,
     observed: Observed,
 ) -> tuple[Tensor, MapState]:
-    """Reduce the tokens of every window."""
+    """Reduce the tokens of every window.
+
+    Args:
+        block: the block, which has the maps of an affine recovery.
+        x_BHWC: the map.
+        reduction: the method and its options.
+        state: state of the map's tokens.
+        windows: those of the block's attention.
+        observed: statistics of the attention.
+
+    Returns:
+        The smaller map, and its state.
+    """
     window, count = windows.window, observed.key_BND.shape[0]
-    kept_grid = how.kept_grid(*window)
+    kept_grid = reduction.kept_grid(*window)
     kept = kept_grid[0] * kept_grid[1]
     valid_GT = _valid(state, windows, count, x_BHWC.device)
     real = state.real if state.real is not None else real_tokens(state.size, window)
-    kept_real = kept_tokens(real, window[0] * window[1], kept, how.method)
+    kept_real = kept_tokens(real, window[0] * window[1], kept, reduction.method)
     position_GT2 = state.position_GT2
     if position_GT2 is None:
         position_WT2 = positions(state.size, window, x_BHWC.device)
@@ -303,10 +329,10 @@ def _reduce(
             if valid_GT is None
             else torch.tensor(kept_real, device=x_BHWC.device).repeat(count // len(real)),
         ),
-        how,
+        reduction,
         recover=True,
     )
-    undo = Undo.of(reduced.token_map, x_GTC, reduced.x_BKC, how, maps_of(block))
+    undo = Undo.of(reduced.token_map, x_GTC, reduced.x_BKC, reduction, maps_of(block))
     size = (
         windows.size[0] // window[0] * kept_grid[0],
         windows.size[1] // window[1] * kept_grid[1],
@@ -314,9 +340,9 @@ def _reduce(
     return paste(reduced.x_BKC, kept_grid, size), MapState(
         size=size,
         window=kept_grid,
-        size_GT=sizes_with_padding(reduced, state.size_GT, valid_GT) if how.scales else None,
+        size_GT=sizes_with_padding(reduced, state.size_GT, valid_GT) if reduction.scales else None,
         valid_GT=reduced.valid_BK,
         position_GT2=take_rows(position_GT2, reduced.token_map.anchor_BK),
-        real=None if how.lays_out_grid else kept_real,
+        real=None if reduction.lays_out_grid else kept_real,
         undo=(*state.undo, _Undo(undo, window, windows.size)),
     )

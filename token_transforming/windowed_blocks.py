@@ -1,4 +1,4 @@
-"""What a family of windowed backbones must tell about its blocks.
+"""Interface to the blocks of a family of windowed backbones.
 
 Shapes: G windows of the whole batch, T tokens of a window, C channel, M head, D head width.
 """

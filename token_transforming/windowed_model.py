@@ -42,25 +42,25 @@ def transform_windowed(
     ]
     check_layers(layers, len(places), backbone)
     plans: dict[Any, dict[int, Reduction]] = {}
-    for layer, how in zip(layers, reductions, strict=True):
+    for layer, reduction in zip(layers, reductions, strict=True):
         stage, block = places[layer]
         if family.blocks.is_shifted(stage.blocks[block]):
             raise ValueError(
                 f"block {layer} of {type(backbone).__name__} has shifted windows; reduce at one "
                 f"that has none, such as {layer - 1}"
             )
-        if how.removed is not None:
+        if reduction.removed is not None:
             raise ValueError(
                 f"removed counts the tokens of an image; {type(backbone).__name__} reduces within "
                 "windows: give keep_ratio"
             )
-        if how.selection == "class_attention":
+        if reduction.selection == "class_attention":
             raise ValueError(
                 f"selection='class_attention' needs a class token; {type(backbone).__name__} has "
                 "none: use 'attention' or 'uniform'"
             )
-        plans.setdefault(stage, {})[block] = how
-        add_maps(stage.blocks[block], family.blocks.norm(stage.blocks[block]), how)
+        plans.setdefault(stage, {})[block] = reduction
+        add_maps(stage.blocks[block], family.blocks.norm(stage.blocks[block]), reduction)
     for stage, by_block in plans.items():
         stage.token_plan = WindowPlan(by_block, window_bias)
         stage.__class__ = transformed_class(type(stage), family.stage)

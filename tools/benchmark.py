@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how fast detectors of one or several configs run, train, or get their data."""
+"""Measure the speed of inference, training or data loading for one or several configs."""
 
 from tokendetr.cli.benchmark import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find the evaluation threshold at which a trained SPT selects a wanted part of the tokens."""
+"""Find the evaluation threshold at which a trained SPT selects a given share of the tokens."""
 
 from tokendetr.cli.calibrate_selection import main
 

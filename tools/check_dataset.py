@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check COCO-format data sets before training, and say what to fix."""
+"""Validate COCO-format data sets before training, and report what to fix."""
 
 from tokendetr.cli.check_dataset import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check what of the papers is here, and make the pages of docs/reproduction from it."""
+"""Check the checklists of the papers, and write the pages of docs/reproduction from them."""
 
 from tokendetr.cli.checklist import main
 

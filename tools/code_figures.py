@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure the source tree: sizes, packages, state of a pass, repeated blocks, cost of an import."""
+"""Measure the source tree: sizes, packages, global state, repeated blocks, cost of an import."""
 
 from tokendetr.cli.code_figures import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare the small detectors of the shapes data set that come with the project, in one table."""
+"""Compare the project's small detectors for the shapes data set in one table."""
 
 from tokendetr.cli.compare_shapes import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check an installation: versions, kernels, data sets, a forward pass and a training step."""
+"""Check an installation: versions, kernels, data sets, one timed forward pass and training step."""
 
 from tokendetr.cli.doctor import main
 

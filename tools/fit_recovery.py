@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fit the maps that a transformed backbone restores tokens with."""
+"""Fit the maps with which a transformed backbone restores tokens, on unlabeled images."""
 
 from tokendetr.cli.fit_recovery import main
 

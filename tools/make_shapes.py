@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the shapes data set (``shapes_train``, ``shapes_val``) unless it is there already."""
+"""Generate the shapes data set (``shapes_train``, ``shapes_val``) unless it exists."""
 
 from tokendetr.cli.make_shapes import main
 

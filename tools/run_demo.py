@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The project in one run (``make demo``)."""
+"""Show the project in one run (``make demo``): what a sparse encoder gains and costs on a CPU."""
 
 from tokendetr.cli.run_demo import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make a trained detector sparse in minutes, with unlabelled images."""
+"""Make a trained detector sparse in minutes, with unlabeled images."""
 
 from tokendetr.cli.sparsify import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train, test and compare detectors as evidence."""
+"""Train, test and compare detectors with equal budgets, several seeds and intervals."""
 
 from tokendetr.cli.study import main
 

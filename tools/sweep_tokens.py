@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sweep keep ratios and methods of token reduction in a detector's backbone, without training."""
+"""Sweep the keep ratio of a sparse encoder, or of reductions in a backbone, without training."""
 
 from tokendetr.cli.sweep_tokens import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Print a project's tables of results, or write them into its pages."""
+"""Print a project's result tables, or write them into its pages."""
 
 from tokendetr.cli.table import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the detections of a COCO results file beside the annotations."""
+"""Draw the detections of a COCO results file (left) beside the annotations (right)."""
 
 from tokendetr.cli.visualize_json_results import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw which tokens each reduced token of a transformed backbone is made of."""
+"""Draw the matrix W of a transformed backbone: which tokens each reduced token combines."""
 
 from tokendetr.cli.visualize_mixing import main
 

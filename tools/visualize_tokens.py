@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Show which tokens each encoder layer kept or merged, per feature level, over images."""
+"""Draw which tokens each encoder layer keeps or merges, for each feature level, over images."""
 
 from tokendetr.cli.visualize_tokens import main
 

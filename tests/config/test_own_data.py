@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_built(tmp_pa
         DatasetError, match=r"annotations\.json has 1 fault:\n  image number 1 has no id"
     ):
         load(root, tmp_path / "run")
-    with pytest.raises(DatasetError, match="one must be called train"):
+    with pytest.raises(DatasetError, match="one must be named train"):
         load(coco_folder(tmp_path / "odd", spring=3, autumn=3), tmp_path / "run")
 
 

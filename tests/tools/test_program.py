@@ -1,12 +1,15 @@
-"""How programs end: Ctrl-C, a reader that leaves, expected errors."""
+"""How programs end: Ctrl-C, a reader that leaves, expected errors; and the scripts of tools/."""
 
+import ast
 import os
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from tests.source_tree import ROOT
 from tokendetr.cli.program import program
 from tokendetr.errors import ConfigError
 
@@ -62,3 +65,12 @@ def test_a_reader_that_is_gone_ends_the_program_without_a_traceback():
     listing = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (listing.returncode, listing.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tools").glob("*.py")), ids=lambda p: p.stem)
+def test_a_script_of_tools_runs_a_program_and_has_its_summary(script):
+    source = script.read_text()
+    (module,) = re.findall(r"^from tokendetr\.cli\.(\w+) import main$", source, re.MULTILINE)
+    described = ast.parse((ROOT / f"tokendetr/cli/{module}.py").read_text())
+    summary = ast.get_docstring(described).partition("\n")[0]
+    assert ast.get_docstring(ast.parse(source)) == summary

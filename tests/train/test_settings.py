@@ -218,7 +218,7 @@ def test_the_settings_of_every_range_pass():
     [
         (["model.in_features=null"], "model.in_features=null: Linear needs a value for"),
         (["~model.out_features"], "~model.out_features: Linear needs a value for"),
-        (["~model._target_"], "~model._target_: .* what to build of model"),
+        (["~model._target_"], "~model._target_: .* the class that model builds"),
         (["dataloader.train.total_batch_size=null"], "build_detection_train_loader needs a value"),
         (["dataloader.steps.1=null"], r"remove it with ~dataloader\.steps\.1"),
     ],

@@ -49,10 +49,10 @@ def test_unauthenticated_peers_do_not_block_the_ranks():
         except OSError:  # the hub has hung up already
             continue
     one, two = (Watch(rank, hub.address, hub.secret) for rank in (0, 1))
-    two._line.send("done")
-    one._line.send("done")
+    two._hub_socket.send("done")
+    one._hub_socket.send("done")
     assert hub.is_empty.wait(patience(10))
-    for line in (*lines, one._line.socket, two._line.socket):
+    for line in (*lines, one._hub_socket.socket, two._hub_socket.socket):
         line.close()
 
 

@@ -1,4 +1,4 @@
-"""Tell by its first bytes what a checkpoint file is, for names and downloads go wrong."""
+"""Recognize checkpoint files by their first bytes, since names and downloads can be wrong."""
 
 import os
 import zipfile

@@ -1,4 +1,4 @@
-"""Show the project in one run (``make demo``): what a sparse encoder gains and costs, on the CPU.
+"""Show the project in one run (``make demo``): what a sparse encoder gains and costs on a CPU.
 
 Examples:
     tokendetr demo --output output/demo

@@ -1,6 +1,9 @@
-"""Sweep the keep ratio of an encoder's method, or ratios and methods in a backbone, untrained.
+"""Sweep the keep ratio of a sparse encoder, or of reductions in a backbone, without training.
 
 Examples:
+    E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
+    tokendetr sweep-tokens --config-file $E/configs/sparse_dino_shapes.py --output out $W
+
     S=projects/dino/configs/dino_shapes_swin.py
     W=train.init_checkpoint=projects/dino/checkpoints/dino_shapes_swin.safetensors
     tokendetr sweep-tokens --config-file $S --layers 4 8 --output out train.device=cpu $W
@@ -12,17 +15,17 @@ Examples:
     tokendetr sweep-tokens --config-file $S --layers 4 8 --keep-ratios 0.5 \\
         --fit datasets/shapes/train --ways transforming:recovery=affine --output out $W
 
-    E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
-    tokendetr sweep-tokens --config-file $E/configs/sparse_dino_shapes.py --output out $W
+Without --layers, the keep ratio of the encoder's sparsifier is swept (Sparse DETR, Focus-DETR, or
+Dynamic DETR, where it is that of the most important level). --name names the curve; with --resume,
+other configs and checkpoints add curves to the plot.
 
-If the config's encoder has a sparsifier (Sparse DETR, Focus-DETR, Dynamic DETR) and no --layers are
-given, its keep ratio is swept (for Dynamic DETR, that of the most important level). --name names
-the curve; with --resume, other configs and checkpoints add curves to the plot.
+With --layers, these blocks of the backbone reduce their tokens by each method of --ways, which may
+have options of its own, and at each keep ratio.
 
-Otherwise each point is one way to build W at one keep ratio, with the metric (AP on the config's
-test data, or the relative error of the backbone's last map), GFLOPs of the backbone, and
-milliseconds per image of the whole model. OUTPUT/sweep.csv and OUTPUT/sweep.png are updated after
-every point; with --resume, points in the file are not measured again.
+Each point has the metric (AP on the config's test data, or the relative error of the backbone's
+last map), GFLOPs of the encoder or the backbone, and milliseconds per image of the whole model.
+OUTPUT/sweep.csv and OUTPUT/sweep.png are updated after every point; with --resume, points in the
+file are not measured again.
 """
 
 from __future__ import annotations
@@ -77,15 +80,15 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "normalize": _flag,
     "layers": _layers,
 }
-"""Option of a way -> its parser; ``layers=0+2`` overrides --layers."""
+"""Option of a reduction -> its parser; ``layers=0+2`` overrides --layers."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to build W.
+    """A method of reduction with its options, an argument of ``--ways``.
 
     Attributes:
-        name: the way as given on the command line.
+        name: the text on the command line.
         options: arguments of :func:`token_transforming.transform`.
     """
 
@@ -148,31 +151,39 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--features",
         type=positive_int,
         metavar="IMAGES",
-        help="features' error on so many images, not AP",
+        help="measure the error of the backbone's last map on so many images, not AP",
     )
-    add("--images", type=positive_int, metavar="IMAGES", help="AP on so many test images, not all")
+    add(
+        "--images",
+        type=positive_int,
+        metavar="IMAGES",
+        help="AP on so many test images, not on all",
+    )
     add("--input-size", type=positive_int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
-    add("--fit", nargs="+", metavar="FOLDER", help="images for maps of ways with recovery=affine")
-    add("--fit-images", type=positive_int, default=64, help="how many are fitted to (default 64)")
+    add("--fit", nargs="+", metavar="FOLDER", help="images to fit recovery=affine to")
+    add("--fit-images", type=positive_int, default=64, help="number of these images (default 64)")
     add("--repeats", type=positive_int, default=10, help="timed images of each point")
     add("--resume", action="store_true", help="keep the points that OUTPUT/sweep.csv has")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
     args = parse_with_overrides(parser, arguments)
-    counts = [count for count in (args.features, args.images) if count is not None]
-    if min([args.repeats, *counts]) < 1:
-        parser.error("--repeats, --features and --images must be at least 1")
     affine = [way.name for way in args.ways if way.options.get("recovery") == "affine"]
     if affine and not args.fit:
-        parser.error(f"{affine[0]} has maps that are fitted to images: give --fit FOLDER")
+        parser.error(f"{affine[0]} is fitted to images: give --fit FOLDER")
     if args.features and not args.layers:
         parser.error("--features compares a backbone's maps: it needs --layers")
-    if len(counts) > 1:
+    if args.features and args.images:
         parser.error("--features and --images are different metrics: give one of them")
     return args
 
 
 def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable[[], float]:
-    """Return a function that evaluates the model on all test images or the first ``count``."""
+    """Return a function that computes the box AP in percent on the first ``count`` test images.
+
+    Args:
+        cfg: the whole config.
+        model: evaluated in the state that it has when the function is called.
+        count: number of images; None: all.
+    """
     if count is None:
         evaluation = Evaluation(cfg, model)
         return lambda: float(evaluation()["bbox"]["AP"])
@@ -191,26 +202,28 @@ def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable
 
 
 def feature_error(cfg: Any, model: Any, count: int) -> Callable[[], float]:
-    """Return a function that compares the backbone's last map with the dense one's.
+    """Return a function that computes the relative error of the backbone's last map.
 
-    The error is ``|reduced - dense| / |dense|``, the mean over images.
+    It is ``|reduced - dense| / |dense|``, the mean over images.
+
+    Args:
+        cfg: the whole config.
+        model: dense while this function runs, and reduced when the returned one is called.
+        count: number of test images.
     """
     batches = list(loaded_inputs(cfg, count))
 
     def last_maps() -> Iterator[Tensor]:
         seen: list[Tensor] = []
 
-        def look(module: nn.Module, args: Any, outputs: dict[str, Tensor]) -> None:
+        def record(module: nn.Module, args: Any, outputs: dict[str, Tensor]) -> None:
             seen.append(list(outputs.values())[-1])
 
-        hook = model.backbone.register_forward_hook(look)
-        try:
+        with model.backbone.register_forward_hook(record):
             for batch in batches:
                 with torch.no_grad():
                     model(batch)
                 yield seen.pop()
-        finally:
-            hook.remove()
 
     expected = list(last_maps())
 
@@ -227,7 +240,16 @@ def feature_error(cfg: Any, model: Any, count: int) -> Callable[[], float]:
 def measure(
     model: nn.Module, score: Callable[[], float], method: str, keep: float, args: argparse.Namespace
 ) -> Point:
-    """Measure the model in its current state."""
+    """Measure the model in its current state.
+
+    Args:
+        model: the model, in evaluation mode.
+        score: computes its metric.
+        method: name of the curve.
+        keep: keep ratio of the point, in (0, 1].
+        args: image size and number of timed passes; with ``layers`` the backbone's operations are
+            counted, else the encoder's.
+    """
     inputs = synthetic_inputs(*args.input_size)
     part = "backbone" if args.layers else "encoder"
     gflops = count_flops(model, inputs, arithmetic=False).by_part[part] / 1e9
@@ -282,7 +304,8 @@ def run_encoder(
     """Measure an encoder's method at all keep ratios, and add its curve to the file.
 
     Raises:
-        ConfigError: where the encoder has no sparsifier with a keep ratio.
+        ConfigError: the encoder has no sparsifier.
+        NotSparsifiableError: its sparsifier has no keep ratio.
     """
     try:
         sparsifier = find_sparsifier(model)

@@ -1,4 +1,4 @@
-"""Draw the detections of a COCO results file beside the annotations: prediction left, truth right.
+"""Draw the detections of a COCO results file (left) beside the annotations (right).
 
 Example:
     tokendetr visualize-results --dataset shapes_val --output output/compared \\

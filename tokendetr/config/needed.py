@@ -12,7 +12,7 @@ from tokendetr.errors import ConfigError
 __all__ = ["check_needed"]
 
 _NO_VALUE = inspect.Parameter.empty
-# Objects that the trainer passes in.
+# Null in the config: the trainer sets them.
 _PASSED_LATER = ("optimizer.params.model",)
 
 
@@ -39,7 +39,9 @@ def check_needed(cfg: Any, key: str, before: object, override: str) -> None:
     if not isinstance(owner, DictConfig) or key in _PASSED_LATER:
         return
     if name == "_target_" and name not in owner:
-        raise ConfigError(f"{override}: without it nobody knows what to build of {parent_key}")
+        raise ConfigError(
+            f"{override}: _target_ names the class that {parent_key} builds; it cannot be deleted"
+        )
     if OmegaConf.is_missing(owner, name) or owner.get(name, None) is not None:
         return
     parameter = parameters_of(owner).get(name)
@@ -56,14 +58,14 @@ def check_needed(cfg: Any, key: str, before: object, override: str) -> None:
 def _may_be_null(parameter: inspect.Parameter, before: object) -> bool:
     """Return whether a parameter takes None, as far as its default and annotation say.
 
-    Much of detectron2 and detrex says neither; there, parts such as augmentations may be switched
-    off, and numbers and names are needed.
+    Much of detectron2 and detrex has neither. Their parameters then take None in place of a config
+    node or a list, such as augmentations, but not in place of a number or a name.
     """
     if parameter.default is None:
         return True
     if parameter.annotation is _NO_VALUE:
         return parameter.default is not _NO_VALUE or isinstance(before, (DictConfig, ListConfig))
-    # As text: an annotation may be a string, or name what is not imported.
+    # As text, since an annotation may be a string, and its names need not be importable.
     annotation = str(parameter.annotation)
     is_any = annotation in ("Any", "typing.Any", "object", "<class 'object'>")
     return is_any or re.search(r"\b(None|Optional)\b", annotation) is not None

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
-"""Value of ``num_classes`` that stands for the number of categories of the training data."""
+"""Value of ``num_classes`` to be replaced by the number of categories of the training data."""
 
 VAL_SHARE = 0.2
 """Share of the images used for validation if a folder has no validation split."""
@@ -80,7 +80,7 @@ def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> Non
     tested = next((files[name] for name in ("val", "test") if name in files), None)
     if train is None or tested is None:
         raise DatasetError(
-            f"{root} has the parts {', '.join(files)}: one must be called train and one val or test"
+            f"{root} has the splits {', '.join(files)}: one must be named train and one val or test"
         )
     for name, (images, json_file) in files.items():
         register_coco_format(_name(root, name), str(json_file), str(images))
@@ -110,8 +110,8 @@ def count_classes(cfg: DictConfig) -> None:
     json_file = None if metadata is None else metadata.get("json_file", None)
     if metadata is None or json_file is None:
         raise ConfigError(
-            f"{keys[0]}={AUTO} counts the categories of a COCO JSON, but the training data is "
-            f"{name!r}, of which none is known: give the number"
+            f"{keys[0]}={AUTO} counts the categories of a COCO JSON, but the training data set "
+            f"{name!r} is not registered with one: give the number of classes"
         )
     prepare = metadata.get("prepare", None)
     if prepare is not None:
@@ -159,6 +159,7 @@ def register_recorded_files(cfg: DictConfig) -> None:
 
 
 def _is_prepared(cfg: DictConfig) -> bool:
+    """Return True for a config that :func:`use_data_folder` has edited."""
     name = OmegaConf.select(cfg, "dataloader.test.dataset.names", default="")
     return isinstance(name, str) and name.startswith("own_")
 
@@ -168,7 +169,7 @@ def _name(root: Path, split: str) -> str:
 
 
 def _files(found: LabelFolder, output: Path) -> dict[str, tuple[Path, Path]]:
-    """Return image folder and COCO JSON of every part; write the JSON if there is none yet."""
+    """Return image folder and COCO JSON of every split; write the JSON if there is none."""
     if found.kind == "coco":
         files = {name: (part.images, Path(part.labels[0])) for name, part in found.parts.items()}
         if len(files) > 1:
@@ -191,6 +192,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _stored(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write a JSON file and return its path; a file with this content keeps its time stamp."""
     content = json.dumps(data).encode()
     if not path.is_file() or path.read_bytes() != content:
         os.makedirs(path.parent, exist_ok=True)
@@ -199,6 +201,7 @@ def _stored(path: Path, data: Mapping[str, Any]) -> Path:
 
 
 def _point_at(dataloader: DictConfig, train: str, tested: str) -> None:
+    """Make the loaders read two registered data sets, and COCO's evaluator the second one."""
     dataloader.train.dataset.names = train
     dataloader.test.dataset.names = tested
     evaluator = dataloader.get("evaluator", None)

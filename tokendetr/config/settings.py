@@ -143,25 +143,26 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the message names every faulty key with its value and range.
     """
-    if faults := list(_no_groups(cfg)):
+    if faults := list(_broken_groups(cfg)):
         raise ConfigError("; ".join(faults))
     faults = [
         fault
         for key, wanted in RANGES.items()
-        if (fault := _kind_fault(cfg, key, wanted))
-        or (fault := _fault(cfg, key, wanted, _selected(cfg, key)))
+        if (fault := _type_fault(cfg, key, wanted))
+        or (fault := _range_fault(cfg, key, wanted, _selected(cfg, key)))
     ]
     for part in _BY_NAME:
         for key, value in _leaves(cfg.get(part, None), part):
             wanted = _range_of(part, key)
             if key not in RANGES and wanted is not None:
-                faults += filter(None, [_fault(cfg, key, wanted, value)])
+                faults += filter(None, [_range_fault(cfg, key, wanted, value)])
     faults += _contradictions(cfg)
     if faults:
         raise ConfigError("; ".join(faults))
 
 
 def _range_of(part: str, key: str) -> _Range | None:
+    """Return the range of a key by its name and part of the config; None if any value is fine."""
     names = [name for name in key.split(".") if not name.isdigit()]
     # A negative weight would maximize its loss.
     if part == "model" and ("weight_dict" in names or names[-1].endswith("_weight")):
@@ -176,7 +177,7 @@ def _selected(cfg: DictConfig, key: str) -> Any:
     return node.get(name, None) if isinstance(node, DictConfig) else None
 
 
-def _no_groups(cfg: DictConfig) -> Iterator[str]:
+def _broken_groups(cfg: DictConfig) -> Iterator[str]:
     """Yield a sentence for each key that must be a group of options and is not."""
     for key in _GROUPS:
         parent, _, name = key.rpartition(".")
@@ -185,7 +186,7 @@ def _no_groups(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}={node[name]} must be a group of options"
 
 
-def _kind_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
+def _type_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
     """Return what is wrong with the value of a key of ``train`` that must be a number."""
     if not key.startswith("train.") or key in _MAY_BE_EMPTY:
         return None
@@ -199,7 +200,8 @@ def _kind_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
     return None
 
 
-def _fault(cfg: DictConfig, key: str, wanted: _Range, value: Any) -> str | None:
+def _range_fault(cfg: DictConfig, key: str, wanted: _Range, value: Any) -> str | None:
+    """Return what is wrong with a number; store a count that is an integral float as an integer."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     is_whole = not wanted.is_count or float(value).is_integer()
@@ -212,6 +214,7 @@ def _fault(cfg: DictConfig, key: str, wanted: _Range, value: Any) -> str | None:
 
 
 def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield key and value of every value below a node that is neither missing nor interpolated."""
     if isinstance(node, DictConfig):
         for key in list[Any](node):
             if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
@@ -226,17 +229,30 @@ def _leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _contradictions(cfg: DictConfig) -> Iterator[str]:
     """Yield combinations of options that other packages would refuse later, or misinterpret."""
     for part in ("train", "test"):
-        node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
-        if not isinstance(node, DictConfig) or node.get("num_workers", None) != 0:
-            continue
-        for option in ("prefetch_factor", "persistent_workers", "timeout"):
-            if node.get(option, None):
-                yield (
-                    f"dataloader.{part}.{option}={node[option]} needs loader processes: set "
-                    f"dataloader.{part}.num_workers above 0, or leave it out"
-                )
-    yield from _unread_records(cfg)
+        yield from _idle_loader_options(cfg, part)
+        yield from _unread_records(cfg, part)
     yield from _unknown_precision(cfg)
+    yield from _uneven_micro_batches(cfg)
+    yield from _unquoted_roots(cfg)
+    yield from _empty_clipping(cfg)
+    yield from _unknown_tasks(cfg)
+    if OmegaConf.select(cfg, "train.wandb.enabled", default=False) and not _is_installed("wandb"):
+        yield "train.wandb.enabled=True needs wandb: pip install wandb"
+
+
+def _idle_loader_options(cfg: DictConfig, part: str) -> Iterator[str]:
+    node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
+    if not isinstance(node, DictConfig) or node.get("num_workers", None) != 0:
+        return
+    for option in ("prefetch_factor", "persistent_workers", "timeout"):
+        if node.get(option, None):
+            yield (
+                f"dataloader.{part}.{option}={node[option]} needs loader processes: set "
+                f"dataloader.{part}.num_workers above 0, or leave it out"
+            )
+
+
+def _uneven_micro_batches(cfg: DictConfig) -> Iterator[str]:
     batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size", default=None)
     steps = OmegaConf.select(cfg, "train.grad_accum_steps", default=1)
     if isinstance(batch, int) and isinstance(steps, int) and steps > 0 and batch % steps:
@@ -244,50 +260,55 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
             f"dataloader.train.total_batch_size={batch} is not divisible by "
             f"train.grad_accum_steps={steps} micro-batches: make it a multiple"
         )
+
+
+def _unquoted_roots(cfg: DictConfig) -> Iterator[str]:
     roots = OmegaConf.select(cfg, "train.image_roots", default=None) or ()
     for root in [roots] if isinstance(roots, str) else roots:
         if not isinstance(root, str):
             yield f"train.image_roots has {root!r}, which is no folder: write it in quotes"
+
+
+def _empty_clipping(cfg: DictConfig) -> Iterator[str]:
     clip = OmegaConf.select(cfg, "train.clip_grad", default=None)
-    if clip is not None and clip.get("enabled", False):
-        if clip.params.get("max_norm", 0) is None:
-            yield (
-                "train.clip_grad.params.max_norm has no value: give a number, or inf to only "
-                "measure"
-            )
-        if clip.params.get("norm_type", 0) is None:
-            yield "train.clip_grad.params.norm_type has no value: give a number, such as 2"
+    if clip is None or not clip.get("enabled", False):
+        return
+    if clip.params.get("max_norm", 0) is None:
+        yield "train.clip_grad.params.max_norm has no value: give a number, or inf to only measure"
+    if clip.params.get("norm_type", 0) is None:
+        yield "train.clip_grad.params.norm_type has no value: give a number, such as 2"
+
+
+def _unknown_tasks(cfg: DictConfig) -> Iterator[str]:
     evaluator = OmegaConf.select(cfg, "dataloader.evaluator", default=None)
-    if isinstance(evaluator, DictConfig) and _name(evaluator).endswith("COCOEvaluator"):
-        tasks = evaluator.get("tasks", None) or ()
-        for task in [tasks] if isinstance(tasks, str) else tasks:
-            if task not in _TASKS:
-                yield f"dataloader.evaluator.tasks={task}: use {', '.join(_TASKS)}"
-    if OmegaConf.select(cfg, "train.wandb.enabled", default=False) and not _is_installed("wandb"):
-        yield "train.wandb.enabled=True needs wandb: pip install wandb"
+    if not isinstance(evaluator, DictConfig) or not _name(evaluator).endswith("COCOEvaluator"):
+        return
+    tasks = evaluator.get("tasks", None) or ()
+    for task in [tasks] if isinstance(tasks, str) else tasks:
+        if task not in _TASKS:
+            yield f"dataloader.evaluator.tasks={task}: use {', '.join(_TASKS)}"
 
 
-def _unread_records(cfg: DictConfig) -> Iterator[str]:
-    """Yield a sentence for each loader of detectron2's that gets no records or no images."""
-    for part in ("train", "test"):
-        node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
-        if not isinstance(node, DictConfig) or _name(node) != f"build_detection_{part}_loader":
-            continue
-        dataset = node.get("dataset", None)
-        if dataset is None and "dataset" in node:
-            yield f"dataloader.{part}.dataset has no value: name the data set to read"
-        form = OmegaConf.select(node, "mapper.img_format", default="RGB")
-        if form is not None and form not in _IMAGE_FORMATS:
-            yield (
-                f"dataloader.{part}.mapper.img_format={form} is no format of images: use "
-                f"{', '.join(_IMAGE_FORMATS)}"
-            )
-        of_files = isinstance(dataset, DictConfig) and _name(dataset) == _READER
-        if of_files and node.get("mapper", None) is None:
-            yield (
-                f"dataloader.{part}.mapper has no value: the records of a data set need one that "
-                "reads their images, such as detrex.data.DetrDatasetMapper"
-            )
+def _unread_records(cfg: DictConfig, part: str) -> Iterator[str]:
+    """Yield what keeps a loader of detectron2's from getting records or their images."""
+    node = OmegaConf.select(cfg, f"dataloader.{part}", default=None)
+    if not isinstance(node, DictConfig) or _name(node) != f"build_detection_{part}_loader":
+        return
+    dataset = node.get("dataset", None)
+    if dataset is None and "dataset" in node:
+        yield f"dataloader.{part}.dataset has no value: name the data set to read"
+    form = OmegaConf.select(node, "mapper.img_format", default="RGB")
+    if form is not None and form not in _IMAGE_FORMATS:
+        yield (
+            f"dataloader.{part}.mapper.img_format={form} is no format of images: use "
+            f"{', '.join(_IMAGE_FORMATS)}"
+        )
+    of_files = isinstance(dataset, DictConfig) and _name(dataset) == _READER
+    if of_files and node.get("mapper", None) is None:
+        yield (
+            f"dataloader.{part}.mapper has no value: the records of a data set need one that "
+            "reads their images, such as detrex.data.DetrDatasetMapper"
+        )
 
 
 def _unknown_precision(cfg: DictConfig) -> Iterator[str]:
@@ -300,6 +321,7 @@ def _unknown_precision(cfg: DictConfig) -> Iterator[str]:
 
 
 def _name(node: DictConfig) -> str:
+    """Return the last part of a target's name."""
     target = node.get("_target_", None)
     return str(getattr(target, "__name__", target)).rpartition(".")[2]
 

@@ -32,8 +32,8 @@ __all__ = ["Hub", "Watch", "end_process"]
 
 logger = logging.getLogger("tokendetr.train")
 
-_CONSEQUENCE_SECONDS = 2.0
-_ANSWER_SECONDS = 6.0
+_CONSEQUENCE_SECONDS = 2.0  # that a possible cause has to arrive after its consequence
+_ANSWER_SECONDS = 6.0  # that a failing rank waits for the run's first failure, to print that one
 _LOST = (
     "error: the process of rank {rank} ended without an error message. It was killed; most often "
     "the system does that when memory runs out (see dmesg)"
@@ -61,7 +61,7 @@ class Hub:
         self.address = (host, int(self._listener.getsockname()[1]))
         self.secret = secrets.token_hex(16)
         self._world_size = world_size
-        self._lines: dict[int, MessageSocket] = {}
+        self._peers: dict[int, MessageSocket] = {}
         self._done: set[int] = set()
         self._ending: Failure | None = None
         self._unexplained: tuple[float, Failure] | None = None
@@ -71,6 +71,7 @@ class Hub:
         threading.Thread(target=self._serve, name="watch-hub", daemon=True).start()
 
     def _serve(self) -> None:
+        """Exchange messages, in a thread, until every rank is done or lost."""
         while len(self._done) < self._world_size:
             for key, _ in self._selector.select(0.2):
                 if key.fileobj is self._listener:
@@ -90,36 +91,36 @@ class Hub:
             connection.settimeout(30)
             self._selector.register(connection, selectors.EVENT_READ, MessageSocket(connection))
 
-    def _read(self, line: MessageSocket) -> None:
-        messages = line.receive()
-        if messages and line.rank is None:
-            # More may have arrived with it already.
-            messages = messages[1:] if self._authenticate(line, messages[0]) else None
+    def _read(self, peer: MessageSocket) -> None:
+        messages = peer.receive()
+        if messages and peer.rank is None:
+            # The first message must be the secret; others may have arrived behind it.
+            messages = messages[1:] if self._authenticate(peer, messages[0]) else None
         if messages is None:
-            self._selector.unregister(line.socket)
-            line.socket.close()
-            if line.rank is not None and line.rank not in self._done:
-                self._done.add(line.rank)
-                self._end(_lost(line.rank))
+            self._selector.unregister(peer.socket)
+            peer.socket.close()
+            if peer.rank is not None and peer.rank not in self._done:
+                self._done.add(peer.rank)
+                self._end(_lost(peer.rank))
             return
         for message in messages:
             kind = message.pop("kind", "")
-            if kind == "done" and line.rank is not None:
-                self._done.add(line.rank)
+            if kind == "done" and peer.rank is not None:
+                self._done.add(peer.rank)
             elif kind == "stop":
                 self._broadcast("stop", number=int(message["number"]))
             elif kind == "failed":
                 self._consider(Failure(**message))
 
-    def _authenticate(self, line: MessageSocket, hello: dict[str, Any]) -> bool:
+    def _authenticate(self, peer: MessageSocket, hello: dict[str, Any]) -> bool:
         """Register a rank by its first message; return False without the run's secret."""
         sent = str(hello.get("secret")).encode(errors="replace")
         if not hmac.compare_digest(sent, self.secret.encode()):
             return False
-        line.rank = int(hello["rank"])
-        self._lines[line.rank] = line
+        peer.rank = int(hello["rank"])
+        self._peers[peer.rank] = peer
         if self._ending is not None:
-            line.send("end", **self._ending.as_dict())
+            peer.send("end", **self._ending.as_dict())
         return True
 
     def _consider(self, failure: Failure) -> None:
@@ -134,13 +135,14 @@ class Hub:
             self._unexplained = (time.monotonic() + _CONSEQUENCE_SECONDS, failure)
 
     def _end(self, failure: Failure) -> None:
+        """End all ranks for the first failure; later ones are not forwarded."""
         if self._ending is None:
             self._ending = failure
             self._broadcast("end", **failure.as_dict())
 
     def _broadcast(self, kind: str, **fields: Any) -> None:
-        for line in self._lines.values():
-            line.send(kind, **fields)
+        for peer in self._peers.values():
+            peer.send(kind, **fields)
 
 
 class Watch:
@@ -172,10 +174,10 @@ class Watch:
         self._is_closed = False
         self._wakeup, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
-        self._line = MessageSocket(socket.create_connection(address, timeout=60))
-        self._line.rank = 0
-        self._line.socket.settimeout(None)
-        self._line.send("hello", rank=rank, secret=secret)
+        self._hub_socket = MessageSocket(socket.create_connection(address, timeout=60))
+        self._hub_socket.rank = 0
+        self._hub_socket.socket.settimeout(None)
+        self._hub_socket.send("hello", rank=rank, secret=secret)
         # torchrun's agent may be killed, and then its workers must end. Others, such as a shell
         # that started a process in the background, may exit before it.
         self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
@@ -196,13 +198,13 @@ class Watch:
         """Report an error to the hub; return the run's first one, which may be another rank's."""
         own = Failure.of(error, self.rank)
         self._is_reporting = True
-        self._line.send("failed", **own.as_dict())
+        self._hub_socket.send("failed", **own.as_dict())
         self._answered.wait(_ANSWER_SECONDS)
         return self._ending or own
 
     def close(self) -> None:
         """Report that this rank is done; afterwards no other rank's failure ends it."""
-        self._line.send("done")
+        self._hub_socket.send("done")
         if self._hub is not None:
             # Wait for all: if the hub ended first, the others would report rank 0 as failed, and
             # their own failures could no longer end the run.
@@ -212,8 +214,9 @@ class Watch:
             os.write(self._wake, b"\0")
 
     def _listen(self) -> None:
+        """Wait, in a thread, for the hub, the launcher and this process's own signals."""
         selector = selectors.DefaultSelector()
-        selector.register(self._line.socket, selectors.EVENT_READ, self._read_hub)
+        selector.register(self._hub_socket.socket, selectors.EVENT_READ, self._read_hub)
         selector.register(self._wakeup, selectors.EVENT_READ, self._read_own)
         if self._launcher is not None:
             selector.register(self._launcher, selectors.EVENT_READ, self._read_launcher)
@@ -226,10 +229,10 @@ class Watch:
     def _read_own(self) -> None:
         for number in os.read(self._wakeup, 64):
             if number:
-                self._line.send("stop", number=number)
+                self._hub_socket.send("stop", number=number)
 
     def _read_hub(self) -> None:
-        messages = self._line.receive()
+        messages = self._hub_socket.receive()
         if messages is None:
             if not self._is_closed:
                 self._end(_lost(0), printer=1)

@@ -164,9 +164,9 @@ def make_scene(random: IntegerRandom) -> Scene:
 def _background(random: IntegerRandom, height: int, width: int, base: Color) -> NDArray[np.int32]:
     """Return smooth color drifts, two octaves of gray noise, and faint bars of every texture."""
     canvas = np.empty((height, width, 3), dtype=np.int32)
-    grey = smooth_noise(random, height, width, 24, 26) + smooth_noise(random, height, width, 6, 14)
+    gray = smooth_noise(random, height, width, 24, 26) + smooth_noise(random, height, width, 6, 14)
     for channel in range(3):
-        canvas[..., channel] = base[channel] + grey + smooth_noise(random, height, width, 96, 22)
+        canvas[..., channel] = base[channel] + gray + smooth_noise(random, height, width, 96, 22)
     for _ in range(random.between(4, 9)):
         bar = Figure(
             shape="square",

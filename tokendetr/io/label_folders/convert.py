@@ -29,7 +29,7 @@ from tokendetr.io.optional_hotcoco import load_hotcoco
 
 __all__ = ["split_at_random", "to_coco"]
 
-Labelled = tuple[Path, dict[str, Any]]
+Labeled = tuple[Path, dict[str, Any]]
 """Folder of the images, and a COCO data set."""
 
 _ORIENTATION = 0x0112
@@ -38,7 +38,7 @@ _ON_A_SIDE = (5, 6, 7, 8)
 PURPOSE = "reading Pascal VOC and YOLO labels"
 
 
-def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labelled]:
+def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labeled]:
     """Convert every part of a folder.
 
     All parts get the same categories, numbered from 1 in the order that the folder lists, else
