@@ -22,6 +22,9 @@ def test_onednns_product_is_a_linear_layer():
             torch.testing.assert_close(y, layer(x).relu())
             y = product(x, packed, layer.bias, "gelu", [], "tanh")
             torch.testing.assert_close(y, F.gelu(layer(x), approximate="tanh"))
+            other = torch.randn(4, 3)
+            y = torch_private.onednn_linear_and_sum()(x, other, packed, layer.bias, "add")
+            torch.testing.assert_close(y, layer(x) + other)
 
 
 def test_onednns_convolutions_are_convolutions():

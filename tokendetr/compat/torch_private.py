@@ -28,6 +28,7 @@ __all__ = [
     "onednn_convolution_and_sum",
     "onednn_convolution_onto",
     "onednn_linear",
+    "onednn_linear_and_sum",
     "onednn_multiplies_bfloat16",
     "onednn_packed_convolution_weight",
     "onednn_packed_linear_weight",
@@ -43,7 +44,7 @@ current_dispatch_mode = _get_current_dispatch_mode
 current_function_mode = _get_current_function_mode
 """Return the innermost active torch-function mode, or None."""
 
-_LINEAR = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
+_LINEAR: Any = getattr(getattr(torch.ops, "mkldnn", None), "_linear_pointwise", None)
 
 
 def onednn_linear() -> Any:
@@ -52,6 +53,14 @@ def onednn_linear() -> Any:
     It is called with ``(x, weight, bias, "none", "relu" or "gelu", [], "" or GELU's form)``.
     """
     return _LINEAR
+
+
+def onednn_linear_and_sum() -> Any:
+    """Return oneDNN's fused linear layer and sum with ``other``, of the output's shape and dtype.
+
+    It is called with ``(x, other, weight, bias, "add")``.
+    """
+    return _LINEAR.binary
 
 
 def onednn_packed_linear_weight() -> Any:

@@ -180,6 +180,8 @@ class TokenEncoder(nn.Module):
                 f"the layout is of {layout.batch_size} images of {layout.num_tokens} tokens, "
                 f"the features have shape {list(query.shape)}"
             )
+        if query_pos is not None and not torch.is_grad_enabled():
+            query_pos = query_pos.to(query.dtype)  # once, not in the sum of every layer
         if reference_points is None:
             reference_points = layout.reference_points_BNL2().to(query.dtype)
         forward = current_pass()

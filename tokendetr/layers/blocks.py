@@ -1,7 +1,8 @@
 """Work that treats every token alone, block by block: in calls without gradients on CPUs.
 
-What one step of a block leaves for the next stays in the cache, instead of going through fresh
-memory.
+What one step of a block leaves for the next takes memory that the block before it used, instead of
+fresh memory, which the system clears page by page. Larger blocks leave the fastest cache, but cost
+fewer calls, and threads wait for each other at the end of each.
 """
 
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 512
-"""Tokens per block in float32 (2 MiB at width 1024), twice as many in bfloat16."""
+ROWS_AT_ONCE = 2048
+"""Tokens per block in float32 (8 MiB at width 1024), twice as many in bfloat16."""
 
 
 def blocks_pay(x: Tensor, *, training: bool) -> bool:

@@ -14,6 +14,7 @@ import torch
 from detrex import layers as detrex_layers
 from torch import Tensor, nn
 
+from tokendetr.layers.cpu.linears import linear_and_sum
 from tokendetr.ops import ms_deform_attn_fused, sampling_locations
 from tokendetr.ops.autocast import autocasts, low
 
@@ -216,6 +217,8 @@ class MultiScaleDeformableAttention(_UpstreamAttention):  # type: ignore[valid-t
 
     def add_output(self, sampled: Tensor, identity: Tensor) -> Tensor:
         """Project what queries gathered, drop channels and add the residual; row by row."""
+        if not self.dropout.training:
+            return linear_and_sum(self.output_proj, sampled, identity)
         output: Tensor = self.dropout(self.output_proj(sampled)) + identity
         return output
 

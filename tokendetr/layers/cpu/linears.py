@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tokendetr.compat.torch_private import (
     has_forward_hooks,
     onednn_linear,
+    onednn_linear_and_sum,
     onednn_packed_linear_weight,
 )
 from tokendetr.layers.cpu.cached import Cached
@@ -43,12 +44,21 @@ class _Packed:
 
     def __call__(self, x: Tensor, dtype: torch.dtype, activation: _Fused = _NONE) -> Tensor:
         """Apply the layer and an activation in a dtype."""
-        layer = self.layer
-        weight, bias = self._cached.get(
-            dtype, [layer.weight, layer.bias], lambda: self._pack(dtype)
-        )
+        weight, bias = self._parameters(dtype)
         output: Tensor = onednn_linear()(x.to(dtype), weight, bias, *activation)
         return output
+
+    def and_sum(self, x: Tensor, residual: Tensor, dtype: torch.dtype) -> Tensor:
+        """Apply the layer in a dtype and add a tensor of the output's shape."""
+        weight, bias = self._parameters(dtype)
+        sums = onednn_linear_and_sum()
+        output: Tensor = sums(x.to(dtype), residual.to(dtype), weight, bias, "add")
+        return output
+
+    def _parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return packed weights and bias in a dtype."""
+        parameters = [self.layer.weight, self.layer.bias]
+        return self._cached.get(dtype, parameters, lambda: self._pack(dtype))
 
     def _pack(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.layer.weight.detach().to(dtype), self.layer.bias
@@ -58,11 +68,43 @@ class _Packed:
         return weight, None if bias is None else bias.detach().to(dtype)
 
 
-def _linear(packed: _Packed, x: Tensor) -> Tensor:
-    """Apply a linear layer, by the fast form if possible."""
-    layer = packed.layer
-    dtype = working_dtype(x, layer.weight)
-    return nn.Linear.forward(layer, x) if dtype is None else packed(x, dtype)
+class _Linear:
+    """The fast form of a linear layer.
+
+    Args:
+        layer: the layer.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.packed = _Packed(layer)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer, by the fast form if possible."""
+        layer = self.packed.layer
+        dtype = working_dtype(x, layer.weight)
+        return nn.Linear.forward(layer, x) if dtype is None else self.packed(x, dtype)
+
+
+def linear_and_sum(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+    """Return ``layer(x) + residual``, added while the product is in the cache if possible.
+
+    Args:
+        layer: any module; the sum is fused if it is a linear layer with a fast form.
+        x: its input.
+        residual: what is added.
+
+    Returns:
+        The sum, in bfloat16 if the fast form computes in it.
+    """
+    form = None if has_forward_hooks(layer) else vars(layer).get("forward")
+    if isinstance(form, _Linear):
+        linear = form.packed.layer
+        dtype = working_dtype(x, linear.weight)
+        fits = residual.shape == (*x.shape[:-1], linear.out_features)
+        if dtype is not None and fits and residual.dtype in (dtype, torch.float32):
+            return form.packed.and_sum(x, residual, dtype)
+    sum_: Tensor = layer(x) + residual
+    return sum_
 
 
 def _fused(activation: nn.Module) -> _Fused | None:
@@ -103,7 +145,7 @@ def fast_linear(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if onednn_linear() is None:
         return None
     if _is_plain(module):
-        return partial(_linear, _Packed(cast(nn.Linear, module)))
+        return _Linear(cast(nn.Linear, module))
     if type(module) is not nn.Sequential or len(module) < 2:
         return None
     layer, activation = module[0], module[1]

@@ -1,6 +1,7 @@
 """Speed up evaluation on CPUs: linear layers and convolutions through oneDNN.
 
-See :mod:`tokendetr.layers.cpu.linears` and :mod:`tokendetr.layers.cpu.convolutions`.
+See :mod:`tokendetr.layers.cpu.linears`, :mod:`tokendetr.layers.cpu.convolutions` and
+:mod:`tokendetr.layers.cpu.feed_forward`.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokendetr.layers.cpu.convolutions import fast_convolution
+from tokendetr.layers.cpu.feed_forward import fast_feed_forward
 from tokendetr.layers.cpu.linears import fast_linear
 from tokendetr.layers.undoable import Undoable
 
@@ -19,7 +21,7 @@ def _fast_form(module: nn.Module) -> Callable[..., Tensor] | None:
     """Return the fast form of a module's ``forward``, or None if it has none."""
     if "forward" in vars(module):
         return None  # replaced by other code, or optimized already
-    return fast_linear(module) or fast_convolution(module)
+    return fast_linear(module) or fast_convolution(module) or fast_feed_forward(module)
 
 
 class Optimized(Undoable):
@@ -39,7 +41,7 @@ class Optimized(Undoable):
 
 
 def optimize(model: nn.Module) -> Optimized:
-    """Replace ``forward`` of linear layers and convolutions by fast forms for CPU evaluation.
+    """Replace ``forward`` of layers with products by fast forms for CPU evaluation.
 
     The fast forms run in calls without gradients on a CPU, in float32 or, under autocast, in
     bfloat16. In any other call a module runs its own ``forward``, so the model may be trained,
@@ -50,8 +52,8 @@ def optimize(model: nn.Module) -> Optimized:
 
     Args:
         model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` that starts with it
-            and ReLU or GELU, ``nn.Conv2d``, ``detectron2.layers.Conv2d`` and the blocks of
-            detectron2's ResNet, not for subclasses.
+            and ReLU or GELU, ``nn.Conv2d``, ``detectron2.layers.Conv2d``, the blocks of
+            detectron2's ResNet and ``detrex.layers.FFN``, not for subclasses.
 
     Returns:
         A handle that reverts it.
