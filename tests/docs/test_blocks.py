@@ -14,6 +14,13 @@ from tokendetr.data.shapes import ShapesSpec, ensure_shapes
 WITH_BLOCKS = [page for page in pages() if python_blocks(page)]
 # State that a page's text assumes before its first block.
 BEFORE = {
+    "docs/deploy.md": (
+        "import pytest\n"
+        "pytest.importorskip('onnxruntime'), pytest.importorskip('onnxscript')\n"
+        "from tokendetr.cli import export_model\n"
+        "options = ['--format', 'onnx', '--size', '256', '256', '--output', 'dino.onnx']\n"
+        "export_model.main(['--config-file', 'dino_shapes', *options])\n"
+    ),
     "docs/other_libraries.md": (
         "from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection\n"
         "from transformers import ResNetConfig\n"
@@ -50,9 +57,10 @@ SHORTER = {
         '"dataloader.test.num_workers=0"',
     ),
 }
-# Pages that train, or build networks of full size.
+# Pages that train, export, or build networks of full size.
 SLOW = (
     "README.md",
+    "docs/deploy.md",
     "docs/other_libraries.md",
     "docs/own_data.md",
     "docs/in_your_own_detector.md",

@@ -20,7 +20,8 @@ Dynamic DETR, where it is that of the most important level). --name names the cu
 other configs and checkpoints add curves to the plot.
 
 With --layers, these blocks of the backbone reduce their tokens by each method of --ways, which may
-have options of its own, and at each keep ratio.
+have options of its own, and at each keep ratio. projects/dino/checkpoints/README.md has the command
+that makes the weights of the examples.
 
 Each point has the metric (AP on the config's test data, or the relative error of the backbone's
 last map), GFLOPs of the encoder or the backbone, and milliseconds per image of the whole model.
