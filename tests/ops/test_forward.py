@@ -110,17 +110,23 @@ def test_non_finite_values_and_weights_reach_exactly_what_samples_them() -> None
     check_poisoned(range(1, 33))
 
 
-def test_few_queries_read_in_place_agree_with_the_copied_map() -> None:
+@pytest.mark.parametrize("queries", [20, 100])  # both levels in place; the small one copied
+@pytest.mark.parametrize("shapes", [((40, 30), (20, 15)), ((20, 15), (40, 30))])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_levels_read_in_place_agree_with_copied_ones(
+    queries: int, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype
+) -> None:
     g = torch.Generator().manual_seed(0)
-    shapes = ((40, 30), (20, 15))
-    value = torch.randn(2, 1500, 4, 32, generator=g)
-    locations = torch.rand(2, 1500, 4, 2, 4, 2, generator=g) * 3 - 1
-    weights = torch.rand(2, 1500, 4, 2, 4, generator=g)
+    value = torch.randn(2, 1500, 4, 32, generator=g).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    locations = torch.rand(2, 1500, 4, 2, 4, 2, generator=g, dtype=wide) * 3 - 1
+    weights = torch.rand(2, 1500, 4, 2, 4, generator=g, dtype=wide)
     everything = ms_deform_attn(value, shapes, locations, weights)
     few = ms_deform_attn(
-        value, shapes, locations[:, :20].contiguous(), weights[:, :20].contiguous()
+        value, shapes, locations[:, :queries].contiguous(), weights[:, :queries].contiguous()
     )
-    torch.testing.assert_close(few, everything[:, :20], rtol=0, atol=1e-5)
+    bound = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(few, everything[:, :queries], rtol=bound, atol=1e-5)
 
 
 def test_autocast_keeps_coordinates_in_float32() -> None:

@@ -45,36 +45,40 @@ TOKENDETR_INLINE void fetch_ahead(const S* channels, int64_t row, int64_t width)
   for (size_t byte = 0; byte < static_cast<size_t>(width) * sizeof(S); byte += 64) __builtin_prefetch(ahead + byte);
 }
 
-// Fetches the corners of a head's samples, up to kChannels channels of them.
-template <class T, class S, int kChannels>
-TOKENDETR_INLINE void fetch(int samples, const Corners<T>* corners, const Rows<T, const S, false>& rows) {
-  for (int sample = 0; sample < samples; ++sample) {
-    const S* corner[4];
-    rows.corners(corners[sample / kLanes<T>], sample % kLanes<T>, 0, 0, corner);
+// Fetches the corners of samples that are read in place, which lie anywhere in the values. Copies fit in a cache, and
+// asking for them early only costs time. kVectors: as in sum_samples().
+template <class T, class S, int kVectors>
+TOKENDETR_INLINE void fetch_in_place(const Visits& visits, const Corners<T>& corners, const Rows<T, S, false>& rows) {
+  constexpr int kBytes = kLanes<T> * (kVectors > 0 ? kVectors : 1) * static_cast<int>(sizeof(S));
+  for (int i = 0; i < visits.count; ++i) {
+    S* corner[4];
+    rows.corners(corners, visits.lane[i], 0, 0, corner);
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
 #pragma GCC unroll 4
-      for (int byte = 0; byte < kChannels * static_cast<int>(sizeof(S)); byte += 64) {
+      for (int byte = 0; byte < kBytes; byte += 64) {
         __builtin_prefetch(reinterpret_cast<const char*>(corner[c]) + byte);
       }
     }
   }
 }
 
-// Adds the weighted corners of a head's samples, kVectors vectors of channels at once.
+// Adds the weighted corners of a run of samples to `sum`, kVectors vectors of channels at once.
 template <class T, class S, bool kCopied, bool kPacked, int kVectors>
-TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, int samples, const Corners<T>* corners,
+TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, const Run& run, const Corners<T>* corners,
                              const Rows<T, const S, kCopied>& rows, int64_t channel, Vec<T>* sum) {
   constexpr int kSums = (kVectors <= 2) ? 4 : 2;  // chains of additions in flight
   Vec<T> partial[kSums][kVectors] = {};
-  for (int first = 0; first < samples; first += kLanes<T>, ++corners) {
-    const int count = samples - first < kLanes<T> ? samples - first : kLanes<T>;
-    for (int lane = 0; lane < count; ++lane) {
+  for (int sample = run.first; sample < run.end;) {
+    const Corners<T>& own = corners[sample / kLanes<T>];
+    const int block_end = (sample / kLanes<T> + 1) * kLanes<T>, end = block_end < run.end ? block_end : run.end;
+    for (; sample < end; ++sample) {
+      const int lane = sample % kLanes<T>;
       const S* corner[4];
-      rows.corners(*corners, lane, lanes.row_step[first + lane], channel, corner);
+      rows.corners(own, lane, lanes.row_step[sample], channel, corner);
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
-        const Vec<T> weight = broadcast<T>(lane_of(corners->weight[c], lane, T()));
+        const Vec<T> weight = broadcast<T>(lane_of(own.weight[c], lane, T()));
         Vec<T> channels[kVectors];
         load_channels<T, kPacked, kVectors>(corner[c], channels);
 #pragma GCC unroll 4
@@ -83,16 +87,30 @@ TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, int samples, const Corn
     }
   }
   for (int v = 0; v < kVectors; ++v) {
-    sum[v] = partial[0][v] + partial[1][v];
+    sum[v] += partial[0][v] + partial[1][v];
     if constexpr (kSums == 4) sum[v] += partial[2][v] + partial[3][v];
   }
 }
 
-template <class T, class S, bool kCopied, bool kPacked, int kVectors>
-TOKENDETR_INLINE void gather_and_store(const LevelLanes<T>& lanes, int samples, const Corners<T>* corners,
-                                       const Rows<T, const S, kCopied>& rows, int64_t channel, int64_t width, S* to) {
-  Vec<T> sum[kVectors];
-  gather<T, S, kCopied, kPacked, kVectors>(lanes, samples, corners, rows, channel, sum);
+// A head's values: its copies, and the tensor.
+template <class T, class S>
+struct Sources {
+  Rows<T, const S, true> copied;
+  Rows<T, const S, false> in_place;
+};
+
+template <class T, class S, bool kPacked, int kVectors>
+TOKENDETR_INLINE void gather_and_store(const LevelLanes<T>& lanes, const Corners<T>* corners,
+                                       const Sources<T, S>& sources, int64_t channel, int64_t width, S* to) {
+  Vec<T> sum[kVectors] = {};
+  for (int i = 0; i < lanes.runs; ++i) {
+    const Run& run = lanes.run[i];
+    if (run.copied) {
+      gather<T, S, true, kPacked, kVectors>(lanes, run, corners, sources.copied, channel, sum);
+    } else {
+      gather<T, S, false, false, kVectors>(lanes, run, corners, sources.in_place, channel, sum);
+    }
+  }
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = channel + v * kLanes<T>;
     if (at < width) store_some<T>(to + at, sum[v], width - at);
@@ -100,56 +118,50 @@ TOKENDETR_INLINE void gather_and_store(const LevelLanes<T>& lanes, int samples, 
 }
 
 // One query and head. kVectors: vectors per head where that is known at compile time, else 0.
-template <class T, class S, bool kCopied, int kVectors>
+template <class T, class S, int kVectors>
 TOKENDETR_INLINE void sum_samples(const Problem& problem, const LevelLanes<T>& lanes, const Corners<T>* corners,
-                                  const Rows<T, const S, kCopied>& rows, int64_t padded, S* to) {
-  const int samples = problem.samples();
+                                  const Sources<T, S>& sources, S* to) {
   if constexpr (kVectors > 0) {
-    constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
-    gather_and_store<T, S, kCopied, kPacked, kVectors>(lanes, samples, corners, rows, 0, problem.width, to);
+    gather_and_store<T, S, is_packed<T, S>(kVectors), kVectors>(lanes, corners, sources, 0, problem.width, to);
   } else {
+    const int64_t padded = padded_width<T>(problem);
     int64_t channel = 0;
     for (; channel + 4 * kLanes<T> <= padded; channel += 4 * kLanes<T>) {
-      gather_and_store<T, S, kCopied, false, 4>(lanes, samples, corners, rows, channel, problem.width, to);
+      gather_and_store<T, S, false, 4>(lanes, corners, sources, channel, problem.width, to);
     }
     for (; channel < padded; channel += kLanes<T>) {
-      gather_and_store<T, S, kCopied, false, 1>(lanes, samples, corners, rows, channel, problem.width, to);
+      gather_and_store<T, S, false, 1>(lanes, corners, sources, channel, problem.width, to);
     }
   }
 }
 
-template <class T, class S, bool kCopied, class Samples, int kVectors>
+template <class T, class S, class Samples, int kVectors>
 void forward_queries(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
-                     const S* padded_values, S* output) {
+                     const Copies& copies, S* output) {
   static const ZeroRow<S> kZeros{};
-  const LevelLanes<T> lanes = level_lanes<T>(problem, kCopied);
+  const LevelLanes<T> lanes = level_lanes<T>(problem, copies.levels);
   Samples source(problem, lanes, in, image, head, nullptr);
   const int64_t padded = kVectors > 0 ? kVectors * kLanes<T> : padded_width<T>(problem);
-  const int64_t row = problem.heads * problem.width;
-  Rows<T, const S, kCopied> rows{padded_values, padded, kZeros.channel};
-  if (!kCopied) {
-    rows.base = static_cast<const S*>(in.value) + image * problem.tokens * row + head * problem.width;
-    rows.stride = row;
-  }
+  const int64_t row = problem.heads * problem.width, first_value = image * problem.tokens * row + head * problem.width;
+  const Sources<T, S> sources{{static_cast<const S*>(copies.values), padded, kZeros.channel},
+                              {static_cast<const S*>(in.value) + first_value, row, kZeros.channel}};
   S* first = output + image * problem.queries * row + head * problem.width;
-  // In place samples lie anywhere in the values: the next query's are fetched while this one's are summed. Padded
-  // copies fit in a cache, and asking for them early only costs time.
-  constexpr int kAhead = kCopied ? 0 : 1;
-  constexpr int kFetched = kLanes<T> * (kVectors > 0 ? kVectors : 1);
-  Corners<T> located[kAhead + 1][LevelLanes<T>::kBlocks];
-  for (int64_t next = begin; next < end + kAhead; ++next) {
+  // What the next query samples in place is fetched while this one's samples are summed.
+  const int64_t ahead = lanes.reads_in_place ? 1 : 0;
+  Corners<T> located[2][LevelLanes<T>::kBlocks];
+  for (int64_t next = begin; next < end + ahead; ++next) {
     if (next < end) {
-      Corners<T>* corners = located[next & kAhead];
       source.start(next);
       fetch_ahead(first + next * row, row, problem.width);
       for (int block = 0; block < lanes.blocks; ++block) {
-        locate<T, kCopied>(lanes, block, source.points(block), corners[block]);
+        Corners<T>& corners = located[next & ahead][block];
+        locate<T>(lanes, block, source.points(block), corners);
+        fetch_in_place<T, const S, kVectors>(lanes.in_place_lanes(block), corners, sources.in_place);
       }
-      if constexpr (kAhead > 0) fetch<T, S, kFetched>(problem.samples(), corners, rows);
     }
-    const int64_t query = next - kAhead;
+    const int64_t query = next - ahead;
     if (query < begin) continue;
-    sum_samples<T, S, kCopied, kVectors>(problem, lanes, located[query & kAhead], rows, padded, first + query * row);
+    sum_samples<T, S, kVectors>(problem, lanes, located[query & ahead], sources, first + query * row);
   }
 }
 

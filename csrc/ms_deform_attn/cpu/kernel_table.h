@@ -27,35 +27,41 @@ TOKENDETR_INLINE void with_vectors(const Problem& problem, Function function) {
   function(std::integral_constant<int, 0>{});
 }
 
-inline bool reads_in_place(const Problem& problem, Storage storage) {
+inline LevelSet copied_levels(const Problem& problem, Storage storage, double samples_per_token) {
   return with_types(storage, [&](auto types) {
-    using T = typename decltype(types)::T;
-    return problem.width % kLanes<T> == 0;
+    const bool all = problem.width % kLanes<typename decltype(types)::T> != 0;
+    LevelSet copied = 0;
+    for (int l = 0; l < problem.levels; ++l) {
+      const double samples = static_cast<double>(problem.queries) * problem.points;
+      const double tokens = static_cast<double>(problem.level[l].height * problem.level[l].width);
+      if (all || samples >= samples_per_token * tokens) copied |= LevelSet{1} << l;
+    }
+    return copied;
   });
 }
 
-inline int64_t padded_tokens(const Problem& problem) {
+inline int64_t padded_tokens(const Problem& problem, LevelSet copied) {
   int64_t starts[kMaxLevels];
-  return padded_starts(problem, starts);
+  return padded_starts(problem, copied, starts);
 }
 
-inline int64_t padded_bytes(const Problem& problem, Storage storage) {
+inline int64_t padded_bytes(const Problem& problem, Storage storage, LevelSet copied) {
   return with_types(storage, [&](auto types) {
     using Use = decltype(types);
-    return padded_tokens(problem) * padded_width<typename Use::T>(problem) *
+    return padded_tokens(problem, copied) * padded_width<typename Use::T>(problem) *
            static_cast<int64_t>(sizeof(typename Use::S));
   });
 }
 
-inline int64_t padded_gradient_bytes(const Problem& problem, Storage storage) {
+inline int64_t padded_gradient_bytes(const Problem& problem, Storage storage, LevelSet copied) {
   return with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
-    return padded_tokens(problem) * padded_width<T>(problem) * static_cast<int64_t>(sizeof(T));
+    return padded_tokens(problem, copied) * padded_width<T>(problem) * static_cast<int64_t>(sizeof(T));
   });
 }
 
 inline void copy_padded(const Problem& problem, Storage storage, const void* value, int64_t image, int64_t head,
-                        void* padded_values) {
+                        const Copies& copies) {
   with_types(storage, [&](auto types) {
     using Use = decltype(types);
     using T = typename Use::T;
@@ -63,67 +69,50 @@ inline void copy_padded(const Problem& problem, Storage storage, const void* val
     const S* from = static_cast<const S*>(value);
     if constexpr (std::is_same_v<S, BFloat16>) {
       if (is_packed<T, S>(padded_width<T>(problem) / kLanes<T>)) {
-        return copy_padded_rows<T, true>(problem, from, image, head, static_cast<S*>(padded_values));
+        return copy_padded_rows<T, true>(problem, from, image, head, copies.levels, static_cast<S*>(copies.values));
       }
     }
-    copy_padded_rows<T, false>(problem, from, image, head, static_cast<S*>(padded_values));
+    copy_padded_rows<T, false>(problem, from, image, head, copies.levels, static_cast<S*>(copies.values));
   });
 }
 
-template <class T, class S, bool kCopied, class Samples>
+template <class T, class S, class Samples>
 void forward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
-                const void* padded_values, void* output) {
+                const Copies& copies, void* output) {
   with_vectors<T>(problem, [&](auto vectors) {
-    forward_queries<T, S, kCopied, Samples, decltype(vectors)::value>(
-        problem, in, image, head, begin, end, static_cast<const S*>(padded_values), static_cast<S*>(output));
+    forward_queries<T, S, Samples, decltype(vectors)::value>(problem, in, image, head, begin, end, copies,
+                                                             static_cast<S*>(output));
   });
 }
 
 inline void forward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
-                    int64_t begin, int64_t end, const void* padded_values, void* output) {
+                    int64_t begin, int64_t end, const Copies& copies, void* output) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
-    const bool fused = in.reference != nullptr;
-    auto run = fused ? forward_as<T, S, true, FusedSamples<T>> : forward_as<T, S, true, PlainSamples<T>>;
-    if (padded_values == nullptr) {
-      run = fused ? forward_as<T, S, false, FusedSamples<T>> : forward_as<T, S, false, PlainSamples<T>>;
-    }
-    run(problem, in, image, head, begin, end, padded_values, output);
+    const auto run = in.reference != nullptr ? forward_as<T, S, FusedSamples<T>> : forward_as<T, S, PlainSamples<T>>;
+    run(problem, in, image, head, begin, end, copies, output);
   });
 }
 
-template <class T, class S, bool kCopied, class Samples>
-void backward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, int64_t begin, int64_t end,
-                 const void* padded_values, void* padded_gradient, const Gradients& gradient) {
+template <class T, class S, class Samples>
+void backward_as(const Problem& problem, const Inputs& in, int64_t image, int64_t head, const Copies& copies,
+                 const Gradients& gradient) {
   with_vectors<T>(problem, [&](auto vectors) {
-    backward_queries<T, S, kCopied, Samples, decltype(vectors)::value>(problem, in, image, head, begin, end,
-                                                                       static_cast<const S*>(padded_values),
-                                                                       static_cast<T*>(padded_gradient), gradient);
+    backward_queries<T, S, Samples, decltype(vectors)::value>(problem, in, image, head, copies, gradient);
   });
 }
 
-// Gradients of half precision are summed in a padded float copy, so only float and double work in place.
 inline void backward(const Problem& problem, Storage storage, const Inputs& in, int64_t image, int64_t head,
-                     int64_t begin, int64_t end, const void* padded_values, void* padded_gradient,
-                     const Gradients& gradient) {
+                     const Copies& copies, const Gradients& gradient) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
-    const bool fused = in.reference != nullptr;
-    auto run = fused ? backward_as<T, S, true, FusedSamples<T>> : backward_as<T, S, true, PlainSamples<T>>;
-    if constexpr (sizeof(T) == sizeof(S)) {
-      if (padded_values == nullptr) {
-        run = fused ? backward_as<T, S, false, FusedSamples<T>> : backward_as<T, S, false, PlainSamples<T>>;
-      }
-    }
-    if (padded_values != nullptr)
-      std::memset(padded_gradient, 0, static_cast<size_t>(padded_gradient_bytes(problem, storage)));
-    run(problem, in, image, head, begin, end, padded_values, padded_gradient, gradient);
-    if (padded_values != nullptr) {
-      write_gradient<T>(problem, static_cast<const T*>(padded_gradient), image, head, gradient.streams,
-                        static_cast<S*>(gradient.value));
-    }
+    const auto run = in.reference != nullptr ? backward_as<T, S, FusedSamples<T>> : backward_as<T, S, PlainSamples<T>>;
+    std::memset(copies.gradient, 0, static_cast<size_t>(padded_gradient_bytes(problem, storage, copies.levels)));
+    run(problem, in, image, head, copies, gradient);
+    write_gradient<T>(problem, static_cast<const T*>(copies.gradient), image, head, copies.levels, gradient.streams,
+                      static_cast<S*>(gradient.value));
     finish_streams();
   });
 }

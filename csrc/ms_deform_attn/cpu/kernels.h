@@ -18,28 +18,47 @@ struct Inputs {
 
 struct Gradients {
   const void* output;  // [B, Q, M * D], storage type: the incoming gradient
-  void* value;         // [B, N, M, D], storage type; zeroed by the caller where `in_place` is asked for
+  void* value;         // [B, N, M, D], storage type; the caller has zeroed levels that are not copied
   void* locations;     // like Inputs::locations
   void* weights;       // like Inputs::weights
   void* reference;     // [M, B, Q, L, reference_width], one part per head, or null
   bool streams;        // write what is not read again past the caches
 };
 
-// One instruction set's kernels. Each call works on one head of one image. `padded_values` is a head-major copy of the
-// values with a border of zeros (padded_values.h), 64-byte aligned; if it is null, samples are read in place.
+// Levels by number, one bit each.
+using LevelSet = uint32_t;
+static_assert(kMaxLevels <= 32);
+
+inline bool has_level(LevelSet levels, int level) { return (levels >> level & 1) != 0; }
+
+// A head's copies of levels, with a border of zeros (padded_values.h), 64-byte aligned. Other levels are read, and
+// their gradients added, in place.
+struct Copies {
+  LevelSet levels;
+  void* values;
+  void* gradient;  // room for the gradient of the copies, in the type of the sums
+};
+
+// From these many samples per token of a level on, copying it pays. The backward copies sooner: reading in place also
+// means adding in place, to a gradient that was zeroed before.
+constexpr double kForwardCopies = 0.75;
+constexpr double kBackwardCopies = 0.5;
+
+// One instruction set's kernels. Each call works on one head of one image.
 struct Kernels {
   const char* name;
-  bool (*reads_in_place)(const Problem&, Storage);
-  int64_t (*padded_bytes)(const Problem&, Storage);
-  int64_t (*padded_gradient_bytes)(const Problem&, Storage);
-  void (*copy_padded)(const Problem&, Storage, const void* value, int64_t image, int64_t head, void* padded_values);
+  // The levels that a head samples at least this often per token, which is when copying them pays. All levels if a
+  // head's channels are no whole vectors, which is when nothing can be read in place.
+  LevelSet (*copied_levels)(const Problem&, Storage, double samples_per_token);
+  int64_t (*padded_bytes)(const Problem&, Storage, LevelSet copied);
+  int64_t (*padded_gradient_bytes)(const Problem&, Storage, LevelSet copied);
+  void (*copy_padded)(const Problem&, Storage, const void* value, int64_t image, int64_t head, const Copies&);
   // Queries [begin, end).
   void (*forward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, int64_t begin, int64_t end,
-                  const void* padded_values, void* output);
-  // Queries [begin, end). In place, gradients are added to `gradient.value`, which the caller has zeroed; with padded
-  // copies the value gradient is written, not added, so all queries must go in one call.
-  void (*backward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, int64_t begin, int64_t end,
-                   const void* padded_values, void* padded_gradient, const Gradients& gradient);
+                  const Copies&, void* output);
+  // All queries. In half precision all levels must be copied: gradients are added in the type of the sums.
+  void (*backward)(const Problem&, Storage, const Inputs&, int64_t image, int64_t head, const Copies&,
+                   const Gradients&);
 };
 
 extern const Kernels kPortableKernels;

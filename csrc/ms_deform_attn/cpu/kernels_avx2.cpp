@@ -8,7 +8,7 @@
 namespace tokendetr {
 
 extern const Kernels kAvx2Kernels = {
-    "avx2",        avx2::reads_in_place, avx2::padded_bytes, avx2::padded_gradient_bytes, avx2::copy_padded,
+    "avx2",        avx2::copied_levels, avx2::padded_bytes, avx2::padded_gradient_bytes, avx2::copy_padded,
     avx2::forward, avx2::backward,
 };
 

@@ -8,7 +8,7 @@
 namespace tokendetr {
 
 extern const Kernels kAvx512Kernels = {
-    "avx512",        avx512::reads_in_place, avx512::padded_bytes, avx512::padded_gradient_bytes, avx512::copy_padded,
+    "avx512",        avx512::copied_levels, avx512::padded_bytes, avx512::padded_gradient_bytes, avx512::copy_padded,
     avx512::forward, avx512::backward,
 };
 

@@ -8,7 +8,7 @@ namespace tokendetr {
 
 extern const Kernels kPortableKernels = {
     "portable",
-    portable::reads_in_place,
+    portable::copied_levels,
     portable::padded_bytes,
     portable::padded_gradient_bytes,
     portable::copy_padded,

@@ -45,9 +45,8 @@ class NodeCall {
   NodeCall(const Problem& problem, const void* value, const void* reference, int reference_width, const void* offsets,
            const void* logits, void* output)
       : problem_(problem), tensors_{value, offsets, logits, reference, reference_width}, output_(output) {
-    in_place_ = set_.reads_in_place(problem_, Storage::kFloat32) &&
-                static_cast<double>(problem_.queries) * problem_.samples() < kCopies * problem_.tokens;
-    bytes_ = in_place_ ? 0 : set_.padded_bytes(problem_, Storage::kFloat32);
+    copied_ = set_.copied_levels(problem_, Storage::kFloat32, kForwardCopies);
+    bytes_ = set_.padded_bytes(problem_, Storage::kFloat32, copied_);
   }
 
   int64_t image_heads() const { return problem_.queries == 0 ? 0 : problem_.batch * problem_.heads; }
@@ -55,20 +54,17 @@ class NodeCall {
   void compute(int64_t image_head) const {
     const int64_t image = image_head / problem_.heads, head = image_head % problem_.heads;
     const Scratch padded_values(bytes_);
-    if (!in_place_) set_.copy_padded(problem_, Storage::kFloat32, tensors_.value, image, head, padded_values.data());
-    set_.forward(problem_, Storage::kFloat32, tensors_, image, head, 0, problem_.queries,
-                 in_place_ ? nullptr : padded_values.data(), output_);
+    const Copies copies{copied_, padded_values.data(), nullptr};
+    set_.copy_padded(problem_, Storage::kFloat32, tensors_.value, image, head, copies);
+    set_.forward(problem_, Storage::kFloat32, tensors_, image, head, 0, problem_.queries, copies, output_);
   }
 
  private:
-  // From this many samples per token of a head on, copying the head's values pays (see ops.cpp).
-  static constexpr double kCopies = 1.0;
-
   const Kernels& set_ = kernels();
   Problem problem_;
   Inputs tensors_;
   void* output_;
-  bool in_place_;
+  LevelSet copied_;
   int64_t bytes_;
 };
 

@@ -1,6 +1,7 @@
 // The CPU kernels as operators: allocation and the division of heads among threads.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 
 #include "../../common/parallel.h"
@@ -36,19 +37,7 @@ struct Call {
   bool empty() const { return problem.batch == 0 || problem.queries == 0; }
 
   int64_t image_heads() const { return problem.batch * problem.heads; }
-
-  // Whether samples are read in place: copying a head's values pays once it is sampled about as often as it has tokens.
-  bool reads_in_place(double samples_per_token) const {
-    const double samples = static_cast<double>(problem.queries) * problem.samples();
-    return kernels().reads_in_place(problem, storage) &&
-           samples < samples_per_token * static_cast<double>(problem.tokens);
-  }
 };
-
-// From these many samples per token of a head on. The backward copies sooner: reading in place also means adding in
-// place, to a gradient that was zeroed as a whole before.
-constexpr double kForwardCopies = 1.0;
-constexpr double kBackwardCopies = 0.5;
 
 // Calls work(item) for every item; each thread takes the next one whenever it is free, so that a slow thread does not
 // hold up the others. `prepare` makes a thread's work.
@@ -61,46 +50,26 @@ void for_each_item(int64_t items, Prepare prepare) {
   });
 }
 
-// Where values are read in place, a block of queries visits all heads before the next block starts: neighboring
-// queries sample the same tokens, whose heads share pages.
-constexpr int64_t kQueryBlock = 32;
-
-int64_t query_blocks(const Problem& p) { return (p.queries + kQueryBlock - 1) / kQueryBlock; }
-
-void forward_in_place(const Call& call, void* output) {
-  const Problem& p = call.problem;
-  const int64_t blocks = query_blocks(p);
-  for_each_item(p.batch * blocks, [&] {
-    return [&](int64_t item) {
-      const int64_t first = item % blocks * kQueryBlock, last = std::min(first + kQueryBlock, p.queries);
-      for (int64_t head = 0; head < p.heads; ++head) {
-        kernels().forward(p, call.storage, call.inputs, item / blocks, head, first, last, nullptr, output);
-      }
-    };
-  });
-}
-
 // The queries of an image's head are split if there are too few (image, head) pairs for all threads. A package is what
 // one thread does at a time: with splits it takes neighboring ones, so that it copies a head's values once.
-void forward_padded(const Call& call, void* output) {
+void forward_heads(const Call& call, void* output) {
   const Problem& p = call.problem;
   const Kernels& set = kernels();
+  const LevelSet levels = set.copied_levels(p, call.storage, kForwardCopies);
   const int64_t image_heads = call.image_heads(), threads = thread_count();
   const int64_t splits = image_heads % threads == 0 || image_heads >= 4 * threads ? 1 : std::min(threads, p.queries);
   const int64_t items = image_heads * splits, packages = splits == 1 ? image_heads : threads;
   for_each_item(packages, [&] {
-    return [&, memory = std::make_unique<Scratch>(set.padded_bytes(p, call.storage)),
+    return [&, memory = std::make_unique<Scratch>(set.padded_bytes(p, call.storage, levels)),
             copied = int64_t{-1}](int64_t package) mutable {
-      void* padded_values = memory->data();
+      const Copies copies{levels, memory->data(), nullptr};
       for (int64_t item = items * package / packages; item < items * (package + 1) / packages; ++item) {
         const int64_t image_head = item / splits, split = item % splits;
-        if (image_head != copied) {
-          set.copy_padded(p, call.storage, call.inputs.value, image_head / p.heads, image_head % p.heads,
-                          padded_values);
-          copied = image_head;
-        }
-        set.forward(p, call.storage, call.inputs, image_head / p.heads, image_head % p.heads,
-                    p.queries * split / splits, p.queries * (split + 1) / splits, padded_values, output);
+        const int64_t image = image_head / p.heads, head = image_head % p.heads;
+        if (image_head != copied) set.copy_padded(p, call.storage, call.inputs.value, image, head, copies);
+        copied = image_head;
+        set.forward(p, call.storage, call.inputs, image, head, p.queries * split / splits,
+                    p.queries * (split + 1) / splits, copies, output);
       }
     };
   });
@@ -109,40 +78,37 @@ void forward_padded(const Call& call, void* output) {
 Tensor forward(const Call& call) {
   const Problem& p = call.problem;
   Tensor output = result_tensor({p.batch, p.queries, p.heads * p.width}, call.value, call.value.scalar_type());
-  if (call.empty()) return output;
-  void* to = output.mutable_data_ptr();
-  call.reads_in_place(kForwardCopies) ? forward_in_place(call, to) : forward_padded(call, to);
+  if (!call.empty()) forward_heads(call, output.mutable_data_ptr());
   return output;
 }
 
-// The backward of (image, head) pairs [begin, end), which one thread owns.
-void backward_in_place(const Call& call, const Gradients& gradients, int64_t begin, int64_t end) {
+// Zeroes the gradient of levels that are not copied, which is added to.
+void zero_in_place(const Call& call, LevelSet copied, void* gradient) {
   const Problem& p = call.problem;
-  for (int64_t image = begin / p.heads; image * p.heads < end; ++image) {
-    const int64_t first_head = std::max<int64_t>(begin - image * p.heads, 0);
-    const int64_t last_head = std::min(end - image * p.heads, p.heads);
-    for (int64_t first = 0; first < p.queries; first += kQueryBlock) {
-      const int64_t last = std::min(first + kQueryBlock, p.queries);
-      for (int64_t head = first_head; head < last_head; ++head) {
-        kernels().backward(p, call.storage, call.inputs, image, head, first, last, nullptr, nullptr, gradients);
-      }
+  const int64_t token = p.heads * p.width * static_cast<int64_t>(call.value.element_size());
+  for (int64_t image = 0; image < p.batch; ++image) {
+    for (int l = 0; l < p.levels; ++l) {
+      if (has_level(copied, l)) continue;
+      char* first = static_cast<char*>(gradient) + (image * p.tokens + p.level[l].start) * token;
+      constexpr int64_t kLeast = 1 << 10;  // tokens that are worth a thread
+      parallel_for(0, p.level[l].height * p.level[l].width, kLeast, [&](int64_t begin, int64_t end) {
+        std::memset(first + begin * token, 0, static_cast<size_t>((end - begin) * token));
+      });
     }
   }
 }
 
-void backward_padded(const Call& call, const Gradients& gradients) {
+void backward_heads(const Call& call, LevelSet levels, const Gradients& gradients) {
   const Problem& p = call.problem;
   const Kernels& set = kernels();
   for_each_item(call.image_heads(), [&] {
-    const int64_t padded_bytes = (set.padded_bytes(p, call.storage) + 63) / 64 * 64;
-    return [&, padded_bytes,
-            memory = std::make_unique<Scratch>(padded_bytes + set.padded_gradient_bytes(p, call.storage))](
-               int64_t image_head) {
+    const int64_t padded_bytes = (set.padded_bytes(p, call.storage, levels) + 63) / 64 * 64;
+    const int64_t bytes = padded_bytes + set.padded_gradient_bytes(p, call.storage, levels);
+    return [&, padded_bytes, memory = std::make_unique<Scratch>(bytes)](int64_t image_head) {
       const int64_t image = image_head / p.heads, head = image_head % p.heads;
-      void* padded_values = memory->data();
-      void* padded_gradient = static_cast<char*>(padded_values) + padded_bytes;
-      set.copy_padded(p, call.storage, call.inputs.value, image, head, padded_values);
-      set.backward(p, call.storage, call.inputs, image, head, 0, p.queries, padded_values, padded_gradient, gradients);
+      const Copies copies{levels, memory->data(), static_cast<char*>(memory->data()) + padded_bytes};
+      set.copy_padded(p, call.storage, call.inputs.value, image, head, copies);
+      set.backward(p, call.storage, call.inputs, image, head, copies, gradients);
     };
   });
 }
@@ -155,9 +121,8 @@ Tensor like(const Tensor& tensor) { return result_tensor(tensor.sizes(), tensor,
 // Each thread owns whole heads, so that every run gives the same bits.
 CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wanted) {
   const Problem& p = call.problem;
-  const bool in_place = call.reads_in_place(kBackwardCopies) && call.value.element_size() >= 4;
   CallGradients result{like(call.value), like(call.locations), like(call.weights), std::nullopt};
-  if (in_place || call.empty()) torch::stable::zero_(result.value);
+  if (call.empty()) torch::stable::zero_(result.value);
   if (wanted.reference) {
     result.reference = zeros_tensor({p.heads, p.batch, p.queries, p.levels, call.reference->size(3)}, *call.reference,
                                     call.reference->scalar_type());
@@ -171,12 +136,10 @@ CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wante
       result.weights.mutable_data_ptr(),
       wanted.reference ? result.reference->mutable_data_ptr() : nullptr,
       bytes_of(result.value) + bytes_of(result.locations) + bytes_of(result.weights) >= kStreamedBytes};
-  if (in_place) {
-    parallel_for(0, call.image_heads(), 1,
-                 [&](int64_t begin, int64_t end) { backward_in_place(call, gradients, begin, end); });
-  } else {
-    backward_padded(call, gradients);
-  }
+  const bool is_half = call.value.element_size() < 4;
+  const LevelSet copied = kernels().copied_levels(p, call.storage, is_half ? 0.0 : kBackwardCopies);
+  zero_in_place(call, copied, gradients.value);
+  backward_heads(call, copied, gradients);
   return result;
 }
 

@@ -1,4 +1,4 @@
-// Padded values: head-major copies of the values with a border of zeros.
+// Padded values: head-major copies of levels with a border of zeros.
 //
 // A level of H x W pixels takes H + 3 rows of W + 1 tokens: a row of zeros above, the level, two rows of zeros below;
 // the last token of a row is zero and serves as the left neighbor of the next row too. One more token leads each
@@ -10,12 +10,12 @@ namespace tokendetr::TOKENDETR_ISA {
 
 TOKENDETR_INLINE int64_t padded_row(const Level& level) { return level.width + 1; }
 
-// Fills starts[level], the first token of each level in the padded copy, and returns the number of tokens.
-TOKENDETR_INLINE int64_t padded_starts(const Problem& problem, int64_t* starts) {
+// Fills starts[level], the first token of each copied level in the copies, and returns the number of tokens.
+TOKENDETR_INLINE int64_t padded_starts(const Problem& problem, LevelSet copied, int64_t* starts) {
   int64_t tokens = 0;
   for (int l = 0; l < problem.levels; ++l) {
     starts[l] = tokens;
-    tokens += (problem.level[l].height + 3) * padded_row(problem.level[l]) + 1;
+    if (has_level(copied, l)) tokens += (problem.level[l].height + 3) * padded_row(problem.level[l]) + 1;
   }
   return tokens;
 }
@@ -73,10 +73,11 @@ TOKENDETR_INLINE void copy_token(S* to, const S* from, int64_t width, int64_t pa
 }
 
 template <class T, bool kPacked, class S>
-void copy_padded_rows(const Problem& problem, const S* value, int64_t image, int64_t head, S* padded_values) {
+void copy_padded_rows(const Problem& problem, const S* value, int64_t image, int64_t head, LevelSet copied,
+                      S* padded_values) {
   const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
   const size_t used = static_cast<size_t>(problem.width) * sizeof(S);
-  const S* from = value + (image * problem.tokens * problem.heads + head) * problem.width;
+  const S* first = value + (image * problem.tokens * problem.heads + head) * problem.width;
   S* to = padded_values;
   const auto zeros = [&to, padded](int64_t tokens) {
     std::memset(static_cast<void*>(to), 0, static_cast<size_t>(tokens * padded) * sizeof(S));
@@ -84,7 +85,9 @@ void copy_padded_rows(const Problem& problem, const S* value, int64_t image, int
   };
   constexpr int64_t kAhead = 24;  // tokens
   for (int l = 0; l < problem.levels; ++l) {
+    if (!has_level(copied, l)) continue;
     const Level& level = problem.level[l];
+    const S* from = first + level.start * step;
     zeros(padded_row(level) + 1);
     for (int64_t y = 0; y < level.height; ++y) {
       for (int64_t x = 0; x < level.width; ++x, from += step, to += padded) {
@@ -99,17 +102,19 @@ void copy_padded_rows(const Problem& problem, const S* value, int64_t image, int
   }
 }
 
-// Writes a padded float (or double) gradient back as the gradient of the values, past the caches if `streams`.
+// Writes a padded float (or double) gradient back as the gradient of the copied levels, past the caches if `streams`.
 template <class T, class S>
-void write_gradient(const Problem& problem, const T* padded_gradient, int64_t image, int64_t head, bool streams,
-                    S* gradient) {
+void write_gradient(const Problem& problem, const T* padded_gradient, int64_t image, int64_t head, LevelSet copied,
+                    bool streams, S* gradient) {
   const int64_t step = problem.heads * problem.width, padded = padded_width<T>(problem);
-  S* to = gradient + (image * problem.tokens * problem.heads + head) * problem.width;
+  S* first = gradient + (image * problem.tokens * problem.heads + head) * problem.width;
   streams = streams && can_stream<T>(gradient, problem.width);
   int64_t starts[kMaxLevels];
-  padded_starts(problem, starts);
+  padded_starts(problem, copied, starts);
   for (int l = 0; l < problem.levels; ++l) {
+    if (!has_level(copied, l)) continue;
     const Level& level = problem.level[l];
+    S* to = first + level.start * step;
     for (int64_t y = 0; y < level.height; ++y) {
       const T* from = padded_gradient + (starts[l] + (y + 1) * padded_row(level) + 1) * padded;
       for (int64_t x = 0; x < level.width; ++x, from += padded, to += step) {
