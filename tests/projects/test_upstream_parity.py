@@ -15,6 +15,7 @@ from tests.projects.upstream_facts import (
     flatten,
 )
 from tokendetr.config import zoo
+from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.errors import ConfigError
 
 DELIBERATE = deliberate()
@@ -33,7 +34,7 @@ FOREIGN = {
 def test_a_config_has_detrexs_values(name):
     found = FOUND[name] = differences(name)
     assert not {k: pair for k, pair in found.items() if name not in DELIBERATE.get(k, ())}
-    assert str(zoo.get_config_file(Path(name).stem)) == str(ROOT / name)
+    assert Path(zoo.get_config_file(Path(name).stem)) == PROJECTS_DIR.parent / name
 
 
 @pytest.mark.xdist_group("upstream_parity")
