@@ -209,14 +209,15 @@ class DynamicPlan(TokenPlan):
         existing = [image[-1] for image in layout.valid_counts]
         if ratio == 1:
             return None, existing
-        level_BUC = layout.split(memory_BNC)[-1]
+        own = slice(layout.level_starts[-1], None)
+        level_BUC = memory_BNC[:, own]
         important = [options.budget.important_tokens(ratio, count) for count in existing]
         random = options.selection == "random"
         with without_autocast(memory_BNC.device):
             match = match_by_affinity(
                 level_BUC,
                 important_counts=important,
-                valid_BN=layout.split(layout.valid_BN)[-1] if layout.may_have_padding else None,
+                valid_BN=layout.valid_BN[:, own] if layout.may_have_padding else None,
                 valid_counts=existing,
                 num_neighbors=options.num_neighbors,
                 min_cosine=options.min_cosine,
@@ -261,6 +262,7 @@ class DynamicPlan(TokenPlan):
                     token_R=order.absorber_A,
                     neighbor_index_BUT=match.neighbor_index_BNT,
                     absorbs_BUT=match.absorbs_BNT,
+                    absorbed_BUV=match.absorbed_BNN,
                     start=layout.level_starts[-1],
                     rule=options.merge,
                 )

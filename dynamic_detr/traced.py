@@ -135,6 +135,7 @@ class TracedChoice:
         affinity = Affinity(
             neighbor_index_BUT=match.neighbor_index_BNT,
             absorbs_BUT=match.absorbs_BNT,
+            absorbed_BUV=match.absorbed_BNN,
             start=layout.level_starts[-1],
             rule=options.merge,
         )

@@ -15,6 +15,7 @@ from tokendetr.tokens import (
     topk_valid,
     valid_from_counts,
 )
+from tokendetr.tokens.aggregate import absorbed_matrix
 
 HEIGHT, WIDTH, LAST = 6, 8, 5
 TOKENS = HEIGHT * WIDTH + LAST
@@ -69,6 +70,7 @@ def random_merge(
                 token_R=receivers,
                 neighbor_index_BUT=match,
                 absorbs_BUT=hit,
+                absorbed_BUV=absorbed_matrix(match, hit),
                 start=TOKENS - LAST,
                 rule=rule,
             )

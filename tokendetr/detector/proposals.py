@@ -87,7 +87,9 @@ def select_top(
         return scores_BN.topk(min(limit, layout.num_tokens), dim=1).indices, None
     counts = map_counts(layout.token_counts, lambda count: min(limit, count))
     k = longest_count(counts)
-    indices_BQ = scores_BN.masked_fill(~layout.valid_BN, float("-inf")).topk(k, dim=1).indices
+    if layout.may_have_padding:
+        scores_BN = scores_BN.masked_fill(layout.padding_BN, float("-inf"))
+    indices_BQ = scores_BN.topk(k, dim=1).indices
     return indices_BQ, valid_from_counts(counts, k, scores_BN.device)
 
 

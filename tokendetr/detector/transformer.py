@@ -96,7 +96,7 @@ class DeformableTransformer(nn.Module):
             key=None,
             value=None,
             query_pos=flatten_levels(positions),
-            query_key_padding_mask=~layout.valid_BN,
+            query_key_padding_mask=layout.padding_BN,
             spatial_shapes=layout.spatial_shapes(tokens_BNC.device),
             reference_points=layout.reference_points_BNL2(),
             level_start_index=layout.level_start_index(tokens_BNC.device),

@@ -27,6 +27,7 @@ class AffinityMatch:
         neighbor_index_BNT: long, the most similar tokens, best first.
         absorbs_BNT: bool, True if that neighbor absorbs the token: the neighbor is important, the
             token is not.
+        absorbed_BNN: float32, 1 where the column's token absorbs the row's.
     """
 
     score_BN: Tensor
@@ -34,6 +35,7 @@ class AffinityMatch:
     index_BK: Tensor
     neighbor_index_BNT: Tensor
     absorbs_BNT: Tensor
+    absorbed_BNN: Tensor
 
 
 @torch.no_grad()
@@ -146,7 +148,23 @@ def _match(
     absorbs_BNT = absorbs_BNT & source_BN[..., None]
     if found_BNT is not None:
         absorbs_BNT = absorbs_BNT & found_BNT
-    return AffinityMatch(score_BN, important_BN, index_BK, neighbor_index_BNT, absorbs_BNT)
+    return AffinityMatch(
+        score_BN,
+        important_BN,
+        index_BK,
+        neighbor_index_BNT,
+        absorbs_BNT,
+        absorbed_matrix(neighbor_index_BNT, absorbs_BNT),
+    )
+
+
+def absorbed_matrix(neighbor_index_BNT: Tensor, absorbs_BNT: Tensor) -> Tensor:
+    """Return which token absorbs which, float32 [B, N, N]; see :class:`AffinityMatch`."""
+    batch, tokens, _ = neighbor_index_BNT.shape
+    absorbed_BNN = torch.zeros(batch, tokens, tokens, device=neighbor_index_BNT.device)
+    # amax: if an image has fewer than T other tokens, an entry that does not absorb may repeat the
+    # index of one that does, and must not overwrite it.
+    return absorbed_BNN.scatter_reduce_(2, neighbor_index_BNT, absorbs_BNT.float(), "amax")
 
 
 @kept_tensors

@@ -158,7 +158,7 @@ class LevelLayout:
         """Number of levels L."""
         return len(self.level_shapes)
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Number of tokens N of all levels, padding included."""
         return sum(self.level_sizes)
@@ -173,28 +173,29 @@ class LevelLayout:
         """Device of the masks."""
         return self.valid_BN.device
 
-    @property
+    @cached_property
     def level_sizes(self) -> tuple[int, ...]:
         """Tokens of each level, padding included."""
         return tuple(height * width for height, width in self.level_shapes)
 
-    @property
+    @cached_property
     def level_starts(self) -> tuple[int, ...]:
         """Index of each level's first token."""
         sizes = self.level_sizes
         return tuple(sum(sizes[:level]) for level in range(len(sizes)))
 
-    @property
+    @cached_property
     def may_have_padding(self) -> bool:
         """False if every token is known to be real without synchronizing with a device."""
         return self.known_sizes is None or any(
             sizes != self.level_shapes for sizes in self.known_sizes
         )
 
-    @property
+    @cached_property
     def padding_BN(self) -> Tensor:
-        """Upstream's mask: True = padding."""
-        return ~self.valid_BN
+        """Upstream's mask: True = padding. Do not write to it."""
+        with torch.inference_mode(False):
+            return ~self.valid_BN
 
     @cached_property
     def token_counts(self) -> Counts:
@@ -243,12 +244,25 @@ class LevelLayout:
             )
 
     def spatial_shapes(self, device: torch.device | str | None = None) -> Tensor:
-        """Return the level shapes as upstream's LongTensor [L, 2] of (height, width)."""
-        return torch.tensor(self.level_shapes, dtype=torch.long).to(device or self.device)
+        """Return the level shapes as upstream's LongTensor [L, 2] of (height, width).
+
+        Do not write to it.
+        """
+        return self._spatial_shapes.to(device or self.device)
+
+    @cached_property
+    def _spatial_shapes(self) -> Tensor:
+        with torch.inference_mode(False):
+            return torch.tensor(self.level_shapes, dtype=torch.long).to(self.device)
 
     def level_start_index(self, device: torch.device | str | None = None) -> Tensor:
-        """Return the level starts as upstream's LongTensor [L]."""
-        return torch.tensor(self.level_starts, dtype=torch.long).to(device or self.device)
+        """Return the level starts as upstream's LongTensor [L]. Do not write to it."""
+        return self._level_start_index.to(device or self.device)
+
+    @cached_property
+    def _level_start_index(self) -> Tensor:
+        with torch.inference_mode(False):
+            return torch.tensor(self.level_starts, dtype=torch.long).to(self.device)
 
     def split(self, x_BN: Tensor) -> tuple[Tensor, ...]:
         """Split a tensor [B, N, ...] into its levels [B, H * W, ...]."""
@@ -297,8 +311,8 @@ class LevelLayout:
 
 
 def _layout_bytes(layout: LevelLayout) -> int:
-    """Return the bytes of a layout's mask, reference points and proposals."""
-    return layout.valid_BN.numel() * (1 + 8 * layout.num_levels + 17)
+    """Return the bytes of a layout's masks, reference points and proposals."""
+    return layout.valid_BN.numel() * (2 + 8 * layout.num_levels + 17)
 
 
 @partial(kept_tensors, measure=_layout_bytes)

@@ -238,7 +238,7 @@ def _image_windows(
 def inverse_norms(x_BNC: Tensor) -> Tensor:
     """Return 1 / length of each token, [B, N], float32 (float64 for float64 tokens)."""
     x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
-    return torch.linalg.vector_norm(x_BNC, dim=-1).clamp_min(ZERO_NORM).reciprocal()
+    return torch.linalg.vector_norm(x_BNC, dim=-1).clamp_min_(ZERO_NORM).reciprocal_()
 
 
 @torch.no_grad()
@@ -270,4 +270,4 @@ def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindo
         mode=0,  # sum
         per_sample_weights=inverse_norm_BN.flatten().index_select(0, windows.token_A),
     )[0]
-    return (sum_SC / windows.cells_S[:, None]).square().sum(dim=-1)
+    return sum_SC.div_(windows.cells_S[:, None]).square_().sum(dim=-1)

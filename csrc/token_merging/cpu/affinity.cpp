@@ -83,12 +83,16 @@ class Ranker {
   Ranking ranking_;
 };
 
-// Which neighbors absorb: important ones of tokens that are not.
+// Which neighbors absorb (important ones of tokens that are not), as a list and as a matrix.
 void absorb(const bool* important, const bool* valid, const int64_t* neighbor, int64_t tokens, int64_t count,
-            bool* absorbs) {
+            bool* absorbs, float* absorbed) {
+  std::fill(absorbed, absorbed + tokens * tokens, 0.0f);
   for (int64_t n = 0; n < tokens; ++n) {
     const bool merges = !important[n] && (valid == nullptr || valid[n]);
-    for (int64_t t = n * count; t < (n + 1) * count; ++t) absorbs[t] = absorbs[t] && merges && important[neighbor[t]];
+    for (int64_t t = n * count; t < (n + 1) * count; ++t) {
+      absorbs[t] = absorbs[t] && merges && important[neighbor[t]];
+      if (absorbs[t]) absorbed[n * tokens + neighbor[t]] = 1.0f;
+    }
   }
 }
 
@@ -104,6 +108,7 @@ struct Image {
   int64_t* index;
   int64_t* neighbor;
   bool* absorbs;
+  float* absorbed;
 };
 
 class Matcher {
@@ -133,7 +138,7 @@ class Matcher {
       const int64_t first = n * neighbors_;
       nearest(similarity + n * tokens_, tokens_, neighbors_, all_count, image.neighbor + first, image.absorbs + first);
     }
-    absorb(image.important, image.valid, image.neighbor, tokens_, neighbors_, image.absorbs);
+    absorb(image.important, image.valid, image.neighbor, tokens_, neighbors_, image.absorbs, image.absorbed);
   }
 
  private:
@@ -161,11 +166,9 @@ Level checked_level(const Tensor& cosine, const Tensor& order, const OptionalTen
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match_by_affinity(const Tensor& cosine, const Tensor& order,
-                                                                     const OptionalTensor& valid,
-                                                                     const OptionalTensor& score,
-                                                                     const Numbers& valid_counts, const Numbers& counts,
-                                                                     int64_t neighbors, double min_cosine) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> match_by_affinity(
+    const Tensor& cosine, const Tensor& order, const OptionalTensor& valid, const OptionalTensor& score,
+    const Numbers& valid_counts, const Numbers& counts, int64_t neighbors, double min_cosine) {
   const Tensor products = dense(cosine), orders = dense(order);
   const OptionalTensor real = dense(valid), given = dense(score);
   const Level level = checked_level(products, orders, real, given, valid_counts, counts, neighbors);
@@ -176,6 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match_by_affinity(const Tenso
   const Tensor index = empty_tensor({images, length}, cosine, ScalarType::Long);
   const Tensor neighbor = empty_tensor({images, tokens, neighbors}, cosine, ScalarType::Long);
   const Tensor absorbs = empty_tensor({images, tokens, neighbors}, cosine, ScalarType::Bool);
+  const Tensor absorbed = empty_tensor({images, tokens, tokens}, cosine, ScalarType::Float);
   Matcher matcher(tokens, length, neighbors, static_cast<float>(min_cosine));
   for (int64_t b = 0; b < images; ++b) {
     matcher.match({products.const_data_ptr<float>() + b * pairs, orders.const_data_ptr<int64_t>() + b * tokens,
@@ -183,9 +187,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match_by_affinity(const Tenso
                    given.has_value() ? given->const_data_ptr<float>() + b * tokens : nullptr, valid_counts[b],
                    counts[b], scores.mutable_data_ptr<float>() + b * tokens,
                    important.mutable_data_ptr<bool>() + b * tokens, index.mutable_data_ptr<int64_t>() + b * length,
-                   neighbor.mutable_data_ptr<int64_t>() + b * found, absorbs.mutable_data_ptr<bool>() + b * found});
+                   neighbor.mutable_data_ptr<int64_t>() + b * found, absorbs.mutable_data_ptr<bool>() + b * found,
+                   absorbed.mutable_data_ptr<float>() + b * pairs});
   }
-  return {scores, important, index, neighbor, absorbs};
+  return {scores, important, index, neighbor, absorbs, absorbed};
 }
 
 }  // namespace tokendetr::merging

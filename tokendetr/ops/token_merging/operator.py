@@ -76,7 +76,7 @@ def match_by_affinity_kernel(
     counts: Sequence[int],
     neighbors: int,
     min_cosine: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rank a level's tokens by rarity, and match each unimportant one to important neighbors.
 
     Args:
@@ -96,7 +96,7 @@ def match_by_affinity_kernel(
         ValueError: a shape, dtype or number does not fit; the message names the argument.
     """
     operator = torch.ops.tokendetr.match_by_affinity.default
-    score, important, index, neighbor, absorbs = call_kernel(
+    score, important, index, neighbor, absorbs, absorbed = call_kernel(
         operator,
         cosine_BUU,
         order_BU,
@@ -107,7 +107,7 @@ def match_by_affinity_kernel(
         neighbors,
         min_cosine,
     )
-    return score, important, index, neighbor, absorbs
+    return score, important, index, neighbor, absorbs, absorbed
 
 
 def merged_order_kernel(

@@ -39,6 +39,7 @@ def _match_by_affinity(
         order.new_empty(images, max(counts, default=0)),
         order.new_empty(images, tokens, neighbors),
         cosine.new_empty(images, tokens, neighbors, dtype=torch.bool),
+        cosine.new_empty(images, tokens, tokens),
     )
 
 

@@ -70,23 +70,21 @@ class Affinity:
         neighbor_index_BUT: long, the most similar tokens of each token of the level. Entries that
             do not absorb may repeat one that does.
         absorbs_BUT: bool, True if that neighbor absorbs the token.
+        absorbed_BUV: float32, 1 where the column's token absorbs the row's.
         start: the level's first token.
         rule: as for windows; "mean" divides by 1 + the number of absorbed tokens.
     """
 
     neighbor_index_BUT: Tensor
     absorbs_BUT: Tensor
+    absorbed_BUV: Tensor
     start: int
     rule: MergeRule = "mean"
 
+    @property
     def absorbed_BVU(self) -> Tensor:
-        """Return float32 [B, U, U], 1 if the row's token absorbs the column's."""
-        batch, tokens, _ = self.neighbor_index_BUT.shape
-        absorbed_BUV = torch.zeros(batch, tokens, tokens, device=self.neighbor_index_BUT.device)
-        # amax: if an image has fewer than T other tokens, an entry that does not absorb may repeat
-        # the index of one that does, and must not overwrite it.
-        absorbed_BUV.scatter_reduce_(2, self.neighbor_index_BUT, self.absorbs_BUT.float(), "amax")
-        return absorbed_BUV.transpose(1, 2)
+        """Float32 [B, U, U], 1 if the row's token absorbs the column's."""
+        return self.absorbed_BUV.transpose(1, 2)
 
     def merge_level(self, x_BNC: Tensor) -> Tensor:
         """Return the level's tokens with what they absorb, [B, U, C]."""
@@ -96,8 +94,8 @@ class Affinity:
         if self.rule == "max":
             return self._maximum(level_BUC)
         with without_autocast(x_BNC.device):
-            absorbed_BVU = self.absorbed_BVU().to(x_BNC.dtype)
-            merged_BUC = level_BUC + absorbed_BVU @ level_BUC
+            absorbed_BVU = self.absorbed_BVU.to(x_BNC.dtype)
+            merged_BUC = level_BUC + torch.bmm(absorbed_BVU, level_BUC)
             if self.rule == "mean":
                 merged_BUC = merged_BUC / (1 + absorbed_BVU.sum(dim=2, keepdim=True))
         return merged_BUC
@@ -136,7 +134,7 @@ class AffinityGroup(Affinity):
         batch, level_tokens, _ = self.neighbor_index_BUT.shape
         tokens = weights_KN.shape[1] // max(batch, 1)
         itself = torch.eye(level_tokens, device=weights_KN.device)
-        rows_BVU = self.absorbed_BVU() + itself
+        rows_BVU = self.absorbed_BVU + itself
         if self.rule != "sum":
             rows_BVU = rows_BVU / rows_BVU.sum(dim=2, keepdim=True)
         rows_RU = rows_BVU.flatten(0, 1)[self.token_R].to(weights_KN.dtype)
@@ -146,7 +144,7 @@ class AffinityGroup(Affinity):
 
     def add_sizes(self, size_K: Tensor) -> None:
         """Write 1 + the number of absorbed tokens."""
-        absorbed_V = self.absorbed_BVU().sum(dim=2).flatten()
+        absorbed_V = self.absorbed_BVU.sum(dim=2).flatten()
         size_K[self.slot_R] = 1 + absorbed_V[self.token_R]
 
 
