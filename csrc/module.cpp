@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY(tokendetr, library) {
       " bool wants_key_bias_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("choose_windows(Tensor score, Tensor token, int[] number, int[] cells, int[] counts) -> Tensor");
   library.def(
-      "match_by_affinity(Tensor cosine, Tensor order, Tensor? valid, Tensor? score, int[] valid_counts, int[] counts,"
+      "match_tokens(Tensor cosine, Tensor order, Tensor? valid, Tensor? score, int[] valid_counts, int[] counts,"
       " int neighbors, float min_cosine) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def(
       "merged_order(Tensor valid, Tensor member, int[] cells, int[] number, Tensor? important, Tensor? absorber,"

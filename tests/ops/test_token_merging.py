@@ -13,7 +13,7 @@ from tokendetr.encoder import EncoderContext
 from tokendetr.ops import use_reference
 from tokendetr.ops.token_merging import (
     choose_windows_kernel,
-    match_by_affinity_kernel,
+    match_tokens_kernel,
     merged_order_kernel,
     merges_by_kernel,
 )
@@ -153,8 +153,8 @@ def _calls():
     token = torch.arange(6).view(3, 2)
     yield "choose_windows", (torch.rand(3), token, [2, 1], [1, 2], [1, 1])
     cosine = torch.rand(1, 3, 3)
-    yield "match_by_affinity", (cosine, order, valid, torch.rand(1, 3), [2], [1], 2, 0.1)
-    yield "match_by_affinity", (cosine, order, None, None, [3], [2], 1, 0.1)
+    yield "match_tokens", (cosine, order, valid, torch.rand(1, 3), [2], [1], 2, 0.1)
+    yield "match_tokens", (cosine, order, None, None, [3], [2], 1, 0.1)
     sequence = torch.ones(1, 6, dtype=torch.bool)
     member = torch.tensor([0, 1, 2])
     important = torch.tensor([[True, False]])
@@ -187,7 +187,7 @@ def test_arguments_that_do_not_fit_are_refused_by_name():
         "neighbors must lie": (cosine, order, None, None, [3], [1], 4, 0.1),
     }.items():
         with pytest.raises(ValueError, match=name):
-            match_by_affinity_kernel(*arguments)
+            match_tokens_kernel(*arguments)
     valid, member = torch.ones(1, 6, dtype=torch.bool), torch.tensor([0, 1])
     important, absorber = valid[:, :2], torch.tensor([[1]])
     for name, arguments in {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokendetr.ops.token_merging import match_by_affinity_kernel, merges_by_kernel
+from tokendetr.ops.token_merging import match_tokens_kernel, merges_by_kernel
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
 from tokendetr.tokens.select import topk_valid
@@ -87,7 +87,7 @@ def match_by_affinity(
         existing = [tokens] * batch if valid_BN is None else valid_counts
         counts = [min(pair) for pair in zip(important_counts, existing, strict=True)]
         return AffinityMatch(
-            *match_by_affinity_kernel(
+            *match_tokens_kernel(
                 cosine_BNN,
                 order_BN,
                 valid_BN,

@@ -166,7 +166,7 @@ Level checked_level(const Tensor& cosine, const Tensor& order, const OptionalTen
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> match_by_affinity(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> match_tokens(
     const Tensor& cosine, const Tensor& order, const OptionalTensor& valid, const OptionalTensor& score,
     const Numbers& valid_counts, const Numbers& counts, int64_t neighbors, double min_cosine) {
   const Tensor products = dense(cosine), orders = dense(order);

@@ -10,7 +10,7 @@ namespace tokendetr::merging {
 Tensor choose_windows(const Tensor& score, const Tensor& token, const Numbers& number, const Numbers& cells,
                       const Numbers& counts);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> match_by_affinity(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> match_tokens(
     const Tensor& cosine, const Tensor& order, const OptionalTensor& valid, const OptionalTensor& score,
     const Numbers& valid_counts, const Numbers& counts, int64_t neighbors, double min_cosine);
 

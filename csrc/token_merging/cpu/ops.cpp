@@ -7,7 +7,7 @@ namespace tokendetr::merging {
 
 void add_cpu_operators(torch::stable::detail::StableLibrary& library) {
   library.impl("choose_windows", TORCH_BOX(&choose_windows));
-  library.impl("match_by_affinity", TORCH_BOX(&match_by_affinity));
+  library.impl("match_tokens", TORCH_BOX(&match_tokens));
   library.impl("merged_order", TORCH_BOX(&merged_order));
 }
 

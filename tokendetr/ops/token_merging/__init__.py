@@ -6,14 +6,14 @@ returns exactly what its chain in ``tokendetr.tokens`` returns, which runs every
 
 from tokendetr.ops.token_merging.operator import (
     choose_windows_kernel,
-    match_by_affinity_kernel,
+    match_tokens_kernel,
     merged_order_kernel,
     merges_by_kernel,
 )
 
 __all__ = [
     "choose_windows_kernel",
-    "match_by_affinity_kernel",
+    "match_tokens_kernel",
     "merged_order_kernel",
     "merges_by_kernel",
 ]

@@ -18,7 +18,7 @@ from tokendetr.ops.kernels import call_kernel
 # A library that was built from older sources lacks these operators.
 _BUILT = library.library_facts().load_error is None and all(
     hasattr(torch.ops.tokendetr, name)
-    for name in ("choose_windows", "match_by_affinity", "merged_order")
+    for name in ("choose_windows", "match_tokens", "merged_order")
 )
 if _BUILT:
     from tokendetr.ops.token_merging import registration  # noqa: F401
@@ -67,7 +67,7 @@ def choose_windows_kernel(
     return chosen_E
 
 
-def match_by_affinity_kernel(
+def match_tokens_kernel(
     cosine_BUU: Tensor,
     order_BU: Tensor,
     valid_BU: Tensor | None,
@@ -95,7 +95,7 @@ def match_by_affinity_kernel(
     Raises:
         ValueError: a shape, dtype or number does not fit; the message names the argument.
     """
-    operator = torch.ops.tokendetr.match_by_affinity.default
+    operator = torch.ops.tokendetr.match_tokens.default
     score, important, index, neighbor, absorbs, absorbed = call_kernel(
         operator,
         cosine_BUU,

@@ -21,8 +21,8 @@ def _choose_windows(
     return token.new_empty(_tokens(cells, counts))
 
 
-@torch.library.register_fake("tokendetr::match_by_affinity")
-def _match_by_affinity(
+@torch.library.register_fake("tokendetr::match_tokens")
+def _match_tokens(
     cosine: Tensor,
     order: Tensor,
     valid: Tensor | None,
