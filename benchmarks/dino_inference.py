@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, write_json
 from tokendetr.analysis.timing import Summary, split_time, timed
+from tokendetr.cli.argument_types import non_negative_int, positive_int
 from tokendetr.layers.cpu import optimize
 from tokendetr.ops import extension_available, use_reference
 
@@ -40,17 +41,17 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     add = parser.add_argument
-    add("--input-size", type=int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
-    add("--threads", type=int, default=2, help="CPU threads of PyTorch")
-    add("--repeats", type=int, default=7, help="turns of each model with the kernels")
-    add("--reference-repeats", type=int, default=3, help="turns with the grid_sample form")
-    add("--warmup", type=int, default=1, help="turns before that are not measured")
+    add(
+        "--input-size", type=positive_int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH")
+    )
+    add("--threads", type=positive_int, default=2, help="CPU threads of PyTorch")
+    add("--repeats", type=positive_int, default=7, help="turns of each model with the kernels")
+    add("--reference-repeats", type=positive_int, default=3, help="turns with the grid_sample form")
+    add("--warmup", type=non_negative_int, default=1, help="turns before that are not measured")
     add("--dense", default=DENSE, metavar="FILE", help="config of the dense detector")
     add("--dynamic", default=DYNAMIC, metavar="FILE", help="config of the dynamic detector")
     add("--json", metavar="FILE", help="also write the figures to FILE; - for stdout alone")
     options = parser.parse_args()
-    if options.threads < 1 or options.repeats < 1 or options.reference_repeats < 1:
-        parser.error("--threads, --repeats and --reference-repeats must be at least 1")
     if not extension_available():
         parser.error("the extension is not built: run `make build`")
     return options

@@ -20,6 +20,7 @@ from detectron2.config import instantiate
 from torch import nn
 
 from tokendetr.analysis.tables import Table
+from tokendetr.cli.argument_types import positive_int
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 
@@ -78,11 +79,11 @@ def measure(layers: int | None, count: int) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--layers", type=int, help="of the encoder (default: the configs')")
-    parser.add_argument("--batches", type=int, default=4, help="(default 4)")
+    parser.add_argument(
+        "--layers", type=positive_int, help="of the encoder (default: the configs')"
+    )
+    parser.add_argument("--batches", type=positive_int, default=4, help="(default 4)")
     args = parser.parse_args(arguments)
-    if args.batches < 1 or (args.layers is not None and args.layers < 1):
-        parser.error("--batches and --layers must be at least 1")
     sys.stdout.write(measure(args.layers, args.batches).markdown())
 
 

@@ -45,6 +45,7 @@ from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Cell, Table, splice
 from tokendetr.analysis.timing import Summary, take_turns, timed
+from tokendetr.cli.argument_types import positive_int
 from tokendetr.layers.cpu import optimize
 
 RESULTS = PAGE.parent / "performance" / "peers.json"
@@ -234,14 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--files", type=Path, metavar="FOLDER", help="what --prepare wrote; without: no runtimes")
     add("--extension", type=Path, metavar="FILE", help="the library of our OpenVINO extension")
     add("--detrex", type=Path, metavar="CHECKOUT", help="detrex's source tree")
-    add("--input-size", type=int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
-    add("--threads", type=int, default=2)
-    add("--repeats", type=int, default=3, help="turns (default 3)")
+    add(
+        "--input-size", type=positive_int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH")
+    )
+    add("--threads", type=positive_int, default=2)
+    add("--repeats", type=positive_int, default=3, help="turns (default 3)")
     add("--json", nargs="?", type=Path, const=RESULTS, metavar="FILE", help="record the figures")
     add("--splice", action="store_true", help="only write docs/performance.md")
     args = parser.parse_args(arguments)
-    if min(args.threads, args.repeats) < 1:
-        parser.error("--threads and --repeats must be at least 1")
     if args.prepare is not None:
         prepare(args.prepare, args.input_size)
         return

@@ -26,6 +26,7 @@ from spt_backbone import SPT, SelectionRule, block
 from spt_backbone.flops import BackboneShape, backbone_macs
 from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.timing import Summary, timed
+from tokendetr.cli.argument_types import non_negative_int, positive_int
 from tokendetr.layers.cpu import optimize
 from tokendetr.ops import extension_available
 from tokendetr.tokens import LevelLayout, Pack, topk_valid
@@ -89,16 +90,16 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     add = parser.add_argument
-    add("--input-size", type=int, nargs=2, default=(800, 1280), metavar=("HEIGHT", "WIDTH"))
-    add("--depths", type=int, nargs=4, default=(2, 2, 6, 2), help="blocks of each stage")
-    add("--threads", type=int, default=2, help="CPU threads of PyTorch")
-    add("--repeats", type=int, default=5, help="measured turns of each backbone")
-    add("--warmup", type=int, default=1, help="turns before that are not measured")
+    add(
+        "--input-size", type=positive_int, nargs=2, default=(800, 1280), metavar=("HEIGHT", "WIDTH")
+    )
+    add("--depths", type=positive_int, nargs=4, default=(2, 2, 6, 2), help="blocks of each stage")
+    add("--threads", type=positive_int, default=2, help="CPU threads of PyTorch")
+    add("--repeats", type=positive_int, default=5, help="measured turns of each backbone")
+    add("--warmup", type=non_negative_int, default=1, help="turns before that are not measured")
     add("--parts", nargs="+", default=("curve", "batch"), choices=("curve", "batch"))
     add("--json", metavar="FILE", help="also write the figures to FILE; - for stdout alone")
     options = parser.parse_args()
-    if options.threads < 1 or options.repeats < 1:
-        parser.error("--threads and --repeats must be at least 1")
     if not extension_available():
         parser.error("the extension is not built: run `make build`")
     return options

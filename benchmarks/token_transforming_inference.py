@@ -20,6 +20,7 @@ from projects.token_transforming.table import SWIN_LARGE
 from token_transforming import restore, transform
 from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.timing import Summary, peak_tensor_bytes, timed
+from tokendetr.cli.argument_types import positive_int
 
 CPU = torch.device("cpu")
 
@@ -53,14 +54,11 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--only", choices=tuple(MODELS), help="one of the models")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    add("--threads", type=int, default=2, help="CPU threads of PyTorch")
-    add("--swin-size", type=int, default=1152, help="side of Swin-L's image")
-    add("--repeats", type=int, default=5, help="turns of each contender")
+    add("--threads", type=positive_int, default=2, help="CPU threads of PyTorch")
+    add("--swin-size", type=positive_int, default=1152, help="side of Swin-L's image")
+    add("--repeats", type=positive_int, default=5, help="turns of each contender")
     add("--json", metavar="FILE", help="also write the figures to FILE")
-    options = parser.parse_args()
-    if options.threads < 1 or options.repeats < 1:
-        parser.error("--threads and --repeats must be at least 1")
-    return options
+    return parser.parse_args()
 
 
 def measure(

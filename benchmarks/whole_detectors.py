@@ -32,6 +32,7 @@ from tokendetr.analysis.inputs import build_measured_model, load_measured_config
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.analysis.timing import Summary, peak_tensor_bytes, take_turns
+from tokendetr.cli.argument_types import positive_int
 from tokendetr.config import add_bypass
 from tokendetr.config.zoo import get_config_file
 
@@ -188,15 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--group", choices=sorted({each.group for each in CONTENDERS}), default="resnet")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--input-size", type=int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH"))
-    add("--threads", type=int, default=2)
-    add("--repeats", type=int, default=5, help="turns (default 5)")
+    add(
+        "--input-size", type=positive_int, nargs=2, default=(800, 1216), metavar=("HEIGHT", "WIDTH")
+    )
+    add("--threads", type=positive_int, default=2)
+    add("--repeats", type=positive_int, default=5, help="turns (default 5)")
     add("--results", type=Path, default=RESULTS, metavar="FILE", help="where figures are recorded")
     add("--splice", action="store_true", help="only write docs/performance.md")
     add("opts", nargs="*", help="key=value overrides of all configs")
     args = parser.parse_intermixed_args(arguments)
-    if min(args.threads, args.repeats) < 1:
-        parser.error("--threads and --repeats must be at least 1")
     recorded = json.loads(args.results.read_text()) if args.results.exists() else {}
     if not args.splice:
         torch.set_num_threads(args.threads)

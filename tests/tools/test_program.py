@@ -1,5 +1,6 @@
-"""How programs end: Ctrl-C, a reader that leaves, expected errors; and the scripts of tools/."""
+"""How programs end (Ctrl-C, a reader that leaves, expected errors), their summaries and help."""
 
+import argparse
 import ast
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from tests.source_tree import ROOT
+from tokendetr.cli import main as console
 from tokendetr.cli.program import program
 from tokendetr.errors import ConfigError
 
@@ -74,3 +76,25 @@ def test_a_script_of_tools_runs_a_program_and_has_its_summary(script):
     described = ast.parse((ROOT / f"tokendetr/cli/{module}.py").read_text())
     summary = ast.get_docstring(described).partition("\n")[0]
     assert ast.get_docstring(ast.parse(source)) == summary
+
+
+class Parsing(BaseException):
+    """A program parses its command line."""
+
+
+@pytest.mark.parametrize("command", console.COMMANDS)
+def test_the_help_of_a_command_explains_every_option_in_words(command, monkeypatch):
+    def stop(parser, *arguments, **options):
+        raise Parsing(parser)
+
+    for name in ("parse_known_args", "parse_known_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop)
+    monkeypatch.setattr(sys, "argv", [])
+    interrupted = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Parsing) as stopped:
+        console.main([command])
+    signal.signal(signal.SIGINT, interrupted)  # a training handles it
+    (parser,) = stopped.value.args
+    unexplained = [each.option_strings or each.dest for each in parser._actions if not each.help]
+    assert unexplained == []
+    assert "Shapes:" not in parser.format_help() and "{'" not in parser.format_help()

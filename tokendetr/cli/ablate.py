@@ -51,7 +51,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--only", nargs="+", metavar="STUDY", help="these studies (default all)")
     parser.add_argument(
-        "--output", type=output_folder, default=Path("output/ablations"), metavar="DIR"
+        "--output",
+        type=output_folder,
+        default=Path("output/ablations"),
+        metavar="DIR",
+        help="folder of the runs (default output/ablations)",
     )
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument(

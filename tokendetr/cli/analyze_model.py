@@ -37,7 +37,7 @@ from tokendetr.analysis.inputs import (
     write_json,
 )
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.io.progress import Progress
 
@@ -47,7 +47,7 @@ TASKS = ("flop", "activation", "parameter", "structure")
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    add_config_option(parser)
     parser.add_argument("--tasks", choices=TASKS, nargs="+", required=True, help="what to report")
     parser.add_argument(
         "-n", "--num-inputs", type=positive_int, default=100, help="test images to average over"
@@ -86,10 +86,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end"
     )
-    args = parse_with_overrides(parser, arguments)
-    if args.num_inputs < 1:
-        parser.error(f"--num-inputs must be at least 1, got {args.num_inputs}")
-    return args
+    return parse_with_overrides(parser, arguments)
 
 
 def count(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) -> dict[str, Any]:

@@ -13,8 +13,15 @@ from tokendetr.cli.argument_types import OutputFile
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file
 
-__all__ = ["add_overrides_option", "described_parser", "overrides_last", "parse_with_overrides"]
+__all__ = [
+    "add_config_option",
+    "add_overrides_option",
+    "described_parser",
+    "overrides_last",
+    "parse_with_overrides",
+]
 
+_LEGEND = re.compile(r"\n\nShapes: .*?(?=\n\n|\Z)", re.DOTALL)
 _OVERRIDE = re.compile(r"([+~]{1,2}\w|(model|dataloader|optimizer|lr_multiplier|train)\b)[^=\s]*=")
 
 
@@ -32,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
         return found, rest
 
     def check_outputs(self, values: Sequence[Any]) -> None:
-        """End the program where one file is to be written and is named a second time."""
+        """End the program if a file to be written is named twice, or is one of its inputs."""
         outputs = [value for value in _texts(values) if isinstance(value, OutputFile)]
         inputs = [value for value in _texts(values) if not isinstance(value, OutputFile)]
         # An override names a file behind its sign.
@@ -54,12 +61,32 @@ def _texts(values: Sequence[Any]) -> Iterator[str]:
 
 
 def described_parser(docstring: str | None) -> _Parser:
-    """Return a parser whose help shows a module's docstring as it is, including the examples.
+    """Return a parser whose help shows a module's docstring, including the examples.
 
-    The parser refuses an output file (:func:`~tokendetr.cli.argument_types.output_file`) that is
-    also one of the other arguments.
+    The legend of tensors' dimensions, which readers of the code need, is left out. The parser
+    refuses an output file (:func:`~tokendetr.cli.argument_types.output_file`) that is also one of
+    the other arguments.
     """
-    return _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description = None if docstring is None else _LEGEND.sub("", docstring)
+    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config_option(
+    parser: argparse.ArgumentParser, of: str = "a detector", **options: Any
+) -> None:
+    """Add ``--config-file``, required unless ``options`` say otherwise.
+
+    Args:
+        parser: the parser.
+        of: what the config is of, for the help.
+        **options: further arguments of ``add_argument``.
+    """
+    parser.add_argument(
+        "--config-file",
+        metavar="CONFIG",
+        help=f"config of {of}: a name of `tokendetr list`, or a .py or .yaml file",
+        **{"required": True, **options},
+    )
 
 
 def add_overrides_option(parser: argparse.ArgumentParser) -> None:

@@ -39,7 +39,7 @@ from tokendetr.analysis.inputs import (
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.io.progress import Progress
 from tokendetr.layers.precision import PRECISIONS, evaluated_in, parse_dtype
@@ -85,8 +85,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Read the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", action="append", required=True, metavar="FILE", help="may be repeated")
-    add("--task", choices=TASKS, required=True)
+    add_config_option(parser, "a detector (may be repeated)", action="append")
+    add("--task", choices=TASKS, required=True, help="what is measured")
     add(
         "--input-size",
         type=positive_int,
@@ -99,13 +99,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         type=positive_int,
         help="images per step and process (default: eval 1, train 2)",
     )
-    add("--repeats", type=positive_int, help=f"measurements (default by task: GPU, CPU: {REPEATS})")
+    repeats = ", ".join(f"{task} {gpu} or {cpu}" for task, (gpu, cpu) in REPEATS.items())
+    add("--repeats", type=positive_int, help=f"measurements (default on GPU or CPU: {repeats})")
     add("--warmup", type=non_negative_int, default=5, help="runs before the measurements")
     add("--threads", type=positive_int, help="CPU threads of PyTorch")
     add("--precision", choices=PRECISIONS, default="float32", help="of --task eval, by autocast")
     add("--num-gpus", type=int, default=1, help="processes per machine (train and data)")
-    add("--num-machines", type=int, default=1)
-    add("--machine-rank", type=int, default=0)
+    add("--num-machines", type=int, default=1, help="machines of the run")
+    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     add("--dist-url", default=DIST_URL, help="where the processes meet: tcp://host:port")
     add(
         "--json",
@@ -117,12 +118,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the configs, at the end")
     args = parse_with_overrides(parser, arguments)
-    for name in ("batch_size", "repeats", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if args.warmup < 0:
-        parser.error(f"--warmup must not be negative, got {args.warmup}")
     if args.task != "eval" and args.precision != "float32":
         parser.error("--precision is for --task eval; training has train.amp")
     if args.task == "eval" and args.num_gpus * args.num_machines > 1:

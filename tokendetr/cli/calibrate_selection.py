@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from spt_backbone.calibration import calibrate_threshold, find_spt
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.cli.argument_types import positive_int
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 
 
@@ -26,14 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="lazy config of a detector on SPT")
+    add_config_option(parser, "a detector on SPT")
     add("--ratio", type=float, required=True, help="share of the tokens, in (0, 1)")
     add("--images", type=positive_int, default=32, help="number of images (default 32)")
     add("--tolerance", type=float, default=0.005, help="of the ratio (default 0.005)")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
     args = parse_with_overrides(parser, arguments)
-    if args.images < 1:
-        parser.error("--images must be at least 1")
     cfg = load_measured_config(args.config_file, args.opts)
     model = build_measured_model(cfg, args.opts)
     batches = list(loaded_inputs(cfg, args.images))

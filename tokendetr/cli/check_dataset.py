@@ -65,7 +65,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Read the command line."""
     parser = described_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config-file", metavar="FILE", help="check the data sets of a config")
+    source.add_argument(
+        "--config-file", metavar="CONFIG", help="check the data sets of a config (name or file)"
+    )
     source.add_argument("--json", metavar="FILE", help="check these annotations")
     parser.add_argument("--images", metavar="FOLDER", help="images of --json")
     parser.add_argument(

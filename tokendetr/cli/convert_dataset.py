@@ -30,7 +30,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="FOLDER",
         help="folder for <split>.json",
     )
-    parser.add_argument("--format", choices=("auto", "voc", "yolo"), default="auto")
+    parser.add_argument(
+        "--format",
+        choices=("auto", "voc", "yolo"),
+        default="auto",
+        help="format of the labels (default: recognized)",
+    )
     parser.add_argument(
         "--names", nargs="+", default=[], metavar="CLASS", help="order of VOC's classes"
     )

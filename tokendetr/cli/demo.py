@@ -25,6 +25,7 @@ from PIL import Image
 
 from tokendetr.cli.argument_types import positive_int, share
 from tokendetr.cli.arguments import (
+    add_config_option,
     add_overrides_option,
     described_parser,
     parse_with_overrides,
@@ -53,7 +54,7 @@ logger = logging.getLogger("tokendetr.demo")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; sizes, channel order and names default to the config's test data."""
     parser = described_parser(__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    add_config_option(parser)
     parser.add_argument("--input", nargs="+", help="images, folders, or glob patterns in quotes")
     parser.add_argument("--video-input", help="video file (needs opencv)")
     parser.add_argument("--webcam", action="store_true", help="camera 0 (needs opencv)")
@@ -85,7 +86,7 @@ def draw(image_HWC: np.ndarray, instances: Instances, metadata: Any) -> np.ndarr
     return np.asarray(draw_boxes(image_HWC, boxes, scale=legible_scale(image_HWC)))
 
 
-def run_on_pictures(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> int:
+def run_on_images(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> int:
     """Write a drawing per input and ``detections.json``; return the number of unreadable inputs."""
     folder = Path(args.output)
     records: list[dict[str, Any]] = []
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if not args.input:
         run_on_video(predictor, args, metadata)
-    elif unreadable := run_on_pictures(predictor, args, metadata):
+    elif unreadable := run_on_images(predictor, args, metadata):
         sys.exit(f"error: {unreadable} images could not be read (see above)")
 
 

@@ -1,10 +1,10 @@
 """Export a detector for use outside of Python, and verify that the file computes the same.
 
 Examples:
-    python tools/export_model.py --config-file dino_shapes --format onnx --size 256 256 \\
+    tokendetr export --config-file dino_shapes --format onnx --size 256 256 \\
         --output dino_shapes.onnx
-    python tools/export_model.py --config-file dino_shapes --output dino_shapes.onnx --check
-    python tools/export_model.py --config-file output/dino/config.yaml --size 800 1216 \\
+    tokendetr export --config-file dino_shapes --output dino_shapes.onnx --check
+    tokendetr export --config-file output/dino/config.yaml --size 800 1216 \\
         --output dino.onnx train.init_checkpoint=output/dino/model_final.pth
 
 The file is run on at least eight synthetic images (of different sizes, unless --no-padding), and
@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tokendetr.cli.argument_types import output_file, positive_int
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.deploy import ExportOptions, check, export
@@ -38,7 +38,7 @@ from tokendetr.predict.predictor import build_model
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    add_config_option(parser)
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="what to write")
     parser.add_argument(
         "--size",

@@ -26,7 +26,7 @@ from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_im
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.tables import Table
 from tokendetr.cli.argument_types import output_file, positive_int, share
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import resolve_config
 from tokendetr.config.tree import shipped_weights
@@ -39,7 +39,7 @@ OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="dense detector")
+    add_config_option(parser, "a dense detector")
     parser.add_argument(
         "--num-images", type=positive_int, help="first images of the test set (all)"
     )
@@ -51,7 +51,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="encoder layers of each stage (2,3,1)",
     )
     parser.add_argument("--mass", type=share, default=0.75, help="share of the attention (0.75)")
-    parser.add_argument("--statistic", choices=STATISTICS, default=STATISTICS[0])
+    parser.add_argument(
+        "--statistic",
+        choices=STATISTICS,
+        default=STATISTICS[0],
+        help=f"score of a level, see above (default {STATISTICS[0]})",
+    )
     parser.add_argument(
         "--output", type=output_file, metavar="FILE", help="config fragment to write"
     )

@@ -22,9 +22,19 @@ def main() -> None:
     """Parse the command line, generate the files, and print their folder and statistics."""
     parser = described_parser(__doc__)
     parser.add_argument("--root", type=Path, help=f"folder to write (default {shapes_root()})")
-    parser.add_argument("--train-images", type=positive_int, default=ShapesSpec.num_train)
-    parser.add_argument("--val-images", type=positive_int, default=ShapesSpec.num_val)
-    parser.add_argument("--seed", type=int, default=ShapesSpec.seed)
+    for name, count in (("train", ShapesSpec.num_train), ("val", ShapesSpec.num_val)):
+        parser.add_argument(
+            f"--{name}-images",
+            type=positive_int,
+            default=count,
+            help=f"images of shapes_{name} (default {count})",
+        )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=ShapesSpec.seed,
+        help=f"seed of the images (default {ShapesSpec.seed})",
+    )
     parser.add_argument("--workers", type=positive_int, help="processes (default one per core)")
     args = parser.parse_args()
     spec = ShapesSpec(num_train=args.train_images, num_val=args.val_images, seed=args.seed)

@@ -27,19 +27,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--output", required=True, type=output_file, metavar="FILE", help="the HTML file"
     )
-    parser.add_argument("--device", default="cpu", help="that detectors run on (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="device that detectors run on (default: cpu)"
+    )
     parser.add_argument(
         "--images",
         type=positive_int,
         default=200,
-        help="to evaluate if there are no results yet",
+        help="test images to evaluate if there are no results yet (default: 200)",
     )
     parser.add_argument(
-        "--worst", type=non_negative_int, default=4, help="images with most errors, per run"
+        "--worst",
+        type=non_negative_int,
+        default=4,
+        help="images with most errors to show for each run",
     )
-    parser.add_argument("--random", type=non_negative_int, default=4, help="images at random")
+    parser.add_argument("--random", type=non_negative_int, default=4, help="random images to show")
     parser.add_argument(
-        "--token-images", type=non_negative_int, default=2, help="of these, with their tokens"
+        "--token-images", type=non_negative_int, default=2, help="random images to show with tokens"
     )
     return parser.parse_args(arguments)
 

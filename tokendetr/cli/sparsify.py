@@ -48,9 +48,21 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folders of images, or a data set's name for its images",
     )
-    parser.add_argument("--output", required=True, type=output_folder, metavar="DIR")
+    parser.add_argument(
+        "--output", required=True, type=output_folder, metavar="DIR", help="folder to write"
+    )
     parser.add_argument("--keep", type=float, default=0.3, help="share of tokens (default 0.3)")
-    parser.add_argument("--method", choices=METHODS, default="sparse", help="(default sparse)")
+    parser.add_argument(
+        "--method", choices=METHODS, default="sparse", help="how tokens are chosen (default sparse)"
+    )
+    _add_fit_options(parser)
+    parser.add_argument(
+        "--evaluate", action="store_true", help="AP on the config's test set, before and after"
+    )
+    return parser
+
+
+def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         choices=BUDGETS,
@@ -73,20 +85,21 @@ def build_parser() -> argparse.ArgumentParser:
         f"head, or both (default {FitOptions.targets})",
     )
     parser.add_argument(
-        "--score-iterations", type=non_negative_int, default=300, help="(default 300)"
+        "--score-iterations",
+        type=non_negative_int,
+        default=300,
+        help="batches that scores are fitted to (default 300)",
     )
-    parser.add_argument("--batch-size", type=positive_int, default=8, help="(default 8)")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=8, help="images per batch (default 8)"
+    )
     parser.add_argument(
         "--max-images",
         type=positive_int,
         default=2000,
         help="limit for fitting the maps (default 2000)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--evaluate", action="store_true", help="AP on the config's test set, before and after"
-    )
-    return parser
+    parser.add_argument("--seed", type=int, default=0, help="seed of the fit (default 0)")
 
 
 class _Bars:

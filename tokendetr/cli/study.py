@@ -53,8 +53,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these comparisons (default all)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="these rows (default all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="these seeds (default all)")
-    parser.add_argument("--output", type=output_folder, default=Path("output/study"), metavar="DIR")
-    parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR")
+    parser.add_argument(
+        "--output",
+        type=output_folder,
+        default=Path("output/study"),
+        metavar="DIR",
+        help="folder of the runs (default output/study)",
+    )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        default=RECORDS,
+        metavar="DIR",
+        help="folder of the result files (default docs/evidence)",
+    )
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--write", action="store_true", help="tables into docs/comparison.md")
     return parser.parse_args(arguments)

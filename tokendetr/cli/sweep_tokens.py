@@ -49,7 +49,7 @@ from tokendetr.analysis.inputs import build_measured_model, load_measured_config
 from tokendetr.analysis.sweep import Point, points_of, write
 from tokendetr.analysis.timing import Summary, timed
 from tokendetr.cli.argument_types import non_negative_int, output_folder, positive_int
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.fit_recovery import fit_on_images
 from tokendetr.cli.program import program
 from tokendetr.encoder.keep_ratio import find_sparsifier
@@ -120,11 +120,11 @@ class Way:
         return cls(text, options)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="lazy config of a dense detector")
+    add_config_option(parser, "a sparse detector, or of a dense one for --layers")
     add(
         "--layers",
         type=non_negative_int,
@@ -132,7 +132,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="blocks of the backbone that reduce, from 0",
     )
     add("--name", help="name of an encoder's line (default: its method's)")
-    add("--keep-ratios", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.6, 0.5])
+    add(
+        "--keep-ratios",
+        type=float,
+        nargs="+",
+        default=[0.9, 0.8, 0.7, 0.6, 0.5],
+        help="points, in (0, 1]",
+    )
     add(
         "--ways",
         nargs="+",
@@ -160,12 +166,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="IMAGES",
         help="AP on so many test images, not on all",
     )
-    add("--input-size", type=positive_int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    add(
+        "--input-size",
+        type=positive_int,
+        nargs=2,
+        default=(256, 256),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the counted and timed image (default 256 256)",
+    )
     add("--fit", nargs="+", metavar="FOLDER", help="images to fit recovery=affine to")
     add("--fit-images", type=positive_int, default=64, help="number of these images (default 64)")
     add("--repeats", type=positive_int, default=10, help="timed images of each point")
     add("--resume", action="store_true", help="keep the points that OUTPUT/sweep.csv has")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = build_parser()
     args = parse_with_overrides(parser, arguments)
     affine = [way.name for way in args.ways if way.options.get("recovery") == "affine"]
     if affine and not args.fit:

@@ -17,7 +17,7 @@ from tokendetr.analysis.tables import Table
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.published import find_published, published_checkpoints
 from tokendetr.checkpoint.weights import LoadReport, load_matching_weights
-from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.arguments import add_config_option, described_parser
 from tokendetr.cli.program import program
 from tokendetr.config import load_config
 from tokendetr.train.setup import model_of
@@ -60,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
     parser.add_argument("file", nargs="?", help="the checkpoint")
-    parser.add_argument("--config-file", help="file or name; of a published file by its name")
+    add_config_option(
+        parser,
+        "the model (default: that of a published file, found by its name)",
+        required=False,
+    )
     parser.add_argument("--list", action="store_true", help="list the published files")
     parser.add_argument("opts", nargs="*", help="overrides of the config, key=value")
     args = parser.parse_intermixed_args(arguments)

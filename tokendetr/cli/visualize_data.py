@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from tokendetr.cli.argument_types import output_folder, positive_int
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.io.outputs import DrawingNames
@@ -37,8 +37,13 @@ Drawn = tuple[Path, np.ndarray]
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    parser.add_argument("--source", choices=("annotation", "dataloader"), required=True)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    parser.add_argument(
+        "--source",
+        choices=("annotation", "dataloader"),
+        required=True,
+        help="images as stored, or as the training loader augments them",
+    )
+    add_config_option(parser)
     parser.add_argument(
         "--output-dir", type=output_folder, default="./output/data", help="folder to write"
     )
@@ -78,8 +83,8 @@ def loaded(cfg: DictConfig) -> Iterator[Drawn]:
     total = sum(len(DatasetCatalog.get(name)) for name in names)
     metadata = MetadataCatalog.get(names[0])
     channel_order = cfg.dataloader.train.mapper.get("img_format", "RGB")
-    pictures = (entry for batch in instantiate(cfg.dataloader.train) for entry in batch)
-    for number, entry in enumerate(islice(pictures, total)):
+    entries = (entry for batch in instantiate(cfg.dataloader.train) for entry in batch)
+    for number, entry in enumerate(islice(entries, total)):
         image = utils.convert_image_to_rgb(entry["image"].permute(1, 2, 0), channel_order)
         instances = entry["instances"]
         classes = metadata.get("thing_classes", None)
@@ -90,13 +95,13 @@ def loaded(cfg: DictConfig) -> Iterator[Drawn]:
         yield path.with_name(f"{number:06d}_{path.name}"), drawn.get_image()
 
 
-def present(pictures: Iterator[Drawn], folder: Path, number: int | None, show: bool) -> int:
+def present(drawings: Iterator[Drawn], folder: Path, number: int | None, show: bool) -> int:
     """Write the drawings to a folder, or show them one after another; return their number."""
     count = 0
     folder.mkdir(parents=True, exist_ok=True)
     names = DrawingNames(folder, ".jpg")
-    for path, picture in Progress(islice(pictures, number), total=number, unit="image"):
-        image = Image.fromarray(picture)
+    for path, drawn in Progress(islice(drawings, number), total=number, unit="image"):
+        image = Image.fromarray(drawn)
         if show:
             image.show(title=path.name)
         else:

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokendetr.cli.argument_types import positive_int
-from tokendetr.cli.arguments import described_parser, parse_with_overrides
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
-from tokendetr.config.zoo import get_config_file
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import drawing_names
@@ -28,15 +27,21 @@ from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens
 
 
-def draw(predictor: Predictor, pictures: Sequence[Path], folder: Path, count: int) -> None:
+def draw(predictor: Predictor, paths: Sequence[Path], folder: Path, count: int) -> None:
     """Write a drawing for each image, and the shares of shared tokens.
+
+    Args:
+        predictor: a detector whose backbone reduces tokens of whole images.
+        paths: the images.
+        folder: gets NAME_mixing.png for each, and mixing.json.
+        count: number of rows of W, each a reduced token, to draw.
 
     Raises:
         ValueError: nothing was reduced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shares = {}
-    for path, target in zip(pictures, drawing_names(pictures, folder, "_mixing.png"), strict=True):
+    for path, target in zip(paths, drawing_names(paths, folder, "_mixing.png"), strict=True):
         image_HWC = read_rgb(path)
         with record_tokens() as trace:
             predictor(image_HWC)
@@ -62,19 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config, by name or file")
+    add_config_option(parser, "a detector whose backbone is transformed")
     add("--input", nargs="+", required=True, help="images, folders or patterns")
     add("--output", required=True, help="folder to write")
     add("--count", type=positive_int, default=14, help="rows of W to draw (default 14)")
     args = parse_with_overrides(parser, arguments)
-    if args.count < 1:
-        parser.error("--count must be at least 1")
-    pictures = find_images(args.input)
-    is_file = Path(args.config_file).suffix in (".py", ".yaml")
-    file = args.config_file if is_file else str(get_config_file(args.config_file))
+    paths = find_images(args.input)
     draw(
-        Predictor.from_config(load_config(file, args.opts, trained=True)),
-        pictures,
+        Predictor.from_config(load_config(args.config_file, args.opts, trained=True)),
+        paths,
         Path(args.output),
         args.count,
     )

@@ -24,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 
 from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import (
+    add_config_option,
     add_overrides_option,
     described_parser,
     parse_with_overrides,
@@ -44,7 +45,7 @@ from tokendetr.visualization.token_story import draw_story
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="lazy config")
+    add_config_option(parser)
     parser.add_argument("--input", nargs="+", required=True, help="images, folders or patterns")
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     parser.add_argument(
@@ -63,7 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def visualize(
     predictor: Predictor,
-    pictures: list[Path],
+    paths: list[Path],
     folder: Path,
     tile_width: int,
     *,
@@ -73,21 +74,25 @@ def visualize(
     """Write both drawings for each image, and the counts of all.
 
     Args:
+        predictor: a detector with an encoder or backbone of this project.
+        paths: the images.
+        folder: gets the drawings and tokens.json.
+        tile_width: width of a layer's tile in pixels.
         names: class names; None labels with indices.
         threshold: minimum score of drawn detections.
 
     Raises:
-        ValueError: the model has no encoder of this project, so that nothing was recorded.
+        ValueError: nothing was recorded, since the model has no encoder of this project.
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts = {}
-    stems = [name.stem for name in drawing_names(pictures, folder, ".png")]
-    for path, stem in Progress(list(zip(pictures, stems, strict=True)), unit="image"):
+    stems = [name.stem for name in drawing_names(paths, folder, ".png")]
+    for path, stem in Progress(list(zip(paths, stems, strict=True)), unit="image"):
         image_HWC = read_rgb(path)
         with record_tokens() as trace:
             instances = predictor(image_HWC)
         if not trace.forwards:
-            raise ValueError("the model's encoder is none of tokendetr's: no tokens were recorded")
+            raise ValueError("the model's encoder is not tokendetr's: no tokens were recorded")
         boxes = found_boxes(instances[instances.scores >= threshold], names)
         for forward in worth_drawing(trace.forwards):
             is_encoder = forward.name == "encoder"
@@ -104,12 +109,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)
     setup_logger(name="tokendetr")
-    pictures = find_images(args.input)
+    paths = find_images(args.input)
     cfg = load_config(args.config_file, args.opts, trained=True)
     predictor = Predictor.from_config(cfg, min_size=args.min_size_test, max_size=args.max_size_test)
     visualize(
         predictor,
-        pictures,
+        paths,
         Path(args.output),
         args.tile_width,
         names=dataset_metadata(cfg).get("thing_classes", None),

@@ -222,7 +222,7 @@ class TokenEncoder(nn.Module):
         moving: BypassPass | None = None,
     ) -> Tensor:
         """Run all layers by a plan, and apply the bypass to skipped tokens."""
-        initial_BNC = memory_BNC = tokens_BKC = context.memory_BNC
+        memory_BNC = tokens_BKC = context.memory_BNC
         pos_BKC, reference_BKLX = context.query_pos_BNC, context.reference_points_BNL2
         if not self.num_layers and pos_BKC is not None:
             # DistributedDataParallel needs the level embeddings in the graph of every pass.
@@ -244,16 +244,9 @@ class TokenEncoder(nn.Module):
                 previous = token_map
             tokens_BKC = plan.before_attention(index, tokens_BKC, token_map)
             if token_map.num_tokens:  # keep ratio 0: a layer without queries updates nothing
-                value_BNC = initial_BNC if value_policy == "initial" else memory_BNC
-                projected_BNC = None
-                if moving is not None and value_policy == "updated":
-                    if self.pre_norm:  # a norm stands between the map and the projection
-                        value_BNC = moving.values(index, memory_BNC)
-                    else:
-                        layer = cast(EncoderLayer, self.layers[index])
-                        projected_BNC = moving.projected_values(
-                            index, memory_BNC, layer.value_projection
-                        )
+                value_BNC, projected_BNC = context.memory_BNC, None
+                if value_policy == "updated":
+                    value_BNC, projected_BNC = self._updated_values(index, memory_BNC, moving)
                 tokens_BKC = self._run_layer(
                     index,
                     tokens_BKC,
@@ -275,6 +268,17 @@ class TokenEncoder(nn.Module):
         if self.post_norm_layer is not None:
             memory_BNC = self.post_norm_layer(memory_BNC)
         return plan.finalize(memory_BNC)
+
+    def _updated_values(
+        self, index: int, memory_BNC: Tensor, moving: BypassPass | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens that a layer's queries sample, and their projection if it is folded."""
+        if moving is None:
+            return memory_BNC, None
+        if self.pre_norm:  # a norm stands between the bypass's map and the projection
+            return moving.values(index, memory_BNC), None
+        projection = cast(EncoderLayer, self.layers[index]).value_projection
+        return memory_BNC, moving.projected_values(index, memory_BNC, projection)
 
     def _run_layer(
         self,

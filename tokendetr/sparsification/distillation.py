@@ -58,7 +58,7 @@ def lesson_of(targets: Targets, iterations: int) -> Lesson:
 
 
 def distillation_loss(student: nn.Module, dense: DensePass, targets: Targets) -> Tensor:
-    """Return the loss of a sparse detector's encoder, and of its scores where it has some.
+    """Return the loss of a sparse detector's encoder, and of its scores if it has any.
 
     Args:
         student: the sparse detector, in a pass that is open.
@@ -98,7 +98,7 @@ def output_loss(student: nn.Module, memory_BNC: Tensor, dense: DensePass) -> Ten
     """Return the loss of the outputs for a memory, against the dense detector's.
 
     It is the sum of :func:`prediction_loss` over the decoder's layers, plus that of the two-stage
-    head where there is one.
+    head if there is one.
 
     Args:
         student: the sparse detector, whose decoder and heads are used.

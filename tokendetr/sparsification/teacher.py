@@ -31,8 +31,8 @@ class DensePass:
         query_pos_BNC: their positions, or None.
         reference_points_BNL2: their reference points.
         memories: all tokens [B, N, C] after each layer of the encoder.
-        memory_BNC: the encoder's output: the last of ``memories``, normalized where the encoder has
-            a final norm.
+        memory_BNC: the encoder's output: the last of ``memories``, normalized if the encoder has a
+            final norm.
         mass_BN: the decoder's attention to each token; None if it was not requested.
         decoding: the decoder's call; None if it was not requested.
     """

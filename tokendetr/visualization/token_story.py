@@ -55,13 +55,14 @@ def draw_story(
         total = sum(forward.layout.valid_counts[image])
         share = int(tokens.anchor_N.sum()) / max(total, 1)
         name = layer_names(numbers).replace("layer", kind)
-        picture = _layer_tile(base_HWC, tokens, forward.layout).astype(np.uint8)
-        tiles.append((f"{name}: {share:.0%} of the tokens", Image.fromarray(picture)))
+        tile = _layer_tile(base_HWC, tokens, forward.layout).astype(np.uint8)
+        tiles.append((f"{name}: {share:.0%} of the tokens", Image.fromarray(tile)))
     tiles.append(("detections", draw_boxes(image_HWC, boxes, scale=scale)))
     return _in_rows(tiles)
 
 
 def _layer_tile(base_HWC: Tile, tokens: LayerTokens, layout: LevelLayout) -> Tile:
+    """Darken an image where few tokens are queries, and frame the merged ones."""
     share_HW = density(base_HWC, tokens, layout)
     bright_HW = (0.12 + 0.88 * np.sqrt(share_HW)).astype(np.float32)
     tile: Tile = base_HWC * bright_HW[..., None]
