@@ -35,7 +35,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ import torch
 from detectron2.config import instantiate
 from torch import Tensor, nn
 
-from token_transforming import Reduction, restore, transform
+from token_transforming import restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.sweep import Point, points_of, write
@@ -52,6 +51,7 @@ from tokendetr.cli.argument_types import non_negative_int, output_folder, positi
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.fit_recovery import fit_on_images
 from tokendetr.cli.program import program
+from tokendetr.cli.reduction_argument import WAY_OPTIONS, Way
 from tokendetr.encoder.keep_ratio import find_sparsifier
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import Evaluation
@@ -59,65 +59,6 @@ from tokendetr.predict import Predictor
 from tokendetr.sparsification import UnlabeledImages
 
 DENSE = "dense"
-
-
-def _layers(text: str) -> list[int]:
-    return [int(layer) for layer in text.split("+")]
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("must be true or false")
-    return text.lower() == "true"
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "selection": str,
-    "threshold": float,
-    "temperature": float,
-    "sizes": str,
-    "recovery": str,
-    "similarity": str,
-    "normalize": _flag,
-    "layers": _layers,
-}
-"""Option of a reduction -> its parser; ``layers=0+2`` overrides --layers."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """A method of reduction with its options, an argument of ``--ways``.
-
-    Attributes:
-        name: the text on the command line.
-        options: arguments of :func:`token_transforming.transform`.
-    """
-
-    name: str
-    options: dict[str, Any]
-
-    @classmethod
-    def parse(cls, text: str) -> Way:
-        """Read ``method[:option=value...]``.
-
-        Raises:
-            argparse.ArgumentTypeError: for an unknown method or option, or a wrong value.
-        """
-        method, *settings = text.split(":")
-        options: dict[str, Any] = {"method": method}
-        for setting in settings:
-            option, _, value = setting.partition("=")
-            if option not in _READERS:
-                raise argparse.ArgumentTypeError(f"{text}: no option is named {option!r}")
-            try:
-                options[option] = _READERS[option](value)
-            except ValueError as error:
-                raise argparse.ArgumentTypeError(f"{text}: {option}={value}: {error}") from error
-        try:
-            Reduction(**{name: value for name, value in options.items() if name != "layers"})
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
-        return cls(text, options)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -145,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Way.parse,
         metavar="METHOD[:OPTION=VALUE...]",
         default=[Way.parse(method) for method in ("pruning", "merging", "transforming")],
-        help="options: " + ", ".join(_READERS),
+        help="options: " + ", ".join(WAY_OPTIONS),
     )
     add(
         "--output",
