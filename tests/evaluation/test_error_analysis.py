@@ -66,6 +66,37 @@ def test_class_rows_are_pycocotools_by_class_and_size(files, reference):
             assert row[name] == pytest.approx(wanted, abs=1e-9), (row["name"], name)
 
 
+@pytest.mark.parametrize("rename", [str, lambda number: -number, lambda number: 10**12 + number])
+def test_ids_may_be_text_negative_or_huge(files, tmp_path, rename):
+    wanted = analyze_results(*files)
+    data, rows = (json.loads(path.read_text()) for path in files)
+    for record in [*data["images"], *data["categories"]]:
+        record["id"] = rename(record["id"])
+    for record in [*data["annotations"], *rows]:
+        record["image_id"] = rename(record["image_id"])
+        record["category_id"] = rename(record["category_id"])
+    renamed = [tmp_path / "annotations.json", tmp_path / "results.json"]
+    for path, content in zip(renamed, (data, rows), strict=True):
+        path.write_text(json.dumps(content))
+    found = analyze_results(*renamed)
+    assert found.metrics == pytest.approx(wanted.metrics)
+    by_name = {row["name"]: row for row in found.classes}
+    for row in wanted.classes:
+        assert by_name[row["name"]] == pytest.approx({**row, "id": rename(row["id"])})
+    assert found.boxes == {rename(number): boxes for number, boxes in wanted.boxes.items()}
+    assert compare_results(renamed[0], renamed[1], renamed[1], resamples=10).classes.keys() == (
+        by_name.keys()
+    )
+
+
+def test_images_without_labels_cannot_be_analyzed(files, tmp_path):
+    data = json.loads(files[0].read_text())
+    del data["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(data))
+    with pytest.raises(DatasetError, match=r"test.json has no 'annotations'"):
+        analyze_results(tmp_path / "test.json", files[1])
+
+
 def counted(files, category: int, threshold: float) -> tuple[int, int, int]:
     """Right and wrong detections and boxes of a class at IoU 0.5, matched by plain loops."""
     data, rows = (json.loads(path.read_text()) for path in files)

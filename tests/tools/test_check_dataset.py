@@ -62,6 +62,11 @@ def add_category(data):
     data["categories"].append({"id": 4, "name": "unused"})
 
 
+def make_all_crowds(data):
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = 1
+
+
 def make_crowd(data):
     data["annotations"][0]["iscrowd"] = 1
 
@@ -88,6 +93,7 @@ def repeat_file(data):
         (thin_box, r"1 annotation \(1\): boxes less than 1 pixel wide"),
         (repeat_file, r"1 file \(000\.png\) more than once"),
         (lambda data: data["annotations"].clear(), r"there are no annotations"),
+        (make_all_crowds, r"there are crowds alone"),
         (
             lambda data: data["annotations"].__delitem__(slice(2, None)),
             r"most images have no boxes",
@@ -202,6 +208,12 @@ def test_names_that_are_not_registered_and_missing_arguments(tmp_path, capsys):
     with pytest.raises(SystemExit):
         check_dataset.main(["--json", "a.json"])
     assert "--images" in capsys.readouterr().err
+
+
+def test_images_without_labels_are_drawn_too(fruit, capsys):
+    edit(fruit, lambda data: data.pop("annotations"))
+    _, error = run(capsys, fruit, "--pictures", str(fruit / "out"))
+    assert error == "" and (fruit / "out" / "annotations" / "survey.png").is_file()
 
 
 def test_drawings_show_the_boxes_and_sample_images(fruit, capsys):

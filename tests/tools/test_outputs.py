@@ -86,6 +86,19 @@ def test_no_program_writes_a_file_that_it_is_given(tmp_path, capsys):
     assert Path(given).read_text() == "mine"
 
 
+def test_overrides_may_stand_between_options():
+    parser = described_parser(None)
+    parser.add_argument("--input", nargs="+")
+    parser.add_argument("--score", type=float)
+    words = ["--input", "a", "train.x=1", "b", "model.y=2", "--score", "0.5"]
+    args = parse_with_overrides(parser, words)
+    assert (args.input, args.score, args.opts) == (["a", "b"], 0.5, ["train.x=1", "model.y=2"])
+    parser.add_argument("config")
+    parser.add_argument("opts", nargs="*")
+    args = parse_with_overrides(parser, ["cfg", "--input", "a", "train.x=1"], intermixed=True)
+    assert (args.config, args.input, args.opts) == ("cfg", ["a"], ["train.x=1"])
+
+
 def test_no_program_takes_an_empty_value_for_this_folder(capsys):
     parser = described_parser(None)
     parser.add_argument("--images", type=Path)

@@ -219,6 +219,7 @@ def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
         (["train.grad_accum_weighting=areas"], "use 'boxes' or 'images'"),
         (["train.device=gpu"], "train.device is 'gpu'"),
         (["train.output_dir="], "train.output_dir is empty"),
+        (["train.output_dir='out?put'"], "has a '?', tab or line break"),
         (["dataloader.train.num_workers=-1"], "num_workers=-1 must be"),
         (["+optimizer.betas=[0.9,1.0]"], "optimizer.betas.1=1.0 must be"),
         (["+dataloader.evaluator.max_dets_per_image=[1,2]"], "max_dets_per_image"),

@@ -85,7 +85,12 @@ def require_checkpoint(path: str) -> None:
     Raises:
         FileNotFoundError: no such file; for weights of this project the message says how they are
             made.
+        CheckpointError: the file's name would be read as a URL's.
     """
+    if set(path) & set("?\t\r\n") and os.path.isfile(path):
+        raise CheckpointError(
+            f"checkpoint {path!r}: a path with '?', tabs or line breaks is read as a URL: rename it"
+        )
     file = path.partition("?")[0]
     if "://" not in file and not os.path.isfile(file):
         what = "is a folder: name a file" if os.path.isdir(file) else "not found"

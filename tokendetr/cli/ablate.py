@@ -30,7 +30,7 @@ from tokendetr.analysis.ablations import METRICS, Study, Variant
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.project_pages import splice_project
 from tokendetr.cli.argument_types import output_folder
-from tokendetr.cli.arguments import described_parser
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.offers import offered
 from tokendetr.cli.program import program
 from tokendetr.config import zoo
@@ -62,7 +62,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--write", action="store_true", help="put the tables into the project's pages"
     )
     parser.add_argument("opts", nargs="*", help="overrides for every run, key=value")
-    return parser.parse_intermixed_args(arguments)
+    return parse_with_overrides(parser, arguments, intermixed=True)
 
 
 def chosen_studies(project: str, only: Sequence[str] | None) -> list[Study]:

@@ -100,7 +100,7 @@ def add_overrides_option(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides_last(arguments: Sequence[str]) -> list[str]:
-    """Put overrides behind the options; detectron2's parser takes all behind one as overrides.
+    """Put overrides behind all other words; both keep their orders.
 
     Args:
         arguments: the command line.
@@ -109,27 +109,28 @@ def overrides_last(arguments: Sequence[str]) -> list[str]:
 
 
 def parse_with_overrides(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, *, intermixed: bool = False
 ) -> argparse.Namespace:
-    """Parse a command line that may end with overrides, after any option.
+    """Parse a command line with overrides among its words, after any option.
 
     argparse alone would take overrides after an option with several values, such as ``--input``, as
-    further values of it.
+    further values of it, and options after overrides as further overrides.
 
     Args:
         parser: the parser, with or without :func:`add_overrides_option`.
         arguments: the command line; None for the process's.
+        intermixed: other words, such as overrides of further keys, may stand anywhere.
 
     Returns:
         The options; ``opts`` is the list of overrides.
     """
-    rest = list(sys.argv[1:] if arguments is None else arguments)
+    rest = overrides_last(sys.argv[1:] if arguments is None else arguments)
     overrides: list[str] = []
     while rest and _OVERRIDE.match(rest[-1]):
         overrides.insert(0, rest.pop())
     if rest and rest[-1] == "--opts":
         rest.pop()
-    args = parser.parse_args(rest)
+    args = parser.parse_intermixed_args(rest) if intermixed else parser.parse_args(rest)
     args.opts = [*(getattr(args, "opts", None) or []), *overrides]
     if isinstance(parser, _Parser):
         parser.check_outputs(list(vars(args).values()))

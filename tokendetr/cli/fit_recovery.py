@@ -25,6 +25,7 @@ from tqdm import tqdm
 from token_transforming import NoMapsError, fit_recovery, transform
 from tokendetr.analysis.inputs import load_measured_config
 from tokendetr.cli.argument_types import positive_int
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
@@ -116,11 +117,7 @@ def run(args: argparse.Namespace) -> list[float]:
 @program(FewImagesError, KeyError, NoMapsError, OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="tokendetr fit-recovery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = described_parser(__doc__)
     add = parser.add_argument
     add("config", help="name or file of a config whose backbone is transformed")
     add("opts", nargs="*", help="overrides, such as train.init_checkpoint=FILE")
@@ -129,9 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--number", type=positive_int, default=128, help="maximum number of images (default 128)")
     add("--batch-size", type=positive_int, default=8, help="(default 8)")
     add("--seed", type=int, default=0, help="seed for choosing images (default 0)")
-    args = parser.parse_intermixed_args(arguments)
-    if args.number < 1:
-        parser.error("--number must be at least 1")
+    args = parse_with_overrides(parser, arguments, intermixed=True)
     left = run(args)
     for number, share in enumerate(left):
         print(f"reduction {number}: maps leave {share:.0%} of the residual recovery's error")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from tokendetr.cli.argument_types import non_negative_int, output_folder, positive_int
+from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.io.progress import Progress
 from tokendetr.sparsification import (
@@ -32,14 +33,10 @@ from tokendetr.sparsification import (
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="tokendetr sparsify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = described_parser(__doc__)
     parser.add_argument("config", help="name or file of the dense detector's config")
     parser.add_argument(
-        "overrides", nargs="*", help="config overrides, such as train.init_checkpoint=FILE"
+        "opts", nargs="*", help="config overrides, such as train.init_checkpoint=FILE"
     )
     parser.add_argument(
         "--images",
@@ -127,11 +124,11 @@ class _Bars:
 @program(FewImagesError, KeyError, OSError, StaleFitError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    args = build_parser().parse_intermixed_args(arguments)
+    args = parse_with_overrides(build_parser(), arguments, intermixed=True)
     with closing(_Bars()) as bars:
         job = SparsifyJob(
             config=args.config,
-            overrides=args.overrides,
+            overrides=args.opts,
             images=args.images,
             output_dir=args.output,
             keep_ratio=args.keep,

@@ -17,7 +17,7 @@ from tokendetr.analysis.tables import Table
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.published import find_published, published_checkpoints
 from tokendetr.checkpoint.weights import LoadReport, load_matching_weights
-from tokendetr.cli.arguments import add_config_option, described_parser
+from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config import load_config
 from tokendetr.train.setup import model_of
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list the published files")
     parser.add_argument("opts", nargs="*", help="overrides of the config, key=value")
-    args = parser.parse_intermixed_args(arguments)
+    args = parse_with_overrides(parser, arguments, intermixed=True)
     if args.list:
         print(published_table().markdown())
         return

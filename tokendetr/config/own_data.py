@@ -64,7 +64,7 @@ def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> Non
     folder = str(cfg.train.data_folder or "")
     if not folder:
         return
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     if not root.is_dir() and _is_prepared(cfg):
         # The config.yaml of a run, used for prediction on a machine without the data.
         logger.warning(

@@ -76,7 +76,7 @@ def validate_coco(
         faults += [f"{which}: it has no segmentation that can be read" for which in
                    found.without_mask]  # fmt: skip
     if needs_polygons:
-        faults += _run_length_faults(data["annotations"])
+        faults += _run_length_faults(data.get("annotations", []))
     if for_training and not any(not a["iscrowd"] for a in data.get("annotations", [])):
         faults.append("there are no boxes to train on")
     if for_evaluation and data.get("annotations"):

@@ -99,8 +99,9 @@ def _image_advice(data: Mapping[str, Any], with_boxes: int) -> Iterator[str]:
     twice = sorted(name for name, times in names.items() if times > 1)
     if twice:
         yield f"{_some(twice, 'file')} more than once: evaluation counts its boxes as often"
-    if not data.get("annotations"):
-        yield "there are no annotations: it cannot be trained on, and its AP is not defined"
+    if all(annotation.get("iscrowd") for annotation in data.get("annotations", [])):
+        what = "crowds alone" if data.get("annotations") else "no annotations"
+        yield f"there are {what}: it cannot be trained on, and its AP is not defined"
     elif 2 * with_boxes < len(data["images"]):
         yield (
             "most images have no boxes: training leaves them out unless "

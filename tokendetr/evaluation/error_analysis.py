@@ -76,7 +76,7 @@ class Analysis:
         """Return everything but the boxes, in JSON's types."""
         return {name: value for name, value in asdict(self).items() if name != "boxes"}
 
-    def thresholds(self) -> dict[int, float]:
+    def thresholds(self) -> dict[Any, float]:
         """Return the score threshold of each category id."""
         return {row["id"]: row["threshold"] for row in self.classes}
 
@@ -132,6 +132,14 @@ def _results_on(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[s
     return rows
 
 
+def _labeled(annotations: str | Path) -> dict[str, Any]:
+    """Read annotations, and refuse a file of images alone, as of a test set without labels."""
+    data = read_coco(str(annotations))
+    if "annotations" not in data:
+        raise DatasetError(f"{annotations} has no 'annotations' to compare results with")
+    return data
+
+
 def analyze_results(annotations: str | Path, results: str | Path) -> Analysis:
     """Analyze COCO results of boxes.
 
@@ -143,7 +151,7 @@ def analyze_results(annotations: str | Path, results: str | Path) -> Analysis:
         FileNotFoundError, DatasetError: a file cannot be used; the message names it.
         ConfigError: hotcoco is not installed.
     """
-    data = read_coco(str(annotations))
+    data = _labeled(annotations)
     return _analysis(data, _results_on(results, data))
 
 
@@ -167,7 +175,7 @@ def compare_results(
     Raises:
         FileNotFoundError, DatasetError, ConfigError: as for :func:`analyze_results`.
     """
-    data = read_coco(str(annotations))
+    data = _labeled(annotations)
     one, two = (MatchedResults(data, _results_on(path, data)) for path in (first, second))
     found = one.compare(two, resamples, confidence)
     metrics = {

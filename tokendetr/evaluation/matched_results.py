@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokendetr.evaluation.numbering import Numbering
 from tokendetr.io.optional_hotcoco import load_hotcoco
 
 __all__ = ["MatchedResults"]
@@ -35,15 +36,37 @@ class MatchedResults:
         hotcoco = load_hotcoco(PURPOSE)
         self.data = data
         self.categories = sorted(data["categories"], key=lambda category: category["id"])
-        truth = hotcoco.COCO(data)
-        self.coco_eval = hotcoco.COCOeval(truth, truth.load_res(list(rows)), "bbox")
+        # hotcoco reads neither text ids nor negative ones.
+        numbering = Numbering(data)
+        numbered = numbering.of_truth(data)
+        for category, given in zip(numbered["categories"], data["categories"], strict=True):
+            category["name"] = given["name"]
+        truth = hotcoco.COCO(numbered)
+        results = truth.load_res(numbering.of_results(rows))
+        self.coco_eval = hotcoco.COCOeval(truth, results, "bbox")
         self.coco_eval.evaluate()
         self.coco_eval.accumulate()
-        self.rows = self.coco_eval.coco_dt.dataset["annotations"]
+        self._image_numbers = numbering.images
+        images, categories = (
+            {number: each for each, number in numbers.items()}
+            for numbers in (numbering.images, numbering.categories)
+        )
+        self.rows = [
+            {
+                **row,
+                "image_id": images[row["image_id"]],
+                "category_id": categories[row["category_id"]],
+            }
+            for row in self.coco_eval.coco_dt.dataset["annotations"]
+        ]
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
-        """Outcomes of every box (``gt_status``, ``dt_status``) and image (``img_summary``)."""
+        """Outcomes of every box (``gt_status``, ``dt_status``) and image (``img_summary``).
+
+        By number: boxes of the ground truth and images from 1, in the orders of the annotations and
+        of sorted ids; detections by their ``id`` in :attr:`rows`.
+        """
         return dict(self.coco_eval.image_diagnostics(iou_thr=0.5))
 
     def compare(self, other: "MatchedResults", resamples: int, confidence: float) -> dict[str, Any]:
@@ -70,7 +93,7 @@ class MatchedResults:
             each.sort(reverse=True)
         return found
 
-    def curve(self, category_id: int) -> dict[str, NDArray[np.float64]]:
+    def curve(self, category_id: Any) -> dict[str, NDArray[np.float64]]:
         """Return precision, recall and F1 of a class at IoU 0.5 for every score threshold."""
         found = self.outcomes.get(category_id, [])
         boxes = self.boxes_by_class[category_id]
@@ -136,26 +159,26 @@ class MatchedResults:
         nothing = {"tp": 0, "fp": 0, "fn": 0}
         rows = []
         for number, name in files.items():
-            found = summaries.get(number, nothing)
+            found = summaries.get(self._image_numbers[number], nothing)
             hits, wrong, missed = found["tp"], found["fp"], found["fn"]
             f1 = 2 * hits / (2 * hits + wrong + missed) if hits + wrong + missed else 1.0
             rows.append({"id": number, "file_name": name, "found": hits, "wrong": wrong,
                          "missed": missed, "f1": f1})  # fmt: skip
         yield from sorted(rows, key=lambda row: (row["f1"], -row["wrong"] - row["missed"]))
 
-    def boxes(self, names: Mapping[int, str]) -> dict[Any, dict[str, list[dict[str, Any]]]]:
+    def boxes(self, names: Mapping[Any, str]) -> dict[Any, dict[str, list[dict[str, Any]]]]:
         """Return ground truth and detections of every image, and which of them are right."""
         found: dict[Any, dict[str, list[dict[str, Any]]]] = {
             image["id"]: {"truth": [], "detections": []} for image in self.data["images"]
         }
         truth, detected = self.diagnostics["gt_status"], self.diagnostics["dt_status"]
-        for annotation in self.data["annotations"]:
+        for number, annotation in enumerate(self.data["annotations"], start=1):
             if not annotation.get("iscrowd"):
                 found[annotation["image_id"]]["truth"].append(
                     {
                         "bbox": annotation["bbox"],
                         "name": names[annotation["category_id"]],
-                        "right": truth.get(annotation["id"]) == "matched",
+                        "right": truth.get(number) == "matched",
                     }
                 )
         for row in self.rows:

@@ -51,7 +51,7 @@ class Detections:
 
     instances: Instances
     names: Sequence[str]
-    category_ids: Sequence[int]
+    category_ids: Sequence[int | str]
     image_HWC: NDArray[np.uint8] = field(repr=False)
     source: str = ""
 

@@ -10,6 +10,7 @@ Shapes: H, W image, C channel.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Detector:
         predictor: Predictor,
         *,
         names: Sequence[str],
-        category_ids: Sequence[int],
+        category_ids: Sequence[int | str],
         weights: str,
         threshold: float = 0.3,
     ) -> None:
@@ -214,7 +215,7 @@ def load(
     return detector
 
 
-def _classes(cfg: DictConfig) -> tuple[list[str], list[int]]:
+def _classes(cfg: DictConfig) -> tuple[list[str], list[int | str]]:
     """Return class names and category ids of a config's test data; numbers if it is unknown."""
     count = int(OmegaConf.select(cfg, "model.num_classes", default=0) or 0)
     try:
@@ -224,7 +225,7 @@ def _classes(cfg: DictConfig) -> tuple[list[str], list[int]]:
     names = list(metadata.get("thing_classes", None) or [str(index) for index in range(count)])
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
     category_ids = {index: category for category, index in contiguous.items()}
-    return names, [int(category_ids.get(index, index)) for index in range(len(names))]
+    return names, [category_ids.get(index, index) for index in range(len(names))]
 
 
 def _checked_threshold(threshold: float) -> float:
@@ -240,7 +241,7 @@ def _above(instances: Instances, threshold: float) -> Instances:
 def _is_several(images: Any) -> bool:
     if not isinstance(images, str | Path):
         return False
-    path = Path(images).expanduser()
+    path = Path(os.path.expanduser(images))
     return not path.is_file() or path.suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -257,7 +258,7 @@ def _from_path(entry: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     if "://" in entry:
         raise ValueError(f"{entry}: URLs are not downloaded; save the image and give its path")
     if entry.lower().endswith(VIDEO_SUFFIXES):
-        yield from _frames(Path(entry).expanduser())
+        yield from _frames(Path(os.path.expanduser(entry)))
         return
     for path in find_images([entry]):
         yield str(path), read_rgb(path)

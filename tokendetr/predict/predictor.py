@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -167,7 +168,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for entry in inputs:
-        path = Path(entry).expanduser()
+        path = Path(os.path.expanduser(entry))
         if path.is_dir():
             candidates = sorted(path.iterdir())
             files = [file for file in candidates if file.suffix.lower() in IMAGE_SUFFIXES]

@@ -1,5 +1,6 @@
 """Find the config and weights of a detector: in the folder of a run, or by a config's name."""
 
+import os
 from pathlib import Path
 
 from tokendetr.config import zoo
@@ -42,7 +43,7 @@ def find_detector(name: str) -> tuple[str, str | None]:
         KeyError: there is no config of that name.
         FileNotFoundError: the folder has no config.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         config_file = run_config(folder)
         files = [folder / file for file in ("model_best.pth", "model_final.pth")]

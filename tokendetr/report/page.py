@@ -77,7 +77,7 @@ def write_report(
     """
     load_plotly()
     check_output_file(str(output))
-    names = [Path(os.path.realpath(Path(source).expanduser())).name for source in sources]
+    names = [os.path.basename(os.path.realpath(os.path.expanduser(source))) for source in sources]
     if len(set(names)) < len(names):
         raise OutputError(f"two runs have the same name ({', '.join(names)}): rename a folder")
     with tempfile.TemporaryDirectory() as cache:

@@ -108,7 +108,7 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
         FileNotFoundError, KeyError, ConfigError: there is no such run, config or weights.
         DatasetError: the test set cannot be used.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     is_folder = folder.is_dir()
     config = str(run_config(folder, of_results=True)) if is_folder else source
     final = folder / "model_final.pth"

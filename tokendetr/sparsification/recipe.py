@@ -132,7 +132,7 @@ def config_file(config: str) -> str:
         KeyError: there is no config of that name.
     """
     if Path(config).suffix in (".py", ".yaml", ".yml"):
-        return os.path.realpath(Path(config).expanduser())
+        return os.path.realpath(os.path.expanduser(config))
     return str(zoo.get_config_file(config))
 
 

@@ -119,6 +119,8 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
     folder = str(cfg.train.output_dir or "")
     if not folder and not args.eval_only:
         raise ConfigError("train.output_dir is empty: give a folder for the run")
+    if set(folder) & set("?\t\r\n"):  # its checkpoints are loaded by URL
+        raise ConfigError(f"train.output_dir={folder!r} has a '?', tab or line break: rename it")
     with contextlib.ExitStack() as stack:
         claimed: RunFolder | None = None
         if args.eval_only:

@@ -32,7 +32,9 @@ def draw_survey(json_file: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     data = read_coco(json_file)
-    boxes = [a for a in data["annotations"] if not a.get("iscrowd") and min(a["bbox"][2:]) > 0]
+    boxes = [
+        a for a in data.get("annotations", []) if not a.get("iscrowd") and min(a["bbox"][2:]) > 0
+    ]
     names = {category["id"]: category["name"] for category in data["categories"]}
     per_class = Counter(names[a["category_id"]] for a in boxes).most_common(_MOST_CLASSES)
     per_image = Counter({image["id"]: 0 for image in data["images"]})
@@ -82,7 +84,7 @@ def draw_samples(
     images = data["images"]
     chosen = Random(0).sample(images, min(number, len(images)))
     by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in chosen}
-    for annotation in data["annotations"]:
+    for annotation in data.get("annotations", []):
         if annotation["image_id"] in by_image:
             by_image[annotation["image_id"]].append(
                 {

@@ -55,7 +55,7 @@ class ShapesSpec:
 
 def shapes_root() -> Path:
     """Return ``$DETECTRON2_DATASETS/shapes``, else ``./datasets/shapes``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / "shapes"
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))) / "shapes"
 
 
 def image_folder(root: Path, split: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
         FileNotFoundError: there is no such folder.
         DatasetError: no format is recognized, or a file cannot be read; the message says which.
     """
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     if not root.is_dir():
         raise FileNotFoundError(f"the data folder {str(folder)!r} does not exist")
     readers = {"coco": _coco, "voc": _voc, "yolo": _yolo}
