@@ -1,6 +1,7 @@
 """The analysis of results against pycocotools and plain counting."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.train import toy
 from tokendetr.cli import analyze
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.error_analysis import analyze_results, compare_results
+from tokendetr.report import figures
 
 pytest.importorskip("hotcoco", reason="hotcoco analyzes the results")
 
@@ -87,6 +89,20 @@ def test_ids_may_be_text_negative_or_huge(files, tmp_path, rename):
     assert compare_results(renamed[0], renamed[1], renamed[1], resamples=10).classes.keys() == (
         by_name.keys()
     )
+
+
+def test_the_matrix_of_very_many_classes_joins_the_rarest(files):
+    one = analyze_results(*files)
+    names = [f"class {number}" for number in range(150)]
+    rows = [{"name": name, "boxes": number} for number, name in enumerate(names)]
+    confusion = np.arange(151 * 151).reshape(151, 151)
+    many = replace(one, classes=rows, confusion=confusion.tolist())
+    shown, counts = figures._joined(many)
+    assert shown == [*names[52:], "52 other classes", "background"]
+    assert np.sum(counts) == confusion.sum()
+    assert counts[-1][-2] == confusion[-1, :52].sum() and counts[0][0] == confusion[52, 52]
+    assert figures._joined(one) == ([*(row["name"] for row in one.classes), "background"],
+                                    one.confusion)  # fmt: skip
 
 
 def test_images_without_labels_cannot_be_analyzed(files, tmp_path):

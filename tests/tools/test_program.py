@@ -14,6 +14,7 @@ from tests.source_tree import ROOT
 from tokendetr.cli import main as console
 from tokendetr.cli.program import program
 from tokendetr.errors import ConfigError
+from tokendetr.io.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,32 @@ def test_sigterm_ends_a_program_as_an_exception():
         main()
     assert (end.value.code, cleaned) == (128 + signal.SIGTERM, [True])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_names_are_printed_where_the_terminal_has_ascii_alone():
+    script = "from tokendetr.cli.program import program; program()(lambda: print('\\u00fc'))()"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    printed = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, check=False
+    )
+    assert (printed.returncode, printed.stdout) == (0, b"\\xfc\n"), printed.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_an_error_in_one_line():
+    script = "from tokendetr.cli.program import program; program()(lambda: print('x'))()"
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert ended.returncode != 0 and b"error: [Errno 28]" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
+def test_a_program_may_run_without_an_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    program()(lambda: print("nothing", list(Progress(range(3)))))()
 
 
 def test_a_reader_that_is_gone_ends_the_program_without_a_traceback():

@@ -96,7 +96,7 @@ def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
     analysis = runs[-1].analysis
     content = analysis.as_dict() | ({"comparison": asdict(comparison)} if comparison else {})
     write_atomically(str(folder / "analysis.json"), json.dumps(content, indent=1).encode())
-    write_atomically(str(folder / "classes.csv"), classes_csv(analysis).encode())
+    write_atomically(str(folder / "classes.csv"), classes_csv(analysis).encode(errors="replace"))
     comparisons = {runs[-1].name: comparison} if comparison else {}
     write_page(runs, folder / "index.html", worst=args.worst, comparisons=comparisons)
     return analysis, comparison

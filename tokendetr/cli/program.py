@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import os
 import select
 import signal
@@ -21,18 +22,19 @@ Main = Callable[Arguments, None]
 def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Arguments]]:
     """Make a function the main function of a program.
 
-    An expected error ends it with one line and exit code 1; Ctrl-C with 130; SIGTERM with 143, so
-    that temporary files are removed; and a reader of its output that has gone, as in ``| head``,
-    with 141.
+    An expected error, or one of the operating system, ends it with one line and exit code 1; Ctrl-C
+    with 130; SIGTERM with 143, so that temporary files are removed; and a reader of its output that
+    has gone, as in ``| head``, with 141.
 
     Args:
         expected: errors whose message is complete, besides ``tokendetr.errors.EXPECTED_ERRORS``.
     """
-    caught = (*EXPECTED_ERRORS, *expected)
+    caught = (*EXPECTED_ERRORS, OSError, *expected)
 
     def decorated(main: Main[Arguments]) -> Main[Arguments]:
         @functools.wraps(main)
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            _prepare_streams()
             try:
                 with _cleaned_up_by_sigterm():
                     main(*args, **kwargs)
@@ -50,6 +52,16 @@ def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Argu
         return run
 
     return decorated
+
+
+def _prepare_streams() -> None:
+    """Print to nowhere what the shell has closed, and names that the terminal cannot show too."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

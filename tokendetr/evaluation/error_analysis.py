@@ -4,7 +4,7 @@ Shapes: V class.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Analysis:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the boxes, in JSON's types."""
-        return {name: value for name, value in asdict(self).items() if name != "boxes"}
+        return {name: value for name, value in vars(self).items() if name != "boxes"}
 
     def thresholds(self) -> dict[Any, float]:
         """Return the score threshold of each category id."""

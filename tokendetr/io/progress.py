@@ -33,7 +33,7 @@ class Progress(tqdm):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._in_lines = not sys.stderr.isatty()
+        self._in_lines = sys.stderr is None or not sys.stderr.isatty()
         self._shown: float = 0
         self._began = time.monotonic()
         if self._in_lines:
@@ -50,5 +50,5 @@ class Progress(tqdm):
             reached = (time.monotonic() - self._began) // _SECONDS_WITHOUT_TOTAL
         if reached > self._shown:
             self._shown = reached
-            print(str(self), file=sys.stderr, flush=True)
+            print(str(self), file=sys.stderr or _Nowhere(), flush=True)
         return True

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.error_analysis import BACKGROUND, Analysis
 from tokendetr.report.run import Run
@@ -11,6 +13,7 @@ __all__ = ["analysis_figures", "cost_figures", "load_plotly", "training_figures"
 
 _MOST_POINTS = 400
 _MOST_CLASSES = 20
+_MOST_CELLS = 100  # rows of the confusion matrix
 _MOST_IN_LEGEND = 8
 COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
@@ -151,16 +154,31 @@ def _curves(analysis: Analysis, colors: Mapping[str, str], x: str, y: str, title
     return _figure(traces, title, x, y, showlegend=legend, xaxis=axes, yaxis=axes)
 
 
+def _joined(analysis: Analysis) -> tuple[list[str], list[list[int]]]:
+    """Return names and counts of the confusion matrix, with the rarest of many classes as one."""
+    names = [*(row["name"] for row in analysis.classes), BACKGROUND]
+    if len(names) <= _MOST_CELLS:
+        return names, analysis.confusion
+    most = sorted(range(len(names) - 1), key=lambda index: -analysis.classes[index]["boxes"])
+    kept = sorted(most[: _MOST_CELLS - 2])
+    target = np.full(len(names), len(kept))  # the place of all others
+    target[kept], target[-1] = np.arange(len(kept)), len(kept) + 1
+    counts = np.zeros((len(kept) + 2, len(kept) + 2), dtype=int)
+    np.add.at(counts, (target[:, None], target), np.asarray(analysis.confusion))
+    others = f"{len(names) - 1 - len(kept)} other classes"
+    return [*(names[index] for index in kept), others, BACKGROUND], counts.tolist()
+
+
 def _confusion(analysis: Analysis) -> Figure:
     go = load_plotly().graph_objects
-    names = [row["name"] for row in analysis.classes] + [BACKGROUND]
-    shares = [[value / max(1, sum(row)) for value in row] for row in analysis.confusion]
+    names, counts = _joined(analysis)
+    shares = [[value / max(1, sum(row)) for value in row] for row in counts]
     is_labeled = len(names) <= _MOST_CLASSES
     trace = go.Heatmap(
         z=shares,
         x=names,
         y=names,
-        text=[[str(value or "") for value in row] for row in analysis.confusion],
+        text=[[str(value or "") for value in row] for row in counts],
         texttemplate="%{text}" if is_labeled else None,
         colorscale="Blues",
         zmin=0,

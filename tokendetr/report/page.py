@@ -130,11 +130,12 @@ def write_page(
     chosen = [path for path, why in shown.items() if why == RANDOM]
     tokens = _tokens(runs, chosen, token_images)
     for side in _SIDES:
-        page = _render(runs, shown, tokens, comparisons or {}, side=side, worst=worst).encode()
-        if len(page) <= MOST_BYTES:
+        page = _render(runs, shown, tokens, comparisons or {}, side=side, worst=worst)
+        content = page.encode(errors="replace")  # JSON's names may hold half characters
+        if len(content) <= MOST_BYTES:
             break
-        logger.info("The page has %.1f MB: trying smaller images", len(page) / 1e6)
-    write_atomically(str(output), page)
+        logger.info("The page has %.1f MB: trying smaller images", len(content) / 1e6)
+    write_atomically(str(output), content)
     return Path(output)
 
 

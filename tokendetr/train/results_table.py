@@ -50,7 +50,7 @@ class ResultsTable(HookBase):
         stem = os.path.join(os.path.dirname(self._path), "results")
         try:
             if rows:
-                write_atomically(f"{stem}.csv", results_csv(rows).encode())
+                write_atomically(f"{stem}.csv", results_csv(rows).encode(errors="replace"))
             if with_curves and len(rows) >= _FEWEST_POINTS:
                 write_atomically(f"{stem}.png", draw_curves(rows))
         except OSError as error:
