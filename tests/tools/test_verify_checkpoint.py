@@ -31,7 +31,7 @@ def test_differing_keys_and_shapes_are_listed(weights, tmp_path, capsys):
     changed = {**weights, "stranger": torch.zeros(1), "label_enc.weight": torch.zeros(3, 2)}
     del changed["transformer.level_embeds"]
     torch.save({"model": changed}, tmp_path / "mine.pth")
-    with pytest.raises(SystemExit, match="1 keys missing, 1 unexpected, 1 of another shape"):
+    with pytest.raises(SystemExit, match="1 missing, 1 unexpected, 1 of another shape"):
         verify_checkpoint.main([str(tmp_path / "mine.pth"), "--config-file", "dino_shapes"])
     printed = capsys.readouterr().out
     assert "stranger" in printed and "transformer.level_embeds" in printed

@@ -85,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{args.file} in {' '.join([config, *overrides])}:\n{report.table()}")
     if not report.is_complete:
         sys.exit(
-            f"error: {len(report.missing)} keys missing, {len(report.unexpected)} unexpected, "
-            f"{len(report.wrong_shape)} of another shape. Rename keys with tokendetr "
+            f"error: not every key fits ({len(report.missing)} missing, {len(report.unexpected)} "
+            f"unexpected, {len(report.wrong_shape)} of another shape): rename keys with tokendetr "
             "export-weights --convert; for other shapes, name the config and overrides "
             "(model.num_classes=...) that the file was trained with"
         )
