@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -120,6 +120,7 @@ def test_gradients_other_norms_and_hooks_keep_the_plain_path():
 
 
 BLOCKS = {
+    "stem": lambda: BasicStem(3, 6, norm="FrozenBN"),
     "basic": lambda: BasicBlock(6, 6, norm="FrozenBN"),
     "basic with a shortcut": lambda: BasicBlock(6, 10, stride=2, norm="BN"),
     "bottleneck": lambda: BottleneckBlock(16, 16, bottleneck_channels=4, norm="FrozenBN"),
@@ -191,11 +192,13 @@ def test_torch_function_modes_see_the_convolutions():
     assert Counting.calls == 3
 
 
-def test_hooks_inside_a_block_are_called():
-    block, seen = make_block("bottleneck"), []
-    block.conv2.register_forward_hook(lambda module, inputs, output: seen.append(output))
+@pytest.mark.parametrize(("name", "conv"), [("stem", "conv1"), ("bottleneck", "conv2")])
+def test_hooks_inside_a_block_are_called(name, conv):
+    block, seen = make_block(name), []
+    hook = block.get_submodule(conv).register_forward_hook
+    hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad(), optimize(block):
-        block(torch.randn(1, 16, 8, 8))
+        block(torch.randn(1, block.in_channels, 8, 8))
     assert len(seen) == 1
 
 

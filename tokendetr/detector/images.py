@@ -108,12 +108,17 @@ def check_fits(image: Tensor, padding: PaddingRule, where: str) -> None:
 def pad_images(images: Sequence[Tensor], canvas: Size) -> Tensor:
     """Stack images into [B, 3, *canvas], with zeros at the right and the bottom.
 
+    One image that fills the canvas is not copied.
+
     Args:
         images: normalized, [3, H, W] each, none larger than the canvas.
         canvas: height and width.
     """
     height, width = canvas
     padded = [
-        F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images
+        F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+        if image.shape[-2:] != canvas
+        else image
+        for image in images
     ]
-    return torch.stack(padded)
+    return torch.stack(padded) if len(padded) > 1 else padded[0][None]

@@ -14,8 +14,9 @@ from typing import Any, cast
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tokendetr.compat.torch_private import (
     has_forward_hooks,
@@ -113,6 +114,16 @@ def _convolution(folded: _Folded, x: Tensor) -> Tensor:
     return x if activation is None else activation(x)
 
 
+def _stem(stem: Any, folded: _Folded, x: Tensor) -> Tensor:
+    """Apply a ResNet's stem, by the fast form if possible."""
+    conv = folded.conv
+    dtype = working_dtype(x, conv.weight)
+    if dtype is None or x.dim() != 4 or has_forward_hooks(conv) or not _folds(folded.norm):
+        output: Tensor = type(stem).forward(stem, x)
+        return output
+    return F.max_pool2d(folded(x, dtype, "relu"), kernel_size=3, stride=2, padding=1)
+
+
 def _convolutions(block: nn.Module) -> list[Any]:
     """Return the convolutions of a residual block in their order."""
     names = ("conv1", "conv2", "conv3")
@@ -188,12 +199,16 @@ def _is_plain(conv: Any) -> bool:
 def fast_convolution(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """Return the fast form of a module's ``forward``, or None if there is none.
 
-    Modules are convolutions, residual blocks and sequences of residual blocks.
+    Modules are convolutions, the stem of a ResNet, residual blocks and sequences of them.
     """
     if onednn_convolution() is None:
         return None
     if _is_plain(module):
         return partial(_convolution, _Folded(cast(nn.Conv2d, module)))
+    if type(module) is BasicStem:
+        conv: Any = module.conv1
+        has_own_form = _is_plain(conv) and getattr(conv, "activation", None) is None
+        return partial(_stem, module, _Folded(conv)) if has_own_form else None
     if type(module) is nn.Sequential and all(type(each) in _BLOCKS for each in module):
         return partial(_stage, module) if len(module) else None
     if type(module) not in _BLOCKS:

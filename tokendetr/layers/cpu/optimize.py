@@ -52,8 +52,8 @@ def optimize(model: nn.Module) -> Optimized:
 
     Args:
         model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` that starts with it
-            and ReLU or GELU, ``nn.Conv2d``, ``detectron2.layers.Conv2d``, the blocks of
-            detectron2's ResNet and ``detrex.layers.FFN``, not for subclasses.
+            and ReLU or GELU, ``nn.Conv2d``, ``detectron2.layers.Conv2d``, the stem and the
+            blocks of detectron2's ResNet and ``detrex.layers.FFN``, not for subclasses.
 
     Returns:
         A handle that reverts it.
