@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from detrex.layers import FFN
+from detrex.layers import FFN, MLP
 from torch import nn
 
 from tokendetr.compat import torch_private
@@ -12,6 +12,11 @@ from tokendetr.layers.cpu import optimize
 from tokendetr.layers.cpu.linears import linear_and_sum
 
 LOW = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def _small_products_too(monkeypatch):
+    monkeypatch.setattr("tokendetr.layers.cpu.linears.LEAST_PRODUCTS", 0)
 
 
 def make_ffn(**options) -> FFN:
@@ -54,6 +59,18 @@ def test_a_feed_forward_network_in_bfloat16_is_as_exact_as_the_plain_one():
             if torch_private.onednn_multiplies_bfloat16():
                 assert fused.dtype == LOW
             assert relative_error(fused, exact) < max(1.2 * relative_error(plain, exact), 4e-3)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.enable_grad])
+def test_a_head_gives_the_same_and_its_activations_are_inside_the_products(guard):
+    torch.manual_seed(0)
+    head, x = MLP(24, 32, 4, 3), torch.randn(2, 30, 24)
+    with guard():
+        expected = head(x)
+        with optimize(head):
+            torch.testing.assert_close(head(x), expected, rtol=1e-5, atol=1e-5)
+            seen = operators(lambda: head(x))
+    assert ("aten::relu" in seen) == (guard is torch.enable_grad)
 
 
 def test_the_sum_is_no_pass_of_its_own():

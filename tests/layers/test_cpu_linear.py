@@ -10,6 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokendetr.layers.cpu import optimize
 
 
+@pytest.fixture(autouse=True)
+def _small_products_too(monkeypatch):
+    monkeypatch.setattr("tokendetr.layers.cpu.linears.LEAST_PRODUCTS", 0)
+
+
 class Doubled(nn.Linear):
     def forward(self, input):
         return 2 * super().forward(input)
@@ -57,6 +62,16 @@ def test_it_applies_only_without_gradients():
     assert network[0].weight.grad is not None
     with torch.no_grad(), torch.autocast("cpu"), optimize(network):
         assert network(x).dtype == torch.bfloat16
+
+
+def test_products_that_do_not_pay_are_pytorchs_own(monkeypatch):
+    network, x = make_network(), torch.randn(4, 24)
+    monkeypatch.setattr("tokendetr.layers.cpu.linears.LEAST_PRODUCTS", 4 * 24 * 65 + 1)
+    with torch.no_grad(), optimize(network):
+        assert "mkldnn::_linear_pointwise" not in operators(lambda: network(x))
+        assert "mkldnn::_linear_pointwise" in operators(lambda: network(x.repeat(2, 1)))
+        found = network(x)
+    assert torch.equal(found, network(x))
 
 
 def test_the_layers_are_restored():
@@ -119,6 +134,18 @@ def test_an_activation_behind_a_linear_layer_gives_the_same(activation, precisio
     assert actual.dtype == expected.dtype == precision
     bound = 1e-5 if precision == torch.float32 else 2e-2
     torch.testing.assert_close(actual, expected, rtol=bound, atol=bound)
+
+
+def test_every_activation_of_a_sequence_is_inside_a_product():
+    torch.manual_seed(0)
+    layers = (nn.LayerNorm(24), nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 8), nn.GELU())
+    network, x = nn.Sequential(*layers, nn.Linear(8, 3)).eval(), torch.randn(40, 24)
+    with torch.no_grad():
+        expected = network(x)
+        with optimize(network):
+            assert "aten::gelu" not in operators(lambda: network(x))
+            torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
+        assert "aten::gelu" in operators(lambda: network(x))
 
 
 def test_hooks_between_a_linear_layer_and_its_activation_see_what_they_saw():

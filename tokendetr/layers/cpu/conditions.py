@@ -1,5 +1,8 @@
 """Conditions for the fast forms of layers, and their precision."""
 
+from functools import cache
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -42,3 +45,12 @@ def working_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
         if dtype not in (torch.float32, torch.bfloat16) or weight.dtype != dtype:
             return None
     return dtype if dtype == torch.float32 or onednn_multiplies_bfloat16() else None
+
+
+@cache
+def mkl_uses_all_vectors() -> bool:
+    """Return True on Intel's processors: on others, MKL uses vectors of half the width."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False

@@ -3,7 +3,8 @@
 PyTorch multiplies float32 matrices by MKL, which uses only half of the vector width of processors
 that are not Intel's; oneDNN, which PyTorch includes for convolutions, uses all of it. In bfloat16
 PyTorch calls oneDNN itself, but brings the weights into oneDNN's layout at every call, and an
-activation is a pass of its own over the result.
+activation is a pass of its own over the result. A call of oneDNN takes longer than one of MKL
+before it multiplies: small products in float32 stay PyTorch's.
 """
 
 from collections.abc import Callable
@@ -20,10 +21,13 @@ from tokendetr.compat.torch_private import (
     onednn_packed_linear_weight,
 )
 from tokendetr.layers.cpu.cached import Cached
-from tokendetr.layers.cpu.conditions import working_dtype
+from tokendetr.layers.cpu.conditions import mkl_uses_all_vectors, working_dtype
 
 _PACKED_FOR_ROWS = 1024
 """Rows for which oneDNN chooses a layout; any number of rows can be multiplied."""
+
+LEAST_PRODUCTS = 1 << 24 if mkl_uses_all_vectors() else 1 << 20
+"""Multiplications of a float32 product from which oneDNN saves the time that its call takes."""
 
 _Fused = tuple[str, list[Any], str]
 """An activation as oneDNN's arguments: name, numbers, algorithm."""
@@ -79,10 +83,23 @@ class _Linear:
         self.packed = _Packed(layer)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply the layer, by the fast form if possible."""
+        """Apply the layer, by the fast form if possible and if it pays."""
+        dtype = self.working_dtype(x)
+        return nn.Linear.forward(self.packed.layer, x) if dtype is None else self.packed(x, dtype)
+
+    def working_dtype(self, x: Tensor) -> torch.dtype | None:
+        """Return the dtype in which the fast form computes; None if the layer's own form runs."""
         layer = self.packed.layer
         dtype = working_dtype(x, layer.weight)
-        return nn.Linear.forward(layer, x) if dtype is None else self.packed(x, dtype)
+        if dtype == torch.float32 and x.numel() * layer.out_features < LEAST_PRODUCTS:
+            return None
+        return dtype
+
+
+def _form_of(layer: nn.Module) -> _Linear | None:
+    """Return a linear layer's fast form; None for other layers, and where hooks see the result."""
+    form = None if has_forward_hooks(layer) else vars(layer).get("forward")
+    return form if isinstance(form, _Linear) else None
 
 
 def linear_and_sum(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
@@ -96,10 +113,10 @@ def linear_and_sum(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
     Returns:
         The sum, in bfloat16 if the fast form computes in it.
     """
-    form = None if has_forward_hooks(layer) else vars(layer).get("forward")
-    if isinstance(form, _Linear):
+    form = _form_of(layer)
+    if form is not None:
         linear = form.packed.layer
-        dtype = working_dtype(x, linear.weight)
+        dtype = form.working_dtype(x)
         fits = residual.shape == (*x.shape[:-1], linear.out_features)
         if dtype is not None and fits and residual.dtype in (dtype, torch.float32):
             return form.packed.and_sum(x, residual, dtype)
@@ -107,8 +124,21 @@ def linear_and_sum(layer: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
     return sum_
 
 
+def linear_and_activation(layer: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:
+    """Return ``activation(layer(x))``, ReLU and GELU computed inside the product if possible."""
+    form, fused = _form_of(layer), _fused(activation)
+    if form is not None and fused is not None and not has_forward_hooks(activation):
+        dtype = form.working_dtype(x)
+        if dtype is not None:
+            return form.packed(x, dtype, fused)
+    output: Tensor = activation(layer(x))
+    return output
+
+
 def _fused(activation: nn.Module) -> _Fused | None:
     """Return an activation as oneDNN's arguments, or None."""
+    if "forward" in vars(activation):
+        return None
     if type(activation) is nn.ReLU:
         return "relu", [], ""
     if type(activation) is nn.GELU:
@@ -116,22 +146,15 @@ def _fused(activation: nn.Module) -> _Fused | None:
     return None
 
 
-def _linear_and_activation(sequence: nn.Sequential, packed: _Packed, x: Tensor) -> Tensor:
-    """Apply a sequence that starts with a linear layer and its activation."""
-    layer, activation, *others = sequence
-    dtype = working_dtype(x, packed.layer.weight)
-    fused = _fused(activation)
-    if (
-        dtype is None
-        or fused is None
-        or layer is not packed.layer
-        or has_forward_hooks(layer)
-        or has_forward_hooks(activation)
-    ):
-        return nn.Sequential.forward(sequence, x)
-    x = packed(x, dtype, fused)
-    for other in others:
-        x = other(x)
+def _sequence(sequence: nn.Sequential, x: Tensor) -> Tensor:
+    """Apply a sequence, each activation together with the linear layer before it."""
+    layers = list(sequence)
+    while layers:
+        layer = layers.pop(0)
+        if layers and type(layer) is nn.Linear and _fused(layers[0]) is not None:
+            x = linear_and_activation(layer, layers.pop(0), x)
+        else:
+            x = layer(x)
     return x
 
 
@@ -146,9 +169,8 @@ def fast_linear(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return None
     if _is_plain(module):
         return _Linear(cast(nn.Linear, module))
-    if type(module) is not nn.Sequential or len(module) < 2:
+    if type(module) is not nn.Sequential:
         return None
-    layer, activation = module[0], module[1]
-    if not _is_plain(layer) or _fused(activation) is None or "forward" in vars(activation):
-        return None
-    return partial(_linear_and_activation, module, _Packed(cast(nn.Linear, layer)))
+    pairs = zip(module, list(module)[1:], strict=False)
+    fuses = any(_is_plain(layer) and _fused(following) is not None for layer, following in pairs)
+    return partial(_sequence, module) if fuses else None

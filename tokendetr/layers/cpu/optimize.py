@@ -51,9 +51,10 @@ def optimize(model: nn.Module) -> Optimized:
     again when a tensor is replaced or changes in place; changes through ``.data`` are not noticed.
 
     Args:
-        model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` that starts with it
-            and ReLU or GELU, ``nn.Conv2d``, ``detectron2.layers.Conv2d``, the stem and the
-            blocks of detectron2's ResNet and ``detrex.layers.FFN``, not for subclasses.
+        model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` with ReLU or GELU
+            behind one, ``nn.Conv2d``, ``detectron2.layers.Conv2d``, the stem and the blocks of
+            detectron2's ResNet, ``detrex.layers.FFN`` and ``detrex.layers.MLP``, not for
+            subclasses.
 
     Returns:
         A handle that reverts it.
