@@ -27,6 +27,7 @@ from detrex.data import DetrDatasetMapper
 from PIL import Image
 
 from tests.reliability.mutations import damaged
+from tokendetr.compat.stand_ins import is_stand_in
 from tokendetr.data.coco_check import validate_coco
 from tokendetr.data.survey import check_image_files, survey_coco
 from tokendetr.errors import DatasetError
@@ -202,6 +203,10 @@ def _used(path: Path, images: Path, data: Any) -> str:
     except AssertionError as error:
         assert "No valid data found" in str(error), error
         return str(error)
+    except (KeyError, TypeError) as error:
+        if is_stand_in("detectron2"):
+            raise
+        return f"{type(error).__name__}: {error}"  # a real detectron2 has no words for it
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

@@ -1,5 +1,6 @@
 """The command that checks data sets, and the documented data set of one's own."""
 
+import codecs
 import json
 import re
 import shutil
@@ -14,6 +15,8 @@ from tests.source_tree import ROOT
 from tests.train import toy
 from tokendetr.cli import check_dataset
 from tokendetr.config.load import load_config
+from tokendetr.data import coco_check
+from tokendetr.errors import DatasetError
 
 
 @pytest.fixture
@@ -46,6 +49,38 @@ def test_a_good_data_set_is_described(fruit, capsys):
     assert re.search(r"10 images\n\s+1 images without boxes\n", printed)
     assert re.search(r"3 categories", printed)
     assert "look at" not in printed
+
+
+def drop_what_evaluations_read(data):
+    del data["annotations"][0]["area"], data["annotations"][1]["iscrowd"]
+
+
+def test_what_a_real_detectron2_does_not_fill_in_is_refused_and_written(fruit, capsys, monkeypatch):
+    edit(fruit, drop_what_evaluations_read)
+    monkeypatch.setattr(coco_check, "is_stand_in", lambda name: False)
+    _, error = run(capsys, fruit)
+    assert "1 annotations without area" in error and "1 annotations without iscrowd" in error
+    assert "--write NEW_FILE" in error
+    given = (fruit / "annotations.json").read_bytes()
+    printed, error = run(capsys, fruit, "--write", str(fruit / "complete.json"))
+    assert error == "" and "complete.json: no faults" in printed
+    assert (fruit / "annotations.json").read_bytes() == given
+    complete = json.loads((fruit / "complete.json").read_text())["annotations"]
+    assert complete[0]["area"] == complete[0]["bbox"][2] * complete[0]["bbox"][3]
+    assert complete[1]["iscrowd"] == 0
+    (fruit / "annotations.json").write_bytes(
+        codecs.BOM_UTF8 + (fruit / "complete.json").read_bytes()
+    )
+    assert "byte-order mark" in run(capsys, fruit)[1]
+
+
+def test_training_alone_needs_no_area(fruit, monkeypatch):
+    edit(fruit, drop_what_evaluations_read)
+    monkeypatch.setattr(coco_check, "is_stand_in", lambda name: False)
+    files = str(fruit / "annotations.json"), str(fruit / "images")
+    coco_check.validate_coco(*files, for_training=True)
+    with pytest.raises(DatasetError, match="without area"):
+        coco_check.validate_coco(*files, for_evaluation=True)
 
 
 def copy_box(data):

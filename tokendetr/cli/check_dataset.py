@@ -3,6 +3,7 @@
 Examples:
     tokendetr check-data --config-file dino_shapes
     tokendetr check-data --json fruit/train.json --images fruit/images --num-classes 5
+    tokendetr check-data --json fruit/train.json --images fruit/images --write fruit/complete.json
     tokendetr check-data --config-file my_config.py --open-images
     tokendetr check-data --config-file dino_shapes --pictures out/ train.data_folder=my_cells
 
@@ -15,6 +16,7 @@ before a training's first step. The exit code is 1 if there are faults.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -25,11 +27,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tokendetr.cli.argument_types import output_folder, positive_int
+from tokendetr.cli.argument_types import output_file, output_folder, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
-from tokendetr.data.coco_check import validate_coco
+from tokendetr.data.coco_check import read_coco, validate_coco
 from tokendetr.data.hints import data_hints
 from tokendetr.data.survey import check_image_files, survey_coco
 from tokendetr.data.validate import (
@@ -41,6 +43,7 @@ from tokendetr.data.validate import (
     validate_registered,
 )
 from tokendetr.errors import ConfigError, DatasetError
+from tokendetr.io.atomic import write_atomically
 from tokendetr.visualization.survey_pictures import draw_samples, draw_survey
 
 
@@ -80,6 +83,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--num-classes", type=positive_int, help="classes of the model, with --json"
     )
+    parser.add_argument(
+        "--write",
+        type=output_file,
+        metavar="FILE",
+        help="write the annotations of --json with all fields filled in, and check that file",
+    )
     parser.add_argument("--open-images", action="store_true", help="also decode every image")
     parser.add_argument(
         "--pictures",
@@ -91,7 +100,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parse_with_overrides(parser, arguments)
     if args.json and not args.images:
         parser.error("--json needs --images FOLDER")
+    if args.write and not args.json:
+        parser.error("--write needs --json FILE")
     return args
+
+
+def write_complete(source: str, target: str) -> None:
+    """Write annotations with ``area``, ``iscrowd`` and plain ids, as this project reads them.
+
+    Raises:
+        FileNotFoundError, DatasetError: they cannot be read.
+    """
+    write_atomically(target, json.dumps(read_coco(source)).encode())
 
 
 def tasks(args: argparse.Namespace, cfg: DictConfig | None) -> Iterator[Task]:
@@ -160,6 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     faults = []
     try:
+        if args.write:
+            write_complete(args.json, args.write)
+            args.json = args.write
         cfg = load_config(args.config_file, args.opts) if args.config_file else None
         for task in tasks(args, cfg):
             fault = check(task, open_images=args.open_images, pictures=args.pictures)

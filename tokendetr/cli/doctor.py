@@ -25,6 +25,7 @@ from tokendetr.cli.argument_types import output_file
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
 from tokendetr.compat.opencv import has_windows
+from tokendetr.compat.stand_ins import is_stand_in
 from tokendetr.io.atomic import write_atomically
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
@@ -159,9 +160,7 @@ def check_upstream() -> list[Finding]:
             )
             found.append(Finding(name, FAILED, "cannot be imported", remedy))
             continue
-        stand_in = (Path(spec.origin).parent / ".." / "tokendetr_standalone").resolve().is_dir()
-        stand_in = stand_in or "tokendetr_standalone" in spec.origin
-        kind = "stand-in" if stand_in else f"real, {_version(name)}"
+        kind = "stand-in" if is_stand_in(name) else f"real, {_version(name)}"
         found.append(Finding(name, OK, f"{kind}: {Path(spec.origin).parent}"))
     real = [finding for finding in found if finding.text.startswith("real")]
     if real and importlib.util.find_spec("pkg_resources") is None:

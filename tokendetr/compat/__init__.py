@@ -1,1 +1,1 @@
-"""Private names of other libraries that this one depends on, each used in one place."""
+"""What depends on which other libraries are installed: their private names, and stand-ins."""

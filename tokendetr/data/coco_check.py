@@ -1,5 +1,6 @@
 """Validate one COCO-format data set: its records, and that every image file exists."""
 
+import codecs
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -7,9 +8,11 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
+from tokendetr.compat.stand_ins import is_stand_in
 from tokendetr.data.paths import Folders
 from tokendetr.errors import DatasetError
 from tokendetr.io.annotations import (
+    FOR_EVALUATION,
     AnnotationError,
     Annotations,
     federated_faults,
@@ -45,7 +48,8 @@ def validate_coco(
     or categories; boxes that are not four finite numbers, are inverted, or extend more than 2
     pixels outside their image; categories that share a name; more categories than ``num_classes``.
     What loaders fill in or drop (``area``, ``iscrowd``, unreadable masks, boxes without area) is
-    logged in one line. Images are not opened.
+    logged in one line; beside a real detectron2, whose loader and evaluator do neither, it is
+    refused. Images are not opened.
 
     Args:
         json_file: the annotations.
@@ -69,6 +73,7 @@ def validate_coco(
     found = _read(json_file, label, has_file_names)
     data, faults = found.data, found.faults
     faults += found.strays + _class_faults(data, num_classes)
+    faults += _unread_upstream(found, json_file, only_training=for_training and not for_evaluation)
     if has_file_names:
         faults += _file_faults(json_file, data["images"], image_root, image_roots)
     faults += _box_faults(data, label)
@@ -91,6 +96,32 @@ def validate_coco(
         raise DatasetError(str(error)) from error
     if found.note():
         logger.warning("%s: %s", label, found.note())
+
+
+def _unread_upstream(found: Annotations, json_file: str, *, only_training: bool) -> list[str]:
+    """Return a sentence if this project's reader puts right what the installed detectron2 does not.
+
+    Args:
+        found: the annotations.
+        json_file: their file.
+        only_training: nothing evaluates on them.
+    """
+    if is_stand_in("detectron2"):
+        return []
+    changed = [
+        f"{count} {what}"
+        for what, count in found.filled.items()
+        if not (only_training and what in FOR_EVALUATION)
+    ]
+    with PathManager.open(json_file, "rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            changed.append("byte-order mark at its start: it is skipped")
+    if not changed:
+        return []
+    return [
+        f"{'; '.join(changed)}. The installed detectron2 fails on these; `tokendetr check-data "
+        "--json FILE --images FOLDER --write NEW_FILE` writes a file that it reads"
+    ]
 
 
 def read_coco(json_file: str, label: str = "", *, has_file_names: bool = True) -> dict[str, Any]:

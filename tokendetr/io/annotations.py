@@ -29,6 +29,7 @@ from ._annotation_masks import (
 )
 
 __all__ = [
+    "FOR_EVALUATION",
     "AnnotationError",
     "Annotations",
     "check_classes",
@@ -40,6 +41,10 @@ __all__ = [
     "read_annotations",
     "require_evaluable",
 ]
+
+WITHOUT_AREA = "annotations without area: width x height of the box is taken"
+WITHOUT_CROWD = "annotations without iscrowd: 0 is taken"
+FOR_EVALUATION = frozenset((WITHOUT_AREA, WITHOUT_CROWD))
 
 _SHOWN = 20
 _MAX_SIDE = 1 << 20
@@ -60,7 +65,8 @@ class Annotations:
             if readable, ``segmentation`` and ``keypoints``. Records with faults are left out.
         faults: one sentence for each record that cannot be used.
         strays: one sentence for each annotation of an image that the file lacks; left out as well.
-        filled: what was filled in or left out -> number of annotations.
+        filled: what was filled in, changed or left out -> number of records. The keys of
+            :data:`FOR_EVALUATION` matter to evaluations only.
         without_mask: names of the annotations that have a box but no readable mask.
     """
 
@@ -72,7 +78,7 @@ class Annotations:
 
     def note(self) -> str:
         """Return one line on what was filled in or left out, or ""."""
-        return "; ".join(f"{count} annotations {what}" for what, count in self.filled.items())
+        return "; ".join(f"{count} {what}" for what, count in self.filled.items())
 
     def check(self, label: str, remedy: str = "Correct them.") -> None:
         """Raise an error that lists the faults, if there are any.
@@ -366,6 +372,7 @@ def _category(found: Annotations, category: dict[str, Any]) -> None:
     if name is None and isinstance(synonyms, list) and synonyms:
         category["name"] = name = synonyms[0]
     if is_number(name):
+        found.filled["categories with a number as name: it is read as text"] += 1
         category["name"] = name = str(name)
     if not isinstance(name, str) or not name:
         found.faults.append(f"category id {category['id']} has no name, but {_shown(name)}")
@@ -399,12 +406,13 @@ def _annotation(
         return None
     record["category_id"] = category["id"] if category else None
     if record.get("area") is None:
-        found.filled["without area: width x height of the box is taken"] += 1
+        found.filled[WITHOUT_AREA] += 1
         record["area"] = record["bbox"][2] * record["bbox"][3]
     _mask(found, record, image, which)
     keypoints = record.get("keypoints")
     if "keypoints" in record and not are_numbers(keypoints, 3, 0):
-        found.filled["whose keypoints cannot be read: they are left out"] += 1
+        if keypoints:
+            found.filled["annotations whose keypoints cannot be read: they are left out"] += 1
         del record["keypoints"]
     return record
 
@@ -426,7 +434,7 @@ def _flag_fault(found: Annotations, record: dict[str, Any]) -> str:
             f"there is an ignore, {_shown(ignore)}: detectron2 knows none; set iscrowd to 1 instead"
         )
     if record.get("iscrowd") is None:
-        found.filled["without iscrowd: 0 is taken"] += 1
+        found.filled[WITHOUT_CROWD] += 1
         record["iscrowd"] = 0
     if not isinstance(record["iscrowd"], (int, float)) or record["iscrowd"] not in (0, 1):
         return f"iscrowd is {_shown(record['iscrowd'])}, not 0 or 1"
@@ -454,7 +462,7 @@ def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], whi
         return
     found.without_mask.append(which)
     if given:
-        found.filled["whose segmentation cannot be read: their boxes are kept"] += 1
+        found.filled["annotations whose segmentation cannot be read: their boxes are kept"] += 1
 
 
 _REPR = reprlib.Repr()
