@@ -24,7 +24,7 @@ def test_every_stage_gets_a_sheet_with_its_counts(tmp_path):
     Image.fromarray(noise).save(picture)
     folder = tmp_path / "out"
     visualize_tokens.main(
-        ["--config-file", f"projects/spt_backbone/configs/{name}.py", "--input", str(picture)]
+        ["--config-file", name, "--input", str(picture)]
         + ["--output", str(folder), "--min_size_test", "96", "--max_size_test", "128"]
         + ["--opts", f"train.init_checkpoint={weights}", "model.backbone.threshold=0.5"]
     )

@@ -8,7 +8,7 @@ from tests.small_shapes import small_shapes
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.cli import calibrate_selection
 
-CONFIG = "projects/spt_backbone/configs/spt_dino_shapes.py"
+CONFIG = "spt_dino_shapes"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -53,7 +53,7 @@ def test_without_any_checkpoint_it_says_which_are_missing():
 
 
 def test_what_weights_and_images_decide_is_counted(monkeypatch):
-    cfg = load_config("projects/spt_backbone/configs/spt_dino_shapes.py")
+    cfg = load_config("spt_dino_shapes")
     model = instantiate(cfg.model).eval()
     monkeypatch.setattr(compare_shapes, "loaded_inputs", lambda *_: [synthetic_inputs(256, 256)])
     gflops = {}

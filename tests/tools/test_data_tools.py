@@ -23,7 +23,7 @@ from tokendetr.cli import (
 )
 from tokendetr.config.load import load_config
 
-DENSE = "projects/dino/configs/dino_shapes.py"
+DENSE = "dino_shapes"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from tokendetr.analysis.tables import Table
 from tokendetr.cli import sweep_tokens
 
-CONFIG = "projects/dino/configs/dino_shapes_swin.py"
+CONFIG = "dino_shapes_swin"
 WAY = "transforming:selection=uniform:threshold=-1"
 
 
