@@ -1,7 +1,7 @@
 """Speed up evaluation on CPUs: linear layers and convolutions through oneDNN.
 
-See :mod:`tokendetr.layers.cpu.linears`, :mod:`tokendetr.layers.cpu.convolutions` and
-:mod:`tokendetr.layers.cpu.feed_forward`.
+See :mod:`tokendetr.layers.cpu.linears`, :mod:`tokendetr.layers.cpu.convolutions`,
+:mod:`tokendetr.layers.cpu.feed_forward` and :mod:`tokendetr.layers.cpu.swin`.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tokendetr.layers.cpu.convolutions import fast_convolution
 from tokendetr.layers.cpu.feed_forward import fast_feed_forward
 from tokendetr.layers.cpu.linears import fast_linear
+from tokendetr.layers.cpu.swin import fast_swin
 from tokendetr.layers.undoable import Undoable
 
 __all__ = ["Optimized", "optimize"]
@@ -21,7 +22,8 @@ def _fast_form(module: nn.Module) -> Callable[..., Tensor] | None:
     """Return the fast form of a module's ``forward``, or None if it has none."""
     if "forward" in vars(module):
         return None  # replaced by other code, or optimized already
-    return fast_linear(module) or fast_convolution(module) or fast_feed_forward(module)
+    forms = (fast_linear, fast_convolution, fast_feed_forward, fast_swin)
+    return next((fast for form in forms if (fast := form(module)) is not None), None)
 
 
 class Optimized(Undoable):
@@ -53,8 +55,8 @@ def optimize(model: nn.Module) -> Optimized:
     Args:
         model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` with ReLU or GELU
             behind one, ``nn.Conv2d``, ``detectron2.layers.Conv2d``, the stem and the blocks of
-            detectron2's ResNet, ``detrex.layers.FFN`` and ``detrex.layers.MLP``, not for
-            subclasses.
+            detectron2's ResNet, window attention and MLPs of its Swin, ``detrex.layers.FFN`` and
+            ``detrex.layers.MLP``, not for subclasses.
 
     Returns:
         A handle that reverts it.
