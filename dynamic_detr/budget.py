@@ -14,6 +14,26 @@ _SLACK = 1e-9
 """Tolerance that keeps a rounded product such as 10 * (1 - 0.9) from falling below its integer."""
 
 
+Sizes = tuple[tuple[int, int], ...]
+"""(rows, columns) of each level of an image."""
+
+
+@dataclass(frozen=True)
+class StageWindows:
+    """Windows of a batch that merge in one stage.
+
+    Attributes:
+        levels: levels with such windows, from 0, and the least cells per side of their windows.
+        counts: number of windows of each class, in the order of
+            :attr:`tokendetr.tokens.LevelWindows.classes`.
+        saved: by how many queries they shorten each image's sequence.
+    """
+
+    levels: tuple[tuple[int, int], ...]
+    counts: tuple[int, ...]
+    saved: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class TokenBudget:
     """Keep ratios per stage and level, and the token counts that result.
@@ -115,6 +135,17 @@ class TokenBudget:
         """
         return dict(_merged_windows(self.window_sizes[level], ratio, height, width))
 
+    def stage_windows(
+        self, ratios: Sequence[float], valid_sizes: tuple[Sizes, ...]
+    ) -> StageWindows:
+        """Return the windows that merge in a batch.
+
+        Args:
+            ratios: of all levels but the coarsest.
+            valid_sizes: real (rows, columns) of each image and level.
+        """
+        return _stage_windows(tuple(self.window_sizes), tuple(ratios), valid_sizes)
+
     def important_tokens(self, ratio: float, tokens: int) -> int:
         """Return the number of important tokens of the coarsest level; at least 1 if it has any."""
         return min(tokens, max(1, math.floor(tokens * ratio + 0.5)))
@@ -152,6 +183,20 @@ def _merged_windows(
         to_save -= number * saves
         merged.append(((rows, columns), number))
     return tuple(merged)
+
+
+@lru_cache(maxsize=1024)
+def _stage_windows(
+    windows: tuple[int, ...], ratios: tuple[float, ...], valid_sizes: tuple[Sizes, ...]
+) -> StageWindows:
+    levels, counts, saved = [], [], [0] * len(valid_sizes)
+    for level, (window, ratio) in enumerate(zip(windows, ratios, strict=True)):
+        images = [dict(_merged_windows(window, ratio, *sizes[level])) for sizes in valid_sizes]
+        if any(any(merged.values()) for merged in images):
+            levels.append((level, window))
+            counts += [count for merged in images for count in merged.values()]
+            saved = [own + saved_tokens(m) for own, m in zip(saved, images, strict=True)]
+    return StageWindows(tuple(levels), tuple(counts), tuple(saved))
 
 
 def saved_tokens(merged: Mapping[tuple[int, int], int]) -> int:

@@ -7,7 +7,7 @@ images), R merged windows, P cells of a window, U tokens of the coarsest level.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from dynamic_detr.alignment import CenterAlignment
-from dynamic_detr.budget import saved_tokens
+from dynamic_detr.budget import StageWindows
 from dynamic_detr.traced import TracedChoice
 from tokendetr.encoder import EncoderContext, TokenPlan
 from tokendetr.tokens import (
@@ -28,11 +28,11 @@ from tokendetr.tokens import (
     Merge,
     TokenMap,
     WindowGroup,
-    inverse_norms,
     match_by_affinity,
     merged_order,
     partition,
     spread_tokens,
+    token_norms,
     topk_valid,
     valid_from_counts,
     window_coherence,
@@ -120,12 +120,14 @@ class DynamicPlan(TokenPlan):
         if self.options.selection == "random_tokens":
             return self._random_tokens(ratios)
         layout = self.context.layout
-        counts = [sum(image) for image in layout.valid_counts]
-        merged = self._merged_windows(ratios[:-1])
-        for shapes in merged.values():
-            counts = [count - saved_tokens(m) for count, m in zip(counts, shapes, strict=True)]
-        windows = self._best_windows(merged, memory_BNC) if merged else None
-        match, important = self._match_coarsest(ratios[-1], memory_BNC)
+        merged = self.options.budget.stage_windows(ratios[:-1], layout.valid_sizes)
+        counts = [
+            sum(image) - saved
+            for image, saved in zip(layout.valid_counts, merged.saved, strict=True)
+        ]
+        norm_BN = token_norms(memory_BNC)
+        windows = self._best_windows(merged, memory_BNC, norm_BN) if merged.levels else None
+        match, important = self._match_coarsest(ratios[-1], memory_BNC, norm_BN)
         if match is not None:
             for image, level_counts in enumerate(layout.valid_counts):
                 counts[image] += important[image] - level_counts[-1]
@@ -152,54 +154,31 @@ class DynamicPlan(TokenPlan):
         valid_BK = valid_from_counts(counts, length, layout.device)
         return Keep(index_BK=order_BN[:, :length], valid_BK=valid_BK)
 
-    def _merged_windows(
-        self, ratios: Sequence[float]
-    ) -> dict[int, list[dict[tuple[int, int], int]]]:
-        """Return how many windows of each size every level merges in each image.
-
-        Levels without merged windows are left out; a size is (rows, columns).
-
-        Args:
-            ratios: of all levels but the coarsest.
-        """
-        merged = {}
-        for level, ratio in enumerate(ratios):
-            images = [
-                self.options.budget.merged_windows(level, ratio, *sizes[level])
-                for sizes in self.context.layout.valid_sizes
-            ]
-            if any(any(image.values()) for image in images):
-                merged[level] = images
-        return merged
-
     def _best_windows(
-        self, merged: Mapping[int, Sequence[Mapping[tuple[int, int], int]]], memory_BNC: Tensor
+        self, merged: StageWindows, memory_BNC: Tensor, norm_BN: Tensor
     ) -> ChosenWindows:
         """Return the merged windows.
 
         Args:
-            merged: see :meth:`_merged_windows`.
+            merged: how many there are.
             memory_BNC: the tokens.
+            norm_BN: their lengths.
         """
         layout, options = self.context.layout, self.options
-        windows = LevelWindows.of_levels(
-            layout, [(level, options.budget.window_sizes[level]) for level in merged]
-        )
+        windows = LevelWindows.of_levels(layout, merged.levels)
         if options.selection == "random":
             score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
         else:
-            score_S = window_coherence(memory_BNC, inverse_norms(memory_BNC), windows)
+            score_S = window_coherence(memory_BNC, norm_BN.reciprocal(), windows)
         recorder = self.context.recorder
         if recorder.forward is not None:
             levels = layout.split(windows.per_token(score_S, layout.valid_BN))
-            for level in merged:
+            for level, _ in merged.levels:
                 recorder.record_score(f"coherence_level{level + 1}", levels[level])
-        return windows.choose(
-            score_S, [merged[each.level][each.image][each.shape] for each in windows.classes]
-        )
+        return windows.choose(score_S, merged.counts)
 
     def _match_coarsest(
-        self, ratio: float, memory_BNC: Tensor
+        self, ratio: float, memory_BNC: Tensor, norm_BN: Tensor
     ) -> tuple[AffinityMatch | None, list[int]]:
         """Return the match of the coarsest level's tokens and the number of important ones.
 
@@ -216,6 +195,7 @@ class DynamicPlan(TokenPlan):
         with without_autocast(memory_BNC.device):
             match = match_by_affinity(
                 level_BUC,
+                norm_BN=norm_BN[:, own],
                 important_counts=important,
                 valid_BN=layout.valid_BN[:, own] if layout.may_have_padding else None,
                 valid_counts=existing,

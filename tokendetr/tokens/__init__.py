@@ -17,6 +17,7 @@ from tokendetr.tokens.maps.merge import AffinityGroup, Merge, WindowGroup
 from tokendetr.tokens.maps.mix import Mix, Recovery, nearest_recovery
 from tokendetr.tokens.maps.pack import Pack, window_order
 from tokendetr.tokens.merge_order import MergedOrder, merged_order
+from tokendetr.tokens.norms import token_norms
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
 from tokendetr.tokens.window_choice import ChosenWindows
@@ -72,6 +73,7 @@ __all__ = [
     "spread_order",
     "spread_tokens",
     "take_rows",
+    "token_norms",
     "topk_valid",
     "valid_from_counts",
     "window_coherence",

@@ -11,8 +11,8 @@ from torch import Tensor
 from tokendetr.ops.token_merging import match_tokens_kernel, merges_by_kernel
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
+from tokendetr.tokens.norms import token_norms
 from tokendetr.tokens.select import topk_valid
-from tokendetr.tokens.windows import ZERO_NORM
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def match_by_affinity(
     valid_counts: Counts,
     num_neighbors: int,
     min_cosine: float,
+    norm_BN: Tensor | None = None,
     score_BN: Tensor | None = None,
     order_BN: Tensor | None = None,
 ) -> AffinityMatch:
@@ -64,6 +65,7 @@ def match_by_affinity(
         num_neighbors: neighbors T; fewer if an image has fewer other tokens.
         min_cosine: lower bound of cosines before they are inverted, above 0. A negative cosine
             would otherwise make the least similar tokens the least rare.
+        norm_BN: the tokens' :func:`tokendetr.tokens.token_norms`, if they are known.
         score_BN: scores that replace rarity; None computes rarity.
         order_BN: long, the order in which equally rare tokens are chosen; None: by position.
 
@@ -73,8 +75,7 @@ def match_by_affinity(
     """
     x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
     batch, tokens, _ = x_BNC.shape
-    norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True).clamp_min(ZERO_NORM)
-    unit_BNC = x_BNC / norm_BN1
+    unit_BNC = x_BNC / (token_norms(x_BNC) if norm_BN is None else norm_BN)[..., None]
     cosine_BNN = torch.bmm(unit_BNC, unit_BNC.transpose(1, 2))
     if order_BN is None:
         order_BN = torch.arange(tokens, device=x_BNC.device).expand(batch, -1)

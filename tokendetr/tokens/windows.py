@@ -17,10 +17,8 @@ from torch import Tensor
 
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.layout import LevelLayout, LevelShapes
+from tokendetr.tokens.norms import token_norms
 from tokendetr.tokens.window_choice import ChosenWindows, choose_windows
-
-ZERO_NORM = 1e-12
-"""Shorter vectors count as zero, similar to none."""
 
 # The plane's counterpart of the golden ratio: multiples of the two, taken modulo 1, fill every
 # stretch of rows and of columns evenly (M. Roberts, "The unreasonable effectiveness of
@@ -136,6 +134,7 @@ class LevelWindows:
             :func:`~tokendetr.tokens.window_choice.choose_windows`.
         first_S: long, offset of each window's tokens in ``token_A``.
         cells_S: long, tokens of each window.
+        cells_S1: the same in float32, with an axis for channels.
     """
 
     classes: tuple[WindowClass, ...]
@@ -143,6 +142,7 @@ class LevelWindows:
     token_SX: Tensor
     first_S: Tensor
     cells_S: Tensor
+    cells_S1: Tensor
 
     @classmethod
     def of(cls, layout: LevelLayout, level: int, window: int) -> "LevelWindows":
@@ -205,7 +205,8 @@ def _windows(
     first_S = np.cumsum(cells_S) - cells_S
     member_SX = np.arange(cells_S.max(initial=0)) - (cells_S.max(initial=0) - cells_S)[:, None]
     member_SX = np.where(member_SX < 0, cells_S[:, None] - 1, member_SX)
-    arrays = (token_A, token_A[first_S[:, None] + member_SX], first_S, cells_S)
+    cells_S1 = cells_S[:, None].astype(np.float32)
+    arrays = (token_A, token_A[first_S[:, None] + member_SX], first_S, cells_S, cells_S1)
     return LevelWindows(tuple(classes), *(torch.from_numpy(x).to(device) for x in arrays))
 
 
@@ -237,8 +238,7 @@ def _image_windows(
 @torch.no_grad()
 def inverse_norms(x_BNC: Tensor) -> Tensor:
     """Return 1 / length of each token, [B, N], float32 (float64 for float64 tokens)."""
-    x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
-    return torch.linalg.vector_norm(x_BNC, dim=-1).clamp_min_(ZERO_NORM).reciprocal_()
+    return token_norms(x_BNC).reciprocal()
 
 
 @torch.no_grad()
@@ -270,4 +270,4 @@ def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindo
         mode=0,  # sum
         per_sample_weights=inverse_norm_BN.flatten().index_select(0, windows.token_A),
     )[0]
-    return sum_SC.div_(windows.cells_S[:, None]).square_().sum(dim=-1)
+    return sum_SC.div_(windows.cells_S1).square_().sum(dim=-1)
