@@ -109,7 +109,7 @@ class EncoderLayer(nn.Module):
         """
         attention_at = self.operation_order.index("self_attn")
         query, value = tokens_BKC, value_BNC
-        for norm in self.norms[:attention_at]:
+        for norm in list(self.norms)[:attention_at]:  # a slice of a ModuleList is a new module
             query = norm(query)
             if value is not None and projected_BNC is None:
                 value = norm(value)
@@ -171,7 +171,7 @@ class EncoderLayer(nn.Module):
     def _after_attention(self, attended_BKC: Tensor) -> Tensor:
         """Run the norms and feed-forward networks that follow the attention."""
         attention_at = self.operation_order.index("self_attn")
-        norms, ffns = iter(self.norms[attention_at:]), iter(self.ffns)
+        norms, ffns = iter(list(self.norms)[attention_at:]), iter(self.ffns)
         tokens_BKC = attended_BKC
         for name in self.operation_order[attention_at + 1 :]:
             if name == "ffn":

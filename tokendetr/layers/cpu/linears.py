@@ -90,10 +90,14 @@ class _Linear:
     def working_dtype(self, x: Tensor) -> torch.dtype | None:
         """Return the dtype in which the fast form computes; None if the layer's own form runs."""
         layer = self.packed.layer
-        dtype = working_dtype(x, layer.weight)
-        if dtype == torch.float32 and x.numel() * layer.out_features < LEAST_PRODUCTS:
+        if (
+            not torch.compiler.is_compiling()
+            and x.dtype == torch.float32
+            and x.numel() * layer.out_features < LEAST_PRODUCTS
+            and not torch.is_autocast_enabled("cpu")
+        ):
             return None
-        return dtype
+        return working_dtype(x, layer.weight)
 
 
 def _form_of(layer: nn.Module) -> _Linear | None:
