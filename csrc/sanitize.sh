@@ -8,8 +8,8 @@ python=${PYTHON:-.venv/bin/python}
 case $python in /*) ;; *) python="$PWD/$python" ;; esac
 work=build/sanitize
 mkdir -p "$work/tests"
-rm -rf "$work/tokendetr" "$work/standalone" "$work/tests/ops"
-cp -r tokendetr standalone setup.py pyproject.toml README.md LICENSE "$work"/
+rm -rf "$work/tokendetr" "$work/standalone" "$work/projects" "$work/tests/ops"
+cp -r tokendetr standalone projects setup.py pyproject.toml README.md LICENSE "$work"/
 mkdir -p "$work/csrc" && cp -rp csrc/. "$work/csrc"
 cp -r tests/ops tests/conftest.py tests/patience.py "$work/tests"/
 rm -f "$work"/tokendetr/libtokendetr_ops.* "$work"/tests/ops/test_cuda* "$work"/tests/ops/test_build*
