@@ -35,6 +35,7 @@ from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
 from tokendetr.errors import OutputError
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.images import save_image
 from tokendetr.io.outputs import check_output_file, check_output_folder, drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.layers.precision import PRECISIONS
@@ -104,7 +105,8 @@ def run_on_images(predictor: Predictor, args: argparse.Namespace, metadata: Any)
         instances = predictor(image_HWC)
         records += coco_results(instances, image_id=number, metadata=metadata, file_name=str(path))
         shown = instances[instances.scores >= args.confidence_threshold]
-        Image.fromarray(draw(image_HWC, shown, metadata)).save(target, quality=92)
+        drawing = Image.fromarray(draw(image_HWC, shown, metadata))
+        save_image(drawing, target, quality=92)
     write_atomically(str(folder / "detections.json"), json.dumps(records, indent=0).encode())
     print(f"{folder}: images with detections, and all detections in detections.json")
     return unreadable

@@ -27,6 +27,7 @@ from tokendetr.cli.argument_types import output_folder, positive_int
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
+from tokendetr.io.images import save_image
 from tokendetr.io.outputs import DrawingNames
 from tokendetr.io.progress import Progress
 from tokendetr.predict import read_rgb
@@ -105,7 +106,7 @@ def present(drawings: Iterator[Drawn], folder: Path, number: int | None, show: b
         if show:
             image.show(title=path.name)
         else:
-            image.save(names.of(path), quality=92)
+            save_image(image, names.of(path), quality=92)
         count += 1
     return count
 

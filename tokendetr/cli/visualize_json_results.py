@@ -22,6 +22,7 @@ from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
 from tokendetr.data.known import register_if_known
+from tokendetr.io.images import save_image
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.io.results import read_results
@@ -95,7 +96,7 @@ def compare(args: argparse.Namespace) -> int:
             for boxes in (found_boxes(found, names), truth)
         ]
         both = np.concatenate(drawn, axis=1)
-        Image.fromarray(both).save(target, quality=92)
+        save_image(Image.fromarray(both), target, quality=92)
     return len(shown)
 
 

@@ -22,6 +22,7 @@ from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.images import save_image
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import Predictor, find_images, read_rgb
 from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens
@@ -52,7 +53,7 @@ def draw(predictor: Predictor, paths: Sequence[Path], folder: Path, count: int) 
             )
         reduction = trace.reductions[0]
         seen_HWC = predictor.resize.get_transform(image_HWC).apply_image(image_HWC)
-        draw_mixing(seen_HWC, reduction, count=count).save(target)
+        save_image(draw_mixing(seen_HWC, reduction, count=count), target)
         weight_BKN = reduction.token_map.weights_BKN()  # type: ignore[attr-defined]
         shares[str(path)] = {
             "block": reduction.block,

@@ -34,6 +34,7 @@ from tokendetr.config.load import load_config
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.layer_tokens import describe, worth_drawing
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.images import save_image
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.predict import Predictor, dataset_metadata, find_images, read_rgb
@@ -98,8 +99,9 @@ def visualize(
             is_encoder = forward.name == "encoder"
             part = "" if is_encoder else "_" + forward.name.replace(" ", "_")
             sheet = draw_tokens(image_HWC, forward, width=tile_width, boxes=boxes)
-            sheet.save(folder / f"{stem}{part or '_tokens'}.png")
-            draw_story(image_HWC, forward, boxes).save(folder / f"{stem}{part}_story.png")
+            save_image(sheet, folder / f"{stem}{part or '_tokens'}.png")
+            story = draw_story(image_HWC, forward, boxes)
+            save_image(story, folder / f"{stem}{part}_story.png")
             counts[str(path) if is_encoder else f"{path}, {forward.name}"] = describe(forward)
     write_atomically(str(folder / "tokens.json"), json.dumps(counts, indent=1).encode())
 

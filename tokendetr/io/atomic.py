@@ -1,6 +1,7 @@
 """Write files so that a crash or a full disk leaves either the old file or the complete new one."""
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -28,7 +29,7 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
     folder = os.path.dirname(path) or "."
     # In the same folder, because a rename is atomic within one file system only. The process id
     # keeps writers of one file apart.
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{_short(os.path.basename(path))}.{os.getpid()}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -46,6 +47,12 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
             error.errno or errno.EIO, _write_failure(path, len(content), error)
         ) from error
     _flush_folder(folder)
+
+
+def _short(name: str) -> str:
+    """Return a name that leaves room for more: file systems allow 255 bytes."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= 200 else hashlib.sha256(encoded).hexdigest()
 
 
 def _write_failure(path: str, size: int, error: OSError) -> str:

@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from numpy.typing import NDArray
 from PIL import Image
 
+from tokendetr.io.images import save_image
 from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 
 __all__ = ["Detection", "Detections"]
@@ -133,5 +134,5 @@ class Detections:
         enlarged = legible_scale(self.image_HWC) if scale is None else scale
         drawing = draw_boxes(self.image_HWC, boxes, scale=enlarged)
         if path is not None:
-            drawing.save(path)
+            save_image(drawing, path)
         return drawing

@@ -191,6 +191,8 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     Raises:
         OSError: the file is no image, or damaged; the message names it.
     """
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise OSError(f"{path} is no readable image: it is a folder, a pipe or a device")
     try:
         image: NDArray[np.uint8] = np.asarray(utils.read_image(str(path), format="RGB"))
     except (OSError, ValueError, SyntaxError) as error:

@@ -1,5 +1,6 @@
 """Draw a data set: charts of its boxes, and samples with their labels."""
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tokendetr.data.coco_check import read_coco
+from tokendetr.io.atomic import write_atomically
+from tokendetr.io.images import save_image
 
 __all__ = ["draw_samples", "draw_survey"]
 
@@ -54,7 +57,9 @@ def draw_survey(json_file: str, path: Path) -> None:
     sizes.set(title="size of boxes (square root of area)", xlabel="pixels", ylabel="boxes")
     shapes.scatter(*extent_N2.T, s=4, alpha=0.3)
     shapes.set(title="shape of boxes", xlabel="width in pixels", ylabel="height in pixels")
-    figure.savefig(path, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_atomically(str(path), content.getbuffer())
 
 
 def _whole_bins(most: int) -> NDArray[np.float64]:
@@ -100,5 +105,5 @@ def draw_samples(
             {"annotations": by_image[image["id"]]}
         )
         paths.append(folder / f"sample_{count:02d}_{Path(image['file_name']).stem}.jpg")
-        Image.fromarray(drawn.get_image()).save(paths[-1], quality=90)
+        save_image(Image.fromarray(drawn.get_image()), paths[-1], quality=90)
     return paths

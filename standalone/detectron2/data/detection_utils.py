@@ -2,6 +2,7 @@
 # Over 350 lines: upstream has all of this in one module, and users find it there.
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,6 +109,8 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         FileNotFoundError: no such file.
         OSError: the file is not an image or is damaged.
     """
+    if os.path.exists(file_name) and not os.path.isfile(file_name):  # a pipe would never end
+        raise OSError(f"Cannot read the image '{file_name}': it is a folder, a pipe or a device")
     with PathManager.open(file_name, "rb") as file:
         try:
             image = Image.open(file)

@@ -41,6 +41,19 @@ _METRICS = {
 }
 
 
+def _save_predictions(predictions: Any, path: str) -> None:
+    """Write predictions; on a full disk nothing is left, and the error names the file."""
+    content = io.BytesIO()  # torch.save itself fails on a full disk without naming it
+    torch.save(predictions, content)
+    try:
+        with PathManager.open(path, "wb") as file:
+            file.write(content.getbuffer())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            PathManager.rm(path)
+        raise OSError(error.errno, error.strerror, path) from error
+
+
 class COCOEvaluator(DatasetEvaluator):
     """COCO's box, mask and keypoint AP, for any data set that converts to a COCO JSON.
 
@@ -149,8 +162,7 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             file_path = os.path.join(self._output_dir, "instances_predictions.pth")
-            with PathManager.open(file_path, "wb") as file:
-                torch.save(predictions, file)
+            _save_predictions(predictions, file_path)
         self._results = OrderedDict()
         if "instances" in predictions[0]:
             self._eval_predictions(predictions, img_ids=img_ids)

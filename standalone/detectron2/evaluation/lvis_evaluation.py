@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from detectron2.data.catalog import MetadataCatalog
 from detectron2.data.datasets._annotations import federated_faults, read_annotations
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.evaluation.coco_evaluation import _save_predictions, instances_to_coco_json
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -127,8 +127,7 @@ class LVISEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = os.path.join(self._output_dir, "instances_predictions.pth")
-            with PathManager.open(path, "wb") as file:
-                torch.save(predictions, file)
+            _save_predictions(predictions, path)
         self._results = OrderedDict()
         self._eval_predictions(predictions)
         return copy.deepcopy(self._results)

@@ -23,6 +23,7 @@ from PIL import Image
 
 from tokendetr.data.shapes.random import IntegerRandom
 from tokendetr.data.shapes.scene import CATEGORIES, make_scene
+from tokendetr.errors import OutputError
 from tokendetr.io.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def ensure_shapes(
     Raises:
         ValueError: the folder exists and holds another version, another ``spec``, or no shapes data
             set.
+        OutputError: the files cannot be written; nothing is left of them.
     """
     root = shapes_root() if root is None else Path(root)
     if not root.exists():  # it appears whole, by a renaming; the parent of one may be read-only
@@ -102,6 +104,9 @@ def _generate(root: Path, spec: ShapesSpec, workers: int) -> None:
         _write_all(scratch, spec, workers)
         scratch.chmod(0o755)
         scratch.rename(root)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise OutputError(f"{root} cannot be written: {error.strerror or error}") from error
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

@@ -1,0 +1,34 @@
+"""Write images so that a full disk leaves either the old file or the complete new one."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokendetr.errors import OutputError
+from tokendetr.io.atomic import write_atomically
+
+__all__ = ["save_image"]
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:
+    """Write an image in the format that its file's name ends in, atomically.
+
+    Args:
+        image: the image.
+        path: the file, such as ``drawn.png``; an existing one is replaced.
+        options: options of the format, as of Pillow's ``save``.
+
+    Raises:
+        OutputError: the name ends in no format that Pillow writes.
+        CheckpointWriteError: the file cannot be written; the message has its name and the reason.
+    """
+    suffix = Path(path).suffix.lower()
+    image_format = Image.registered_extensions().get(suffix, "")
+    if image_format not in Image.SAVE:
+        raise OutputError(f"{path}: give an image's name that ends in .jpg or .png, not {suffix!r}")
+    content = io.BytesIO()
+    image.save(content, format=image_format, **options)
+    write_atomically(str(path), content.getbuffer())
