@@ -171,7 +171,14 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         path = Path(os.path.expanduser(entry))
         if path.is_dir():
             candidates = sorted(path.iterdir())
-            files = [file for file in candidates if file.suffix.lower() in IMAGE_SUFFIXES]
+            # Hidden ones, as in archives made on a Mac, are no images; nor are pipes.
+            files = [
+                file
+                for file in candidates
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and not file.name.startswith(".")
+                and not (file.is_fifo() or file.is_dir())
+            ]
         elif path.is_file():
             files = [path]
         else:
