@@ -307,7 +307,8 @@ class PatchEmbed(nn.Module):
         x = self.proj(F.pad(x, (0, -width % self.patch_size[1], 0, -height % self.patch_size[0])))
         if self.norm is None:
             return x
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+        # Channels stay last in memory: what follows treats tokens one by one.
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SwinTransformer(Backbone):
