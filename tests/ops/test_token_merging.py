@@ -5,11 +5,7 @@ import math
 import pytest
 import torch
 
-from dynamic_detr import DynamicPlan
-from tests.dynamic_detr.dynamic_encoders import SIZES, dynamic_encoder
-from tests.pyramids import make_batch
 from tokendetr.compat.torch_private import TorchDispatchMode
-from tokendetr.encoder import EncoderContext
 from tokendetr.ops import use_reference
 from tokendetr.ops.token_merging import (
     choose_windows_kernel,
@@ -17,7 +13,7 @@ from tokendetr.ops.token_merging import (
     merged_order_kernel,
     merges_by_kernel,
 )
-from tokendetr.tokens import match_by_affinity
+from tokendetr.tokens import ChosenWindows, match_by_affinity, merged_order
 from tokendetr.tokens.window_choice import choose_windows
 
 ODD = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, torch.finfo(torch.float32).min])
@@ -88,42 +84,41 @@ def test_the_same_tokens_are_matched(seed):
         assert_same(getattr(match, name), value)
 
 
-OPTIONS = [
-    {},
-    {"affinity_matching": False},
-    {"keep_ratios": (0.6, 0.5, 0.4, 1.0)},
-    {"keep_ratios": (1.0, 1.0, 1.0, 0.3), "level_orders": ((1, 2, 3, 4),) * 3},
-    {"keep_ratios": (0.3, 0.3, 0.3, 0.1), "num_neighbors": 20},
-]
+def random_order(seed):
+    """Return arguments of an order: disjoint windows of real tokens, and a level behind them."""
+    g = torch.Generator().manual_seed(seed)
+    batch, coarsest = torch.randint(1, 5, (2,), generator=g).tolist()
+    cells = sorted(set(torch.randint(1, 6, (2,), generator=g).tolist()))
+    number = torch.randint(0, 3, (len(cells),), generator=g).tolist()
+    windowed = sum(c * n for c, n in zip(cells, number, strict=True))
+    before = -(-windowed // batch) + 3
+    tokens = before + coarsest
+    valid = torch.ones(batch, tokens, dtype=torch.bool)
+    flat = torch.arange(batch * tokens).view(batch, tokens)[:, :before].flatten()
+    member = flat[torch.randperm(len(flat), generator=g)][:windowed]
+    last = [n for n in range(tokens) if n < before and n not in set((member % tokens).tolist())]
+    valid[-1, last[:1]] = seed % 2 == 0
+    sizes = tuple(pair for pair in zip(cells, number, strict=True) if pair[1])
+    important = torch.rand(batch, coarsest, generator=g) < 0.6
+    important[:, 0] = True
+    counts = important.sum(dim=1).tolist()
+    absorber = important.int().argsort(dim=1, descending=True, stable=True)[:, : max(counts)]
+    options = {"windows": ChosenWindows(member, sizes) if seed % 5 else None}
+    if seed % 3:
+        options |= {"important_BU": important}
+        if seed % 3 == 1:
+            options |= {"absorber_BA": absorber, "absorber_counts": counts}
+    return valid, int(torch.randint(1, tokens + 1, (), generator=g)), options
 
 
-@pytest.mark.parametrize("sizes", [SIZES, SIZES[:1], [(16, 16), (16, 16)]])
-@pytest.mark.parametrize("options", OPTIONS)
-def test_a_stage_merges_the_same_tokens(options, sizes):
-    pyramid, _ = make_batch(sizes, 8)
-    sparsifier = dynamic_encoder(**options).sparsifier.eval()
-    memory_BNC = pyramid.x_BNC
-    memory_BNC[:, 5:40] = memory_BNC[:, 5:6]  # windows and tokens that tie
-    context = EncoderContext(
-        layout=pyramid.layout,
-        memory_BNC=memory_BNC,
-        query_pos_BNC=None,
-        reference_points_BNL2=pyramid.layout.reference_points_BNL2(),
-        num_layers=6,
-        run_dense=lambda: memory_BNC,
-    )
-    for layer in (0, 2, 5):
-        token_map = DynamicPlan(context, sparsifier).token_map(layer, memory_BNC)
-        with use_reference():
-            expected = DynamicPlan(context, sparsifier).token_map(layer, memory_BNC)
-        assert torch.equal(token_map.anchor_BK, expected.anchor_BK)
-        assert_same(token_map.valid_BK, expected.valid_BK)
-        assert len(token_map.groups) == len(expected.groups)
-        for group, other in zip(token_map.groups, expected.groups, strict=True):
-            assert type(group) is type(other)
-            for name, value in vars(other).items():
-                assert_same(getattr(group, name), value)
-        assert torch.equal(token_map.reduce(memory_BNC), expected.reduce(memory_BNC))
+@pytest.mark.parametrize("seed", range(30))
+def test_a_merged_sequence_has_the_same_order(seed):
+    valid, length, options = random_order(seed)
+    order = merged_order(valid, length, **options)
+    with use_reference():
+        expected = merged_order(valid, length, **options)
+    for name, value in vars(expected).items():
+        assert_same(getattr(order, name), value)
 
 
 def test_operators_that_are_traced_or_counted_are_pytorchs_own():
