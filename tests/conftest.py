@@ -55,6 +55,9 @@ def differing() -> dict[str, str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = {}
+    package = importlib.util.find_spec("tokendetr")
+    if package is None or CHECKOUT not in Path(str(package.origin)).parents:
+        reasons["checkout"] = "needs a checkout of the sources, and an installed wheel is tested"
     if not torch.cuda.is_available():
         reasons["cuda"] = "needs an NVIDIA GPU (torch.cuda.is_available() is False)"
     if stand_ins_are_used():

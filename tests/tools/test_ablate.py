@@ -114,6 +114,7 @@ def test_a_failed_run_names_its_log(tmp_path, monkeypatch):
     assert "no.key" in (broken.cell_dir(tmp_path, broken.variants[0], 0) / "train.txt").read_text()
 
 
+@pytest.mark.checkout
 def test_the_study_of_sparsification_runs_for_detectors_with_weights(monkeypatch, capsys):
     ran = []
 

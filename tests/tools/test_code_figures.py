@@ -59,6 +59,7 @@ def test_repeated_blocks_are_counted_once_per_pair(tmp_path):
     assert len(repeated_blocks(sorted(tmp_path.glob("*.py")))) == 1
 
 
+@pytest.mark.checkout
 @pytest.mark.timeout(120)
 def test_the_tree_keeps_its_bounds():
     figures = measure(ROOT)

@@ -94,6 +94,7 @@ def test_rows_that_are_not_measured_stay_as_they_were_recorded(tmp_path):
     assert times == "Times 2020-01-01 on an old machine: b."
 
 
+@pytest.mark.checkout
 def test_pages_show_the_recorded_rows():
     recorded = json.loads(compare_shapes.RECORDS.read_text())
     comparison = compare_shapes.table(recorded, ())

@@ -20,8 +20,8 @@ from tokendetr.predict import Predictor, coco_results, find_images, read_rgb
 from tokendetr.tokens import Identity, Keep, LevelLayout, Merge, WindowGroup
 from tokendetr.visualization.token_pictures import draw_tokens, legend_height
 
-DENSE = "projects/dino/configs/dino_shapes.py"
-DYNAMIC = "projects/dynamic_detr/configs/dynamic_dino_shapes.py"
+DENSE = "dino_shapes"
+DYNAMIC = "dynamic_dino_shapes"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,7 +109,7 @@ def test_demo_reports_an_unreadable_image_and_continues(shapes, weights, tmp_pat
     ("arguments", "message"),
     [
         (["--config-file", DENSE, "--input", "nowhere"], "no image at 'nowhere'"),
-        (["--config-file", "projects/dino/configs/dino_shape.py", "--input", "."], "dino_shapes"),
+        (["--config-file", "dino_shape", "--input", "."], "dino_shapes"),
         (
             ["--config-file", DENSE, "--input", "{val}", "--opts", "train.max_itr=3"],
             "train.max_iter",

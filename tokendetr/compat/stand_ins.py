@@ -1,13 +1,11 @@
 """Which of detectron2 and detrex are this project's stand-ins."""
 
-import functools
 import importlib.util
 from pathlib import Path
 
 __all__ = ["is_stand_in"]
 
 
-@functools.cache
 def is_stand_in(name: str) -> bool:
     """Return whether a package is this project's stand-in; False if it is missing.
 

@@ -143,7 +143,8 @@ def resolve_config(config_file: str) -> str:
     named = config_files()
     if (name := RENAMED.get(config_file, config_file)) in named:
         return str(named[name])
-    hint = _similar(config_file)
+    stem = os.path.splitext(os.path.basename(config_file))[0]
+    hint = f"; tokendetr's own is named {stem}" if stem in named else _similar(config_file)
     if os.path.basename(config_file) == config_file and not config_file.endswith(".py"):
         near = difflib.get_close_matches(config_file, named, n=3)
         hint = f" and is no config's name; did you mean {' or '.join(near)}?" if near else hint
