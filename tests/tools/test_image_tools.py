@@ -19,6 +19,7 @@ from tokendetr.encoder.trace import ForwardTrace, LayerTrace
 from tokendetr.predict import Predictor, coco_results, find_images, read_rgb
 from tokendetr.tokens import Identity, Keep, LevelLayout, Merge, WindowGroup
 from tokendetr.visualization.token_pictures import draw_tokens, legend_height
+from tokendetr.visualization.token_tiles import base_tile, fitting_width
 
 DENSE = "dino_shapes"
 DYNAMIC = "dynamic_dino_shapes"
@@ -220,6 +221,16 @@ def test_states_of_merged_windows():
         {"tokens": 12, "queries": 2, "kept": 1, "merged": 4, "skipped": 7},
         {"tokens": 4, "queries": 1, "kept": 1, "merged": 0, "skipped": 3},
     ]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tile"),
+    [(30, 40, 256), (100, 25, 256), (900, 1, 1), (900, 9, 10), (1, 900, 256), (4000, 32, 8)],
+)
+def test_tiles_of_narrow_images_are_not_very_high(height, width, tile):
+    image_HWC = np.zeros((height, width, 3), dtype=np.uint8)
+    assert fitting_width(image_HWC, 256) == tile
+    assert max(base_tile(image_HWC, tile).shape) <= 4 * 256
 
 
 def test_the_drawing_shows_kept_merged_and_skipped_tokens():

@@ -29,6 +29,7 @@ from tokendetr.visualization.token_tiles import (
     base_tile,
     density,
     enlarge,
+    fitting_width,
     heat,
     level_tile,
     shares,
@@ -90,9 +91,10 @@ def draw_tokens(
         image_HWC: RGB uint8, the image that the model was run on, of any size.
         forward: the recorded pass (:func:`tokendetr.encoder.forward_context.record_tokens`).
         image: index of the image in the recorded batch.
-        width: width of each tile in pixels.
+        width: width of each tile in pixels; narrow images get less, so that tiles are not very high.
         boxes: boxes to draw over every tile, without labels, in pixels of ``image_HWC``.
     """
+    width = fitting_width(image_HWC, width)
     base_HWC = base_tile(image_HWC, width)
     layout = forward.layout
     rows = _map_rows(base_HWC, forward, image, before=True)

@@ -13,7 +13,14 @@ from tokendetr.encoder.trace import ForwardTrace
 from tokendetr.tokens import LevelLayout
 from tokendetr.visualization.boxes import DrawnBox, draw_boxes
 from tokendetr.visualization.token_pictures import groups_of_layers, layer_names
-from tokendetr.visualization.token_tiles import FRAME, Tile, base_tile, density, frames
+from tokendetr.visualization.token_tiles import (
+    FRAME,
+    Tile,
+    base_tile,
+    density,
+    fitting_width,
+    frames,
+)
 
 __all__ = ["draw_story"]
 
@@ -44,9 +51,10 @@ def draw_story(
         boxes: detections, the best first, in pixels of ``image_HWC``.
         truth: annotations, in the same pixels.
         image: index of the image in the recorded batch.
-        width: width of each tile in pixels.
+        width: width of each tile in pixels; narrow images get less, so that tiles are not very high.
         title: title of the first tile; "image" if empty.
     """
+    width = fitting_width(image_HWC, width)
     base_HWC = base_tile(image_HWC, width)
     scale = width / image_HWC.shape[1]
     tiles = [(title or "image", draw_boxes(image_HWC, truth, scale=scale))]

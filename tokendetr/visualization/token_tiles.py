@@ -20,6 +20,7 @@ __all__ = [
     "base_tile",
     "density",
     "enlarge",
+    "fitting_width",
     "frames",
     "heat",
     "level_tile",
@@ -30,6 +31,14 @@ FRAME = np.array([255, 200, 0], dtype=np.float32)
 """Color of the frame around tokens that are merged into one query."""
 
 Tile = NDArray[np.float32]
+
+_MOST_HEIGHTS = 4  # a tile is at most so many times as high as the width that is asked for
+
+
+def fitting_width(image_HWC: NDArray[np.uint8], width: int) -> int:
+    """Return the width of an image's tile, less than ``width`` if it were very high otherwise."""
+    height, own = image_HWC.shape[:2]
+    return max(1, min(width, _MOST_HEIGHTS * width * own // height))
 
 
 def base_tile(image_HWC: NDArray[np.uint8], width: int) -> Tile:
