@@ -91,7 +91,7 @@ def draw_tokens(
         image_HWC: RGB uint8, the image that the model was run on, of any size.
         forward: the recorded pass (:func:`tokendetr.encoder.forward_context.record_tokens`).
         image: index of the image in the recorded batch.
-        width: width of each tile in pixels; narrow images get less, so that tiles are not very high.
+        width: width of each tile in pixels; less for narrow images, whose tiles would be very high.
         boxes: boxes to draw over every tile, without labels, in pixels of ``image_HWC``.
     """
     width = fitting_width(image_HWC, width)

@@ -51,7 +51,7 @@ def draw_story(
         boxes: detections, the best first, in pixels of ``image_HWC``.
         truth: annotations, in the same pixels.
         image: index of the image in the recorded batch.
-        width: width of each tile in pixels; narrow images get less, so that tiles are not very high.
+        width: width of each tile in pixels; less for narrow images, whose tiles would be very high.
         title: title of the first tile; "image" if empty.
     """
     width = fitting_width(image_HWC, width)
