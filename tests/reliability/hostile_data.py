@@ -2,6 +2,7 @@
 
 The operators below are frozen: what they make is what the figures are about.
 """
+# Over 350 lines: the operators, which are frozen together, with what they are applied to.
 
 import contextlib
 import copy
