@@ -5,8 +5,8 @@
 Needs CMake, a C++ compiler and the ``openvino`` wheel, which carries headers and CMake files.
 """
 
+import argparse
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,5 +35,7 @@ def build(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCES.parents[1] / "build" / "openvino"
-    print(build(target))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    default = SOURCES.parents[1] / "build" / "openvino"
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help="of the build")
+    print(build(parser.parse_args().folder))

@@ -182,7 +182,6 @@ def test_a_moving_average_that_is_none_is_left_out(tmp_path, caplog, average):
     ("options", "words"),
     [
         (["+optimizer.fused=True", "+optimizer.foreach=True"], "optimizer cannot be built"),
-        (["+optimizer.betas=[0.9,0.9,0.9]"], "optimizer cannot be built"),
         (["+train.clip_grad.params.foo=1"], "train cannot be built .* 'foo'"),
         (["+dataloader.train.foo=1"], r"dataloader\.train cannot be built .* 'foo'"),
         (["+dataloader.train.collate_fn=x"], "is no function"),

@@ -235,7 +235,7 @@ def _contradictions(cfg: DictConfig) -> Iterator[str]:
     yield from _uneven_micro_batches(cfg)
     yield from _unquoted_roots(cfg)
     yield from _empty_clipping(cfg)
-    yield from _unknown_tasks(cfg)
+    yield from _evaluator_faults(cfg)
     if OmegaConf.select(cfg, "train.wandb.enabled", default=False) and not _is_installed("wandb"):
         yield "train.wandb.enabled=True needs wandb: pip install wandb"
 
@@ -279,7 +279,7 @@ def _empty_clipping(cfg: DictConfig) -> Iterator[str]:
         yield "train.clip_grad.params.norm_type has no value: give a number, such as 2"
 
 
-def _unknown_tasks(cfg: DictConfig) -> Iterator[str]:
+def _evaluator_faults(cfg: DictConfig) -> Iterator[str]:
     evaluator = OmegaConf.select(cfg, "dataloader.evaluator", default=None)
     if not isinstance(evaluator, DictConfig) or not _name(evaluator).endswith("COCOEvaluator"):
         return
@@ -287,6 +287,9 @@ def _unknown_tasks(cfg: DictConfig) -> Iterator[str]:
     for task in [tasks] if isinstance(tasks, str) else tasks:
         if task not in _TASKS:
             yield f"dataloader.evaluator.tasks={task}: use {', '.join(_TASKS)}"
+    limits = evaluator.get("max_dets_per_image", None)
+    if isinstance(limits, ListConfig) and len(limits) != 3:
+        yield f"dataloader.evaluator.max_dets_per_image={limits}: give one number, or three"
 
 
 def _unread_records(cfg: DictConfig, part: str) -> Iterator[str]:
