@@ -94,7 +94,10 @@ def make_sparse(folder: Path, images: Path, iterations: int) -> None:
 
 
 def measure_large(candidates: list[Candidate]) -> None:
-    """Time full-size networks with random weights on one image of COCO's size, one run each."""
+    """Time full-size networks with random weights on one image of COCO's size.
+
+    The faster of two runs counts: the first one also takes its memory from the system.
+    """
     for candidate in candidates:
         if candidate.large is None:
             continue
@@ -102,10 +105,12 @@ def measure_large(candidates: list[Candidate]) -> None:
         model = build_measured_model(cfg, []).eval()  # random weights
         with torch.no_grad():
             model(synthetic_inputs(256, 256))  # warm-up: allocates memory, folds weights
-            images = synthetic_inputs(*LARGE_PX)
-            start = time.perf_counter()
-            model(images)
-        candidate.large_milliseconds = 1000 * (time.perf_counter() - start)
+            images, seconds = synthetic_inputs(*LARGE_PX), []
+            for _ in range(2):
+                start = time.perf_counter()
+                model(images)
+                seconds.append(time.perf_counter() - start)
+        candidate.large_milliseconds = 1000 * min(seconds)
         print(f"  {candidate.large}: {candidate.large_milliseconds:.0f} ms", flush=True)
 
 
@@ -234,7 +239,7 @@ def run(args: argparse.Namespace) -> None:
     candidates = [dense, dynamic, trained, fitted]
     measure(candidates, [read_rgb(path) for path in files[:50]], args.timed_images)
 
-    stages.begin(f"Time of R50 networks at {LARGE_PX[0]} x {LARGE_PX[1]}, one run each")
+    stages.begin(f"Time of R50 networks at {LARGE_PX[0]} x {LARGE_PX[1]}, the faster of two runs")
     measure_large(candidates)
 
     stages.begin("Pictures")

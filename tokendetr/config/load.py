@@ -177,18 +177,28 @@ def _load_file(config_file: str) -> DictConfig:
     except (ConfigError, DatasetError):
         raise
     except RecursionError as error:
-        raise ConfigError(f"{config_file}{_line(error)} loads itself, or does not end") from error
+        place = _line(error, config_file)
+        raise ConfigError(f"{config_file}{place} loads itself, or does not end") from error
     except (Exception, SystemExit) as error:  # a config runs any code
-        if not (place := _line(error)):
+        if not (place := _line(error, config_file)):
             raise
         raise ConfigError(f"{config_file}{place} raised {error!r}") from error
 
 
-def _line(error: BaseException) -> str:
-    """Return the line of the last config in an error's traceback, empty if no config raised it."""
+def _line(error: BaseException, config_file: str) -> str:
+    """Return the line of the last config in an error's traceback, empty if no config raised it.
+
+    Args:
+        error: what loading raised.
+        config_file: the config that was loaded; another one that it reads is named.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     configs = [f for f in frames if f.name == "<module>" and f.filename.endswith(".py")]
-    return f" (line {configs[-1].lineno} of {configs[-1].filename})" if configs else ""
+    if not configs:
+        return ""
+    last = configs[-1]
+    own = os.path.abspath(last.filename) == os.path.abspath(config_file)
+    return f" (line {last.lineno})" if own else f" (line {last.lineno} of {last.filename})"
 
 
 def fill_defaults(cfg: DictConfig) -> None:
