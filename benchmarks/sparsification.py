@@ -262,7 +262,9 @@ def _table(config: str, entry: dict[str, Any]) -> Table:
     for step, name in (STEPS | LABELED).items():
         if step not in recorded:
             continue
-        cells: list[str | None] = [name]
+        measured = sum(step in seed for seed in entry["seeds"].values())
+        few = f" ({measured} seeds)" if 1 < measured < len(entry["seeds"]) else ""
+        cells: list[str | None] = [name + few]
         for ratio in RATIOS:
             runs = [seed.get(step, {}) for seed in entry["seeds"].values()]
             found = [run[key] for run in runs for key in (str(ratio), "None") if key in run]
