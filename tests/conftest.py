@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tokendetr.compat.stand_ins import is_stand_in
+
 STANDALONE = Path(__file__).resolve().parent.parent / "standalone"
 # Not resolved: the packages may be installed elsewhere, and this folder have links to the rest.
 CHECKOUT = Path(__file__).absolute().parent.parent
@@ -41,12 +43,6 @@ def check_stand_ins() -> None:
             )
 
 
-def stand_ins_are_used() -> bool:
-    """Return True if ``detectron2`` is this project's stand-in."""
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None and STANDALONE in Path(spec.origin).parents
-
-
 def differing() -> dict[str, str]:
     """Return the behavior of the real packages by test, where it differs."""
     lines = Path(__file__).with_name("differs.txt").read_text().splitlines()
@@ -60,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reasons["checkout"] = "needs a checkout of the sources, and an installed wheel is tested"
     if not torch.cuda.is_available():
         reasons["cuda"] = "needs an NVIDIA GPU (torch.cuda.is_available() is False)"
-    if stand_ins_are_used():
+    if is_stand_in("detectron2"):
         reasons["upstream"] = "needs detectron2 and detrex themselves: make test-upstream"
     else:
         reasons["stand_ins"] = "tests the stand-ins, and detectron2 and detrex are the real ones"

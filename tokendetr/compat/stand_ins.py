@@ -1,7 +1,8 @@
 """Which of detectron2 and detrex are this project's stand-ins."""
 
+import importlib
 import importlib.util
-from pathlib import Path
+import os.path
 
 __all__ = ["is_stand_in"]
 
@@ -15,5 +16,9 @@ def is_stand_in(name: str) -> bool:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         return False
-    beside = Path(spec.origin).resolve().parents[1] / "tokendetr_standalone"
-    return beside.is_dir() or "tokendetr_standalone" in spec.origin
+    try:  # it may be installed beside the real packages, which take precedence
+        finder = importlib.import_module("tokendetr_standalone.finder")
+    except ModuleNotFoundError:
+        return False
+    found = os.path.dirname(os.path.realpath(spec.origin))
+    return found == os.path.realpath(finder.stand_in_folder(name))
