@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ BUILD_TOOLS = ("setuptools<82", "wheel", "ninja")
 LIBRARIES = ("timm", "fairscale", "einops", "wandb", "lvis", "shapely", "submitit")
 LIBRARIES += ("opencv-python-headless",)
 CHANGED = ", changed"  # behind the commit of a checkout that is not as committed
+SELECTING = ("-k", "-m", "--deselect", "--lf", "--last-failed")  # of pytest's arguments
 NO_TESTS = 5  # pytest's exit status where a folder has none of those that were asked for
 
 
@@ -154,16 +155,11 @@ def run_piece(
     return counts
 
 
-def earlier(names: Iterable[str], *, green: bool) -> dict[str, dict[str, Any]]:
-    """The counts of the folders that were tested before, at whatever commit that was.
-
-    Args:
-        names: of the folders.
-        green: only where nothing failed.
-    """
+def passed_before(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The counts of the folders that passed here before, at whatever commit that was."""
     files = {name: REPORTS / f"{name.replace('/', '.')}.json" for name in names}
     found = {name: json.loads(f.read_text()) for name, f in files.items() if f.is_file()}
-    return {name: counts for name, counts in found.items() if not (green and counts["failures"])}
+    return {name: counts for name, counts in found.items() if not counts["failures"]}
 
 
 def state_of(checkout: Path) -> str:
@@ -176,18 +172,13 @@ def state_of(checkout: Path) -> str:
 
 
 def versions(python: Path, checkouts: Sequence[Path]) -> dict[str, str]:
-    """What the tests run, and beside what."""
+    """What the tests run beside."""
     asked = subprocess.run(
         [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
     )
-    places = dict(zip(("tokendetr", "detectron2", "detrex"), (ROOT, *checkouts), strict=True))
+    places = dict(zip(("detectron2", "detrex"), checkouts, strict=True))
     found = {name: state_of(place) for name, place in places.items()}
     return found | {"torch": asked.stdout.strip()}
-
-
-def commits(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The commits that the folders were tested at."""
-    return list(dict.fromkeys(piece["tested"] for piece in counts.values()))
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:
@@ -204,8 +195,12 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--resume", action="store_true", help="leave out the folders where nothing failed before"
     )
-    parser.add_argument("--record", type=Path, help="JSON file of all counts so far")
+    parser.add_argument(
+        "--record", type=Path, help="JSON file that gets the counts of the folders that are run"
+    )
     args, pytest_arguments = parser.parse_known_args()
+    if args.record and any(word.startswith(SELECTING) for word in pytest_arguments):
+        parser.error("--record counts whole folders: run it without a selection of tests")
     for checkout in (args.detectron2, args.detrex):
         if not (checkout / "setup.py").is_file():
             parser.error(f"{checkout} is no source checkout: it has no setup.py")
@@ -218,7 +213,7 @@ def main() -> None:
     checkouts = [args.detectron2.resolve(), args.detrex.resolve()]
     REPORTS.mkdir(parents=True, exist_ok=True)
     names = args.only or list(pieces_of(ROOT / "tests"))
-    counts = earlier(names, green=True) if args.resume else {}
+    counts = passed_before(names) if args.resume else {}
     python = prepared(args.venv.absolute(), args.torch.split(), checkouts)
     variables = {**os.environ, "UPSTREAM_DETECTRON2": str(checkouts[0])}
     variables |= {"UPSTREAM_DETREX": str(checkouts[1])}
@@ -226,17 +221,16 @@ def main() -> None:
     for name in names:
         if name not in counts:
             counts[name] = run_piece(python, name, pytest_arguments, variables)
+    beside = versions(python, checkouts)
     if args.record:
-        counts = earlier(pieces_of(ROOT / "tests"), green=False)
-    beside = versions(python, checkouts) | {"tokendetr": " and ".join(commits(counts))}
-    if args.record:
-        record(args.record, counts, beside, set(pieces_of(ROOT / "tests")) - set(counts))
+        record(args.record, counts, beside, pieces_of(ROOT / "tests"))
     total = added(counts)
     for reason, count in total["reasons"].items():
         print(f"skipped {count}: {reason}")
     for failure in total["failures"]:
         print(f"failed: {failure}")
-    told = ", ".join(f"{name} {version}" for name, version in beside.items())
+    commits = " and ".join(dict.fromkeys(piece["tested"] for piece in counts.values()))
+    told = ", ".join(f"{n} {v}" for n, v in {"tokendetr": commits, **beside}.items())
     print(f"make test-upstream: {line_of(counts)}, {told}")
     sys.exit(bool(total["failures"]))
 

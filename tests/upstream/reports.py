@@ -74,23 +74,29 @@ def record(
     file: Path,
     pieces: Mapping[str, Mapping[str, Any]],
     versions: Mapping[str, str],
-    not_run: Iterable[str],
+    names: Iterable[str],
 ) -> None:
-    """Keep the result of a run.
+    """Put the counts of a run into a result file, where other folders keep theirs.
+
+    Counts that were recorded beside other versions, or of a folder that is no more, are dropped.
 
     Args:
         file: JSON, replaced at once.
-        pieces: the counts of each folder of tests.
+        pieces: the counts of each folder of tests that was run, with the commit ``tested``.
         versions: what the tests ran beside, by name.
-        not_run: the folders that are still to come.
+        names: all folders; those without counts are still to come.
     """
+    names = set(names)
+    earlier = json.loads(file.read_text()) if file.is_file() else {}
+    kept = earlier["pieces"] if earlier.get("versions") == dict(versions) else {}
+    pieces = {name: counts for name, counts in {**kept, **pieces}.items() if name in names}
     content = {
         "command": "make test-upstream",
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
         "versions": dict(versions),
         "total": added(pieces),
-        "not_run": sorted(not_run),
+        "not_run": sorted(names - pieces.keys()),
         "pieces": {name: pieces[name] for name in sorted(pieces)},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +109,12 @@ def table(result: Mapping[str, Any]) -> "Table":
     """The counts of a result file, folder by folder."""
     from tokendetr.analysis.tables import Table
 
-    named = [*result["pieces"].items(), ("all", result["total"])]
+    named = [*result["pieces"].items(), ("all", {"tested": "", **result["total"]})]
     rows = [
-        (name, *(piece[kind] for kind in KINDS), f"{piece['seconds']:.0f}") for name, piece in named
+        (name, *(piece[kind] for kind in KINDS), f"{piece['seconds']:.0f}", piece["tested"])
+        for name, piece in named
     ]
-    columns = ("folder", "passed", "failed", "errors", "skipped", "seconds")
+    columns = ("folder", "passed", "failed", "errors", "skipped", "seconds", "commit")
     beside = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     notes = [f"`{result['command']}`; {beside}; {result['machine']}; {result['date']}."]
     notes += [f"Skipped {n}: {reason}." for reason, n in result["total"]["reasons"].items()]
