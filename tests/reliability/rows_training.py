@@ -1,211 +1,24 @@
-"""Rows of training: kills, full disks, non-finite losses, several processes, signals, a soak."""
-# Over 350 lines: one row of the matrix after the other.
+"""Rows of training: non-finite losses, accumulation, several processes, signals, a soak."""
 
-import atexit
 import copy
-import errno
-import functools
-import importlib
 import itertools
-import json
-import multiprocessing
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import LazyConfig, instantiate
 
-from tests.patience import patience
-from tests.reliability.campaign import ROOT, row
+from tests.reliability.campaign import row
+from tests.reliability.training_runs import OPTIONS, assert_same_weights, data, train_here
 from tests.train import failing, toy
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.run import train
 from tokendetr.train.trainer import Trainer
-
-OPTIONS = [
-    "train.max_iter=24",
-    "train.eval_period=6",
-    "train.log_period=2",
-    "train.checkpointer.period=4",
-    "train.checkpointer.max_to_keep=2",
-]
-
-
-def data(folder: Path) -> Path:
-    root = folder / "data"
-    toy.write_dataset(root)
-    return root
-
-
-def train_here(root: Path, output: Path, *options: str, resume: bool = False) -> torch.nn.Module:
-    """A training in this process."""
-    cfg = toy.make_config(root, output)
-    fill_defaults(cfg)
-    LazyConfig.apply_overrides(cfg, [*OPTIONS, *options])
-    torch.manual_seed(cfg.train.seed)
-    model = instantiate(cfg.model)
-    train(cfg, model, resume=resume)
-    return model
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    first, second = (read_checkpoint(str(f / "model_final.pth"))["model"] for f in (one, two))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-def assert_metrics_are_whole(folder: Path, iterations: int) -> None:
-    rows = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    seen = [r["iteration"] for r in rows]
-    assert seen == sorted(set(seen)), seen
-    evaluated = [r["iteration"] for r in rows if "bbox/AP" in r]
-    assert evaluated == [*range(5, iterations - 1, 6), iterations], evaluated
-
-
-PLACES = {
-    # Where a process dies: an attribute, and how often it is called in a whole run.
-    "write": ("os.write", 20),
-    "fsync": ("os.fsync", 60),
-    "rename": ("os.replace", 60),
-    "step": ("tokendetr.train.trainer.Trainer.run_step", 24),
-    "evaluation": ("tokendetr.evaluation.run.Evaluation._run", 4),
-    "data loading": ("tokendetr.data.named_errors.NamedErrors.__call__", 130),
-    "best checkpoint": ("tokendetr.train.hooks.BestCheckpoint._update", 26),
-    "removal": ("tokendetr.train.hooks._remove", 6),
-}
-
-
-def die_in(place: str, count: int) -> None:
-    """Let this process be killed at the ``count``-th call of a function."""
-    module, _, name = place.rpartition(".")
-    try:
-        owner: Any = importlib.import_module(module)
-    except ModuleNotFoundError:
-        module, _, cls = module.rpartition(".")
-        owner = getattr(importlib.import_module(module), cls)
-    original, calls = getattr(owner, name), itertools.count(1)
-
-    def counted(*args, **options):
-        if next(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **options)
-
-    setattr(owner, name, counted)
-
-
-def killed_run(root: Path, output: Path, place: str, count: int) -> None:
-    """What the process runs that is killed."""
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    torch.set_num_threads(1)
-    die_in(place, count)
-    train_here(root, output, resume=True)
-
-
-def in_a_process(target: Callable[..., None], *arguments: Any) -> int:
-    """The exit code of a process of its own; it starts at once, with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=target, args=arguments)
-    process.start()
-    process.join(patience(120))
-    if process.exitcode is None:
-        process.kill()
-        raise AssertionError("the run hangs")
-    return process.exitcode
-
-
-@functools.cache
-def uninterrupted(*options: str) -> Path:
-    """The folder of a run that nothing happened to."""
-    folder = Path(tempfile.mkdtemp(prefix="uninterrupted-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    train_here(data(folder), folder / "run", *options)
-    return folder / "run"
-
-
-@row(
-    "TR1",
-    "kill -9 in a write, fsync, rename, step, evaluation, data loading, then --resume",
-    target="0 lost runs; final weights, evaluations and metrics as uninterrupted, bit for bit",
-    default=1,
-    nightly=150,
-    unit="kills",
-)
-def kills(seed: int, folder: Path) -> int:
-    """One to three kills of one run, each at a seeded call of a seeded place."""
-    draw = random.Random(seed)
-    root = data(folder)
-    done = 0
-    for _ in range(draw.randint(1, 3)):
-        place, most = PLACES[draw.choice(list(PLACES))]
-        code = in_a_process(killed_run, root, folder / "run", place, draw.randint(1, most))
-        assert code in (0, -signal.SIGKILL), code
-        done += code == -signal.SIGKILL
-        for path in (folder / "run").glob("model_*.pth"):
-            read_checkpoint(str(path))
-    train_here(root, folder / "run", resume=True)
-    whole = uninterrupted()
-    assert_same_weights(whole, folder / "run")
-    assert_metrics_are_whole(folder / "run", 24)
-    best = [read_checkpoint(str(f / "model_best.pth")) for f in (whole, folder / "run")]
-    assert best[0]["best_metric"] == best[1]["best_metric"]
-    assert len(list((folder / "run").glob("model_0*.pth"))) <= 2
-    return done
-
-
-@row(
-    "TR2",
-    "no space, I/O error, quota, read-only at one system call of a run, then --resume",
-    target="an error that names the file, or a run that goes on; the checkpoint before intact",
-    default=0,
-    nightly=100,
-)
-def full_disk(seed: int, folder: Path) -> None:
-    """The fault is injected by strace into the n-th call of a kind."""
-    if shutil.which("strace") is None:
-        raise AssertionError("strace is needed: apt-get install strace")
-    draw = random.Random(seed)
-    root = data(folder)
-    call = draw.choice(["write", "fsync", "rename", "ftruncate", "unlink"])
-    code = draw.choice([errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
-    script = (
-        "import sys, tokendetr\nfrom pathlib import Path\n"
-        "from tests.reliability import rows_training as rows\n"
-        "rows.train_here(Path(sys.argv[1]), Path(sys.argv[2]), resume=True)\n"
-    )
-    run = folder / "run"
-    run.mkdir()
-    number = draw.randint(1, 40)
-    done = subprocess.run(
-        ["strace", "-f", "-o", "/dev/null", "-P", str(run), f"--trace={call}",
-         "-e", f"inject={call}:error={errno.errorcode[code]}:when={number}",
-         sys.executable, "-c", script, str(root), str(run)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=patience(200),
-        check=False,
-    )  # fmt: skip
-    if done.returncode:
-        names = ("CheckpointWriteError", "RunFolderError", "OSError")
-        assert any(name in done.stderr for name in names), done.stderr[-600:]
-    for path in run.glob("model_*.pth"):
-        read_checkpoint(str(path))
-    train_here(root, run, resume=True)
-    assert_same_weights(uninterrupted(), run)
 
 
 @row(
