@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.small_shapes import small_shapes
 from tokendetr import load
-from tokendetr.analysis.dial import TooSlowError
+from tokendetr.analysis.keep_ratio_search import TooSlowError
 from tokendetr.config import load_config
 from tokendetr.errors import ConfigError, NotSparsifiableError
 from tokendetr.predict.predictor import build_model
@@ -154,7 +154,7 @@ def test_a_time_limit_chooses_the_keep_ratio(folder, paths, monkeypatch):
         return 0.010 + 0.1 * sparse.model.transformer.encoder.sparsifier.keep_ratio
 
     sparse = load("sparse_dino_shapes", device="cpu", keep=0.9)
-    monkeypatch.setattr("tokendetr.analysis.dial.timed", seconds)
+    monkeypatch.setattr("tokendetr.analysis.keep_ratio_search.timed", seconds)
     assert sparse.keep_within(46) == 0.35
     assert sparse.model.transformer.encoder.sparsifier.keep_ratio == 0.35
     assert len(sparse(paths[0])) > 0

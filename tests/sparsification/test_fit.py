@@ -24,7 +24,6 @@ from tokendetr.sparsification import (
     agreement,
     fit,
 )
-from tokendetr.sparsification.learning import attention_loss, sparse_scores
 from tokendetr.sparsification.least_squares import (
     RIDGES,
     NormalEquations,
@@ -32,6 +31,7 @@ from tokendetr.sparsification.least_squares import (
     solve,
     write,
 )
+from tokendetr.sparsification.scores import attention_loss, sparse_scores
 from tokendetr.tokens import MassBudget
 
 SHORT = FitOptions(score_iterations=3, distill_iterations=2, max_images=6, targets="both")

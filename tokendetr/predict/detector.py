@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 
-from tokendetr.analysis.dial import keep_ratio_within
+from tokendetr.analysis.keep_ratio_search import keep_ratio_within
 from tokendetr.config.load import load_config
 from tokendetr.encoder.keep_ratio import set_keep_ratio
 from tokendetr.errors import ConfigError
@@ -138,7 +138,7 @@ class Detector:
 
         Raises:
             NotSparsifiableError, TooSlowError, ValueError: as for
-                :func:`tokendetr.analysis.dial.keep_ratio_within`.
+                :func:`tokendetr.analysis.keep_ratio_search.keep_ratio_within`.
         """
         resize = self.predictor.resize
         short = int(resize.short_edge_length[0])

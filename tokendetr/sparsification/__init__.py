@@ -6,7 +6,7 @@ skipped tokens stay unchanged, and no score tells which tokens to keep. Here an 
 score head learns which tokens the dense decoder attends to. Both need images, but no labels.
 """
 
-from tokendetr.analysis.dial import TooSlowError, keep_ratio_within
+from tokendetr.analysis.keep_ratio_search import TooSlowError, keep_ratio_within
 from tokendetr.errors import NotSparsifiableError
 from tokendetr.sparsification.distillation import TARGETS, Targets
 from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit

@@ -1,4 +1,4 @@
-"""Distillation: a sparse detector learns to give what the dense one gives, without labels.
+"""Losses that distill a dense detector into its sparse copy, without labels.
 
 Targets are the dense encoder's memory, the dense detector's outputs, or both. For outputs, the
 sparse memory goes through the decoder with the queries of the dense pass, and through the two-stage
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from tokendetr.detector.queries import Predictions
 from tokendetr.sparsification.decoding import proposals
-from tokendetr.sparsification.learning import SCORE_RATIO, Lesson, attention_loss
+from tokendetr.sparsification.optimization import Schedule
+from tokendetr.sparsification.scores import SCORE_RATIO, attention_loss
 from tokendetr.sparsification.teacher import DensePass
 
 __all__ = [
@@ -25,10 +26,10 @@ __all__ = [
     "TARGETS",
     "Targets",
     "distillation_loss",
-    "lesson_of",
     "memory_loss",
     "output_loss",
     "prediction_loss",
+    "schedule_of",
 ]
 
 Targets = Literal["memory", "outputs", "both"]
@@ -51,10 +52,10 @@ _BOX_WEIGHTS = (5.0, 2.0)
 """Weights of the L1 and the generalized IoU loss of boxes; DETR's."""
 
 
-def lesson_of(targets: Targets, iterations: int) -> Lesson:
+def schedule_of(targets: Targets, iterations: int) -> Schedule:
     """Return the schedule of a distillation."""
     lr, warmup = _SCHEDULES[targets]
-    return Lesson(iterations, lr, clip_norm=0.1, warmup=warmup)
+    return Schedule(iterations, lr, clip_norm=0.1, warmup=warmup)
 
 
 def distillation_loss(student: nn.Module, dense: DensePass, targets: Targets) -> Tensor:

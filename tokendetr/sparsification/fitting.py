@@ -23,23 +23,14 @@ from tokendetr.sparsification.distillation import (
     TARGETS,
     Targets,
     distillation_loss,
-    lesson_of,
+    schedule_of,
 )
 from tokendetr.sparsification.images import UnlabeledImages
-from tokendetr.sparsification.learning import (
-    SCORE_RATIO,
-    Lesson,
-    attention_loss,
-    sparse_scores,
-    teach,
-)
 from tokendetr.sparsification.least_squares import NormalEquations, relative_error, solve, write
+from tokendetr.sparsification.optimization import Schedule, distill
+from tokendetr.sparsification.scores import SCORE_RATIO, attention_loss, sparse_scores
 from tokendetr.sparsification.state import FitState, StaleFitError
-from tokendetr.sparsification.teacher import (
-    DensePass,
-    DenseTeacher,
-    find_encoder,
-)
+from tokendetr.sparsification.teacher import DensePass, DenseTeacher, find_encoder
 
 __all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
 
@@ -186,15 +177,15 @@ class _Fit:
             for name, parameter in self.sparsifier.named_parameters()
             if not name.startswith(_NOT_SCORES)
         ]
-        lesson = Lesson(self.options.score_iterations if parameters else 0, 1e-3)
+        schedule = Schedule(self.options.score_iterations if parameters else 0, 1e-3)
 
         def loss(dense: DensePass, iteration: int) -> Tensor:
-            with _keeping(self.sparsifier, SCORE_RATIO):
+            with _with_keep_ratio(self.sparsifier, SCORE_RATIO):
                 score_BN = sparse_scores(self.student, dense)
             assert dense.mass_BN is not None
             return attention_loss(score_BN, dense.mass_BN, dense, SCORE_RATIO)
 
-        self._learn("scores", loss, parameters, lesson)
+        self._train("scores", loss, parameters, schedule)
 
     def budget(self) -> None:
         """Calibrate a budget by score mass; too quick to need a saved state."""
@@ -205,7 +196,7 @@ class _Fit:
         batches = -(-min(_CALIBRATION_IMAGES, len(self.images.fitted)) // self.images.batch_size)
         for number in range(batches):
             dense = self.teacher(self.images.batch(number))
-            with torch.no_grad(), _keeping(self.sparsifier, SCORE_RATIO):
+            with torch.no_grad(), _with_keep_ratio(self.sparsifier, SCORE_RATIO):
                 score_BN = sparse_scores(self.student, dense)
             scores += [
                 score_N[valid_N]
@@ -216,12 +207,12 @@ class _Fit:
 
     def distillation(self) -> None:
         """Distill the dense detector into encoder, maps and scores, at random ratios."""
-        lesson = lesson_of(self.options.targets, self.options.distill_iterations)
+        schedule = schedule_of(self.options.targets, self.options.distill_iterations)
 
         def loss(dense: DensePass, iteration: int) -> Tensor:
             draw = random.Random(f"{self.options.seed} {iteration}")
             torch.manual_seed(draw.getrandbits(32))  # of sparsifiers that choose random tokens
-            with _keeping(self.sparsifier, draw.choice(RATIOS)), open_pass(self.student):
+            with _with_keep_ratio(self.sparsifier, draw.choice(RATIOS)), open_pass(self.student):
                 return distillation_loss(self.student, dense, self.options.targets)
 
         parameters = [
@@ -229,27 +220,27 @@ class _Fit:
             for name, parameter in self.encoder.named_parameters()
             if not name.startswith(_HEADS)
         ]
-        self._learn("distillation", loss, parameters, lesson, with_decoding=self.needs_decoding)
+        self._train("distillation", loss, parameters, schedule, with_decoding=self.needs_decoding)
 
-    def _learn(
+    def _train(
         self,
         stage: str,
         loss: Callable[[DensePass, int], Tensor],
         parameters: list[nn.Parameter],
-        lesson: Lesson,
+        schedule: Schedule,
         *,
         with_decoding: bool = False,
     ) -> None:
         saved = self.state.of(stage)
-        if saved == {} or not lesson.iterations:
+        if saved == {} or not schedule.iterations:
             return
         recent: deque[float] = deque(saved["recent"] if saved else (), maxlen=_SAVED_EVERY)
 
         def after(iteration: int, value: float, optimizer: dict[str, Any]) -> None:
             recent.append(value)
             done = iteration + 1
-            self.progress(stage, done, lesson.iterations, sum(recent) / len(recent))
-            if done % _SAVED_EVERY == 0 or done == lesson.iterations:
+            self.progress(stage, done, schedule.iterations, sum(recent) / len(recent))
+            if done % _SAVED_EVERY == 0 or done == schedule.iterations:
                 self.state.save(
                     stage,
                     iteration=done,
@@ -259,10 +250,10 @@ class _Fit:
                     encoder=self.encoder.state_dict(),
                 )
 
-        teach(
+        distill(
             loss,
             parameters,
-            lesson,
+            schedule,
             teacher=self.teacher,
             batch=self.images.batch,
             with_decoding=with_decoding,
@@ -280,7 +271,7 @@ class _Fit:
 
 
 @contextmanager
-def _keeping(sparsifier: Any, ratio: float) -> Iterator[None]:
+def _with_keep_ratio(sparsifier: Any, ratio: float) -> Iterator[None]:
     """Set another keep ratio inside the ``with`` block."""
     own, sparsifier.keep_ratio = sparsifier.keep_ratio, ratio
     try:

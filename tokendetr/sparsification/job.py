@@ -113,13 +113,13 @@ def run_job(
     seconds: dict[str, float] = {}
     state_file = job.output_dir / STATE_FILE
     with lock_folder(str(job.output_dir)):
-        with _noting(seconds, "fit"):
+        with _timed(seconds, "fit"):
             result = fit(
                 dense, student, images, job.options, state_file=state_file, progress=progress
             )
         write_detector(job, student)
         state_file.unlink(missing_ok=True)
-        with _noting(seconds, "report"):
+        with _timed(seconds, "report"):
             report = _report(job, cfg, dense, student, images)
         report = replace(report, fit=asdict(result), seconds=seconds)
         _write_report(job, report)
@@ -208,7 +208,7 @@ def _plain(job: SparsifyJob) -> dict[str, Any]:
 
 
 @contextmanager
-def _noting(seconds: dict[str, float], name: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - start, 1)
