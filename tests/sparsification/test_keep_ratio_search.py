@@ -5,7 +5,7 @@ import torch
 
 from tests.small_detectors import build, record
 from tests.sparse_detr.sparse_detectors import sparse
-from tokendetr.analysis import dial
+from tokendetr.analysis import keep_ratio_search
 from tokendetr.config import zoo
 from tokendetr.encoder import set_keep_ratio
 from tokendetr.errors import ConfigError
@@ -22,7 +22,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     """Make a detector that takes 10 ms plus 100 ms times its keep ratio."""
     model = sparse(keep_ratio=0.3).eval()
     sparsifier = model.transformer.encoder.sparsifier
-    monkeypatch.setattr(dial, "timed", lambda run, device: 0.010 + 0.1 * sparsifier.keep_ratio)
+    monkeypatch.setattr(
+        keep_ratio_search, "timed", lambda run, device: 0.010 + 0.1 * sparsifier.keep_ratio
+    )
     return model
 
 
