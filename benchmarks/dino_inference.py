@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, write_json
-from tokendetr.analysis.timing import Summary, split_time, timed
+from tokendetr.analysis.timing import Summary, split_time, timed, turn_order
 from tokendetr.cli.argument_types import non_negative_int, positive_int
 from tokendetr.layers.cpu import optimize
 from tokendetr.ops import extension_available, use_reference
@@ -107,7 +107,7 @@ def matrix_products(model: nn.Module, size: tuple[int, int]) -> Step:
 def take_turns(
     contenders: dict[str, tuple[Step, int]], warmup: int
 ) -> dict[str, dict[str, Summary]]:
-    """Measure all contenders, one after the other in every turn.
+    """Measure all contenders, one after the other in every turn, each turn in another order.
 
     Args:
         contenders: by name, what is measured and how often.
@@ -119,7 +119,8 @@ def take_turns(
     turns = max(repeats for _, repeats in contenders.values())
     samples: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
     for turn in tqdm(range(-warmup, turns), desc="measuring"):
-        for name, (step, repeats) in contenders.items():
+        for name in turn_order(list(contenders), turn + warmup):
+            step, repeats = contenders[name]
             if turn >= repeats or (turn < 0 and repeats < turns):
                 continue
             seconds = step()

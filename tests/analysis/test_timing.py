@@ -13,6 +13,7 @@ from tokendetr.analysis.timing import (
     split_time,
     take_turns,
     timed,
+    turn_order,
 )
 
 CPU = torch.device("cpu")
@@ -53,6 +54,11 @@ def test_summary_is_that_of_numpy():
         Summary.of([])
 
 
+def test_each_turn_begins_with_another_contender():
+    orders = [turn_order(["a", "b", "c"], turn) for turn in range(4)]
+    assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
 def test_time_is_split_by_part():
     model = Detector()
     seconds = split_time(model, model, CPU)
@@ -85,7 +91,8 @@ def test_functions_take_turns_after_one_call_that_warms_up(capsys):
     order = []
     runs = {name: lambda name=name: order.append(name) or len(order) for name in ("one", "other")}
     samples, first = take_turns(runs, CPU, 2)
-    assert order == ["one", "other"] * 3 and first == {"one": 1, "other": 2}
+    assert order == ["one", "other", "other", "one", "one", "other"]
+    assert first == {"one": 1, "other": 2}
     assert {name: len(times) for name, times in samples.items()} == {"one": 2, "other": 2}
     assert capsys.readouterr().err.count("one: ") == 3
 

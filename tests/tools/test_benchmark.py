@@ -68,7 +68,44 @@ def test_configs_take_turns(monkeypatch):
         ("--task", "eval", "--config-file", "a", "--config-file", "b", *QUICK)
     )
     benchmark.time_models(args, [{}, {}])
-    assert turns == ["a", "b"] + ["a", "b"] * 3
+    assert turns == ["a", "b"] + ["a", "b"] + ["b", "a"] + ["a", "b"]
+
+
+def test_each_shape_of_image_passes_once_before_the_measurement():
+    shapes = [((96, 64),), ((64, 64),), ((96, 64),), ((64, 96),), ((64, 64),)]
+    passed: list[int] = []
+
+    def step() -> dict[str, float]:
+        passed.append(len(passed))
+        return {"total": 1.0}
+
+    contender = benchmark.Contender("a", torch.device("cpu"), step, shapes)
+    contender.warm_up(1)
+    assert {shapes[i] for i in passed} == set(shapes)
+    contender.warm_up(0)
+    assert len(passed) == 4
+    contender.warm_up(7)
+    assert len(passed) == 4 + 7
+
+
+def test_images_of_different_sizes_are_named(capsys, monkeypatch):
+    def contender(args, cfg, name, runs):
+        return benchmark.Contender(
+            name, torch.device("cpu"), lambda: {"total": 1.0}, [((64, 64 if name == "a" else 96),)]
+        )
+
+    monkeypatch.setattr(benchmark, "eval_contender", contender)
+    for names, noted in ((("a", "b"), True), (("a", "a"), False)):
+        options = [part for name in names for part in ("--config-file", name)]
+        args = benchmark.parse_arguments(("--task", "eval", *options, *QUICK))
+        benchmark.time_models(args, [{}, {}])
+        assert ("--input-size" in capsys.readouterr().err) is noted
+
+
+def test_a_run_is_named_by_its_folder():
+    assert benchmark.shown_name("output/sparse/config.yaml") == "sparse"
+    assert benchmark.shown_name("projects/dino/configs/dino_shapes.py") == "dino_shapes"
+    assert benchmark.shown_name("config.py") == "config"
 
 
 def test_table_compares_with_the_first_config(capsys, configs):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,7 +28,10 @@ __all__ = [
     "split_time",
     "take_turns",
     "timed",
+    "turn_order",
 ]
+
+T = TypeVar("T")
 
 PART_MODULES = {
     "backbone": "backbone",
@@ -112,10 +115,27 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def turn_order(contenders: Sequence[T], turn: int) -> list[T]:
+    """Return the order in which contenders run in a turn: each turn begins with the next one.
+
+    A first pass over new input also pays for what later ones find done, such as kernels that are
+    prepared for its shape and memory that is taken from the system. In a fixed order, the same
+    contender would always pay.
+
+    Args:
+        contenders: at least one.
+        turn: number of the turn, from 0.
+    """
+    first = turn % len(contenders)
+    return [*contenders[first:], *contenders[:first]]
+
+
 def take_turns(
     runs: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Time several functions in turns, so that other load on the machine affects all alike.
+
+    Every turn begins with another function (:func:`turn_order`).
 
     Args:
         runs: name -> function; every call is logged to standard error by this name.
@@ -128,8 +148,8 @@ def take_turns(
     samples: dict[str, list[float]] = {name: [] for name in runs}
     first: dict[str, Any] = {}
     for turn in range(1 + repeats):
-        for name, run in runs.items():
-            seconds, result = _timed_result(run, device)
+        for name in turn_order(list(runs), turn):
+            seconds, result = _timed_result(runs[name], device)
             if turn:
                 samples[name].append(1e3 * seconds)
             else:

@@ -6,7 +6,8 @@ Examples:
     tokendetr benchmark --task data --config-file dino_shapes dataloader.train.num_workers=2
 
 Several configs are measured in turns in one run, so that other load on the machine affects all
-alike. Overrides at the end apply to every config. Weights are random unless
+alike; every turn begins with another one. Each takes the images of its own test set, unless
+--input-size is given. Overrides at the end apply to every config. Weights are random unless
 train.init_checkpoint=FILE is given.
 """
 
@@ -15,8 +16,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from tabulate import tabulate
 
+from tokendetr.analysis.contender import Contender, image_shapes
 from tokendetr.analysis.flops import synthetic_inputs
 from tokendetr.analysis.inputs import (
     build_measured_model,
@@ -37,7 +39,7 @@ from tokendetr.analysis.inputs import (
     write_json,
 )
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
-from tokendetr.analysis.timing import Summary, peak_memory, reset_peak_memory, split_time, timed
+from tokendetr.analysis.timing import Summary, split_time, timed, turn_order
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
@@ -52,33 +54,6 @@ REPEATS = {"train": (100, 5), "eval": (300, 20), "data": (250, 250), "data_advan
 """Task -> default number of measurements (on a GPU, on a CPU)."""
 CACHED_INPUTS = 100
 DIST_URL = "auto"
-
-
-@dataclass
-class Contender:
-    """A config that is measured.
-
-    Attributes:
-        name: file name of the config.
-        device: device that it runs on.
-        step: takes one measurement: runs the next batch and returns the seconds of each part and
-            the total.
-        samples: part -> seconds of each measurement.
-        peak_bytes: peak memory during a measurement.
-    """
-
-    name: str
-    device: torch.device
-    step: Callable[[], dict[str, float]]
-    samples: dict[str, list[float]] = field(default_factory=dict)
-    peak_bytes: int = 0
-
-    def measure(self) -> None:
-        """Take one measurement."""
-        reset_peak_memory(self.device)
-        for part, seconds in self.step().items():
-            self.samples.setdefault(part, []).append(seconds)
-        self.peak_bytes = max(self.peak_bytes, peak_memory(self.device))
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -141,7 +116,7 @@ def eval_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: i
         with evaluated_in(args.precision, model):
             return split_time(model, lambda: model(batch), device)
 
-    return Contender(name, device, step)
+    return Contender(name, device, step, [image_shapes(batch) for batch in cached])
 
 
 def train_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: int) -> Contender:
@@ -190,11 +165,16 @@ def time_models(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[di
         for name, cfg in zip(args.config_file, cfgs, strict=True)
     ]
     for contender in Progress(contenders, desc="warming up", disable=not comm.is_main_process()):
-        for _ in range(args.warmup):
-            contender.step()
-    for _ in Progress(range(repeats), desc="measuring", disable=not comm.is_main_process()):
-        for contender in contenders:
+        contender.warm_up(args.warmup)
+    for turn in Progress(range(repeats), desc="measuring", disable=not comm.is_main_process()):
+        for contender in turn_order(contenders, turn):
             contender.measure()
+    if len({tuple(contender.shapes) for contender in contenders}) > 1:
+        print(
+            "note: the configs' images differ in size, so their times do not compare the "
+            "detectors; --input-size HEIGHT WIDTH measures all on the same",
+            file=sys.stderr,
+        )
     results = []
     for contender in contenders:
         summaries = {
@@ -240,13 +220,19 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def shown_name(config: str) -> str:
+    """Return what a config is called in a table: a run's config is named by the run's folder."""
+    path = Path(config)
+    return path.parent.name if path.stem == "config" and path.parent.name else path.stem
+
+
 def model_table(results: Sequence[dict[str, Any]]) -> str:
     """Return a table of milliseconds by config; speed-ups are relative to the first one."""
     first = results[0]["milliseconds"]["total"]["median"]
     parts = [part for part in results[0]["milliseconds"] if part != "total"]
     rows = [
         [
-            Path(result["config"]).stem,
+            shown_name(result["config"]),
             *(result["milliseconds"]["total"][key] for key in ("median", "p10", "p90")),
             *(result["milliseconds"].get(part, {}).get("median") for part in parts),
             first / result["milliseconds"]["total"]["median"],
@@ -263,7 +249,7 @@ def data_table(results: Sequence[dict[str, Any]]) -> str:
     """Return a table of milliseconds per item by config and stage of the loader."""
     rows = [
         [
-            Path(result["config"]).stem,
+            shown_name(result["config"]),
             stage["name"],
             *(stage["milliseconds"][key] for key in ("median", "p10", "p90")),
             stage["images_per_second"],
