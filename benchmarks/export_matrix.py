@@ -33,34 +33,21 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.export import ExportedProgram
 
+from benchmarks.export_table import table
 from tokendetr.analysis.inputs import write_json
 from tokendetr.analysis.recorded_rows import machine
-from tokendetr.analysis.tables import Table, splice
+from tokendetr.analysis.tables import splice
 from tokendetr.analysis.timing import timed
 from tokendetr.config import load_config, sparsify
 from tokendetr.deploy import DeployedDetector, ExportOptions, export, open_exported
 from tokendetr.deploy.programs import SUFFIXES, example_inputs, trace
+from tokendetr.deploy.proof import detect, proof_images
 from tokendetr.errors import ExportCheckError, ExportError
 from tokendetr.layers.cpu import optimize
 from tokendetr.predict.predictor import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs/deploy.md", ROOT / "docs/deploy/matrix.json"
-COLUMNS = {
-    ("pt2", "torch.export"): "`pt2`",
-    ("aoti", "aotinductor"): "`aoti`",
-    ("onnx", "onnxruntime"): "`onnx`: ONNX Runtime",
-    ("onnx", "openvino"): "`onnx`: OpenVINO",
-    ("openvino", "openvino"): "`openvino`",
-    ("onnx-custom", "onnxruntime"): "`onnx-custom`: ONNX Runtime",
-    ("onnx-custom", "openvino"): "`onnx-custom`: OpenVINO",
-}
-"""(format, runtime) -> heading of the column."""
-TITLE = (
-    "Largest differences of boxes (pixels) and scores from the model on eight images, and the time "
-    "of one image that fills the canvas, beside the model's own (optimized for CPUs)."
-)
-
 DETECTORS = (
     "dino",
     "deformable_detr",
@@ -75,12 +62,13 @@ METHODS = {
     "dynamic": "dynamic_dino_shapes",
 }
 SMALL, LARGE = (256, 256), (800, 1216)
-LARGE_CONFIGS = (
-    "dino_r50_4scale_12ep",
-    "dynamic_dino_r50_4scale_12ep",
-    "deformable_detr_r50_two_stage_50ep",
-    "sparse_deformable_detr_r50_50ep",
-)
+LARGE_CONFIGS = {
+    "dino_r50_4scale_12ep": "",
+    "dynamic_dino_r50_4scale_12ep": "dino_r50_4scale_12ep",
+    "deformable_detr_r50_two_stage_50ep": "",
+    "sparse_deformable_detr_r50_50ep": "deformable_detr_r50_two_stage_50ep",
+}
+"""Config with ResNet-50 -> that of the dense detector."""
 BACKBONES = (
     "spt_dino_shapes",
     "token_transforming_dino_shapes_vit",
@@ -97,12 +85,14 @@ class Row:
         config: config of the model.
         method: config whose sparsifier the model gets; "" for none.
         size: height and width in pixels.
+        dense: name of the row of the same detector without a method; "" if this is it.
     """
 
     name: str
     config: str
     method: str
     size: tuple[int, int]
+    dense: str = ""
 
 
 def rows() -> list[Row]:
@@ -112,9 +102,10 @@ def rows() -> list[Row]:
         for method, config in METHODS.items():
             own = f"{method}_dino_shapes" if detector == "dino" and method else f"{detector}_shapes"
             taken = "" if detector == "dino" else config
-            found.append(Row(f"{detector}{'_' + method if method else ''}", own, taken, SMALL))
+            name = f"{detector}_{method}" if method else detector
+            found.append(Row(name, own, taken, SMALL, detector if method else ""))
     found += [Row(name, name, "", SMALL) for name in BACKBONES]
-    return found + [Row(name, name, "", LARGE) for name in LARGE_CONFIGS]
+    return found + [Row(name, name, "", LARGE, dense) for name, dense in LARGE_CONFIGS.items()]
 
 
 def with_method(cfg: DictConfig, config: str) -> DictConfig:
@@ -185,13 +176,22 @@ def export_cells(
         return
     common: dict[str, Any] = {"trace_seconds": round(time.perf_counter() - began, 1)}
     common |= {"padding": why is None, "why_no_padding": why}
+    images = proof_images(row.size, padding=why is None)
+    expected = detect(model, images)
     for format in formats:
         path = file_of(files, row, format)
         options = ExportOptions(format, row.size, padding=why is None)
         library = libraries if format == "onnx-custom" else None
         try:
             record = export(
-                model, path, options, library=library, source=row.config, program=program
+                model,
+                path,
+                options,
+                library=library,
+                images=images,
+                source=row.config,
+                program=program,
+                expected=expected,
             )
         except (ExportError, ExportCheckError) as error:
             yield format, {"works": False, "why": str(error).replace(str(path), "the file")}
@@ -234,41 +234,6 @@ def time_row(
                     samples[name].append(1e3 * seconds)
     medians = {name: round(statistics.median(times), 1) for name, times in samples.items()}
     return {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "ms": medians}
-
-
-def table(known: dict[str, Any]) -> Table:
-    """Return the matrix: a line per detector, a column per runtime."""
-    lines: list[list[Any]] = []
-    reasons: dict[str, str] = {}
-    columns = {
-        (format, runtime): heading
-        for (format, runtime), heading in COLUMNS.items()
-        if any(runtime in row.get(format, {}).get("checks", {}) for row in known["rows"].values())
-    }
-    order = [row.name for row in rows()]
-    for name, cells in sorted(known["rows"].items(), key=lambda each: order.index(each[0])):
-        times = known["times"].get(name, {}).get("ms", {})
-        padded = next((each["padding"] for each in cells.values() if each["works"]), None)
-        line: list[Any] = [name, {True: "any", False: "canvas", None: None}[padded]]
-        line.append(f"{times['model']:.0f} ms" if "model" in times else None)
-        for format, runtime in columns:
-            cell = cells.get(format)
-            if cell is None or (cell["works"] and runtime not in cell["checks"]):
-                line.append(None)
-            elif not cell["works"]:
-                reasons[f"{name}, {format}"] = cell["why"]
-                line.append("no")
-            else:
-                found = cell["checks"][runtime]
-                took = times.get(f"{format} {runtime}")
-                ending = "" if took is None else f"; {took:.0f} ms"
-                line.append(f"{found['box_px']:.1g} px, {found['score']:.0e}{ending}")
-        lines.append(line)
-    notes = [f"{name}: {why}" for name, why in reasons.items()]
-    notes.append(f"`python benchmarks/export_matrix.py`, {known['machine']}, {known['date']}")
-    return Table(
-        "export-matrix", TITLE, ("model", "images", "model itself", *columns.values()), lines, notes
-    )
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -332,7 +297,7 @@ def main() -> None:
         wanted = [each for each in args.formats if args.again or each not in cells]
         for format, cell in export_cells(row, wanted, args.library, args.files) if wanted else ():
             keep(args.json, ("rows", row.name, format), cell)
-    splice(args.page, table(read(args.json)))
+    splice(args.page, table(read(args.json), {row.name: row.dense for row in rows()}))
 
 
 if __name__ == "__main__":

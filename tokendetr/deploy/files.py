@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -81,6 +82,7 @@ def export(
     evaluate: Evaluate | None = None,
     source: str | None = None,
     program: ExportedProgram | None = None,
+    expected: Sequence[Instances] | None = None,
 ) -> dict[str, Any]:
     """Export a detector, and keep the file only if it computes the same as the detector.
 
@@ -101,6 +103,8 @@ def export(
         source: name of the config, for the record.
         program: what :func:`tokendetr.deploy.programs.trace` made of this model for these options,
             so that several formats need one tracing.
+        expected: what :func:`tokendetr.deploy.proof.detect` returned for this model and ``images``,
+            which several formats can share as well.
 
     Returns:
         The record.
@@ -126,7 +130,7 @@ def export(
         draft = Path(folder) / path.name
         write_program(program, draft, options.format, sampling=options.sampling)
         record = {"source": source, **asdict(options), "seconds": time.perf_counter() - began}
-        record |= _prove(model, draft, options, library, images, evaluate)
+        record |= _prove(model, draft, options, library, images, evaluate, expected)
         verdict = "was not kept, the older file stays"
         if record["good"] or not path.exists():
             _write_record(path, record)
@@ -228,6 +232,7 @@ def _prove(
     library: Library,
     images: Sequence[Tensor] | None,
     evaluate: Evaluate | None,
+    expected: Sequence[Instances] | None = None,
 ) -> dict[str, Any]:
     """Return the results of the comparison in each runtime, and whether all are good."""
     if images is None:
@@ -235,7 +240,8 @@ def _prove(
     if len(images) < MINIMUM_IMAGES:
         raise ExportError(f"a proof needs at least {MINIMUM_IMAGES} images, got {len(images)}")
     checks: dict[str, Any] = {}
-    expected = detect(model.eval(), images)
+    if expected is None:
+        expected = detect(model.eval(), images)
     ap_of_model = None if evaluate is None else evaluate(model.eval())
     for runtime in installed_runtimes(options.format, library=library):
         runner = open_exported(path, runtime, library=library)

@@ -77,11 +77,19 @@ def trace(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
     except ExportError:
         raise
     except Exception as error:  # whatever the model's code raises when it is traced
         raise ExportError(f"torch.export cannot trace the model: {error_line(error)}") from error
+    _forget_provenance(program)
+    return program
+
+
+def _forget_provenance(program: ExportedProgram) -> None:
+    """Drop the history of each node, which every further pass copies for each of its nodes."""
+    for node in program.graph.nodes:
+        node.meta.pop("from_node", None)
 
 
 def write_program(
@@ -135,6 +143,7 @@ def _write_onnx(program: ExportedProgram, path: Path, sampling: Sampling) -> Non
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         standard = program.run_decompositions(decompositions(sampling))
+        _forget_provenance(standard)
         names = (
             OUTPUTS if len(standard.graph_signature.user_outputs) == len(OUTPUTS) else RAW_OUTPUTS
         )
