@@ -186,7 +186,8 @@ class Sorts(torch.nn.Module):
         falling = images.sort(dim=1, descending=True, stable=True)
         small = (images > 2).to(torch.uint8).sort(dim=1, stable=True)
         single = images[:, :1].sort(dim=1, stable=True)
-        return falling.values, falling.indices, rising.indices + single.indices, small.indices
+        order = images.argsort(dim=1, descending=True, stable=True)
+        return falling.values, order, rising.indices + single.indices, small.indices
 
 
 @needs_onnx

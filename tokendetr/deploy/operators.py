@@ -178,6 +178,7 @@ def decompositions(sampling: Sampling) -> dict[Any, Callable[..., Any]]:
     table: dict[Any, Callable[..., Any]] = {
         compiled_operator("packed_attention"): packed_attention_reference,
         torch.ops.aten.sort.stable: _stable_sort,
+        torch.ops.aten.argsort.stable: lambda *args, **options: _stable_sort(*args, **options)[1],
         torch.ops.aten.embedding_bag.default: _embedding_bag,
     }
     if sampling == "gather":
