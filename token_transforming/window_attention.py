@@ -12,12 +12,11 @@ from torch.nn import functional as F
 from token_transforming.attention import attend, attend_packed, can_pack, size_bias
 from token_transforming.windows import (
     APART,
-    Size,
     position_table_bias,
-    positions,
     resized_table,
     window_table_bias,
 )
+from tokendetr.layers.windows import Size, positions
 
 
 @dataclass(frozen=True)

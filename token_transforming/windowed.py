@@ -26,17 +26,15 @@ from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_p
 from token_transforming.settings import Reduction
 from token_transforming.window_attention import WindowLogits
 from token_transforming.windowed_blocks import WindowedBlocks
-from token_transforming.windows import (
+from token_transforming.windows import WindowBias, real_tokens, validity
+from tokendetr.layers.windows import (
     Size,
-    WindowBias,
     cut,
     pad_map,
     padded,
     paste,
     positions,
-    real_tokens,
     shift_regions,
-    validity,
 )
 from tokendetr.tokens import take_rows
 

@@ -1,4 +1,4 @@
-"""Geometry of windowed attention: windows of maps, shifts, relative position bias.
+"""Windows of maps: which cells are real, and their relative position bias.
 
 Shapes: B image, H and W of a map, G windows of the whole batch, W windows of one image, T tokens of
 a window, M head, C channel, Y and X rows and columns of a table of relative positions.
@@ -10,40 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokendetr.layers.windows import Size, cut, padded, positions
+
 WindowBias = Literal["interpolated", "positions"]
 WINDOW_BIASES = ("interpolated", "positions")
 APART = -100.0
 """Bias between tokens that are neighbors only through the cyclic shift (Swin's value)."""
-
-Size = tuple[int, int]
-
-
-def padded(size: Size, window: Size) -> Size:
-    """Return a map's size rounded up to whole windows."""
-    return size[0] + -size[0] % window[0], size[1] + -size[1] % window[1]
-
-
-def pad_map(x_BHWC: Tensor, window: Size) -> Tensor:
-    """Pad a map with zeros at the right and bottom to whole windows."""
-    height, width = x_BHWC.shape[1:3]
-    if height % window[0] == 0 and width % window[1] == 0:
-        return x_BHWC
-    return F.pad(x_BHWC, (0, 0, 0, -width % window[1], 0, -height % window[0]))
-
-
-def cut(x_BHWC: Tensor, window: Size) -> Tensor:
-    """Cut a map of whole windows into [G, T, C], row by row."""
-    batch, height, width, channels = x_BHWC.shape
-    rows, columns = window
-    x = x_BHWC.reshape(batch, height // rows, rows, width // columns, columns, channels)
-    return x.transpose(2, 3).reshape(-1, rows * columns, channels)
-
-
-def paste(x_GTC: Tensor, window: Size, size: Size) -> Tensor:
-    """Return the map [B, H, W, C] of the given size; the inverse of :func:`cut`."""
-    rows, columns = window
-    x = x_GTC.reshape(-1, size[0] // rows, size[1] // columns, rows, columns, x_GTC.shape[-1])
-    return x.transpose(2, 3).reshape(-1, *size, x_GTC.shape[-1])
 
 
 def validity(size: Size, window: Size, device: torch.device) -> Tensor | None:
@@ -64,27 +36,6 @@ def real_tokens(size: Size, window: Size) -> tuple[int, ...]:
         for length, side in zip(size, window, strict=True)
     ]
     return tuple(rows * columns for rows in sides[0] for columns in sides[1])
-
-
-def positions(size: Size, window: Size, device: torch.device) -> Tensor:
-    """Return the row and column of every cell of a padded map, long [W, T, 2]."""
-    height, width = padded(size, window)
-    row, column = torch.arange(height, device=device), torch.arange(width, device=device)
-    cell_HW2 = torch.stack([row[:, None].expand(-1, width), column.expand(height, -1)], dim=-1)
-    return cut(cell_HW2[None], window)
-
-
-def shift_regions(size: Size, window: Size, shift: Size, device: torch.device) -> Tensor:
-    """Return region numbers, int32 [W, T].
-
-    They differ between tokens of a window that are neighbors only through the cyclic shift.
-    """
-    strips = []
-    for length, side, moved in zip(size, window, shift, strict=True):
-        place = torch.arange(length, device=device)
-        strips.append((place >= length - side).int() + (place >= length - moved).int())
-    region_HW = strips[0][:, None] * 3 + strips[1]
-    return cut(region_HW[None, ..., None], window)[..., 0]
 
 
 def resized_table(table_MYX: Tensor, window: Size) -> Tensor:

@@ -1,6 +1,7 @@
-"""A Swin's window attention and MLPs in their fast forms give what they gave."""
+"""A Swin's stages, window attention and MLPs in their fast forms give what they gave."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from detectron2.modeling.backbone.swin import SwinTransformer, WindowAttention
 from torch import nn
 
 from tokendetr.layers.cpu import optimize
+from tokendetr.layers.cpu.swin import _Stage
+from tokendetr.layers.windows import cut, pad_map, window_slots
 
 
 def make_attention() -> WindowAttention:
@@ -87,3 +90,92 @@ def test_hooks_inside_a_block_are_called(name):
             block.get_submodule(name).register_forward_hook(lambda *_: calls.append(1))
             torch.testing.assert_close(network(x)["p0"], expected, rtol=1e-5, atol=1e-5)
     assert calls
+
+
+def make_swin() -> SwinTransformer:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    network = SwinTransformer(**sizes, out_indices=[0, 1])
+    for parameter in network.parameters():
+        # Initial weights make attention uniform, and biases zero.
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 91), (9, 40)])
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_stages_give_the_same_with_and_without_padding(size, guard):
+    network, images = make_swin(), torch.randn(2, 3, *size)
+    with guard():
+        expected = network(images)
+        with optimize(network):
+            assert isinstance(vars(network.layers[0])["forward"], _Stage)
+            optimized = network(images)
+        again = network(images)
+    for name, map_BCHW in expected.items():
+        torch.testing.assert_close(optimized[name], map_BCHW, rtol=1e-4, atol=1e-4)
+        assert torch.equal(again[name], map_BCHW)
+
+
+def test_in_bfloat16_stages_are_as_exact_as_the_plain_ones():
+    network, images = make_swin(), torch.randn(2, 3, 70, 91)
+    exact = copy.deepcopy(network).double()(images.double())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = network(images)
+        with optimize(network):
+            fast = network(images)
+    for name, map_BCHW in exact.items():
+        error, before = (
+            (each[name].double() - map_BCHW).norm() / map_BCHW.norm() for each in (fast, plain)
+        )
+        assert error < 1.5 * before
+
+
+def test_one_set_of_windows_serves_many_threads_and_sizes():
+    network = make_swin()
+    images = [torch.randn(1, 3, 20 + 9 * i, 70 - 7 * i) for i in range(6)]
+    with torch.no_grad(), optimize(network):
+        expected = [network(each)["p1"] for each in images]
+        window_slots.cache_clear()
+
+        def run(image):
+            with torch.no_grad():
+                return network(image)["p1"]
+
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(run, images * 3))
+    for one, other in zip(found, expected * 3, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_stage_whose_class_changes_later_runs_the_new_class():
+    network, images = make_swin(), torch.randn(1, 3, 40, 60)
+    with torch.no_grad(), optimize(network):
+        stage, calls = network.layers[1], []
+
+        class Other(type(stage)):
+            def forward(self, *inputs):
+                calls.append(1)
+                return super().forward(*inputs)
+
+        network(images)
+        stage.__class__ = Other
+        network(images)
+    assert calls == [1]
+
+
+def test_stages_train_as_before():
+    network, images = make_swin().train(), torch.randn(1, 3, 40, 60)
+    with optimize(network):
+        network(images)["p1"].sum().backward()
+    table = network.layers[0].blocks[1].attn.relative_position_bias_table
+    assert table.grad.abs().sum() > 0
+
+
+def test_slots_pad_shift_and_cut_as_swin_does():
+    x_BHWC = torch.randn(2, 5, 7, 3)
+    slots = window_slots(2, (5, 7), (4, 4), (2, 2))
+    moved_BHWC = pad_map(x_BHWC, (4, 4)).roll((-2, -2), (1, 2))
+    windows_GTC = slots.gather(x_BHWC.flatten(0, 2))
+    assert torch.equal(windows_GTC, cut(moved_BHWC, (4, 4)))
+    assert torch.equal(slots.scatter(windows_GTC), x_BHWC.flatten(0, 2))

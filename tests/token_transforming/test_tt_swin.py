@@ -13,15 +13,9 @@ from tests.token_transforming.small_swins import SETTINGS, images, swin
 from token_transforming import METHODS, UnsupportedModelError, restore, transform
 from token_transforming.config import transform_backbone
 from token_transforming.merging import kept_tokens
-from token_transforming.windows import (
-    cut,
-    paste,
-    position_table_bias,
-    positions,
-    real_tokens,
-    window_table_bias,
-)
+from token_transforming.windows import position_table_bias, real_tokens, window_table_bias
 from tokendetr.config import zoo
+from tokendetr.layers.windows import cut, paste, positions
 from tokendetr.ops import use_reference
 
 SIZES = [(128, 128), (100, 140), (33, 70)]

@@ -7,7 +7,7 @@ See :mod:`tokendetr.layers.cpu.linears`, :mod:`tokendetr.layers.cpu.convolutions
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tokendetr.layers.cpu.convolutions import fast_convolution
 from tokendetr.layers.cpu.feed_forward import fast_feed_forward
@@ -18,7 +18,7 @@ from tokendetr.layers.undoable import Undoable
 __all__ = ["Optimized", "optimize"]
 
 
-def _fast_form(module: nn.Module) -> Callable[..., Tensor] | None:
+def _fast_form(module: nn.Module) -> Callable[..., Any] | None:
     """Return the fast form of a module's ``forward``, or None if it has none."""
     if "forward" in vars(module):
         return None  # replaced by other code, or optimized already
@@ -55,8 +55,8 @@ def optimize(model: nn.Module) -> Optimized:
     Args:
         model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` with ReLU or GELU
             behind one, ``nn.Conv2d``, ``detectron2.layers.Conv2d``, the stem and the blocks of
-            detectron2's ResNet, window attention and MLPs of its Swin, ``detrex.layers.FFN`` and
-            ``detrex.layers.MLP``, not for subclasses.
+            detectron2's ResNet, stages, window attention and MLPs of its Swin,
+            ``detrex.layers.FFN`` and ``detrex.layers.MLP``, not for subclasses.
 
     Returns:
         A handle that reverts it.
