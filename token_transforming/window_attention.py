@@ -64,7 +64,7 @@ class WindowLogits:
         if self.position_GT2 is not None:
             table_MYX, position_GT2 = self.table_MYX, self.position_GT2
         else:
-            table_MYX = _square(resized_table(self.table_MYX, self.window))
+            table_MYX = square_table(resized_table(self.table_MYX, self.window))
             place_1T2 = positions(self.window, self.window, query_GMTD.device)
             position_GT2 = place_1T2.expand(query_GMTD.shape[0], -1, -1)
         return attend_packed(
@@ -77,7 +77,7 @@ class WindowLogits:
         )
 
 
-def _square(table_MYX: Tensor) -> Tensor:
+def square_table(table_MYX: Tensor) -> Tensor:
     """Pad a table to a square, with offsets that do not occur."""
     rows, columns = table_MYX.shape[1:]
     if rows == columns:

@@ -13,47 +13,31 @@ D head width, Y and X rows and columns of a table of relative positions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from token_transforming.attention import Observed, attend_and_sum
+from token_transforming.map_state import MapState, MapUndo, Windows, arranged, windows_of
 from token_transforming.merging import kept_tokens
 from token_transforming.recovery import Undo, maps_of
 from token_transforming.reduction import Candidates, reduce_tokens, sizes_with_padding
 from token_transforming.settings import Reduction
 from token_transforming.window_attention import WindowLogits
 from token_transforming.windowed_blocks import WindowedBlocks
+from token_transforming.windowed_evaluation import evaluate_blocks
 from token_transforming.windows import WindowBias, real_tokens, validity
 from tokendetr.layers.windows import (
-    Size,
     cut,
     pad_map,
-    padded,
     paste,
     positions,
     shift_regions,
 )
 from tokendetr.tokens import take_rows
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Division of a map into windows for one attention.
-
-    Attributes:
-        size: of the map, whole windows.
-        window: rows and columns of one.
-        shift: cyclic shift, rows and columns.
-        position_GT2: long, positions of the tokens on the map; None: those in the window.
-    """
-
-    size: Size
-    window: Size
-    shift: Size
-    position_GT2: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -67,39 +51,6 @@ class WindowPlan:
 
     reductions: Mapping[int, Reduction]
     window_bias: WindowBias
-
-
-@dataclass(frozen=True)
-class _Undo:
-    """Inverse of one reduction: of its tokens within windows, and of the map's size."""
-
-    tokens: Undo
-    window: Size
-    size: Size
-
-
-@dataclass(frozen=True)
-class MapState:
-    """State of the tokens of a map.
-
-    Attributes:
-        size: height and width of the current map.
-        window: rows and columns of reduced windows; None before the first reduction.
-        size_GT: number of original tokens in each; None: not needed.
-        valid_GT: bool, False = padding; None if there is none.
-        position_GT2: long, positions of the tokens on the original map; None before the first
-            reduction.
-        real: number of real tokens of each window of an image; None if unknown.
-        undo: inverses of the reductions so far.
-    """
-
-    size: Size
-    window: Size | None = None
-    size_GT: Tensor | None = None
-    valid_GT: Tensor | None = None
-    position_GT2: Tensor | None = None
-    real: tuple[int, ...] | None = None
-    undo: tuple[_Undo, ...] = ()
 
 
 def run_blocks(
@@ -126,13 +77,19 @@ def run_blocks(
     if torch.jit.is_tracing():  # sizes are tensors there
         height, width = int(height), int(width)
     state = MapState((height, width))
-    for index, block in enumerate(blocks):
-        reduction = plan.reductions.get(index)
-        arguments = (block, x_BHWC, reduction, state, plan.window_bias, interface)
-        if use_checkpoint and torch.is_grad_enabled():
-            x_BHWC, state = checkpoint(_run_block, *arguments, use_reentrant=False)
-        else:
-            x_BHWC, state = _run_block(*arguments)
+    for reduces, members in groupby(range(len(blocks)), key=plan.reductions.__contains__):
+        indices = list(members)
+        run = [blocks[index] for index in indices]
+        if not reduces and all(interface.is_fast(block, x_BHWC) for block in run):
+            x_BHWC = evaluate_blocks(run, x_BHWC, state, plan.window_bias, interface)
+            continue
+        for index, block in zip(indices, run, strict=True):
+            reduction = plan.reductions.get(index)
+            arguments = (block, x_BHWC, reduction, state, plan.window_bias, interface)
+            if use_checkpoint and torch.is_grad_enabled():
+                x_BHWC, state = checkpoint(_run_block, *arguments, use_reentrant=False)
+            else:
+                x_BHWC, state = _run_block(*arguments)
     for undo in reversed(state.undo):
         assert state.window is not None
         y_GTC = undo.tokens.restore(cut(x_BHWC, state.window))
@@ -162,7 +119,7 @@ def _run_block(
     Returns:
         The block's output, smaller if it reduces, and the state for the next block.
     """
-    windows = _windows(block, state, window_bias, interface)
+    windows = windows_of(block, state, window_bias, interface)
     normed_BHWC = interface.norm(block)(x_BHWC)
     added_BHWC, observed = _attend(block, normed_BHWC, reduction, state, windows, interface)
     x_BHWC = x_BHWC + block.drop_path(added_BHWC)  # type: ignore[operator]
@@ -187,30 +144,6 @@ def _feed(block: nn.Module, x_BHWC: Tensor, state: MapState, interface: Windowed
     fed_RC = interface.feed(block, x_EC[real_R])
     fed_EC = fed_RC.new_zeros(x_EC.shape).index_copy(0, real_R, fed_RC)
     return fed_EC.view_as(x_BHWC)
-
-
-def _windows(
-    block: nn.Module, state: MapState, window_bias: WindowBias, interface: WindowedBlocks
-) -> Windows:
-    """Return the division of the map into the windows of a block's attention."""
-    side = interface.window(block)
-    window = (side, side) if state.window is None else state.window
-    shift = (window[0] // 2, window[1] // 2) if interface.is_shifted(block) else (0, 0)
-    windows = Windows(padded(state.size, window), window, shift, None)
-    if state.position_GT2 is None or window_bias != "positions":
-        return windows
-    return replace(windows, position_GT2=_arranged(state.position_GT2, state, windows))
-
-
-def _arranged(x_GTC: Tensor, state: MapState, windows: Windows) -> Tensor:
-    """Rearrange values [G, T, C] of unshifted reduced windows to the windows of an attention."""
-    assert state.window is not None
-    if windows.shift == (0, 0) and windows.window == state.window:
-        return x_GTC
-    x_BHWC = paste(x_GTC, state.window, state.size)
-    if windows.shift != (0, 0):
-        x_BHWC = torch.roll(x_BHWC, (-windows.shift[0], -windows.shift[1]), (1, 2))
-    return cut(x_BHWC, windows.window)
 
 
 def _attend(
@@ -268,7 +201,7 @@ def _logits(
         region_WT = shift_regions(windows.size, windows.window, windows.shift, table_MYX.device)
         region_GT = region_WT.repeat(count // len(region_WT), 1)
     if state.size_GT is not None:
-        size_GT = _arranged(state.size_GT[..., None], state, windows)[..., 0]
+        size_GT = arranged(state.size_GT[..., None], state, windows)[..., 0]
     return WindowLogits(table_MYX, windows.window, windows.position_GT2, region_GT, size_GT)
 
 
@@ -342,5 +275,5 @@ def _reduce(
         valid_GT=reduced.valid_BK,
         position_GT2=take_rows(position_GT2, reduced.token_map.anchor_BK),
         real=None if reduction.lays_out_grid else kept_real,
-        undo=(*state.undo, _Undo(undo, window, windows.size)),
+        undo=(*state.undo, MapUndo(undo, window, windows.size)),
     )

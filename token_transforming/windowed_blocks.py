@@ -19,6 +19,9 @@ class WindowedBlocks(Protocol):
     def is_shifted(self, block: nn.Module) -> bool:
         """Return True if the block's windows are shifted."""
 
+    def is_fast(self, block: nn.Module, x: Tensor) -> bool:
+        """Return True if :func:`tokendetr.layers.cpu.swin.add_block` may run the block."""
+
     def norm(self, block: nn.Module) -> nn.Module:
         """Return the norm before the attention."""
 

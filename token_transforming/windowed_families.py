@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from token_transforming.classes import Transformed
 from token_transforming.windowed import WindowPlan, run_blocks
 from token_transforming.windowed_blocks import WindowedBlocks
+from tokendetr.layers.cpu.swin import adds_blocks
 
 __all__ = ["WINDOWED_FAMILIES", "TransformedStage", "WindowedFamily", "windowed_family_of"]
 
@@ -32,6 +33,10 @@ class _Blocks:
 
 class DetectronBlocks(_Blocks):
     """Interface to the blocks of detectron2's Swin."""
+
+    def is_fast(self, block: Any, x: Tensor) -> bool:
+        """Return True if the block is optimized for evaluation on CPUs."""
+        return adds_blocks(block, x)
 
     def norm(self, block: Any) -> nn.Module:
         """Return the norm before the attention."""
@@ -69,6 +74,10 @@ class DetectronBlocks(_Blocks):
 
 class HuggingFaceBlocks(_Blocks):
     """Interface to the blocks of Hugging Face's Swin."""
+
+    def is_fast(self, block: Any, x: Tensor) -> bool:
+        """Return False: there is no fast form of these blocks."""
+        return False
 
     def norm(self, block: Any) -> nn.Module:
         """Return the norm before the attention."""
