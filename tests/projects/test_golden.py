@@ -77,8 +77,8 @@ def test_training_gives_upstreams_losses(golden):
     tolerance, share = TOLERANCE, 0.9
     if facts["config"] in TIED_PROPOSALS:
         tolerance = TIED_LOSS_TOLERANCE
-    if "swin_large" in facts["config"]:  # one layer's boxes, and a little of the next one's
-        tolerance, share = SWIN_LARGE_LOSS_TOLERANCE, 0.8
+    if "swin_large" in facts["config"]:  # one layer's boxes, and a little of its neighbors'
+        tolerance, share = SWIN_LARGE_LOSS_TOLERANCE, 0.7
     assert ours == pytest.approx(wanted, rel=tolerance, abs=1e-6)
     close = [n for n, v in wanted.items() if ours[n] == pytest.approx(v, rel=TOLERANCE, abs=1e-6)]
     assert len(close) >= share * len(wanted)
