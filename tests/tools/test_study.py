@@ -136,7 +136,7 @@ def test_a_row_starts_from_the_weights_of_another(
 def test_what_is_recorded_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study, "chosen", lambda project, only: [TRIED])
+    monkeypatch.setattr(study, "chosen", lambda project, only, rows: [TRIED])
     monkeypatch.setattr(study.Run, "measure", lambda self: measured(40.0))
     command = ["dino", "--records", str(tmp_path), "--rows", "dense", "sparse"]
     study.main([*command, "--seeds", "0"])
@@ -146,6 +146,11 @@ def test_what_is_recorded_is_not_repeated(
     study.main(command)
     assert "/2]" not in capsys.readouterr().out
     assert set(json.loads((tmp_path / "tried.json").read_text())["rows"]) == {"dense", "sparse"}
+
+
+def test_a_row_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"no row \['sparse'\]; .*'dense', .*'lite_detr'"):
+        study.main(["dino", "--list", "--rows", "dense", "sparse"])
 
 
 @pytest.mark.parametrize("comparison", list(comparisons()), ids=lambda comparison: comparison.name)

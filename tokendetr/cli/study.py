@@ -37,6 +37,7 @@ from tokendetr.cli.offers import offered
 from tokendetr.cli.program import program
 from tokendetr.config import zoo
 from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.errors import ConfigError
 from tokendetr.evaluation.bootstrap import draw_images, match_images
 from tokendetr.io.atomic import write_atomically
 from tokendetr.sparsification.job import OUTPUTS
@@ -72,13 +73,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def chosen(project: str, only: Sequence[str] | None) -> list[Comparison]:
+def chosen(
+    project: str, only: Sequence[str] | None, rows: Sequence[str] | None = None
+) -> list[Comparison]:
     """Return a project's comparisons.
 
     Raises:
-        ConfigError: the project has no comparisons, or none of a requested name.
+        ConfigError: the project has no comparisons, or none of a requested name, or a requested
+            row is in none of them.
     """
-    return offered(project, "comparison", "comparisons", only)
+    comparisons = offered(project, "comparison", "comparisons", only)
+    known = {contestant.slug for one in comparisons for contestant in one.contestants}
+    unknown = sorted(set(rows or ()) - known)
+    if unknown:
+        raise ConfigError(f"there is no row {unknown}; the comparisons have {sorted(known)}")
+    return comparisons
 
 
 class Record:
@@ -243,7 +252,7 @@ def run_missing(comparison: Comparison, record: Record, args: argparse.Namespace
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print the tables."""
     args = parse_arguments(arguments)
-    for comparison in chosen(args.project, args.only):
+    for comparison in chosen(args.project, args.only, args.rows):
         if args.list:
             print(comparison.name, *(c.slug for c in comparison.contestants), sep="\n  ")
             continue
