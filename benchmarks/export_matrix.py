@@ -41,7 +41,7 @@ from tokendetr.analysis.timing import timed
 from tokendetr.config import load_config, sparsify
 from tokendetr.deploy import DeployedDetector, ExportOptions, export, open_exported
 from tokendetr.deploy.programs import SUFFIXES, example_inputs, trace
-from tokendetr.deploy.proof import detect, proof_images
+from tokendetr.deploy.verification import detect, verification_images
 from tokendetr.errors import ExportCheckError, ExportError
 from tokendetr.layers.cpu import optimize
 from tokendetr.predict.predictor import build_model
@@ -176,7 +176,7 @@ def export_cells(
         return
     common: dict[str, Any] = {"trace_seconds": round(time.perf_counter() - began, 1)}
     common |= {"padding": why is None, "why_no_padding": why}
-    images = proof_images(row.size, padding=why is None)
+    images = verification_images(row.size, padding=why is None)
     expected = detect(model, images)
     for format in formats:
         path = file_of(files, row, format)

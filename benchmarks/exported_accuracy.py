@@ -46,8 +46,8 @@ from tokendetr.deploy import (
     open_exported,
 )
 from tokendetr.deploy.programs import Format, example_inputs, trace
-from tokendetr.deploy.proof import padded_inputs
 from tokendetr.deploy.runtimes import Runner
+from tokendetr.deploy.verification import padded_inputs
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.layers.cpu import optimize
 from tokendetr.layers.precision import Precision, evaluated_in

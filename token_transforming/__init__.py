@@ -1,7 +1,7 @@
 """Token Transforming: fewer tokens in existing vision transformers, without training."""
 
+from token_transforming.block_states import BlockStates, TokenState
 from token_transforming.fitting import NoMapsError, fit_recovery
-from token_transforming.ledger import Ledger, TokenState
 from token_transforming.reduction import Candidates, Reduced, reduce_tokens
 from token_transforming.report import TransformReport, UnsupportedModelError
 from token_transforming.settings import METHODS, SELECTIONS, Reduction, merging_schedule
@@ -11,7 +11,7 @@ __all__ = [
     "METHODS",
     "SELECTIONS",
     "Candidates",
-    "Ledger",
+    "BlockStates",
     "NoMapsError",
     "Reduced",
     "Reduction",

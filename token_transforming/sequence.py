@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, cat, nn
 
 from token_transforming.attention import Observed, attend, attend_and_sum, size_bias
-from token_transforming.classes import Transformed, original_class
-from token_transforming.ledger import (
-    Ledger,
+from token_transforming.block_states import (
+    BlockStates,
     TokenState,
     all_outputs_read,
-    close_ledger,
-    open_ledger,
+    end_pass,
+    states_for_block,
 )
+from token_transforming.classes import Transformed, original_class
 from token_transforming.map_positions import grid_positions, map_bias
 from token_transforming.recovery import Undo, maps_of
 from token_transforming.reduction import Candidates, reduce_tokens
@@ -255,9 +255,9 @@ class TransformedBlock(Transformed):
     token_plan: BlockPlan
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the block with its ledger bound, so that a recomputation finds the same one."""
-        ledger = open_ledger(self.token_plan.index)
-        return super().__call__(*args, token_ledger=ledger, **kwargs)  # type: ignore[misc]
+        """Call the block with its pass's states bound, so that a recomputation finds the same."""
+        states = states_for_block(self.token_plan.index)
+        return super().__call__(*args, block_states=states, **kwargs)  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block on tokens [B, N, C].
@@ -265,17 +265,17 @@ class TransformedBlock(Transformed):
         Raises:
             ValueError: an attention mask hides a token; reduced tokens have no entry in it.
         """
-        ledger: Ledger = kwargs.pop("token_ledger")
+        states: BlockStates = kwargs.pop("block_states")
         plan = self.token_plan
-        if ledger.views:
+        if states.views:
             plan = replace(plan, recover=True, output="restored" if plan.last else "view")
         for value in (*args, *(value for name, value in kwargs.items() if "mask" in name)):
             if isinstance(value, Tensor):
                 self._refuse_mask(value)
-        entering = ledger.entering
+        entering = states.entering
         x_BNC, entering[plan.index + 1] = self._run(hidden_states, plan, entering[plan.index])
         if plan.last:
-            close_ledger()
+            end_pass()
         return x_BNC
 
     def _refuse_mask(self, mask: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from tests import small_detectors as small
 from tests.deploy.models import CANVAS, SIZES, build, images
 from tokendetr.deploy import DeployedDetector, FixedDetections, RawPredictions
-from tokendetr.deploy.proof import padded_inputs
+from tokendetr.deploy.verification import padded_inputs
 from tokendetr.errors import ExportError
 
 METHODS = ("sparse", "focus", "dynamic")

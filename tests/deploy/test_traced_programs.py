@@ -22,8 +22,8 @@ from tokendetr.deploy import DeployedDetector, ExportOptions, check, export, fil
 from tokendetr.deploy.graph import products
 from tokendetr.deploy.operators import gathered_attention
 from tokendetr.deploy.programs import trace, write_program
-from tokendetr.deploy.proof import compare, detect, padded_inputs, proof_images
 from tokendetr.deploy.runtimes import installed_runtimes
+from tokendetr.deploy.verification import compare, detect, padded_inputs, verification_images
 from tokendetr.errors import ExportCheckError, ExportError, OutputError
 from tokendetr.ops import extension_available, ms_deform_attn_reference
 
@@ -116,9 +116,9 @@ def test_models_on_another_device_are_refused(tmp_path):
 
 
 def test_proofs_see_images_smaller_than_the_canvas():
-    sizes = {tuple(image.shape[1:]) for image in proof_images(CANVAS, padding=True)}
+    sizes = {tuple(image.shape[1:]) for image in verification_images(CANVAS, padding=True)}
     assert len(sizes) >= 6 and CANVAS in sizes
-    assert {tuple(i.shape[1:]) for i in proof_images(CANVAS, padding=False)} == {CANVAS}
+    assert {tuple(i.shape[1:]) for i in verification_images(CANVAS, padding=False)} == {CANVAS}
 
 
 class Balanced(torch.nn.Module):

@@ -6,8 +6,8 @@ from detectron2.config import LazyConfig, instantiate
 from focus_detr import FocusSparsifier
 from tests.golden.reference import ROOT
 from tokendetr.config import zoo
+from tokendetr.config.files import RENAMED
 from tokendetr.config.load import resolve_config
-from tokendetr.config.tree import RENAMED
 
 CONFIGS = sorted((ROOT / "projects/focus_detr/configs").rglob("focus_*ep.py"))
 DROPS = {  # epochs: after how many of them the learning rate drops first

@@ -16,7 +16,7 @@ from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
 from tokendetr.encoder.forward_context import record_tokens, run_pass
 from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.tokens import LevelLayout, box_labels
-from tokendetr.visualization.token_pictures import draw_tokens, legend_height
+from tokendetr.visualization.tokens import draw_tokens, legend_height
 
 RECORDS = [
     record(128, 168, [[8.5, 8.5, 60.5, 70.5], [30.5, 40.5, 121, 127]]),

@@ -5,7 +5,7 @@ import torch
 from detectron2.config import instantiate
 
 from tokendetr.config import zoo
-from tokendetr.config.tree import PROJECTS_DIR, config_files
+from tokendetr.config.files import PROJECTS_DIR, config_files
 
 SIZES = [(255, 250), (160, 256), (97, 131)]
 SPARSIFIERS = {path.parts[-4] for path in PROJECTS_DIR.glob("*/configs/models/*_sparsifier.py")}

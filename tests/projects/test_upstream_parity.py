@@ -15,7 +15,7 @@ from tests.projects.upstream_facts import (
     flatten,
 )
 from tokendetr.config import zoo
-from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.errors import ConfigError
 
 DELIBERATE = deliberate()

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from tests.train import toy
 from tokendetr.config import load_config
-from tokendetr.config.own_data import record_data_files
+from tokendetr.config.data_folder import record_data_files
 
 NAMES = ("sparse_run", "dynamic_run")
 CONFIGS = ("sparse_dino_shapes", "dynamic_dino_shapes")

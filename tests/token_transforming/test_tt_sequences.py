@@ -9,7 +9,7 @@ import torch
 
 from tests.token_transforming.small_transformers import PREFIX, build, images, tokens_of
 from token_transforming import TokenState, UnsupportedModelError, restore, supported, transform
-from token_transforming.ledger import close_ledger, open_ledger
+from token_transforming.block_states import end_pass, states_for_block
 
 SEQUENCES = ("vit", "deit", "dinov2", "dinov2_registers", "clip")
 
@@ -133,19 +133,19 @@ def test_compiling_a_transformed_model_needs_no_graph_break(method):
 
 def test_a_pass_of_compiled_code_belongs_to_its_thread(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    ledger = open_ledger(0)
-    ledger.entering[1] = TokenState()
+    states = states_for_block(0)
+    states.entering[1] = TokenState()
 
     def another_pass():
         with pytest.raises(RuntimeError, match="block 1 .* runs outside of a forward pass"):
-            open_ledger(1)
-        assert open_ledger(0) is not ledger
-        close_ledger()
+            states_for_block(1)
+        assert states_for_block(0) is not states
+        end_pass()
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(another_pass).result()
-    assert open_ledger(1) is ledger
-    close_ledger()
+    assert states_for_block(1) is states
+    end_pass()
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from tokendetr.cli import visualize_mixing
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config_file
 from tokendetr.encoder import record_tokens
-from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens, typical_tokens
+from tokendetr.visualization.mixing import draw_mixing, shared_tokens, typical_tokens
 
 SIDE = SIZE // PATCH
 HOW = {"layers": (1, 2), "keep_ratio": 0.5, "threshold": 0.2, "temperature": 20.0}

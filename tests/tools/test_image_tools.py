@@ -18,8 +18,8 @@ from tokendetr.encoder.layer_tokens import KEPT, MERGED, SKIPPED, describe, laye
 from tokendetr.encoder.trace import ForwardTrace, LayerTrace
 from tokendetr.predict import Predictor, coco_results, find_images, read_rgb
 from tokendetr.tokens import Identity, Keep, LevelLayout, Merge, WindowGroup
-from tokendetr.visualization.token_pictures import draw_tokens, legend_height
 from tokendetr.visualization.token_tiles import base_tile, fitting_width
+from tokendetr.visualization.tokens import draw_tokens, legend_height
 
 DENSE = "dino_shapes"
 DYNAMIC = "dynamic_dino_shapes"

@@ -31,11 +31,11 @@ from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.project_pages import splice_project
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
-from tokendetr.cli.offers import offered
 from tokendetr.cli.program import program
+from tokendetr.cli.project_studies import from_project
 from tokendetr.config import zoo
+from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.config.load import load_config
-from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
 
@@ -71,7 +71,7 @@ def chosen_studies(project: str, only: Sequence[str] | None) -> list[Study]:
     Raises:
         ConfigError: the project has no studies, or none of a requested name.
     """
-    return offered(project, "study", "studies", only)
+    return from_project(project, "study", "studies", only)
 
 
 def run_cell(study: Study, variant: Variant, seed: int, root: Path, opts: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.data.coco_check import read_coco, validate_coco
-from tokendetr.data.hints import data_hints
+from tokendetr.data.config_hints import config_hints
 from tokendetr.data.survey import check_image_files, survey_coco
 from tokendetr.data.validate import (
     CocoFiles,
@@ -44,7 +44,7 @@ from tokendetr.data.validate import (
 )
 from tokendetr.errors import ConfigError, DatasetError
 from tokendetr.io.atomic import write_atomically
-from tokendetr.visualization.survey_pictures import draw_samples, draw_survey
+from tokendetr.visualization.dataset import draw_samples, draw_survey
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 faults.append(fault)
         if cfg is not None and not faults:
             compare_parts(cfg)
-            print("\n".join(data_hints(cfg)))
+            print("\n".join(config_hints(cfg)))
     except (ConfigError, DatasetError, FileNotFoundError) as error:
         faults.append(str(error))
     if faults:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from tokendetr.analysis.checklist import Checklist, read_checklist
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
-from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.io.atomic import write_atomically
 
 ROOT = PROJECTS_DIR.parent

@@ -20,7 +20,7 @@ from typing import Any
 from tokendetr._projects import methods
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
-from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.config.files import PROJECTS_DIR
 
 ROOT = PROJECTS_DIR.parent
 """Root of the source checkout, whose files are measured."""

@@ -47,7 +47,7 @@ from tokendetr.analysis.timing import timed
 from tokendetr.cli.argument_types import output_file, positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
 from tokendetr.cli.program import program
-from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file, config_file
+from tokendetr.config.files import PROJECTS_DIR, checkpoint_file, config_file
 from tokendetr.evaluation.decoder_correlation import CorrEvaluator
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.evaluation.token_recall import TokenRecall

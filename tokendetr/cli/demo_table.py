@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.analysis.recorded_tables import RecordedTables, write_recorded
 from tokendetr.analysis.tables import Cell, Table, splice
+from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.config.load import load_config
-from tokendetr.config.tree import PROJECTS_DIR
 from tokendetr.predict import Predictor
 
 METRICS = ("AP", "AP50", "APs", "APm", "APl")

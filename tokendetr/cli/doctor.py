@@ -181,7 +181,7 @@ def _is_there(module: str) -> bool:
 
 
 def _check_projects() -> Finding:
-    from tokendetr.config.tree import PROJECTS_DIR
+    from tokendetr.config.files import PROJECTS_DIR
 
     spec = importlib.util.find_spec("projects")
     folders = (

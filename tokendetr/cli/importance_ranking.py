@@ -28,8 +28,8 @@ from tokendetr.analysis.tables import Table
 from tokendetr.cli.argument_types import output_file, positive_int, share
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
+from tokendetr.config.files import shipped_weights
 from tokendetr.config.load import resolve_config
-from tokendetr.config.tree import shipped_weights
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.progress import Progress
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
-from tokendetr.config.tree import config_files, shipped_weights
+from tokendetr.config.files import config_files, shipped_weights
 from tokendetr.errors import ConfigError
 
 

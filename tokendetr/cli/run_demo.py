@@ -43,7 +43,7 @@ from tokendetr.cli.demo_table import (
 )
 from tokendetr.cli.demo_training import train_with_a_crash
 from tokendetr.cli.program import program
-from tokendetr.config.tree import PROJECTS_DIR, checkpoint_file
+from tokendetr.config.files import PROJECTS_DIR, checkpoint_file
 from tokendetr.data.shapes import ensure_shapes
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.evaluation.run import Evaluation
@@ -52,8 +52,8 @@ from tokendetr.predict import dataset_metadata, read_rgb
 from tokendetr.report import write_report
 from tokendetr.sparsification import FitOptions, SparsifyJob, run_job
 from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
-from tokendetr.visualization.token_pictures import draw_tokens
-from tokendetr.visualization.token_story import draw_story
+from tokendetr.visualization.token_overview import draw_overview
+from tokendetr.visualization.tokens import draw_tokens
 
 DENSE = "dino_shapes"
 DYNAMIC = "dynamic_dino_shapes"
@@ -170,7 +170,7 @@ def measure(candidates: list[Candidate], images: list[np.ndarray], timed: int) -
 # --------------------------------------------------------------------------------- pictures
 
 
-def write_pictures(dense: Candidate, dynamic: Candidate, files: list[Path], folder: Path) -> None:
+def write_images(dense: Candidate, dynamic: Candidate, files: list[Path], folder: Path) -> None:
     """Draw the detections of both detectors side by side, and the dynamic one's tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     cfg, dynamic_predictor = dynamic.load()
@@ -187,7 +187,7 @@ def write_pictures(dense: Candidate, dynamic: Candidate, files: list[Path], fold
         drawn = [np.asarray(draw_boxes(image_HWC, each, scale=scale)) for each in boxes]
         side_by_side = np.concatenate(drawn, axis=1)
         Image.fromarray(side_by_side).save(folder / f"{path.stem}_dense_dynamic.png")
-        story = draw_story(image_HWC, trace.forwards[-1], boxes[1])
+        story = draw_overview(image_HWC, trace.forwards[-1], boxes[1])
         story.save(folder / f"{path.stem}_story.png")
         sheet = draw_tokens(image_HWC, trace.forwards[-1], boxes=boxes[1])
         sheet.save(folder / f"{path.stem}_tokens.png")
@@ -259,7 +259,7 @@ def run(args: argparse.Namespace) -> None:
     measure_large(candidates)
 
     stages.begin("Pictures")
-    write_pictures(dense, dynamic, [files[index] for index in PICTURES], output / "pictures")
+    write_images(dense, dynamic, [files[index] for index in PICTURES], output / "pictures")
 
     stages.begin("One page for a browser")
     page = write_report(

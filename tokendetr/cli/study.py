@@ -33,10 +33,10 @@ from tokendetr.analysis.recorded_rows import processor
 from tokendetr.analysis.tables import splice
 from tokendetr.cli.argument_types import output_folder
 from tokendetr.cli.arguments import described_parser
-from tokendetr.cli.offers import offered
 from tokendetr.cli.program import program
+from tokendetr.cli.project_studies import from_project
 from tokendetr.config import zoo
-from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.bootstrap import draw_images, match_images
 from tokendetr.io.atomic import write_atomically
@@ -82,7 +82,7 @@ def chosen(
         ConfigError: the project has no comparisons, or none of a requested name, or a requested
             row is in none of them.
     """
-    comparisons = offered(project, "comparison", "comparisons", only)
+    comparisons = from_project(project, "comparison", "comparisons", only)
     known = {contestant.slug for one in comparisons for contestant in one.contestants}
     unknown = sorted(set(rows or ()) - known)
     if unknown:

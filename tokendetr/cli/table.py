@@ -25,7 +25,7 @@ from tokendetr.analysis.recorded_tables import read_recorded
 from tokendetr.analysis.tables import Table, splice
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
-from tokendetr.config.tree import PROJECTS_DIR
+from tokendetr.config.files import PROJECTS_DIR
 
 RECORDED = "recorded"
 """Instead of a project: the result files of ``docs/records``."""

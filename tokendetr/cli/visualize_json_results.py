@@ -21,7 +21,7 @@ from PIL import Image
 from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
-from tokendetr.data.known import register_if_known
+from tokendetr.data.builtin_datasets import register_if_known
 from tokendetr.io.images import save_image
 from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress

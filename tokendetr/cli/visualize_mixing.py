@@ -25,7 +25,7 @@ from tokendetr.io.atomic import write_atomically
 from tokendetr.io.images import save_image
 from tokendetr.io.outputs import drawing_names
 from tokendetr.predict import Predictor, find_images, read_rgb
-from tokendetr.visualization.mixing_pictures import draw_mixing, shared_tokens
+from tokendetr.visualization.mixing import draw_mixing, shared_tokens
 
 
 def draw(predictor: Predictor, paths: Sequence[Path], folder: Path, count: int) -> None:

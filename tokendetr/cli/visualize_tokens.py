@@ -39,8 +39,8 @@ from tokendetr.io.outputs import drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.predict import Predictor, dataset_metadata, find_images, read_rgb
 from tokendetr.visualization.boxes import found_boxes
-from tokendetr.visualization.token_pictures import draw_tokens
-from tokendetr.visualization.token_story import draw_story
+from tokendetr.visualization.token_overview import draw_overview
+from tokendetr.visualization.tokens import draw_tokens
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -100,7 +100,7 @@ def visualize(
             part = "" if is_encoder else "_" + forward.name.replace(" ", "_")
             sheet = draw_tokens(image_HWC, forward, width=tile_width, boxes=boxes)
             save_image(sheet, folder / f"{stem}{part or '_tokens'}.png")
-            story = draw_story(image_HWC, forward, boxes)
+            story = draw_overview(image_HWC, forward, boxes)
             save_image(story, folder / f"{stem}{part}_story.png")
             counts[str(path) if is_encoder else f"{path}, {forward.name}"] = describe(forward)
     write_atomically(str(folder / "tokens.json"), json.dumps(counts, indent=1).encode())

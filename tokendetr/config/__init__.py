@@ -9,10 +9,10 @@ from tokendetr.config.edit import (
     sparsify,
     sparsify_pixel_decoder,
 )
+from tokendetr.config.files import checkpoint_file
 from tokendetr.config.fragments import get_fragment
 from tokendetr.config.load import load_config
 from tokendetr.config.overrides import apply_overrides
-from tokendetr.config.tree import checkpoint_file
 from tokendetr.config.wrap import target_name, wrap_target
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.config.registration import load_repeatably
-from tokendetr.config.tree import PROJECTS_DIR
 
 FRAGMENTS_DIR = PROJECTS_DIR / "common"
 

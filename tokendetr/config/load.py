@@ -13,17 +13,17 @@ from detrex.config import get_config
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tokendetr.config.origin import warn_of_foreign_projects
-from tokendetr.config.overrides import apply_overrides
-from tokendetr.config.own_data import (
+from tokendetr.config.data_folder import (
     count_classes,
     register_recorded_files,
     use_data_folder,
 )
+from tokendetr.config.files import RENAMED, config_files, shipped_weights
+from tokendetr.config.origin import warn_of_foreign_projects
+from tokendetr.config.overrides import apply_overrides
 from tokendetr.config.registration import load_repeatably
 from tokendetr.config.settings import check_settings
 from tokendetr.config.targets import check_targets, source_of
-from tokendetr.config.tree import RENAMED, config_files, shipped_weights
 from tokendetr.errors import ConfigError, DatasetError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
@@ -70,7 +70,7 @@ def load_config(
     interpolations of ``train``. In configs that copy the values, an override of ``train.device`` or
     ``train.output_dir`` is applied to the copy too, unless the copy is overridden itself.
 
-    ``train.data_folder=FOLDER`` replaces the data sets (:mod:`tokendetr.config.own_data`), and
+    ``train.data_folder=FOLDER`` replaces the data sets (:mod:`tokendetr.config.data_folder`), and
     ``model.num_classes=auto`` counts the categories of the training data.
 
     Args:

@@ -10,8 +10,8 @@ from typing import Any
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from tokendetr.config.needed import check_needed
-from tokendetr.config.own_data import AUTO
+from tokendetr.config.data_folder import AUTO
+from tokendetr.config.required_values import check_required
 from tokendetr.config.targets import parameters_of
 from tokendetr.errors import ConfigError
 
@@ -69,7 +69,7 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             parent, last = _parent(cfg, key)
             parent[last] = int(value)
     for text, (key, before) in removed.items():
-        check_needed(cfg, key, before, text)
+        check_required(cfg, key, before, text)
     return cfg
 
 

@@ -1,7 +1,7 @@
 """The project's lazy configs by name: list them, load one, build its model with trained weights.
 
-:mod:`tokendetr.config.tree` says how configs are named. They are found inside the installed package
-or the source checkout, independently of the working folder and of other packages named
+:mod:`tokendetr.config.files` says how configs are named. They are found inside the installed
+package or the source checkout, independently of the working folder and of other packages named
 ``projects``.
 """
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config.files import config_file, config_files, shipped_weights
 from tokendetr.config.registration import load_repeatably
 from tokendetr.config.targets import check_targets
-from tokendetr.config.tree import config_file, config_files, shipped_weights
 from tokendetr.encoder.keep_ratio import set_keep_ratio
 
 __all__ = ["SHIPPED", "get_checkpoint", "get_config", "get_config_file", "list", "load"]

@@ -2,8 +2,8 @@
 
 from tokendetr.deploy.entry import DeployedDetector, FixedDetections, RawPredictions
 from tokendetr.deploy.files import ExportOptions, check, export
-from tokendetr.deploy.proof import ExportedModel
 from tokendetr.deploy.runtimes import open_exported
+from tokendetr.deploy.verification import ExportedModel
 
 __all__ = [
     "DeployedDetector",

@@ -11,7 +11,7 @@ import torch
 from detrex.layers import box_cxcywh_to_xyxy
 from torch import Tensor, nn
 
-from tokendetr.deploy.real_parts import RealParts
+from tokendetr.deploy.padding import IgnorePadding
 from tokendetr.detector.detector import DeformableDetector
 from tokendetr.detector.images import normalize
 from tokendetr.detector.padding import PaddingRule
@@ -146,7 +146,7 @@ class DeployedDetector(nn.Module):
                 f"the backbone pads images by itself ({self.rule}): export the model for images "
                 "that fill the canvas (padding=False, --no-padding)"
             )
-        with RealParts(canvas, sizes_B2) as parts:
+        with IgnorePadding(canvas, sizes_B2) as parts:
             levels = self.detector.neck(self.detector.backbone(images_B3HW))
         features = [parts.real(level) for level in levels]
         sizes_BL2 = torch.stack([parts.sizes_B2(level) for level in features], dim=1)

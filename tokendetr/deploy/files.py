@@ -21,8 +21,8 @@ from tokendetr.analysis.recorded_rows import machine
 from tokendetr.deploy.entry import DeployedDetector
 from tokendetr.deploy.operators import SAMPLINGS, Sampling
 from tokendetr.deploy.programs import SUFFIXES, Format, trace, write_program
-from tokendetr.deploy.proof import ExportedModel, compare, detect, proof_images
 from tokendetr.deploy.runtimes import RUNTIMES, Library, installed_runtimes, open_exported
+from tokendetr.deploy.verification import ExportedModel, compare, detect, verification_images
 from tokendetr.errors import ExportCheckError, ExportError, OutputError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
@@ -103,8 +103,8 @@ def export(
         source: name of the config, for the record.
         program: what :func:`tokendetr.deploy.programs.trace` made of this model for these options,
             so that several formats need one tracing.
-        expected: what :func:`tokendetr.deploy.proof.detect` returned for this model and ``images``,
-            which several formats can share as well.
+        expected: what :func:`tokendetr.deploy.verification.detect` returned for this model and
+            ``images``, which several formats can share as well.
 
     Returns:
         The record.
@@ -130,7 +130,7 @@ def export(
         draft = Path(folder) / path.name
         write_program(program, draft, options.format, sampling=options.sampling)
         record = {"source": source, **asdict(options), "seconds": time.perf_counter() - began}
-        record |= _prove(model, draft, options, library, images, evaluate, expected)
+        record |= _verify(model, draft, options, library, images, evaluate, expected)
         verdict = "was not kept, the older file stays"
         if record["good"] or not path.exists():
             _write_record(path, record)
@@ -157,7 +157,7 @@ def check(
     images: Sequence[Tensor] | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, Any]:
-    """Repeat the proof of an exported file on this machine, and write its record anew.
+    """Verify an exported file again on this machine, and write its record anew.
 
     Args: as of :func:`export`; ``path`` is an exported file with its record beside it.
 
@@ -195,7 +195,7 @@ def check(
         )
     _check_runtimes(options.format, library)
     _check_device(model)
-    record |= _prove(model, path, options, library, images, evaluate)
+    record |= _verify(model, path, options, library, images, evaluate)
     _write_record(path, record)
     _refuse_bad(path, record, f"must not be used here, {_record_path(path)} has the details")
     return record
@@ -206,12 +206,12 @@ def _check_runtimes(format: Format, library: Library) -> None:
         return
     if format == "onnx-custom" and not library:
         raise ExportError(
-            "a file with our own node is proven with the library that computes it: build it with "
+            "a file with our own node is verified with the library that computes it: build it with "
             "`python csrc/openvino` (or csrc/onnxruntime, see docs/deploy.md) and give its path "
             "(library=..., --library FILE)"
         )
     raise ExportError(
-        f"nothing here can run a file of format {format}, so it could not be proven: install "
+        f"nothing here can run a file of format {format}, so it could not be verified: install "
         f"one of {', '.join(RUNTIMES[format])} (pip install 'tokendetr[deploy]')"
     )
 
@@ -225,7 +225,7 @@ def _check_device(model: nn.Module) -> None:
         )
 
 
-def _prove(
+def _verify(
     model: nn.Module,
     path: Path,
     options: ExportOptions,
@@ -236,9 +236,9 @@ def _prove(
 ) -> dict[str, Any]:
     """Return the results of the comparison in each runtime, and whether all are good."""
     if images is None:
-        images = proof_images(options.size, padding=options.padding, count=MINIMUM_IMAGES)
+        images = verification_images(options.size, padding=options.padding, count=MINIMUM_IMAGES)
     if len(images) < MINIMUM_IMAGES:
-        raise ExportError(f"a proof needs at least {MINIMUM_IMAGES} images, got {len(images)}")
+        raise ExportError(f"verification needs at least {MINIMUM_IMAGES} images, got {len(images)}")
     checks: dict[str, Any] = {}
     if expected is None:
         expected = detect(model.eval(), images)

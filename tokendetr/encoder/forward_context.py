@@ -49,7 +49,7 @@ class ForwardContext:
     Attributes:
         losses: auxiliary losses and outputs of the pass; None without a model.
         extents: image sizes of the running backbone call; None if they were not given.
-        ledger: state that a transformed backbone passes from block to block.
+        block_states: state that a transformed backbone passes from block to block.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ForwardContext:
         self.recorder = recorder or Recorder()
         self.part = part
         self.extents: ImageExtents | None = None
-        self.ledger: Any = None
+        self.block_states: Any = None
         self._outer: ForwardContext | None = None
 
     @property

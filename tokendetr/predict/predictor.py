@@ -21,7 +21,7 @@ from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
-from tokendetr.data.known import register_if_known
+from tokendetr.data.builtin_datasets import register_if_known
 from tokendetr.layers.cpu import optimize
 from tokendetr.layers.precision import Precision, check_precision, evaluated_in
 from tokendetr.train.setup import model_of

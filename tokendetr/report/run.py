@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from tokendetr.analysis.flops import count_flops
 from tokendetr.config.load import load_config
+from tokendetr.data.builtin_datasets import register_if_known
 from tokendetr.data.coco_check import read_coco
-from tokendetr.data.known import register_if_known
 from tokendetr.data.validate import coco_files, dataset_names
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.error_analysis import Analysis, analyze_results

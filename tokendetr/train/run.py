@@ -17,9 +17,9 @@ from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights, require_checkpoint
+from tokendetr.config.data_folder import record_data_files
 from tokendetr.config.load import load_config, result_writers
-from tokendetr.config.own_data import record_data_files
-from tokendetr.data.hints import data_hints
+from tokendetr.data.config_hints import config_hints
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
@@ -141,7 +141,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
         validate_config_data(cfg, evaluation_only=args.eval_only)
         if not args.eval_only and comm.is_main_process():
             with contextlib.suppress(Exception):  # a hint never costs a run
-                for hint in data_hints(cfg):
+                for hint in config_hints(cfg):
                     logger.info("%s", hint)
         model = model_of(cfg)
         if args.eval_only:

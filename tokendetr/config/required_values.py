@@ -9,14 +9,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tokendetr.config.targets import parameters_of
 from tokendetr.errors import ConfigError
 
-__all__ = ["check_needed"]
+__all__ = ["check_required"]
 
 _NO_VALUE = inspect.Parameter.empty
 # Null in the config: the trainer sets them.
 _PASSED_LATER = ("optimizer.params.model",)
 
 
-def check_needed(cfg: Any, key: str, before: object, override: str) -> None:
+def check_required(cfg: Any, key: str, before: object, override: str) -> None:
     """Check that a key may be null, or absent, at the end of all overrides.
 
     Args:

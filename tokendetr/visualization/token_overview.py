@@ -1,4 +1,4 @@
-"""Draw an image, its tokens in each layer, and its detections in one picture."""
+"""Draw an image, its tokens in each layer, and its detections in one sheet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tokendetr.encoder.layer_tokens import LayerTokens
 from tokendetr.encoder.trace import ForwardTrace
 from tokendetr.tokens import LevelLayout
 from tokendetr.visualization.boxes import DrawnBox, draw_boxes
-from tokendetr.visualization.token_pictures import groups_of_layers, layer_names
 from tokendetr.visualization.token_tiles import (
     FRAME,
     Tile,
@@ -21,8 +20,9 @@ from tokendetr.visualization.token_tiles import (
     fitting_width,
     frames,
 )
+from tokendetr.visualization.tokens import groups_of_layers, layer_names
 
-__all__ = ["draw_story"]
+__all__ = ["draw_overview"]
 
 _GAP = 8
 _TITLE = 22
@@ -30,7 +30,7 @@ _COLUMNS = 4
 _LEGEND = "bright: queries of their own; framed: one query together; dark: few queries, or none"
 
 
-def draw_story(
+def draw_overview(
     image_HWC: NDArray[np.uint8],
     forward: ForwardTrace,
     boxes: Sequence[DrawnBox],

@@ -13,8 +13,8 @@ from tests.train import toy
 from tokendetr import fit
 from tokendetr.config import load_config
 from tokendetr.config.load import fill_defaults
-from tokendetr.data.hints import data_hints
-from tokendetr.data.known import register_if_known
+from tokendetr.data.builtin_datasets import register_if_known
+from tokendetr.data.config_hints import config_hints
 from tokendetr.data.validate import coco_files
 from tokendetr.errors import ConfigError, DatasetError
 
@@ -117,13 +117,13 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_built(tmp_pa
 def test_hints_name_what_the_sizes_mean(tmp_path):
     root = coco_folder(tmp_path / "cells", train=6, val=4)
     edge = "dataloader.train.mapper.augmentation.1.short_edge_length=[14]"
-    text = "\n".join(data_hints(load(root, tmp_path / "run", edge, "model.num_queries=3")))
+    text = "\n".join(config_hints(load(root, tmp_path / "run", edge, "model.num_queries=3")))
     assert "28 pixels (median) are resized to a short side of 14" in text
     assert "short_edge_length" in text
     assert "set model.num_queries=8 or more" in text
     assert "A batch of 8 is larger than the data set of 6 images" in text
     short = load(root, tmp_path / "run", "train.max_iter=4", "dataloader.train.total_batch_size=2")
-    assert "for 8 epochs set train.max_iter=24" in "\n".join(data_hints(short))
+    assert "for 8 epochs set train.max_iter=24" in "\n".join(config_hints(short))
 
 
 def test_a_fitted_run_has_its_metrics_as_a_table_and_as_curves(tmp_path):

@@ -8,16 +8,16 @@ from typing import Any
 
 from tokendetr.errors import ConfigError
 
-__all__ = ["offered"]
+__all__ = ["from_project"]
 
 
-def offered(project: str, kind: str, kinds: str, only: Sequence[str] | None) -> list[Any]:
+def from_project(project: str, kind: str, kinds: str, only: Sequence[str] | None) -> list[Any]:
     """Return what ``projects.<project>.<kinds>.<kinds>()`` yields.
 
     Args:
         project: folder under projects/.
-        kind: singular name, for messages.
-        kinds: name of the module and of its function.
+        kind: ``study`` or ``comparison``, for messages.
+        kinds: its plural, the name of the module and of its function.
         only: names of the requested ones; None for all.
 
     Raises:

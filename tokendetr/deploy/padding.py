@@ -25,7 +25,7 @@ _MIXING = (F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.soft
 """Functions of attention among tokens, which would see the padding."""
 
 
-class RealParts(TorchFunctionMode):
+class IgnorePadding(TorchFunctionMode):
     """Torch-function mode in which convolutions, pooling and group norms ignore padding.
 
     Args:

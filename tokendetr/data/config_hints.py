@@ -11,7 +11,7 @@ from tokendetr.data.coco_check import read_coco
 from tokendetr.data.validate import coco_files, dataset_names
 from tokendetr.errors import DatasetError
 
-__all__ = ["data_hints"]
+__all__ = ["config_hints"]
 
 SMALLEST_OBJECT_PX = 12.0
 """Side below which an object covers little more than one cell of the finest level, of stride 8."""
@@ -20,7 +20,7 @@ EPOCHS = (8, 300)
 """Range of epochs outside of which there is advice on the schedule."""
 
 
-def data_hints(cfg: DictConfig) -> list[str]:
+def config_hints(cfg: DictConfig) -> list[str]:
     """Return advice on image size, number of queries, batch size and schedule, a sentence each.
 
     Args:

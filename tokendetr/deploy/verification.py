@@ -33,7 +33,7 @@ Size = tuple[int, int]
 _SHARES = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.6), (0.5, 0.8), (0.9, 0.45), (0.62, 0.62), (0.4, 1.0))
 
 
-def proof_images(canvas: Size, *, padding: bool, count: int = 8) -> list[Tensor]:
+def verification_images(canvas: Size, *, padding: bool, count: int = 8) -> list[Tensor]:
     """Return synthetic images from a fixed seed, float [3, H, W] of integer pixel values.
 
     Args:

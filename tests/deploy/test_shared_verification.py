@@ -5,7 +5,7 @@ import pytest
 from tests.deploy.models import CANVAS, build, images
 from tokendetr.deploy import DeployedDetector, ExportOptions, export, files
 from tokendetr.deploy.programs import trace
-from tokendetr.deploy.proof import detect
+from tokendetr.deploy.verification import detect
 from tokendetr.ops import extension_available
 
 pytestmark = pytest.mark.skipif(

@@ -1,8 +1,8 @@
 """State that blocks pass on besides the tokens: sizes, and how to restore all tokens.
 
-The first block opens a ledger, the last one closes it. It belongs to the current thread and pass,
-and has an entry for every block, so that a block that is recomputed in the backward pass finds the
-same state. Modules keep no state.
+The first block makes :class:`BlockStates`, and the last one drops them. They belong to the current
+thread and pass, with an entry for every block, so that a block that is recomputed in the backward
+pass finds the same state. Modules keep no state.
 """
 
 import threading
@@ -54,7 +54,7 @@ class TokenState:
 
 
 @dataclass
-class Ledger:
+class BlockStates:
     """The states of one forward pass.
 
     Attributes:
@@ -67,12 +67,12 @@ class Ledger:
 
 
 class _CompiledPass(threading.local):
-    """The ledger of compiled code's pass in this thread.
+    """The states of compiled code's pass in this thread.
 
     torch.compile can trace attributes of a ``threading.local``, but no context variable.
     """
 
-    ledger: Ledger | None = None
+    states: BlockStates | None = None
 
 
 _compiled = _CompiledPass()
@@ -81,41 +81,42 @@ _compiled = _CompiledPass()
 @contextmanager
 def all_outputs_read() -> Iterator[None]:
     """Make every block return all tokens in the pass inside the ``with`` block."""
-    enter_part().ledger = Ledger(views=True)
+    enter_part().block_states = BlockStates(views=True)
     try:
         yield
     finally:
-        close_ledger()
+        end_pass()
 
 
-def open_ledger(index: int) -> Ledger:
-    """Return the ledger for a block: a new one for the first block, else the current one.
+def states_for_block(index: int) -> BlockStates:
+    """Return the pass's states for a block: new ones for the first block, else the current ones.
 
     Raises:
         RuntimeError: no pass is running.
     """
     if torch.compiler.is_compiling():
         if index == 0:
-            _compiled.ledger = Ledger({0: TokenState()})
-        ledger = _compiled.ledger
+            _compiled.states = BlockStates({0: TokenState()})
+        states = _compiled.states
     else:
         if index == 0:
             context = enter_part()
-            asked = isinstance(context.ledger, Ledger) and not context.ledger.entering
-            context.ledger = Ledger({0: TokenState()}, asked and context.ledger.views)
-        ledger = current_pass().ledger or _compiled.ledger
-    if ledger is None or index not in ledger.entering:
+            before = context.block_states
+            views = isinstance(before, BlockStates) and not before.entering and before.views
+            context.block_states = BlockStates({0: TokenState()}, views)
+        states = current_pass().block_states or _compiled.states
+    if states is None or index not in states.entering:
         raise RuntimeError(
             f"block {index} of a transformed model runs outside of a forward pass of all blocks in "
             "order. Activation checkpointing around blocks is supported for Hugging Face models "
             "and Swin alone: turn it off, or restore(model) first"
         )
-    return ledger
+    return states
 
 
-def close_ledger() -> None:
+def end_pass() -> None:
     """End the pass; called by the last block."""
-    _compiled.ledger = None
+    _compiled.states = None
     if not torch.compiler.is_compiling():
-        current_pass().ledger = None
+        current_pass().block_states = None
         leave_part()
