@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
@@ -209,6 +210,27 @@ def test_configs_that_register_data_sets_load_in_threads_without_changing_the_ca
     assert names <= set(DatasetCatalog) and DatasetCatalog.register == register
     for name in names:
         DatasetCatalog.remove(name)
+
+
+def test_configs_load_again_with_other_paths_where_assertions_are_off(tmp_path, monkeypatch):
+    """``python -O`` removes detectron2's own check of names that are taken."""
+
+    def register(self, name, records):
+        self[name] = records
+
+    monkeypatch.setattr(type(DatasetCatalog), "register", register)
+    monkeypatch.setattr(Metadata, "__setattr__", lambda self, k, v: self.__dict__.setdefault(k, v))
+    config = tmp_path / "config.py"
+    for folder in ("one", "other", "other"):
+        files = f"{f'{tmp_path}/{folder}.json'!r}, {str(tmp_path / folder)!r}"
+        config.write_text(
+            "from detectron2.data.datasets import register_coco_instances\n"
+            f"register_coco_instances('unchecked', {{}}, {files})\ntrain = {{}}\n"
+        )
+        load_config(str(config))
+        assert MetadataCatalog.get("unchecked").json_file == f"{tmp_path}/{folder}.json"
+    DatasetCatalog.remove("unchecked")
+    MetadataCatalog.remove("unchecked")
 
 
 def test_a_name_may_be_registered_again_for_another_kind_of_data_set(tmp_path):

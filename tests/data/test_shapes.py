@@ -201,6 +201,13 @@ def test_an_existing_data_set_is_kept_and_another_one_refused(root, tmp_path):
         ensure_shapes(tmp_path / "foreign")
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"spec": 3}', '{"spec": {"x": 1}}', "\udce9"])
+def test_a_damaged_summary_is_named(tmp_path, text):
+    (tmp_path / "summary.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"summary\.json is damaged.*move or delete"):
+        ensure_shapes(tmp_path)
+
+
 def test_negative_numbers_are_refused():
     with pytest.raises(ValueError, match="num_val must not be negative, got -1"):
         ShapesSpec(num_val=-1)

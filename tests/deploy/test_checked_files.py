@@ -52,6 +52,24 @@ def test_a_file_that_the_runtime_cannot_load_is_named(tmp_path):
     assert "torch.export cannot load a.pt2" in refusal(write_file(tmp_path, "a.pt2"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "1000000", "1000000"], "at most 67,108,864"),
+        (["--size", "8192", "8192", "--batch", "2"], "batch 2 are 134,217,728 pixels"),
+        (["--size", "256", "256", "--format", "pt2"], r"a\.onnx: a file of format pt2 is named \*"),
+    ],
+)
+def test_what_could_not_be_exported_is_refused_before_the_model_is_built(
+    options, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export_model, "build_model", lambda cfg: pytest.fail("was built"))
+    command = ["--config-file", "dino_shapes", "--output", str(tmp_path / "a.onnx"), *options]
+    with pytest.raises(SystemExit) as caught:
+        export_model.main(command)
+    assert re.search(message, caught.value.code)
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_onnx_runtimes_name_a_file_that_they_cannot_load(runtime, tmp_path):
     pytest.importorskip(runtime)

@@ -9,7 +9,7 @@ from tests.io.label_files import BOXES, image, voc_xml, write_voc, write_yolo
 from tokendetr.cli import convert_dataset
 from tokendetr.data.convert import convert_folder
 from tokendetr.errors import DatasetError, OutputError
-from tokendetr.io.label_folders import recognize, to_coco
+from tokendetr.io.label_folders import recognize, split_at_random, to_coco
 
 pytest.importorskip("hotcoco", reason="hotcoco reads the labels")
 
@@ -61,6 +61,21 @@ def test_a_folder_without_splits_is_split_the_same_way_every_time(tmp_path):
         "val": 2,
     }
     assert first == to_coco(recognize(root), val_share=0.2)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_both_parts_of_a_split_have_images(share):
+    for count in (2, 3, 10):
+        data = {"images": [{"id": n} for n in range(count)], "annotations": [], "categories": []}
+        parts = split_at_random(data, share)
+        assert all(parts[name]["images"] for name in ("train", "val"))
+        assert sum(len(part["images"]) for part in parts.values()) == count
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_to_split_are_refused(count):
+    with pytest.raises(DatasetError, match=f"have {count} image"):
+        split_at_random({"images": [{"id": 1}] * count, "annotations": []}, 0.2)
 
 
 def test_yolo_keeps_subfolders_and_images_without_labels(tmp_path):

@@ -12,7 +12,8 @@ from tokendetr import load
 from tokendetr.analysis.keep_ratio_search import TooSlowError
 from tokendetr.config import load_config
 from tokendetr.errors import ConfigError, NotSparsifiableError
-from tokendetr.predict.predictor import build_model
+from tokendetr.predict.detector import _as_rgb
+from tokendetr.predict.predictor import Predictor, build_model, read_rgb
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +117,53 @@ def test_a_sparse_detector_takes_a_keep_ratio(folder):
         (np.zeros((4, 4, 3)), ValueError, "float64"),
         (torch.zeros(4, 4, 3), ValueError, r"\[3, H, W\]"),
         (torch.full((3, 4, 4), 200.0), ValueError, r"\[0, 1\]"),
+        (torch.zeros(3, 0, 4), ValueError, r"\[3, 0, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"\[0, 4, 3\]"),
+        (Image.new("I", (4, 4)), ValueError, "mode I .* range"),
+        (Image.new("F", (4, 4)), ValueError, "mode F .* range"),
+        (Image.new("RGB", (0, 4)), ValueError, r"\[4, 0, 3\]"),
+        ((each for each in ()), TypeError, "image 0 is a generator"),
+        ("", FileNotFoundError, "no image at ''"),
     ],
 )
 def test_files_that_are_not_images_are_named(detector, images, error, message):
     with pytest.raises(error, match=message):
         detector(images)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I;16B"])
+def test_a_pil_image_is_read_as_its_file_is(tmp_path, mode):
+    values = np.arange(0, 64 * 64 * 16, 16).astype(">u2" if mode == "I;16B" else np.uint16)
+    if mode.startswith("I"):
+        image = Image.frombytes(mode, (64, 64), values.tobytes())
+    else:
+        image = Image.fromarray((values % 256).astype(np.uint8).reshape(64, 64)).convert(mode)
+    path = tmp_path / "image.tiff"
+    image.save(path)
+    np.testing.assert_array_equal(_as_rgb(image, 0), read_rgb(path))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8, 3)),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 1), np.uint8),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8, 3), np.int64),
+        np.zeros((0, 8, 3), np.uint8),
+        torch.zeros(3, 8, 8),
+        "a.jpg",
+        None,
+    ],
+    ids=repr,
+)
+def test_the_predictor_refuses_what_is_no_uint8_rgb(image):
+    predictor = Predictor(torch.nn.Identity())
+    with pytest.raises(ValueError, match="the image is"):
+        predictor(image)
+    assert predictor.batch([]) == []
 
 
 def test_a_damaged_file_is_named(detector, tmp_path):

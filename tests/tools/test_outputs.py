@@ -223,8 +223,8 @@ def test_whole_numbers_of_results_are_ids_as_pandas_writes_them(tmp_path):
 
 
 def test_a_video_without_frames_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "_opencv", lambda: None)
-    monkeypatch.setattr(demo, "frames_of", lambda source: iter(()))
+    monkeypatch.setattr(demo, "load_opencv", lambda: None)
+    monkeypatch.setattr(demo, "read_frames", lambda source: iter(()))
     args = types.SimpleNamespace(output="out.mp4", video_input="in.mp4", webcam=False)
     with pytest.raises(FileNotFoundError, match="no frames in in.mp4"):
         demo.run_on_video(None, args, None)

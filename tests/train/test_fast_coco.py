@@ -13,6 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
+from tokendetr.evaluation import fast_coco
 from tokendetr.evaluation.fast_coco import FastCOCOEvaluator, load_backend
 
 BACKENDS = [
@@ -115,6 +116,17 @@ def test_same_digits_as_pycocotools(dataset, tmp_path, backend, seed):
     assert 0 < reference["AP"] < 100 and math.isnan(reference["AP-c11"])
     saved = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert {row["category_id"] for row in saved} <= set(CATEGORY_IDS)
+
+
+def test_an_image_that_two_processes_evaluate_counts_once(dataset, monkeypatch, caplog):
+    """Samplers that give every process equally many images repeat some of them."""
+    name, images, annotations, rng = dataset(5)
+    inputs, outputs = predictions(images, annotations, rng)
+    fast = FastCOCOEvaluator(name, backend="pycocotools")
+    expected = run(fast, inputs, outputs)["bbox"]
+    monkeypatch.setattr(fast_coco.comm, "gather", lambda part: [part, part[:3]])
+    assert_same(expected, run(fast, inputs, outputs)["bbox"])
+    assert "3 predictions repeat those of an image" in caplog.text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -297,6 +297,14 @@ def test_odd_parts_of_a_saved_config_are_named(tmp_path, text):
         load_config(str(path))
 
 
+def test_settings_that_a_config_lacks_are_said_once(tmp_path, caplog):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {}\n")
+    for _ in range(2):
+        load_config(str(path))
+    assert caplog.text.count(f"{path} has no train: detrex's defaults hold") == 1
+
+
 def test_keys_that_are_numbers_and_lists_of_evaluators_are_fine(tmp_path):
     path = tmp_path / "odd.yaml"
     path.write_text("model: {1: a, 2.5: {true: b}}\ndataloader: {evaluator: [{max: 1}, {}]}\n")

@@ -46,6 +46,7 @@ from tokendetr.predict import (
     find_images,
     read_rgb,
 )
+from tokendetr.predict.video import CutOffVideoError, load_opencv, read_frames
 from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
@@ -112,30 +113,16 @@ def run_on_images(predictor: Predictor, args: argparse.Namespace, metadata: Any)
     return unreadable
 
 
-def frames_of(source: str | int) -> Iterator[tuple[np.ndarray, float]]:
-    """Yield (RGB frame, frame rate) of a video file or camera."""
-    cv2 = _opencv()
-    capture = cv2.VideoCapture(source)
-    if not capture.isOpened():
-        raise FileNotFoundError(f"cannot open the video {source!r}")
-    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-    try:
-        while True:
-            is_read, frame_bgr = capture.read()
-            if not is_read:
-                return
-            yield np.ascontiguousarray(frame_bgr[:, :, ::-1]), rate
-    finally:
-        capture.release()
-
-
 def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) -> None:
-    """Write a video with detections, or show the camera's stream until Esc is pressed."""
-    cv2 = _opencv()
+    """Write a video with detections, or show the camera's stream until Esc is pressed.
+
+    Raises:
+        CutOffVideoError: the input is cut off; what could be read of it was written.
+    """
+    cv2 = load_opencv()
     writer = None
-    for image_HWC, rate in Progress(
-        frames_of(0 if args.webcam else args.video_input), unit="frame"
-    ):
+    frames = _Frames(0 if args.webcam else args.video_input)
+    for image_HWC, rate in Progress(frames, unit="frame"):
         instances = predictor(image_HWC)
         shown = instances[instances.scores >= args.confidence_threshold]
         drawn_bgr = np.ascontiguousarray(draw(image_HWC, shown, metadata)[:, :, ::-1])
@@ -158,6 +145,22 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
         if not Path(args.output).is_file() or not Path(args.output).stat().st_size:
             raise OutputError(f"OpenCV wrote no {args.output}: is its codec installed?")
         print(f"wrote {args.output}")
+    if frames.error is not None:
+        raise frames.error
+
+
+class _Frames:
+    """The frames of a source; ``error`` tells afterward whether they end too early."""
+
+    def __init__(self, source: str | int) -> None:
+        self._source = source
+        self.error: CutOffVideoError | None = None
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, float]]:
+        try:
+            yield from read_frames(self._source)
+        except CutOffVideoError as error:
+            self.error = error
 
 
 def _check_video_file(output: str, source: str | None) -> None:
@@ -184,14 +187,6 @@ def _check_windows(cv2: Any) -> None:
         )
 
 
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError("videos need opencv: pip install opencv-python-headless") from error
-    return cv2
-
-
 @program(ImportError, KeyError, OSError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
@@ -203,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         find_images(args.input)  # before the model is built
         check_output_folder(args.output)
     if not args.input:
-        cv2 = _opencv()
+        cv2 = load_opencv()
         if not args.output:
             _check_windows(cv2)
         else:

@@ -30,6 +30,7 @@ from tokendetr.cli.arguments import add_config_option, described_parser, parse_w
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
 from tokendetr.deploy import ExportOptions, check, export
+from tokendetr.deploy.files import check_name
 from tokendetr.deploy.programs import SUFFIXES
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.predict.predictor import build_model
@@ -87,8 +88,9 @@ def requested_options(args: argparse.Namespace) -> ExportOptions:
     """Return the command line's options of an export.
 
     Raises:
-        ExportError: an option has a value that it cannot have.
+        ExportError: an option has a value that it cannot have, or the file another extension.
     """
+    check_name(args.output, args.format)
     return ExportOptions(
         format=args.format,
         size=tuple(args.size),

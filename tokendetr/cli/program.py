@@ -7,11 +7,11 @@ import os
 import select
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
 from tokendetr.errors import EXPECTED_ERRORS
+from tokendetr.io.signals import STOP_SIGNALS, handle_signals, restore_signals
 
 __all__ = ["program"]
 
@@ -23,8 +23,8 @@ def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Argu
     """Make a function the main function of a program.
 
     An expected error, or one of the operating system, ends it with one line and exit code 1; Ctrl-C
-    with 130; SIGTERM with 143, so that temporary files are removed; and a reader of its output that
-    has gone, as in ``| head``, with 141.
+    with 130; SIGTERM with 143 and SIGHUP with 129, so that temporary files are removed; and a
+    reader of its output that has gone, as in ``| head``, with 141.
 
     Args:
         expected: errors whose message is complete, besides ``tokendetr.errors.EXPECTED_ERRORS``.
@@ -36,7 +36,7 @@ def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Argu
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             _prepare_streams()
             try:
-                with _cleaned_up_by_sigterm():
+                with _cleaned_up_by_signals():
                     main(*args, **kwargs)
                     sys.stdout.flush()
             except KeyboardInterrupt:
@@ -65,17 +65,14 @@ def _prepare_streams() -> None:
 
 
 @contextlib.contextmanager
-def _cleaned_up_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit in a ``with`` block, unless something handles it already."""
-    is_free = threading.current_thread() is threading.main_thread()
-    if not (is_free and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
-        yield
-        return
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+def _cleaned_up_by_signals() -> Iterator[None]:
+    """Let stop signals raise SystemExit in a ``with`` block, but those handled or ignored."""
+    free = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    previous = handle_signals(lambda number, _: sys.exit(128 + number), free)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        restore_signals(previous)
 
 
 def _reader_is_gone() -> bool:

@@ -2,10 +2,12 @@
 
 import copy
 import difflib
+import logging
 import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
@@ -57,6 +59,8 @@ ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
 """Keys of ``train`` that the trainer reads beyond detrex's, which are in ``common/train.py``."""
 
 
+logger = logging.getLogger(__name__)
+
 _PARTS = ("train", "model", "dataloader", "optimizer", "lr_multiplier")
 _DATA_KEYS = ("train.data_folder=", "train.output_dir=")
 
@@ -98,7 +102,10 @@ def load_config(
 def _load(path: str, overrides: Sequence[str], trained: bool) -> DictConfig:
     cfg = _load_file(path)
     _check_parts(cfg, path)
+    has_settings = "train" in cfg
     fill_defaults(cfg)
+    if not has_settings:
+        _say_defaults(path, str(cfg.train.output_dir), int(cfg.train.max_iter))
     folder = cfg.train.output_dir
     if trained and (weights := shipped_weights(path)) is not None:
         cfg.train.init_checkpoint = weights
@@ -207,6 +214,17 @@ def fill_defaults(cfg: DictConfig) -> None:
         cfg.train = {}
     _add_missing(cfg.train, OmegaConf.to_container(get_config("common/train.py").train))
     _add_missing(cfg.train, ADDED_TRAIN_DEFAULTS)
+
+
+@cache  # programs load a config more than once
+def _say_defaults(path: str, output_dir: str, max_iter: int) -> None:
+    logger.warning(
+        "%s has no train: detrex's defaults hold, unless overridden (train.output_dir=%s, "
+        "train.max_iter=%d)",
+        path,
+        output_dir,
+        max_iter,
+    )
 
 
 def follow_output_dir(cfg: DictConfig, before: str) -> None:

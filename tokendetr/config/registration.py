@@ -21,7 +21,8 @@ def load_repeatably(file: str) -> Any:
     A program loads a config more than once, for example to inspect it before processes start, and
     ``DatasetCatalog`` refuses a name that is taken. If an earlier config registered that name, it
     is removed and the file is loaded again, until no name is refused. Names that were registered
-    elsewhere are still refused.
+    elsewhere are still refused. ``python -O`` removes the assertions by which detectron2 refuses;
+    then the name has new records but its old metadata, and is treated in the same way.
 
     Args:
         file: path or URL of a ``.py`` config.
@@ -34,19 +35,28 @@ def load_repeatably(file: str) -> Any:
     with _loading:
         owned = frozenset(_registered_by_configs)
         while True:
-            before = set(DatasetCatalog)
+            before = dict(DatasetCatalog)
             try:
-                return LazyConfig.load(file)
+                loaded = LazyConfig.load(file)
+                replaced = {n for n in owned & set(before) if _is_replaced(n, before[n])} - refused
+                if not replaced:
+                    return loaded
+                refused |= replaced
             except AssertionError as error:
                 name = _refused_name(error)
                 if name is None or name in refused or name not in owned:
                     raise
                 refused.add(name)
             finally:
-                added |= set(DatasetCatalog) - before
+                added |= set(DatasetCatalog) - set(before)
                 _registered_by_configs.update(added)
             for known in (refused | added) & set(DatasetCatalog):
                 _forget(known)
+
+
+def _is_replaced(name: str, records: Any) -> bool:
+    """Return whether a name stands for other records than before."""
+    return name in DatasetCatalog and DatasetCatalog[name] is not records
 
 
 def _refused_name(error: AssertionError) -> str | None:

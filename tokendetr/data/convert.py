@@ -1,8 +1,6 @@
 """Convert folders of Pascal VOC or YOLO labels to COCO JSON, validated before it is written."""
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from tokendetr.data.survey import check_image_files
 from tokendetr.errors import DatasetError, OutputError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.label_folders import LabelFolder, recognize, to_coco
+from tokendetr.io.temporary import temporary_folder
 
 __all__ = ["Converted", "convert_folder"]
 
@@ -78,9 +77,9 @@ def convert_folder(
     for name in data:
         if (target / f"{name}.json").exists():
             raise OutputError(f"{target / name}.json exists: remove it, or choose another folder")
-    with tempfile.TemporaryDirectory() as stage:
+    with temporary_folder() as stage:
         for name, (images, each) in data.items():
-            file = os.path.join(stage, f"{name}.json")
+            file = str(stage / f"{name}.json")
             Path(file).write_text(json.dumps(each))
             try:
                 validate_coco(file, str(images), name=name)

@@ -1,7 +1,7 @@
 """Loader processes: protect them from the run's stop signals, and report their unexpected end.
 
-A terminal sends Ctrl-C, and a batch system its SIGTERM, to every process of a job. The training
-process then finishes its step and saves a checkpoint, and for that it still needs its workers.
+A terminal sends Ctrl-C and SIGHUP, and a batch system its SIGTERM, to every process of a job. The
+training process then finishes its step and saves a checkpoint, for which it needs its workers.
 """
 
 import contextlib
@@ -27,11 +27,12 @@ _LOST_WORKER = re.compile(
 def obey_parent(worker_id: int) -> None:
     """Make a loader process ignore all stop signals but its parent's (a ``worker_init_fn``).
 
-    Ctrl-C is ignored. PyTorch ends workers by SIGTERM, which a batch system sends as well; a thread
-    waits for it and exits only if the sender is the parent.
+    Ctrl-C and SIGHUP are ignored. PyTorch ends workers by SIGTERM, which a batch system sends as
+    well; a thread waits for it and exits only if the sender is the parent.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         # Blocked here and, by inheritance, in all later threads, so that the signal stays pending
         # until the thread below takes it with sigwaitinfo.

@@ -28,6 +28,9 @@ from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 
 MINIMUM_IMAGES = 8
+MAXIMUM_PIXELS = 1 << 26
+"""Pixels of a batch, as 8192 x 8192; a typing error would otherwise ask for all memory."""
+
 AP_TOLERANCE = 0.1
 """Maximum difference between the AP (0 to 100) of a file and of the model on a data set."""
 
@@ -69,6 +72,12 @@ class ExportOptions:
             raise ExportError(
                 f"size must be a height and a width and batch at least 1, got {self.size} and "
                 f"{self.batch}"
+            )
+        pixels = self.size[0] * self.size[1] * self.batch
+        if pixels > MAXIMUM_PIXELS:
+            raise ExportError(
+                f"size {self.size[0]} x {self.size[1]} and batch {self.batch} are {pixels:,} "
+                f"pixels: at most {MAXIMUM_PIXELS:,} are supported; sizes are in pixels"
             )
 
 
@@ -116,10 +125,9 @@ def export(
         OutputError: the file cannot be written.
     """
     path = Path(output)
-    suffix = SUFFIXES[options.format]
-    if path.suffix != suffix:
-        raise ExportError(f"{path}: a file of format {options.format} is named *{suffix}")
+    check_name(path, options.format)
     check_output_file(str(path))
+    suffix = path.suffix
     _check_runtimes(options.format, library)
     _check_device(model)
     entry = DeployedDetector(model, padding=options.padding)
@@ -139,6 +147,16 @@ def export(
         for part in sorted(Path(folder).iterdir(), key=lambda each: each.suffix == suffix):
             os.replace(part, path.with_suffix(part.suffix))  # the file itself comes last
     return record
+
+
+def check_name(path: str | os.PathLike[str], format: Format) -> None:
+    """Check that a file is named as those of its format.
+
+    Raises:
+        ExportError: it has another extension.
+    """
+    if Path(path).suffix != SUFFIXES[format]:
+        raise ExportError(f"{path}: a file of format {format} is named *{SUFFIXES[format]}")
 
 
 def _draft_folder(path: Path) -> tempfile.TemporaryDirectory[str]:

@@ -7,7 +7,6 @@ import itertools
 import json
 import logging
 import os
-import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from tokendetr.io.annotations import (
     require_evaluable,
 )
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.temporary import temporary_folder
 
 __all__ = ["FastCOCOEvaluator", "load_backend"]
 
@@ -103,10 +103,10 @@ def _from_dict(kind: Callable[[], Any], data: dict[str, Any]) -> Any:
 
 def _from_file(kind: Callable[[str], Any], data: dict[str, Any]) -> Any:
     """Make a data set with an implementation that only reads files."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(data, file)
-        file.flush()
-        return kind(file.name)
+    with temporary_folder() as folder:
+        file = folder / "annotations.json"
+        file.write_text(json.dumps(data))
+        return kind(str(file))
 
 
 class FastCOCOEvaluator(DatasetEvaluator):
@@ -216,6 +216,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         if not predictions:
             logger.warning("No image was processed, so there is nothing to evaluate.")
             return OrderedDict()
+        predictions = _once(predictions)
         rows = self._with_dataset_categories(
             list(itertools.chain(*(p["instances"] for p in predictions)))
         )
@@ -298,6 +299,16 @@ class FastCOCOEvaluator(DatasetEvaluator):
         if names is not None and len(names) > 1:
             results.update(_per_category(np.asarray(evaluation.eval["precision"]), names))
         return results
+
+
+def _once(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first predictions for each image: a sampler may repeat images to fill batches."""
+    first: dict[Any, dict[str, Any]] = {}
+    for prediction in predictions:
+        first.setdefault(prediction["image_id"], prediction)
+    if repeated := len(predictions) - len(first):
+        logger.warning("%d predictions repeat those of an image: the first count", repeated)
+    return list(first.values())
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -10,6 +10,7 @@ Shapes: H, W image, C channel.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,10 +29,19 @@ from tokendetr.encoder.keep_ratio import set_keep_ratio
 from tokendetr.errors import ConfigError
 from tokendetr.layers.precision import Precision, evaluated_in
 from tokendetr.predict.detections import Detections
-from tokendetr.predict.predictor import Predictor, dataset_metadata, find_images, read_rgb
+from tokendetr.predict.predictor import (
+    Predictor,
+    check_rgb,
+    dataset_metadata,
+    find_images,
+    read_rgb,
+)
 from tokendetr.predict.run_folders import find_detector
+from tokendetr.predict.video import CutOffVideoError, read_frames
 
 __all__ = ["Detector", "load"]
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 RANDOM = "random"
@@ -269,28 +279,16 @@ def _frames(path: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no video {path}")
     try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(
-            f"{path}: videos need OpenCV: pip install opencv-python-headless"
-        ) from error
-    video = cv2.VideoCapture(str(path))
-    if not video.isOpened():
-        raise OSError(f"{path} is no video that OpenCV can read")
-    number = 0
-    while True:
-        more, frame_HWC = video.read()
-        if not more:
-            break
-        yield f"{path} frame {number}", np.ascontiguousarray(frame_HWC[:, :, ::-1])
-        number += 1
-    video.release()
+        for number, (frame_HWC, _) in enumerate(read_frames(str(path))):
+            yield f"{path} frame {number}", frame_HWC
+    except CutOffVideoError as error:
+        logger.warning("%s", error)
 
 
 def _as_rgb(image: Any, number: int) -> NDArray[np.uint8]:
     """Return an image in memory as uint8 RGB [H, W, 3]."""
     if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return _from_pil(image, number)
     if isinstance(image, torch.Tensor):
         return _from_tensor(image, number)
     if not isinstance(image, np.ndarray):
@@ -299,21 +297,39 @@ def _as_rgb(image: Any, number: int) -> NDArray[np.uint8]:
             "[H, W, 3] or a tensor [3, H, W]"
         )
     array = image[..., None].repeat(3, axis=-1) if image.ndim == 2 else image
-    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
-        raise ValueError(
-            f"image {number} is an array {list(image.shape)} of {image.dtype}: it must be "
-            "[H, W, 3] (RGB) or [H, W] of uint8"
-        )
+    check_rgb(array, f"image {number}")
     return np.ascontiguousarray(array)
+
+
+def _from_pil(image: Image.Image, number: int) -> NDArray[np.uint8]:
+    """Convert a PIL image as a file of it would be: 16 bits keep their range."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        values = np.asarray(upright)
+        if (values.dtype.kind, values.dtype.itemsize) == ("u", 2):
+            scaled = (values.astype(np.uint32) * 255 + 32767) // 65535
+            upright = Image.fromarray(scaled.astype(np.uint8))
+        elif values.dtype not in (np.uint8, np.bool_):
+            raise ValueError(f"the range of its {values.dtype} pixels is unknown")
+        array = np.asarray(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow reads files when asked for pixels
+        raise ValueError(
+            f"image {number} is a PIL image of mode {image.mode} that cannot be used: {error}; "
+            "convert it to RGB"
+        ) from error
+    check_rgb(array, f"image {number}")
+    return array
 
 
 def _from_tensor(image: torch.Tensor, number: int) -> NDArray[np.uint8]:
     floating = image.is_floating_point()
-    if image.dim() != 3 or image.shape[0] != 3 or not (floating or image.dtype == torch.uint8):
+    is_known = floating or image.dtype == torch.uint8
+    if image.dim() != 3 or image.shape[0] != 3 or not is_known or not image.numel():
         raise ValueError(
             f"image {number} is a tensor {list(image.shape)} of {image.dtype}: it must be "
             "[3, H, W] (RGB), uint8 or floating point in [0, 1]"
         )
+    image = image.detach()
     if floating:
         low, high = float(image.min()), float(image.max())
         if not 0 <= low <= high <= 1:

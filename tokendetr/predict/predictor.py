@@ -125,7 +125,12 @@ class Predictor:
         )
 
     def inputs(self, image_HWC: NDArray[np.uint8]) -> dict[str, Any]:
-        """Return the model's input for an RGB image: the resized image and the original size."""
+        """Return the model's input for an RGB image: the resized image and the original size.
+
+        Raises:
+            ValueError: the image is not uint8 [H, W, 3], or has no pixels.
+        """
+        check_rgb(image_HWC, "the image")
         height, width = image_HWC.shape[:2]
         if self.img_format == "BGR":
             image_HWC = image_HWC[:, :, ::-1]
@@ -144,10 +149,31 @@ class Predictor:
     @torch.no_grad()
     def batch(self, images_HWC: Sequence[NDArray[np.uint8]]) -> list[Instances]:
         """Detect objects in several RGB uint8 images in one pass; see :meth:`__call__`."""
+        if not images_HWC:
+            return []
         with evaluated_in(self.precision, self.model):
             outputs = self.model([self.inputs(image) for image in images_HWC])
         found: list[Instances] = [output["instances"].to("cpu") for output in outputs]
         return [each[each.scores.argsort(descending=True)] for each in found]
+
+
+def check_rgb(image_HWC: Any, name: str) -> None:
+    """Check that an array is an image as detectors take it: uint8 [H, W, 3].
+
+    Other types and numbers of channels would give wrong detections rather than an error.
+
+    Args:
+        image_HWC: the array.
+        name: what to call it in the message.
+
+    Raises:
+        ValueError: it is something else, or has no pixels.
+    """
+    shape: tuple[int, ...] = tuple(getattr(image_HWC, "shape", ()))
+    dtype = getattr(image_HWC, "dtype", None)
+    if len(shape) != 3 or shape[-1] != 3 or dtype != np.uint8 or 0 in shape:
+        kind = f"an array {list(shape)} of {dtype}" if dtype else f"a {type(image_HWC).__name__}"
+        raise ValueError(f"{name} is {kind}: it must be [H, W, 3] (RGB) of uint8")
 
 
 def _test_size(mapper: Any) -> tuple[int, int]:
@@ -169,7 +195,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for entry in inputs:
         path = Path(os.path.expanduser(entry))
-        if path.is_dir():
+        if entry and path.is_dir():
             candidates = sorted(path.iterdir())
             # Hidden ones, as in archives made on a Mac, are no images; nor are pipes.
             files = [
@@ -182,7 +208,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         elif path.is_file():
             files = [path]
         else:
-            files = sorted(Path(name) for name in glob(str(path)) if Path(name).is_file())
+            names = glob(str(path)) if entry else ()
+            files = sorted(Path(name) for name in names if Path(name).is_file())
         if not files:
             raise FileNotFoundError(
                 f"no image at {entry!r}: give files, folders or patterns of "

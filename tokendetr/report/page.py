@@ -4,7 +4,6 @@ import base64
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.resources import files
@@ -23,6 +22,7 @@ from tokendetr.errors import OutputError
 from tokendetr.evaluation.error_analysis import Comparison, compare_results
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
+from tokendetr.io.temporary import temporary_folder
 from tokendetr.predict import read_rgb
 from tokendetr.report.figures import (
     COLORS,
@@ -80,8 +80,8 @@ def write_report(
     names = [os.path.basename(os.path.realpath(os.path.expanduser(source))) for source in sources]
     if len(set(names)) < len(names):
         raise OutputError(f"two runs have the same name ({', '.join(names)}): rename a folder")
-    with tempfile.TemporaryDirectory() as cache:
-        runs = [read_run(each, Path(cache), device=device, limit=limit) for each in sources]
+    with temporary_folder() as cache:
+        runs = [read_run(each, cache, device=device, limit=limit) for each in sources]
         comparisons = _compared_with_the_first(runs)
         runs = timed_in_turns(runs)
     return write_page(

@@ -9,7 +9,6 @@ import copy
 import logging
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import torch
 from detectron2.utils import comm
 
 from tokendetr.errors import RendezvousError
+from tokendetr.io.signals import handle_signals, restore_signals
 from tokendetr.train.failures import Failure
 from tokendetr.train.network import LOOPBACK, free_port
 from tokendetr.train.process_group import (
@@ -159,7 +159,7 @@ def _wait_for(processes: list[BaseProcess]) -> list[int]:
 
 @contextlib.contextmanager
 def _handed_on(ends: list[Connection]) -> Iterator[list[int]]:
-    """Forward the first SIGTERM or SIGINT to the processes; yield the list of those received.
+    """Forward the first stop signal to the processes; yield the list of those received.
 
     They are forwarded over pipes, not as signals: a terminal's Ctrl-C has reached the processes
     already, and a second SIGINT could be taken for the request to stop at once.
@@ -173,15 +173,11 @@ def _handed_on(ends: list[Connection]) -> Iterator[list[int]]:
                     end.send(number)
         received.append(number)
 
-    previous: dict[int, Any] = {}
-    with contextlib.suppress(ValueError):  # raised outside the main thread, which gets no signals
-        for stop in (signal.SIGTERM, signal.SIGINT):
-            previous[stop] = signal.signal(stop, hand_on)
+    previous = handle_signals(hand_on)
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore_signals(previous)
 
 
 def _child(

@@ -1,4 +1,4 @@
-"""Orderly stops: handle SIGTERM and SIGINT at every stage of a run."""
+"""Orderly stops: handle the stop signals at every stage of a run."""
 
 import contextlib
 import signal
@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from tokendetr.io.signals import handle_signals, restore_signals
+
 __all__ = ["StopSignals", "TrainingInterrupted"]
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SECOND_SIGNAL_SECONDS = 3.0
 
 
@@ -28,7 +29,7 @@ class TrainingInterrupted(SystemExit):
 
 
 class StopSignals:
-    """Handle SIGTERM and SIGINT during a ``with`` block.
+    """Handle SIGTERM, SIGINT and SIGHUP during a ``with`` block.
 
     A signal interrupts the block at once if nothing can be lost (:meth:`interruptible`). Otherwise
     it is only recorded in :attr:`received`, for the trainer to check at the next safe point.
@@ -51,14 +52,11 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._handle)
+        self._previous = handle_signals(self._handle)
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        restore_signals(self._previous)
         self._previous = {}
 
     def request(self, number: int) -> None:

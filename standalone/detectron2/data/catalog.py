@@ -32,11 +32,14 @@ class _DatasetCatalog(UserDict):
         Raises:
             AssertionError: ``func`` is not callable, or ``name`` is already registered.
         """
-        assert callable(func), (
-            f"DatasetCatalog.register('{name}', ...) needs a function that returns the records, "
-            f"got {type(func).__name__}."
-        )
-        assert name not in self, f"Dataset '{name}' is already registered!"
+        # Not by assert statements, which `python -O` removes.
+        if not callable(func):
+            raise AssertionError(
+                f"DatasetCatalog.register('{name}', ...) needs a function that returns the "
+                f"records, got {type(func).__name__}."
+            )
+        if name in self:
+            raise AssertionError(f"Dataset '{name}' is already registered!")
         self[name] = func
 
     def get(self, name: str) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -86,10 +89,11 @@ class Metadata(types.SimpleNamespace):
             key = _resolve_old_name(key)
         if key in self.__dict__:
             old = self.__dict__[key]
-            assert old == value, (
-                f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a different "
-                f"value!\n{old} != {value}"
-            )
+            if old != value:
+                raise AssertionError(
+                    f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a "
+                    f"different value!\n{old} != {value}"
+                )
             return
         super().__setattr__(key, value)
 
@@ -119,7 +123,8 @@ class _MetadataCatalog(UserDict):
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
         """Return the metadata of ``name``, the same object on every call."""
-        assert name, "A dataset name must not be empty."
+        if not name:
+            raise AssertionError("A dataset name must not be empty.")
         if name not in self:
             self[name] = Metadata(name=name)
         return self[name]

@@ -141,8 +141,14 @@ def _check_existing(root: Path, spec: ShapesSpec | None) -> None:
         raise ValueError(
             f"{root} exists but has no {SUMMARY}, so it is no shapes data set; {advice}"
         )
-    found = json.loads(summary.read_text())["spec"]
-    wanted = asdict(spec or ShapesSpec(**{**found, "version": ShapesSpec.version}))
+    try:
+        found = json.loads(summary.read_text())["spec"]
+        wanted = asdict(spec or ShapesSpec(**{**found, "version": ShapesSpec.version}))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{summary} is damaged, so {root} is no shapes data set that can be trusted "
+            f"({type(error).__name__}: {error}); {advice}"
+        ) from error
     if found != wanted:
         raise ValueError(f"{root} holds the shapes data set {found}, not {wanted}; {advice}")
 
@@ -180,8 +186,9 @@ def _write_images(
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent process, and end at once by SIGTERM or when that ends."""
+    """Leave Ctrl-C and SIGHUP to the parent process; end at once by SIGTERM or when that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
 

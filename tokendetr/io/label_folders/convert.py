@@ -7,9 +7,7 @@ numbers afterwards.
 
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -26,6 +24,7 @@ from tokendetr.io.label_folders.recognize import (
     read_text,
 )
 from tokendetr.io.optional_hotcoco import load_hotcoco
+from tokendetr.io.temporary import temporary_folder
 
 __all__ = ["split_at_random", "to_coco"]
 
@@ -78,10 +77,19 @@ def split_at_random(data: dict[str, Any], val_share: float) -> dict[str, dict[st
 
     Args:
         data: the data set.
-        val_share: share of the images in ``val``, in (0, 1); at least one image.
+        val_share: share of the images in ``val``, in (0, 1); both parts get at least one image.
+
+    Raises:
+        DatasetError: there are fewer than two images.
     """
     ids = [image["id"] for image in data["images"]]
-    chosen = set(random.Random(0).sample(ids, max(1, round(val_share * len(ids)))))
+    if len(ids) < 2:
+        raise DatasetError(
+            f"the labels have {len(ids)} image(s), too few to split into images for training and "
+            "for validation: add more, or give folders train and val"
+        )
+    count = min(max(1, round(val_share * len(ids))), len(ids) - 1)
+    chosen = set(random.Random(0).sample(ids, count))
     keys = {"images": "id", "annotations": "image_id"}
     return {
         name: {
@@ -93,12 +101,6 @@ def split_at_random(data: dict[str, Any], val_share: float) -> dict[str, dict[st
         }
         for name, is_val in (("train", False), ("val", True))
     }
-
-
-@contextmanager
-def _stage() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="tokendetr-labels-") as folder:
-        yield Path(folder)
 
 
 def _read(read: Callable[[], Any], stage: Path, originals: Mapping[str, object]) -> Any:
@@ -160,7 +162,7 @@ def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
     for path in find_files(part.images, IMAGE_SUFFIXES):
         by_stem.setdefault(path.stem.lower(), []).append(path)
     images = [_voc_image(part, by_stem, *pair) for pair in zip(part.labels, trees, strict=True)]
-    with _stage() as stage:
+    with temporary_folder() as stage:
         # The reader knows plain names only; they are put back below.
         numbers = {name: f"class{number}" for number, name in enumerate(names)}
         (stage / "labels.txt").write_text("\n".join(numbers.values()))
@@ -223,7 +225,7 @@ def _voc_image(
 def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
     hotcoco = load_hotcoco(PURPOSE)
     images = list(_yolo_images(part))
-    with _stage() as stage:
+    with temporary_folder() as stage:
         labels, linked = stage / "labels", stage / "images"
         labels.mkdir()
         linked.mkdir()
