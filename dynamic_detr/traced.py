@@ -120,8 +120,8 @@ class TracedChoice:
         valid_BU = layout.split(layout.valid_BN)[-1]
         if ratio == 1:
             return valid_BU, None, valid_BU.shape[1]
-        assert layout.traced_sizes_BL2 is not None
-        existing = TracedCounts(layout.traced_sizes_BL2[:, -1].prod(dim=1), valid_BU.shape[1])
+        existing = layout.level_counts(level)
+        assert isinstance(existing, TracedCounts)
         important = existing.map(partial(options.budget.important_tokens, ratio))
         match = match_by_affinity(
             layout.split(memory_BNC)[-1],

@@ -1,10 +1,12 @@
 """A detector's config at another width and depth."""
 
 import pytest
+import torch
 from detectron2.config import instantiate
 
-from tokendetr.config import resize, zoo
+from tokendetr.config import load_config, resize, zoo
 from tokendetr.detector import layer_weights
+from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 
 SIZE = {"width": 32, "num_heads": 2, "feedforward_dim": 24}
 
@@ -45,3 +47,18 @@ def test_heads_must_divide_the_width():
     model = zoo.get_config("dino_r50_4scale_12ep").model
     with pytest.raises(ValueError, match="width must be a multiple of 2 . num_heads = 6: 32"):
         resize(model, width=32, num_heads=3, feedforward_dim=8)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dino", "deformable_detr", "dab_deformable_detr", "dn_deformable_detr", "h_deformable_detr"],
+)
+def test_encoder_and_decoder_take_a_number_of_sampled_points(name):
+    points = [f"model.transformer.{part}.num_points=2" for part in ("encoder", "decoder")]
+    small = load_config(f"{name}_shapes", ["model.device=cpu", *points])
+    model = instantiate(small.model).eval()
+    attentions = [m for m in model.modules() if isinstance(m, MultiScaleDeformableAttention)]
+    assert len(attentions) == 6 and {m.num_points for m in attentions} == {2}
+    with torch.no_grad():
+        (found,) = model([{"image": torch.zeros(3, 64, 96), "height": 64, "width": 96}])
+    assert found["instances"].pred_boxes.tensor.isfinite().all()

@@ -51,8 +51,8 @@ BEFORE = {
 # A training that a test has no time for, made short.
 SHORTER = {
     "docs/own_data.md": (
-        '"train.output_dir=output/cells"',
-        '"train.output_dir=output/cells", "train.max_iter=2", "train.device=cpu", '
+        '"train.data_folder=my_cells"',
+        '"train.data_folder=my_cells", "train.max_iter=2", "train.device=cpu", '
         '"dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0", '
         '"dataloader.test.num_workers=0"',
     ),

@@ -31,6 +31,10 @@ def test_both_layouts_describe_the_same_images():
     assert torch.equal(known.valid_BN, traced.valid_BN)
     torch.testing.assert_close(known.valid_ratios_BL2, traced.valid_ratios_BL2)
     assert list(known.token_counts) == traced.token_counts.count_B.tolist()
+    for level, shape in enumerate(SHAPES):
+        counts = traced.level_counts(level)
+        assert list(known.level_counts(level)) == counts.count_B.tolist()
+        assert counts.longest == shape[0] * shape[1]
 
 
 def test_a_rule_gives_the_same_counts_and_their_upper_bound():

@@ -138,6 +138,42 @@ def test_export_keeps_every_weight_and_halves_the_file(tmp_path, capsys):
         export_checkpoint.main(["--input", "nothing.pth", "--output", str(target)])
 
 
+def _renamed(weights):
+    return {name.replace("cls_head.", "class_embed."): value for name, value in weights.items()}
+
+
+def _dropping(weights):
+    return {name: value for name, value in weights.items() if "level_embeds" not in name}
+
+
+def _unchanged(weights):
+    return weights
+
+
+def test_converted_weights_are_compared_with_a_model_before_they_are_written(tmp_path, capsys):
+    state = instantiate(load_config(DENSE).model).state_dict()
+    theirs = {name.replace("class_embed.", "cls_head."): value for name, value in state.items()}
+    torch.save({"model": theirs}, tmp_path / "theirs.pth")
+    target = tmp_path / "ours.safetensors"
+    command = ["--input", str(tmp_path / "theirs.pth"), "--output", str(target), "--convert"]
+    here = f"{__name__}._"
+    for function, message in (
+        ("dropping", r"not every tensor fits dino_shapes \(\d+ missing, \d+ unexpected, 0 of"),
+        ("unchanged", "changed none of the"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            export_checkpoint.main([*command, here + function, "--config-file", "dino_shapes"])
+        assert not target.exists()
+    capsys.readouterr()
+    export_checkpoint.main([*command, here + "renamed", "--config-file", "dino_shapes"])
+    printed = capsys.readouterr().out
+    heads = sum("class_embed." in name for name in state)
+    assert f"{heads} are gone, {heads} are new" in printed and "not compared" not in printed
+    assert load_safetensors(str(target)).keys() == state.keys()
+    export_checkpoint.main([*command, here + "renamed"])
+    assert f"tokendetr verify-checkpoint {target}" in capsys.readouterr().out
+
+
 def test_the_demos_table_has_a_row_per_detector():
     candidate = run_demo.Candidate("DINO", "c.py", "w.pth")
     candidate.metrics = dict(zip(run_demo.METRICS, (50.04, 70.0, 30.0, 60.0, 65.0), strict=True))

@@ -23,8 +23,10 @@ def test_a_matching_checkpoint_is_confirmed(weights, tmp_path, capsys):
     torch.save({"model": weights}, tmp_path / "mine.pth")
     verify_checkpoint.main([str(tmp_path / "mine.pth"), "--config-file", "dino_shapes"])
     printed = capsys.readouterr().out
-    assert f"| matched                |      {len(weights)} |" in printed
-    assert "every key fits" in printed and "authors" not in printed
+    tensors = len({value.data_ptr() for value in weights.values()})
+    assert tensors < len(weights), "shared heads have several names"
+    assert f"| matched                |      {tensors} |" in printed
+    assert "every tensor fits" in printed and "authors" not in printed
 
 
 def test_differing_keys_and_shapes_are_listed(weights, tmp_path, capsys):
@@ -36,6 +38,26 @@ def test_differing_keys_and_shapes_are_listed(weights, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "stranger" in printed and "transformer.level_embeds" in printed
     assert "label_enc.weight: [3, 2] in the file, [12, 96] in the model" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "advice"),
+    [
+        ("class_embed.0.weight", 5, "model.num_classes=5"),
+        ("transformer.tgt_embed.weight", 7, "model.num_queries"),
+        ("transformer.level_embeds", 5, "number of feature levels"),
+        ("transformer.decoder.layers.0.attentions.1.attention_weights.weight", 96, "num_points"),
+        ("transformer.enc_output.weight", 95, "width of a layer"),
+    ],
+)
+def test_another_shape_is_explained_by_the_setting_that_determines_it(
+    weights, tmp_path, capsys, name, rows, advice
+):
+    of_another = torch.zeros(rows, *weights[name].shape[1:])
+    torch.save({"model": {**weights, name: of_another}}, tmp_path / "mine.pth")
+    with pytest.raises(SystemExit, match="0 missing, 0 unexpected, 1 of another shape"):
+        verify_checkpoint.main([str(tmp_path / "mine.pth"), "--config-file", "dino_shapes"])
+    assert advice in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,8 @@ def test_another_model_is_refused_with_its_keys(tmp_path):
     ):
         assert text in message, text
     report = load_weights(AtomicCheckpointer(ToyDetector()), path, strict=False)
-    assert len(report.matched) == len(ToyDetector().state_dict()) - 3
+    tensors = {value.data_ptr() for value in ToyDetector().state_dict().values()}
+    assert len(report.matched) == len(tensors) - 3
 
 
 @pytest.mark.parametrize("build", [build_model, lambda cfg: build_measured_model(cfg, NAMED)])

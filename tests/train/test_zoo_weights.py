@@ -261,9 +261,35 @@ def test_whole_detectors_load_completely(tmp_path, model_zoo, detector, wrap):
         model = build(detector)
         report = load_weights(AtomicCheckpointer(model), address)
         assert report.is_complete
-        assert len(report.matched) == len(state)
+        assert len(report.matched) == len({value.data_ptr() for value in state.values()})
         for name, value in model.state_dict().items():
             assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
+def test_shared_tensors_and_other_shapes_are_reported_once_however_they_load(tmp_path, query):
+    state = build("dino").state_dict()
+    tensors = len({value.data_ptr() for value in state.values()})
+    state = {name: value for name, value in state.items() if "decoder.class_embed" not in name}
+    state["class_embed.0.weight"] = torch.zeros(9, state["class_embed.0.weight"].shape[1])
+    del state["transformer.level_embeds"]
+    torch.save({"model": state}, tmp_path / "detector.pth")
+    path = f"{tmp_path / 'detector.pth'}{query}"
+    report = load_weights(AtomicCheckpointer(build("dino")), path, strict=False)
+    assert report.missing == ["transformer.level_embeds"] and not report.unexpected
+    ((name, in_file, _),) = report.wrong_shape
+    assert name.endswith("class_embed.0.weight") and in_file[0] == 9
+    assert len(report.matched) == tensors - 2
+
+
+def test_another_shape_is_found_behind_the_prefix_of_a_part(tmp_path):
+    weights = imagenet(resnet())
+    weights["stem.conv1.weight"] = torch.zeros(1, 3, 5, 5)
+    torch.save({"model": weights}, tmp_path / "part.pth")
+    path = f"{tmp_path / 'part.pth'}?matching_heuristics=True"
+    report = load_weights(AtomicCheckpointer(resnet()), path)
+    assert [entry[0] for entry in report.wrong_shape] == ["backbone.stem.conv1.weight"]
+    assert "backbone.stem.conv1.weight" not in report.missing
 
 
 def test_few_names_in_common_are_no_backbone(tmp_path):

@@ -1,4 +1,4 @@
-"""Load weights into models and report which keys match."""
+"""Load weights into models and report which tensors match."""
 
 import logging
 import os
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tokendetr.checkpoint.averaged import Choice, chosen_weights
 from tokendetr.checkpoint.backbone_weights import as_backbone
 from tokendetr.checkpoint.finite import refuse_unusable_weights
-from tokendetr.checkpoint.key_names import grouped_keys, likely_renamings, shortened
-from tokendetr.checkpoint.load_report import LoadReport
+from tokendetr.checkpoint.key_names import grouped_keys, shortened
+from tokendetr.checkpoint.load_report import LoadReport, compared
 from tokendetr.checkpoint.reading import how_it_is_made, read_checkpoint
 from tokendetr.checkpoint.safetensors import alias_groups, load_safetensors, save_safetensors
 from tokendetr.errors import CheckpointError, CheckpointMismatchError
@@ -21,6 +21,7 @@ from tokendetr.errors import CheckpointError, CheckpointMismatchError
 __all__ = [
     "LoadReport",
     "compare_weights",
+    "fit_report",
     "load_matching_weights",
     "load_safetensors",
     "load_weights",
@@ -40,6 +41,7 @@ class _Reporting:
         self.choice = choice
         self.incompatible: Any = None
         self.file_shapes: dict[str, tuple[int, ...]] = {}
+        self.repeated: set[str] = set()
         self.is_partial = False
 
     def watch(self, checkpointer: Checkpointer) -> None:
@@ -56,27 +58,36 @@ class _Reporting:
             if which == "ema":
                 logger.warning("%s: using the moving average of the weights", self.path)
             weights = checkpoint["model"] = _converted(chosen, checkpointer.model)
-            self.file_shapes = _shapes(weights)
-            if not self.is_partial:
-                self._take_whole(checkpoint, weights, checkpointer.model.state_dict())
+            self._complete(checkpoint, weights, checkpointer.model.state_dict())
             refuse_unusable_weights(self.path, checkpoint["model"], checkpointer.model)
             self.incompatible = load_model(checkpoint)
             return None
 
         checkpointer._load_model = watched
 
-    def _take_whole(
+    def _complete(
         self, checkpoint: Any, weights: dict[str, Any], model_state: Mapping[str, Tensor]
     ) -> None:
-        """Prepare the weights of a whole model, or of a bare backbone recognized by its names."""
-        backbone = as_backbone(_unwrapped(weights), model_state)
-        if backbone is None:
-            checkpoint["model"] = _with_aliases(weights, model_state)
-            return
-        logger.info("The file has the weights of a bare backbone; loading them as 'backbone.*'")
-        self.is_partial = True
-        self.file_shapes = _shapes(backbone)
-        checkpoint["model"] = backbone
+        """Add the names of shared tensors; recognize a bare backbone by its names."""
+        backbone = None if self.is_partial else as_backbone(_unwrapped(weights), model_state)
+        if backbone is not None:
+            logger.info("The file has the weights of a bare backbone; loading them as 'backbone.*'")
+            self.is_partial = True
+        # Also with matching heuristics, which refuse a name that fits two of the model's.
+        completed = checkpoint["model"] = backbone or _with_aliases(weights, model_state)
+        self.file_shapes, self.repeated = _shapes(completed), _repeated(completed)
+
+    def report(self, model: nn.Module) -> LoadReport:
+        """Return how the tensors of the loaded file match the model's."""
+        absent = {*self.incompatible.missing_keys}
+        absent.update(name for name, _, _ in self.incompatible.incorrect_shapes)
+        return compared(
+            model.state_dict(),
+            self.file_shapes,
+            absent=absent,
+            unexpected=sorted(self.incompatible.unexpected_keys),
+            repeated=self.repeated,
+        )
 
 
 def require_checkpoint(path: str) -> None:
@@ -121,7 +132,7 @@ def load_weights(
             classes, with a warning, instead of refusing the file; all other keys must match.
 
     Returns:
-        The keys by how they match.
+        The tensors by how they match.
 
     Raises:
         FileNotFoundError: no such file; for weights of this project the message says how they are
@@ -166,7 +177,7 @@ def load_matching_weights(
         choice: the model's weights or their moving average.
 
     Returns:
-        The keys by how they match, and True if the file is of a part of a model.
+        The tensors by how they match, and True if the file is of a part of a model.
 
     Raises:
         FileNotFoundError, CheckpointError: see :func:`load_weights`.
@@ -178,55 +189,30 @@ def load_matching_weights(
         checkpointer.load(path, checkpointables=[])
     finally:
         del checkpointer._load_model  # the instance's wrapper; the class's method is back
-    report = _report(checkpointer.model, reporting.incompatible, reporting.file_shapes)
-    return report, reporting.is_partial
+    return reporting.report(checkpointer.model), reporting.is_partial
 
 
 def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
-    """Compare the keys and shapes of weights with a model's, without loading them."""
-    own, file = _shapes(model.state_dict()), _shapes(weights)
-    both = [key for key in file if key in own]
-    return _with_renamings(
-        LoadReport(
-            matched=[key for key in both if file[key] == own[key]],
-            missing=[key for key in own if key not in file],
-            unexpected=[key for key in file if key not in own],
-            wrong_shape=[(key, file[key], own[key]) for key in both if file[key] != own[key]],
-        ),
-        file,
-        own,
-    )
+    """Compare names and shapes of weights with a model's as they are, without loading them."""
+    return compared(model.state_dict(), _shapes(weights), repeated=_repeated(weights))
 
 
-def _report(
-    model: nn.Module, incompatible: Any, file_shapes: dict[str, tuple[int, ...]]
-) -> LoadReport:
-    # Batch norms' counters may be absent: old versions of torch did not save them.
-    own = _shapes(model.state_dict())
-    keys = [key for key in own if key in file_shapes or not key.endswith("num_batches_tracked")]
-    wrong = [(k, tuple(a), tuple(b)) for k, a, b in incompatible.incorrect_shapes]
-    wrong_names = {name for name, _, _ in wrong}
-    missing = set(incompatible.missing_keys) - wrong_names
-    return _with_renamings(
-        LoadReport(
-            matched=[k for k in keys if k not in missing and k not in wrong_names],
-            missing=[k for k in keys if k in missing],
-            unexpected=sorted(incompatible.unexpected_keys),
-            wrong_shape=wrong,
-        ),
-        file_shapes,
-        own,
-    )
+def fit_report(model: nn.Module, weights: Mapping[str, Any]) -> LoadReport:
+    """Report which weights of a whole model :func:`load_weights` would load, without loading them.
+
+    Args:
+        model: the model.
+        weights: tensors or arrays by name; renamed as for a load.
+    """
+    converted = _converted(_unwrapped(weights), model)
+    own = model.state_dict()
+    return compared(own, _shapes(_with_aliases(converted, own)), repeated=_repeated(converted))
 
 
-def _with_renamings(
-    report: LoadReport, file: dict[str, tuple[int, ...]], own: dict[str, tuple[int, ...]]
-) -> LoadReport:
-    report.renamings = likely_renamings(
-        {key: own[key] for key in report.missing},
-        {key: file[key] for key in report.unexpected if key in file},
-    )
-    return report
+def _repeated(weights: Mapping[str, Any]) -> set[str]:
+    """Return the further names of tensors that a file has under several names."""
+    groups = alias_groups({name: torch.as_tensor(v) for name, v in _unwrapped(weights).items()})
+    return {name for names in groups for name in names[1:]}
 
 
 def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,30 +1,34 @@
-"""Check whether a checkpoint fits a config key by key, before anything is run.
+"""Check whether a checkpoint fits a config, tensor by tensor, before anything is run.
 
 Examples:
     tokendetr verify-checkpoint dino_r50_4scale_24ep.pth          # a published file, by its name
     tokendetr verify-checkpoint model_final.pth --config-file my_config.py model.num_classes=5
     tokendetr verify-checkpoint --list                            # the published files
 
-Prints which keys match. The exit code is 0 if all do, 1 if one is missing, unexpected or of another
-shape. For a published checkpoint, the expected AP and the command that measures it are printed.
+Prints which tensors match; one with several names counts once. The exit code is 0 if all do, 1 if
+one is missing, unexpected or of another shape. For a published checkpoint, the expected AP and the
+command that measures it are printed.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokendetr.analysis.tables import Table
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.published import find_published, published_checkpoints
+from tokendetr.checkpoint.published import (
+    PublishedCheckpoint,
+    find_published,
+    published_checkpoints,
+)
 from tokendetr.checkpoint.weights import LoadReport, load_matching_weights
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
-from tokendetr.config import load_config
-from tokendetr.train.setup import model_of
+from tokendetr.train.setup import model_on_cpu
 
 
 def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
-    """Build a config's model on the CPU, load a file into it and report which keys match.
+    """Build a config's model on the CPU, load a file into it and report which tensors match.
 
     Args:
         path: of the checkpoint.
@@ -35,24 +39,58 @@ def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:
         ConfigError: of the config or the overrides.
         FileNotFoundError, CheckpointError: no such file, or one that cannot be loaded.
     """
-    cfg = load_config(config, list(overrides))
-    cfg.train.device = cfg.model.device = "cpu"
-    return load_matching_weights(AtomicCheckpointer(model_of(cfg)), path)[0]
+    return load_matching_weights(AtomicCheckpointer(model_on_cpu(config, overrides)), path)[0]
 
 
 def published_table() -> Table:
-    """Return the published files as a table of markdown."""
+    """Return the published files as a table of markdown.
+
+    Overrides that all files of a method need are stated once, below the table.
+    """
+    shared = _shared_overrides(published_checkpoints())
     rows = [
         (
             f"[{row.file}]({row.url})",
             f"`{row.config}`",
             f"{row.ap:.1f}",
-            row.note or " ".join(f"`{override}`" for override in row.overrides),
+            row.note or _needed(row, shared),
         )
         for row in published_checkpoints()
     ]
     columns = ("file", "config here", "AP stated by its authors", "overrides, or what it needs")
-    return Table("published", "", columns, rows)
+    notes = [f"**{name}**: {_code(overrides)}." for name, overrides in shared.values()]
+    return Table("published", "", columns, rows, notes)
+
+
+_METHODS = {"focus": "Focus-DETR's", "sparse": "Sparse DETR's"}
+"""First word of the configs' names -> what the files' common overrides are called."""
+
+
+def _shared_overrides(
+    rows: Sequence[PublishedCheckpoint],
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the overrides that all files of a method have which have any, with their name."""
+    shared = {}
+    for method, name in _METHODS.items():
+        each = [row.overrides for row in rows if _method(row) == method and row.overrides]
+        common = tuple(o for o in each[0] if all(o in others for others in each))
+        shared[method] = (name, common)
+    return shared
+
+
+def _needed(row: PublishedCheckpoint, shared: Mapping[str, tuple[str, tuple[str, ...]]]) -> str:
+    name, common = shared.get(_method(row), ("", ()))
+    own = _code([override for override in row.overrides if override not in common])
+    names = [f"**{name}**"] if common and row.overrides else []
+    return " ".join([*names, own]).strip()
+
+
+def _method(row: PublishedCheckpoint) -> str:
+    return row.config.partition("_")[0]
+
+
+def _code(overrides: Sequence[str]) -> str:
+    return " ".join(f"`{override}`" for override in overrides)
 
 
 @program(OSError, ValueError)
@@ -85,12 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{args.file} in {' '.join([config, *overrides])}:\n{report.table()}")
     if not report.is_complete:
         sys.exit(
-            f"error: not every key fits ({len(report.missing)} missing, {len(report.unexpected)} "
-            f"unexpected, {len(report.wrong_shape)} of another shape): rename keys with tokendetr "
-            "export-weights --convert; for other shapes, name the config and overrides "
-            "(model.num_classes=...) that the file was trained with"
+            f"error: not every tensor fits ({report.counts()}). Names: rename or drop them with "
+            "tokendetr export-weights --convert; shapes: name the config and overrides that the "
+            "file was trained with"
         )
-    print("every key fits")
+    print("every tensor fits")
     if known and not args.config_file:
         print(
             f"its authors state {known.ap} AP on COCO val2017; measure it with\n{known.command()}"

@@ -51,6 +51,8 @@ class AnchorEncoder(TokenEncoder):
         num_layers: int = 6,
         post_norm: bool = False,
         num_feature_levels: int = 4,
+        num_points: int = 4,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__(
             embed_dim=embed_dim,
@@ -62,6 +64,8 @@ class AnchorEncoder(TokenEncoder):
             num_layers=num_layers,
             post_norm=post_norm,
             num_feature_levels=num_feature_levels,
+            num_points=num_points,
+            use_checkpoint=use_checkpoint,
         )
 
 

@@ -36,6 +36,7 @@ def decoder_layer(
     attn_dropout: float,
     ffn_dropout: float,
     num_feature_levels: int,
+    num_points: int,
 ) -> nn.Module:
     """Build a post-norm layer: self-attention, deformable attention over the tokens, FFN."""
     self_attention = MultiheadAttention(
@@ -47,6 +48,7 @@ def decoder_layer(
         dropout=attn_dropout,
         batch_first=True,
         num_levels=num_feature_levels,
+        num_points=num_points,
     )
     return BaseTransformerLayer(
         attn=[self_attention, cross_attention],
@@ -80,6 +82,7 @@ class DeformableDecoder(TransformerLayerSequence):
         use_checkpoint: recompute layers in the backward pass instead of keeping their activations.
         reference_edge: references are clamped to this distance from 0 and 1 before their logit is
             taken: 1e-3 in detrex, 1e-5 in the code of Deformable DETR and Sparse DETR.
+        num_points: sampled points per head and level of the attention over the tokens.
     """
 
     looks_forward_twice = False  # the default of look_forward_twice
@@ -100,6 +103,7 @@ class DeformableDecoder(TransformerLayerSequence):
         look_forward_twice: bool | None = None,
         use_checkpoint: bool = False,
         reference_edge: float = REFERENCE_EDGE,
+        num_points: int = 4,
     ) -> None:
         layer = decoder_layer(
             embed_dim=embed_dim,
@@ -108,6 +112,7 @@ class DeformableDecoder(TransformerLayerSequence):
             attn_dropout=attn_dropout,
             ffn_dropout=ffn_dropout,
             num_feature_levels=num_feature_levels,
+            num_points=num_points,
         )
         super().__init__(transformer_layers=layer, num_layers=num_layers)
         self.embed_dim = embed_dim

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
+from tokendetr.checkpoint.key_names import grouped_keys, shortened
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.data.builtin_datasets import register_if_known
 from tokendetr.layers.cpu import optimize
@@ -53,12 +54,12 @@ def build_model(cfg: DictConfig) -> nn.Module:
             strict=cfg.train.init_checkpoint_strict,
             choice="ema_if_kept" if only_average else "auto",
         )
-        if report.missing:
+        if left := report.not_loaded:
             logger.warning(
-                "%s has weights for a part of the model alone: %d tensors are random, such as %s",
+                "%s does not set %d of the model's tensors, which keep their initial weights: %s",
                 cfg.train.init_checkpoint,
-                len(report.missing),
-                report.missing[0],
+                len(left),
+                shortened(grouped_keys(left)),
             )
     else:
         logger.warning("train.init_checkpoint is empty: the weights are random")

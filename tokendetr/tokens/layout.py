@@ -204,6 +204,12 @@ class LevelLayout:
             return [sum(levels) for levels in self.valid_counts]
         return TracedCounts(self.traced_sizes_BL2.prod(dim=2).sum(dim=1), self.num_tokens)
 
+    def level_counts(self, level: int) -> Counts:
+        """Return the real tokens of each image in one level; traced as ``token_counts`` are."""
+        if self.traced_sizes_BL2 is None:
+            return [levels[level] for levels in self.valid_counts]
+        return TracedCounts(self.traced_sizes_BL2[:, level].prod(dim=1), self.level_sizes[level])
+
     @cached_property
     def valid_counts(self) -> tuple[tuple[int, ...], ...]:
         """Real tokens of each image and level, as Python integers."""

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from tokendetr.config.load import follow_output_dir
+from tokendetr.config.load import follow_output_dir, load_config
 from tokendetr.errors import EXPECTED_ERRORS, ConfigError
 from tokendetr.evaluation.run import check_device
 
@@ -32,6 +32,7 @@ __all__ = [
     "hint_learning_rate",
     "log_environment",
     "model_of",
+    "model_on_cpu",
     "run_logging",
     "save_config",
     "seed_run",
@@ -84,6 +85,18 @@ def model_of(cfg: DictConfig) -> nn.Module:
     with built_from("model"):
         model: nn.Module = instantiate(cfg.model)
     return model.to(cfg.train.device)
+
+
+def model_on_cpu(config: str, overrides: Sequence[str] = ()) -> nn.Module:
+    """Build the model of a config's file or name on the CPU, to compare weights with it.
+
+    Raises:
+        ConfigError: of the config or the overrides.
+        KeyError: there is no config of that name.
+    """
+    cfg = load_config(config, list(overrides))
+    cfg.train.device = cfg.model.device = "cpu"
+    return model_of(cfg)
 
 
 @contextlib.contextmanager

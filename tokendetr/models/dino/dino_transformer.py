@@ -20,6 +20,7 @@ from tokendetr.detector import (
     learned_queries,
     max_class_score,
 )
+from tokendetr.detector.refinement import REFERENCE_EDGE
 from tokendetr.encoder import TokenEncoder
 
 
@@ -45,6 +46,8 @@ class DINOTransformerDecoder(AnchorDecoder):
         num_feature_levels: int = 4,
         look_forward_twice: bool = True,
         use_checkpoint: bool = True,
+        reference_edge: float = REFERENCE_EDGE,
+        num_points: int = 4,
     ) -> None:
         super().__init__(
             embed_dim=embed_dim,
@@ -57,6 +60,8 @@ class DINOTransformerDecoder(AnchorDecoder):
             num_feature_levels=num_feature_levels,
             look_forward_twice=look_forward_twice,
             use_checkpoint=use_checkpoint,
+            reference_edge=reference_edge,
+            num_points=num_points,
         )
         self.norm = nn.LayerNorm(embed_dim)
 
