@@ -36,13 +36,14 @@ STABLE_TORCH_LIBRARY(tokendetr, library) {
       "packed_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor segment,"
       " float scale, Tensor? position, Tensor? bias_table, Tensor? key_bias, bool wants_table_gradient,"
       " bool wants_key_bias_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("choose_windows(Tensor score, Tensor token, int[] number, int[] cells, int[] counts) -> Tensor");
   library.def(
-      "match_tokens(Tensor cosine, Tensor order, Tensor? valid, Tensor? score, int[] valid_counts, int[] counts,"
-      " int neighbors, float min_cosine) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "plan_merge(Tensor valid, int length, Tensor? score, Tensor? token, int[] number, int[] cells, int[] counts,"
+      " Tensor? cosine, Tensor? order, Tensor? level_valid, Tensor? level_score, int[] level_counts,"
+      " int[] important_counts, int neighbors, float min_cosine, bool absorbs)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def(
-      "merged_order(Tensor valid, Tensor member, int[] cells, int[] number, Tensor? important, Tensor? absorber,"
-      " int[] absorber_counts, int length) -> (Tensor, Tensor, Tensor, Tensor)");
+      "merge_tokens(Tensor x, Tensor index, Tensor member, int[] cells, int[] number, Tensor window_slot,"
+      " Tensor? neighbor, Tensor? absorbs, Tensor absorber, Tensor absorber_slot, int start, bool mean) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tokendetr, CPU, library) {

@@ -19,19 +19,29 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class StageWindows:
-    """Windows of a batch that merge in one stage.
+class StageCounts:
+    """What merges in one stage of a batch, and what is left.
 
     Attributes:
-        levels: levels with such windows, from 0, and the least cells per side of their windows.
-        counts: number of windows of each class, in the order of
+        levels: levels with windows that merge, from 0, and the least cells per side of their
+            windows.
+        windows: number of these of each class, in the order of
             :attr:`tokendetr.tokens.LevelWindows.classes`.
-        saved: by how many queries they shorten each image's sequence.
+        coarsest: tokens of each image's coarsest level.
+        important: those of them that stay.
+        kept: queries of each image.
     """
 
     levels: tuple[tuple[int, int], ...]
-    counts: tuple[int, ...]
-    saved: tuple[int, ...]
+    windows: tuple[int, ...]
+    coarsest: tuple[int, ...]
+    important: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Queries of the image with most."""
+        return max(self.kept)
 
 
 @dataclass(frozen=True)
@@ -135,18 +145,17 @@ class TokenBudget:
         """
         return dict(_merged_windows(self.window_sizes[level], ratio, height, width))
 
-    def stage_windows(
-        self, ratios: Sequence[float], valid_sizes: tuple[Sizes, ...]
-    ) -> StageWindows:
-        """Return the windows that merge in a batch.
+    def stage_counts(self, ratios: Sequence[float], valid_sizes: tuple[Sizes, ...]) -> StageCounts:
+        """Return what merges in a batch.
 
         Args:
-            ratios: of all levels but the coarsest.
+            ratios: of all levels.
             valid_sizes: real (rows, columns) of each image and level.
         """
-        return _stage_windows(tuple(self.window_sizes), tuple(ratios), valid_sizes)
+        return _stage_counts(tuple(self.window_sizes), tuple(ratios), valid_sizes)
 
-    def important_tokens(self, ratio: float, tokens: int) -> int:
+    @staticmethod
+    def important_tokens(ratio: float, tokens: int) -> int:
         """Return the number of important tokens of the coarsest level; at least 1 if it has any."""
         return min(tokens, max(1, math.floor(tokens * ratio + 0.5)))
 
@@ -186,17 +195,30 @@ def _merged_windows(
 
 
 @lru_cache(maxsize=1024)
-def _stage_windows(
+def _stage_counts(
     windows: tuple[int, ...], ratios: tuple[float, ...], valid_sizes: tuple[Sizes, ...]
-) -> StageWindows:
-    levels, counts, saved = [], [], [0] * len(valid_sizes)
-    for level, (window, ratio) in enumerate(zip(windows, ratios, strict=True)):
+) -> StageCounts:
+    levels, counts = [], []
+    kept = [sum(height * width for height, width in sizes[:-1]) for sizes in valid_sizes]
+    for level, window in enumerate(windows):
+        ratio = ratios[level]
         images = [dict(_merged_windows(window, ratio, *sizes[level])) for sizes in valid_sizes]
         if any(any(merged.values()) for merged in images):
             levels.append((level, window))
             counts += [count for merged in images for count in merged.values()]
-            saved = [own + saved_tokens(m) for own, m in zip(saved, images, strict=True)]
-    return StageWindows(tuple(levels), tuple(counts), tuple(saved))
+            kept = [own - saved_tokens(m) for own, m in zip(kept, images, strict=True)]
+    coarsest = tuple(sizes[-1][0] * sizes[-1][1] for sizes in valid_sizes)
+    important = tuple(
+        count if ratios[-1] == 1 else TokenBudget.important_tokens(ratios[-1], count)
+        for count in coarsest
+    )
+    return StageCounts(
+        tuple(levels),
+        tuple(counts),
+        coarsest,
+        important,
+        tuple(own + count for own, count in zip(kept, important, strict=True)),
+    )
 
 
 def saved_tokens(merged: Mapping[tuple[int, int], int]) -> int:

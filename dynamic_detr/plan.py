@@ -16,22 +16,20 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from dynamic_detr.alignment import CenterAlignment
-from dynamic_detr.budget import StageWindows
+from dynamic_detr.budget import StageCounts
 from dynamic_detr.traced import TracedChoice
 from tokendetr.encoder import EncoderContext, TokenPlan
 from tokendetr.tokens import (
-    AffinityGroup,
-    AffinityMatch,
-    ChosenWindows,
+    CoarsestLevel,
     Keep,
     LevelWindows,
-    Merge,
+    PlannedMerge,
+    ScoredWindows,
     TokenMap,
-    WindowGroup,
-    match_by_affinity,
-    merged_order,
     partition,
+    plan_merge,
     spread_tokens,
+    token_cosines,
     token_norms,
     topk_valid,
     valid_from_counts,
@@ -119,19 +117,29 @@ class DynamicPlan(TokenPlan):
             return self._traced.make_map(ratios, memory_BNC)
         if self.options.selection == "random_tokens":
             return self._random_tokens(ratios)
-        layout = self.context.layout
-        merged = self.options.budget.stage_windows(ratios[:-1], layout.valid_sizes)
-        counts = [
-            sum(image) - saved
-            for image, saved in zip(layout.valid_counts, merged.saved, strict=True)
-        ]
+        layout, options = self.context.layout, self.options
+        counts = options.budget.stage_counts(ratios, layout.valid_sizes)
         norm_BN = token_norms(memory_BNC)
-        windows = self._best_windows(merged, memory_BNC, norm_BN) if merged.levels else None
-        match, important = self._match_coarsest(ratios[-1], memory_BNC, norm_BN)
-        if match is not None:
-            for image, level_counts in enumerate(layout.valid_counts):
-                counts[image] += important[image] - level_counts[-1]
-        return self._assemble(counts, windows, match, important)
+        plan = plan_merge(
+            layout.valid_BN,
+            counts.longest,
+            windows=self._scored_windows(counts, memory_BNC, norm_BN) if counts.levels else None,
+            level=None if ratios[-1] == 1 else self._coarsest(counts, memory_BNC, norm_BN),
+            absorbs=options.affinity_matching,
+        )
+        if plan.match is not None:
+            rarity = f"rarity_level{layout.num_levels}"
+            self.context.recorder.record_score(rarity, plan.match.score_BN)
+        return PlannedMerge(
+            plan,
+            absorbs=options.affinity_matching,
+            valid_BK=valid_from_counts(counts.kept, counts.longest, layout.device),
+            num_all=layout.num_tokens,
+            level_start=layout.level_starts[-1],
+            rule=options.merge,
+            locate="anchor" if options.anchor == "bottom_right" else "mean",
+            broadcast=options.window_update == "broadcast",
+        )
 
     def _random_tokens(self, ratios: Sequence[float]) -> TokenMap:
         """Keep random tokens of each level, and merge nothing."""
@@ -154,114 +162,44 @@ class DynamicPlan(TokenPlan):
         valid_BK = valid_from_counts(counts, length, layout.device)
         return Keep(index_BK=order_BN[:, :length], valid_BK=valid_BK)
 
-    def _best_windows(
-        self, merged: StageWindows, memory_BNC: Tensor, norm_BN: Tensor
-    ) -> ChosenWindows:
-        """Return the merged windows.
+    def _scored_windows(
+        self, counts: StageCounts, memory_BNC: Tensor, norm_BN: Tensor
+    ) -> ScoredWindows:
+        """Return the windows of the levels in which some merge.
 
         Args:
-            merged: how many there are.
+            counts: how many merge.
             memory_BNC: the tokens.
             norm_BN: their lengths.
         """
-        layout, options = self.context.layout, self.options
-        windows = LevelWindows.of_levels(layout, merged.levels)
-        if options.selection == "random":
+        layout = self.context.layout
+        windows = LevelWindows.of_levels(layout, counts.levels)
+        if self.options.selection == "random":
             score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
         else:
             score_S = window_coherence(memory_BNC, norm_BN.reciprocal(), windows)
         recorder = self.context.recorder
         if recorder.forward is not None:
             levels = layout.split(windows.per_token(score_S, layout.valid_BN))
-            for level, _ in merged.levels:
+            for level, _ in counts.levels:
                 recorder.record_score(f"coherence_level{level + 1}", levels[level])
-        return windows.choose(score_S, merged.counts)
+        return ScoredWindows(windows, score_S, counts.windows)
 
-    def _match_coarsest(
-        self, ratio: float, memory_BNC: Tensor, norm_BN: Tensor
-    ) -> tuple[AffinityMatch | None, list[int]]:
-        """Return the match of the coarsest level's tokens and the number of important ones.
-
-        The match is None at ratio 1; the number is per image.
-        """
+    def _coarsest(self, counts: StageCounts, memory_BNC: Tensor, norm_BN: Tensor) -> CoarsestLevel:
+        """Return what is known of the coarsest level's tokens; arguments as above."""
         layout, options = self.context.layout, self.options
-        existing = [image[-1] for image in layout.valid_counts]
-        if ratio == 1:
-            return None, existing
         own = slice(layout.level_starts[-1], None)
         level_BUC = memory_BNC[:, own]
-        important = [options.budget.important_tokens(ratio, count) for count in existing]
         random = options.selection == "random"
         with without_autocast(memory_BNC.device):
-            match = match_by_affinity(
-                level_BUC,
-                norm_BN=norm_BN[:, own],
-                important_counts=important,
-                valid_BN=layout.valid_BN[:, own] if layout.may_have_padding else None,
-                valid_counts=existing,
-                num_neighbors=options.num_neighbors,
-                min_cosine=options.min_cosine,
-                score_BN=torch.rand_like(level_BUC[..., 0], dtype=torch.float32)
-                if random
-                else None,
-                order_BN=spread_tokens(layout, layout.num_levels - 1),
-            )
-        self.context.recorder.record_score(f"rarity_level{layout.num_levels}", match.score_BN)
-        return match, important
-
-    def _assemble(
-        self,
-        counts: list[int],
-        windows: ChosenWindows | None,
-        match: AffinityMatch | None,
-        important: list[int],
-    ) -> Merge:
-        """Return the map of windows and of tokens that absorb others.
-
-        Args:
-            counts: tokens of each image after merging.
-            windows: those that merge; None: none.
-            match: of the coarsest level's tokens; None if all of them stay.
-            important: number of these that stay, of each image.
-        """
-        layout, options = self.context.layout, self.options
-        length, absorbs = max(counts), match is not None and options.affinity_matching
-        order = merged_order(
-            layout.valid_BN,
-            length,
-            windows=windows,
-            important_BU=None if match is None else match.important_BN,
-            absorber_BA=match.index_BK if match is not None and absorbs else None,
-            absorber_counts=important if absorbs else (),
-        )
-        groups: list[WindowGroup | AffinityGroup] = []
-        if match is not None and absorbs:
-            groups.append(
-                AffinityGroup(
-                    slot_R=order.absorber_slot_A,
-                    token_R=order.absorber_A,
-                    neighbor_index_BUT=match.neighbor_index_BNT,
-                    absorbs_BUT=match.absorbs_BNT,
-                    absorbed_BUV=match.absorbed_BNN,
-                    start=layout.level_starts[-1],
-                    rule=options.merge,
-                )
-            )
-        members = [] if windows is None else windows.by_size()
-        slots = order.window_slot_R.split([len(member_RP) for member_RP in members])
-        groups += (
-            WindowGroup(
-                slot_R=slot_R,
-                member_RP=member_RP,
-                rule=options.merge,
-                locate="anchor" if options.anchor == "bottom_right" else "mean",
-            )
-            for slot_R, member_RP in zip(slots, members, strict=True)
-        )
-        return Merge(
-            index_BK=order.index_BK,
-            valid_BK=valid_from_counts(counts, length, layout.device),
-            groups=groups,
-            num_all=layout.num_tokens,
-            broadcast=options.window_update == "broadcast",
+            cosine_BUU = token_cosines(level_BUC, norm_BN[:, own])
+        return CoarsestLevel(
+            cosine_BUU=cosine_BUU,
+            order_BU=spread_tokens(layout, layout.num_levels - 1),
+            valid_BU=layout.valid_BN[:, own] if layout.may_have_padding else None,
+            valid_counts=counts.coarsest,
+            important_counts=counts.important,
+            num_neighbors=options.num_neighbors,
+            min_cosine=options.min_cosine,
+            score_BU=torch.rand_like(norm_BN[:, own], dtype=torch.float32) if random else None,
         )

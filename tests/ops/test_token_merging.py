@@ -8,13 +8,20 @@ import torch
 from tokendetr.compat.torch_private import TorchDispatchMode
 from tokendetr.ops import use_reference
 from tokendetr.ops.token_merging import (
-    choose_windows_kernel,
-    match_tokens_kernel,
-    merged_order_kernel,
+    merge_tokens_kernel,
     merges_by_kernel,
+    plan_merge_kernel,
 )
-from tokendetr.tokens import ChosenWindows, match_by_affinity, merged_order
-from tokendetr.tokens.window_choice import choose_windows
+from tokendetr.tokens import (
+    CoarsestLevel,
+    LevelLayout,
+    LevelWindows,
+    PlannedMerge,
+    ScoredWindows,
+    plan_merge,
+    token_cosines,
+    token_norms,
+)
 
 ODD = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, torch.finfo(torch.float32).min])
 
@@ -37,88 +44,93 @@ def test_the_kernels_are_built():
     assert merges_by_kernel(torch.zeros(1))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_same_windows_are_chosen(seed):
+def random_merge(seed):
+    """Return tokens, and the arguments of a plan for them: many scores and cosines tie."""
     g = torch.Generator().manual_seed(seed)
-    classes, counts = [], []
-    for _ in range(int(torch.randint(1, 6, (), generator=g))):
-        number, cells = torch.randint(1, 9, (2,), generator=g).tolist()
-        classes.append((number, cells))
-        counts.append(int(torch.randint(0, number + 3, (), generator=g)))
-    windows, widest = sum(number for number, _ in classes), max(cells for _, cells in classes)
-    token = torch.randperm(windows * widest, generator=g).view(windows, widest)
-    arguments = (random_scores((windows,), g), token, tuple(classes), tuple(counts))
-    chosen = choose_windows(*arguments)
+    number = lambda low, high: int(torch.randint(low, high, (), generator=g))  # noqa: E731
+    shapes = ((number(4, 12), number(4, 12)), (number(1, 5), number(1, 30)))
+    sizes = [shapes] + [
+        tuple((number(1, height + 1), number(1, width + 1)) for height, width in shapes)
+        for _ in range(seed % 3)
+    ]
+    layout = LevelLayout.from_valid_sizes(shapes, sizes)
+    coarsest = layout.level_sizes[-1]
+    kinds_BNC = torch.randn(40, 5, generator=g)
+    x_BNC = kinds_BNC[torch.randint(0, 40, layout.valid_BN.shape, generator=g)]
+    if seed % 5 == 0:
+        x_BNC[0, -1] = math.nan
+    windows = level = None
+    kept = [sum(image) for image in layout.valid_counts]
+    if seed % 4:
+        divided = LevelWindows.of(layout, 0, number(1, 5))
+        counts = tuple(number(0, each.count + 1) for each in divided.classes)
+        windows = ScoredWindows(divided, random_scores(divided.first_S.shape, g), counts)
+        for each, count in zip(divided.classes, counts, strict=True):
+            kept[each.image] -= count * (each.cells - 1)
+    if seed % 7:
+        own = layout.split(x_BNC)[-1]
+        existing = tuple(image[-1] for image in layout.valid_counts)
+        important = tuple(number(1, count + 1) for count in existing)
+        level = CoarsestLevel(
+            cosine_BUU=token_cosines(own, token_norms(own)),
+            order_BU=torch.stack([torch.randperm(coarsest, generator=g) for _ in sizes]),
+            valid_BU=layout.split(layout.valid_BN)[-1] if layout.may_have_padding else None,
+            valid_counts=existing,
+            important_counts=important,
+            num_neighbors=number(1, 6),
+            min_cosine=0.01,
+            score_BU=random_scores((len(sizes), coarsest), g) if seed % 11 == 3 else None,
+        )
+        pairs = zip(kept, existing, important, strict=True)
+        kept = [count - own + stay for count, own, stay in pairs]
+    plan = {"windows": windows, "level": level, "absorbs": seed % 2 == 0}
+    return x_BNC, layout, max(kept), plan
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_same_merge_is_planned_and_carried_out(seed):
+    x_BNC, layout, length, arguments = random_merge(seed)
+    plan = plan_merge(layout.valid_BN, length, **arguments)
     with use_reference():
-        expected = choose_windows(*arguments)
-    assert chosen.sizes == expected.sizes
-    assert torch.equal(chosen.member_E, expected.member_E)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_same_tokens_are_matched(seed):
-    g = torch.Generator().manual_seed(seed)
-    batch, tokens, neighbors = torch.randint(1, 9, (3,), generator=g).tolist()
-    if seed % 4 == 0:
-        tokens *= 30
-    kinds = torch.randn(max(1, tokens // 2), 5, generator=g)
-    x = kinds[torch.randint(0, len(kinds), (batch, tokens), generator=g)]
-    x[0, 0] = math.nan if seed % 5 == 0 else 0.0
-    sizes = torch.randint(1, tokens + 1, (batch,), generator=g).tolist()
-    padded = seed % 2 == 1
-    valid = torch.arange(tokens) < torch.tensor(sizes)[:, None]
-    order = torch.stack([torch.randperm(tokens, generator=g) for _ in range(batch)])
-    arguments = {
-        "important_counts": torch.randint(0, tokens + 1, (batch,), generator=g).tolist(),
-        "valid_BN": valid if padded else None,
-        "valid_counts": sizes if padded else [tokens] * batch,
-        "num_neighbors": neighbors,
-        "min_cosine": 0.01,
-        "score_BN": random_scores((batch, tokens), g) if seed % 3 == 0 else None,
-        "order_BN": order if seed % 7 else None,
-    }
-    match = match_by_affinity(x, **arguments)
+        expected = plan_merge(layout.valid_BN, length, **arguments)
+    for part, wanted in vars(expected).items():
+        found = getattr(plan, part)
+        assert type(found) is type(wanted)
+        for name, value in vars(wanted).items() if wanted is not None else ():
+            assert_same(getattr(found, name), value)
+    token_map = PlannedMerge(
+        plan,
+        absorbs=arguments["absorbs"],
+        valid_BK=None,
+        num_all=layout.num_tokens,
+        level_start=layout.level_starts[-1],
+        rule="sum" if seed % 3 == 0 else "mean",
+        locate="anchor",
+        broadcast=False,
+    )
+    x_BNC = x_BNC.nan_to_num()  # in a product of matrices a NaN spreads to all that it is beside
+    merged_BKC = token_map.reduce(x_BNC)
     with use_reference():
-        expected = match_by_affinity(x, **arguments)
-    for name, value in vars(expected).items():
-        assert_same(getattr(match, name), value)
+        torch.testing.assert_close(merged_BKC, token_map.reduce(x_BNC))
 
 
-def random_order(seed):
-    """Return arguments of an order: disjoint windows of real tokens, and a level behind them."""
-    g = torch.Generator().manual_seed(seed)
-    batch, coarsest = torch.randint(1, 5, (2,), generator=g).tolist()
-    cells = sorted(set(torch.randint(1, 6, (2,), generator=g).tolist()))
-    number = torch.randint(0, 3, (len(cells),), generator=g).tolist()
-    windowed = sum(c * n for c, n in zip(cells, number, strict=True))
-    before = -(-windowed // batch) + 3
-    tokens = before + coarsest
-    valid = torch.ones(batch, tokens, dtype=torch.bool)
-    flat = torch.arange(batch * tokens).view(batch, tokens)[:, :before].flatten()
-    member = flat[torch.randperm(len(flat), generator=g)][:windowed]
-    last = [n for n in range(tokens) if n < before and n not in set((member % tokens).tolist())]
-    valid[-1, last[:1]] = seed % 2 == 0
-    sizes = tuple(pair for pair in zip(cells, number, strict=True) if pair[1])
-    important = torch.rand(batch, coarsest, generator=g) < 0.6
-    important[:, 0] = True
-    counts = important.sum(dim=1).tolist()
-    absorber = important.int().argsort(dim=1, descending=True, stable=True)[:, : max(counts)]
-    options = {"windows": ChosenWindows(member, sizes) if seed % 5 else None}
-    if seed % 3:
-        options |= {"important_BU": important}
-        if seed % 3 == 1:
-            options |= {"absorber_BA": absorber, "absorber_counts": counts}
-    return valid, int(torch.randint(1, tokens + 1, (), generator=g)), options
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_a_merged_sequence_has_the_same_order(seed):
-    valid, length, options = random_order(seed)
-    order = merged_order(valid, length, **options)
-    with use_reference():
-        expected = merged_order(valid, length, **options)
-    for name, value in vars(expected).items():
-        assert_same(getattr(order, name), value)
+def test_merging_has_gradients_in_its_plain_form():
+    x_BNC, layout, length, arguments = random_merge(1)
+    x_BNC.requires_grad_(True)
+    plan = plan_merge(layout.valid_BN, length, **arguments)
+    token_map = PlannedMerge(
+        plan,
+        absorbs=False,
+        valid_BK=None,
+        num_all=layout.num_tokens,
+        level_start=layout.level_starts[-1],
+        rule="mean",
+        locate="anchor",
+        broadcast=False,
+    )
+    token_map.reduce(x_BNC).sum().backward()
+    assert x_BNC.grad is not None
+    assert x_BNC.grad.abs().sum() > 0
 
 
 def test_operators_that_are_traced_or_counted_are_pytorchs_own():
@@ -129,69 +141,104 @@ def test_operators_that_are_traced_or_counted_are_pytorchs_own():
             self.names.add(func.name())
             return func(*args, **(kwargs or {}))
 
+    _, layout, length, arguments = random_merge(1)
     with Seen():
-        match_by_affinity(
-            torch.randn(1, 5, 3),
-            important_counts=[2],
-            valid_BN=None,
-            valid_counts=[5],
-            num_neighbors=2,
-            min_cosine=0.1,
-        )
+        plan_merge(layout.valid_BN, length, **arguments)
     assert "aten::sort.stable" in Seen.names
     assert not any(name.startswith("tokendetr::") for name in Seen.names)
 
 
-def _calls():
-    order = torch.tensor([[2, 0, 1]])
-    valid = torch.tensor([[True, True, False]])
-    token = torch.arange(6).view(3, 2)
-    yield "choose_windows", (torch.rand(3), token, [2, 1], [1, 2], [1, 1])
-    cosine = torch.rand(1, 3, 3)
-    yield "match_tokens", (cosine, order, valid, torch.rand(1, 3), [2], [1], 2, 0.1)
-    yield "match_tokens", (cosine, order, None, None, [3], [2], 1, 0.1)
-    sequence = torch.ones(1, 6, dtype=torch.bool)
-    member = torch.tensor([0, 1, 2])
-    important = torch.tensor([[True, False]])
-    yield "merged_order", (sequence, member, [1, 2], [1, 1], important, order[:, 1:2], [1], 4)
-    yield "merged_order", (sequence, member[:0], [], [], None, None, [], 6)
+VALID = torch.ones(1, 8, dtype=torch.bool)
+WINDOWS = {
+    "score_S": torch.rand(3),
+    "token_SX": torch.arange(6).view(3, 2),
+    "number": [2, 1],
+    "cells": [1, 2],
+    "counts": [1, 1],
+}
+LEVEL = {
+    "cosine_BUU": torch.rand(1, 3, 3),
+    "order_BU": torch.tensor([[2, 0, 1]]),
+    "valid_counts": [3],
+    "important_counts": [2],
+    "neighbors": 2,
+    "min_cosine": 0.1,
+    "absorbs": True,
+}
+MERGE = {
+    "member_E": torch.tensor([0, 1]),
+    "sizes": [(2, 1)],
+    "window_slot_R": torch.tensor([0]),
+    "neighbor_BUT": torch.tensor([[[1], [0]]]),
+    "absorbs_BUT": torch.tensor([[[False], [True]]]),
+    "absorber_A": torch.tensor([0]),
+    "absorber_slot_A": torch.tensor([1]),
+    "start": 6,
+}
 
 
-@pytest.mark.parametrize(("name", "arguments"), list(_calls()))
-def test_opcheck(name, arguments):
-    torch.library.opcheck(getattr(torch.ops.tokendetr, name), arguments)
+@pytest.mark.parametrize("given", [{}, WINDOWS, LEVEL, {**WINDOWS, **LEVEL, "absorbs": False}])
+def test_opcheck_of_plans(given, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "tokendetr.ops.token_merging.operator.call_kernel",
+        lambda operator, *arguments: seen.append((operator, arguments)),
+    )
+    plan_merge_kernel(VALID, 6, **given)
+    torch.library.opcheck(*seen[0])
 
 
-def test_arguments_that_do_not_fit_are_refused_by_name():
-    score, token = torch.rand(3), torch.arange(6).view(3, 2)
-    for name, arguments in {
-        "score must be float32": (score.double(), token, [3], [2], [1]),
-        "token must have shape": (score, token[0], [3], [2], [1]),
-        "cells must lie": (score, token, [3], [3], [1]),
-        "counts must lie": (score, token, [3], [2], [4]),
-        "the classes have 2 windows": (score, token, [2], [2], [1]),
-    }.items():
-        with pytest.raises(ValueError, match=name):
-            choose_windows_kernel(*arguments)
-    cosine, order = torch.rand(1, 3, 3), torch.tensor([[0, 1, 2]])
-    for name, arguments in {
-        "cosine must have shape": (cosine[:, :2], order, None, None, [3], [1], 1, 0.1),
-        "order must lie in": (cosine, order + 1, None, None, [3], [1], 1, 0.1),
-        "counts must lie": (cosine, order, None, None, [3], [4], 1, 0.1),
-        "valid must be bool": (cosine, order, order, None, [3], [1], 1, 0.1),
-        "neighbors must lie": (cosine, order, None, None, [3], [1], 4, 0.1),
-    }.items():
-        with pytest.raises(ValueError, match=name):
-            match_tokens_kernel(*arguments)
-    valid, member = torch.ones(1, 6, dtype=torch.bool), torch.tensor([0, 1])
-    important, absorber = valid[:, :2], torch.tensor([[1]])
-    for name, arguments in {
-        "member must lie in": (valid, member + 5, [2], [1], None, None, [], 6),
-        "member must have shape": (valid, member, [2], [2], None, None, [], 6),
-        "length must lie": (valid, member, [2], [1], None, None, [], 7),
-        "absorber must lie in": (valid, member, [2], [1], important, absorber + 1, [1], 5),
-        "absorber_counts must lie": (valid, member, [2], [1], important, absorber, [2], 5),
-        "absorber needs important": (valid, member, [2], [1], None, absorber, [1], 5),
-    }.items():
-        with pytest.raises(ValueError, match=name):
-            merged_order_kernel(*arguments)
+def test_opcheck_of_merging(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "tokendetr.ops.token_merging.operator.call_kernel",
+        lambda operator, *arguments: seen.append((operator, arguments)),
+    )
+    merge_tokens_kernel(torch.rand(1, 8, 4), torch.tensor([[1, 6, 3]]), **MERGE)
+    torch.library.opcheck(*seen[0])
+
+
+@pytest.mark.parametrize(
+    ("fault", "changed"),
+    [
+        ("score must be float32", {"score_S": torch.rand(3).double()}),
+        ("token must have shape", {"token_SX": torch.arange(2)}),
+        ("cells must lie", {"cells": [1, 3]}),
+        ("counts must lie", {"counts": [4, 0]}),
+        ("the classes have 2 windows", {"number": [1, 1]}),
+        ("score and token need each other", {"token_SX": None}),
+        ("member must lie in", {"token_SX": torch.arange(6).view(3, 2) + 8}),
+        ("cosine must have shape", {"cosine_BUU": torch.rand(1, 2, 3)}),
+        ("cosine and order need each other", {"order_BU": None}),
+        ("order must lie in", {"order_BU": torch.tensor([[0, 1, 3]])}),
+        ("valid must be bool", {"valid_BU": torch.tensor([[0, 1, 1]])}),
+        ("counts must lie", {"important_counts": [4]}),
+        ("neighbors must lie", {"neighbors": 4}),
+        ("length must lie", {"length": 9}),
+    ],
+)
+def test_arguments_of_plans_that_do_not_fit_are_refused_by_name(fault, changed):
+    with pytest.raises(ValueError, match=fault):
+        plan_merge_kernel(VALID, **{"length": 6, **WINDOWS, **LEVEL, **changed})
+
+
+@pytest.mark.parametrize(
+    ("fault", "changed"),
+    [
+        ("x must be float32", {"x_BNC": torch.rand(1, 8, 4).double()}),
+        ("index must lie in", {"index_BK": torch.tensor([[1, 8]])}),
+        ("member must lie in", {"member_E": torch.tensor([0, 8])}),
+        ("member must have shape", {"sizes": [(2, 2)]}),
+        ("window_slot must lie", {"window_slot_R": torch.tensor([3])}),
+        ("neighbor must lie", {"neighbor_BUT": torch.tensor([[[1], [2]]])}),
+        ("absorbs must have shape", {"absorbs_BUT": torch.tensor([[[True]]])}),
+        ("neighbor and absorbs need each other", {"absorbs_BUT": None}),
+        ("absorber must lie", {"absorber_A": torch.tensor([2])}),
+        ("absorber_slot must lie", {"absorber_slot_A": torch.tensor([-1])}),
+        ("start must lie", {"start": 7}),
+    ],
+)
+def test_arguments_of_merging_that_do_not_fit_are_refused_by_name(fault, changed):
+    arguments = {"x_BNC": torch.rand(1, 8, 4), "index_BK": torch.tensor([[1, 6, 3]]), **MERGE}
+    with pytest.raises(ValueError, match=fault):
+        merge_tokens_kernel(**{**arguments, **changed})

@@ -1,6 +1,10 @@
 """Tokens of feature pyramids: layout, selection, reduction and restoration."""
 
-from tokendetr.tokens.aggregate import AffinityMatch, match_by_affinity
+from tokendetr.tokens.aggregate import (
+    AffinityMatch,
+    match_by_affinity,
+    token_cosines,
+)
 from tokendetr.tokens.assignment import (
     Assignment,
     ClusterAssignment,
@@ -16,7 +20,9 @@ from tokendetr.tokens.maps.base import Identity, Keep, TokenMap, flat_index, put
 from tokendetr.tokens.maps.merge import AffinityGroup, Merge, WindowGroup
 from tokendetr.tokens.maps.mix import Mix, Recovery, nearest_recovery
 from tokendetr.tokens.maps.pack import Pack, window_order
+from tokendetr.tokens.maps.planned_merge import PlannedMerge
 from tokendetr.tokens.merge_order import MergedOrder, merged_order
+from tokendetr.tokens.merge_plan import CoarsestLevel, MergePlan, ScoredWindows, plan_merge
 from tokendetr.tokens.norms import token_norms
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
@@ -37,6 +43,7 @@ __all__ = [
     "Assignment",
     "ChosenWindows",
     "ClusterAssignment",
+    "CoarsestLevel",
     "Counts",
     "DenseAssignment",
     "Identity",
@@ -45,10 +52,13 @@ __all__ = [
     "LevelWindows",
     "MassBudget",
     "Merge",
+    "MergePlan",
     "MergedOrder",
     "Mix",
     "Recovery",
     "Pack",
+    "PlannedMerge",
+    "ScoredWindows",
     "SimilarityAssignment",
     "TokenMap",
     "TracedCounts",
@@ -65,6 +75,7 @@ __all__ = [
     "merged_order",
     "nearest_recovery",
     "partition",
+    "plan_merge",
     "put_rows",
     "ragged_index",
     "smallest_covering_set",
@@ -73,6 +84,7 @@ __all__ = [
     "spread_order",
     "spread_tokens",
     "take_rows",
+    "token_cosines",
     "token_norms",
     "topk_valid",
     "valid_from_counts",

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokendetr.ops.token_merging import match_tokens_kernel, merges_by_kernel
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
 from tokendetr.tokens.norms import token_norms
@@ -73,42 +72,58 @@ def match_by_affinity(
     are clamped; all merges use the tokens as they were before (the paper's loop depends on the
     order).
     """
+    return match_cosines(
+        token_cosines(x_BNC, token_norms(x_BNC) if norm_BN is None else norm_BN),
+        important_counts=important_counts,
+        valid_BN=valid_BN,
+        valid_counts=valid_counts,
+        num_neighbors=num_neighbors,
+        min_cosine=min_cosine,
+        score_BN=score_BN,
+        order_BN=order_BN,
+    )
+
+
+@torch.no_grad()
+def token_cosines(x_BNC: Tensor, norm_BN: Tensor) -> Tensor:
+    """Return the products of tokens' unit vectors, float32 (float64 for float64 tokens) [B, N, N].
+
+    Args:
+        x_BNC: one level's tokens.
+        norm_BN: their :func:`tokendetr.tokens.token_norms`.
+    """
     x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
-    batch, tokens, _ = x_BNC.shape
-    unit_BNC = x_BNC / (token_norms(x_BNC) if norm_BN is None else norm_BN)[..., None]
-    cosine_BNN = torch.bmm(unit_BNC, unit_BNC.transpose(1, 2))
+    unit_BNC = x_BNC / norm_BN[..., None]
+    return torch.bmm(unit_BNC, unit_BNC.transpose(1, 2))
+
+
+@torch.no_grad()
+def match_cosines(
+    cosine_BNN: Tensor,
+    *,
+    important_counts: Counts,
+    valid_BN: Tensor | None,
+    valid_counts: Counts,
+    num_neighbors: int,
+    min_cosine: float,
+    score_BN: Tensor | None = None,
+    order_BN: Tensor | None = None,
+) -> AffinityMatch:
+    """Return :func:`match_by_affinity` of tokens with these :func:`token_cosines`."""
+    batch, tokens = cosine_BNN.shape[:2]
+    device, dtype = cosine_BNN.device, cosine_BNN.dtype
     if order_BN is None:
-        order_BN = torch.arange(tokens, device=x_BNC.device).expand(batch, -1)
-    if (
-        not isinstance(important_counts, TracedCounts)
-        and not isinstance(valid_counts, TracedCounts)
-        and cosine_BNN.dtype == torch.float32
-        and merges_by_kernel(cosine_BNN)
-    ):
-        existing = [tokens] * batch if valid_BN is None else valid_counts
-        counts = [min(pair) for pair in zip(important_counts, existing, strict=True)]
-        return AffinityMatch(
-            *match_tokens_kernel(
-                cosine_BNN,
-                order_BN,
-                valid_BN,
-                score_BN,
-                valid_counts,
-                counts,
-                min(num_neighbors, tokens),
-                min_cosine,
-            )
-        )
+        order_BN = torch.arange(tokens, device=device).expand(batch, -1)
     # A matrix product rounds (i, j) and (j, i) differently: equally rare tokens must tie exactly.
     cosine_BNN = (cosine_BNN + cosine_BNN.transpose(1, 2)) / 2
-    hidden_BNN = _diagonal(tokens, x_BNC.device)  # pairs that do not count
+    hidden_BNN = _diagonal(tokens, device)  # pairs that do not count
     if valid_BN is not None:
         hidden_BNN = hidden_BNN | ~valid_BN[:, None, :]
     if score_BN is None:
         inverse_BNN = cosine_BNN.clamp_min(min_cosine).reciprocal()
         # In float64 the order of the sum hardly matters, so equally rare tokens tie in any batch.
         sum_BN = inverse_BNN.masked_fill(hidden_BNN, 0.0).sum(dim=2, dtype=torch.float64)
-        score_BN = (sum_BN / _others(valid_counts, x_BNC.device)).to(x_BNC.dtype)
+        score_BN = (sum_BN / _others(valid_counts, device)).to(dtype)
     if valid_BN is not None:
         score_BN = score_BN.masked_fill(~valid_BN, float("-inf"))
     neighbors = _nearest(

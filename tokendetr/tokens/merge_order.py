@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokendetr.ops.token_merging import merged_order_kernel, merges_by_kernel
 from tokendetr.tokens.maps.base import flat_index
 from tokendetr.tokens.select import partition, ragged_index
 from tokendetr.tokens.window_choice import ChosenWindows
@@ -55,20 +54,6 @@ def merged_order(
             none do.
         absorber_counts: how many of these each image has.
     """
-    if merges_by_kernel(valid_BN):
-        sizes = () if windows is None else windows.sizes
-        return MergedOrder(
-            *merged_order_kernel(
-                valid_BN,
-                valid_BN.new_empty(0, dtype=torch.long) if windows is None else windows.member_E,
-                [cells for cells, _ in sizes],
-                [number for _, number in sizes],
-                important_BU,
-                absorber_BA,
-                absorber_counts,
-                length,
-            )
-        )
     tokens, keep_BN = valid_BN.shape[1], valid_BN.clone()
     members = [] if windows is None else windows.by_size()
     if members:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokendetr.ops.token_merging import choose_windows_kernel, merges_by_kernel
 from tokendetr.tokens.constants import kept_tensors
 
 ClassSizes = tuple[tuple[int, int], ...]
@@ -54,12 +53,7 @@ def choose_windows(
         classes: their sizes.
         counts: number of windows to choose from each class.
     """
-    chosen = _chosen_classes(classes, counts)
-    if score_S.dtype == torch.float32 and merges_by_kernel(score_S):
-        member_E = choose_windows_kernel(
-            score_S, token_SX, chosen.number, chosen.cells, chosen.counts
-        )
-        return ChosenWindows(member_E, chosen.sizes)
+    chosen = chosen_classes(classes, counts)
     lowest = torch.finfo(score_S.dtype).min
     score_S = score_S.nan_to_num(nan=lowest, neginf=lowest)
     wanted = _wanted(classes, counts, score_S.device)
@@ -79,7 +73,7 @@ def choose_windows(
 
 
 @dataclass(frozen=True)
-class _ChosenClasses:
+class ChosenClasses:
     """Classes with the number of windows to choose from each.
 
     Attributes:
@@ -96,7 +90,13 @@ class _ChosenClasses:
 
 
 @lru_cache(maxsize=1024)
-def _chosen_classes(classes: ClassSizes, counts: tuple[int, ...]) -> _ChosenClasses:
+def chosen_classes(classes: ClassSizes, counts: tuple[int, ...]) -> ChosenClasses:
+    """Return the classes with the number of windows to choose from each.
+
+    Args:
+        classes: their sizes.
+        counts: wanted windows of each class.
+    """
     number = tuple(windows for windows, _ in classes)
     cells = tuple(cells for _, cells in classes)
     counts = tuple(min(count, windows) for count, windows in zip(counts, number, strict=True))
@@ -104,7 +104,7 @@ def _chosen_classes(classes: ClassSizes, counts: tuple[int, ...]) -> _ChosenClas
     for size, count in zip(cells, counts, strict=True):
         found[size] += count
     sizes = tuple(sorted((size, count) for size, count in found.items() if count))
-    return _ChosenClasses(number, cells, counts, sizes)
+    return ChosenClasses(number, cells, counts, sizes)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ tokens of the largest window.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.layout import LevelLayout, LevelShapes
 from tokendetr.tokens.norms import token_norms
-from tokendetr.tokens.window_choice import ChosenWindows, choose_windows
+from tokendetr.tokens.window_choice import ChosenWindows, ClassSizes, choose_windows
 
 # The plane's counterpart of the golden ratio: multiples of the two, taken modulo 1, fill every
 # stretch of rows and of columns evenly (M. Roberts, "The unreasonable effectiveness of
@@ -165,6 +165,11 @@ class LevelWindows:
         """
         return _windows(layout.level_shapes, layout.valid_sizes, tuple(windows), layout.device)
 
+    @cached_property
+    def class_sizes(self) -> ClassSizes:
+        """Number of windows, and tokens of each of them, for each class."""
+        return tuple((each.count, each.cells) for each in self.classes)
+
     def choose(self, score_S: Tensor, counts: Sequence[int]) -> ChosenWindows:
         """Return each class's best windows.
 
@@ -172,8 +177,7 @@ class LevelWindows:
             score_S: higher is better; NaN counts as the lowest score.
             counts: number of windows to choose from each class.
         """
-        sizes = tuple((each.count, each.cells) for each in self.classes)
-        return choose_windows(score_S, self.token_SX, sizes, tuple(counts))
+        return choose_windows(score_S, self.token_SX, self.class_sizes, tuple(counts))
 
     def per_token(self, score_S: Tensor, like_BN: Tensor) -> Tensor:
         """Return the windows' scores as a map of all tokens [B, N], NaN outside the windows."""

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "operators.h"
 #include "ranking.h"
+#include "steps.h"
 
 namespace tokendetr::merging {
 namespace {

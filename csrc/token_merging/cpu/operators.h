@@ -7,16 +7,17 @@
 
 namespace tokendetr::merging {
 
-Tensor choose_windows(const Tensor& score, const Tensor& token, const Numbers& number, const Numbers& cells,
-                      const Numbers& counts);
+using PlannedMerge = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> match_tokens(
-    const Tensor& cosine, const Tensor& order, const OptionalTensor& valid, const OptionalTensor& score,
-    const Numbers& valid_counts, const Numbers& counts, int64_t neighbors, double min_cosine);
+PlannedMerge plan_merge(const Tensor& valid, int64_t length, const OptionalTensor& score, const OptionalTensor& token,
+                        const Numbers& number, const Numbers& cells, const Numbers& counts,
+                        const OptionalTensor& cosine, const OptionalTensor& order, const OptionalTensor& level_valid,
+                        const OptionalTensor& level_score, const Numbers& level_counts, const Numbers& important_counts,
+                        int64_t neighbors, double min_cosine, bool absorbs);
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> merged_order(const Tensor& valid, const Tensor& member, const Numbers& cells,
-                                                        const Numbers& number, const OptionalTensor& important,
-                                                        const OptionalTensor& absorber, const Numbers& absorber_counts,
-                                                        int64_t length);
+Tensor merge_tokens(const Tensor& x, const Tensor& index, const Tensor& member, const Numbers& cells,
+                    const Numbers& number, const Tensor& window_slot, const OptionalTensor& neighbor,
+                    const OptionalTensor& absorbs, const Tensor& absorber, const Tensor& absorber_slot, int64_t start,
+                    bool mean);
 
 }  // namespace tokendetr::merging

@@ -6,9 +6,8 @@
 namespace tokendetr::merging {
 
 void add_cpu_operators(torch::stable::detail::StableLibrary& library) {
-  library.impl("choose_windows", TORCH_BOX(&choose_windows));
-  library.impl("match_tokens", TORCH_BOX(&match_tokens));
-  library.impl("merged_order", TORCH_BOX(&merged_order));
+  library.impl("plan_merge", TORCH_BOX(&plan_merge));
+  library.impl("merge_tokens", TORCH_BOX(&merge_tokens));
 }
 
 }  // namespace tokendetr::merging

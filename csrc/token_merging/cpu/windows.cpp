@@ -1,9 +1,8 @@
 // The best windows of each class.
-#include "operators.h"
-
 #include <numeric>
 
 #include "ranking.h"
+#include "steps.h"
 
 namespace tokendetr::merging {
 namespace {

@@ -1,19 +1,13 @@
-"""Token merging on CPUs: compiled forms of :mod:`tokendetr.tokens`' integer work.
+"""Token merging on CPUs: compiled forms of :mod:`tokendetr.tokens`' plans and of their merging.
 
-On small images a chain of small operators costs more than their arithmetic. Each compiled operator
-returns exactly what its chain in ``tokendetr.tokens`` returns, which runs everywhere else.
+On small images a chain of small operators costs more than their arithmetic. The compiled choices
+are exactly those of the chain in ``tokendetr.tokens``, which runs everywhere else.
 """
 
 from tokendetr.ops.token_merging.operator import (
-    choose_windows_kernel,
-    match_tokens_kernel,
-    merged_order_kernel,
+    merge_tokens_kernel,
     merges_by_kernel,
+    plan_merge_kernel,
 )
 
-__all__ = [
-    "choose_windows_kernel",
-    "match_tokens_kernel",
-    "merged_order_kernel",
-    "merges_by_kernel",
-]
+__all__ = ["merge_tokens_kernel", "merges_by_kernel", "plan_merge_kernel"]

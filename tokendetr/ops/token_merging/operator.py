@@ -1,8 +1,8 @@
 """The compiled operators of token merging, and when they run.
 
-Shapes: B image, N all tokens, K tokens of the merged sequence, S windows, X tokens of the largest
-window, E tokens of some windows one after the other, R windows that merge, U tokens of the coarsest
-level, T neighbors, A tokens that absorb others.
+Shapes: B image, N all tokens, K tokens of the merged sequence, C channel, S windows, X tokens of
+the largest window, E tokens of the windows that merge, one window after the other, R these windows,
+U tokens of the coarsest level, T neighbors, A tokens that absorb others.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,7 @@ from tokendetr.ops.kernels import call_kernel
 
 # A library that was built from older sources lacks these operators.
 _BUILT = library.library_facts().load_error is None and all(
-    hasattr(torch.ops.tokendetr, name)
-    for name in ("choose_windows", "match_tokens", "merged_order")
+    hasattr(torch.ops.tokendetr, name) for name in ("plan_merge", "merge_tokens")
 )
 if _BUILT:
     from tokendetr.ops.token_merging import registration  # noqa: F401
@@ -40,115 +39,123 @@ def merges_by_kernel(x: Tensor) -> bool:
     )
 
 
-def choose_windows_kernel(
-    score_S: Tensor,
-    token_SX: Tensor,
-    number: Sequence[int],
-    cells: Sequence[int],
-    counts: Sequence[int],
-) -> Tensor:
-    """Return the tokens of each class's best windows, classes of the smallest windows first.
+def plan_merge_kernel(
+    valid_BN: Tensor,
+    length: int,
+    *,
+    score_S: Tensor | None = None,
+    token_SX: Tensor | None = None,
+    number: Sequence[int] = (),
+    cells: Sequence[int] = (),
+    counts: Sequence[int] = (),
+    cosine_BUU: Tensor | None = None,
+    order_BU: Tensor | None = None,
+    valid_BU: Tensor | None = None,
+    score_BU: Tensor | None = None,
+    valid_counts: Sequence[int] = (),
+    important_counts: Sequence[int] = (),
+    neighbors: int = 0,
+    min_cosine: float = 1.0,
+    absorbs: bool = False,
+) -> tuple[Tensor, ...]:
+    """Choose the windows that merge, match the coarsest level's tokens, and order what results.
 
     Args:
-        score_S: float32; higher is better, NaN counts as the lowest score.
+        valid_BN: bool, True for real tokens.
+        length: tokens K of the longest merged sequence.
+        score_S: float32 scores of windows, higher is better, NaN counts as the lowest; None: no
+            window merges.
         token_SX: long, each window's tokens at the end of its row, class after class.
         number: windows of each class.
         cells: tokens of a window of each class.
         counts: windows to choose from each class, at most its number.
-
-    Returns:
-        Long [E].
-
-    Raises:
-        ValueError: a shape, dtype or number does not fit; the message names the argument.
-    """
-    operator = torch.ops.tokendetr.choose_windows.default
-    chosen_E: Tensor = call_kernel(operator, score_S, token_SX, number, cells, counts)
-    return chosen_E
-
-
-def match_tokens_kernel(
-    cosine_BUU: Tensor,
-    order_BU: Tensor,
-    valid_BU: Tensor | None,
-    score_BU: Tensor | None,
-    valid_counts: Sequence[int],
-    counts: Sequence[int],
-    neighbors: int,
-    min_cosine: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rank a level's tokens by rarity, and match each unimportant one to important neighbors.
-
-    Args:
-        cosine_BUU: float32, products of the unit vectors.
+        cosine_BUU: float32, products of the unit vectors of the coarsest (last) level's tokens;
+            None: all of them stay.
         order_BU: long, the order in which equally rare tokens are chosen.
-        valid_BU: bool, True for real tokens; None if all are.
+        valid_BU: bool, True for that level's real tokens; None if all are.
         score_BU: float32 scores that replace rarity, or None.
-        valid_counts: real tokens of each image.
-        counts: important tokens of each image, at most its real ones.
+        valid_counts: real tokens of that level in each image.
+        important_counts: its important tokens in each image, at most its real ones.
         neighbors: most similar tokens to look at, at most U.
         min_cosine: lower bound of cosines before they are inverted.
+        absorbs: let important tokens absorb others.
 
     Returns:
-        The fields of :class:`tokendetr.tokens.AffinityMatch`.
+        The tokens [E] of the windows that merge, the smallest windows first; the fields of
+        :class:`tokendetr.tokens.AffinityMatch`, empty without cosines; and those of
+        :class:`tokendetr.tokens.MergedOrder`.
 
     Raises:
         ValueError: a shape, dtype or number does not fit; the message names the argument.
     """
-    operator = torch.ops.tokendetr.match_tokens.default
-    score, important, index, neighbor, absorbs, absorbed = call_kernel(
-        operator,
+    planned: tuple[Tensor, ...] = call_kernel(
+        torch.ops.tokendetr.plan_merge.default,
+        valid_BN,
+        length,
+        score_S,
+        token_SX,
+        number,
+        cells,
+        counts,
         cosine_BUU,
         order_BU,
         valid_BU,
         score_BU,
         valid_counts,
-        counts,
+        important_counts,
         neighbors,
         min_cosine,
+        absorbs,
     )
-    return score, important, index, neighbor, absorbs, absorbed
+    return planned
 
 
-def merged_order_kernel(
-    valid_BN: Tensor,
+def merge_tokens_kernel(
+    x_BNC: Tensor,
+    index_BK: Tensor,
+    *,
     member_E: Tensor,
-    cells: Sequence[int],
-    number: Sequence[int],
-    important_BU: Tensor | None,
-    absorber_BA: Tensor | None,
-    absorber_counts: Sequence[int],
-    length: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the order of a merged sequence, and the places in it of tokens that stand for others.
+    sizes: Sequence[tuple[int, int]],
+    window_slot_R: Tensor,
+    neighbor_BUT: Tensor | None = None,
+    absorbs_BUT: Tensor | None = None,
+    absorber_A: Tensor,
+    absorber_slot_A: Tensor,
+    start: int = 0,
+    mean: bool = True,
+) -> Tensor:
+    """Return a merged sequence, float32 [B, K, C]. There is no gradient.
 
     Args:
-        valid_BN: bool, True for real tokens.
-        member_E: long, the flat tokens of windows that merge, each window's last one standing for
-            it.
-        cells: tokens of a window of each size.
-        number: windows of each size.
-        important_BU: bool, the tokens of the coarsest (last) level that stay; None: all real ones.
-        absorber_BA: long, tokens of that level that absorb others, or None.
-        absorber_counts: how many of these each image has.
-        length: tokens K of the longest merged sequence.
-
-    Returns:
-        The fields of :class:`tokendetr.tokens.MergedOrder`.
+        x_BNC: float32 tokens.
+        index_BK: long, the token that each place copies.
+        member_E: long, the flat tokens of windows that merge, window by window.
+        sizes: tokens of a window, and how many such windows there are, for each size.
+        window_slot_R: long, the flat place of each window.
+        neighbor_BUT: long, neighbors of a level's tokens, counted from its first token; None: no
+            token absorbs others.
+        absorbs_BUT: bool, True if that neighbor absorbs the token.
+        absorber_A: long, the absorbing tokens, flat over the level.
+        absorber_slot_A: long, their flat places.
+        start: the level's first token.
+        mean: average the tokens that become one; otherwise they are summed.
 
     Raises:
         ValueError: a shape, dtype or number does not fit; the message names the argument.
     """
-    operator = torch.ops.tokendetr.merged_order.default
-    index, window_slot, absorber, absorber_slot = call_kernel(
-        operator,
-        valid_BN,
+    merged_BKC: Tensor = call_kernel(
+        torch.ops.tokendetr.merge_tokens.default,
+        x_BNC,
+        index_BK,
         member_E,
-        cells,
-        number,
-        important_BU,
-        absorber_BA,
-        absorber_counts,
-        length,
+        [cells for cells, _ in sizes],
+        [number for _, number in sizes],
+        window_slot_R,
+        neighbor_BUT,
+        absorbs_BUT,
+        absorber_A,
+        absorber_slot_A,
+        start,
+        mean,
     )
-    return index, window_slot, absorber, absorber_slot
+    return merged_BKC

@@ -1,7 +1,7 @@
 """Python registrations of token merging: fake kernels.
 
-Imported after the library is loaded. The operators are made of integers and comparisons: there are
-no gradients, and autocast has nothing to cast.
+Imported after the library is loaded. Plans are made of integers and comparisons, and merging by the
+kernel is for calls without gradients: there is no autograd, and autocast has nothing to cast.
 """
 
 from collections.abc import Sequence
@@ -10,58 +10,58 @@ import torch
 from torch import Tensor
 
 
-@torch.library.register_fake("tokendetr::choose_windows")
-def _choose_windows(
-    score: Tensor,
-    token: Tensor,
+@torch.library.register_fake("tokendetr::plan_merge")
+def _plan_merge(
+    valid: Tensor,
+    length: int,
+    score: Tensor | None,
+    token: Tensor | None,
     number: Sequence[int],
     cells: Sequence[int],
     counts: Sequence[int],
-) -> Tensor:
-    return token.new_empty(_tokens(cells, counts))
-
-
-@torch.library.register_fake("tokendetr::match_tokens")
-def _match_tokens(
-    cosine: Tensor,
-    order: Tensor,
-    valid: Tensor | None,
-    score: Tensor | None,
-    valid_counts: Sequence[int],
-    counts: Sequence[int],
+    cosine: Tensor | None,
+    order: Tensor | None,
+    level_valid: Tensor | None,
+    level_score: Tensor | None,
+    level_counts: Sequence[int],
+    important_counts: Sequence[int],
     neighbors: int,
     min_cosine: float,
+    absorbs: bool,
 ) -> tuple[Tensor, ...]:
-    images, tokens = order.shape
-    return (
-        cosine.new_empty(images, tokens),
-        cosine.new_empty(images, tokens, dtype=torch.bool),
-        order.new_empty(images, max(counts, default=0)),
-        order.new_empty(images, tokens, neighbors),
-        cosine.new_empty(images, tokens, neighbors, dtype=torch.bool),
-        cosine.new_empty(images, tokens, tokens),
+    images, level = (0, 0) if order is None else order.shape
+    matched = 0 if order is None else 1
+    shapes: tuple[tuple[torch.dtype, tuple[int, ...]], ...] = (
+        (torch.float32, (images, level)),
+        (torch.bool, (images, level)),
+        (torch.long, (images, max(important_counts, default=0))),
+        (torch.long, (images, level, neighbors)),
+        (torch.bool, (images, level, neighbors)),
+        (torch.float32, (images, level, level)),
     )
+    match = (valid.new_empty(shape if matched else (0,), dtype=dtype) for dtype, shape in shapes)
+    windows = 0 if score is None else sum(counts)
+    absorbers = sum(important_counts) if matched and absorbs else 0
+    members = sum(size * count for size, count in zip(cells, counts, strict=True))
+    places = ((members if windows else 0,), (valid.shape[0], length), (windows,))
+    member, index, slot = (valid.new_empty(shape, dtype=torch.long) for shape in places)
+    absorber, absorber_slot = (valid.new_empty(absorbers, dtype=torch.long) for _ in range(2))
+    return member, *match, index, slot, absorber, absorber_slot
 
 
-@torch.library.register_fake("tokendetr::merged_order")
-def _merged_order(
-    valid: Tensor,
+@torch.library.register_fake("tokendetr::merge_tokens")
+def _merge_tokens(
+    x: Tensor,
+    index: Tensor,
     member: Tensor,
     cells: Sequence[int],
     number: Sequence[int],
-    important: Tensor | None,
-    absorber: Tensor | None,
-    absorber_counts: Sequence[int],
-    length: int,
-) -> tuple[Tensor, ...]:
-    absorbers = 0 if absorber is None else sum(absorber_counts)
-    return (
-        member.new_empty(valid.shape[0], length),
-        member.new_empty(sum(number)),
-        member.new_empty(absorbers),
-        member.new_empty(absorbers),
-    )
-
-
-def _tokens(cells: Sequence[int], counts: Sequence[int]) -> int:
-    return sum(each * count for each, count in zip(cells, counts, strict=True))
+    window_slot: Tensor,
+    neighbor: Tensor | None,
+    absorbs: Tensor | None,
+    absorber: Tensor,
+    absorber_slot: Tensor,
+    start: int,
+    mean: bool,
+) -> Tensor:
+    return x.new_empty(*index.shape, x.shape[2])

@@ -6,8 +6,9 @@ a token and its neighbor. "Flat" indices count over the batch: ``image * N + tok
 ``image * K + slot``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -148,6 +149,9 @@ class AffinityGroup(Affinity):
         size_K[self.slot_R] = 1 + absorbed_V[self.token_R]
 
 
+Groups = Sequence[WindowGroup | AffinityGroup]
+
+
 class Merge(AnchoredMap):
     """Most tokens stay single, groups of tokens become one (Dynamic DETR).
 
@@ -158,7 +162,7 @@ class Merge(AnchoredMap):
             distinct.
         valid_BK: bool, False for the padding entries of images with fewer reduced tokens; None if
             there are none.
-        groups: members of the merged tokens.
+        groups: members of the merged tokens, or a function that returns them when they are needed.
         num_all: number of tokens N before reduction.
         broadcast: write a window's result to all its members; otherwise to its anchor alone, and
             the others keep what they had.
@@ -169,19 +173,30 @@ class Merge(AnchoredMap):
         *,
         index_BK: Tensor,
         valid_BK: Tensor | None,
-        groups: Sequence[WindowGroup | AffinityGroup],
+        groups: Groups | Callable[[], Groups],
         num_all: int,
         broadcast: bool = False,
     ) -> None:
         super().__init__(index_BK, valid_BK)
-        self.groups = tuple(group for group in groups if group.slot_R.shape[0] > 0)
+        self._groups = groups
         self.num_all = num_all
         self.broadcast = broadcast
+
+    @cached_property
+    def groups(self) -> tuple[WindowGroup | AffinityGroup, ...]:
+        """Members of the merged tokens, without groups that have none."""
+        groups = self._groups if isinstance(self._groups, Sequence) else self._groups()
+        return tuple(group for group in groups if group.slot_R.shape[0] > 0)
 
     @property
     def windows(self) -> tuple[WindowGroup, ...]:
         """The groups that are windows."""
         return tuple(group for group in self.groups if isinstance(group, WindowGroup))
+
+    @property
+    def centered_windows(self) -> tuple[WindowGroup, ...]:
+        """The windows that stand at the mean of their members' places."""
+        return tuple(group for group in self.windows if group.locate == "mean")
 
     def reduce(self, x_BNC: Tensor) -> Tensor:
         """Return single tokens unchanged and groups merged, [B, K, C]."""
@@ -218,7 +233,7 @@ class Merge(AnchoredMap):
     def select(self, x_BN: Tensor) -> Tensor:
         """Return attributes of the anchors, or means over windows with ``locate="mean"``."""
         selected_BK = super().select(x_BN)
-        groups = [group for group in self.windows if group.locate == "mean"]
+        groups = self.centered_windows
         if not groups:
             return selected_BK
         rows = [group.merge(x_BN.flatten(2), rule="mean") for group in groups]
