@@ -26,6 +26,7 @@ from tokendetr.deploy.runtimes import installed_runtimes
 from tokendetr.deploy.verification import compare, detect, padded_inputs, verification_images
 from tokendetr.errors import ExportCheckError, ExportError, OutputError
 from tokendetr.ops import extension_available, ms_deform_attn_reference
+from tokendetr.tokens import LevelLayout
 
 pytestmark = pytest.mark.skipif(
     not extension_available(), reason="models are exported with the compiled kernels"
@@ -223,6 +224,27 @@ def test_bags_are_summed_in_every_runtime(tmp_path):
     for runtime in installed_runtimes("onnx"):
         found = open_exported(path, runtime)(*inputs)
         assert torch.equal(found[0], Bags()(*inputs)[0]), runtime
+
+
+class Anchors(torch.nn.Module):
+    """Finds the tokens that a two-stage head may select on levels of 50 and 25 rows."""
+
+    def forward(self, images, sizes):
+        sizes_BL2 = torch.stack([sizes, (sizes + 1).div(2, rounding_mode="floor")], dim=1)
+        layout = LevelLayout.from_traced_sizes([(50, 76), (25, 38)], sizes_BL2)
+        usable_BN = layout.proposals()[1]
+        return images + 1, usable_BN.long(), sizes + 1
+
+
+@needs_onnx
+def test_anchors_on_the_limit_are_left_out_in_every_runtime(tmp_path):
+    sizes = torch.tensor([[50, 76], [38, 50]])  # outer centers of 50 cells: 0.01 and 0.99
+    inputs, path = (torch.zeros(2, 3), sizes), tmp_path / "anchors.onnx"
+    write_program(torch.export.export(Anchors(), inputs, strict=False), path, "onnx")
+    expected = Anchors()(*inputs)[1]
+    assert expected.sum().item() == 48 * 74 + 25 * 38 + 38 * 48 + 19 * 25
+    for runtime in installed_runtimes("onnx"):
+        assert torch.equal(open_exported(path, runtime)(*inputs)[1], expected), runtime
 
 
 @pytest.mark.slow

@@ -93,6 +93,14 @@ def test_proposals_are_centered_boxes_of_growing_size_and_skip_padding_and_borde
                 token += 1
 
 
+@pytest.mark.parametrize("cells", [1, 49, 50, 51, 100, 150, 250, 334])
+def test_tokens_whose_centers_are_not_inside_the_published_limits_are_unusable(cells):
+    layout = LevelLayout.from_valid_sizes([(cells, 4)], [[(cells, 4)]])
+    center = (torch.arange(cells) + 0.5) / cells  # the published code's float32
+    expected = (center > 0.01) & (center < 0.99)
+    assert torch.equal(layout.proposals()[1].view(cells, 4), expected[:, None].expand(-1, 4))
+
+
 def test_split_and_grid_cut_out_levels():
     layout = LevelLayout.from_masks(padding_masks())
     x = torch.arange(2 * 64 * 3).view(2, 64, 3)

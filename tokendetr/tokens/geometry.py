@@ -39,19 +39,32 @@ def proposals(level_shapes: LevelShapes, valid_BN: Tensor) -> tuple[Tensor, Tens
         level_shapes: ``(height, width)`` of each level.
         valid_BN: bool, True where a token is real.
     """
-    boxes, device, start = [], valid_BN.device, 0
+    boxes, inner, device, start = [], [], valid_BN.device, 0
     for level, (height, width) in enumerate(level_shapes):
         valid_BHW = valid_BN[:, start : start + height * width].unflatten(1, (height, width))
         start += height * width
-        y_H = torch.arange(height, dtype=torch.float32, device=device) + 0.5
-        x_W = torch.arange(width, dtype=torch.float32, device=device) + 0.5
-        y_BH = y_H / valid_BHW[:, :, 0].sum(dim=1, keepdim=True)
-        x_BW = x_W / valid_BHW[:, 0, :].sum(dim=1, keepdim=True)
-        shape = (valid_BN.shape[0], height, width)
-        size = torch.full(shape, 0.05 * 2.0**level, device=device)
+        rows_B1 = valid_BHW[:, :, 0].sum(dim=1, keepdim=True)
+        columns_B1 = valid_BHW[:, 0, :].sum(dim=1, keepdim=True)
+        y_H, x_W = torch.arange(height, device=device), torch.arange(width, device=device)
+        y_BH, x_BW = (y_H.float() + 0.5) / rows_B1, (x_W.float() + 0.5) / columns_B1
+        shape, side = (valid_BN.shape[0], height, width), 0.05 * 2.0**level
+        size = torch.full(shape, side, device=device)
         box = (x_BW[:, None, :].expand(shape), y_BH[:, :, None].expand(shape), size, size)
         boxes.append(torch.stack(box, dim=-1).flatten(1, 2))
+        inner_BH, inner_BW = _inner(y_H, rows_B1), _inner(x_W, columns_B1)
+        inner_BHW = inner_BH[:, :, None] & inner_BW[:, None, :]
+        inner.append((inner_BHW if side < 0.99 else torch.zeros_like(inner_BHW)).flatten(1))
     boxes_BN4 = torch.cat(boxes, dim=1)
-    usable_BN = ((boxes_BN4 > 0.01) & (boxes_BN4 < 0.99)).all(dim=-1) & valid_BN
+    usable_BN = torch.cat(inner, dim=1) & valid_BN
     logits_BN4 = torch.log(boxes_BN4 / (1 - boxes_BN4))
     return logits_BN4.masked_fill(~usable_BN[..., None], float("inf")), usable_BN
+
+
+def _inner(cell_S: Tensor, cells_B1: Tensor) -> Tensor:
+    """Return bool [B, S], True if a cell's center is in (0.01, 0.99) of its image's cells.
+
+    In a row of 50 cells, as images of 800 pixels have them, the outer centers are at 0.01 and 0.99
+    exactly. Integers decide this alike in every runtime, and as a correctly rounded division does.
+    """
+    center_S = 50 * (2 * cell_S + 1)
+    return (center_S > cells_B1) & (center_S < 99 * cells_B1)
