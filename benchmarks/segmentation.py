@@ -128,10 +128,10 @@ class MaskedImages:
             image, label = image.flip(-1), label.flip(-1)
         return {"image": image, "label": label, "height": SIDE, "width": SIDE}
 
-    def batches(self, indices: Sequence[int], size: int = 8) -> Iterator[list[dict[str, Any]]]:
-        """Yield batches of images."""
-        for start in range(0, len(indices), size):
-            yield [self.read(index) for index in indices[start : start + size]]
+    def batches(self, indices: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
+        """Yield batches of eight images."""
+        for start in range(0, len(indices), 8):
+            yield [self.read(index) for index in indices[start : start + 8]]
 
 
 def train(model: Segmenter, images: MaskedImages, iterations: int, batch: int) -> None:

@@ -65,26 +65,15 @@ def encoder_macs(
     return values + updates + _matching_macs(level_shapes, budget, embed_dim)
 
 
-def saved_macs(
-    level_shapes: Sequence[Sequence[int]],
-    budget: TokenBudget,
-    *,
-    embed_dim: int = 256,
-    feedforward_dim: int = 2048,
-    num_heads: int = 8,
-    num_points: int = 4,
-) -> int:
-    """Return the cost saved over the dense encoder, to be subtracted from a dense detector's."""
+def saved_macs(level_shapes: Sequence[Sequence[int]], budget: TokenBudget) -> int:
+    """Return the cost saved over the dense encoder, to be subtracted from a dense detector's.
+
+    Args:
+        level_shapes: (height, width) in tokens of each level, finest first.
+        budget: of an encoder with the dimensions that :func:`encoder_macs` has by default.
+    """
     dense, dynamic = (
-        encoder_macs(
-            level_shapes,
-            choice,
-            num_layers=budget.num_layers,
-            embed_dim=embed_dim,
-            feedforward_dim=feedforward_dim,
-            num_heads=num_heads,
-            num_points=num_points,
-        )
+        encoder_macs(level_shapes, choice, num_layers=budget.num_layers)
         for choice in (None, budget)
     )
     return dense - dynamic

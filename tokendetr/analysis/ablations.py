@@ -151,16 +151,13 @@ class Study:
 
 
 def studies_of(
-    config: str,
-    tables: Sequence[tuple[str, str, Sequence[Variant]]],
-    overrides: Sequence[str] = FINE_TUNING,
+    config: str, tables: Sequence[tuple[str, str, Sequence[Variant]]]
 ) -> Iterator[Study]:
-    """Yield the studies of one config.
+    """Yield the studies of one config, all of whose variants fine-tune.
 
     Args:
         config: name of the config.
         tables: (name, heading, variants) of each study.
-        overrides: overrides that all variants share.
     """
     for name, title, variants in tables:
-        yield Study(name, title, config, variants, overrides)
+        yield Study(name, title, config, variants, FINE_TUNING)

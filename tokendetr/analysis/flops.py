@@ -272,21 +272,16 @@ def blended_flops(model: nn.Module, *, arithmetic: bool = False) -> FlopReport:
     return mean_report(reports, [weight for weight, _ in BLENDED_SIZES])
 
 
-def pyramid_shapes(
-    height: int, width: int, *, num_levels: int = 4, finest_stride: int = 8
-) -> tuple[tuple[int, int], ...]:
+def pyramid_shapes(height: int, width: int) -> tuple[tuple[int, int], ...]:
     """Return the (height, width) in tokens of each level, finest first, of an image's pyramid.
 
-    Every level halves the one before, rounding up as padded convolutions do.
+    The four levels have strides 8 to 64 pixels, rounded up as padded convolutions do.
 
     Args:
         height: height of the image in pixels.
         width: width of the image in pixels.
-        num_levels: number of levels.
-        finest_stride: pixels per token of the finest level, a power of two.
     """
-    strides = [finest_stride * 2**level for level in range(num_levels)]
-    return tuple((-(-height // stride), -(-width // stride)) for stride in strides)
+    return tuple((-(-height // stride), -(-width // stride)) for stride in (8, 16, 32, 64))
 
 
 def _part(name: str) -> str:

@@ -52,7 +52,7 @@ class _Emptied(Dataset[list[int]]):
         return []
 
 
-def loader_speed(node: Mapping[str, Any], repeats: int, *, warmup: int = 5) -> list[StageSpeed]:
+def loader_speed(node: Mapping[str, Any], repeats: int, *, warmup: int) -> list[StageSpeed]:
     """Measure a loader as configured.
 
     Args:
@@ -69,7 +69,7 @@ def loader_speed(node: Mapping[str, Any], repeats: int, *, warmup: int = 5) -> l
     return [_speed(name, lambda: iter(instantiate(node)), repeats, warmup, images)]
 
 
-def stage_speeds(node: Mapping[str, Any], repeats: int, *, warmup: int = 5) -> list[StageSpeed]:
+def stage_speeds(node: Mapping[str, Any], repeats: int, *, warmup: int) -> list[StageSpeed]:
     """Measure a loader's stages.
 
     These are: reading records, mapping them, loading with several numbers of workers, and loading

@@ -68,12 +68,10 @@ class ImageBatches(Sequence[list[dict[str, Any]]]):
         return [self.images.read(path) for path in self.files[number]]
 
 
-def fit_on_images(
-    model: torch.nn.Module, images: UnlabeledImages, count: int, *, quiet: bool = False
-) -> list[float]:
+def fit_on_images(model: torch.nn.Module, images: UnlabeledImages, count: int) -> list[float]:
     """Fit a detector's maps to ``count`` images; see :func:`token_transforming.fit_recovery`."""
     batches = ImageBatches(images, held_back=False, count=-(-count // images.batch_size))
-    with tqdm(desc="maps", unit="batch", disable=quiet) as bar:
+    with tqdm(desc="maps", unit="batch") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -124,22 +124,20 @@ def _unread_upstream(found: Annotations, json_file: str, *, only_training: bool)
     ]
 
 
-def read_coco(json_file: str, label: str = "", *, has_file_names: bool = True) -> dict[str, Any]:
+def read_coco(json_file: str, *, has_file_names: bool = True) -> dict[str, Any]:
     """Read a COCO JSON, normalized by :mod:`tokendetr.io.annotations`.
 
     Args:
         json_file: the annotations.
-        label: what messages call it; the path if empty.
         has_file_names: False for LVIS, whose file names come from URLs.
 
     Raises:
         FileNotFoundError: no such file; the message says where data sets are looked for.
         DatasetError: the file is no JSON, lacks COCO's layout, or has records that cannot be used.
     """
-    label = label or json_file
-    found = _read(json_file, label, has_file_names)
+    found = _read(json_file, json_file, has_file_names)
     try:
-        found.check(label)
+        found.check(json_file)
     except AnnotationError as error:
         raise DatasetError(str(error)) from error
     return found.data

@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 __all__ = ["ImageMatches", "draw_images", "match_images"]
 
+_MAX_DETECTIONS = 100  # per image and category, as in COCO's AP
 _RECALLS = np.linspace(0.0, 1.0, 101)
 
 Floats = npt.NDArray[np.float64]
@@ -109,7 +110,6 @@ def match_images(
     truth: dict[str, Any],
     detections: Sequence[Mapping[str, Any]],
     area: str = "all",
-    max_detections: int = 100,
 ) -> ImageMatches:
     """Match detections with ground truth as COCO's evaluation does.
 
@@ -117,7 +117,6 @@ def match_images(
         truth: a COCO document with integer ids and areas.
         detections: boxes in COCO's result format.
         area: ``all``, ``small``, ``medium`` or ``large``.
-        max_detections: maximum number per image and category.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth_api = COCO()
@@ -129,7 +128,7 @@ def match_images(
         params = evaluation.params
         chosen = params.areaRngLbl.index(area)
         params.areaRng, params.areaRngLbl = [params.areaRng[chosen]], [area]
-        params.maxDets = [max_detections]
+        params.maxDets = [_MAX_DETECTIONS]
         if not detections:
             params.imgIds = sorted(image["id"] for image in truth["images"])
         evaluation.evaluate()

@@ -30,6 +30,9 @@ ERRORS = {
 }
 """hotcoco's name of an error type of TIDE (arXiv 2008.08115) -> its name here."""
 
+CONFIDENCE = 0.95
+"""Confidence level of the intervals of a comparison."""
+
 _CURVE_POINTS = 200
 
 
@@ -161,7 +164,6 @@ def compare_results(
     second: str | Path,
     *,
     resamples: int = 1000,
-    confidence: float = 0.95,
 ) -> Comparison:
     """Compare two results on one data set by a paired bootstrap over its images.
 
@@ -170,14 +172,13 @@ def compare_results(
         first: the baseline's results.
         second: the results whose gain is measured.
         resamples: number of bootstrap resamples.
-        confidence: confidence level of the intervals, in (0, 1).
 
     Raises:
         FileNotFoundError, DatasetError, ConfigError: as for :func:`analyze_results`.
     """
     data = _labeled(annotations)
     one, two = (MatchedResults(data, _results_on(path, data)) for path in (first, second))
-    found = one.compare(two, resamples, confidence)
+    found = one.compare(two, resamples, CONFIDENCE)
     metrics = {
         name: {
             "first": 100 * found["metrics_a"][name],
@@ -197,7 +198,7 @@ def compare_results(
         }
         for row in found["per_category"]
     }
-    return Comparison(metrics, classes, resamples, confidence)
+    return Comparison(metrics, classes, resamples, CONFIDENCE)
 
 
 def _analysis(data: dict[str, Any], rows: list[dict[str, Any]]) -> Analysis:

@@ -23,6 +23,7 @@ __all__ = ["BestCheckpoint", "Checkpoints", "EpochCounter", "Evaluations", "Rest
 
 logger = logging.getLogger(__name__)
 
+_BEST = "model_best"
 _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
 
 
@@ -197,7 +198,6 @@ class BestCheckpoint(HookBase):
         evaluations: the hook that evaluates.
         metric: name in the event storage, such as ``bbox/AP``.
         is_chosen: the user named the metric, so an evaluation without it is an error.
-        name: file name without extension.
     """
 
     def __init__(
@@ -207,13 +207,11 @@ class BestCheckpoint(HookBase):
         metric: str,
         *,
         is_chosen: bool = False,
-        name: str = "model_best",
     ) -> None:
         self._checkpointer = checkpointer
         self._evaluations = evaluations
         self._metric = metric
         self._is_chosen = is_chosen
-        self._name = name
         self._best = -math.inf
         self._seen = -1
         self._has_warned = False
@@ -221,7 +219,7 @@ class BestCheckpoint(HookBase):
     def before_train(self) -> None:
         """Read the best value so far on resume, and consider a missed evaluation done just now."""
         start = self.trainer.start_iter
-        path = os.path.join(self._checkpointer.save_dir, f"{self._name}.pth")
+        path = os.path.join(self._checkpointer.save_dir, f"{_BEST}.pth")
         if start == 0:
             return
         self._read_best(path)
@@ -263,7 +261,7 @@ class BestCheckpoint(HookBase):
             return
         self._best = float(value)
         self._checkpointer.save_weights(
-            self._name,
+            _BEST,
             iteration=int(iteration),
             best_metric=self._best,
             best_metric_name=self._metric,

@@ -23,6 +23,7 @@ from tokendetr.io.images import save_image
 __all__ = ["draw_samples", "draw_survey"]
 
 _MOST_CLASSES = 30
+_SAMPLES = 12
 
 
 def draw_survey(json_file: str, path: Path) -> None:
@@ -67,16 +68,13 @@ def _whole_bins(most: int) -> NDArray[np.float64]:
     return np.arange(0, most + 2, 1 + most // 40, dtype=np.float64) - 0.5
 
 
-def draw_samples(
-    json_file: str, image_root: str, folder: Path, *, number: int = 12
-) -> Sequence[Path]:
-    """Draw images with their labels, chosen at random with a fixed seed.
+def draw_samples(json_file: str, image_root: str, folder: Path) -> Sequence[Path]:
+    """Draw up to twelve images with their labels, chosen at random with a fixed seed.
 
     Args:
         json_file: annotations in COCO's format.
         image_root: folder of the images.
         folder: folder to write to.
-        number: maximum number of images.
 
     Returns:
         The files.
@@ -87,7 +85,7 @@ def draw_samples(
     metadata = MetadataCatalog.get(f"survey of {os.path.abspath(json_file)}")
     metadata.thing_classes = [names[number] for number in ids]
     images = data["images"]
-    chosen = Random(0).sample(images, min(number, len(images)))
+    chosen = Random(0).sample(images, min(_SAMPLES, len(images)))
     by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in chosen}
     for annotation in data.get("annotations", []):
         if annotation["image_id"] in by_image:

@@ -17,6 +17,7 @@ from tokendetr.tokens import Mix
 __all__ = ["draw_mixing", "shared_tokens", "typical_tokens"]
 
 _COLUMNS = 5
+_GAP = 4
 
 
 def typical_tokens(weight_KN: Tensor, count: int) -> list[int]:
@@ -32,14 +33,15 @@ def typical_tokens(weight_KN: Tensor, count: int) -> list[int]:
     return gathered_K.argsort(descending=True, stable=True)[:count].tolist()
 
 
-def shared_tokens(weight_KN: Tensor, share: float = 0.01) -> float:
+def shared_tokens(weight_KN: Tensor) -> float:
     """Return the share of the tokens that contribute to more than one reduced token.
+
+    A coefficient counts if it is above 1 % of its row's largest.
 
     Args:
         weight_KN: rows of W.
-        share: a coefficient counts if it is above this share of its row's largest.
     """
-    counted_KN = weight_KN > share * weight_KN.amax(dim=1, keepdim=True).clamp_min(1e-12)
+    counted_KN = weight_KN > 0.01 * weight_KN.amax(dim=1, keepdim=True).clamp_min(1e-12)
     return float((counted_KN.sum(dim=0) > 1).float().mean())
 
 
@@ -97,13 +99,13 @@ def _heat(
     return Image.fromarray((0.3 * gray_HW1 + 0.7 * 255 * color_HW3).astype(np.uint8))
 
 
-def _sheet(tiles: list[Image.Image], size: tuple[int, int], gap: int = 4) -> Image.Image:
+def _sheet(tiles: list[Image.Image], size: tuple[int, int]) -> Image.Image:
     lines = -(-len(tiles) // _COLUMNS)
-    step = size[0] + gap, size[1] + gap
-    sheet = Image.new("RGB", (_COLUMNS * step[0] + gap, lines * step[1] + gap), "white")
+    step = size[0] + _GAP, size[1] + _GAP
+    sheet = Image.new("RGB", (_COLUMNS * step[0] + _GAP, lines * step[1] + _GAP), "white")
     pen = ImageDraw.Draw(sheet)
     for number, tile in enumerate(tiles):
-        corner = gap + number % _COLUMNS * step[0], gap + number // _COLUMNS * step[1]
+        corner = _GAP + number % _COLUMNS * step[0], _GAP + number // _COLUMNS * step[1]
         sheet.paste(tile, corner)
         if number:
             pen.text((corner[0] + 3, corner[1] + 1), str(number), fill="white")

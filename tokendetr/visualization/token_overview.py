@@ -24,6 +24,7 @@ from tokendetr.visualization.tokens import groups_of_layers, layer_names
 
 __all__ = ["draw_overview"]
 
+_WIDTH = 320
 _GAP = 8
 _TITLE = 22
 _COLUMNS = 4
@@ -35,12 +36,9 @@ def draw_overview(
     forward: ForwardTrace,
     boxes: Sequence[DrawnBox],
     *,
-    truth: Sequence[DrawnBox] = (),
     image: int = 0,
-    width: int = 320,
-    title: str = "",
 ) -> Image.Image:
-    """Draw the image with ground truth, the tokens of each distinct layer, and the detections.
+    """Draw the image, the tokens of each distinct layer, and the detections.
 
     In a layer's tile, brightness is the share of queries among an area's tokens, over all levels;
     merged tokens of the finest level that has any are framed.
@@ -49,15 +47,12 @@ def draw_overview(
         image_HWC: RGB uint8, the image that the model was run on, of any size.
         forward: the recorded pass of the encoder or of a stage of the backbone.
         boxes: detections, the best first, in pixels of ``image_HWC``.
-        truth: annotations, in the same pixels.
         image: index of the image in the recorded batch.
-        width: width of each tile in pixels; less for narrow images, whose tiles would be very high.
-        title: title of the first tile; "image" if empty.
     """
-    width = fitting_width(image_HWC, width)
+    width = fitting_width(image_HWC, _WIDTH)
     base_HWC = base_tile(image_HWC, width)
     scale = width / image_HWC.shape[1]
-    tiles = [(title or "image", draw_boxes(image_HWC, truth, scale=scale))]
+    tiles = [("image", draw_boxes(image_HWC, (), scale=scale))]
     kind = "layer" if forward.name == "encoder" else "block"
     for numbers, tokens in groups_of_layers(forward, image):
         total = sum(forward.layout.valid_counts[image])
