@@ -11,14 +11,13 @@ from detectron2.utils.file_io import PathManager
 from tokendetr.compat.stand_ins import is_stand_in
 from tokendetr.data.paths import Folders
 from tokendetr.errors import DatasetError
+from tokendetr.io.annotation_checks import federated_faults, require_evaluable
 from tokendetr.io.annotations import (
     FOR_EVALUATION,
     AnnotationError,
     Annotations,
-    federated_faults,
     normalize,
     parse_json,
-    require_evaluable,
 )
 
 __all__ = ["read_coco", "validate_coco"]

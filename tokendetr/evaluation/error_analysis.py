@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokendetr.data.coco_check import read_coco
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.matched_results import MatchedResults
-from tokendetr.io.annotations import check_results
+from tokendetr.io.annotation_checks import check_results
 from tokendetr.io.results import read_results
 
 __all__ = ["Analysis", "Comparison", "analyze_results", "compare_results"]

@@ -25,13 +25,13 @@ from tabulate import tabulate
 from tokendetr.data.coco_check import read_coco
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.numbering import Numbering
-from tokendetr.io.annotations import (
-    AnnotationError,
+from tokendetr.io.annotation_checks import (
     check_classes,
     check_results,
     max_detections,
     require_evaluable,
 )
+from tokendetr.io.annotations import AnnotationError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.temporary import temporary_folder
 

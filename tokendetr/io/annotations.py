@@ -5,41 +5,37 @@ loading, training and evaluation accept. Missing ``area`` and ``iscrowd`` are fi
 normalized to one type, unreadable masks and keypoints are dropped while their boxes are kept, and
 every record that cannot be used is reported by id.
 
-The module needs only the standard library: ``tokendetr`` and, through a symbolic link, the stand-in
-for detectron2 read with it, and the stand-in must not import ``tokendetr``.
+The module needs only the standard library and :mod:`tokendetr.io._annotation_values`: ``tokendetr``
+and, through symbolic links to both, the stand-in for detectron2 read with it, and the stand-in must
+not import ``tokendetr``.
 """
-# Over 350 lines: it is linked into the stand-in, with the file of masks beside it and no other.
 
 import json
-import math
-import reprlib
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._annotation_masks import (
+from ._annotation_values import (
     MAX_NUMBER,
+    AnnotationError,
     are_numbers,
+    image_name,
     is_finite,
     is_number,
     is_outline,
     is_real,
     is_run_lengths,
+    shown,
 )
 
 __all__ = [
     "FOR_EVALUATION",
     "AnnotationError",
     "Annotations",
-    "check_classes",
-    "check_results",
-    "federated_faults",
-    "max_detections",
     "normalize",
     "parse_json",
     "read_annotations",
-    "require_evaluable",
 ]
 
 WITHOUT_AREA = "annotations without area: width x height of the box is taken"
@@ -48,11 +44,6 @@ FOR_EVALUATION = frozenset((WITHOUT_AREA, WITHOUT_CROWD))
 
 _SHOWN = 20
 _MAX_SIDE = 1 << 20
-_MAX_DETECTIONS = 100_000
-
-
-class AnnotationError(ValueError):
-    """Annotations that cannot be used; the message names the file and the records."""
 
 
 @dataclass
@@ -172,125 +163,6 @@ def normalize(
     return found
 
 
-# ----------------------------------------------------------------------------- evaluation
-
-
-def require_evaluable(data: Mapping[str, Any], label: str, tasks: Sequence[str] = ()) -> None:
-    """Refuse ground truth on which COCO's evaluation would fail or give wrong numbers.
-
-    Args:
-        data: the ``data`` of :func:`normalize`.
-        label: the file, for messages.
-        tasks: ``segm`` requires a mask in every annotation.
-
-    Raises:
-        AnnotationError: the message gives the reason.
-    """
-    for annotation in data.get("annotations", []):
-        if annotation["id"] == 0:
-            raise AnnotationError(
-                f"{label}: annotation id 0: COCO's evaluation counts it as missed; number from 1"
-            )
-        if "segm" in tasks and "segmentation" not in annotation:
-            raise AnnotationError(
-                f"{label}: annotation id {annotation['id']} of image id {annotation['image_id']} "
-                "has no segmentation that can be read: masks cannot be evaluated"
-            )
-
-
-def check_classes(rows: Sequence[Mapping[str, Any]], count: int) -> None:
-    """Refuse predictions of classes that a data set does not have.
-
-    Args:
-        rows: in COCO's result format, but with the model's class indices, from 0.
-        count: number of categories.
-
-    Raises:
-        ValueError: a class is out of range; the message names image and class.
-    """
-    for row in rows:
-        if not 0 <= row["category_id"] < count:
-            raise ValueError(
-                f"a prediction of image {_shown(row['image_id'])} has class {row['category_id']}, "
-                f"but the data set has only {count} categories"
-            )
-
-
-def check_results(
-    rows: Sequence[Mapping[str, Any]], image_ids: Container[Any], tasks: Sequence[str] = ()
-) -> None:
-    """Refuse predictions that implementations of COCO's evaluation treat differently.
-
-    Args:
-        rows: in COCO's result format.
-        image_ids: ids of the ground truth's images.
-        tasks: ``segm`` requires a mask in every prediction, ``keypoints`` its keypoints.
-
-    Raises:
-        ValueError: a prediction is for an unknown image, lacks what a task needs, or has a box or
-            score that is not finite.
-    """
-    for row in rows:
-        for task, part in (("segm", "segmentation"), ("keypoints", "keypoints")):
-            if task in tasks and part not in row:
-                raise ValueError(
-                    f"a prediction of image {_shown(row['image_id'])} has no {part}, which "
-                    f"tasks={task} evaluates: ask only for what the model predicts"
-                )
-        if row["image_id"] not in image_ids:
-            raise ValueError(
-                f"a prediction is for image {_shown(row['image_id'])}, which the annotations do "
-                "not have: loader and evaluator use different data sets"
-            )
-        if not all(map(math.isfinite, (*row.get("bbox", ()), row["score"]))):
-            raise ValueError(
-                f"a prediction for image {_shown(row['image_id'])} is not finite: box "
-                f"{_shown(row.get('bbox'))}, score {row['score']}"
-            )
-
-
-def max_detections(given: int | Sequence[int] | None) -> list[int]:
-    """Return the three numbers of ``maxDets``, ascending as pycocotools sorts them.
-
-    Args:
-        given: the maximum number of detections per image, or all three numbers; None for
-            (1, 10, 100).
-
-    Raises:
-        ValueError: neither one nor three positive numbers up to 100,000.
-    """
-    if given is None:
-        return [1, 10, 100]
-    numbers: Any = [1, min(10, given), given] if isinstance(given, int) else given
-    is_right = isinstance(numbers, Sequence) and len(numbers) == 3
-    if not is_right or not all(isinstance(n, int) and 0 < n <= _MAX_DETECTIONS for n in numbers):
-        raise ValueError(
-            f"max_dets_per_image={_shown(given)}: give one positive number, or three as maxDets "
-            f"(at most {_MAX_DETECTIONS:,})"
-        )
-    return sorted(numbers)
-
-
-def federated_faults(data: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each record that lacks a field of LVIS's evaluation.
-
-    Args:
-        data: the ``data`` of :func:`normalize`.
-    """
-    faults = [
-        f"{_image_name(image)}: there is no list {key!r}, which LVIS's evaluation needs"
-        for image in data["images"]
-        for key in ("neg_category_ids", "not_exhaustive_category_ids")
-        if not isinstance(image.get(key), list)
-    ]
-    return faults + [
-        f"category id {category['id']} ({category['name']}): frequency is "
-        f"{_shown(category.get('frequency'))}, not 'r', 'c' or 'f'"
-        for category in data["categories"]
-        if category.get("frequency") not in ("r", "c", "f")
-    ]
-
-
 # ------------------------------------------------------------------------------------ ids
 
 
@@ -327,7 +199,7 @@ def _by_id(
 
 def _no_id(record: Any, kind: str, index: int) -> str:
     if isinstance(record, dict) and record.get("id") is not None:
-        return f"{kind} number {index} has no id that can be used, but {_shown(record['id'])}"
+        return f"{kind} number {index} has no id that can be used, but {shown(record['id'])}"
     return f"{kind} number {index} has no id"
 
 
@@ -356,14 +228,14 @@ def _image(found: Annotations, image: dict[str, Any], has_file_names: bool) -> N
     for key in ("width", "height"):
         value: Any = image.get(key)
         if not is_number(value) or not 1 <= value <= _MAX_SIDE or value != int(value):
-            found.faults.append(f"{_image_name(image)}: {key} is {_shown(value)}")
+            found.faults.append(f"{image_name(image)}: {key} is {shown(value)}")
         else:
             image[key] = int(value)
     name = image.get("file_name" if has_file_names or "coco_url" not in image else "coco_url")
     if not isinstance(name, str) or not name:
-        found.faults.append(f"{_image_name(image)}: it has no file_name")
+        found.faults.append(f"{image_name(image)}: it has no file_name")
     elif "\0" in name:
-        found.faults.append(f"{_image_name(image)}: there is a NUL in its file_name")
+        found.faults.append(f"{image_name(image)}: there is a NUL in its file_name")
 
 
 def _category(found: Annotations, category: dict[str, Any]) -> None:
@@ -375,10 +247,10 @@ def _category(found: Annotations, category: dict[str, Any]) -> None:
         found.filled["categories with a number as name: it is read as text"] += 1
         category["name"] = name = str(name)
     if not isinstance(name, str) or not name:
-        found.faults.append(f"category id {category['id']} has no name, but {_shown(name)}")
+        found.faults.append(f"category id {category['id']} has no name, but {shown(name)}")
     elif any("\ud800" <= character <= "\udfff" for character in name):
         found.faults.append(
-            f"category id {category['id']}: its name {_shown(ascii(name))} has halves of "
+            f"category id {category['id']}: its name {shown(ascii(name))} has halves of "
             "characters, which no file can hold"
         )
 
@@ -390,15 +262,15 @@ def _annotation(
     which = f"annotation id {record['id']}"
     image = images.get(_plain_id(record.get("image_id")))
     if image is None:
-        given = _shown(record.get("image_id"))
+        given = shown(record.get("image_id"))
         found.strays.append(f"{which}: image_id {given} is no image of the file")
         return None
     category = categories.get(_plain_id(record.get("category_id")))
     record["image_id"] = image["id"]
-    which = f"{which} of {_image_name(image)}"
+    which = f"{which} of {image_name(image)}"
     faults = [_box_fault(record.get("bbox")), _flag_fault(found, record), _area_fault(record)]
     if category is None:
-        given = _shown(record.get("category_id"))
+        given = shown(record.get("category_id"))
         faults.append(f"category_id {given} is no category of the file")
     faults = [fault for fault in faults if fault]
     if faults:
@@ -419,11 +291,11 @@ def _annotation(
 
 def _box_fault(box: Any) -> str:
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_real, box)):
-        return f"bbox {_shown(box)} is not four numbers [x, y, width, height]"
+        return f"bbox {shown(box)} is not four numbers [x, y, width, height]"
     if not all(map(is_finite, box)) or max(map(abs, box)) > MAX_NUMBER:
-        return f"bbox {_shown(box)} is not finite"
+        return f"bbox {shown(box)} is not finite"
     if box[2] < 0 or box[3] < 0:
-        return f"bbox {_shown(box)} is inverted: width and height must not be negative"
+        return f"bbox {shown(box)} is inverted: width and height must not be negative"
     return ""
 
 
@@ -431,13 +303,13 @@ def _flag_fault(found: Annotations, record: dict[str, Any]) -> str:
     ignore = record.pop("ignore", 0)
     if ignore not in (0, None) or isinstance(ignore, (dict, list)):
         return (
-            f"there is an ignore, {_shown(ignore)}: detectron2 knows none; set iscrowd to 1 instead"
+            f"there is an ignore, {shown(ignore)}: detectron2 knows none; set iscrowd to 1 instead"
         )
     if record.get("iscrowd") is None:
         found.filled[WITHOUT_CROWD] += 1
         record["iscrowd"] = 0
     if not isinstance(record["iscrowd"], (int, float)) or record["iscrowd"] not in (0, 1):
-        return f"iscrowd is {_shown(record['iscrowd'])}, not 0 or 1"
+        return f"iscrowd is {shown(record['iscrowd'])}, not 0 or 1"
     record["iscrowd"] = int(record["iscrowd"])
     return ""
 
@@ -445,7 +317,7 @@ def _flag_fault(found: Annotations, record: dict[str, Any]) -> str:
 def _area_fault(record: dict[str, Any]) -> str:
     area = record.get("area")
     if area is not None and (not is_number(area) or not 0 <= area < MAX_NUMBER):
-        return f"area is {_shown(area)}, not a number of at least 0"
+        return f"area is {shown(area)}, not a number of at least 0"
     return ""
 
 
@@ -463,17 +335,3 @@ def _mask(found: Annotations, record: dict[str, Any], image: dict[str, Any], whi
     found.without_mask.append(which)
     if given:
         found.filled["annotations whose segmentation cannot be read: their boxes are kept"] += 1
-
-
-_REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 2, 60, 40, 60
-
-
-def _shown(value: Any) -> str:
-    """Return a short representation of a value of any size or depth, for messages."""
-    return _REPR.repr(value)
-
-
-def _image_name(image: dict[str, Any]) -> str:
-    name = image.get("file_name", "no file name")
-    return f"image id {image['id']} ({name if isinstance(name, str) else _shown(name)})"

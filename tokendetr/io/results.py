@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendetr.errors import DatasetError
-from tokendetr.io._annotation_masks import are_numbers, is_number
+from tokendetr.io._annotation_values import are_numbers, is_number
 
 __all__ = ["read_results"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from detectron2.data.catalog import MetadataCatalog
-from detectron2.data.datasets._annotations import (
+from detectron2.data.datasets._annotation_checks import (
     check_classes,
     check_results,
     max_detections,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data.catalog import MetadataCatalog
-from detectron2.data.datasets._annotations import federated_faults, read_annotations
+from detectron2.data.datasets._annotation_checks import federated_faults
+from detectron2.data.datasets._annotations import read_annotations
 from detectron2.evaluation.coco_evaluation import _save_predictions, instances_to_coco_json
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.utils import comm

@@ -1,4 +1,4 @@
-"""Numbers and masks of annotations: what can be read.
+"""Values of annotations: which numbers and masks can be read, and how messages show the others.
 
 The module needs only the standard library: it is beside the reader of annotations also in the
 stand-in for detectron2, through a symbolic link.
@@ -6,19 +6,27 @@ stand-in for detectron2, through a symbolic link.
 
 import itertools
 import math
+import reprlib
 from typing import Any
 
 __all__ = [
     "MAX_NUMBER",
+    "AnnotationError",
     "are_numbers",
+    "image_name",
     "is_finite",
     "is_number",
     "is_outline",
     "is_real",
     "is_run_lengths",
+    "shown",
 ]
 
 MAX_NUMBER = 1 << 53  # larger ids change when a backend stores them as float64
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; the message names the file and the records."""
 
 
 def is_real(value: Any) -> bool:
@@ -98,3 +106,18 @@ def _run_lengths(text: str) -> list[int] | None:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value, shift = 0, 0
     return counts if shift == 0 else None
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 2, 60, 40, 60
+
+
+def shown(value: Any) -> str:
+    """Return a short representation of a value of any size or depth, for messages."""
+    return _REPR.repr(value)
+
+
+def image_name(image: dict[str, Any]) -> str:
+    """Return an image's id and file name, for messages."""
+    name = image.get("file_name", "no file name")
+    return f"image id {image['id']} ({name if isinstance(name, str) else shown(name)})"

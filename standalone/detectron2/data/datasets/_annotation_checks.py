@@ -1,0 +1,1 @@
+../../../../tokendetr/io/annotation_checks.py

@@ -1,1 +1,0 @@
-../../../../tokendetr/io/_annotation_masks.py

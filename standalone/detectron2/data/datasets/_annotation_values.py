@@ -1,0 +1,1 @@
+../../../../tokendetr/io/_annotation_values.py
