@@ -1,5 +1,4 @@
 """The training step: mixed precision, gradient accumulation, clipping, checks before an update."""
-# Over 350 lines: one class, with the steps of an update from batch to weights.
 
 import inspect
 import logging
@@ -20,6 +19,7 @@ from tokendetr.data.named_errors import describe_record
 from tokendetr.data.stream import StreamLoader
 from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.divergence import bad_gradients, is_divergence, loss_report
+from tokendetr.train.gradients import box_weights, clip_gradients
 from tokendetr.train.optimizer_state import load_optimizer_state
 from tokendetr.train.stop import StopSignals, TrainingInterrupted
 from tokendetr.train.writers import (
@@ -237,26 +237,12 @@ class Trainer(SimpleTrainer):
         return {name: value.detach() for name, value in losses.items()}
 
     def _weights(self, batches: Sequence[Any]) -> list[float]:
-        """Return the weight of each micro-batch's losses.
-
-        A criterion divides its losses by n, the number of boxes of a batch averaged over ranks and
-        at least 1, and DDP averages gradients over ranks; together they divide by the number of
-        boxes of the whole world. One large batch would be divided by the sum of the micro-batches'
-        n. Weights of n over that sum, with the same average and the same lower bound as the
-        criterion's, make the accumulated gradient equal to the large batch's.
-        """
+        """Return the weight of each micro-batch's losses."""
         if len(batches) == 1:
             return [1.0]
         if self.grad_accum_weighting == "images":
             return [1.0 / len(batches)] * len(batches)
-        counts = torch.tensor([float(_count_boxes(b)) for b in batches], dtype=torch.float64)
-        ranks = comm.get_world_size()
-        if ranks > 1:
-            shared = counts.to(self._device)
-            dist.all_reduce(shared)
-            counts = shared.cpu() / ranks
-        whole = max(float(counts.sum()), 1.0)
-        return [max(float(count), 1.0) / whole for count in counts]
+        return box_weights(batches, self._device)
 
     def _stop_unless_finite(self, losses: Mapping[str, Tensor], batch: Sequence[Any]) -> None:
         """Raise on all ranks if a loss of any rank is not finite.
@@ -297,8 +283,7 @@ class Trainer(SimpleTrainer):
         ]
         if not parameters:
             return 0.0
-        options = {"max_norm": float("inf"), **(self.clip_grad or {})}
-        norm = float(_clip(parameters, **options))
+        norm = float(clip_gradients(parameters, **(self.clip_grad or {})))
         if not self.grad_scaler.is_enabled() and not torch.isfinite(torch.tensor(norm)):
             images = [describe_record(record) for batch in batches for record in batch]
             raise NonFiniteLossError(
@@ -359,15 +344,3 @@ class Trainer(SimpleTrainer):
             logging.getLogger(__name__).warning(
                 "The checkpoint has no state of the gradient scaler; the loss scale is reset"
             )
-
-
-def _clip(parameters: list[nn.Parameter], max_norm: float, **options: Any) -> Tensor:
-    """Clip gradients by ``clip_grad_norm_``, or only measure their norm if it is unlimited."""
-    if max_norm == float("inf"):
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, **options)
-
-
-def _count_boxes(batch: Iterable[Any]) -> int:
-    return sum(len(r["instances"]) for r in batch if isinstance(r, Mapping) and "instances" in r)
