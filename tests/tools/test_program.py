@@ -126,3 +126,11 @@ def test_the_help_of_a_command_explains_every_option_in_words(command, monkeypat
     unexplained = [each.option_strings or each.dest for each in parser._actions if not each.help]
     assert unexplained == []
     assert "Shapes:" not in parser.format_help() and "{'" not in parser.format_help()
+
+
+def test_the_help_of_an_evaluation_offers_nothing_of_a_training(capsys):
+    with pytest.raises(SystemExit):
+        console.main(["evaluate", "--help"])
+    shown = capsys.readouterr().out
+    assert "--images" in shown and "tokendetr evaluate --config-file" in shown
+    assert "--resume" not in shown and "tokendetr train" not in shown

@@ -1,17 +1,21 @@
 """--eval-only: the numbers of the training run, from any kind of file."""
 
 import argparse
+import json
 import logging
+import shutil
 
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.evaluation import PascalVOCDetectionEvaluator
 
 from tests.train import toy
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
-from tokendetr.errors import CheckpointMismatchError
+from tokendetr.errors import CheckpointMismatchError, ConfigError
+from tokendetr.evaluation.first_images import FirstImages
 from tokendetr.train.run import evaluate, run
 from tokendetr.train.setup import run_logging
 
@@ -45,6 +49,42 @@ def test_evaluation_repeats_the_run(toy_run, toy_root, tmp_path):
     assert same(evaluate(cfg, model)["bbox_ema"], results["bbox_ema"])
     # The moving average's result file is written beside the model's, not over it.
     assert (tmp_path / "ema" / "coco_instances_results.json").is_file()
+
+
+def relabeled(root, folder, count):
+    """Copy a data set's first images, with one box around all of each."""
+    shutil.copytree(root, folder)
+    labels = json.loads((folder / "annotations.json").read_text())
+    labels["images"] = labels["images"][:count]
+    labels["annotations"] = [
+        {"id": i, "image_id": image["id"], "category_id": 1, "iscrowd": 0}
+        | {"bbox": [0, 0, image["width"], image["height"]], "area": 1120}
+        for i, image in enumerate(labels["images"], 1)
+    ]
+    (folder / "annotations.json").write_text(json.dumps(labels))
+    return folder
+
+
+def test_the_first_images_are_judged_as_if_there_were_no_others(toy_root, tmp_path, caplog):
+    cfg, model = make(relabeled(toy_root, tmp_path / "ten", 10), tmp_path / "first")
+    with torch.no_grad():
+        model.bbox_embed.weight.zero_()
+        model.bbox_embed.bias.copy_(torch.tensor([-3.0, -3.0, 3.0, 3.0]))  # about all of an image
+    with caplog.at_level(logging.INFO, logger="tokendetr"):
+        first = evaluate(cfg, model, images=3)
+    assert "of the first 3 of 10 test images" in caplog.text
+    detections = json.loads((tmp_path / "first" / "coco_instances_results.json").read_text())
+    assert {found["image_id"] for found in detections} == {1, 2, 3}
+    alone, model_of_three = make(relabeled(toy_root, tmp_path / "three", 3), tmp_path / "alone")
+    model_of_three.load_state_dict(model.state_dict())
+    assert same(first["bbox"], evaluate(alone, model_of_three)["bbox"])
+    assert first["bbox"]["AP50"] == pytest.approx(100)
+
+
+def test_evaluators_that_count_all_images_refuse_a_part_of_them():
+    evaluator = object.__new__(PascalVOCDetectionEvaluator)
+    with pytest.raises(ConfigError, match="PascalVOCDetectionEvaluator .* without --images"):
+        FirstImages(3).judge([evaluator])
 
 
 def test_safetensors_files_evaluate(toy_run, toy_root, tmp_path):

@@ -22,19 +22,15 @@ class Command(NamedTuple):
     Attributes:
         target: its function, ``module:function``, which reads ``sys.argv``.
         summary: one-line description.
-        arguments: arguments that always come first.
     """
 
     target: str
     summary: str
-    arguments: tuple[str, ...] = ()
 
 
 COMMANDS = {
     "train": Command("tokendetr.cli.train_net:main", "train a detector from a config"),
-    "evaluate": Command(
-        "tokendetr.cli.train_net:main", "evaluate a detector's weights", ("--eval-only",)
-    ),
+    "evaluate": Command("tokendetr.cli.train_net:evaluate", "evaluate a detector's weights"),
     "report": Command("tokendetr.cli.report:main", "write an HTML report on runs"),
     "predict": Command("tokendetr.cli.demo:main", "detect objects in images and videos"),
     "doctor": Command("tokendetr.cli.doctor:main", "check this installation"),
@@ -110,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         sys.exit(f"error: there is no command {name!r}\n\n{usage()}")
     command = COMMANDS[name]
-    sys.argv = [f"tokendetr {name}", *command.arguments, *rest]
+    sys.argv = [f"tokendetr {name}", *rest]
     module, _, function = command.target.partition(":")
     try:
         run = getattr(importlib.import_module(module), function)

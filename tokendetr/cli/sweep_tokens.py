@@ -39,7 +39,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from torch import Tensor, nn
 
 from token_transforming import restore, transform
@@ -145,21 +144,8 @@ def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable
         model: evaluated in the state that it has when the function is called.
         count: number of images; None: all.
     """
-    if count is None:
-        evaluation = Evaluation(cfg, model)
-        return lambda: float(evaluation()["bbox"]["AP"])
-    batches = list(loaded_inputs(cfg, count))
-    image_ids = [record["image_id"] for batch in batches for record in batch]
-    evaluator = instantiate(cfg.dataloader.evaluator)
-
-    def evaluate() -> float:
-        evaluator.reset()
-        with torch.no_grad():
-            for batch in batches:
-                evaluator.process(batch, model(batch))
-        return float(evaluator.evaluate(img_ids=image_ids)["bbox"]["AP"])
-
-    return evaluate
+    evaluation = Evaluation(cfg, model, images=count)
+    return lambda: float(evaluation()["bbox"]["AP"])
 
 
 def feature_error(cfg: Any, model: Any, count: int) -> Callable[[], float]:

@@ -19,6 +19,7 @@ from tokendetr.data.named_errors import NamedErrors
 from tokendetr.data.random_state import preserved_rng
 from tokendetr.data.workers import protect_workers
 from tokendetr.errors import ConfigError
+from tokendetr.evaluation.first_images import FirstImages
 from tokendetr.layers.cpu import optimize
 from tokendetr.layers.precision import Precision, check_precision, evaluated_in
 
@@ -37,6 +38,7 @@ class Evaluation:
         cfg: the whole config.
         model: may be wrapped in DDP; evaluated without the wrapper.
         precision: "float32", or "bfloat16" (or "bf16") for autocast.
+        images: number of test images, the first ones; None for all.
 
     Raises:
         ValueError: another precision is given.
@@ -46,9 +48,15 @@ class Evaluation:
     """
 
     def __init__(
-        self, cfg: DictConfig, model: nn.Module, *, precision: Precision = "float32"
+        self,
+        cfg: DictConfig,
+        model: nn.Module,
+        *,
+        precision: Precision = "float32",
+        images: int | None = None,
     ) -> None:
         check_precision(precision)
+        self._first = None if images is None else FirstImages(images)
         self._cfg = cfg
         self._precision = precision
         self._model = model.module if isinstance(model, DistributedDataParallel) else model
@@ -79,6 +87,8 @@ class Evaluation:
                 results.update({f"{task}_ema": values for task, values in averaged.items()})
         if comm.is_main_process() and results:
             print_csv_format(results)
+            if self._first is not None:
+                logger.info("These results are of %s", self._first.summary)
         self.latest = results
         return results
 
@@ -101,6 +111,8 @@ class Evaluation:
             node = copy.deepcopy(self._cfg.dataloader.test)
             if node.get("mapper", None) is not None:
                 node.mapper = LazyCall(NamedErrors)(mapper=node.mapper)
+            if self._first is not None:
+                self._first.restrict(node)
             self._loader = protect_workers(instantiate(node))
         if suffix not in self._evaluators:
             self._evaluators[suffix] = self._build_evaluator(suffix)
@@ -118,7 +130,8 @@ class Evaluation:
             if suffix and folder:
                 # So that the moving average's result files do not overwrite the model's.
                 each.output_dir = os.path.join(folder, suffix.lstrip("_"))
-        return instantiate(node)
+        evaluator = instantiate(node)
+        return evaluator if self._first is None else self._first.judge(evaluator)
 
 
 def default_best_metric(cfg: DictConfig) -> str:

@@ -145,7 +145,8 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
                     logger.info("%s", hint)
         model = model_of(cfg)
         if args.eval_only:
-            return evaluate(cfg, model, precision=getattr(args, "precision", "float32"))
+            precision = getattr(args, "precision", "float32")
+            return evaluate(cfg, model, precision=precision, images=getattr(args, "images", None))
         return train(cfg, model, resume=args.resume, folder=claimed, stop=stop)
 
 
@@ -156,13 +157,20 @@ def _keep_results_of_training(cfg: DictConfig) -> None:
             node.output_dir = os.path.join(str(node.output_dir), "evaluation")
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, *, precision: Precision = "float32") -> Any:
+def evaluate(
+    cfg: DictConfig,
+    model: nn.Module,
+    *,
+    precision: Precision = "float32",
+    images: int | None = None,
+) -> Any:
     """Load ``train.init_checkpoint`` and evaluate it (``--eval-only``).
 
     Args:
         cfg: the whole config.
         model: the config's model, on its device.
         precision: arithmetic of the forward pass.
+        images: number of test images, the first ones; None for all.
 
     Returns:
         The evaluation's results on rank 0.
@@ -180,7 +188,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, *, precision: Precision = "float
         logger.warning("train.init_checkpoint is empty: evaluating a model without trained weights")
     if cfg.train.model_ema.enabled:
         load_average(cfg, model)
-    evaluation = Evaluation(cfg, model, precision=precision)
+    evaluation = Evaluation(cfg, model, precision=precision, images=images)
     with built_from("dataloader"):
         evaluation.prepare()
     with named_loader_failures():
