@@ -33,7 +33,7 @@ def test_every_row_has_a_config_and_those_of_the_methods_have_weights():
 
 
 def test_the_table_shows_levels_and_names_what_is_left_out():
-    text = table({"one": NUMBERS}, [Row("two", "two.py", "gone.pth")]).markdown()
+    text = table({"one": NUMBERS}, [Row("two", "two.py", "gone.pth")], timed=True).markdown()
     row = next(line for line in text.splitlines() if line.startswith("| one"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["one", *["50.0"] * 4, "1.062", "0.404", "61.2", "30 %", "91 / 92", "91 / 92"]
@@ -97,7 +97,7 @@ def test_rows_that_are_not_measured_stay_as_they_were_recorded(tmp_path):
 @pytest.mark.checkout
 def test_pages_show_the_recorded_rows():
     recorded = json.loads(compare_shapes.RECORDS.read_text())
-    comparison = compare_shapes.table(recorded, ())
+    comparison = compare_shapes.table(recorded)
     rows = [line for line in comparison.markdown().splitlines() if line.startswith("| ")]
     page = (ROOT / "docs" / "comparison.md").read_text()
     assert all(row in page for row in rows), "run tokendetr compare-shapes --recorded --write"

@@ -11,8 +11,8 @@ Examples:
 Rows whose checkpoint file is not there are left out, with a note; --write keeps what was recorded
 of them in docs/comparison/shapes.json. Accuracy and recall of the
 queries are those of the whole validation set; GFLOPs are the mean of 20 of its images, a
-multiply-add counts 1; milliseconds are medians of single images, the detectors taking turns. With
---images N the other images' objects count as missed: that is for trying things out.
+multiply-add counts 1; milliseconds are medians of single images, the detectors taking turns. They
+are printed and recorded; the page, whose rows are of several days and machines, has no times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.evaluation import DatasetEvaluators
 from omegaconf import DictConfig
 from torch import nn
 
@@ -55,7 +54,7 @@ from tokendetr.evaluation.token_recall import TokenRecall
 RECORDS = PROJECTS_DIR.parent / "docs" / "comparison" / "shapes.json"
 COUNTED_IMAGES, TIMED_IMAGES, WARM_UP = 20, 25, 3
 CORR_IMAGES = 50
-COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder", "ms per image")
+COLUMNS = ("detector", "AP", "APs", "APm", "APl", "GFLOPs", "in the encoder")
 DENSE = "DINO"
 METHODS = {
     "Dynamic DETR": "dynamic_detr",
@@ -136,18 +135,9 @@ def evaluate(cfg: DictConfig, model: nn.Module, images: int | None) -> dict[str,
     """Return accuracy and recall of the queries, as ``task/metric``."""
     dataset = cfg.dataloader.test.dataset.names
     recall = L(TokenRecall)(dataset_name=dataset)
-    cfg.dataloader.evaluator = L(DatasetEvaluators)(evaluators=[cfg.dataloader.evaluator, recall])
-    if images is not None:
-        cfg.dataloader.test.dataset = L(first_records)(
-            dataset=cfg.dataloader.test.dataset, count=images
-        )
-    results = Evaluation(cfg, model)()
+    cfg.dataloader.evaluator = [cfg.dataloader.evaluator, recall]
+    results = Evaluation(cfg, model, images=images)()
     return {f"{task}/{name}": v for task, values in results.items() for name, v in values.items()}
-
-
-def first_records(dataset: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return the first records of a data set."""
-    return dataset[:count]
 
 
 def count(cfg: DictConfig, model: nn.Module) -> dict[str, float]:
@@ -232,15 +222,18 @@ def compare_corr(args: argparse.Namespace) -> dict[str, dict[str, dict[str, floa
     return results
 
 
-def table(results: Mapping[str, Mapping[str, Any]], missing: Sequence[Row]) -> Table:
-    """Return the comparison as a table."""
+def table(
+    results: Mapping[str, Mapping[str, Any]], missing: Sequence[Row] = (), *, timed: bool = False
+) -> Table:
+    """Return the comparison as a table, with times only if all are of one run."""
     rows: list[list[Cell]] = []
     for name, numbers in results.items():
         accuracy = [numbers[f"bbox/{metric}"] for metric in ("AP", "APs", "APm", "APl")]
         gflops = [f"{numbers[key]:.3f}" for key in ("gflops", "encoder")]
         recalls = [by_level(numbers, "reached"), by_level(numbers, "kept")]
         queries = f"{numbers['tokens/queries']:.0f} %"
-        rows.append([name, *accuracy, *gflops, numbers.get("ms"), queries, *recalls])
+        times = [numbers.get("ms")] * timed
+        rows.append([name, *accuracy, *gflops, *times, queries, *recalls])
     notes = [
         f"left out: {row.name}; there is no {Path(row.checkpoint).name}, which is made as "
         "checkpoints/README.md of its project says"
@@ -249,7 +242,7 @@ def table(results: Mapping[str, Mapping[str, Any]], missing: Sequence[Row]) -> T
     return Table(
         name="shapes",
         title="Small detectors on the shapes validation set",
-        columns=(*COLUMNS, *RECALLS),
+        columns=(*COLUMNS, *["ms per image"] * timed, *RECALLS),
         rows=rows,
         notes=notes,
     )
@@ -274,7 +267,7 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         raise ValueError(f"none of the checkpoints exists: {[row.checkpoint for row in missing]}")
     for name, milliseconds in ({} if args.untimed else measure(cfg, models)).items():
         results[name]["ms"] = milliseconds
-    print(table(results, missing).markdown())
+    print(table(results, missing, timed=not args.untimed).markdown())
     if args.write:
         write_pages(record_rows(RECORDS, results, timed=not args.untimed))
     return results
@@ -282,7 +275,8 @@ def compare(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def write_pages(recorded: Mapping[str, Mapping[str, Any]]) -> None:
     """Put the recorded rows into the comparison, and each method's into its README."""
-    comparison = replace(table(recorded, ()), notes=tuple(measured_notes(recorded)))
+    measured = {name: {"measured": row["measured"]} for name, row in recorded.items()}
+    comparison = replace(table(recorded), notes=tuple(measured_notes(measured)))
     splice(PROJECTS_DIR.parent / "docs" / "comparison.md", comparison)
     for name, project in METHODS.items():
         splice(PROJECTS_DIR / project / "README.md", method_table(recorded, name))
@@ -291,7 +285,7 @@ def write_pages(recorded: Mapping[str, Mapping[str, Any]]) -> None:
 def show_recorded(write: bool) -> dict[str, dict[str, Any]]:
     """Print the recorded rows, and on request write the pages."""
     recorded: dict[str, dict[str, Any]] = json.loads(RECORDS.read_text())
-    print(table(recorded, ()).markdown())
+    print(table(recorded).markdown())
     if write:
         write_pages(recorded)
     return recorded
@@ -301,10 +295,10 @@ def method_table(recorded: Mapping[str, Mapping[str, Any]], method: str) -> Tabl
     """Return the dense detector and a method side by side, without times."""
     shown = [name for name in recorded if name == DENSE or name.startswith(method)]
     rows = {name: recorded[name] for name in shown}
-    full = table(rows, ())
-    queries = len(COLUMNS)
-    columns = (*COLUMNS[:-1], RECALLS[0])
-    cells = [(*row[: queries - 1], row[queries]) for row in full.rows]
+    full = table(rows)
+    shown_columns = len(COLUMNS) + 1  # the last one is the number of queries
+    columns = full.columns[:shown_columns]
+    cells = [row[:shown_columns] for row in full.rows]
     return replace(
         full,
         title="Small detectors on the 250 validation images of shapes",

@@ -55,6 +55,8 @@ class FirstImages:
         Raises:
             ConfigError: an evaluator of detectron2 cannot leave images out.
         """
+        if isinstance(evaluator, DatasetEvaluators):
+            evaluator = evaluator._evaluators
         if isinstance(evaluator, Iterable):
             return DatasetEvaluators([self.judge(each) for each in evaluator])
         if "img_ids" in inspect.signature(evaluator.evaluate).parameters:
