@@ -5,6 +5,7 @@ Options were chosen on the validation sets; results are those of the test sets, 
 chosen.
 """
 
+import itertools
 from collections.abc import Iterable
 
 from tokendetr.analysis.comparison import Claim, Comparison, Contestant
@@ -64,7 +65,7 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
             ("--max-images", "128", *distilled),
         )
     yield Contestant(
-        f"dense made sparse {share} after training, without labels",
+        _without_labels(share),
         f"{sparse}_bypass",
         headless,
         ("--max-images", "128", "--distill", "1000"),
@@ -74,6 +75,39 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
     yield Contestant(f"Focus-DETR {share}", f"focus_dino_{data}", ratio)
     yield Contestant(f"Dynamic DETR {share}", dynamic, _dynamic(keep))
     yield Contestant(f"Dynamic DETR {share}, one choice, retained", dynamic, one_choice)
+
+
+def _asked(keep: float) -> Iterable[tuple[str, str]]:
+    """Yield the differences that a reader asks about: of what a row adds to the one before it."""
+    share = f"{keep:.0%}"
+    sparse, bypass = f"Sparse DETR {share}", f"Sparse DETR {share} with bypass"
+    headless, without_labels = f"{bypass}, no auxiliary heads", _without_labels(share)
+    dynamic = f"Dynamic DETR {share}"
+    yield sparse, f"random tokens {share}"
+    yield bypass, sparse
+    yield headless, bypass
+    yield f"{bypass}, distilled first, no auxiliary heads", headless
+    yield without_labels, sparse
+    yield without_labels, headless
+    yield f"Focus-DETR {share}", sparse
+    yield dynamic, sparse
+    yield f"{dynamic}, one choice, retained", dynamic
+    yield "Lite DETR", sparse
+
+
+def _without_labels(share: str) -> str:
+    return f"dense made sparse {share} after training, without labels"
+
+
+def _asked_of_resolution() -> Iterable[tuple[str, str]]:
+    """Yield the differences between budgets at one size, and between sizes of one budget."""
+    sizes = list(_SIZES)
+    for size in sizes:
+        yield f"sparse 30% at {size}", f"dense at {size}"
+        yield f"sparse 20% at {size}", f"sparse 30% at {size}"
+    for smaller, larger in itertools.pairwise(sizes):
+        for budget in ("dense", "sparse 30%", "sparse 20%"):
+            yield f"{budget} at {larger}", f"{budget} at {smaller}"
 
 
 def _resolution() -> Iterable[Contestant]:
@@ -115,6 +149,7 @@ def comparisons() -> Iterable[Comparison]:
             ),
             overrides=TRAINING,
             claims=CLAIMS if data == "shapes" else (),
+            asked=(*_asked(0.3), *_asked(0.5)),
         )
     yield Comparison(
         name="shapes_resolution",
@@ -124,4 +159,6 @@ def comparisons() -> Iterable[Comparison]:
         images="shapes_train",
         test="shapes_test",
         contestants=tuple(_resolution()),
+        asked=tuple(_asked_of_resolution()),
+        is_drawn=True,
     )

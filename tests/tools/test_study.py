@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.config import instantiate
+from PIL import Image
 
 from projects.dino.comparisons import comparisons
 from tokendetr.analysis.comparison import METRICS, Claim, Comparison, Contestant
@@ -50,7 +51,38 @@ def test_differences_are_paired() -> None:
     assert accuracy.rows[1][7] == "-2.0 (-2.0 to -2.0)"
     assert len(accuracy.rows) == 2
     assert "Not measured yet: label-free." in accuracy.notes
-    assert pairs.rows[0][:5] == ["Sparse - dense", "-2.0", "-2.0 to -2.0", "< .001", "yes"]
+    assert not pairs.rows, "differences to the first row are in its table"
+
+
+def test_the_page_has_the_pairs_that_are_asked_about_and_a_file_has_all() -> None:
+    asked = replace(TRIED, asked=[("dense", "Sparse"), ("label-free", "Sparse")])
+    rows = {"dense": {"0": measured(50)}, "sparse": {"0": measured(48)}}
+    _, pairs = asked.tables(rows)
+    assert [row[:5] for row in pairs.rows] == [
+        ["dense - Sparse", "+2.0", "+2.0 to +2.0", "< .001", "yes"]
+    ]
+    rows["label-free"] = {"0": measured(48.01, spread=2.0)}
+    assert len(asked.tables(rows)[1].rows) == 2
+    lines = asked.pairs_csv(rows).splitlines()
+    assert len(lines) == 1 + 3 and lines[1].startswith("Sparse,dense,-2.0,")
+    with pytest.raises(ValueError, match="asks about no row"):
+        replace(TRIED, asked=[("dense", "nothing")])
+
+
+def test_what_was_not_measured_is_one_sentence() -> None:
+    claimed = replace(TRIED, claims=[Claim("dense", "Sparse", "a paper")])
+    texts = [table.markdown().strip() for table in claimed.tables({}, ["a note"])]
+    assert texts == ["Not measured yet: A comparison.", "", ""] and not claimed.pairs_csv({})
+
+
+def test_files_beside_the_page_are_written_with_it(tmp_path: Path) -> None:
+    record = study.Record(tmp_path / "evidence" / "tried.json")
+    for ap, slug in ((50.0, "dense"), (48.0, "sparse")):
+        record.add(slug, 0, measured(ap), "command")
+    study.write_files(replace(TRIED, is_drawn=True), record, tmp_path / "evidence")
+    assert (tmp_path / "evidence" / "tried_pairs.csv").read_text().count("\n") == 2
+    with Image.open(tmp_path / "images" / "tried.png") as chart:
+        assert chart.width > chart.height > 100
 
 
 def test_claims_are_judged_by_significant_differences() -> None:

@@ -9,6 +9,8 @@ Shapes: R bootstrap replicate.
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,15 @@ REPLICATES = 500
 SIGNIFICANT = 0.05
 AREAS = ("all", "small")
 METRICS = ("AP", "APs", "APm", "APl")
+
+_PAIR_COLUMNS = (
+    "rows",
+    "AP",
+    "95 % interval",
+    "p (Holm)",
+    "p < .05",
+    "smallest visible difference",
+)
 
 Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Row slug -> seed -> measurements."""
@@ -89,6 +100,10 @@ class Comparison:
         overrides: overrides that all trainings share, such as iterations and learning rate.
         seeds: seeds; every row is made once with each.
         claims: orders of rows that papers report.
+        asked: pairs of rows whose difference the page shows, besides each row's to the first one;
+            all pairs are in :meth:`pairs_csv`.
+        is_drawn: the page has a chart of it, for rows of several budgets or sizes
+            (:func:`tokendetr.analysis.comparison_chart.draw_comparison`).
     """
 
     name: str
@@ -101,6 +116,8 @@ class Comparison:
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
     claims: Sequence[Claim] = ()
+    asked: Sequence[tuple[str, str]] = ()
+    is_drawn: bool = False
 
     def __post_init__(self) -> None:
         slugs = [contestant.slug for contestant in self.contestants]
@@ -109,32 +126,47 @@ class Comparison:
         names = {contestant.name for contestant in self.contestants}
         if strange := {n for c in self.claims for n in (c.better, c.worse)} - names:
             raise ValueError(f"comparison {self.name!r} has claims of no row: {sorted(strange)}")
+        if strange := {name for pair in self.asked for name in pair} - names:
+            raise ValueError(f"comparison {self.name!r} asks about no row: {sorted(strange)}")
         if strange := {c.origin for c in self.contestants} - names - {""}:
             raise ValueError(f"comparison {self.name!r} starts from no row: {sorted(strange)}")
 
     def tables(self, measured: Measured, notes: Sequence[str] = ()) -> list[Table]:
-        """Return accuracy with intervals, the differences of all pairs of rows, and the claims."""
+        """Return accuracy with intervals, the differences that are asked about, and the claims.
+
+        They are empty, but for one sentence, if nothing has been measured.
+        """
         pairs = self._differences(measured)
         rows = [self._row(c, measured, pairs) for c in self.contestants if measured.get(c.slug)]
         missing = [c.name for c in self.contestants if not measured.get(c.slug)]
         if missing:
             notes = [f"Not measured yet: {', '.join(missing)}.", *notes]
-        if rows:
-            notes = [
-                "Means over seeds. Intervals of a row are over images (bootstrap, "
-                f"{REPLICATES} replicates, the same images for all rows); "
-                "after the semicolon, the smallest and largest AP of the seeds.",
-                *notes,
-            ]
         accuracy = Table(
             name=self.name,
-            title=self.title,
+            title=self.title if rows else f"Not measured yet: {self.title}.",
             columns=("", *METRICS, "95 % interval", "seeds", "against the first row", "GFLOPs"),
             rows=rows,
-            notes=notes,
+            notes=[
+                "Means over seeds. Intervals of a row are over images (bootstrap, "
+                f"{REPLICATES} replicates, the same images for all rows); "
+                "after the semicolon, the smallest and largest AP of the seeds. A difference to "
+                "the first row is significant (p < .05, see below) unless it is called open.",
+                *notes,
+            ]
+            if rows
+            else (),
         )
         claims = [self._claims(pairs)] if self.claims else []
         return [accuracy, self._pairs(pairs), *claims]
+
+    def pairs_csv(self, measured: Measured) -> str:
+        """Return the differences of all pairs of measured rows as CSV; "" if there are none."""
+        pairs = self._differences(measured)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("row", "minus", *_PAIR_COLUMNS[1:]))
+        writer.writerows((*names, *_pair_cells(found)) for names, found in pairs.items())
+        return text.getvalue() if pairs else ""
 
     def _row(self, contestant: Contestant, measured: Measured, pairs: Pairs) -> list[str | None]:
         own = measured[contestant.slug]
@@ -148,6 +180,7 @@ class Comparison:
         difference = "" if contestant is first else None
         if found := pairs.get((contestant.name, first.name)):
             difference = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+            difference += "" if found.p_value < SIGNIFICANT else ", open"
         gflops = next(iter(own.values()))["gflops"]
         cells = [f"{mean:.1f}" for mean in means]
         return [contestant.name, *cells, interval, str(len(own)), difference, f"{gflops:.3f}"]
@@ -165,56 +198,41 @@ class Comparison:
         }
 
     def _pairs(self, pairs: Pairs) -> Table:
-        rows = [
-            [
-                f"{better} - {worse}",
-                f"{difference.mean:+.1f}",
-                f"{difference.low:+.1f} to {difference.high:+.1f}",
-                "< .001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}",
-                "yes" if difference.p_value < SIGNIFICANT else "open",
-                f"{difference.smallest_visible:.1f}",
-            ]
-            for (better, worse), difference in pairs.items()
-        ]
+        rows = []
+        for one, other in self.asked:
+            found = _between(pairs, one, other)
+            if found is not None:
+                rows.append([f"{one} - {other}", *_pair_cells(found)])
+        note = (
+            "Mean over the seeds that both rows have. The standard error is that of a paired "
+            "bootstrap over images and of the seeds, whose variance is pooled over the rows with "
+            "several; p and interval are its normal approximation, and p is corrected for the "
+            "number of all pairs. The smallest visible difference is found in 80 of 100 such "
+            f"experiments. All {len(pairs)} pairs: [{self.name}_pairs.csv]"
+            f"(evidence/{self.name}_pairs.csv)."
+        )
         return Table(
             name=f"{self.name}_pairs",
-            title="Differences of all pairs of rows",
-            columns=(
-                "rows",
-                "AP",
-                "95 % interval",
-                "p (Holm)",
-                "p < .05",
-                "smallest visible difference",
-            ),
+            title="Differences between rows" if rows else "",
+            columns=_PAIR_COLUMNS,
             rows=rows,
-            notes=(
-                "Mean over the seeds that both rows have. The standard error is that of a paired "
-                "bootstrap over images and of the seeds, whose variance is pooled over the rows "
-                "with several; p and interval are its normal approximation, and p is corrected for "
-                "the number of pairs. The smallest visible difference is found in 80 of 100 such "
-                "experiments.",
-            )
-            if rows
-            else ("No two rows have been measured yet.",),
+            notes=(note,) if pairs else (),
         )
 
     def _claims(self, pairs: Pairs) -> Table:
         rows = []
         for claim in self.claims:
-            names = claim.better, claim.worse
-            found, sign = pairs.get(names), 1
+            found = _between(pairs, claim.better, claim.worse)
             if found is None:
-                found, sign = pairs.get(names[::-1]), -1
-            here, verdict = "not measured", "open"
-            if found is not None:
-                here = f"{sign * found.mean:+.1f}"
-                if found.p_value < SIGNIFICANT:
-                    verdict = "holds" if sign * found.mean > 0 else "reversed"
+                continue
+            verdict = "open"
+            if found.p_value < SIGNIFICANT:
+                verdict = "holds" if found.mean > 0 else "reversed"
+            here = f"{found.mean:+.1f}"
             rows.append([f"{claim.better} above {claim.worse}", claim.source, here, verdict])
         return Table(
             name=f"{self.name}_claims",
-            title="Orders that the papers report, and what holds here",
+            title="Orders that the papers report, and what holds here" if rows else "",
             columns=("order", "the paper, on COCO", "AP here", "with p < .05"),
             rows=rows,
         )
@@ -230,6 +248,24 @@ class Comparison:
         variance = seed_variance([run["AP"] for run in row.values()] for row in measured.values())
         replicates_R = _replicates(own, seeds) - _replicates(others, seeds)
         return compare(mean, replicates_R, 2 * variance / len(seeds))
+
+
+def _between(pairs: Pairs, one: str, other: str) -> Difference | None:
+    """Return the difference of one row to another, in whichever order ``pairs`` has them."""
+    found = pairs.get((one, other))
+    if found is None and (reverse := pairs.get((other, one))):
+        found = replace(reverse, mean=-reverse.mean, low=-reverse.high, high=-reverse.low)
+    return found
+
+
+def _pair_cells(difference: Difference) -> list[str]:
+    return [
+        f"{difference.mean:+.1f}",
+        f"{difference.low:+.1f} to {difference.high:+.1f}",
+        "< .001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}",
+        "yes" if difference.p_value < SIGNIFICANT else "open",
+        f"{difference.smallest_visible:.1f}",
+    ]
 
 
 def _replicates(own: Mapping[str, Mapping[str, Any]], seeds: Sequence[str]) -> Any:

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from tokendetr.analysis.comparison import AREAS, METRICS, REPLICATES, Comparison, Contestant
+from tokendetr.analysis.comparison_chart import draw_comparison
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
 from tokendetr.analysis.recorded_rows import processor
@@ -69,7 +70,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="folder of the result files (default docs/evidence)",
     )
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--write", action="store_true", help="tables into docs/comparison.md")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="tables into docs/comparison.md, all pairs and charts into files beside it",
+    )
     return parser.parse_args(arguments)
 
 
@@ -263,6 +268,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{table.markdown()}")
             if args.write:
                 splice(args.records.parent / "comparison.md", table)
+        if args.write:
+            write_files(comparison, record, args.records)
+
+
+def write_files(comparison: Comparison, record: Record, folder: Path) -> None:
+    """Write what the page links: the differences of all pairs beside the record, and the chart."""
+    if pairs := comparison.pairs_csv(record.rows):
+        write_atomically(str(folder / f"{comparison.name}_pairs.csv"), pairs.encode())
+    if comparison.is_drawn and record.rows:
+        picture = folder.parent / "images" / f"{comparison.name}.png"
+        picture.parent.mkdir(exist_ok=True)
+        write_atomically(str(picture), draw_comparison(comparison, record.rows))
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
                     logger.info("%s", hint)
         model = model_of(cfg)
         if args.eval_only:
-            precision = getattr(args, "precision", "float32")
+            precision: Precision = getattr(args, "precision", "float32")
             return evaluate(cfg, model, precision=precision, images=getattr(args, "images", None))
         return train(cfg, model, resume=args.resume, folder=claimed, stop=stop)
 
