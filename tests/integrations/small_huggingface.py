@@ -3,14 +3,21 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    BertConfig,
     DeformableDetrConfig,
     DeformableDetrForObjectDetection,
+    Deimv2Config,
+    Deimv2ForObjectDetection,
     DFineConfig,
     DFineForObjectDetection,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    OneFormerConfig,
+    OneFormerForUniversalSegmentation,
     ResNetConfig,
     RTDetrConfig,
     RTDetrForObjectDetection,
@@ -28,6 +35,13 @@ BACKBONE = {
     "layer_type": "basic",
     "out_features": ["stage2", "stage3", "stage4"],
 }
+SWIN = SwinConfig(
+    embed_dim=8,
+    depths=[1, 1, 1, 1],
+    num_heads=[1, 1, 2, 2],
+    window_size=4,
+    out_features=["stage1", "stage2", "stage3", "stage4"],
+)
 LAYERS = {
     "d_model": 32,
     "encoder_attention_heads": 2,
@@ -68,16 +82,60 @@ def real_time(model: type, config: type, **options) -> nn.Module:
     return with_spread_weights(model(made))
 
 
-def mask2former() -> nn.Module:
-    backbone = SwinConfig(
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+class Prompted(nn.Module):
+    """A model that also takes text, with the same text for every image."""
+
+    def __init__(self, model: nn.Module, **text: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.text = text
+
+    def forward(self, images: Tensor) -> object:
+        text = {name: value.expand(len(images), -1) for name, value in self.text.items()}
+        return self.model(images, **text)
+
+
+def grounding_dino() -> nn.Module:
+    text = BertConfig(
+        vocab_size=2000,  # it looks for the separators, tokens up to 1029
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
     )
+    config = GroundingDinoConfig(
+        backbone_config=ResNetConfig(**BACKBONE),
+        text_config=text,
+        encoder_layers=2,
+        **{name: value for name, value in LAYERS.items() if name != "num_labels"},
+    )
+    prompt = torch.tensor([[101, 7, 8, 1012, 9, 1012, 102]])
+    model = with_spread_weights(GroundingDinoForObjectDetection(config))
+    return Prompted(model, input_ids=prompt, attention_mask=torch.ones_like(prompt))
+
+
+def oneformer() -> nn.Module:
+    config = OneFormerConfig(
+        backbone_config=SWIN,
+        num_queries=8,
+        task_seq_len=7,
+        conv_dim=32,
+        mask_dim=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=32,
+        num_labels=CLASSES,
+    )
+    model = with_spread_weights(OneFormerForUniversalSegmentation(config))
+    return Prompted(model, task_inputs=torch.arange(7.0)[None])
+
+
+def mask2former() -> nn.Module:
     config = Mask2FormerConfig(
-        backbone_config=backbone,
+        backbone_config=SWIN,
         feature_size=32,
         mask_feature_size=32,
         hidden_dim=32,
@@ -100,9 +158,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "rt_detr": lambda: real_time(RTDetrForObjectDetection, RTDetrConfig),
     "rt_detr_v2": lambda: real_time(RTDetrV2ForObjectDetection, RTDetrV2Config),
     "d_fine": lambda: real_time(DFineForObjectDetection, DFineConfig, decoder_n_points=[3, 6, 3]),
+    "deimv2": lambda: real_time(Deimv2ForObjectDetection, Deimv2Config),
     "mask2former": mask2former,
+    "oneformer": oneformer,
+    "grounding_dino": grounding_dino,
 }
-ATTENTIONS = {"rt_detr": 2, "rt_detr_v2": 2, "d_fine": 2, "mask2former": 2}
+ATTENTIONS = dict.fromkeys(
+    ("rt_detr", "rt_detr_v2", "d_fine", "deimv2", "mask2former", "oneformer"), 2
+)
 """Deformable attentions of a model; 4 where it is not listed."""
 
 
