@@ -1,8 +1,8 @@
 """Time one Deformable DETR (R50) with the same weights in other libraries and here, on the CPU.
 
     python -m benchmarks.peers --prepare FOLDER       # write the network for ONNX Runtime, OpenVINO
-    python -m benchmarks.peers --files FOLDER --json  # measure, record, write docs/performance.md
-    python -m benchmarks.peers --splice               # only write docs/performance.md
+    python -m benchmarks.peers --files FOLDER --json  # measure, record, write the pages
+    python -m benchmarks.peers --splice               # only write docs/performance.md, deploy.md
 
 All are measured in turns on one image that fills its canvas. The bound of a row is the time that
 its matrix products and convolutions would take at the speed of a large product in the same
@@ -55,6 +55,8 @@ PRODUCT = (4096, 1024, 1024)
 PRECISIONS = ("float32", "bf16")
 NETWORKS = {"dense": None, "sparse": 0.3}
 """Name in files -> share of the tokens that the encoder keeps."""
+SPARSE = ", Sparse DETR .3"
+"""What the name of a contender with the sparse network ends with."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
         run = run_detector(detrex_model(theirs, args.detrex), image, optimized=False)
         found.append(Contender("detrex", "float32", run, gmacs["dense"]))
     for name, model in models.items():
-        label = "" if name == "dense" else ", Sparse DETR .3"
+        label = "" if name == "dense" else SPARSE
         runs = list(_exported(args, name, image))
         for precision in PRECISIONS:
             runs.append(
@@ -225,6 +227,33 @@ def table(recorded: dict[str, Any]) -> Table:
     )
 
 
+def exported_table(recorded: dict[str, Any]) -> Table:
+    """Return, of the record, what exported files and the model take, dense and sparse."""
+    ms = {(row["name"], row["precision"]): row["ms"][0] for row in recorded["rows"]}
+    rows: list[list[Cell]] = [
+        [name, precision, f"{dense:.0f}", f"{sparse:.0f}", f"{dense / sparse:.2f}"]
+        for (name, precision), dense in ms.items()
+        if (sparse := ms.get((name + SPARSE, precision))) is not None
+    ]
+    return Table(
+        name="export-runtimes",
+        title=f"Deformable DETR R50, one image of {' x '.join(map(str, recorded['size']))} pixels, "
+        f"files made with `--no-padding`, {recorded['threads']} threads",
+        columns=("run by", "precision", "dense, ms", "Sparse DETR .3, ms", "times faster"),
+        rows=rows,
+        notes=(
+            f"Medians of {recorded['repeats']} turns; {recorded['machine']}, "
+            f"{recorded['date']}, `{recorded['command']}`.",
+        ),
+    )
+
+
+def write_pages(recorded: dict[str, Any]) -> None:
+    """Write the record's tables into the pages."""
+    splice(PAGE, table(recorded))
+    splice(PAGE.parent / "deploy.md", exported_table(recorded))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -241,13 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--threads", type=positive_int, default=2)
     add("--repeats", type=positive_int, default=3, help="turns (default 3)")
     add("--json", nargs="?", type=Path, const=RESULTS, metavar="FILE", help="record the figures")
-    add("--splice", action="store_true", help="only write docs/performance.md")
+    add("--splice", action="store_true", help="only write the pages")
     args = parser.parse_args(arguments)
     if args.prepare is not None:
         prepare(args.prepare, args.input_size)
         return
     if args.splice:
-        splice(PAGE, table(json.loads(RESULTS.read_text())))
+        write_pages(json.loads(RESULTS.read_text()))
         return
     torch.set_num_threads(args.threads)
     recorded = measure(args)
@@ -256,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(recorded, str(args.json))
         if args.json == RESULTS:
-            splice(PAGE, table(recorded))
+            write_pages(recorded)
 
 
 if __name__ == "__main__":

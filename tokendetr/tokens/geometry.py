@@ -1,7 +1,7 @@
 """Points and boxes of the cells of a pyramid.
 
 Shapes: B image, N all tokens (finest level first, row by row), L level, H and W a level's height
-    and width.
+    and width, S cells of a row or a column.
 """
 
 import torch
