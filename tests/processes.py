@@ -1,6 +1,7 @@
 """Two gloo processes on this machine, and models that they train together."""
 
 import atexit
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,17 @@ from tokendetr.train.process_group import Environment, process_group
 
 
 def run_two_processes(work: Callable[..., None], folder: Path, *args: Any) -> None:
-    """Run ``work(rank, folder, *args)`` in two spawned processes of one thread each, joined.
+    """Run ``work(rank, folder, *args)`` in two processes of one thread each, joined.
+
+    They are forked from a server that has imported the libraries, once for all tests of a run:
+    imports take many times as long as what the processes do. The server has no other state of the
+    tests, nor the environment variables that they set.
 
     Raises:
         ProcessRaisedException: ``work`` raised, or a thread of the group survived it.
     """
-    mp.spawn(_join, args=(work, str(folder), args), nprocs=2)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.small_detectors"])
+    mp.start_processes(_join, args=(work, str(folder), args), nprocs=2, start_method="forkserver")
 
 
 def _join(rank: int, work: Callable[..., None], folder: str, args: tuple[Any, ...]) -> None:

@@ -296,3 +296,16 @@ def test_an_unknown_precision_is_said_before_anything_is_built(dtype):
     options = ["train.amp.enabled=True", f"train.amp.dtype={dtype}"]
     with pytest.raises(ConfigError, match="train.amp.dtype.*(use float16 or bfloat16|is text)"):
         load_config("dino_shapes", options)
+
+
+@pytest.mark.parametrize(("batch", "is_hinted"), [(4, True), (16, False)])
+def test_another_batch_size_gets_a_hint(toy_run, tmp_path, caplog, batch, is_hinted):
+    caplog.set_level("INFO", logger="tokendetr.train")
+    options = ["train.max_iter=2", "train.eval_period=0", "optimizer.lr=0.01"]
+    toy_run(tmp_path, *options, f"dataloader.train.total_batch_size={batch}")
+    hints = [r.getMessage() for r in caplog.records if "optimizer.lr=" in r.getMessage()]
+    assert len(hints) == is_hinted
+    if is_hinted:
+        assert "batch size is 4" in hints[0]
+        assert "optimizer.lr=0.0025 (linear scaling) or 0.005 (square root scaling)" in hints[0]
+        assert "train.max_iter=8" in hints[0]
