@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(tokendetr, library) {
       "packed_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor segment,"
       " float scale, Tensor? position, Tensor? bias_table, Tensor? key_bias, bool wants_table_gradient,"
       " bool wants_key_bias_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("token_similarity(Tensor x, Tensor token, int[] number, int[] cells, int start) -> (Tensor, Tensor)");
   library.def(
       "plan_merge(Tensor valid, int length, Tensor? score, Tensor? token, int[] number, int[] cells, int[] counts,"
       " Tensor? cosine, Tensor? order, Tensor? level_valid, Tensor? level_score, int[] level_counts,"

@@ -30,10 +30,9 @@ from tokendetr.tokens import (
     plan_merge,
     spread_tokens,
     token_cosines,
-    token_norms,
+    token_similarity,
     topk_valid,
     valid_from_counts,
-    window_coherence,
 )
 from tokendetr.tokens.assignment import without_autocast
 
@@ -119,12 +118,17 @@ class DynamicPlan(TokenPlan):
             return self._random_tokens(ratios)
         layout, options = self.context.layout, self.options
         counts = options.budget.stage_counts(ratios, layout.valid_sizes)
-        norm_BN = token_norms(memory_BNC)
+        windows = LevelWindows.of_levels(layout, counts.levels) if counts.levels else None
+        scores_S, unit_BUC = token_similarity(
+            memory_BNC,
+            None if options.selection == "random" else windows,
+            layout.num_tokens if ratios[-1] == 1 else layout.level_starts[-1],
+        )
         plan = plan_merge(
             layout.valid_BN,
             counts.longest,
-            windows=self._scored_windows(counts, memory_BNC, norm_BN) if counts.levels else None,
-            level=None if ratios[-1] == 1 else self._coarsest(counts, memory_BNC, norm_BN),
+            windows=None if windows is None else self._scored(windows, counts, scores_S),
+            level=None if ratios[-1] == 1 else self._coarsest(counts, unit_BUC),
             absorbs=options.affinity_matching,
         )
         if plan.match is not None:
@@ -162,37 +166,26 @@ class DynamicPlan(TokenPlan):
         valid_BK = valid_from_counts(counts, length, layout.device)
         return Keep(index_BK=order_BN[:, :length], valid_BK=valid_BK)
 
-    def _scored_windows(
-        self, counts: StageCounts, memory_BNC: Tensor, norm_BN: Tensor
+    def _scored(
+        self, windows: LevelWindows, counts: StageCounts, score_S: Tensor | None
     ) -> ScoredWindows:
-        """Return the windows of the levels in which some merge.
-
-        Args:
-            counts: how many merge.
-            memory_BNC: the tokens.
-            norm_BN: their lengths.
-        """
-        layout = self.context.layout
-        windows = LevelWindows.of_levels(layout, counts.levels)
-        if self.options.selection == "random":
-            score_S = torch.rand(windows.first_S.shape, device=memory_BNC.device)
-        else:
-            score_S = window_coherence(memory_BNC, norm_BN.reciprocal(), windows)
-        recorder = self.context.recorder
+        """Return the windows of the levels in which some merge, with scores: None means random."""
+        layout, recorder = self.context.layout, self.context.recorder
+        if score_S is None:
+            score_S = torch.rand(windows.first_S.shape, device=layout.device)
         if recorder.forward is not None:
             levels = layout.split(windows.per_token(score_S, layout.valid_BN))
             for level, _ in counts.levels:
                 recorder.record_score(f"coherence_level{level + 1}", levels[level])
         return ScoredWindows(windows, score_S, counts.windows)
 
-    def _coarsest(self, counts: StageCounts, memory_BNC: Tensor, norm_BN: Tensor) -> CoarsestLevel:
-        """Return what is known of the coarsest level's tokens; arguments as above."""
+    def _coarsest(self, counts: StageCounts, unit_BUC: Tensor) -> CoarsestLevel:
+        """Return what is known of the coarsest level's tokens, given their unit vectors."""
         layout, options = self.context.layout, self.options
-        own = slice(layout.level_starts[-1], None)
-        level_BUC = memory_BNC[:, own]
         random = options.selection == "random"
-        with without_autocast(memory_BNC.device):
-            cosine_BUU = token_cosines(level_BUC, norm_BN[:, own])
+        with without_autocast(unit_BUC.device):
+            cosine_BUU = token_cosines(unit_BUC)
+        own = slice(layout.level_starts[-1], None)
         return CoarsestLevel(
             cosine_BUU=cosine_BUU,
             order_BU=spread_tokens(layout, layout.num_levels - 1),
@@ -201,5 +194,5 @@ class DynamicPlan(TokenPlan):
             important_counts=counts.important,
             num_neighbors=options.num_neighbors,
             min_cosine=options.min_cosine,
-            score_BU=torch.rand_like(norm_BN[:, own], dtype=torch.float32) if random else None,
+            score_BU=torch.rand_like(cosine_BUU[..., 0], dtype=torch.float32) if random else None,
         )

@@ -11,6 +11,7 @@ from tokendetr.ops.token_merging import (
     merge_tokens_kernel,
     merges_by_kernel,
     plan_merge_kernel,
+    token_similarity_kernel,
 )
 from tokendetr.tokens import (
     CoarsestLevel,
@@ -21,6 +22,7 @@ from tokendetr.tokens import (
     plan_merge,
     token_cosines,
     token_norms,
+    token_similarity,
 )
 
 ODD = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, torch.finfo(torch.float32).min])
@@ -72,7 +74,7 @@ def random_merge(seed):
         existing = tuple(image[-1] for image in layout.valid_counts)
         important = tuple(number(1, count + 1) for count in existing)
         level = CoarsestLevel(
-            cosine_BUU=token_cosines(own, token_norms(own)),
+            cosine_BUU=token_cosines(own / token_norms(own)[..., None]),
             order_BU=torch.stack([torch.randperm(coarsest, generator=g) for _ in sizes]),
             valid_BU=layout.split(layout.valid_BN)[-1] if layout.may_have_padding else None,
             valid_counts=existing,
@@ -112,6 +114,33 @@ def test_the_same_merge_is_planned_and_carried_out(seed):
     merged_BKC = token_map.reduce(x_BNC)
     with use_reference():
         torch.testing.assert_close(merged_BKC, token_map.reduce(x_BNC))
+
+
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_similarities_are_those_of_the_plain_form(channels):
+    g = torch.Generator().manual_seed(channels)
+    shapes = ((9, 8), (5, 4), (3, 2))
+    layout = LevelLayout.from_valid_sizes(shapes, [shapes, ((7, 8), (4, 2), (1, 2))])
+    x_BNC = torch.randn(2, layout.num_tokens, channels, generator=g)
+    x_BNC[:, 3] = 0.0
+    x_BNC[0, 70:110] = x_BNC[0, 69]
+    windows = LevelWindows.of_levels(layout, ((0, 3), (1, 2)))
+    for divided, start in ((windows, layout.level_starts[-1]), (None, 0), (windows, 98)):
+        found_S, unit_BUC = token_similarity(x_BNC, divided, start)
+        with use_reference():
+            expected_S, expected_BUC = token_similarity(x_BNC, divided, start)
+        torch.testing.assert_close(unit_BUC, expected_BUC, rtol=1e-6, atol=1e-7)
+        assert (found_S is None) == (divided is None)
+        if expected_S is not None:
+            torch.testing.assert_close(found_S, expected_S, rtol=1e-5, atol=1e-6)
+    score_S, _ = token_similarity(x_BNC, windows, 0)
+    equal = set(range(69, 110))
+    alike = [s for s, own in enumerate(windows.token_SX.tolist()) if set(own) <= equal]
+    of_size = {
+        (cells, score_S[s].item())
+        for s, cells in zip(alike, windows.cells_S[alike].tolist(), strict=True)
+    }
+    assert len(alike) > len(of_size) == len(windows.cells_S[alike].unique())
 
 
 def test_merging_has_gradients_in_its_plain_form():
@@ -186,6 +215,27 @@ def test_opcheck_of_plans(given, monkeypatch):
     )
     plan_merge_kernel(VALID, 6, **given)
     torch.library.opcheck(*seen[0])
+
+
+def test_opcheck_of_similarities():
+    arguments = (torch.rand(2, 8, 20), torch.arange(6), [2, 1], [1, 4], 5)
+    torch.library.opcheck(torch.ops.tokendetr.token_similarity, arguments)
+
+
+@pytest.mark.parametrize(
+    ("fault", "changed"),
+    [
+        ("x must be float32", {"x_BNC": torch.rand(1, 8, 4).double()}),
+        ("x must have shape", {"x_BNC": torch.rand(8, 4)}),
+        ("member must lie in", {"token_D": torch.arange(6) + 3}),
+        ("member must have shape", {"sizes": [(1, 5)]}),
+        ("start must lie", {"start": 9}),
+    ],
+)
+def test_arguments_of_similarities_that_do_not_fit_are_refused_by_name(fault, changed):
+    arguments = {"x_BNC": torch.rand(1, 8, 4), "token_D": torch.arange(6), "sizes": [(3, 2)]}
+    with pytest.raises(ValueError, match=fault):
+        token_similarity_kernel(**{**arguments, "start": 0, **changed})
 
 
 def test_opcheck_of_merging(monkeypatch):

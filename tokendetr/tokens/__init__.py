@@ -25,6 +25,7 @@ from tokendetr.tokens.merge_order import MergedOrder, merged_order
 from tokendetr.tokens.merge_plan import CoarsestLevel, MergePlan, ScoredWindows, plan_merge
 from tokendetr.tokens.norms import token_norms
 from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
+from tokendetr.tokens.similarity import token_similarity
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
 from tokendetr.tokens.window_choice import ChosenWindows
 from tokendetr.tokens.windows import (
@@ -86,6 +87,7 @@ __all__ = [
     "take_rows",
     "token_cosines",
     "token_norms",
+    "token_similarity",
     "topk_valid",
     "valid_from_counts",
     "window_coherence",

@@ -72,8 +72,10 @@ def match_by_affinity(
     are clamped; all merges use the tokens as they were before (the paper's loop depends on the
     order).
     """
+    x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
+    norm_BN = token_norms(x_BNC) if norm_BN is None else norm_BN
     return match_cosines(
-        token_cosines(x_BNC, token_norms(x_BNC) if norm_BN is None else norm_BN),
+        token_cosines(x_BNC / norm_BN[..., None]),
         important_counts=important_counts,
         valid_BN=valid_BN,
         valid_counts=valid_counts,
@@ -85,15 +87,8 @@ def match_by_affinity(
 
 
 @torch.no_grad()
-def token_cosines(x_BNC: Tensor, norm_BN: Tensor) -> Tensor:
-    """Return the products of tokens' unit vectors, float32 (float64 for float64 tokens) [B, N, N].
-
-    Args:
-        x_BNC: one level's tokens.
-        norm_BN: their :func:`tokendetr.tokens.token_norms`.
-    """
-    x_BNC = x_BNC if x_BNC.dtype == torch.float64 else x_BNC.float()
-    unit_BNC = x_BNC / norm_BN[..., None]
+def token_cosines(unit_BNC: Tensor) -> Tensor:
+    """Return the products [B, N, N] of a level's unit vectors."""
     return torch.bmm(unit_BNC, unit_BNC.transpose(1, 2))
 
 

@@ -15,6 +15,9 @@ PlannedMerge plan_merge(const Tensor& valid, int64_t length, const OptionalTenso
                         const OptionalTensor& level_score, const Numbers& level_counts, const Numbers& important_counts,
                         int64_t neighbors, double min_cosine, bool absorbs);
 
+std::tuple<Tensor, Tensor> token_similarity(const Tensor& x, const Tensor& token, const Numbers& number,
+                                            const Numbers& cells, int64_t start);
+
 Tensor merge_tokens(const Tensor& x, const Tensor& index, const Tensor& member, const Numbers& cells,
                     const Numbers& number, const Tensor& window_slot, const OptionalTensor& neighbor,
                     const OptionalTensor& absorbs, const Tensor& absorber, const Tensor& absorber_slot, int64_t start,

@@ -2,7 +2,7 @@
 
 Shapes: B image, N all tokens, K tokens of the merged sequence, C channel, S windows, X tokens of
 the largest window, E tokens of the windows that merge, one window after the other, R these windows,
-U tokens of the coarsest level, T neighbors, A tokens that absorb others.
+U tokens of the coarsest level, T neighbors, A tokens that absorb others, D tokens of all windows.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from tokendetr.ops.fallback import use_extension
 from tokendetr.ops.kernels import call_kernel
 
 # A library that was built from older sources lacks these operators.
+_NAMES = ("token_similarity", "plan_merge", "merge_tokens")
 _BUILT = library.library_facts().load_error is None and all(
-    hasattr(torch.ops.tokendetr, name) for name in ("plan_merge", "merge_tokens")
+    hasattr(torch.ops.tokendetr, name) for name in _NAMES
 )
 if _BUILT:
     from tokendetr.ops.token_merging import registration  # noqa: F401
@@ -37,6 +38,31 @@ def merges_by_kernel(x: Tensor) -> bool:
         and current_dispatch_mode() is None
         and use_extension(x, "token merging")
     )
+
+
+def token_similarity_kernel(
+    x_BNC: Tensor, token_D: Tensor | None, sizes: Sequence[tuple[int, int]], start: int
+) -> tuple[Tensor, Tensor]:
+    """Return the coherence [S] of windows, and unit vectors [B, N - start, C] of the last tokens.
+
+    Args:
+        x_BNC: float32 tokens. There is no gradient.
+        token_D: long, the flat tokens of the windows, one window after the other; None: no windows.
+        sizes: number of windows, and tokens of each of them, for each class of windows.
+        start: the first token whose unit vector is returned.
+
+    Raises:
+        ValueError: a shape, dtype or number does not fit; the message names the argument.
+    """
+    score_S, unit_BUC = call_kernel(
+        torch.ops.tokendetr.token_similarity.default,
+        x_BNC,
+        x_BNC.new_empty(0, dtype=torch.long) if token_D is None else token_D,
+        [number for number, _ in sizes],
+        [cells for _, cells in sizes],
+        start,
+    )
+    return score_S, unit_BUC
 
 
 def plan_merge_kernel(

@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 
+@torch.library.register_fake("tokendetr::token_similarity")
+def _token_similarity(
+    x: Tensor, token: Tensor, number: Sequence[int], cells: Sequence[int], start: int
+) -> tuple[Tensor, Tensor]:
+    images, tokens, channels = x.shape
+    return x.new_empty(sum(number)), x.new_empty(images, tokens - start, channels)
+
+
 @torch.library.register_fake("tokendetr::plan_merge")
 def _plan_merge(
     valid: Tensor,
