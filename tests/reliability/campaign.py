@@ -228,6 +228,17 @@ def commit() -> str:
     return name + ("+" if changed.strip() else "")
 
 
+def outcome_in_words(entry: dict[str, Any]) -> str:
+    """What became of a recorded row's cases."""
+    if lacks := entry.get("unavailable"):
+        return f"not run: {lacks}"
+    cases, failures = entry["cases"], len(entry["failures"])
+    state = f"**{failures} of {cases} failed**" if failures else "passed"
+    if not entry["is_complete"]:
+        state += f"; {cases} of {entry['planned']} cases run before the time was up"
+    return state
+
+
 def results_table() -> Table:
     """All recorded rows; a row with a failure, or one that never ran, says so."""
     recorded = read_results()
@@ -237,12 +248,7 @@ def results_table() -> Table:
         if entry is None:
             lines.append((name, chosen.what, chosen.target, "not run", None, None, None))
             continue
-        failures = len(entry["failures"])
-        state = f"**{failures} failed**" if failures else "all right"
-        if lacks := entry.get("unavailable"):
-            state = f"not run: {lacks}"
-        elif not entry["is_complete"]:
-            state += f", {entry['cases']} of {entry['planned']} in the time"
+        state = outcome_in_words(entry)
         count = f"{entry['cases']}"
         if entry["events"] != entry["cases"]:
             count += f" ({entry['events']} {entry['unit']})"
@@ -256,7 +262,7 @@ def results_table() -> Table:
     return Table(
         "reliability",
         "",
-        ("row", "what", "must give", "gave", "cases", "seconds", "commit, date"),
+        ("row", "what", "must give", "outcome", "cases", "seconds", "commit, date"),
         lines,
         notes=failing,
     )

@@ -36,14 +36,14 @@ def test_failures_are_recorded_with_their_command(own_results, capsys):
     assert entry["failures"] == {"1": "ValueError: seed 1 is odd", "3": "ValueError: seed 3 is odd"}
     assert campaign.open_failures("XX1") == [1, 3]
     text = results_table().markdown()
-    assert "**2 failed**" in text and "--case 1" in text and "5 (9 files)" in text
+    assert "**2 of 5 failed**" in text and "--case 1" in text and "5 (9 files)" in text
 
 
 def test_a_row_that_runs_out_of_time_says_so(own_results):
     chosen = Row("XX2", "no time", "0 failures", 1, 5, odd_fails)
     campaign.ROWS["XX2"] = chosen
     record(run_row(chosen, range(5), seconds=-1.0))
-    assert "0 of 5 in the time" in results_table().markdown()
+    assert "passed; 0 of 5 cases run before the time was up" in results_table().markdown()
 
 
 def test_a_row_that_never_ran_says_so(own_results):
