@@ -53,6 +53,14 @@ CPU = torch.device("cpu")
 PRODUCT = (4096, 1024, 1024)
 """Rows, inner and outer channels of the product whose speed gives the bound."""
 PRECISIONS = ("float32", "bf16")
+HEADLINE = (
+    "Hugging Face transformers",
+    "ONNX Runtime",
+    "OpenVINO",
+    "tokendetr",
+    "OpenVINO with our extension",
+)
+"""Rows that the README shows."""
 NETWORKS = {"dense": None, "sparse": 0.3}
 """Name in files -> share of the tokens that the encoder keeps."""
 SPARSE = ", Sparse DETR .3"
@@ -248,10 +256,27 @@ def exported_table(recorded: dict[str, Any]) -> Table:
     )
 
 
+def headline(recorded: dict[str, Any]) -> Table:
+    """Return a few rows of the record, a column for each precision, for the README."""
+    times = {(row["name"], row["precision"]): f"{row['ms'][0]:.0f}" for row in recorded["rows"]}
+    size = " x ".join(map(str, recorded["size"]))
+    return Table(
+        name="peers_headline",
+        title="",
+        columns=(
+            f"Deformable DETR R50, {size} pixels, {recorded['threads']} threads",
+            *(f"ms, {precision}" for precision in PRECISIONS),
+        ),
+        rows=[[name, *(times.get((name, each)) for each in PRECISIONS)] for name in HEADLINE],
+        notes=(f"`python -m benchmarks.peers`; {recorded['machine']}; {recorded['date']}.",),
+    )
+
+
 def write_pages(recorded: dict[str, Any]) -> None:
     """Write the record's tables into the pages."""
     splice(PAGE, table(recorded))
     splice(PAGE.parent / "deploy.md", exported_table(recorded))
+    splice(PAGE.parents[1] / "README.md", headline(recorded))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

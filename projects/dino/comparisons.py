@@ -99,6 +99,9 @@ def _without_labels(share: str) -> str:
     return f"dense made sparse {share} after training, without labels"
 
 
+_HEADLINE = ("dense", _without_labels("50%"), _without_labels("30%"), "Sparse DETR 30%")
+
+
 def _asked_of_resolution() -> Iterable[tuple[str, str]]:
     """Yield the differences between budgets at one size, and between sizes of one budget."""
     sizes = list(_SIZES)
@@ -150,6 +153,7 @@ def comparisons() -> Iterable[Comparison]:
             overrides=TRAINING,
             claims=CLAIMS if data == "shapes" else (),
             asked=(*_asked(0.3), *_asked(0.5)),
+            headline=_HEADLINE if data == "shapes" else (),
         )
     yield Comparison(
         name="shapes_resolution",

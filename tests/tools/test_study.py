@@ -34,6 +34,8 @@ TRIED = Comparison(
     seeds=(0, 1),
 )
 
+DIFFERENCE = "-2.0 (-2.0 to -2.0)"
+
 
 def measured(ap: float, spread: float = 0.5) -> dict[str, Any]:
     noise = np.random.default_rng(0).normal(0, spread, 200)
@@ -48,7 +50,7 @@ def measured(ap: float, spread: float = 0.5) -> dict[str, Any]:
 def test_differences_are_paired() -> None:
     accuracy, pairs = TRIED.tables({"dense": {"0": measured(50)}, "sparse": {"0": measured(48)}})
     # Both rows vary with the images in the same way, so their difference is constant.
-    assert accuracy.rows[1][7] == "-2.0 (-2.0 to -2.0)"
+    assert accuracy.rows[1][7] == DIFFERENCE
     assert len(accuracy.rows) == 2
     assert "Not measured yet: label-free." in accuracy.notes
     assert not pairs.rows, "differences to the first row are in its table"
@@ -65,8 +67,15 @@ def test_the_page_has_the_pairs_that_are_asked_about_and_a_file_has_all() -> Non
     assert len(asked.tables(rows)[1].rows) == 2
     lines = asked.pairs_csv(rows).splitlines()
     assert len(lines) == 1 + 3 and lines[1].startswith("Sparse,dense,-2.0,")
-    with pytest.raises(ValueError, match="asks about no row"):
+    with pytest.raises(ValueError, match="shows no row"):
         replace(TRIED, asked=[("dense", "nothing")])
+
+
+def test_the_readme_has_a_few_rows_with_their_difference() -> None:
+    rows = {"dense": {"0": measured(50)}, "sparse": {"0": measured(48)}}
+    table = replace(TRIED, headline=["dense", "Sparse", "label-free"]).headline_table(rows, ["a"])
+    assert table.rows == [["dense", "50.0", "", "1.250"], ["Sparse", "48.0", DIFFERENCE, "1.250"]]
+    assert table.columns[0] == "A comparison" and list(table.notes) == ["a"]
 
 
 def test_what_was_not_measured_is_one_sentence() -> None:

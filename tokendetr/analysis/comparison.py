@@ -102,6 +102,7 @@ class Comparison:
         claims: orders of rows that papers report.
         asked: pairs of rows whose difference the page shows, besides each row's to the first one;
             all pairs are in :meth:`pairs_csv`.
+        headline: rows that the README shows.
         is_drawn: the page has a chart of it, for rows of several budgets or sizes
             (:func:`tokendetr.analysis.comparison_chart.draw_comparison`).
     """
@@ -117,6 +118,7 @@ class Comparison:
     seeds: Sequence[int] = (0, 1, 2)
     claims: Sequence[Claim] = ()
     asked: Sequence[tuple[str, str]] = ()
+    headline: Sequence[str] = ()
     is_drawn: bool = False
 
     def __post_init__(self) -> None:
@@ -126,8 +128,9 @@ class Comparison:
         names = {contestant.name for contestant in self.contestants}
         if strange := {n for c in self.claims for n in (c.better, c.worse)} - names:
             raise ValueError(f"comparison {self.name!r} has claims of no row: {sorted(strange)}")
-        if strange := {name for pair in self.asked for name in pair} - names:
-            raise ValueError(f"comparison {self.name!r} asks about no row: {sorted(strange)}")
+        asked = {name for pair in self.asked for name in pair} | {*self.headline}
+        if strange := asked - names:
+            raise ValueError(f"comparison {self.name!r} shows no row: {sorted(strange)}")
         if strange := {c.origin for c in self.contestants} - names - {""}:
             raise ValueError(f"comparison {self.name!r} starts from no row: {sorted(strange)}")
 
@@ -158,6 +161,21 @@ class Comparison:
         )
         claims = [self._claims(pairs)] if self.claims else []
         return [accuracy, self._pairs(pairs), *claims]
+
+    def headline_table(self, measured: Measured, notes: Sequence[str] = ()) -> Table:
+        """Return the measured rows of ``headline`` with AP, difference to the first row, GFLOPs."""
+        accuracy = self.tables(measured, notes)[0]
+        columns = ("AP", "against the first row", "GFLOPs")
+        measured_rows = {row[0]: row for row in accuracy.rows}
+        shown = [measured_rows[name] for name in self.headline if name in measured_rows]
+        places = [0, *(list(accuracy.columns).index(name) for name in columns)]
+        return Table(
+            name=f"{self.name}_headline",
+            title="",
+            columns=(self.title, *columns),
+            rows=[[row[i] for i in places] for row in shown],
+            notes=notes,
+        )
 
     def pairs_csv(self, measured: Measured) -> str:
         """Return the differences of all pairs of measured rows as CSV; "" if there are none."""

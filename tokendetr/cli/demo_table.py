@@ -89,9 +89,9 @@ def cells(candidate: Candidate) -> list[Cell]:
 
 
 def record_table(made: Table, folder: Path, write: bool) -> None:
-    """Write the table beside the demo's results, and on request into the README and its record."""
+    """Write the table beside the demo's results, and on request into its record and page."""
     recorded = RecordedTables(
-        page="README.md",
+        page="docs/start.md",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         machine=f"{machine()}, {torch.get_num_threads()} threads",
         commands=["make demo"],

@@ -8,7 +8,7 @@ Generates the shapes data set, trains Dynamic-DINO for a short time (killed with
 then resumed), makes the dense DINO sparse without labels, evaluates these detectors and the shipped
 ones, counts operations, measures time on small images and at COCO's size, and writes drawings and
 an HTML report to output/demo/. Takes a few minutes on two idle cores. ``--write`` (in a checkout)
-also records the table in docs/records/demo.json and puts it into README.md.
+also records the table in docs/records/demo.json and puts it into docs/start.md.
 """
 
 from __future__ import annotations
@@ -203,10 +203,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--timed-images", type=positive_int, default=60, help="images per detector")
     parser.add_argument(
-        "--write", action="store_true", help="record the table and put it into README.md"
+        "--write", action="store_true", help="record the table and put it into docs/start.md"
     )
     args = parser.parse_args(arguments)
-    if args.write and not (PROJECTS_DIR.parent / "README.md").is_file():
+    if args.write and not (PROJECTS_DIR.parent / "docs" / "start.md").is_file():
         parser.error("--write needs a checkout of the sources, not a wheel")
     if args.iterations < 16:
         parser.error("--iterations must be at least 16: the training is killed and resumed")

@@ -73,7 +73,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--write",
         action="store_true",
-        help="tables into docs/comparison.md, all pairs and charts into files beside it",
+        help="tables into docs/comparison.md and README.md, all pairs and charts into files",
     )
     return parser.parse_args(arguments)
 
@@ -273,9 +273,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write_files(comparison: Comparison, record: Record, folder: Path) -> None:
-    """Write what the page links: the differences of all pairs beside the record, and the chart."""
+    """Write all pairs beside the record, the chart that the page shows, and the README's rows."""
     if pairs := comparison.pairs_csv(record.rows):
         write_atomically(str(folder / f"{comparison.name}_pairs.csv"), pairs.encode())
+    if comparison.headline and record.rows:
+        table = comparison.headline_table(record.rows, record.notes())
+        splice(folder.parents[1] / "README.md", table)
     if comparison.is_drawn and record.rows:
         picture = folder.parent / "images" / f"{comparison.name}.png"
         picture.parent.mkdir(exist_ok=True)
