@@ -2,7 +2,7 @@
 
 On a GPU also against the plain kernel with one thread per channel (cuda/baseline.cu).
 
-python benchmarks/ms_deform_attn.py [--cases 3px 10%] [--quick] [--json FILE] [--form fused] ...
+    python benchmarks/ms_deform_attn.py [--cases 3px 10%] [--quick] [--json FILE] [--form fused] ...
 
 Per line: the kernels' minimum, median and spread (90th - 10th percentile) in milliseconds, the
 median of the grid_sample form, and the ratio of the medians.
@@ -11,6 +11,7 @@ median of the grid_sample form, and the ratio of the medians.
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from reporting import Line, Report, milliseconds, operator_parser
@@ -21,13 +22,30 @@ from tokendetr.ops import ms_deform_attn, ms_deform_attn_fused, use_reference
 LEVELS = ((100, 167), (50, 84), (25, 42), (13, 21))
 HEADS, WIDTH, POINTS = 8, 32, 4
 TOKENS = sum(h * w for h, w in LEVELS)
-CASES = {  # short name: description, kind of offsets, number of queries
-    "ring": ("encoder, ring offsets", "ring", TOKENS),
-    "3px": ("encoder, N(0, 3 px)", "normal", TOKENS),
-    "uniform": ("encoder, uniform", "uniform", TOKENS),
-    "30%": ("30 % queries", "normal", 6666),
-    "10%": ("10 % queries", "normal", 2222),
-    "900": ("900 decoder queries", "uniform", 900),
+
+
+class Case(NamedTuple):
+    """A call of an encoder or decoder.
+
+    Attributes:
+        name: in the table.
+        offsets: where queries sample. "ring": at the distances that upstream initializes,
+            "normal": at a standard deviation of 3 pixels, "uniform": anywhere in a level.
+        queries: number of queries.
+    """
+
+    name: str
+    offsets: Literal["ring", "normal", "uniform"]
+    queries: int
+
+
+CASES = {
+    "ring": Case("encoder, ring offsets", "ring", TOKENS),
+    "3px": Case("encoder, N(0, 3 px)", "normal", TOKENS),
+    "uniform": Case("encoder, uniform", "uniform", TOKENS),
+    "30%": Case("30 % queries", "normal", 6666),
+    "10%": Case("10 % queries", "normal", 2222),
+    "900": Case("900 decoder queries", "uniform", 900),
 }
 
 
@@ -40,19 +58,20 @@ def pixel_centers() -> Tensor:
     return torch.cat(centers)
 
 
-def samples(kind: str, queries: int) -> tuple[Tensor, Tensor]:
+def samples(case: Case) -> tuple[Tensor, Tensor]:
     """Draw reference points [1, Q, L, 2] and offsets in pixels [1, Q, M, L, P, 2]."""
+    queries = case.queries
     shape = (queries, HEADS, len(LEVELS), POINTS, 2)
     chosen = torch.randperm(TOKENS)[:queries].sort().values
     reference = pixel_centers()[chosen][:, None].expand(queries, len(LEVELS), 2)
     sizes = torch.tensor([(w, h) for h, w in LEVELS])[:, None]
-    if kind == "ring":
+    if case.offsets == "ring":
         angle = torch.arange(HEADS) * (2 * torch.pi / HEADS)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
         offsets = direction[:, None, None] * torch.arange(1, POINTS + 1)[:, None]
         offsets = offsets.expand(shape)
-    elif kind == "uniform":
+    elif case.offsets == "uniform":
         offsets = (torch.rand(shape) - reference[:, None, :, None]) * sizes
     else:
         offsets = torch.randn(shape) * 3
@@ -60,8 +79,7 @@ def samples(kind: str, queries: int) -> tuple[Tensor, Tensor]:
 
 
 def passes(
-    kind: str,
-    queries: int,
+    case: Case,
     dtype: torch.dtype,
     device: torch.device,
     attention: Callable[..., Tensor] = ms_deform_attn,
@@ -69,9 +87,9 @@ def passes(
     """Return the forward and the forward+backward of a case as functions."""
     torch.manual_seed(0)
     value = torch.randn(1, TOKENS, HEADS, WIDTH).to(device, dtype).requires_grad_()
-    reference, offsets = samples(kind, queries)
-    logits = torch.rand(1, queries, HEADS, len(LEVELS), POINTS)
-    incoming = torch.randn(1, queries, HEADS * WIDTH).to(device, dtype)
+    reference, offsets = samples(case)
+    logits = torch.rand(1, case.queries, HEADS, len(LEVELS), POINTS)
+    incoming = torch.randn(1, case.queries, HEADS * WIDTH).to(device, dtype)
     coordinates = [offsets, logits]
     fixed = [reference.to(device)]
     if attention is not ms_deform_attn_fused:
@@ -109,15 +127,14 @@ def measure(
 
 
 def measure_baseline(
-    case: tuple[str, str, int], dtype: str, device: torch.device, repeats: int
+    case: Case, dtype: str, device: torch.device, repeats: int
 ) -> dict[str, float | None]:
     """Return the shortest time of each pass of the plain CUDA kernel; None without a GPU."""
-    _, kind, queries = case
     if device.type != "cuda":
         return {"forward": None, "forward+backward": None}
     from cuda_baseline import ms_deform_attn_baseline
 
-    functions = passes(kind, queries, getattr(torch, dtype), device, ms_deform_attn_baseline)
+    functions = passes(case, getattr(torch, dtype), device, ms_deform_attn_baseline)
     for function in functions.values():
         function()
     return {
@@ -154,13 +171,13 @@ def main() -> None:
         "grid_sample", baseline="plain CUDA", device=device, setting={"form": options.form}
     )
     for short in options.cases:
-        name, kind, queries = CASES[short]
+        case = CASES[short]
         for dtype in options.dtypes:
-            baseline = measure_baseline((name, kind, queries), dtype, device, options.repeats)
-            functions = passes(kind, queries, getattr(torch, dtype), device, attention)
+            baseline = measure_baseline(case, dtype, device, options.repeats)
+            functions = passes(case, getattr(torch, dtype), device, attention)
             for label, function in functions.items():
                 ours, theirs = measure(function, device, options.repeats, options.reference_repeats)
-                report.add(Line.of(name, dtype, label, ours, theirs, baseline[label]))
+                report.add(Line.of(case.name, dtype, label, ours, theirs, baseline[label]))
     report.write(options.json)
     if options.record:
         report.record("ms_deform_attn")

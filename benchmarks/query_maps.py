@@ -34,7 +34,7 @@ from tokendetr.tokens import LevelLayout
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "dynamic_queries" / "results.json"
-PICTURE = ROOT / "docs" / "images" / "dynamic_queries.png"
+DRAWING = ROOT / "docs" / "images" / "dynamic_queries.png"
 PAGE = ROOT / "docs" / "reproduction" / "measurements" / "dynamic_detr.md"
 SIZES = ((800, 1066), (750, 1333), (800, 800), (480, 640))
 RATIOS = ((0.5, 0.4, 0.3, 0.2), (0.4, 0.3, 0.2, 0.1))
@@ -44,7 +44,7 @@ IMAGES, CHANNELS = 4, 32
 
 
 def divided(sparsifier: DynamicSparsifier, layout: LevelLayout) -> Tensor:
-    """Return which tokens of a level of noise are queries as the method is here, bool [H, W]."""
+    """Return the method's queries in a level of noise, bool [H, W]: nearly equal windows merge."""
     x_1NC = torch.randn(1, layout.num_tokens, CHANNELS)
     context = EncoderContext(
         layout=layout,
@@ -62,7 +62,7 @@ def divided(sparsifier: DynamicSparsifier, layout: LevelLayout) -> Tensor:
 
 
 def cut(sparsifier: DynamicSparsifier, layout: LevelLayout) -> Tensor:
-    """Return the same where windows that the border cuts never merge, bool [H, W].
+    """Return the queries if windows that the border cuts never merged, bool [H, W].
 
     On noise every whole window is as likely to merge as another.
     """
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(str(RESULTS), (json.dumps(recorded, indent=1) + "\n").encode())
-        draw(maps, PICTURE)
+        draw(maps, DRAWING)
     made = table(json.loads(RESULTS.read_text()))
     sys.stdout.write(made.markdown())
     splice(PAGE, made)

@@ -16,8 +16,8 @@ from spt_backbone.block import (
     FeedForward,
     Selection,
     SelectPackStage,
+    gate_logits,
     make_gate,
-    scores,
 )
 from spt_backbone.labels import LABEL_KINDS, LabelKind, object_cells
 from spt_backbone.losses import GATE_LOSSES, GateLoss, selection_loss, write_metrics
@@ -181,11 +181,8 @@ class SPT(SwinTransformer):
             if isinstance(stage, SelectPackStage):
                 layout = self._layout(extents, index, (height, width), x_BNC.device)
                 out_BNC, choices = stage(x_BNC, layout, finer_BN, oracle.get(index + 1))
-                selections += [
-                    Selection(logit_BN, own_BN, pack, layout, index + 1)
-                    for logit_BN, own_BN, pack in choices
-                ]
-                finer_BN = pool_scores(choices[-1][0], layout) if self.multi_scale else None
+                selections += [Selection(*choice, layout, index + 1) for choice in choices]
+                finer_BN = pool_scores(choices[-1].logit_BN, layout) if self.multi_scale else None
                 out_height, out_width = height, width
                 if stage.downsample is not None:
                     x_BNC = stage.downsample(out_BNC, height, width)
@@ -194,11 +191,9 @@ class SPT(SwinTransformer):
                 out_BNC, out_height, out_width, x_BNC, height, width = stage(x_BNC, height, width)
                 if index + 2 == self.start_stage and self.gate is not None:
                     layout = self._layout(extents, index, (out_height, out_width), x_BNC.device)
-                    width_C = out_BNC.shape[-1:]
-                    seen_BNC = F.layer_norm(out_BNC, width_C) if self.first_gate_norm else out_BNC
-                    score_BN = scores(self.gate, seen_BNC)
-                    selections.append(Selection(score_BN, score_BN, None, layout, index + 1))
-                    finer_BN = pool_scores(score_BN, layout)
+                    logit_BN = self._first_logits(self.gate, out_BNC)
+                    selections.append(Selection(logit_BN, logit_BN, None, layout, index + 1))
+                    finer_BN = pool_scores(logit_BN, layout)
             if index in self.out_indices:
                 out_BNC = getattr(self, f"norm{index}")(out_BNC)
                 grid_BHWC = out_BNC.unflatten(1, (out_height, out_width))
@@ -206,6 +201,12 @@ class SPT(SwinTransformer):
         record_selections(selections)
         self._report(selections, extents)
         return outputs
+
+    def _first_logits(self, gate: nn.Linear, x_BNC: Tensor) -> Tensor:
+        """Score the tokens before the first selecting stage, [B, N]."""
+        if self.first_gate_norm:
+            x_BNC = F.layer_norm(x_BNC, x_BNC.shape[-1:])
+        return gate_logits(gate, x_BNC)
 
     def _embed(self, images: Tensor) -> tuple[Tensor, int, int]:
         """Return the tokens of the first stage and the height and width of their grid."""

@@ -5,7 +5,7 @@ width, R side of a table of relative positions.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,22 @@ from tokendetr.tokens import LevelLayout, Pack
 
 FeedForward = Literal["all", "selected"]
 FEED_FORWARDS = ("all", "selected")
-SURE = 20.0
-"""Logit of a token that an oracle selects."""
-Choice = tuple[Tensor, Tensor, "Pack | StaticPack"]
-"""The scores that decided a block's selection, the block's own scores, and the selected tokens."""
+ORACLE_LOGIT = 20.0
+"""Logit of a token that an oracle selects, minus it of any other; its sigmoid is 1 in float32."""
+
+
+class Choice(NamedTuple):
+    """What a block selected, and by which scores.
+
+    Attributes:
+        logit_BN: the scores that decided: the larger of its own and the finer scale's.
+        own_BN: its own scores.
+        pack: the selected tokens.
+    """
+
+    logit_BN: Tensor
+    own_BN: Tensor
+    pack: Pack | StaticPack
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,10 @@ class SelectPackBlock(nn.Module):
             The tokens [B, N, C] and the choice.
         """
         normed_BNC = self.norm1(x_BNC)
-        own_BN = scores(self.gate, normed_BNC)
+        own_BN = gate_logits(self.gate, normed_BNC)
         logit_BN = own_BN if finer_BN is None else torch.maximum(own_BN, finer_BN)
         if oracle_BN is not None:
-            logit_BN = torch.where(oracle_BN, SURE, -SURE).to(own_BN)
+            logit_BN = torch.where(oracle_BN, ORACLE_LOGIT, -ORACLE_LOGIT).to(own_BN)
         rule = self.options.rule
         probability_BN = rule.probability(logit_BN, training=self.training)
         pack = pack_selected(
@@ -131,7 +143,7 @@ class SelectPackBlock(nn.Module):
         rest_BNC = self.attn.proj.bias.to(attended_GTC.dtype).expand_as(x_BNC)
         attended_BNC = self.attn.proj_drop(pack.restore(attended_GTC, rest_BNC))
         x_BNC = x_BNC + self.drop_path(attended_BNC)
-        return self._feed_forward(x_BNC, pack), (logit_BN, own_BN, pack)
+        return self._feed_forward(x_BNC, pack), Choice(logit_BN, own_BN, pack)
 
     def _attend(self, x_GTC: Tensor, pack: Pack | StaticPack, layout: LevelLayout) -> Tensor:
         """Attend inside containers, [G, T, C]."""
@@ -200,7 +212,7 @@ class SelectPackStage(nn.Module):
         return x_BNC, choices
 
 
-def scores(gate: nn.Linear, x_BNC: Tensor) -> Tensor:
+def gate_logits(gate: nn.Linear, x_BNC: Tensor) -> Tensor:
     """Return a gate's logits, [B, N], in float32 at least."""
     logit_BN = gate(x_BNC).squeeze(-1)
     return logit_BN.to(torch.promote_types(logit_BN.dtype, torch.float32))

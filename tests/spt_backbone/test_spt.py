@@ -82,7 +82,7 @@ def test_selecting_all_of_one_image_is_window_attention(shifted):
     wanted = layer(x, 8, 12)[0]
     layout = LevelLayout.from_valid_sizes([(8, 12)], [[(8, 12)]])
     ours, choices = stage(x, layout, None)
-    assert choices[0][2].num_containers == 6
+    assert choices[0].pack.num_containers == 6
     same = torch.ones(8, 12, dtype=torch.bool)
     if shifted:  # windows that the cyclic shift wraps are masked in Swin, and one group here
         same[:2] = same[-2:] = False
