@@ -1,7 +1,7 @@
 """The plan of a merge: the windows and tokens that merge, and the order of what results.
 
-Shapes: B image, N all tokens, K tokens of the merged sequence, S windows, U tokens of the coarsest
-level. Nothing here carries a gradient.
+Shapes: B image, N all tokens, K tokens of the merged sequence, S windows, E their members, U tokens
+of the coarsest level. Nothing here carries a gradient.
 """
 
 from dataclasses import dataclass
