@@ -64,13 +64,20 @@ class OwnHeads(nn.Module):
             self.enc_output(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
         )
 
-    def add_losses(self, losses: AuxLosses, memory_BNC: Tensor, layout: LevelLayout) -> None:
-        """Add the detector's losses on the best tokens, ``loss_..._enc``.
+    def add_losses(
+        self,
+        losses: AuxLosses,
+        memory_BNC: Tensor,
+        layout: LevelLayout,
+        criterion: nn.Module | None = None,
+    ) -> None:
+        """Add the losses on the best tokens, ``loss_..._enc``.
 
         Args:
             losses: of the forward pass.
             memory_BNC: the encoder's output.
             layout: the batch.
+            criterion: one of detrex's set criteria; None: the detector's own.
         """
         tokens_BNC = self.project(memory_BNC, layout)
         logits_BNV = self.class_head(tokens_BNC)
@@ -90,4 +97,5 @@ class OwnHeads(nn.Module):
             valid_BK=valid_BQ,
             num_boxes=world_average_boxes(targets, memory_BNC.device),
             suffix="_enc",
+            criterion=criterion,
         )

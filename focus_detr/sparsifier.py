@@ -61,6 +61,8 @@ class FocusSparsifier(TokenSparsifier):
         num_levels: feature levels.
         num_classes: for detectors with one stage: number of classes of a projection and heads of
             the sparsifier's own. None: use the detector's, which must have two stages.
+        criterion: trains those own heads, one of detrex's set criteria for classes and boxes; None:
+            the detector's own, which must not be for masks.
         keep_ratio: mean share of tokens that layers update, in (0, 1].
         layer_ratios: the share of each layer; None: :func:`focus_detr.budget.cascade_ratios`.
         num_objects: maximum number of tokens that attend to each other; 0: no dual attention.
@@ -96,6 +98,7 @@ class FocusSparsifier(TokenSparsifier):
         num_layers: int = 6,
         num_levels: int = 4,
         num_classes: int | None = None,
+        criterion: nn.Module | None = None,
         keep_ratio: float = 0.3,
         layer_ratios: Sequence[float] | None = None,
         num_objects: int = 300,
@@ -150,6 +153,9 @@ class FocusSparsifier(TokenSparsifier):
             mask_padding=mask_padding,
         )
         self.num_classes = num_classes
+        if criterion is not None and num_classes is None:
+            raise ValueError("criterion is for the sparsifier's own heads: give num_classes, too")
+        self.criterion = criterion
         self.own_heads: OwnHeads | None = None
         if num_classes is not None:
             self.own_heads = OwnHeads(embed_dim=embed_dim, num_classes=num_classes)
@@ -172,7 +178,9 @@ class FocusSparsifier(TokenSparsifier):
     @property
     def requires(self) -> frozenset[str]:
         """Modules of the detector that are needed (:class:`tokendetr.encoder.TokenSparsifier`)."""
-        return frozenset({"two_stage"} if self.own_heads is None else {"set_criterion"})
+        if self.own_heads is None:
+            return frozenset({"two_stage"})
+        return frozenset({"set_criterion"} if self.criterion is None else ())
 
     def set_keep_ratio(self, ratio: float) -> None:
         """Change the mean share of tokens that layers update; layers' ratios follow from it."""
@@ -300,5 +308,5 @@ class FocusPlan(TokenPlan):
         loss = foreground_loss(self._logits_BN, labels_BN, counted_BN)
         losses.add("loss_foreground", focus.loss_weight * loss)
         if focus.own_heads is not None:
-            focus.own_heads.add_losses(losses, memory_BNC, layout)
+            focus.own_heads.add_losses(losses, memory_BNC, layout, focus.criterion)
         return memory_BNC

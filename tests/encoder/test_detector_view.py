@@ -229,8 +229,8 @@ def test_a_criterion_that_lacks_what_the_heads_need_is_named_when_the_model_is_b
     model.criterion.num_classes = CLASSES + 1
     with pytest.raises(UnsupportedDetectorError, match=f"num_classes={CLASSES}.*{CLASSES + 1}"):
         observe(model)
-    model.criterion.losses = ["class", "boxes", "masks"]
-    with pytest.raises(UnsupportedDetectorError, match=r"asks for masks.*auxiliary_heads=False"):
+    model.criterion.losses = ["class", "boxes", "masks", "ious"]
+    with pytest.raises(UnsupportedDetectorError, match=r"for masks and ious.*auxiliary_heads=Fal"):
         observe(model)
     model.criterion.losses = ["class", "boxes"]
     model.criterion.loss_boxes = lambda outputs, targets, indices, num_boxes, ranks: {}

@@ -1,5 +1,6 @@
 """Focus-DETR against a float64 re-implementation for single images, and its laws."""
 
+import copy
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from tests.focus_detr.plain_focus import plain_encoder
 from tests.plain_encoder import make_encoder
 from tests.pyramids import make_batch, valid_rows
 from tests.small_detectors import CLASSES, LEVELS, WIDTH, build, record
-from tokendetr.encoder.forward_context import record_tokens, run_pass
+from tokendetr.encoder.forward_context import observe, record_tokens, run_pass
 from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.tokens import LevelLayout, box_labels
 from tokendetr.visualization.tokens import draw_tokens, legend_height
@@ -249,6 +250,24 @@ def test_one_stage_detectors_train_and_use_heads_of_the_sparsifiers_own(name):
         torch.testing.assert_close(
             found["instances"].scores, alone["instances"].scores, rtol=1e-3, atol=1e-5
         )
+
+
+def test_own_heads_train_by_a_criterion_of_their_own_where_the_detector_s_is_for_masks():
+    with pytest.raises(ValueError, match="give num_classes"):
+        FocusSparsifier(criterion=torch.nn.Identity())
+    model = focus_model("deformable", num_classes=CLASSES)
+    own = copy.deepcopy(model.criterion)
+    own.weight_dict = {name: 2 * weight for name, weight in own.weight_dict.items()}
+    plain = model.train()(RECORDS)
+    model.criterion.losses = [*model.criterion.losses, "masks"]
+    with pytest.raises(UnsupportedDetectorError, match="masks.*a criterion of their own"):
+        observe(model)
+    model.transformer.encoder.sparsifier.criterion = own
+    observe(model)
+    model.criterion.losses.pop()  # this detector itself predicts no masks
+    losses = model(RECORDS)
+    for name in ("loss_class_enc", "loss_bbox_enc", "loss_giou_enc"):
+        torch.testing.assert_close(losses[name], 2 * plain[name])
 
 
 def test_published_weights_of_the_dense_detector_fit_but_for_what_is_new():

@@ -4,6 +4,7 @@ They take lists of images and give dictionaries, and need a compiled operator an
 network. Here they get records and give losses or instances as detectron2's models do.
 """
 
+import contextlib
 import importlib
 import sys
 import types
@@ -12,11 +13,14 @@ from typing import Any
 from unittest import mock
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
-TOP_LEVEL = ("datasets", "engine", "main", "models", "util")
+TOP_LEVEL = ("datasets", "engine", "main", "main_open_world", "models", "util")
 DETECTIONS = 100
+Target = dict[str, torch.Tensor]
+SWIN_LOADERS = ("mmcv_custom", "mmdet", "mmdet.utils")  # only a Swin's weights need them
+TWO_STAGES = ("--with_box_refine", "--two_stage")  # options of its programs
 
 
 class FirstCodeDetector(nn.Module):
@@ -26,21 +30,57 @@ class FirstCodeDetector(nn.Module):
         super().__init__()
         self.model, self.criterion = model, criterion
 
+    def predict(self, images: list[torch.Tensor], targets: list[Target] | None) -> Any:
+        """The model's outputs; it gets targets in training."""
+        return self.model(images)
+
+    def losses(self, outputs: Any, targets: list[Target]) -> dict[str, torch.Tensor]:
+        """The criterion's losses without weights."""
+        return self.criterion(outputs, targets)
+
     def forward(self, records: list[dict[str, Any]]) -> Any:
-        outputs = self.model([record["image"] / 255 for record in records])
-        if not self.training:
-            scores = outputs["pred_logits"].sigmoid().flatten(1).topk(DETECTIONS).values
-            sizes = [tuple(record["image"].shape[-2:]) for record in records]
+        targets = [target(record) for record in records] if self.training else None
+        outputs = self.predict([record["image"] / 255 for record in records], targets)
+        if targets is None:
             return [
-                {"instances": Instances(size, scores=row)}
-                for size, row in zip(sizes, scores, strict=True)
+                {"instances": best(logits_QV, boxes_Q4, tuple(record["image"].shape[-2:]))}
+                for logits_QV, boxes_Q4, record in zip(
+                    outputs["pred_logits"], outputs["pred_boxes"], records, strict=True
+                )
             ]
-        losses = self.criterion(outputs, [target(record) for record in records])
+        losses = self.losses(outputs, targets)
         weights = self.criterion.weight_dict
         return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
 
 
-def target(record: dict[str, Any]) -> dict[str, torch.Tensor]:
+class DacDetector(FirstCodeDetector):
+    """DAC-DETR: the model denoises targets, and the criterion wants each three times, too."""
+
+    def predict(self, images: list[torch.Tensor], targets: list[Target] | None) -> Any:
+        return self.model(images, targets)
+
+    def losses(self, outputs: Any, targets: list[Target]) -> dict[str, torch.Tensor]:
+        thrice = [
+            {"labels": one["labels"].repeat(3), "boxes": one["boxes"].repeat(3, 1)}
+            for one in targets
+        ]
+        return self.criterion(outputs, targets, thrice)
+
+
+def best(logits_QV: torch.Tensor, boxes_Q4: torch.Tensor, size: tuple[int, int]) -> Instances:
+    """The best pairs of a query and a class, the box (center and size, relative) in pixels."""
+    score_K, pair_K = logits_QV.sigmoid().flatten().topk(DETECTIONS)
+    query_K = pair_K.div(logits_QV.shape[1], rounding_mode="floor")
+    center_K2, extent_K2 = boxes_Q4[query_K].split(2, dim=1)
+    edges_K4 = torch.cat((center_K2 - extent_K2 / 2, center_K2 + extent_K2 / 2), dim=1)
+    height, width = size
+    boxes = Boxes(edges_K4 * edges_K4.new_tensor([width, height, width, height]))
+    boxes.clip(size)  # as detectron2's models do
+    classes = pair_K % logits_QV.shape[1]
+    return Instances(size, scores=score_K, pred_boxes=boxes, pred_classes=classes)
+
+
+def target(record: dict[str, Any]) -> Target:
     """A record's boxes, relative to the image and by their centers, and classes."""
     truth = record["instances"]
     height, width = truth.image_size
@@ -62,35 +102,59 @@ class OnTheCpu:
         return self.plain(value, shapes, locations, weights)
 
 
+class InDefaultType:
+    """PyTorch for a module that makes constants in float32: they get the default type."""
+
+    def __getattr__(self, name: str) -> Any:
+        return torch.get_default_dtype() if name == "float32" else getattr(torch, name)
+
+
+def without_float32(module: str) -> None:
+    """Let a module of the checkout that was built last run in float64, where it mixes types."""
+    sys.modules[module].torch = InDefaultType()  # type: ignore[attr-defined]
+
+
 def without_compiled_operator() -> None:
     """Let code import the compiled operator; calling it fails, as it does on a CPU."""
     sys.modules.setdefault("MultiScaleDeformableAttention", types.ModuleType("not_compiled"))
 
 
-def build(folder: Path, *arguments: str) -> FirstCodeDetector:
+def build(
+    folder: Path,
+    *arguments: str,
+    kind: type[FirstCodeDetector] = FirstCodeDetector,
+    program: str = "main",
+    **options: str,
+) -> FirstCodeDetector:
     """Build the detector of a checkout, without pretrained weights.
 
     Args:
         folder: the checkout.
-        arguments: of its ``main.py``.
+        arguments: of its program.
+        kind: calls its model and criterion.
+        program: the module with its command line.
+        options: of its ``build_model``.
     """
     for name in [name for name in sys.modules if name.split(".")[0] in TOP_LEVEL]:
         del sys.modules[name]
     without_compiled_operator()
+    for name in SWIN_LOADERS:
+        sys.modules.setdefault(name, mock.MagicMock())
     sys.path.insert(0, str(folder))
+    patches = contextlib.ExitStack()
     # Three characters of the version are read, as a number: 0.29 would be older than 0.5.
-    modern = mock.patch("torchvision.__version__", "0.9")
+    patches.enter_context(mock.patch("torchvision.__version__", "0.9"))
+    patches.enter_context(mock.patch("torch.load", return_value={}))  # ImageNet's weights
     try:
-        modern.start()
         functions = importlib.import_module("models.ops.functions.ms_deform_attn_func")
         attention = importlib.import_module("models.ops.modules.ms_deform_attn")
         attention.MSDeformAttnFunction = OnTheCpu(functions.ms_deform_attn_core_pytorch)
         # It asks so before it loads ImageNet's weights.
         importlib.import_module("models.backbone").is_main_process = lambda: False
-        parser = importlib.import_module("main").get_args_parser()
+        parser = importlib.import_module(program).get_args_parser()
         args = parser.parse_args(["--device", "cpu", *arguments])
-        model, criterion, _ = importlib.import_module("models").build_model(args)
+        model, criterion, *_ = importlib.import_module("models").build_model(args, **options)
     finally:
-        modern.stop()
+        patches.close()
         sys.path.remove(str(folder))
-    return FirstCodeDetector(model, criterion)
+    return kind(model, criterion)

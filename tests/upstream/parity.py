@@ -1,6 +1,6 @@
 """Compare detectors of detrex's own and of this project: keys, detections, losses, gradients.
 
-    python -m tests.upstream.parity --detrex CHECKOUT --output parity.json
+    python -m tests.upstream.parity --detrex CHECKOUT [--others FOLDER] --output parity.json
     python -m tests.upstream.parity --table parity.json  # of docs/upstream_differences.md
 
 Runs where detectron2 and detrex are installed. Both sides' configs are made narrow in the same way,
@@ -8,9 +8,15 @@ filled with weights that are a formula of their names, and run in float64 on two
 sizes: each alone in evaluation (in a batch detrex's ignore what
 is padding), both in training. "Noise" is what is random in a training pass: denoising and dropout;
 where it is on, both sides start from the same seed.
+
+Also the published Sparse DETR, if ``--others`` has a checkout of it, ``sparse_detr``
+(github.com/kakaobrain/sparse-detr), in its full width. The published Focus-DETR is detrex's.
 """
 
 import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,11 @@ from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 from torch import nn
 
+import focus_detr
+import sparse_detr
 from tests import small_configs
 from tests.golden import formula
+from tests.upstream import first_code
 from tests.upstream.rows import parser_of, rows_of
 from tokendetr.analysis.tables import Table
 from tokendetr.config import resize, zoo
@@ -38,15 +47,42 @@ CONFIGS = {
     "DN-Deformable": "dn_deformable_detr/configs/dn_deformable_detr_r50_50ep.py",
     "H-Deformable, repaired": "h_deformable_detr/configs/h_deformable_detr_r50_50ep.py",
     "... two stages  ": "h_deformable_detr/configs/h_deformable_detr_r50_two_stage_12ep.py",
+    "Focus-DETR": "focus_detr/configs/focus_detr_resnet/focus_detr_r50_4scale_12ep.py",
 }
+SPARSE, SPARSE_CONFIG = "Sparse DETR, its authors'", "sparse_deformable_detr_r50_50ep"
+SPARSE_ARGUMENTS = (*first_code.TWO_STAGES, "--eff_query_init", "--eff_specific_head")
+SPARSE_ARGUMENTS += ("--rho", "0.3", "--use_enc_aux_loss")
 REPAIRED = "H-Deformable, repaired"
 SIZES = ((160, 224), (128, 192))
+Sizes = tuple[tuple[int, int], ...]
+Named = Mapping[str, torch.Tensor]
 BOXES = ([[10, 20, 90, 120], [100, 30, 200, 140]], [[5, 5, 60, 60]])
 
 
-def records() -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Pair:
+    """Two detectors with equal weights.
+
+    Attributes:
+        theirs: the published one.
+        ours: this project's.
+        config: the name of its config.
+        sizes: of the images, in pixels.
+        renamed: names of weights as they are here.
+        losses: parts of names of losses, and what stands for them here.
+    """
+
+    theirs: nn.Module
+    ours: nn.Module
+    config: str
+    sizes: Sizes = SIZES
+    renamed: Callable[[Named], dict[str, torch.Tensor]] = dict
+    losses: dict[str, str] = field(default_factory=dict)
+
+
+def records(sizes: Sizes) -> list[dict[str, Any]]:
     """Two images with boxes, all in float64."""
-    batch = formula.records(SIZES)
+    batch = formula.records(sizes)
     for record, boxes in zip(batch, BOXES, strict=True):
         record["image"] = record["image"].double()
         record["instances"].gt_boxes.tensor = torch.tensor(boxes, dtype=torch.float64)
@@ -69,6 +105,53 @@ def build(model: DictConfig, name: str) -> nn.Module:
     return built
 
 
+def of_detrex(name: str, path: str, detrex: Path) -> Pair:
+    """A detector of detrex and this project's by the config of the same name."""
+    theirs = build(LazyConfig.load(str(detrex / "projects" / path)).model, name)
+    config = Path(path).stem
+    model = zoo.get_config(config).model
+    published = name == "Focus-DETR"
+    if published:
+        model.transformer.encoder.sparsifier.update(focus_detr.PUBLISHED_OPTIONS)
+    ours = build(model, name)
+    assert type(theirs).__module__.startswith("projects.") and type(ours) is not type(theirs)
+    if not published:
+        return Pair(theirs, ours, config)
+    # Its encoder takes 300 tokens in every layer, so the images must have them.
+    return Pair(
+        theirs,
+        ours,
+        config,
+        formula.BIG_SIZES,
+        focus_detr.from_published,
+        {"select_loss": "loss_foreground"},
+    )
+
+
+def published_sparse_detr(checkout: Path) -> Pair:
+    """Sparse DETR of its authors, with .3 of the tokens, and this project's."""
+    theirs = first_code.build(checkout, *SPARSE_ARGUMENTS).double()
+    first_code.without_float32("util.dam")
+    formula.fill(theirs)
+    model = zoo.get_config(SPARSE_CONFIG).model
+    model.num_classes, model.device = 91, "cpu"
+    model.select_box_nums_for_evaluation = first_code.DETECTIONS
+    model.pixel_mean, model.pixel_std = [0.0] * 3, [255.0] * 3
+    model.transformer.encoder.sparsifier.update(padding="counted", half_cell=False)
+    return Pair(
+        theirs,
+        instantiate(model).double(),
+        SPARSE_CONFIG,
+        renamed=published_names,
+        losses={"loss_ce": "loss_class", "mask_prediction": "dam"},
+    )
+
+
+def published_names(weights: Named) -> dict[str, torch.Tensor]:
+    """Names of the published Sparse DETR's weights here."""
+    return sparse_detr.from_published({k.removeprefix("model."): v for k, v in weights.items()})
+
+
 def detections(model: nn.Module, record: dict[str, Any]) -> Instances:
     """One image's detections, best first."""
     with torch.no_grad():
@@ -76,13 +159,17 @@ def detections(model: nn.Module, record: dict[str, Any]) -> Instances:
     return found[found.scores.argsort(descending=True, stable=True)]
 
 
-def step(model: nn.Module, *, noise: bool) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Losses and gradients of one training pass."""
+def step(
+    model: nn.Module, batch: list[dict[str, Any]], *, noise: bool
+) -> tuple[dict[str, float], dict[str, torch.Tensor], float]:
+    """Losses of one training pass, gradients under every name of their weights, their norm."""
     model.train()
     if not noise:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
         if hasattr(model, "dn_number"):
             model.dn_number = 0
         for owner in (model, getattr(model, "denoising_generator", None)):
@@ -90,10 +177,12 @@ def step(model: nn.Module, *, noise: bool) -> tuple[dict[str, float], dict[str, 
                 owner.label_noise_prob = owner.box_noise_scale = 0.0
     torch.manual_seed(0)
     model.zero_grad(set_to_none=True)
-    losses = model(records())
+    losses = model(batch)
     sum(losses.values()).backward()
-    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return {name: float(loss) for name, loss in losses.items()}, gradients
+    named = model.named_parameters(remove_duplicate=False)
+    gradients = {name: weight.grad for name, weight in named if weight.grad is not None}
+    norm = nn.utils.get_total_norm([w.grad for w in model.parameters() if w.grad is not None])
+    return {name: float(loss) for name, loss in losses.items()}, gradients, float(norm)
 
 
 def furthest(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, str]:
@@ -106,39 +195,48 @@ def furthest(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, str]:
     return found
 
 
-def compare_steps(theirs: nn.Module, ours: nn.Module, *, noise: bool) -> dict[str, Any]:
+def compare_steps(pair: Pair, *, noise: bool) -> dict[str, Any]:
     """Losses and gradients of one pass of both."""
-    (losses, gradients), (our_losses, our_gradients) = (
-        step(m, noise=noise) for m in (theirs, ours)
+    (losses, gradients, norm), (our_losses, our_gradients, our_norm) = (
+        step(model, records(pair.sizes), noise=noise) for model in (pair.theirs, pair.ours)
     )
-    norms = [
-        sum(float(g.square().sum()) for g in grads.values()) ** 0.5
-        for grads in (gradients, our_gradients)
-    ]
+    for part, ours in pair.losses.items():
+        losses = {name.replace(part, ours): value for name, value in losses.items()}
+    gradients = pair.renamed(gradients)
+    if lacking := gradients.keys() - our_gradients.keys():
+        raise ValueError(f"no gradients here of {', '.join(sorted(lacking))}")
     return {
         "losses": furthest(losses, our_losses),
         "gradients": furthest(gradients, our_gradients),
-        "norm": abs(norms[0] - norms[1]) / norms[0],
+        "norm": abs(norm - our_norm) / norm,
         "only_theirs": sorted(losses.keys() - our_losses.keys()),
         "only_ours": sorted(our_losses.keys() - losses.keys()),
     }
 
 
-def compare(name: str, path: str, detrex: Path) -> dict[str, Any]:
+def have_equal_keys(theirs: Named, ours: Named) -> bool:
+    """Whether names and shapes are the same, but for further names of a tensor that has one."""
+    if any(k not in ours or v.shape != ours[k].shape for k, v in theirs.items()):
+        return False
+    shared = {ours[k].data_ptr() for k in theirs}
+    return all(k in theirs or v.data_ptr() in shared for k, v in ours.items())
+
+
+def compare(pair: Pair) -> dict[str, Any]:
     """One row."""
-    theirs = build(LazyConfig.load(str(detrex / "projects" / path)).model, name)
-    ours = build(zoo.get_config(Path(path).stem).model, name)
-    assert type(theirs).__module__.startswith("projects.") and type(ours) is not type(theirs)
-    found: dict[str, Any] = {"config": Path(path).stem}
-    keys = [{k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (theirs, ours)]
-    found["keys"], found["equal_keys"] = len(keys[0]), keys[0] == keys[1]
-    pairs = [[detections(m, record) for m in (theirs, ours)] for record in records()]
+    found: dict[str, Any] = {"config": pair.config}
+    states = (pair.renamed(pair.theirs.state_dict()), pair.ours.state_dict())
+    found["keys"], found["equal_keys"] = len(states[0]), have_equal_keys(*states)
+    # Checked above. Of heads with several names, from_published gives one.
+    pair.ours.load_state_dict(states[0], strict=False)
+    models = (pair.theirs, pair.ours)
+    pairs = [[detections(m, record) for m in models] for record in records(pair.sizes)]
     found["scores"] = max(float((a.scores - b.scores).abs().max()) for a, b in pairs)
     found["boxes_px"] = max(
         float((a.pred_boxes.tensor - b.pred_boxes.tensor).abs().max()) for a, b in pairs
     )
     for noise in (True, False):  # switching it off stays
-        found["noise" if noise else "quiet"] = compare_steps(theirs, ours, noise=noise)
+        found["noise" if noise else "quiet"] = compare_steps(pair, noise=noise)
     return found
 
 
@@ -159,12 +257,20 @@ def table(results: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Compare, or print the table of a result file."""
-    args, rows = rows_of(parser_of(__doc__), "tests.upstream.parity", table)
+    parser = parser_of(__doc__)
+    parser.add_argument("--others", type=Path, help="folder with a checkout of Sparse DETR")
+    parser.add_argument("names", nargs="*", help="rows; all that the file lacks by default")
+    args, rows = rows_of(parser, "tests.upstream.parity", table)
     torch.set_default_dtype(torch.float64)
     Boxes.to = lambda boxes, *args, **options: boxes  # it would make them float32
-    for name, path in CONFIGS.items():
-        if name not in rows:
-            rows.keep(name, compare(name, path, args.detrex))
+    pairs = {
+        name: functools.partial(of_detrex, name, path, args.detrex)
+        for name, path in CONFIGS.items()
+    }
+    if args.others:
+        pairs[SPARSE] = functools.partial(published_sparse_detr, args.others / "sparse_detr")
+    for name in args.names or [name for name in pairs if name not in rows]:
+        rows.keep(name, compare(pairs[name]()))
 
 
 if __name__ == "__main__":

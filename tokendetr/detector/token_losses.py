@@ -7,7 +7,7 @@ Shapes: B image, N all tokens, K tokens with predictions or kept tokens, E real 
 V class.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,17 +30,19 @@ def add_detection_losses(
     valid_BK: Tensor | None,
     num_boxes: float,
     suffix: str,
+    criterion: Any = None,
 ) -> None:
-    """Add the detector's own losses on predictions of tokens, with the detector's weights.
+    """Add a criterion's losses on predictions of tokens, with its weights.
 
     Args:
-        aux_losses: of the forward pass; its criterion is one of detrex's set criteria.
+        aux_losses: of the forward pass.
         logits_BKV: a logit per class.
         boxes_BK4: normalized cxcywh.
         valid_BK: bool, False for padding entries, which are neither matched nor trained; None if
             there are none.
         num_boxes: divisor of the losses.
         suffix: of the losses' names.
+        criterion: one of detrex's set criteria; None: the detector's own.
 
     Source: Sparse DETR, arXiv 2111.14330, section 3.4. Differs: padding entries have no loss.
     """
@@ -49,7 +51,7 @@ def add_detection_losses(
         "pred_logits": at_least_float32(logits_BKV),
         "pred_boxes": at_least_float32(boxes_BK4),
     }
-    criterion = aux_losses.criterion
+    criterion = aux_losses.criterion if criterion is None else criterion
     if valid_BK is None:
         matches = criterion.matcher(outputs, targets)
     else:

@@ -18,6 +18,7 @@ from tokendetr.layers.deformable_attention import is_deformable_attention
 from tokendetr.tokens import LevelLayout
 
 _LOSS_ARGUMENTS = ("outputs", "targets", "indices", "num_boxes")
+_HEADS_LOSSES = ("class", "labels", "boxes", "cardinality")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -193,15 +194,17 @@ def _check_criterion(name: str, num_classes: int | None, model: nn.Module) -> No
     wanted = ("matcher", "losses", "get_loss", "weight_dict")
     missing = [part for part in wanted if not hasattr(criterion, part)]
     lack = f"has no {', '.join(missing)}" if missing else ""
-    if not missing and "masks" in criterion.losses:  # their matchers compare masks, too
-        lack = "asks for masks, which these heads do not predict"
+    # Matchers of criteria for masks compare masks, too.
+    if not missing and (other := [loss for loss in criterion.losses if loss not in _HEADS_LOSSES]):
+        lack = f"asks for {' and '.join(other)}, which these heads do not predict"
     if not missing and (unknown := _further_arguments(criterion)):
         lack = f"needs {unknown}, which these heads do not have"
     if lack:
         raise UnsupportedDetectorError(
             f"{name} trains heads in the encoder by the detector's own criterion, and "
             f"{type(criterion).__name__} {lack}: train without these heads (Sparse DETR's "
-            "auxiliary_heads=False), or use a method that has none"
+            "auxiliary_heads=False), give them a criterion of their own (Focus-DETR's criterion), "
+            "or use a method that has none"
         )
     classes = getattr(criterion, "num_classes", None)
     if num_classes is not None and isinstance(classes, int) and num_classes < classes:
@@ -219,4 +222,4 @@ def _further_arguments(criterion: Any) -> str:
         needed = [] if loss is None else inspect.signature(loss).parameters.values()
         required = [p.name for p in needed if p.default is p.empty and p.kind not in _VARIADIC]
         found += required[len(_LOSS_ARGUMENTS) :]
-    return " and ".join(found)
+    return " and ".join(dict.fromkeys(found))
