@@ -1,6 +1,8 @@
-"""The map of a plan: the same merge as its groups describe, in one call where a kernel serves it.
+"""Merge the windows and tokens that a plan chose, by one call of a kernel if possible.
 
-Shapes: B image, N all tokens, K reduced tokens, C channel.
+Shapes: B image, N all tokens, K reduced tokens, R groups, P members of a window, A absorbing
+tokens, E members of all windows, U tokens of the coarsest level, T neighbors, V absorbed tokens, C
+channel.
 """
 
 from typing import Literal
@@ -14,7 +16,10 @@ from tokendetr.tokens.merge_plan import MergePlan
 
 
 class PlannedMerge(Merge):
-    """Merges what a plan chose.
+    """The merge of a plan: its windows, and the tokens of the coarsest level that others absorb.
+
+    The groups say what merges. The kernel computes the same from the plan itself; groups are only
+    made if something else reads them.
 
     Args:
         plan: the choices.
