@@ -1,5 +1,8 @@
 """Private names of PyTorch behave as the library assumes."""
 
+import logging
+
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -93,3 +96,21 @@ def test_models_are_built_without_memory_though_they_read_rates():
     with meta_device():
         layer, rates = nn.Linear(4, 4), torch.linspace(0, 0.3, 4)
     assert layer.weight.is_meta and [round(rate.item(), 3) for rate in rates] == [0, 0.1, 0.2, 0.3]
+
+
+def test_the_onnx_exporter_warns_of_everything_but_torchvision(monkeypatch, caplog):
+    pytest.importorskip("onnxscript")
+    from torch.onnx._internal.exporter import _registration
+
+    monkeypatch.setattr(_registration.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+
+    def said() -> list[str]:
+        caplog.clear()
+        _registration.ONNXRegistry.from_torchlib()
+        _registration.logger.warning("something else")
+        return [record.getMessage() for record in caplog.records]
+
+    assert any("torchvision" in text for text in said()), "the exporter has another warning now"
+    with torch_private.without_torchvision_warnings():
+        assert said() == ["something else"]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 
 import pytest
@@ -29,6 +30,15 @@ def test_a_check_that_raises_is_a_finding_and_the_exit_code(monkeypatch, capsys)
     shown = capsys.readouterr().out
     assert ended.value.code == 1
     assert "FAILED gone" in shown and "setuptools<82" in shown and "tokendetr" in shown
+
+
+@pytest.mark.parametrize(("load", "state", "words"), [(0.5, "ok", ""), (9.0, "note", "busy")])
+def test_a_time_says_under_which_load_it_was_measured(monkeypatch, load, state, words):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    forward = next(each for each in doctor.check_model() if each.name == "forward pass")
+    assert forward.state == state and words in forward.remedy
+    assert f"load {load} on 2 processors" in forward.text
 
 
 def test_missing_kernels_are_a_note(monkeypatch):

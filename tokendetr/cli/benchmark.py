@@ -38,6 +38,7 @@ from tokendetr.analysis.inputs import (
     synthetic_targets,
     write_json,
 )
+from tokendetr.analysis.machine_load import machine_load
 from tokendetr.analysis.throughput import TIME_LIMIT_S, loader_speed, stage_speeds
 from tokendetr.analysis.timing import Summary, split_time, timed, turn_order
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
@@ -266,6 +267,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the benchmark in one process."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    load = machine_load()
     cfgs = [load_measured_config(config_file, args.opts) for config_file in args.config_file]
     is_data = args.task.startswith("data")
     results = time_data(args, cfgs) if is_data else time_models(args, cfgs)
@@ -278,8 +280,11 @@ def run(args: argparse.Namespace) -> None:
         print(data_table(results))
         print(f"Each stage was measured for at most {TIME_LIMIT_S} s.")
     else:
-        print(f"{results[0]['device']}; batches of {results[0]['batch_size']}; medians")
+        device, batch_size = results[0]["device"], results[0]["batch_size"]
+        print(f"{device}; batches of {batch_size}; medians; {load.text or 'load unknown'} before")
         print(model_table(results))
+    if load.is_busy:
+        logging.warning("The machine was busy (%s): ratios say more than times", load.text)
 
 
 @program(OSError, ValueError)

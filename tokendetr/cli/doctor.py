@@ -269,8 +269,10 @@ def check_model() -> list[Finding]:
 
     from tokendetr.analysis.flops import synthetic_inputs
     from tokendetr.analysis.inputs import synthetic_targets
+    from tokendetr.analysis.machine_load import machine_load
     from tokendetr.config import zoo
 
+    load = machine_load()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = zoo.load("dino_shapes", checkpoint=None, device=device)
     images = synthetic_inputs(256, 256)
@@ -287,8 +289,16 @@ def check_model() -> list[Finding]:
         total.backward()
     step_ms = 1e3 * (time.perf_counter() - started)
     finite = bool(total.isfinite())
+    timed = f"{forward_ms:.0f} ms at 256 x 256 on {device} (dino_shapes)"
     return [
-        Finding("forward pass", OK, f"{forward_ms:.0f} ms at 256 x 256 on {device} (dino_shapes)"),
+        Finding(
+            "forward pass",
+            NOTE if load.is_busy else OK,
+            f"{timed}, {load.text}" if load.text else timed,
+            "other programs keep this machine busy: times are longer than its own"
+            if load.is_busy
+            else "",
+        ),
         Finding(
             "training step", OK if finite else FAILED, f"{step_ms:.0f} ms, loss {total.item():.3g}"
         ),

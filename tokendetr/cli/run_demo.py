@@ -30,6 +30,7 @@ from PIL import Image
 
 from tokendetr.analysis.flops import count_flops, mean_report, synthetic_inputs
 from tokendetr.analysis.inputs import build_measured_model, load_measured_config
+from tokendetr.analysis.machine_load import machine_load
 from tokendetr.analysis.timing import timed
 from tokendetr.cli.argument_types import non_negative_int, positive_int
 from tokendetr.cli.arguments import described_parser
@@ -73,9 +74,9 @@ class Stages:
         self.number += 1
         passed = time.perf_counter() - self.start
         print(f"\n[{self.number}/{self.total}] {title}   ({passed:.0f} s so far)", flush=True)
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if load > cores + 1:
-            print(f"  the machine is busy: load {load:.1f} on {cores} cores; this takes longer")
+        load = machine_load(own=os.cpu_count() or 1)
+        if load.is_busy:
+            print(f"  the machine is busy: {load.text}; this takes longer")
 
 
 # --------------------------------------------------------------------------------- measuring

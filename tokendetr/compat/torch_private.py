@@ -4,6 +4,9 @@ A release of PyTorch that moves one of them breaks here, loudly, and nowhere els
 ``tests/compat/test_torch_private.py`` calls each.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +36,7 @@ __all__ = [
     "onednn_packed_convolution_weight",
     "onednn_packed_linear_weight",
     "tree_map_only",
+    "without_torchvision_warnings",
 ]
 
 disable_current_modes = _disable_current_modes
@@ -121,3 +125,18 @@ def onednn_multiplies_bfloat16() -> bool:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Return whether a module has forward hooks or forward pre-hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+@contextmanager
+def without_torchvision_warnings() -> Iterator[None]:
+    """Silence the ONNX exporter about torchvision's operators, which no detector here uses."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def is_of_interest(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    logger.addFilter(is_of_interest)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_interest)

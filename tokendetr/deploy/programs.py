@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from tokendetr.compat.torch_private import without_torchvision_warnings
 from tokendetr.deploy.entry import DeployedDetector
 from tokendetr.deploy.operators import Sampling, check_kernels, decompositions
 from tokendetr.errors import ExportError, OutputError
@@ -140,7 +141,7 @@ def _write_aoti(program: ExportedProgram, path: Path) -> None:
 def _write_onnx(program: ExportedProgram, path: Path, sampling: Sampling) -> None:
     import onnxscript  # noqa: F401  # the exporter's own message does not say what to install
 
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), without_torchvision_warnings():
         warnings.simplefilter("ignore")
         standard = program.run_decompositions(decompositions(sampling))
         _forget_provenance(standard)
