@@ -215,4 +215,4 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "report.html").stat().st_size > 1e5
     recorded = read_recorded(tmp_path / "results.json")
     assert recorded.commands == ["make demo"] and len(recorded.tables[0].rows) == 4
-    assert len(list((tmp_path / "pictures").glob("*_tokens.png"))) == len(run_demo.PICTURES)
+    assert len(list((tmp_path / "images").glob("*_tokens.png"))) == len(run_demo.DRAWN_IMAGES)

@@ -58,8 +58,8 @@ from tokendetr.visualization.tokens import draw_tokens
 
 DENSE = "dino_shapes"
 DYNAMIC = "dynamic_dino_shapes"
-# Pictures of the validation set with objects of several sizes.
-PICTURES = (0, 4, 9, 14)
+# Of the validation set, with objects of several sizes.
+DRAWN_IMAGES = (0, 4, 9, 14)
 REPORT_IMAGES = 30
 
 
@@ -168,7 +168,7 @@ def measure(candidates: list[Candidate], images: list[np.ndarray], timed: int) -
         candidate.milliseconds = 1000 * float(np.median(times))
 
 
-# --------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------- drawing
 
 
 def write_images(dense: Candidate, dynamic: Candidate, files: list[Path], folder: Path) -> None:
@@ -188,8 +188,8 @@ def write_images(dense: Candidate, dynamic: Candidate, files: list[Path], folder
         drawn = [np.asarray(draw_boxes(image_HWC, each, scale=scale)) for each in boxes]
         side_by_side = np.concatenate(drawn, axis=1)
         Image.fromarray(side_by_side).save(folder / f"{path.stem}_dense_dynamic.png")
-        story = draw_overview(image_HWC, trace.forwards[-1], boxes[1])
-        story.save(folder / f"{path.stem}_story.png")
+        overview = draw_overview(image_HWC, trace.forwards[-1], boxes[1])
+        overview.save(folder / f"{path.stem}_overview.png")
         sheet = draw_tokens(image_HWC, trace.forwards[-1], boxes=boxes[1])
         sheet.save(folder / f"{path.stem}_tokens.png")
 
@@ -259,8 +259,8 @@ def run(args: argparse.Namespace) -> None:
     )
     measure_large(candidates)
 
-    stages.begin("Pictures")
-    write_images(dense, dynamic, [files[index] for index in PICTURES], output / "pictures")
+    stages.begin("Drawing detections and tokens")
+    write_images(dense, dynamic, [files[index] for index in DRAWN_IMAGES], output / "images")
 
     stages.begin("One page for a browser")
     page = write_report(
@@ -274,8 +274,8 @@ def run(args: argparse.Namespace) -> None:
     made = table(candidates, len(files))
     record_table(made, output, args.write)
     print(f"\n{made.markdown()}")
-    print("Pictures (detections: dense left, Dynamic-DINO right; stories; tokens):")
-    for path in sorted((output / "pictures").iterdir()):
+    print("Images (detections: dense left, Dynamic-DINO right; overviews; tokens by level):")
+    for path in sorted((output / "images").iterdir()):
         print(f"  {path}")
     print(f"All of it on one page, for a browser: {page}")
 

@@ -6,7 +6,7 @@ Examples:
     tokendetr visualize-tokens --config-file sparse_dino_shapes --input photos/ \\
         --output output/tokens model.transformer.encoder.sparsifier.keep_ratio=0.2
 
-Writes two files for each image. NAME_story.png has the image, the tokens of each layer and the
+Writes two files for each image. NAME_overview.png has the image, the tokens of each layer and the
 detections. NAME_tokens.png has a row for each layer and a column for each level: tokens that are
 queries of their own show the image, merged ones their mean color in a frame, others are dark; heat
 maps show scores above and the decoder's attention below. Counts go to tokens.json. For stages of a
@@ -100,8 +100,8 @@ def visualize(
             part = "" if is_encoder else "_" + forward.name.replace(" ", "_")
             sheet = draw_tokens(image_HWC, forward, width=tile_width, boxes=boxes)
             save_image(sheet, folder / f"{stem}{part or '_tokens'}.png")
-            story = draw_overview(image_HWC, forward, boxes)
-            save_image(story, folder / f"{stem}{part}_story.png")
+            overview = draw_overview(image_HWC, forward, boxes)
+            save_image(overview, folder / f"{stem}{part}_overview.png")
             counts[str(path) if is_encoder else f"{path}, {forward.name}"] = describe(forward)
     write_atomically(str(folder / "tokens.json"), json.dumps(counts, indent=1).encode())
 
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         names=dataset_metadata(cfg).get("thing_classes", None),
         threshold=args.confidence_threshold,
     )
-    print(f"{args.output}: NAME_story.png and NAME_tokens.png per image, counts in tokens.json")
+    print(f"{args.output}: NAME_overview.png and NAME_tokens.png per image, counts in tokens.json")
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ def draw_samples(json_file: str, image_root: str, folder: Path) -> Sequence[Path
             )
     paths = []
     for count, image in enumerate(chosen):
-        picture = utils.read_image(os.path.join(image_root, image["file_name"]), format="RGB")
-        drawn = Visualizer(picture, metadata).draw_dataset_dict(
+        image_HWC = utils.read_image(os.path.join(image_root, image["file_name"]), format="RGB")
+        drawn = Visualizer(image_HWC, metadata).draw_dataset_dict(
             {"annotations": by_image[image["id"]]}
         )
         paths.append(folder / f"sample_{count:02d}_{Path(image['file_name']).stem}.jpg")

@@ -66,21 +66,21 @@ def draw_mixing(
     canvas_HWC = np.full((rows * side, columns * side, 3), 128, np.uint8)
     canvas_HWC[: image_HWC.shape[0], : image_HWC.shape[1]] = image_HWC
     size = (width, round(width * rows / columns))
-    picture = Image.fromarray(canvas_HWC).resize(size, Image.Resampling.BILINEAR)
+    resized = Image.fromarray(canvas_HWC).resize(size, Image.Resampling.BILINEAR)
     weight_KN = reduction.token_map.weights_BKN()[0].detach().float().cpu()
     chosen = typical_tokens(weight_KN, count)
     anchor_K = reduction.token_map.anchor_BK[0].tolist()
-    tiles = [_numbered(picture, [anchor_K[row] for row in chosen], reduction.grid)]
-    gray_HW1 = np.asarray(picture, np.float32).mean(axis=2, keepdims=True)
+    tiles = [_numbered(resized, [anchor_K[row] for row in chosen], reduction.grid)]
+    gray_HW1 = np.asarray(resized, np.float32).mean(axis=2, keepdims=True)
     for row in chosen:
         share_HW = (weight_KN[row] / weight_KN[row].max().clamp_min(1e-12)).view(rows, columns)
         tiles.append(_heat(gray_HW1, share_HW.numpy(), size))
     return _sheet(tiles, size)
 
 
-def _numbered(picture: Image.Image, tokens: list[int], grid: tuple[int, int]) -> Image.Image:
+def _numbered(image: Image.Image, tokens: list[int], grid: tuple[int, int]) -> Image.Image:
     """Return the image with a frame and a number at each token."""
-    drawn = picture.copy()
+    drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
     height, width = drawn.height / grid[0], drawn.width / grid[1]
     for number, token in enumerate(tokens, start=1):

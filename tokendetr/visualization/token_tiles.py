@@ -44,8 +44,8 @@ def fitting_width(image_HWC: NDArray[np.uint8], width: int) -> int:
 def base_tile(image_HWC: NDArray[np.uint8], width: int) -> Tile:
     """Return the image at a tile's width."""
     height = max(1, round(image_HWC.shape[0] * width / image_HWC.shape[1]))
-    picture = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture, dtype=np.float32)
+    resized = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32)
 
 
 def shares(value_N: Tensor, valid_N: Tensor) -> Tensor:
