@@ -1,6 +1,7 @@
 """Every equation, hyper-parameter, table and figure of the papers is held or decided against."""
 
 import json
+import re
 
 import pytest
 
@@ -9,6 +10,13 @@ from tokendetr.cli.checklist import PAGES, ROOT, checklists
 
 pytestmark = pytest.mark.checkout
 CHECKLISTS = {checklist.name: checklist for checklist in checklists()}
+NUMBERED = {  # how many each paper has
+    "dynamic_detr": {"Equation": 12, "Table": 7, "Figure": 6},
+    "focus_detr": {"Equation": 7, "Table": 6, "Figure": 7},
+    "sparse_detr": {"Equation": 2, "Table": 7, "Figure": 15},
+    "spt_backbone": {"Equation": 12, "Table": 8, "Figure": 6},
+    "token_transforming": {"Equation": 10, "Table": 8, "Figure": 5},
+}
 
 
 def test_the_papers_are_there():
@@ -18,6 +26,23 @@ def test_the_papers_are_there():
 @pytest.mark.parametrize("name", CHECKLISTS)
 def test_rows_are_held_and_what_they_name_exists(name):
     assert not list(CHECKLISTS[name].faults(ROOT))
+
+
+def numbered(kind: str, item: str) -> set[int]:
+    """Return the numbers that an item names: "Tables 1 and 2", "Equations 3 to 6", "Figure 1"."""
+    found: set[int] = set()
+    for text in re.findall(rf"{kind}s? (\d+(?:(?: to |, | and )\d+)*)", item):
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        found |= set(range(numbers[0], numbers[1] + 1)) if " to " in text else set(numbers)
+    return found
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_every_equation_table_and_figure_has_a_row(name):
+    items = [row.item for row in CHECKLISTS[name].rows]
+    for kind, count in NUMBERED[name].items():
+        named = set().union(*(numbered(kind, item) for item in items))
+        assert named == set(range(1, count + 1)), kind
 
 
 @pytest.mark.parametrize("name", CHECKLISTS)

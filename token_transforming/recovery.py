@@ -91,7 +91,8 @@ class Undo:
 
     Source: Token Transforming, arXiv 2506.05709, equations 9 and 10, for ``before_BNC`` None.
     Differs: with ``before_BNC`` a token keeps its own content: X + (Y'[I] - Y[I]), where Y' is what
-        the following blocks made of Y. No multiply-add is added.
+        the following blocks made of Y. No multiply-add is added. With method "transforming", I is
+        then the reduced token of the highest similarity, not of the least distance.
     """
 
     recovery: Recovery

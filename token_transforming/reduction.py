@@ -19,7 +19,7 @@ from token_transforming.selection import (
     pooled_queries,
 )
 from token_transforming.settings import Reduction
-from tokendetr.tokens import ClusterAssignment, Mix, assign_by_similarity
+from tokendetr.tokens import ClusterAssignment, Mix, Recovery, assign_by_similarity
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,17 @@ def reduce_tokens(tokens: Candidates, reduction: Reduction, *, recover: bool) ->
         tokens: the tokens.
         reduction: the method and its options.
         recover: the tokens will be restored later: by the method's own recovery, else from the
-            nearest reduced token.
+            nearest reduced token. Transforming with another recovery than the paper's restores a
+            token from the reduced token that it is most similar to: that is known already, where
+            distances are a matrix product of their own.
 
     Raises:
         ValueError: the method needs a class token or a grid, and there is none.
     """
-    build = _BUILDERS[reduction.method]
-    token_map = build(tokens, reduction)
+    if reduction.method == "transforming":
+        token_map = _transform(tokens, reduction, recover=recover)
+    else:
+        token_map = _BUILDERS[reduction.method](tokens, reduction)
     x_BKC, size_BK = token_map.mix(tokens.x_BNC)
     if recover and token_map.recovery is None:
         token_map = token_map.with_recovery(tokens.x_BNC, x_BKC)
@@ -131,9 +135,10 @@ def informativeness(tokens: Candidates, reduction: Reduction) -> Tensor:
     return score_N.expand(batch, -1)
 
 
-def _transform(tokens: Candidates, reduction: Reduction) -> Mix:
+def _transform(tokens: Candidates, reduction: Reduction, *, recover: bool) -> Mix:
     """Build the many-to-many map of the paper (equations 3 to 8)."""
     query_BKC = None
+    with_closest = recover and reduction.recovery != "paper"
     if reduction.selection == "pooled":
         query_BKC, index_BK, valid_BK = pooled_queries(
             tokens.x_BNC, tokens.grid, tokens.kept_grid, tokens.kept, tokens.valid_BN
@@ -150,9 +155,15 @@ def _transform(tokens: Candidates, reduction: Reduction) -> Mix:
         query_BKC=query_BKC,
         similarity=reduction.similarity,
         normalize=reduction.normalize,
+        with_closest=with_closest,
     )
-    size_BN = tokens.size_BN if reduction.sizes == "carried" else None
-    return Mix(assignment=assignment, index_BK=index_BK, valid_BK=valid_BK, size_BN=size_BN)
+    return Mix(
+        assignment=assignment,
+        index_BK=index_BK,
+        valid_BK=valid_BK,
+        size_BN=tokens.size_BN if reduction.sizes == "carried" else None,
+        recovery=Recovery(assignment.closest_BN()[..., None]) if with_closest else None,
+    )
 
 
 def _prune(tokens: Candidates, reduction: Reduction) -> Mix:
@@ -239,7 +250,6 @@ def _kept_slots(tokens: Candidates, index_BK: Tensor, valid_BK: Tensor | None) -
 
 
 _BUILDERS = {
-    "transforming": _transform,
     "pruning": _prune,
     "merging": _merge,
     "fusing": _fuse,

@@ -43,7 +43,9 @@ class Reduction:
         recovery: how tokens are restored: "paper", each becomes its reduced token (equation 10);
             "residual", each keeps its content and adds its reduced token's change since the
             reduction (not in the paper); "affine", that plus an affine map of both, fitted to
-            images (:func:`token_transforming.fit_recovery`; not in the paper).
+            images (:func:`token_transforming.fit_recovery`; not in the paper). "Its" reduced token
+            is the nearest (equation 9); with method "transforming" and another recovery than the
+            paper's the most similar, which is known from the assignment.
         removed: number of tokens to remove, instead of a keep ratio, as in Token Merging; at most
             half.
 

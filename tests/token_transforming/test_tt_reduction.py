@@ -19,6 +19,7 @@ from token_transforming.selection import (
     distinct_scores,
     even_scores,
 )
+from tokendetr.tokens import assignment
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -43,6 +44,35 @@ def test_every_method_builds_a_matrix_with_rows_that_sum_to_one(method, padding,
     assert (anchors.diff(dim=1) > 0).all(), "in order of position, distinct"
     restored = reduced.token_map.restore(reduced.x_BKC, tokens.x_BNC)
     assert restored.shape == tokens.x_BNC.shape
+
+
+@pytest.mark.parametrize("recovery", ["residual", "affine"])
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("padding", [False, True])
+def test_other_recoveries_than_the_papers_restore_from_the_most_similar_token(
+    recovery, blocks, padding, monkeypatch
+):
+    if blocks:
+        monkeypatch.setattr(assignment, "COLUMNS_AT_ONCE", 5)
+    tokens = random_candidates(padding=padding)
+    tokens = replace(tokens, x_BNC=tokens.x_BNC - 0.2)  # some are below the threshold of all
+    how = Reduction(threshold=0.9, recovery=recovery)
+    token_map = reduce_tokens(tokens, how, recover=True).token_map
+    found = token_map.recovery.index_BNT[..., 0]
+    for image, chosen in enumerate(token_map.anchor_BK):
+        valid = torch.ones(len(chosen)) if token_map.valid_BK is None else token_map.valid_BK[image]
+        used = valid.nonzero().flatten().tolist()
+        for token in range(36):
+            if padding and not tokens.valid_BN[image, token]:
+                continue
+            x = tokens.x_BNC[image].double()
+            cosines = [cosine(x[chosen[slot]], x[token]) for slot in used]
+            assert cosines[used.index(int(found[image, token]))] > max(cosines) - 1e-6
+    assert (token_map.assignment.columns(0, 36).amax(dim=1) < 0.5).any(), "none passed the gate"
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
 
 
 @pytest.mark.parametrize("method", METHODS)

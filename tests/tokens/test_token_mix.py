@@ -229,5 +229,7 @@ def test_wrong_use_is_refused():
     )
     with pytest.raises(ValueError, match="with_recovery"):
         mix.restore(mix.reduce(x), x)
+    with pytest.raises(ValueError, match="ClusterAssignment does not know"):
+        mix.assignment.closest_BN()
     with pytest.raises(ValueError, match="2 tokens"):
         Mix(assignment=mix.assignment, index_BK=torch.zeros(1, 2).long())

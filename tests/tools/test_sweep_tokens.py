@@ -84,6 +84,13 @@ def test_a_way_to_build_w_is_its_method_and_options():
     }
 
 
+def test_a_way_may_have_a_keep_ratio_for_each_layer():
+    way = sweep_tokens.Way.parse("transforming:layers=0+2:keep_ratio=0.4+0.8")
+    assert way.options["keep_ratio"] == [0.4, 0.8]
+    assert way.keep_ratios([0.9, 0.7]) == [pytest.approx(0.6)]
+    assert sweep_tokens.Way.parse("merging").keep_ratios([0.9, 0.7]) == [0.9, 0.7]
+
+
 @pytest.mark.parametrize(
     ("way", "message"),
     [
@@ -94,6 +101,8 @@ def test_a_way_to_build_w_is_its_method_and_options():
         ("transforming:normalize=no", "true or false"),
         ("transforming:layers=1,2", "layers=1,2"),
         ("transforming:keep=3", "keep"),
+        ("transforming:keep_ratio=0.5+2", "keep_ratio must be in (0, 1], got 2.0"),
+        ("transforming:keep_ratio=0.5+0.4", "2 keep ratios for 1 layers"),
     ],
 )
 def test_ways_that_do_not_exist_are_refused(way, message, capsys):

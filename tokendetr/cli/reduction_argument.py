@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ __all__ = ["WAY_OPTIONS", "Way"]
 
 def _layers(text: str) -> list[int]:
     return [int(layer) for layer in text.split("+")]
+
+
+def _ratios(text: str) -> list[float]:
+    return [float(ratio) for ratio in text.split("+")]
 
 
 def _flag(text: str) -> bool:
@@ -31,8 +35,10 @@ WAY_OPTIONS: dict[str, Callable[[str], Any]] = {
     "similarity": str,
     "normalize": _flag,
     "layers": _layers,
+    "keep_ratio": _ratios,
 }
-"""Option of a reduction -> its parser; ``layers=0+2`` overrides --layers."""
+"""Option of a reduction -> its parser; ``layers=0+2`` overrides --layers, and one keep ratio for
+each layer, ``keep_ratio=0.45+0.8``, --keep-ratios."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Way:
 
     name: str
     options: dict[str, Any]
+
+    def keep_ratios(self, others: Sequence[float]) -> Sequence[float]:
+        """Return the keep ratios of its points: ``others``, or the mean of its own."""
+        own = self.options.get("keep_ratio")
+        return others if own is None else [sum(own) / len(own)]
 
     @classmethod
     def parse(cls, text: str) -> Way:
@@ -64,8 +75,10 @@ class Way:
                 options[option] = WAY_OPTIONS[option](value)
             except ValueError as error:
                 raise argparse.ArgumentTypeError(f"{text}: {option}={value}: {error}") from error
+        one = {key: value for key, value in options.items() if key not in ("layers", "keep_ratio")}
         try:
-            Reduction(**{name: value for name, value in options.items() if name != "layers"})
+            for ratio in options.get("keep_ratio", [Reduction.keep_ratio]):
+                Reduction(keep_ratio=ratio, **one)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text}: {error}") from error
         return cls(text, options)

@@ -20,7 +20,8 @@ Dynamic DETR, where it is that of the most important level). --name names the cu
 other configs and checkpoints add curves to the plot.
 
 With --layers, these blocks of the backbone reduce their tokens by each method of --ways, which may
-have options of its own, and at each keep ratio. projects/dino/checkpoints/README.md has the command
+have options of its own, and at each keep ratio. An option keep_ratio=0.45+0.8 of a way has one
+keep ratio for each block. projects/dino/checkpoints/README.md has the command
 that makes the weights of the examples.
 
 Each point has the metric (AP on the config's test data, or the relative error of the backbone's
@@ -129,6 +130,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     affine = [way.name for way in args.ways if way.options.get("recovery") == "affine"]
     if affine and not args.fit:
         parser.error(f"{affine[0]} is fitted to images: give --fit FOLDER")
+    for way in args.ways:
+        layers, ratios = way.options.get("layers", args.layers), way.options.get("keep_ratio")
+        if ratios and layers and len(ratios) != len(layers):
+            parser.error(f"{way.name}: {len(ratios)} keep ratios for {len(layers)} layers")
     if args.features and not args.layers:
         parser.error("--features compares a backbone's maps: it needs --layers")
     if args.features and args.images:
@@ -224,7 +229,7 @@ def run(args: argparse.Namespace) -> list[Point]:
     if (DENSE, 1.0) not in seen:
         points.append(measure(model, score, DENSE, 1.0, args))
     for way in args.ways:
-        for keep in args.keep_ratios:
+        for keep in way.keep_ratios(args.keep_ratios):
             if (way.name, keep) in seen:
                 continue
             backbone = model.get_submodule("backbone")

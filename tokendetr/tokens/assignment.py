@@ -40,6 +40,14 @@ class Assignment(ABC):
     def columns(self, start: int, stop: int) -> Tensor:
         """Return the columns of tokens ``start`` to ``stop`` (exclusive), float32 [B, K, n]."""
 
+    def closest_BN(self) -> Tensor:
+        """Return the reduced token that each token is most similar to, long; the first of equals.
+
+        Raises:
+            ValueError: the assignment was not made from similarities, or without this question.
+        """
+        raise ValueError(f"{type(self).__name__} does not know which tokens are similar")
+
     def blocks(self) -> Iterator[slice]:
         """Yield ranges of tokens that together are all of them."""
         for start in range(0, self.num_all, COLUMNS_AT_ONCE):
@@ -73,11 +81,17 @@ class DenseAssignment(Assignment):
 
     Args:
         share_BKN: float32, m.
+        closest_BN: long, the reduced token that each token is most similar to; None if unknown.
     """
 
-    def __init__(self, share_BKN: Tensor) -> None:
+    def __init__(self, share_BKN: Tensor, closest_BN: Tensor | None = None) -> None:
         self.share_BKN = share_BKN
         self.num_tokens, self.num_all = int(share_BKN.shape[1]), int(share_BKN.shape[2])
+        self._closest_BN = closest_BN
+
+    def closest_BN(self) -> Tensor:
+        """Return what it was made with."""
+        return super().closest_BN() if self._closest_BN is None else self._closest_BN
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Return a slice of the matrix."""
@@ -167,7 +181,27 @@ class SimilarityAssignment(Assignment):
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Compute the columns of some tokens."""
-        alike_BKn = self._similarity(self._token_BNC[:, start:stop])
+        return self._shares(self._similarity(self._token_BNC[:, start:stop]), start, stop)
+
+    def closest_BN(self) -> Tensor:
+        """Compute similarities block by block; the threshold does not matter."""
+        parts = [self._token_BNC[:, span] for span in self.blocks()]
+        return torch.cat([self._closest(self._similarity(part)) for part in parts], dim=1)
+
+    def dense(self, *, with_closest: bool) -> DenseAssignment:
+        """Return the whole matrix, and the closest tokens from the same similarities."""
+        alike_BKN = self._similarity(self._token_BNC)
+        closest_BN = self._closest(alike_BKN) if with_closest else None
+        return DenseAssignment(self._shares(alike_BKN, 0, self.num_all), closest_BN)
+
+    def _closest(self, alike_BKn: Tensor) -> Tensor:
+        alike_BKn = alike_BKn.detach()
+        if self._valid_BK is not None:
+            alike_BKn = alike_BKn.masked_fill(~self._valid_BK[..., None], float("-inf"))
+        return alike_BKn.argmax(dim=1)
+
+    def _shares(self, alike_BKn: Tensor, start: int, stop: int) -> Tensor:
+        """Return the columns of tokens ``start`` to ``stop`` from their similarities."""
         share_BKn = torch.where(alike_BKn >= self._threshold, alike_BKn, 0.0)
         if self._normalize:
             logits_BKn = share_BKn * self._temperature
@@ -216,10 +250,12 @@ def assign_by_similarity(
     query_BKC: Tensor | None = None,
     similarity: str = "cosine",
     normalize: bool = True,
+    with_closest: bool = False,
 ) -> Assignment:
     """Return the gated assignment: a matrix if it is small, else computed in blocks.
 
-    Args: those of :class:`SimilarityAssignment`.
+    Args: those of :class:`SimilarityAssignment`, and ``with_closest``: its
+        :meth:`~Assignment.closest_BN` will be asked for.
     """
     lazy = SimilarityAssignment(
         x_BNC=x_BNC,
@@ -234,4 +270,4 @@ def assign_by_similarity(
     )
     if lazy.num_all > COLUMNS_AT_ONCE:
         return lazy
-    return DenseAssignment(lazy.columns(0, lazy.num_all))
+    return lazy.dense(with_closest=with_closest)
