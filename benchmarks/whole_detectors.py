@@ -71,10 +71,28 @@ def _calibrate(model: nn.Module, inputs: list[dict[str, Any]]) -> None:
     calibrate_threshold(model, [inputs], SPT_RATIO, tolerance=0.02)
 
 
+def _bypass(keep_ratio: float) -> Callable[[Any], Any]:
+    """Return a change that adds the affine bypass and sets the keep ratio."""
+
+    def change(model: Any) -> None:
+        add_bypass(model)
+        model.transformer.encoder.sparsifier.keep_ratio = keep_ratio
+
+    return change
+
+
 CONTENDERS = (
     Contender("DINO, dense", "dino_r50_4scale_12ep", "resnet"),
     Contender("Sparse DETR, .3", "sparse_dino_r50_4scale_12ep", "resnet"),
-    Contender("Sparse DETR with a bypass, .3", "sparse_dino_r50_4scale_12ep", "resnet", add_bypass),
+    *(
+        Contender(
+            f"Sparse DETR with a bypass, .{tenths}",
+            "sparse_dino_r50_4scale_12ep",
+            "resnet",
+            _bypass(tenths / 10),
+        )
+        for tenths in (3, 2, 1)
+    ),
     Contender("Focus-DETR, .3", "focus_detr_r50_4scale_12ep", "resnet"),
     Contender("Dynamic DETR, .5 .4 .3 .2", "dynamic_dino_r50_4scale_12ep", "resnet"),
     Contender("Lite DETR", "lite_dino_r50_4scale_12ep", "resnet"),

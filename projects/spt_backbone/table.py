@@ -35,7 +35,7 @@ PAPER_SPT: tuple[tuple[str, str, int, int, int, float | None], ...] = (
     ("B", "COCO (Cascade)", 294, 944, 153, None),
 )
 """Size, data, the paper's backbone and total GFLOPs, million parameters, and the select ratio it
-reports (BDD100K: the mean of stages 3 and 4 in its table 5; BDD-S: appendix B.1)."""
+reports (BDD100K: the mean of stages 3 and 4 in its table 6; BDD-S: appendix B.1)."""
 
 PAPER_TABLE_8 = {"T/12": (22.3, 48, 62), "T/16": (22.6, 55, 58)}
 
@@ -267,7 +267,7 @@ def paper_notes() -> tuple[str, ...]:
         "The total of the Cascade Mask R-CNN is that of detectron2's, with one mask head and box "
         "heads of two linear layers; the paper's has 650 GFLOPs beside its backbone.",
         "A dash: the paper reports no select ratio for that row. BDD100K: mean of stages 3 and 4 "
-        "in its table 5; BDD-S: its appendix B.1.",
+        "in its table 6; BDD-S: its appendix B.1.",
     )
 
 
