@@ -1,5 +1,6 @@
 """Labels as people's tools write them: names of any letters, sideways images, files left over."""
 
+import os
 from xml.sax.saxutils import escape
 
 import pytest
@@ -114,6 +115,55 @@ def test_odd_files_of_yolo_are_named(yolo, name, content, words):
     (yolo / name).write_bytes(content)
     with pytest.raises(DatasetError, match=words):
         to_coco(recognize(yolo))
+
+
+@pytest.mark.parametrize("name", ["images/train/x.png", "labels/train/x.txt", "x.txt"])
+def test_pipes_and_folders_with_names_of_files_are_left_out(yolo, name):
+    (yolo / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(yolo / name)
+    (yolo / "images/train/y.png").mkdir()
+    assert len(to_coco(recognize(yolo))["train"][1]["images"]) == 1
+
+
+@pytest.mark.parametrize("name", ["labels/train/deep/a.txt", "data.yaml"])
+def test_a_pipe_that_is_needed_is_named_without_waiting(yolo, name):
+    (yolo / name).unlink()
+    os.mkfifo(yolo / name)
+    with pytest.raises(DatasetError, match=f"{name} .*a pipe"):
+        to_coco(recognize(yolo))
+
+
+def test_linked_folders_are_entered_once(yolo, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("store")
+    for kind in ("images", "labels"):
+        (yolo / kind / "train/deep").rename(elsewhere / kind)
+        (yolo / kind / "train/deep").symlink_to(elsewhere / kind)
+    (elsewhere / "images" / "loop").symlink_to(elsewhere / "images")
+    (yolo / "images/train/up").symlink_to(yolo / "images")
+    (_, data) = to_coco(recognize(yolo))["train"]
+    assert [image["file_name"] for image in data["images"]] == ["deep/a.png"]
+    assert len(data["annotations"]) == 1
+
+
+def test_a_link_to_nothing_is_named(yolo):
+    (yolo / "images/train/x.png").symlink_to("nothing.png")
+    with pytest.raises(DatasetError, match=r"x\.png"):
+        to_coco(recognize(yolo))
+
+
+def test_two_xml_files_of_one_image_are_refused(tmp_path):
+    root = write_voc(tmp_path)
+    (root / "Annotations" / "a.xml").write_text(voc_xml("b.jpg", BOXES["a"]))
+    with pytest.raises(DatasetError, match=r"b\.xml and .*a\.xml both belong to .*b\.jpg"):
+        to_coco(recognize(root))
+
+
+def test_elements_without_end_are_no_annotation(tmp_path):
+    root = write_voc(tmp_path)
+    deep = f"<annotation>{'<a>' * 20000}{'</a>' * 20000}</annotation>"
+    (root / "Annotations" / "a.xml").write_text(deep)
+    with pytest.raises(DatasetError, match=r"a\.xml .* too deep"):
+        to_coco(recognize(root))
 
 
 @pytest.mark.parametrize("text", ["<root/>", '<annotation xmlns="http://x"/>'])

@@ -15,6 +15,16 @@ from tokendetr.errors import ConfigError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
 
+def test_keys_differ_where_maps_are_merged():
+    """A merged map's keys are defaults, which the map's own keys may replace."""
+    text = "a: &x {k: 1, l: 2}\nb: &y {<<: *x, k: 3}\nc: {<<: [*x, *y], l: 4}\nd: {1: a, '1': b}\n"
+    content = load_plain_yaml(text, "a.yaml")
+    assert content["b"] == {"k": 3, "l": 2} and content["c"] == {"k": 1, "l": 4}
+    assert content["d"] == {1: "a", "1": "b"}
+    with pytest.raises(ValueError, match=r"a\.yaml .* the key 'k' stands in lines 1 and 2"):
+        load_plain_yaml("a: {k: 1,\n k: 1}", "a.yaml")
+
+
 def test_saved_configs_have_no_tags_and_build_the_same(tmp_path):
     neck = LazyCall(ChannelMapper)(
         input_shapes={"res5": ShapeSpec(channels=8, stride=32)},

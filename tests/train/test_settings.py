@@ -123,6 +123,17 @@ def test_home_is_meant_by_a_tilde():
     assert cfg.train.output_dir == str(Path.home() / "runs" / "a")
 
 
+@pytest.mark.parametrize("text", ["+train.max_iter.x=5", "+train.output_dir.a.b=5"])
+def test_nothing_is_added_below_a_value(text):
+    with pytest.raises(ConfigError, match=r"override '\+train\."):
+        apply_overrides(config(), [text])
+
+
+def test_no_value_is_taken_away_by_an_override():
+    with pytest.raises(ConfigError, match=r"train.output_dir=\?\?\? would leave"):
+        apply_overrides(config(), ["train.output_dir=???"])
+
+
 @pytest.mark.parametrize("text", ["train.max_iter", "train.max_iter 5", "train.steps=[1,"])
 def test_what_is_no_override_is_refused(text):
     with pytest.raises(ConfigError, match="not of the form key=value"):
@@ -162,6 +173,8 @@ def test_deletions_look_at_the_value():
         "train.max_iter=10.5",
         "train.grad_accum_steps=3",
         "dataloader.train.num_workers=-1",
+        "dataloader.train.num_workers=1e9",
+        "+model.transformer.encoder.num_layers=-1",
         "dataloader.train.total_batch_size=0",
         "+dataloader.train.prefetch_factor=4 dataloader.train.num_workers=0",
         "+optimizer.lr=-0.1",

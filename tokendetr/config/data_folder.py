@@ -73,8 +73,8 @@ def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> Non
             folder,
         )
         return
-    cfg.train.data_folder = os.path.realpath(root)  # a run's config is used from other folders too
     found = recognize(root)
+    cfg.train.data_folder = os.path.realpath(root)  # a run's config is used from other folders too
     files = _files(found, Path(str(cfg.train.output_dir)) / "data")
     train = next((files[name] for name in ("train", "trainval") if name in files), None)
     tested = next((files[name] for name in ("val", "test") if name in files), None)
@@ -147,7 +147,10 @@ def register_recorded_files(cfg: DictConfig) -> None:
     Raises:
         ConfigError: an entry is no pair of paths.
     """
-    for name, files in (cfg.train.data_files or {}).items():
+    recorded = cfg.train.data_files or {}
+    if recorded and not OmegaConf.is_dict(recorded):
+        raise ConfigError(f"train.data_files={recorded} must be a group: name -> two paths")
+    for name, files in recorded.items():
         if not isinstance(files, ListConfig) or [type(each) for each in files] != [str, str]:
             raise ConfigError(
                 f"train.data_files.{name} is {files}, not two paths: its annotations and the "

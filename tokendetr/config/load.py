@@ -62,7 +62,7 @@ ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
 logger = logging.getLogger(__name__)
 
 _PARTS = ("train", "model", "dataloader", "optimizer", "lr_multiplier")
-_DATA_KEYS = ("train.data_folder=", "train.output_dir=")
+_DATA_KEYS = ("train.data_folder=", "train.data_files=", "train.output_dir=")
 
 
 def load_config(

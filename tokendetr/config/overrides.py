@@ -62,7 +62,10 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             continue
         if not override.is_add():
             _check_type(cfg, key, value)
-        LazyConfig.apply_overrides(cfg, [written])
+        try:
+            LazyConfig.apply_overrides(cfg, [written])
+        except (KeyError, AssertionError) as error:  # below a value that is no group
+            raise ConfigError(f"override {text!r}: {error.args[0]}") from error
         is_count = isinstance(before, int) and not isinstance(before, bool)
         if is_count and isinstance(value, float) and value.is_integer():
             # Such as max_iter=1e4, which the grammar reads as a float.
@@ -165,6 +168,8 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
     """Refuse a value of another kind than the config's that nothing could use."""
     old = OmegaConf.select(cfg, key, default=None)
     old = _default(cfg, key) if old is None else old
+    if value == "???":
+        raise ConfigError(f"{key}=??? would leave {key} without a value: give one")
     is_reference = isinstance(value, str) and value.startswith("${")
     if is_reference or (value == AUTO and key.endswith("num_classes")):
         return

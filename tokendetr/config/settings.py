@@ -40,6 +40,10 @@ _BELOW_ONE = _Range("at least 0 and below 1", lambda x: 0 <= x < 1)
 _COUNT = _Range("a whole number above 0", lambda x: x > 0, is_count=True)
 _PERIOD = _Range("a whole number, 0 for off", lambda x: x >= 0, is_count=True)
 
+_LAYERS = _Range("a whole number, 0 or above", lambda x: x >= 0, is_count=True)
+# Each is a process: a typing error must not start a million.
+_WORKERS = _Range("a whole number from 0 to 4096", lambda x: 0 <= x <= 4096, is_count=True)
+
 _SEED = _Range(
     "a whole number below 2^31, negative for a random one",
     lambda x: abs(x) < 1 << 31,
@@ -63,8 +67,8 @@ RANGES: dict[str, _Range] = {
     "train.distributed.collective_timeout": _POSITIVE,
     "lr_multiplier.warmup_length": _BELOW_ONE,
     "dataloader.train.total_batch_size": _COUNT,
-    "dataloader.train.num_workers": _PERIOD,
-    "dataloader.test.num_workers": _PERIOD,
+    "dataloader.train.num_workers": _WORKERS,
+    "dataloader.test.num_workers": _WORKERS,
     "dataloader.test.batch_size": _COUNT,
     "dataloader.evaluator.max_dets_per_image": _COUNT,
     "model.num_classes": _COUNT,
@@ -91,6 +95,7 @@ _BY_NAME: dict[str, dict[str, _Range]] = {
         "label_noise_prob": _SHARE,
         "label_noise_ratio": _SHARE,
         "lambda_one2many": _NOT_NEGATIVE,
+        "num_layers": _LAYERS,
         "pixel_std": _POSITIVE,
         "temperature": _POSITIVE,
     },

@@ -24,7 +24,7 @@ def check_targets(node: DictConfig) -> None:
     for key, target in _names(node, ""):
         try:
             locate(target)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:  # hydra refuses relative names
             needs = source_of(target) or f"{target.split('.')[0]}: {error}"
             raise ConfigError(
                 f"{key} is {target}, which cannot be imported: this config needs {needs}"

@@ -19,8 +19,22 @@ class _PlainLoader(yaml.SafeLoader):
 
     Tuples become lists. ``ShapeSpec`` objects, and names of classes of detectron2, detrex, torch.nn
     or this library, become nodes for :func:`detectron2.config.instantiate`; reading itself imports
-    and calls nothing.
+    and calls nothing. A key that occurs twice is refused: one of its values would be lost.
     """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping whose keys differ."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            other = first.setdefault((key.tag, key.value), key)
+            if other is not key:
+                lines = f"lines {other.start_mark.line + 1} and {key.start_mark.line + 1}"
+                problem = f"the key {key.value!r} stands in {lines}: remove one of them"
+                raise yaml.composer.ComposerError(None, None, problem, None)
+        return node
 
 
 def _call_of(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -37,6 +51,7 @@ def _name_of(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> dict[str,
 _SHAPE_SPEC = "detectron2.layers.shape_spec.ShapeSpec"
 _KNOWN_PACKAGES = ("detectron2.", "detrex.", "tokendetr.", "torch.nn.")
 _TAG = "tag:yaml.org,2002:python/"
+_MERGE = "tag:yaml.org,2002:merge"
 _PlainLoader.add_constructor(f"{_TAG}object:{_SHAPE_SPEC}", _call_of)
 _PlainLoader.add_constructor(f"{_TAG}tuple", yaml.SafeLoader.construct_yaml_seq)
 _PlainLoader.add_multi_constructor(f"{_TAG}name:", _name_of)

@@ -117,7 +117,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
         require_checkpoint(str(cfg.train.init_checkpoint))
     apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir or "")
-    if not folder and not args.eval_only:
+    if not folder.strip() and not args.eval_only:
         raise ConfigError("train.output_dir is empty: give a folder for the run")
     if set(folder) & set("?\t\r\n"):  # its checkpoints are loaded by URL
         raise ConfigError(f"train.output_dir={folder!r} has a '?', tab or line break: rename it")

@@ -84,6 +84,8 @@ def model_of(cfg: DictConfig) -> nn.Module:
         raise ConfigError("the config has no model")
     with built_from("model"):
         model: nn.Module = instantiate(cfg.model)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model builds a {type(model).__name__}, not a torch.nn.Module")
     return model.to(cfg.train.device)
 
 

@@ -76,7 +76,10 @@ def recorded_iterations(path: str) -> list[int]:
 
 
 def recorded_rows(path: str) -> list[dict[str, Any]]:
-    """Return the rows of a file of metrics; damaged lines are skipped, a missing file has none."""
+    """Return the rows of a file of metrics; a missing file has none.
+
+    Damaged lines, and values that are no numbers, are left out.
+    """
     try:
         with open(path, "rb") as file:
             lines = file.read().split(b"\n")
@@ -88,9 +91,16 @@ def recorded_rows(path: str) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-            rows.append(row)
+        if isinstance(row, dict) and type(row.get("iteration")) is int:
+            numbers = {name: value for name, value in row.items() if _is_number(value)}
+            if "iteration" in numbers:
+                rows.append(numbers)
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value of a JSON file can be drawn: no text, list, or endless integer."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
 
 
 class MetricsFile(EventWriter):

@@ -15,14 +15,8 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from tokendetr.errors import DatasetError
-from tokendetr.io.label_folders.recognize import (
-    IMAGE_SUFFIXES,
-    WHOLE,
-    LabelFolder,
-    Part,
-    find_files,
-    read_text,
-)
+from tokendetr.io.label_folders.find import find_files, read_content, read_text
+from tokendetr.io.label_folders.recognize import IMAGE_SUFFIXES, WHOLE, LabelFolder, Part
 from tokendetr.io.optional_hotcoco import load_hotcoco
 from tokendetr.io.temporary import temporary_folder
 
@@ -142,7 +136,7 @@ def _object_name(element: ElementTree.Element, path: Path) -> str:
 
 def _parse_xml(path: Path) -> ElementTree.Element:
     try:
-        content = path.read_bytes()
+        content = read_content(path)
         if b"<!DOCTYPE" in content:
             raise DatasetError(f"{path} declares a DOCTYPE, which annotations do not need: refused")
         tree = ElementTree.fromstring(content)
@@ -162,6 +156,7 @@ def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
     for path in find_files(part.images, IMAGE_SUFFIXES):
         by_stem.setdefault(path.stem.lower(), []).append(path)
     images = [_voc_image(part, by_stem, *pair) for pair in zip(part.labels, trees, strict=True)]
+    _check_different(images, part.labels)
     with temporary_folder() as stage:
         # The reader knows plain names only; they are put back below.
         numbers = {name: f"class{number}" for number, name in enumerate(names)}
@@ -174,12 +169,26 @@ def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
             _set_text(tree, "filename", f"{number:08d}")
             for element in tree.iter("object"):
                 _set_text(element, "name", numbers[_object_name(element, path)])
-            (stage / name).write_bytes(ElementTree.tostring(tree))
+            try:
+                (stage / name).write_bytes(ElementTree.tostring(tree))
+            except RecursionError as error:
+                raise DatasetError(f"{path} is no annotation: its elements are too deep") from error
         data = _read(lambda: hotcoco.COCO.from_voc(str(stage)), stage, originals)
     data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     _rename(data, part, images)
     _check_counts(data, [sum(1 for _ in tree.iter("object")) for tree in trees], part.labels)
     return dict(data)
+
+
+def _check_different(images: Sequence[Path], labels: Sequence[Path]) -> None:
+    """Refuse two label files of one image: it would count twice, with half of its boxes missing."""
+    first: dict[Path, Path] = {}
+    for image, path in zip(images, labels, strict=True):
+        other = first.setdefault(image, path)
+        if other is not path:
+            raise DatasetError(
+                f"{path} and {other} both belong to {image}: correct <filename> in one of them"
+            )
 
 
 def _set_text(tree: ElementTree.Element, name: str, text: str) -> None:

@@ -10,18 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from tokendetr.errors import DatasetError
+from tokendetr.io.label_folders.find import find_files, read_content, read_text
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "KINDS",
-    "WHOLE",
-    "LabelFolder",
-    "Part",
-    "find_files",
-    "read_text",
-    "recognize",
-]
+__all__ = ["IMAGE_SUFFIXES", "KINDS", "WHOLE", "LabelFolder", "Part", "recognize"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,32 +92,6 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
     )
 
 
-def find_files(folder: Path, suffixes: Sequence[str], *, deep: bool = True) -> list[Path]:
-    """Return the files of a folder with some suffixes, in any case, sorted.
-
-    Hidden files are left out: archives made on a Mac hold a ``._`` file beside every other.
-
-    Args:
-        folder: the folder; it need not exist.
-        suffixes: in lower case, with their dots.
-        deep: also those of its subfolders.
-    """
-    paths = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(p for p in paths if p.suffix.lower() in suffixes and not p.name.startswith("."))
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file that a labeling tool wrote.
-
-    Raises:
-        DatasetError: it cannot be read, or is no text of UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
 # ------------------------------------------------------------------------------------------- COCO
 
 
@@ -155,8 +121,8 @@ def _coco_images(path: Path, changed_ns: int, size: int) -> str | None:
     only serve as keys of the cache.
     """
     try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        data = json.loads(read_content(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is no readable JSON: {error}") from error
     has_keys = isinstance(data, dict) and {"images", "annotations", "categories"} <= set(data)
     if not has_keys or not isinstance(data["images"], list):
