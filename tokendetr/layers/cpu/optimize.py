@@ -12,6 +12,7 @@ from torch import nn
 from tokendetr.layers.cpu.convolutions import fast_convolution
 from tokendetr.layers.cpu.feed_forward import fast_feed_forward
 from tokendetr.layers.cpu.linears import fast_linear
+from tokendetr.layers.cpu.memory import keep_freed_memory
 from tokendetr.layers.cpu.swin import fast_swin
 from tokendetr.layers.undoable import Undoable
 
@@ -51,6 +52,8 @@ def optimize(model: nn.Module) -> Optimized:
     float32. Feature maps have channels last. Parameters, hooks and the state dict stay unchanged.
     The fast forms keep copies of the weights, norms folded in and in oneDNN's layout, and make them
     again when a tensor is replaced or changes in place; changes through ``.data`` are not noticed.
+    The process keeps memory that it frees (:func:`tokendetr.layers.cpu.memory.keep_freed_memory`),
+    which undoing does not change.
 
     Args:
         model: any model. Fast forms exist for ``nn.Linear``, ``nn.Sequential`` with ReLU or GELU
@@ -61,6 +64,7 @@ def optimize(model: nn.Module) -> Optimized:
     Returns:
         A handle that reverts it.
     """
+    keep_freed_memory()
     changed: list[nn.Module] = []
     for module in model.modules():
         fast: Any = _fast_form(module)
