@@ -21,11 +21,11 @@ from tests.reliability.campaign import Unavailable, row
 from tests.reliability.training_runs import (
     assert_metrics_are_whole,
     assert_same_weights,
-    data,
     exit_code,
     start_warm,
     train_here,
     uninterrupted,
+    write_data,
 )
 from tokendetr.checkpoint.weights import read_checkpoint
 
@@ -68,7 +68,7 @@ def write_output_to(path: str | Path) -> None:
 
 
 def killed_run(root: Path, output: Path, place: str, count: int) -> None:
-    """What the process runs that is killed."""
+    """Train in a process that is killed at a call; the target of :func:`start_warm`."""
     write_output_to(os.devnull)
     die_in(place, count)
     train_here(root, output, resume=True)
@@ -85,7 +85,7 @@ def killed_run(root: Path, output: Path, place: str, count: int) -> None:
 def kills(seed: int, folder: Path) -> int:
     """One to three kills of one run, each at a seeded call of a seeded place."""
     draw = random.Random(seed)
-    root = data(folder)
+    root = write_data(folder)
     done = 0
     for _ in range(draw.randint(1, 3)):
         place, most = PLACES[draw.choice(list(PLACES))]
@@ -123,7 +123,7 @@ class Call(NamedTuple):
 
 
 def traced_run(root: Path, output: Path, printed: Path) -> None:
-    """What the process runs that strace holds: nothing before strace has come."""
+    """Train in a process that strace traces, once it has attached."""
     write_output_to(printed)
     torch.set_num_threads(1)
     status = Path("/proc/self/status")
@@ -133,10 +133,10 @@ def traced_run(root: Path, output: Path, printed: Path) -> None:
 
 
 def trace(folder: Path, log: Path, options: Sequence[str]) -> int:
-    """Train in ``folder/run`` under strace; returns the exit code of the training."""
+    """Train in ``folder/run`` under strace, and return the exit code of the training."""
     if shutil.which("strace") is None:
         raise Unavailable("needs strace (apt-get install strace)")
-    root = data(folder)
+    root = write_data(folder)
     process = start_warm(traced_run, root, folder / "run", folder / "printed")
     strace = subprocess.Popen(
         ["strace", "-f", "-y", "-o", str(log), *options, "-p", str(process.pid)],
@@ -153,7 +153,7 @@ def trace(folder: Path, log: Path, options: Sequence[str]) -> int:
 
 @cache
 def calls_of_a_run() -> list[Call]:
-    """Everything that a run does to its folder."""
+    """Return the system calls by which an undisturbed run changes its folder, in order."""
     folder = Path(uninterrupted()).parent / "traced"
     folder.mkdir()
     assert trace(folder, folder / "log", [f"--trace={','.join(CALLS)}"]) == 0

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tests.reliability.campaign import row
-from tests.reliability.training_runs import OPTIONS, assert_same_weights, data, train_here
+from tests.reliability.training_runs import OPTIONS, assert_same_weights, train_here, write_data
 from tests.train import failing, toy
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
@@ -85,7 +85,7 @@ def accumulation(seed: int, folder: Path) -> None:
     options = ["train.model_ema.enabled=True", f"train.model_ema.decay={draw.uniform(0.5, 0.99)}"]
     if draw.random() < 0.5:
         options += ["train.amp.enabled=True", "train.amp.dtype=float16"]
-    root = data(folder)
+    root = write_data(folder)
     train_here(root, folder / "whole", *options)
     shutil.copytree(folder / "whole", folder / "parts")
     for name in ("model_final.pth", "model_best.pth", "model_0000023.pth"):
@@ -120,7 +120,7 @@ def failing_process(seed: int, folder: Path) -> None:
     nightly=1,
 )
 def soak(seed: int, folder: Path) -> int:
-    root, measured = data(folder), []
+    root, measured = write_data(folder), []
 
     def measure(self: Trainer) -> None:
         if self.iter % 1000 == 999:
@@ -150,7 +150,7 @@ def soak(seed: int, folder: Path) -> int:
 )
 def config_round_trip(seed: int, folder: Path) -> None:
     draw = np.random.default_rng(seed)
-    root = data(folder)
+    root = write_data(folder)
     cfg = toy.make_config(root, folder / "one")
     fill_defaults(cfg)
     options = [*OPTIONS, "train.max_iter=5", f"optimizer.lr={10 ** draw.uniform(-4, -2)!r}"]

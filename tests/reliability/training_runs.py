@@ -31,14 +31,15 @@ OPTIONS = [
 """Overrides of a run with checkpoints, evaluations and lines of the log at different steps."""
 
 
-def data(folder: Path) -> Path:
+def write_data(folder: Path) -> Path:
+    """Write the toy data set into a subfolder, and return that."""
     root = folder / "data"
     toy.write_dataset(root)
     return root
 
 
 def train_here(root: Path, output: Path, *options: str, resume: bool = False) -> torch.nn.Module:
-    """A training in this process."""
+    """Train in this process, and return the model."""
     cfg = toy.make_config(root, output)
     fill_defaults(cfg)
     LazyConfig.apply_overrides(cfg, [*OPTIONS, *options])
@@ -50,10 +51,10 @@ def train_here(root: Path, output: Path, *options: str, resume: bool = False) ->
 
 @functools.cache
 def uninterrupted(*options: str) -> Path:
-    """The folder of a run that nothing happened to."""
+    """Return the folder of a run that nothing happened to; one for each set of options."""
     folder = Path(tempfile.mkdtemp(prefix="uninterrupted-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    train_here(data(folder), folder / "run", *options)
+    train_here(write_data(folder), folder / "run", *options)
     return folder / "run"
 
 
@@ -70,7 +71,7 @@ def start_warm(target: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 
 def exit_code(process: BaseProcess, seconds: float = 120.0) -> int:
-    """The exit code of a process that needs at most some seconds of an idle CPU."""
+    """Return the exit code of a process that needs at most some seconds of an idle CPU."""
     process.join(seconds)
     if process.exitcode is None:
         process.join(patience(seconds))

@@ -84,7 +84,7 @@ def test_the_first_images_are_judged_as_if_there_were_no_others(toy_root, tmp_pa
 def test_evaluators_that_count_all_images_refuse_a_part_of_them():
     evaluator = object.__new__(PascalVOCDetectionEvaluator)
     with pytest.raises(ConfigError, match="PascalVOCDetectionEvaluator .* without --images"):
-        FirstImages(3).judge(DatasetEvaluators([evaluator]))
+        FirstImages(3).restrict_evaluator(DatasetEvaluators([evaluator]))
 
 
 def test_safetensors_files_evaluate(toy_run, toy_root, tmp_path):

@@ -53,6 +53,8 @@ from tokendetr.train.trainer import Trainer
 TASKS = ("train", "eval", "data", "data_advanced")
 REPEATS = {"train": (100, 5), "eval": (300, 20), "data": (250, 250), "data_advanced": (100, 100)}
 """Task -> default number of measurements (on a GPU, on a CPU)."""
+BATCH_SIZES = {"train": 2, "eval": 1}
+"""Task -> default number of images per step and process; loaders keep the config's."""
 CACHED_INPUTS = 100
 DIST_URL = "auto"
 
@@ -70,10 +72,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar=("HEIGHT", "WIDTH"),
         help="synthetic images",
     )
+    sizes = ", ".join(f"{task} {size}" for task, size in BATCH_SIZES.items())
     add(
         "--batch-size",
         type=positive_int,
-        help="images per step and process (default: eval 1, train 2)",
+        help=f"images per step and process (default: {sizes})",
     )
     repeats = ", ".join(f"{task} {gpu} or {cpu}" for task, (gpu, cpu) in REPEATS.items())
     add("--repeats", type=positive_int, help=f"measurements (default on GPU or CPU: {repeats})")
@@ -104,7 +107,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def eval_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: int) -> Contender:
     """Measure inference of single batches, split into the model's parts."""
     model, device = build_measured_model(cfg, args.opts), torch.device(cfg.train.device)
-    batch_size = args.batch_size or 1
+    batch_size = args.batch_size or BATCH_SIZES["eval"]
     if args.input_size:
         cached = [synthetic_inputs(*args.input_size, batch_size=batch_size)]
     else:
@@ -126,7 +129,7 @@ def train_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: 
     model = build_measured_model(cfg, args.opts).train()
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    batch_size = args.batch_size or 2
+    batch_size = args.batch_size or BATCH_SIZES["train"]
     if args.input_size:
         images = synthetic_inputs(*args.input_size, batch_size=batch_size, seed=comm.get_rank())
         cached = [synthetic_targets(images, num_classes=int(getattr(model, "num_classes", 1)))]
@@ -160,7 +163,7 @@ def time_models(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[di
     """
     repeats = args.repeats or default_repeats(args.task, cfgs[0])
     make = eval_contender if args.task == "eval" else train_contender
-    batch_size = args.batch_size or (1 if args.task == "eval" else 2)
+    batch_size = args.batch_size or BATCH_SIZES[args.task]
     contenders = [
         make(args, cfg, name, args.warmup + repeats)
         for name, cfg in zip(args.config_file, cfgs, strict=True)

@@ -28,7 +28,7 @@ class FirstImages:
         self._ids: list[Any] = []
         self.summary = ""
 
-    def restrict(self, node: DictConfig) -> None:
+    def restrict_loader(self, node: DictConfig) -> None:
         """Make a test loader's node read the first images alone, in place.
 
         Raises:
@@ -49,7 +49,7 @@ class FirstImages:
 
         node.dataset = LazyCall(chosen)(records=node.dataset)
 
-    def judge(self, evaluator: Any) -> DatasetEvaluator:
+    def restrict_evaluator(self, evaluator: Any) -> DatasetEvaluator:
         """Return an evaluator, or several, that ignores the labels of all other images.
 
         Raises:
@@ -58,7 +58,7 @@ class FirstImages:
         if isinstance(evaluator, DatasetEvaluators):
             evaluator = evaluator._evaluators
         if isinstance(evaluator, Iterable):
-            return DatasetEvaluators([self.judge(each) for each in evaluator])
+            return DatasetEvaluators([self.restrict_evaluator(each) for each in evaluator])
         if "img_ids" in inspect.signature(evaluator.evaluate).parameters:
             return _OnImages(evaluator, self._ids)
         if type(evaluator).__module__.startswith("detectron2."):

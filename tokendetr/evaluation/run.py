@@ -112,7 +112,7 @@ class Evaluation:
             if node.get("mapper", None) is not None:
                 node.mapper = LazyCall(NamedErrors)(mapper=node.mapper)
             if self._first is not None:
-                self._first.restrict(node)
+                self._first.restrict_loader(node)
             self._loader = protect_workers(instantiate(node))
         if suffix not in self._evaluators:
             self._evaluators[suffix] = self._build_evaluator(suffix)
@@ -131,7 +131,7 @@ class Evaluation:
                 # So that the moving average's result files do not overwrite the model's.
                 each.output_dir = os.path.join(folder, suffix.lstrip("_"))
         evaluator = instantiate(node)
-        return evaluator if self._first is None else self._first.judge(evaluator)
+        return evaluator if self._first is None else self._first.restrict_evaluator(evaluator)
 
 
 def default_best_metric(cfg: DictConfig) -> str:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tokendetr.detector.queries import Predictions
 from tokendetr.sparsification.decoding import proposals
 from tokendetr.sparsification.optimization import Schedule
-from tokendetr.sparsification.scores import SCORE_RATIO, attention_loss
+from tokendetr.sparsification.scores import SCORE_RATIO, attention_loss, sparse_scores
 from tokendetr.sparsification.teacher import DensePass
 
 __all__ = [
@@ -69,7 +69,7 @@ def distillation_loss(student: nn.Module, dense: DensePass, targets: Targets) ->
     encoder: Any = student.transformer.encoder  # type: ignore[union-attr]
     mass_BN = dense.mass_BN
     assert mass_BN is not None
-    score_BN = encoder.sparsifier.plan(dense.context(student)).score_BN
+    score_BN = sparse_scores(student, dense)
     memory_BNC = dense.encode(encoder)
     loss = memory_BNC.new_zeros(())
     if targets != "outputs":

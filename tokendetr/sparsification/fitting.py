@@ -182,7 +182,7 @@ class _Fit:
         def loss(dense: DensePass, iteration: int) -> Tensor:
             with _with_keep_ratio(self.sparsifier, SCORE_RATIO):
                 score_BN = sparse_scores(self.student, dense)
-            assert dense.mass_BN is not None
+            assert score_BN is not None and dense.mass_BN is not None
             return attention_loss(score_BN, dense.mass_BN, dense, SCORE_RATIO)
 
         self._train("scores", loss, parameters, schedule)
@@ -198,6 +198,7 @@ class _Fit:
             dense = self.teacher(self.images.batch(number))
             with torch.no_grad(), _with_keep_ratio(self.sparsifier, SCORE_RATIO):
                 score_BN = sparse_scores(self.student, dense)
+            assert score_BN is not None
             scores += [
                 score_N[valid_N]
                 for score_N, valid_N in zip(score_BN, dense.layout.valid_BN, strict=True)
