@@ -184,11 +184,8 @@ def _check_projects() -> Finding:
     from tokendetr.config.files import PROJECTS_DIR
 
     spec = importlib.util.find_spec("projects")
-    folders = (
-        [Path(folder).resolve() for folder in (spec.submodule_search_locations or [])]
-        if spec
-        else []
-    )
+    locations = (spec.submodule_search_locations or []) if spec else []
+    folders = [Path(folder).resolve() for folder in locations]
     if not folders or folders[0] == PROJECTS_DIR:
         return Finding("projects", OK, f"import projects leads to {PROJECTS_DIR}")
     text = f"import projects leads to {folders[0]} first; tokendetr's configs do not use that name"
@@ -290,14 +287,13 @@ def check_model() -> list[Finding]:
     step_ms = 1e3 * (time.perf_counter() - started)
     finite = bool(total.isfinite())
     timed = f"{forward_ms:.0f} ms at 256 x 256 on {device} (dino_shapes)"
+    busy = "other programs keep this machine busy: times are longer than its own"
     return [
         Finding(
             "forward pass",
             NOTE if load.is_busy else OK,
             f"{timed}, {load.text}" if load.text else timed,
-            "other programs keep this machine busy: times are longer than its own"
-            if load.is_busy
-            else "",
+            busy if load.is_busy else "",
         ),
         Finding(
             "training step", OK if finite else FAILED, f"{step_ms:.0f} ms, loss {total.item():.3g}"
