@@ -79,7 +79,7 @@ def test_a_refused_export_leaves_an_older_file_and_its_record(tmp_path, monkeypa
     model, path = build("deformable"), tmp_path / "model.pt2"
     path.write_bytes(b"older"), (tmp_path / "model.pt2.json").write_text("its record")
     monkeypatch.setattr(files, "write_program", lambda program, draft, *a, **k: None)
-    monkeypatch.setattr(files, "_prove", lambda *a: {"good": False, "checks": {}})
+    monkeypatch.setattr(files, "_verify", lambda *a: {"good": False, "checks": {}})
     with pytest.raises(ExportCheckError, match="was not kept, the older file stays"):
         export(model, path, ExportOptions("pt2", CANVAS), program=object())
     assert path.read_bytes() == b"older"

@@ -64,3 +64,31 @@ def test_a_tie_may_be_decided_otherwise(x, contrast, good):
         model, [expected], lambda _: [{"instances": Balanced.detection(float(x))}], [image]
     )
     assert result.good == good and result.near_ties == int(good)
+
+
+class Stripes(torch.nn.Module):
+    """Puts a box into the brighter half of each of six stripes."""
+
+    def forward(self, batched_inputs):
+        stripes = batched_inputs[0]["image"].unflatten(1, (6, 10))
+        contrast_6 = (stripes[..., :10] - stripes[..., 10:]).sum(dim=(0, 2, 3))
+        return [{"instances": self.detections((contrast_6 > 0).float())}]
+
+    @staticmethod
+    def detections(left_6):
+        x, y = 10 * (1 - left_6), 10.0 * torch.arange(6)
+        found = Instances((60, 20))
+        found.pred_boxes = Boxes(torch.stack([x, y, x + 5, y + 5], dim=1))
+        found.scores, found.pred_classes = torch.full((6,), 0.9), torch.zeros(6, dtype=torch.long)
+        return found
+
+
+@pytest.mark.parametrize("bright, good", [(0.0, True), (1.0, False)])
+def test_independent_ties_may_be_decided_each_in_its_way(bright, good):
+    image = torch.full((3, 60, 20), 100.0)
+    image[:, :10, 10:] += bright  # the first stripe is no tie if this is not 0
+    expected = detect(Stripes(), [image])
+    assert not expected[0].pred_boxes.tensor[:, 0].eq(0).any()
+    other = Stripes.detections(torch.ones(6))
+    result = compare(Stripes(), expected, lambda _: [{"instances": other}], [image])
+    assert result.good == good and result.near_ties == int(good)

@@ -104,27 +104,40 @@ class Comparison:
         for name, difference in other.tensors.items():
             self.tensors[name] = max(self.tensors.get(name, 0.0), difference)
 
-    def add(self, expected: Instances, found: Instances, *, limit: int | None = None) -> None:
+    def add(
+        self,
+        expected: Instances,
+        found: Instances,
+        *,
+        nudged: Sequence[Instances] = (),
+        limit: int | None = None,
+    ) -> None:
         """Match an image's detections class by class, and record the largest differences.
 
         Args:
             expected: the model's detections.
             found: the file's detections.
+            nudged: the model's detections in slightly changed copies of the image. A detection of
+                the file may then match in any of them, and one of the model's need not be found
+                unless it is in all of them.
             limit: maximum number of detections that the model returns; None if it returns all.
         """
         self.images += 1
         self.detections += len(expected)
-        cost = _distance(expected, found)
-        rows, columns = linear_sum_assignment(np.minimum(cost, 1e6))
-        partners = cost[rows, columns] <= 1.0
-        rows, columns = rows[partners], columns[partners]
-        if len(rows):
-            boxes = expected.pred_boxes.tensor[rows] - found.pred_boxes.tensor[columns]
-            self.box_px = max(self.box_px, float(boxes.abs().max()))
-            scores = expected.scores[rows] - found.scores[columns]
-            self.score = max(self.score, float(scores.abs().max()))
-        alone = torch.cat([_without(expected.scores, rows), _without(found.scores, columns)])
-        missing = len(alone) + int(len(expected) != len(found))
+        known_T, seen_T = np.zeros(len(found), dtype=bool), np.zeros(len(expected), dtype=bool)
+        stable_T = np.ones(len(expected), dtype=bool)
+        for run in (expected, *nudged):
+            own, there = _partners(expected, run)
+            rows, columns = _partners(run, found)
+            new = ~known_T[columns]
+            self._include_differences(run[rows[new]], found[columns[new]])
+            known_T[columns] = True
+            seen_T[own[np.isin(there, rows)]] = True
+            stable_T &= np.isin(np.arange(len(expected)), own)
+        missed = torch.from_numpy(stable_T & ~seen_T)
+        alone = torch.cat([expected.scores[missed], found.scores[torch.from_numpy(~known_T)]])
+        lengths = {len(run) for run in (expected, *nudged)}
+        missing = len(alone) + int(len(found) not in lengths)
         if len(expected) == limit:
             # The list is cut here, so of detections with equal scores either may be in it.
             last = float(expected.scores.min()) + SCORE_TOLERANCE
@@ -133,6 +146,13 @@ class Comparison:
         self.unmatched += missing
         if missing:
             self._compare_tensors(expected, found)
+
+    def _include_differences(self, expected: Instances, found: Instances) -> None:
+        """Add the differences of detections that are partners, in the same order."""
+        if len(expected):
+            boxes = expected.pred_boxes.tensor - found.pred_boxes.tensor
+            self.box_px = max(self.box_px, float(boxes.abs().max()))
+            self.score = max(self.score, float((expected.scores - found.scores).abs().max()))
 
     def _compare_tensors(self, expected: Instances, found: Instances) -> None:
         length = min(len(expected), len(found))
@@ -147,10 +167,12 @@ class Comparison:
             self.tensors[name] = max(self.tensors.get(name, 0.0), largest)
 
 
-def _without(scores: Tensor, indices: np.ndarray) -> Tensor:
-    left = torch.ones(len(scores), dtype=torch.bool)
-    left[torch.from_numpy(indices)] = False
-    return scores[left]
+def _partners(expected: Instances, found: Instances) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of detections that match within the tolerances, one to one."""
+    cost = _distance(expected, found)
+    rows, columns = linear_sum_assignment(np.minimum(cost, 1e6))
+    close = cost[rows, columns] <= 1.0
+    return rows[close], columns[close]
 
 
 def _distance(expected: Instances, found: Instances) -> np.ndarray:
@@ -243,8 +265,9 @@ def compare(
     """Compare an exported file with the model, image by image.
 
     A model that selects tokens or queries decides near ties by the last bits of their scores, in
-    which runtimes differ. So a file's detections may also match those of the model on the same
-    image with pixel values changed by less than :data:`NUDGE`.
+    which runtimes differ. So a file's detections may also match those of the model on copies of
+    the image with pixel values changed by less than :data:`NUDGE`: each detection in one of them,
+    since several ties of an image are decided independently.
 
     Args:
         model: the detector in evaluation mode.
@@ -258,19 +281,23 @@ def compare(
         result = Comparison()
         result.add(own, each["instances"], limit=limit)
         if not result.good:
-            result = _nudged(model, image, each["instances"]) or result
+            result = _nudged(model, image, own, each["instances"]) or result
         comparison.include(result)
     return comparison
 
 
-def _nudged(model: nn.Module, image_3HW: Tensor, found: Instances) -> Comparison | None:
-    """Return the comparison with the model on a slightly changed image; None if all differ."""
+def _nudged(
+    model: nn.Module, image_3HW: Tensor, expected: Instances, found: Instances
+) -> Comparison | None:
+    """Return the comparison with the model on slightly changed images; None if it is not good."""
     generator = torch.Generator().manual_seed(0)
     limit = getattr(model, "select_box_nums_for_evaluation", None)
+    nudged: list[Instances] = []
     for share in _NUDGES:
         noise_3HW = torch.rand(image_3HW.shape, generator=generator).sub(0.5).mul(2 * NUDGE * share)
+        nudged += detect(model, [image_3HW + noise_3HW])
         result = Comparison(near_ties=1)
-        result.add(detect(model, [image_3HW + noise_3HW])[0], found, limit=limit)
+        result.add(expected, found, nudged=nudged, limit=limit)
         if result.good:
             return result
     return None
