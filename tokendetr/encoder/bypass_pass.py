@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap
+from tokendetr.tokens.constants import kept_tensors
 
 _KEPT, _RETURNED, _PASSED, _LEFT_OUT, _PADDING = range(5)
 """Kinds of tokens in a layer.
@@ -101,16 +102,25 @@ class BypassPass(ABC):
         return torch.zeros_like(self._layout.valid_BN).scatter(1, anchor_BK, valid_BK)
 
 
+@kept_tensors
+def _token_levels(level_sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the level of each token, long [N]."""
+    sizes_L = torch.tensor(level_sizes, device=device)
+    levels_L = torch.arange(len(level_sizes), device=device)
+    return levels_L.repeat_interleave(sizes_L, output_size=sum(level_sizes))
+
+
 class _SortedPass(BypassPass):
     """Sorts the tokens by kind and level, and applies each map to its own tokens alone."""
 
     def __init__(self, bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> None:
         super().__init__(bypass, layout, memory_BNC)
         self._input_RC = memory_BNC.flatten(0, 1)
-        sizes_L = torch.tensor(layout.level_sizes, device=memory_BNC.device)
-        levels_L = torch.arange(layout.num_levels, device=memory_BNC.device)
-        self._level_N = levels_L.repeat_interleave(sizes_L, output_size=layout.num_tokens)
+        self._level_N = _token_levels(layout.level_sizes, memory_BNC.device)
         self._rows: dict[int, list[Tensor]] = {}
+        self._order_R: Tensor | None = None
+        self._place_R: Tensor | None = None
+        self._stored, self._real = 0, 0
         self._left_out: list[Tensor] = []
         self._used = False
 
@@ -128,31 +138,49 @@ class _SortedPass(BypassPass):
     def _sort_tokens(self, kept_BN: Tensor, *, first: bool) -> None:
         """Sort all rows by kind and level, with one synchronization with the device."""
         updated_BN = self._updated_BN
-        updated_BN = kept_BN if updated_BN is None or first else updated_BN
-        kind_BN = torch.where(
-            kept_BN,
-            torch.where(updated_BN, _KEPT, _RETURNED),
-            torch.where(updated_BN, _PASSED, _LEFT_OUT),
-        )
+        if updated_BN is None or first:
+            updated_BN = kept_BN
+            kind_BN = torch.where(kept_BN, _KEPT, _LEFT_OUT)
+        else:
+            kind_BN = torch.where(
+                kept_BN,
+                torch.where(updated_BN, _KEPT, _RETURNED),
+                torch.where(updated_BN, _PASSED, _LEFT_OUT),
+            )
         # Identity maps compute padding too, but nothing reads its value.
         kind_BN = kind_BN.masked_fill(~self._layout.valid_BN, _PADDING)
         levels = self._layout.num_levels
         code_R = (kind_BN * levels + self._level_N).flatten()
         counts = torch.bincount(code_R, minlength=(_PADDING + 1) * levels).tolist()
-        parts = code_R.sort(stable=True).indices.split(counts)
+        order_R = code_R.sort(stable=True).indices
+        parts = order_R.split(counts)
         self._rows = {
             kind: list(parts[kind * levels : (kind + 1) * levels]) for kind in range(_PADDING)
         }
-        self._left_out = [self._input_RC[rows_R] for rows_R in self._rows[_LEFT_OUT]]
+        self._order_R, self._place_R = order_R, None
+        self._stored = sum(counts[: _LEFT_OUT * levels])
+        self._real = sum(counts[: _PADDING * levels])
+        left_out_RC = self._input_RC.index_select(0, order_R[self._stored : self._real])
+        self._left_out = list(left_out_RC.split(counts[_LEFT_OUT * levels : _PADDING * levels]))
         self._updated_BN = updated_BN | kept_BN
+
+    def _places(self, order_R: Tensor) -> Tensor:
+        """Return where each row stands in the order; all padding at the place after real rows."""
+        if self._place_R is None:
+            position_R = torch.arange(len(order_R), device=order_R.device)
+            place_R = torch.empty_like(order_R).scatter_(0, order_R, position_R)
+            self._place_R = place_R.clamp_max_(self._real)
+        return self._place_R
 
     def _write(self, memory_BNC: Tensor, kind: int, layer: int) -> Tensor:
         """Return the memory with the tokens of a kind mapped to their state after a layer."""
         rows = self._rows[kind]
-        moved = [
-            self._bypass.moved(layer, level, self._input_RC[rows_R])
-            for level, rows_R in enumerate(rows)
-        ]
+        inputs = (
+            self._left_out
+            if kind == _LEFT_OUT
+            else [self._input_RC.index_select(0, rows_R) for rows_R in rows]
+        )
+        moved = [self._bypass.moved(layer, level, x_RC) for level, x_RC in enumerate(inputs)]
         self._used = True
         written_RC = torch.cat(moved).to(memory_BNC.dtype)
         flat_RC = memory_BNC.flatten(0, 1).index_copy(0, torch.cat(rows), written_RC)
@@ -169,15 +197,17 @@ class _SortedPass(BypassPass):
         if layer == 0 or not self._leaves_out:
             return None
         self._used = True
-        rows_R = torch.cat([*self._rows[_KEPT], *self._rows[_RETURNED], *self._rows[_PASSED]])
-        stored_RC = projection(memory_BNC.flatten(0, 1)[rows_R])
-        projected_RC = stored_RC.new_zeros(self._input_RC.shape)
-        projected_RC.index_copy_(0, rows_R, stored_RC)
-        for level, rows_R in enumerate(self._rows[_LEFT_OUT]):
-            if len(rows_R):
+        order_R = self._order_R
+        assert order_R is not None
+        stored_RC = memory_BNC.flatten(0, 1).index_select(0, order_R[: self._stored])
+        sorted_RC = [projection(stored_RC)]
+        for level, x_RC in enumerate(self._left_out):
+            if len(x_RC):
                 weight_CC, bias_C = self._bypass.folded(layer - 1, level, projection)
-                moved_RC = F.linear(self._left_out[level], weight_CC, bias_C)
-                projected_RC.index_copy_(0, rows_R, moved_RC)
+                sorted_RC.append(F.linear(x_RC, weight_CC, bias_C))
+        if self._real < len(order_R):
+            sorted_RC.append(sorted_RC[0].new_zeros(1, memory_BNC.shape[2]))
+        projected_RC = torch.cat(sorted_RC).index_select(0, self._places(order_R))
         return projected_RC.view_as(memory_BNC)
 
     def end_layer(self, layer: int, memory_BNC: Tensor) -> Tensor:
