@@ -11,6 +11,7 @@ from detectron2.config import instantiate
 from PIL import Image
 
 from projects.dino.comparisons import comparisons
+from tests.source_tree import ROOT
 from tokendetr.analysis.comparison import METRICS, Claim, Comparison, Contestant
 from tokendetr.cli import study
 from tokendetr.config import zoo
@@ -187,6 +188,19 @@ def test_what_is_recorded_is_not_repeated(
     study.main(command)
     assert "/2]" not in capsys.readouterr().out
     assert set(json.loads((tmp_path / "tried.json").read_text())["rows"]) == {"dense", "sparse"}
+
+
+@pytest.mark.checkout
+@pytest.mark.parametrize("comparison", list(comparisons()), ids=lambda comparison: comparison.name)
+def test_pages_show_what_is_recorded(comparison: Comparison) -> None:
+    record = study.Record(study.RECORDS / f"{comparison.name}.json")
+    page, readme = ((ROOT / name).read_text() for name in ("docs/comparison.md", "README.md"))
+    for table in comparison.tables(record.rows, record.notes()):
+        assert table.markdown() in page, "run tools/study.py dino --table --write"
+    if comparison.headline:
+        assert comparison.headline_table(record.rows, record.notes()).markdown() in readme
+    if pairs := comparison.pairs_csv(record.rows):
+        assert (study.RECORDS / f"{comparison.name}_pairs.csv").read_text() == pairs
 
 
 def test_a_row_that_does_not_exist_is_refused() -> None:

@@ -17,6 +17,7 @@ from jinja2 import Environment
 from PIL import Image
 
 from tokendetr import __version__
+from tokendetr.analysis.machine_load import machine_load
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.errors import OutputError
 from tokendetr.evaluation.error_analysis import Comparison, compare_results
@@ -201,6 +202,7 @@ def _render(
     encoder = plotly.utils.PlotlyJSONEncoder
     folder = files("tokendetr.report")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    threads = f"{torch.get_num_threads()} thread(s)"
     template = environment.from_string((folder / "page.html").read_text())
     return template.render(
         runs=runs,
@@ -216,7 +218,7 @@ def _render(
         style=(folder / "page.css").read_text(),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
-        machine=f"{machine()}, {torch.get_num_threads()} thread(s)",
+        machine=", ".join(filter(None, (machine(), threads, machine_load().text))),
     )
 
 
