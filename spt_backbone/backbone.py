@@ -181,7 +181,10 @@ class SPT(SwinTransformer):
             if isinstance(stage, SelectPackStage):
                 layout = self._layout(extents, index, (height, width), x_BNC.device)
                 out_BNC, choices = stage(x_BNC, layout, finer_BN, oracle.get(index + 1))
-                selections += [Selection(*choice, layout, index + 1) for choice in choices]
+                selections += [
+                    Selection(each.logit_BN, each.own_BN, each.pack, layout, index + 1)
+                    for each in choices
+                ]
                 finer_BN = pool_scores(choices[-1].logit_BN, layout) if self.multi_scale else None
                 out_height, out_width = height, width
                 if stage.downsample is not None:
