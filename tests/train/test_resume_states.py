@@ -140,6 +140,22 @@ def test_a_state_must_have_what_the_optimizer_needs():
     assert torch.equal(again.state[weights[1]]["exp_avg"], adam["state"][1]["exp_avg"])
 
 
+def test_a_state_of_parameters_in_another_order_is_refused():
+    def adam(*shapes):
+        parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+        for each in parameters:
+            each.grad = torch.ones_like(each)
+        return torch.optim.AdamW(parameters)
+
+    optimizer = adam((2, 3), (3, 2))
+    optimizer.step()
+    other = adam((3, 2), (2, 3))
+    message = r"exp_avg of parameter 0 .* \[2, 3\], the parameter \[3, 2\]"
+    with pytest.raises(CheckpointMismatchError, match=message):
+        load_optimizer_state(other, optimizer.state_dict())
+    assert not other.state
+
+
 def test_another_seed_is_not_used_and_that_is_said(toy_run, run_folder, caplog):
     toy_run(run_folder, *LONGER, "train.seed=99", resume=True)
     assert "train.seed=99 is ignored" in caplog.text

@@ -4,13 +4,13 @@ A project defines its studies in ``projects.<name>.studies.studies()``; ``tools/
 them.
 """
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokendetr.analysis.tables import Table
+from tokendetr.io.json_files import read_json
 
 METRICS = {"AP": "bbox/AP", "APs": "bbox/APs", "APm": "bbox/APm", "APl": "bbox/APl"}
 """Column of a study's table -> the evaluators' name of the metric."""
@@ -101,7 +101,7 @@ class Study:
             for seed in self.seeds:
                 file = self.cell_dir(root, variant, seed) / "results.json"
                 if file.exists():
-                    seeds[seed] = json.loads(file.read_text())
+                    seeds[seed] = read_json(file)
             found[variant.slug] = seeds
         return found
 

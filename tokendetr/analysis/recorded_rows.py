@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.json_files import read_json
 
 __all__ = ["machine", "measured_notes", "processor", "record_rows"]
 
@@ -37,7 +38,7 @@ def record_rows(
         rows: row -> name -> number; recorded numbers that a row lacks are kept.
         timed: the rows include times, which depend on the machine and its load.
     """
-    recorded: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    recorded: dict[str, dict[str, Any]] = read_json(file) if file.exists() else {}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     for name, numbers in rows.items():
         row = recorded.setdefault(name, {})

@@ -36,8 +36,9 @@ from tokendetr.cli.project_studies import from_project
 from tokendetr.config import zoo
 from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.config.load import load_config
-from tokendetr.errors import ConfigError
+from tokendetr.errors import ConfigError, DatasetError
 from tokendetr.io.atomic import write_atomically
+from tokendetr.train.writers import recorded_rows
 
 SPARSIFY = "sparsify"
 SPARSIFIED = ("dino_shapes", "dino_bccd")
@@ -118,9 +119,15 @@ def count_gflops(config_file: str, overrides: Sequence[str]) -> float:
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """Return the last evaluation in a run's ``metrics.json``."""
-    lines = (folder / "metrics.json").read_text().splitlines()
-    evaluated = [line for line in map(json.loads, lines) if METRICS["AP"] in line]
+    """Return the last evaluation in a run's ``metrics.json``.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    rows = recorded_rows(str(folder / "metrics.json"))
+    evaluated = [row for row in rows if set(METRICS.values()) <= set(row)]
+    if not evaluated:
+        raise DatasetError(f"{folder / 'metrics.json'} has no evaluation: remove {folder}")
     return {key: evaluated[-1][key] for key in METRICS.values()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendetr.io.progress import Progress
+from tokendetr.train.writers import recorded_rows
 
 
 def training_command(config: str, folder: Path, iterations: int, *extra: str) -> list[str]:
@@ -112,11 +112,7 @@ def _waiting_for(done: int, before: int, iterations: int) -> str:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.json"
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return recorded_rows(str(folder / "metrics.json"))
 
 
 def _last_iteration(folder: Path) -> int:

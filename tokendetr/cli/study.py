@@ -41,6 +41,7 @@ from tokendetr.config.files import PROJECTS_DIR
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.bootstrap import draw_images, match_images
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.json_files import read_json
 from tokendetr.sparsification.job import OUTPUTS
 
 RECORDS = PROJECTS_DIR.parent / "docs" / "evidence"
@@ -100,7 +101,7 @@ class Record:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.data: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": {}}
+        self.data: dict[str, Any] = read_json(file) if file.exists() else {"rows": {}}
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -217,8 +218,8 @@ class Run:
         """Return the evaluation's figures, and replicates of AP for all and for small objects."""
         from detectron2.data import MetadataCatalog
 
-        detections = json.loads((test / "coco_instances_results.json").read_text())
-        truth = json.loads(Path(MetadataCatalog.get(self.comparison.test).json_file).read_text())
+        detections = read_json(test / "coco_instances_results.json")
+        truth = read_json(Path(MetadataCatalog.get(self.comparison.test).json_file))
         times_RI = draw_images(len(truth["images"]), REPLICATES)
         replicates = {}
         figures: dict[str, Any] = {}

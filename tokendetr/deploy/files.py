@@ -193,7 +193,7 @@ def check(
     if not path.is_file():
         raise FileNotFoundError(f"there is no exported file {path}")
     try:
-        record = json.loads(record_path.read_text())
+        record = json.loads(record_path.read_bytes())
         options = ExportOptions(
             format=record["format"],
             size=(int(record["size"][0]), int(record["size"][1])),

@@ -203,7 +203,7 @@ def _render(
     folder = files("tokendetr.report")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     threads = f"{torch.get_num_threads()} thread(s)"
-    template = environment.from_string((folder / "page.html").read_text())
+    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     return template.render(
         runs=runs,
         trained=any(run.rows for run in runs),
@@ -214,8 +214,8 @@ def _render(
         evaluated=_evaluated(runs),
         data=json.dumps(data, cls=encoder).replace("<", "\\u003c"),
         plotly=plotly.offline.get_plotlyjs(),
-        script=(folder / "page.js").read_text(),
-        style=(folder / "page.css").read_text(),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        style=(folder / "page.css").read_text(encoding="utf-8"),
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         machine=", ".join(filter(None, (machine(), threads, machine_load().text))),

@@ -16,6 +16,9 @@ __all__ = ["load_optimizer_state", "try_update"]
 
 logger = logging.getLogger(__name__)
 
+_LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+"""Names in the state of PyTorch's optimizers for tensors of a parameter's shape."""
+
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Load an optimizer's saved state, keeping the hyperparameters that it was built with.
@@ -31,6 +34,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
         CheckpointMismatchError: the state is of another kind of optimizer.
         ValueError: the state is of other parameters.
     """
+    _check_shapes(optimizer, saved)
     built = [_hyperparameters(group) for group in optimizer.param_groups]
     if missing := _lacking(optimizer, saved):
         raise CheckpointMismatchError(
@@ -68,6 +72,25 @@ def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr")}
     return {**values, "lr": group.get("initial_lr", group.get("lr"))}
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Check that averages of gradients have their parameters' shapes, which PyTorch does not.
+
+    Raises:
+        CheckpointMismatchError: one has another shape: the parameters are others, or in another
+            order.
+    """
+    ids = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in zip(ids, parameters, strict=False):
+        for name in _LIKE_PARAMETERS:
+            value = (saved["state"].get(number) or {}).get(name)
+            if isinstance(value, Tensor) and value.shape != parameter.shape:
+                raise CheckpointMismatchError(
+                    f"{name} of parameter {number} in the state of the optimizer has the shape "
+                    f"{list(value.shape)}, the parameter {list(parameter.shape)}"
+                )
 
 
 def _lacking(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list[str]:
