@@ -17,6 +17,16 @@ from tokendetr.report import figures
 pytest.importorskip("hotcoco", reason="hotcoco analyzes the results")
 
 
+@pytest.mark.parametrize("extra", [{"segmentation": 5}, {"area": "x"}, {"file_name": "\ud800"}])
+def test_other_fields_of_results_may_be_anything(files, tmp_path, extra):
+    annotations, path = files
+    rows = json.loads(path.read_text())
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps([{**row, **extra} for row in rows]))
+    expected = analyze_results(annotations, path).metrics
+    assert analyze_results(annotations, changed).metrics == expected
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Annotations, and results: jittered truth under right and wrong names, copies and strays."""

@@ -15,7 +15,7 @@ from tokendetr.data.coco_check import read_coco
 from tokendetr.errors import DatasetError
 from tokendetr.evaluation.matched_results import MatchedResults
 from tokendetr.io.annotation_checks import check_results
-from tokendetr.io.results import read_results
+from tokendetr.io.results import RESULT_KEYS, read_results
 
 __all__ = ["Analysis", "Comparison", "analyze_results", "compare_results"]
 
@@ -132,7 +132,8 @@ def _results_on(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[s
         check_results(rows, {image["id"] for image in annotations["images"]})
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from error
-    return rows
+    # Other fields, such as masks of another program, may be anything.
+    return [{key: row[key] for key in RESULT_KEYS} for row in rows]
 
 
 def _labeled(annotations: str | Path) -> dict[str, Any]:

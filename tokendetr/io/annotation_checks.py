@@ -119,17 +119,23 @@ def max_detections(given: int | Sequence[int] | None) -> list[int]:
 
 
 def federated_faults(data: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each record that lacks a field of LVIS's evaluation.
+    """Return a sentence for each record whose fields LVIS's evaluation cannot use.
 
     Args:
         data: the ``data`` of :func:`tokendetr.io.annotations.normalize`.
     """
-    faults = [
-        f"{image_name(image)}: there is no list {key!r}, which LVIS's evaluation needs"
-        for image in data["images"]
-        for key in ("neg_category_ids", "not_exhaustive_category_ids")
-        if not isinstance(image.get(key), list)
-    ]
+    known = {category["id"] for category in data["categories"]}
+    faults = []
+    for image in data["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = image.get(key)
+            if not isinstance(ids, list):
+                problem = f"there is no list {key!r}, which LVIS's evaluation needs"
+                faults.append(f"{image_name(image)}: {problem}")
+            # The evaluation would look for such an id and never find it.
+            elif strangers := [n for n in ids if not isinstance(n, int | str) or n not in known]:
+                problem = f"{key} has {shown(strangers[0])}, which is no category's id"
+                faults.append(f"{image_name(image)}: {problem}")
     return faults + [
         f"category id {category['id']} ({category['name']}): frequency is "
         f"{shown(category.get('frequency'))}, not 'r', 'c' or 'f'"

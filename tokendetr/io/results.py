@@ -7,9 +7,11 @@ from typing import Any
 from tokendetr.errors import DatasetError
 from tokendetr.io._annotation_values import are_numbers, is_number
 
-__all__ = ["read_results"]
+__all__ = ["RESULT_KEYS", "read_results"]
 
-_KEYS = ("image_id", "category_id", "bbox", "score")
+RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
+"""Keys of every record; others may be there as well."""
+
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -38,7 +40,7 @@ def _fault(record: Any) -> str:
     """Return what is wrong with a record, "" if nothing is; ids become integers."""
     if not isinstance(record, dict):
         return f"is {record!r:.{_SHOWN}}, not a COCO result"
-    if missing := sorted(set(_KEYS) - set(record)):
+    if missing := sorted(set(RESULT_KEYS) - set(record)):
         return f"has no {', '.join(missing)}"
     for key in ("image_id", "category_id"):
         if isinstance(record[key], float) and record[key].is_integer():
