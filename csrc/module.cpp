@@ -2,6 +2,7 @@
 //
 // It has no Python symbols: torch.ops.load_library loads it in Python, dlopen or a link flag in C++. Fake kernels,
 // autograd and autocast are registered in Python, see tokendetr/ops/*/registration.py.
+#include "common/isa.h"
 #include "common/stable_abi.h"
 #include "ms_deform_attn/cpu/kernels.h"
 #include "ms_deform_attn/registration.h"
@@ -68,7 +69,7 @@ extern "C" {
 TOKENDETR_EXPORT int tokendetr_interface() { return kInterface; }
 
 // The instruction set that the CPU kernels use in this process.
-TOKENDETR_EXPORT const char* tokendetr_cpu_isa() { return tokendetr::kernels().name; }
+TOKENDETR_EXPORT const char* tokendetr_cpu_isa() { return tokendetr::has_tiles() ? "amx" : tokendetr::kernels().name; }
 
 TOKENDETR_EXPORT int tokendetr_has_cuda() {
 #ifdef TOKENDETR_WITH_CUDA

@@ -3,6 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace tokendetr {
 namespace {
 
@@ -22,7 +28,28 @@ Isa best_isa() {
   return Isa::kPortable;
 }
 
+bool find_tiles() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+  const char* wanted = std::getenv("TOKENDETR_CPU_ISA");
+  if (isa() != Isa::kAvx512 || (wanted != nullptr && std::strcmp(wanted, "avx512") == 0)) return false;
+  constexpr unsigned kTiles = 1u << 24 | 1u << 22;  // tiles, and their products of bfloat16
+  constexpr unsigned kVectorsOfBFloat16 = 1u << 5;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) != kTiles) return false;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & kVectorsOfBFloat16) == 0) return false;
+  constexpr int kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+bool has_tiles() {
+  static const bool found = find_tiles();
+  return found;
+}
 
 Isa isa() {
   static const Isa chosen = best_isa();

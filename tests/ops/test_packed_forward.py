@@ -43,6 +43,19 @@ def test_half_precision_is_as_good_as_pytorch(dtype: torch.dtype) -> None:
         assert relative(output, exact) <= 2 * rounded + 1e-6
 
 
+@pytest.mark.parametrize("width", [32, 64, 96])
+def test_heads_of_whole_tiles_in_bfloat16_are_as_good_as_pytorch(width: int) -> None:
+    for seed, slots in enumerate((1, 3, 16, 17, 31, 49, 52, 64, 65, 130, 200), 1):
+        case = random_packed(seed, slots=slots, width=width).to(torch.float32)
+        case = case.to(torch.bfloat16, biases=False)
+        odd = torch.cat([case.query.new_zeros(1), case.query.flatten()])[1:].view_as(case.query)
+        exact = packed_oracle(case.to(torch.float64))
+        output = replace(case, query=odd).run()
+        assert torch.equal(output, case.run())
+        rounded = relative(exact.to(torch.bfloat16), exact)
+        assert relative(output, exact) <= 2 * rounded + 1e-6
+
+
 def image_case(seed: int, slots: int = 49) -> PackedCase:
     """Full containers of one segment, no biases."""
     g = torch.Generator().manual_seed(seed)

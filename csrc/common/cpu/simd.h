@@ -90,11 +90,16 @@ TOKENDETR_INLINE Vec<T> load(const BFloat16* from) {
 }
 template <class T>
 TOKENDETR_INLINE void store(BFloat16* to, Vec<float> vector) {
+#if defined(TOKENDETR_ROUNDS_BFLOAT16)
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(vector));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)rounded);
+#else
   const auto bits = reinterpret_cast<Beside<float, uint32_t>>(vector);
   const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const auto quiet_nan = Beside<float, uint32_t>{} + 0x7fc0u;
   const auto kept = vector == vector ? rounded : quiet_nan;
   store_beside<float, uint16_t>(&to->bits, __builtin_convertvector(kept, Beside<float, uint16_t>));
+#endif
 }
 
 // Packed bfloat16: element i holds channel i of a first vector in its low half and channel i of a second one in its

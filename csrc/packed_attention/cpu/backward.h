@@ -65,7 +65,7 @@ TOKENDETR_INLINE void make_slopes(const Keys<T>& keys, int64_t queries, const T*
       store<T>(slopes + row + j, load<T>(weights + row + j) * (load<T>(slopes + row + j) - own));
     }
   }
-  put_tails<T>(keys, queries, tail_slopes, slopes);
+  put_tails<T, T>(keys, queries, tail_slopes, slopes, keys.length);
 }
 
 // Adds a product's vectors to rows; the first block writes them.

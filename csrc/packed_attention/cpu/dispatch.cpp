@@ -4,6 +4,9 @@
 namespace tokendetr::packed {
 
 const Kernels& kernels() {
+#if TOKENDETR_TILES
+  if (has_tiles()) return kAmxKernels;
+#endif
 #if defined(__x86_64__)
   if (isa() == Isa::kAvx512) return kAvx512Kernels;
   if (isa() == Isa::kAvx2) return kAvx2Kernels;

@@ -24,21 +24,12 @@ inline int64_t backward_bytes(const Problem& problem, Storage storage, int64_t l
   });
 }
 
-inline int64_t longest_segment(const Segments& segments) {
-  int64_t longest = 0;
-  for (int64_t s = 0; s < segments.count; ++s) {
-    const int64_t count = segments.starts[s + 1] - segments.starts[s];
-    if (count > longest) longest = count;
-  }
-  return longest;
-}
-
 inline void forward(const Problem& problem, Storage storage, const Inputs& in, const Segments& segments,
                     int64_t container, const Heads& heads, void* memory, const Write& output) {
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
-    ForwardScratch<T> scratch(problem, longest_segment(segments), in.table != nullptr, memory);
+    ForwardScratch<T> scratch(problem, segments.longest(), in.table != nullptr, memory);
     for (int64_t s = 0; s < segments.count; ++s) {
       const int32_t begin = segments.starts[s], count = segments.starts[s + 1] - begin;
       forward_segment<T, S>(problem, in, container, heads, segments.slots + begin, count, scratch, output);
@@ -51,7 +42,7 @@ inline void backward(const Problem& problem, Storage storage, const Inputs& in, 
   with_types(storage, [&](auto types) {
     using T = typename decltype(types)::T;
     using S = typename decltype(types)::S;
-    BackwardScratch<T> scratch(problem, longest_segment(segments), in.table != nullptr, memory);
+    BackwardScratch<T> scratch(problem, segments.longest(), in.table != nullptr, memory);
     for (int64_t s = 0; s < segments.count; ++s) {
       const int32_t begin = segments.starts[s], count = segments.starts[s + 1] - begin;
       backward_segment<T, S>(problem, in, container, heads, segments.slots + begin, count, scratch, gradients);

@@ -10,6 +10,15 @@ struct Segments {
   const int32_t* slots;
   const int32_t* starts;  // of each segment in `slots`, and the end of the last
   int64_t count;
+
+  int64_t longest() const {
+    int64_t longest = 0;
+    for (int64_t s = 0; s < count; ++s) {
+      const int64_t own = starts[s + 1] - starts[s];
+      if (own > longest) longest = own;
+    }
+    return longest;
+  }
 };
 
 // Heads [first, end).
@@ -39,6 +48,13 @@ struct Kernels {
 extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+
+#if defined(__x86_64__) && defined(__has_include)
+#if __has_include(<amxbf16intrin.h>)
+#define TOKENDETR_TILES 1
+extern const Kernels kAmxKernels;
+#endif
+#endif
 
 // Those of the best instruction set, see common/isa.h.
 const Kernels& kernels();

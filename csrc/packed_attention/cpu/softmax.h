@@ -90,11 +90,17 @@ void multiply_tails(const T* block, int64_t queries, const T* rows, int64_t widt
   }
 }
 
-template <class T>
-TOKENDETR_INLINE void put_tails(const Keys<T>& keys, int64_t queries, const Tails<T>& tails, T* rows) {
+// Writes the tails' numbers behind the whole vectors of rows of E.
+template <class T, class E>
+TOKENDETR_INLINE void put_tails(const Keys<T>& keys, int64_t queries, const Tails<T>& tails, E* rows, int64_t length) {
   for (int64_t t = 0; t < keys.tail; ++t) {
-    T* to = rows + keys.whole() + t;
-    for (int64_t i = 0; i < queries; ++i) to[i * keys.length] = tails[t].number[i];
+    E* to = rows + keys.whole() + t;
+    for (int64_t first = 0; first < queries; first += kLanes<T>) {
+      E few[kLanes<T>];
+      store<T>(few, load<T>(tails[t].number + first));
+      const int64_t rest = queries - first, count = rest < kLanes<T> ? rest : kLanes<T>;
+      for (int64_t i = 0; i < count; ++i) to[(first + i) * length] = few[i];
+    }
   }
 }
 
@@ -110,10 +116,22 @@ TOKENDETR_INLINE void add_biases_of_tails(const Keys<T>& keys, int64_t queries, 
   }
 }
 
-// Adds the biases and finds each query's largest logit. A NaN among the logits need not reach the largest: it reaches
-// the sum of exponentials. Where all logits are -inf, `largest` is 0, because -inf - -inf would be NaN.
+// Products that are logits but for their biases, and those that are still to be multiplied by a scale.
 template <class T>
-TOKENDETR_INLINE void make_logits(const Keys<T>& keys, int64_t queries, T* rows, Tails<T>& tails,
+struct AsTheyAre {
+  TOKENDETR_INLINE Vec<T> operator()(Vec<T> products) const { return products; }
+};
+template <class T>
+struct Times {
+  Vec<T> scale;
+  TOKENDETR_INLINE Vec<T> operator()(Vec<T> products) const { return products * scale; }
+};
+
+// Scales products where there are biases, adds these and finds each query's largest logit. A NaN among the logits need
+// not reach the largest: it reaches the sum of exponentials. Where all logits are -inf, `largest` is 0, because -inf -
+// -inf would be NaN.
+template <class T, class Scaled>
+TOKENDETR_INLINE void make_logits(const Keys<T>& keys, int64_t queries, const Scaled& scaled, T* rows, Tails<T>& tails,
                                   PerQuery<T>& largest) {
   const Vec<T> least = broadcast<T>(-static_cast<T>(__builtin_inf()));
   const Larger larger;
@@ -124,7 +142,7 @@ TOKENDETR_INLINE void make_logits(const Keys<T>& keys, int64_t queries, T* rows,
     for (int64_t v = 0; v < keys.biased; ++v) own = larger(load<T>(row + v * kLanes<T>), own);
     for (int64_t v = keys.biased; v < keys.vectors; ++v) {
       const int64_t j = v * kLanes<T>;
-      Vec<T> logit = load<T>(row + j) + load<T>(keys.bias + j);
+      Vec<T> logit = scaled(load<T>(row + j)) + load<T>(keys.bias + j);
       if (keys.table != nullptr) logit += gather<T>(keys.table, keys.index + i * keys.length + j);
       store<T>(row + j, logit);
       own = larger(logit, own);
@@ -140,20 +158,29 @@ TOKENDETR_INLINE void make_logits(const Keys<T>& keys, int64_t queries, T* rows,
   }
 }
 
-// Replaces the logits by e^(logit - largest), 0 behind the last key, and sets `inverse` to one by their sums. Rows are
-// not divided by their sums here: the products with the values are fewer numbers to scale.
-template <class T, class S>
-TOKENDETR_INLINE void exponentials(const Keys<T>& keys, int64_t queries, const PerQuery<T>& largest, T* rows,
-                                   Tails<T>& tails, PerQuery<T>& inverse, const Rows<S>& ahead) {
+// Rows of numbers or of bfloat16, a row for each query of a block.
+template <class E>
+struct BlockRows {
+  E* data;
+  int64_t length;
+};
+
+// Sets `shares`, which may be the logits' memory, to e^(logit - largest), 0 behind the last key, and `inverse` to one
+// by their sums. Rows are not divided by their sums here: the products with the values are fewer numbers to scale.
+template <class T, class E, class S>
+TOKENDETR_INLINE void exponentials(const Keys<T>& keys, int64_t queries, const PerQuery<T>& largest, const T* rows,
+                                   const BlockRows<E>& shares, Tails<T>& tails, PerQuery<T>& inverse,
+                                   const Rows<S>& ahead) {
   Partial<T> sums;
   for (int64_t i = 0; i < queries; ++i) {
     ahead.fetch_next(i);
     const Vec<T> zero = broadcast<T>(largest.number[i]);
-    T* row = rows + i * keys.length;
+    const T* row = rows + i * keys.length;
+    E* to = shares.data + i * shares.length;
     Vec<T> sum{};
     for (int64_t j = 0; j < keys.whole(); j += kLanes<T>) {
       const Vec<T> share = exp_nonpositive(load<T>(row + j) - zero);
-      store<T>(row + j, share);
+      store<T>(to + j, share);
       sum += share;
     }
     sums.vector[i] = sum;
@@ -168,7 +195,7 @@ TOKENDETR_INLINE void exponentials(const Keys<T>& keys, int64_t queries, const P
     }
     store<T>(inverse.number + first, sum == Vec<T>{} ? Vec<T>{} : T(1) / sum);
   }
-  put_tails<T>(keys, queries, tails, rows);
+  put_tails<T, E>(keys, queries, tails, shares.data, shares.length);
 }
 
 // Replaces a block of products by unnormalized attention weights; `inverse` normalizes them.
@@ -176,8 +203,8 @@ template <class T, class S>
 void softmax_rows(const Keys<T>& keys, int64_t queries, T* rows, Tails<T>& tails, PerQuery<T>& inverse,
                   const Rows<S>& ahead) {
   PerQuery<T> largest;
-  make_logits<T>(keys, queries, rows, tails, largest);
-  exponentials<T>(keys, queries, largest, rows, tails, inverse, ahead);
+  make_logits<T>(keys, queries, AsTheyAre<T>{}, rows, tails, largest);
+  exponentials<T>(keys, queries, largest, rows, BlockRows<T>{rows, keys.length}, tails, inverse, ahead);
 }
 
 }  // namespace tokendetr::TOKENDETR_ISA::packed
