@@ -1,7 +1,7 @@
 """Select-and-pack attention: Swin's blocks and stages on selected tokens.
 
 Shapes: B image, N tokens of a stage, C channel, G container, T slots of a container, M head, D head
-width, R side of a table of relative positions.
+width, P selected tokens of all images, R side of a table of relative positions.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from spt_backbone.selection import SelectionRule, pack_selected
 from spt_backbone.static_pack import StaticPack
+from tokendetr.layers.cpu.linears import linear_and_sum
+from tokendetr.layers.cpu.swin import add_mlp, is_fast_attention
 from tokendetr.ops import packed_attention
 from tokendetr.tokens import LevelLayout, Pack
 
@@ -118,6 +120,31 @@ class SelectPackBlock(nn.Module):
             The tokens [B, N, C] and the choice.
         """
         normed_BNC = self.norm1(x_BNC)
+        probability_BN, choice = self._choose(normed_BNC, layout, finer_BN, oracle_BN)
+        logit_BN, pack = choice.logit_BN, choice.pack
+        # Straight-through estimator: the mask is 1 for a selected token, with the gradient of its
+        # probability.
+        factor_BN = logit_BN.sigmoid()
+        if torch.is_grad_enabled():
+            factor_BN = factor_BN * (1 + (probability_BN - probability_BN.detach()))
+        gated_GTC = pack.reduce(normed_BNC) * pack.select(factor_BN.to(normed_BNC.dtype))[..., None]
+        attended_GTC = self._attend(gated_GTC, pack, layout)
+        if isinstance(pack, Pack) and self._is_fast(x_BNC):
+            return self._add_fast(x_BNC, attended_GTC, pack), choice
+        projected_GTC = self.attn.proj(attended_GTC)
+        rest_BNC = self.attn.proj.bias.to(projected_GTC.dtype).expand_as(x_BNC)
+        attended_BNC = self.attn.proj_drop(pack.restore(projected_GTC, rest_BNC))
+        x_BNC = x_BNC + self.drop_path(attended_BNC)
+        return self._feed_forward(x_BNC, pack), choice
+
+    def _choose(
+        self,
+        normed_BNC: Tensor,
+        layout: LevelLayout,
+        finer_BN: Tensor | None,
+        oracle_BN: Tensor | None,
+    ) -> tuple[Tensor, Choice]:
+        """Return the probability [B, N] of each token's selection, and the choice."""
         own_BN = gate_logits(self.gate, normed_BNC)
         logit_BN = own_BN if finer_BN is None else torch.maximum(own_BN, finer_BN)
         if oracle_BN is not None:
@@ -133,17 +160,32 @@ class SelectPackBlock(nn.Module):
             shift=self.shift_size,
             length=self.options.container_length,
         )
-        # Straight-through estimator: the mask is 1 for a selected token, with the gradient of its
-        # probability.
-        straight_BN = 1 + (probability_BN - probability_BN.detach())
-        gated_GTC = pack.reduce(normed_BNC) * pack.select(
-            (logit_BN.sigmoid() * straight_BN).to(normed_BNC.dtype)
-        ).unsqueeze(-1)
-        attended_GTC = self.attn.proj(self._attend(gated_GTC, pack, layout))
-        rest_BNC = self.attn.proj.bias.to(attended_GTC.dtype).expand_as(x_BNC)
-        attended_BNC = self.attn.proj_drop(pack.restore(attended_GTC, rest_BNC))
-        x_BNC = x_BNC + self.drop_path(attended_BNC)
-        return self._feed_forward(x_BNC, pack), Choice(logit_BN, own_BN, pack)
+        return probability_BN, Choice(logit_BN, own_BN, pack)
+
+    def _is_fast(self, x_BNC: Tensor) -> bool:
+        """Return True if :meth:`_add_fast` computes what the block's own steps compute."""
+        return not self.training and is_fast_attention(self.attn, x_BNC, self.drop_path)
+
+    def _add_fast(self, x_BNC: Tensor, attended_GTC: Tensor, pack: Pack) -> Tensor:
+        """Return the block's output: sums inside products, and selected tokens as rows.
+
+        Args:
+            x_BNC: the block's input.
+            attended_GTC: the attention's output before its projection.
+            pack: the selected tokens.
+        """
+        x_NC = x_BNC.flatten(0, 1)
+        attended_PC = attended_GTC.flatten(0, 1).index_select(0, pack.slot_P)
+        selected_PC = x_NC.index_select(0, pack.index_P)
+        selected_PC = linear_and_sum(self.attn.proj, attended_PC, selected_PC)
+        feeds_all = self.options.ffn_on == "all"
+        if not feeds_all:
+            selected_PC = add_mlp(self.norm2, self.mlp, selected_PC)
+        rest_NC = x_NC.to(selected_PC.dtype) + self.attn.proj.bias.to(selected_PC.dtype)
+        x_NC = rest_NC.index_copy_(0, pack.index_P, selected_PC)
+        if feeds_all:
+            x_NC = add_mlp(self.norm2, self.mlp, x_NC)
+        return x_NC.view(x_BNC.shape)
 
     def _attend(self, x_GTC: Tensor, pack: Pack | StaticPack, layout: LevelLayout) -> Tensor:
         """Attend inside containers, [G, T, C]."""

@@ -15,6 +15,7 @@ from spt_backbone.selection import pack_selected
 from spt_backbone.static_pack import StaticPack
 from tests.spt_backbone.spt_models import Detector, half_selecting, maps_of, records, small_spt
 from tokendetr.encoder.forward_context import observe
+from tokendetr.layers.cpu import optimize
 from tokendetr.tokens import LevelLayout
 
 
@@ -222,3 +223,40 @@ def test_a_model_with_options_trains():
     spt = find_spt(model)
     assert isinstance(spt, SPT)
     assert all((gate.weight.grad != 0).any() for gate in spt._gates())
+
+
+@pytest.mark.parametrize("ffn_on", ["all", "selected"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimized_blocks_compute_and_select_the_same(ffn_on, dtype):
+    model = half_selecting(2, ffn_on=ffn_on)
+    for block in model._select_pack_blocks():
+        nn.init.normal_(block.attn.proj.bias)
+    images = torch.randn(2, 3, 72, 90, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = model(images)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        chosen = maps_of(model, images)
+        plain = model(images)
+        with optimize(model):
+            fast = model(images)
+            for before, after in zip(chosen, maps_of(model, images), strict=True):
+                assert dtype != torch.float32 or torch.equal(before.index_P, after.index_P)
+        restored = model(images)
+    for name, expected in exact.items():
+        assert torch.equal(restored[name], plain[name])
+        error, before = (
+            (each[name].float() - expected).norm() / expected.norm() for each in (fast, plain)
+        )
+        assert 0 < error < max(1.5 * before, 1e-5)
+
+
+def test_optimized_blocks_leave_out_no_step_that_a_hook_sees():
+    model = half_selecting(2)
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen = []
+    block = model._select_pack_blocks()[0]
+    for part in (block.attn.proj_drop, block.attn.proj, block.mlp, block.norm2):
+        part.register_forward_hook(lambda module, _inputs, _output: seen.append(module))
+    with torch.no_grad(), optimize(model):
+        model(images)
+    assert seen == [block.attn.proj, block.attn.proj_drop, block.norm2, block.mlp]
