@@ -33,8 +33,7 @@ def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
         assert_gradients_of_whole_batch(tmp_path / f"{name}.pth", model, ONE_WITHOUT_BOXES)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("dino", marks=pytest.mark.slow), "deformable_two_stage"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dino", "deformable_two_stage"])
 def test_compiled_evaluation_gives_the_same_detections(name):
     assert_compiled_equals_eager(sparse(name), [record(64, 96, seed=1), record(64, 96, seed=2)])
