@@ -19,7 +19,8 @@ COLUMNS = {
 """(format, runtime) -> heading of the column."""
 PROVEN = (
     "Largest difference of boxes (pixels) and scores from the model, over eight images of each "
-    "file; in parentheses, how many of the line's detectors were run, if not all."
+    "file; in how many images near ties were decided otherwise; and in parentheses, how many of the "
+    "line's detectors were run, if not all."
 )
 TIMES = (
     "Milliseconds of one image that fills the canvas, in files that take images of any size; "
@@ -110,4 +111,6 @@ def _difference(rows: Sequence[dict[str, Any]], format: str, runtime: str) -> st
         return "no" if refused else None
     boxes, scores = (max(each[name] for each in found) for name in ("box_px", "score"))
     part = f" ({len(found)} of {len(rows)})" if len(found) < len(rows) else ""
-    return f"{boxes:.1g} px, {scores:.0e}{part}"
+    ties, images = (sum(each.get(name, 0) for each in found) for name in ("near_ties", "images"))
+    tied = f", ties in {ties} of {images}" if ties else ""
+    return f"{boxes:.1g} px, {scores:.0e}{tied}{part}"
