@@ -19,8 +19,8 @@ COLUMNS = {
 """(format, runtime) -> heading of the column."""
 PROVEN = (
     "Largest difference of boxes (pixels) and scores from the model, over eight images of each "
-    "file; in how many images near ties were decided otherwise; and in parentheses, how many of the "
-    "line's detectors were run, if not all."
+    "file; ties: images with near ties that were decided otherwise; in parentheses, how many of "
+    "the line's detectors were run, if not all."
 )
 TIMES = (
     "Milliseconds of one image that fills the canvas, in files that take images of any size; "
