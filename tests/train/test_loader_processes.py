@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from detectron2.config import LazyCall as L
@@ -63,3 +65,17 @@ def test_other_errors_of_the_same_type_stay():
 def test_used_up_shared_memory_is_said():
     with pytest.raises(LoaderError, match="/dev/shm"), named_loader_failures():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ...")
+
+
+def test_a_parent_that_hangs_up_is_no_traceback_of_its_loader_process():
+    """Nor is another error hidden; the signals that the process obeys are its own."""
+    script = (
+        "import sys, os; from tokendetr.data.workers import obey_parent; obey_parent(0);"
+        "hook = lambda e: sys.excepthook(type(e), e, None);"
+        "hook(BrokenPipeError('hung up')); hook(EOFError()); hook(KeyError('a fault'));"
+        "os.kill(os.getpid(), __import__('signal').SIGHUP)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ended.stderr.strip() == "KeyError: 'a fault'"

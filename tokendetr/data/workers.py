@@ -8,9 +8,11 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 import torch.utils.data as torchdata
@@ -30,6 +32,7 @@ def obey_parent(worker_id: int) -> None:
     Ctrl-C and SIGHUP are ignored. PyTorch ends workers by SIGTERM, which a batch system sends as
     well; a thread waits for it and exits only if the sender is the parent.
     """
+    sys.excepthook = _say_but_of_connections
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -38,6 +41,18 @@ def obey_parent(worker_id: int) -> None:
         # until the thread below takes it with sigwaitinfo.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _say_but_of_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an exception of a loader process, unless it is that the parent hung up.
+
+    A parent that a signal stops amid the transfer of a batch does so; the thread of multiprocessing
+    that hands over batches would print a traceback.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with(parent: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 
+from tokendetr.compat.resource_tracker import start_resource_tracker
 from tokendetr.errors import RendezvousError
 from tokendetr.io.signals import handle_signals, restore_signals
 from tokendetr.train.failures import Failure
@@ -107,6 +108,7 @@ def launch(
 
 def _supervise(count: int, arguments: tuple[Any, ...]) -> None:
     """Start this machine's processes, forward signals to them, and wait until all have ended."""
+    start_resource_tracker()
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = []
     ends: list[Connection] = []
