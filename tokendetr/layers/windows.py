@@ -5,8 +5,7 @@ tokens of a window, N rows, one for each token of the batch, C channel, E slots 
 some of them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -86,32 +85,16 @@ class WindowSlots:
     region_GT: Tensor
     position_GT2: Tensor
 
-    def gather(self, x_NC: Tensor, norm: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return rows [N, C] in windows [G, T, C], with zeros as padding.
-
-        Args:
-            x_NC: the rows.
-            norm: applied to the rows of the windows, before padding is zeroed; None: nothing.
-        """
+    def gather(self, x_NC: Tensor) -> Tensor:
+        """Return the rows [N, C] in windows [G, T, C], with zeros as padding."""
         rows_EC = x_NC.index_select(0, self.row_E)
-        if norm is not None:
-            rows_EC = norm(rows_EC)
         if len(self.padding_P):
             rows_EC.index_fill_(0, self.padding_P, 0.0)
         return rows_EC.view(*self.region_GT.shape, -1)
 
-    def some(self, first: int, end: int) -> "WindowSlots":
-        """Return the slots of windows ``first`` to ``end`` (exclusive); ``slot_N`` stays."""
-        tokens = self.region_GT.shape[1]
-        padding_P = self.padding_P - first * tokens
-        is_own_P = (padding_P >= 0) & (padding_P < (end - first) * tokens)
-        return replace(
-            self,
-            row_E=self.row_E[first * tokens : end * tokens],
-            padding_P=padding_P[is_own_P],
-            region_GT=self.region_GT[first:end],
-            position_GT2=self.position_GT2[first:end],
-        )
+    def scatter(self, x_GTC: Tensor) -> Tensor:
+        """Return the rows [N, C] of windows [G, T, C]."""
+        return x_GTC.flatten(0, 1).index_select(0, self.slot_N)
 
 
 def slots_of_rows(row_BHW: Tensor, window: Size, shift: Size) -> WindowSlots:

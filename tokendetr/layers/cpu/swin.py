@@ -25,9 +25,6 @@ from tokendetr.ops.fallback import use_extension
 _MLPS = tuple(getattr(swin, name) for name in ("Mlp", "_Mlp") if hasattr(swin, name))
 """detectron2's class, or that of its stand-in."""
 
-JOINT_BYTES_AT_ONCE = 1 << 22
-"""Bytes of the queries, keys and values of windows that attend at once."""
-
 
 class _WindowAttention:
     """The fast form of attention within windows: logits and weights are never stored.
@@ -131,54 +128,33 @@ def add_mlp(norm: nn.Module, mlp: nn.Module, x: Tensor) -> Tensor:
     return by_blocks(lambda rows_RC: form.and_sum(norm(rows_RC), rows_RC), x_NC).view(x.shape)
 
 
-def _attend_in_windows(
-    block: Any,
+def _attend(
+    attention: Any,
     slots: WindowSlots,
-    x_NC: Tensor,
-    bias_table_MRR: Tensor,
+    normed_NC: Tensor,
+    residual_NC: Tensor,
+    bias_table_MRR: Tensor | None,
     key_bias_GT: Tensor | None,
-    *,
-    is_seen: bool,
 ) -> Tensor:
-    """Return what the slots of all windows attend to, [E, C], before the projection.
-
-    Maps are not padded, shifted or cut. What some windows leave for their next step stays in a
-    cache. If hooks see the steps (``is_seen``), each is one call.
-    """
-    attention, (windows, tokens) = block.attn, slots.region_GT.shape
-    norm, attended_EC, windows_at_once = block.norm1, None, _windows_at_once(x_NC, tokens)
-    if is_seen:
-        x_NC, norm, windows_at_once = norm(x_NC), None, windows
-    for first in range(0, windows, windows_at_once):
-        end = min(first + windows_at_once, windows)
-        own = slots if windows_at_once >= windows else slots.some(first, end)
-        joint_GTE = attention.qkv(own.gather(x_NC, norm))
-        query, key, value = joint_GTE.unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
-        own_GTMD = packed_attention(
-            query,
-            key,
-            value,
-            own.region_GT,
-            scale=attention.scale,
-            position_GT2=own.position_GT2,
-            bias_table_MRR=bias_table_MRR,
-            key_bias_GT=None if key_bias_GT is None else key_bias_GT[first:end],
-        )
-        own_EC = own_GTMD.flatten(2).flatten(0, 1)
-        if own is slots:
-            return own_EC
-        if attended_EC is None:
-            attended_EC = own_EC.new_empty(windows * tokens, own_EC.shape[1])
-        attended_EC[first * tokens : end * tokens] = own_EC
-    assert attended_EC is not None
-    return attended_EC
-
-
-def _windows_at_once(x_NC: Tensor, tokens: int) -> int:
-    """Return how many windows of ``tokens`` slots attend at once."""
-    low = torch.is_autocast_enabled("cpu") or x_NC.element_size() == 2
-    row_bytes = 3 * x_NC.shape[1] * (2 if low else 4)
-    return max(1, JOINT_BYTES_AT_ONCE // (tokens * row_bytes))
+    """Attend within windows without padding, shifting or cutting the map, and add a residual."""
+    heads = attention.num_heads
+    if bias_table_MRR is None:
+        rows, columns = (2 * side - 1 for side in attention.window_size)
+        table_EM = attention.relative_position_bias_table
+        bias_table_MRR = table_EM.view(rows, columns, heads).permute(2, 0, 1)
+    joint_GTE = attention.qkv(slots.gather(normed_NC))
+    query, key, value = joint_GTE.unflatten(-1, (3, heads, -1)).unbind(2)
+    attended_GTMD = packed_attention(
+        query,
+        key,
+        value,
+        slots.region_GT,
+        scale=attention.scale,
+        position_GT2=slots.position_GT2,
+        bias_table_MRR=bias_table_MRR,
+        key_bias_GT=key_bias_GT,
+    )
+    return linear_and_sum(attention.proj, slots.scatter(attended_GTMD.flatten(2)), residual_NC)
 
 
 def is_fast_attention(attention: Any, x: Tensor, *around: Any) -> bool:
@@ -268,25 +244,9 @@ def add_block(
         bias_table_MRR: another table of relative positions; None: the block's own.
         key_bias_GT: added to all logits of a key; None: nothing.
     """
-    attention = block.attn
-    if bias_table_MRR is None:
-        rows, columns = (2 * side - 1 for side in attention.window_size)
-        table_EM = attention.relative_position_bias_table
-        bias_table_MRR = table_EM.view(rows, columns, -1).permute(2, 0, 1)
-    parts = (block.norm1, attention.qkv, attention.proj, block.norm2, *block.mlp.modules())
-    is_seen = any(has_forward_hooks(part) for part in parts)
-    attended_EC = _attend_in_windows(
-        block, slots, x_NC, bias_table_MRR, key_bias_GT, is_seen=is_seen
-    )
-
-    def finish(slot_R: Tensor, rows_RC: Tensor) -> Tensor:
-        attended_RC = attended_EC.index_select(0, slot_R)
-        rows_RC = linear_and_sum(attention.proj, attended_RC, rows_RC)
-        return add_mlp(block.norm2, block.mlp, rows_RC)
-
-    if is_seen:
-        return finish(slots.slot_N, x_NC)
-    return by_blocks(finish, slots.slot_N, x_NC)
+    normed_NC = block.norm1(x_NC)
+    x_NC = _attend(block.attn, slots, normed_NC, x_NC, bias_table_MRR, key_bias_GT)
+    return add_mlp(block.norm2, block.mlp, x_NC)
 
 
 def block_slots(block: Any, batch: int, size: Size) -> WindowSlots:
