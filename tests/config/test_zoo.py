@@ -5,7 +5,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 
 from tokendetr.checkpoint.safetensors import load_safetensors, save_safetensors
-from tokendetr.config import checkpoint_file, load_config, tree, zoo
+from tokendetr.config import checkpoint_file, files, load_config, zoo
 from tokendetr.errors import ConfigError
 
 
@@ -86,5 +86,5 @@ def test_a_checkout_may_be_in_a_folder_named_models(tmp_path, monkeypatch):
     part.parent.mkdir(parents=True)
     config.touch()
     part.touch()
-    monkeypatch.setattr(tree, "PROJECTS_DIR", projects)
-    assert tree._config_files.__wrapped__() == {"a": config}
+    monkeypatch.setattr(files, "PROJECTS_DIR", projects)
+    assert files._config_files.__wrapped__() == {"a": config}

@@ -26,6 +26,7 @@ from projects.dino.modeling import DINO
 from projects.focus_detr.configs.models.focus_sparsifier import sparsifier
 
 model = L(DINO)(device="cpu")
+train = dict(max_iter=10)
 """
 
 

@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from tokendetr.detector.consistency import check_channels, check_parts
 from tokendetr.detector.criterion import check_weights
 from tokendetr.detector.heads import build_heads
 from tokendetr.detector.images import read_images
@@ -125,6 +126,7 @@ class DeformableDetector(nn.Module):
         if vis_period > 0 and input_format is None:
             raise ValueError("vis_period needs input_format, the channel order of the images")
         check_weights(parts.criterion)
+        check_parts(parts, sizes)
         self.backbone = parts.backbone
         self.position_embedding = parts.position_embedding
         self.neck = parts.neck
@@ -138,6 +140,7 @@ class DeformableDetector(nn.Module):
         self.input_format = input_format
         self.vis_period = vis_period
         for name, values in zip(("pixel_mean", "pixel_std"), pixels, strict=True):
+            check_channels(f"model.{name}", values)
             channels = torch.tensor(list(values), dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, channels, persistent=False)
         self._init_neck()
