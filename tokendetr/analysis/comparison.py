@@ -169,6 +169,9 @@ class Comparison:
         measured_rows = {row[0]: row for row in accuracy.rows}
         shown = [measured_rows[name] for name in self.headline if name in measured_rows]
         places = [0, *(list(accuracy.columns).index(name) for name in columns)]
+        if any("open" in str(row[places[2]]) for row in shown):
+            open_note = "Open: not significant (p < .05) once corrected for all pairs of rows."
+            notes = [open_note, *notes]
         return Table(
             name=f"{self.name}_headline",
             title="",
