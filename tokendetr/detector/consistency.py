@@ -8,7 +8,7 @@ not at all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detrex.modeling.neck import ChannelMapper
 
@@ -60,7 +60,7 @@ def _widths(parts: DetectorParts, sizes: DetectorSizes) -> Stated:
     if isinstance(per_axis, int):
         yield "model.position_embedding.num_pos_feats, twice", 2 * per_axis
     if isinstance(parts.neck, ChannelMapper):
-        first = parts.neck.convs[0]
+        first: Any = parts.neck.convs[0]
         yield "model.neck.out_channels", first.conv.out_channels
         norm_channels = getattr(first.norm, "num_channels", None)
         yield "model.neck.norm_layer.num_channels", norm_channels
