@@ -52,6 +52,17 @@ LAYERS = {
     "num_queries": 10,
     "num_labels": CLASSES,
 }
+MASKED_LAYERS = {
+    "backbone_config": SWIN,
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_attention_heads": 2,
+    "dim_feedforward": 32,
+    "num_queries": 8,
+    "num_labels": CLASSES,
+}
 
 
 def with_spread_weights(model: nn.Module) -> nn.Module:
@@ -115,38 +126,13 @@ def grounding_dino() -> nn.Module:
 
 
 def oneformer() -> nn.Module:
-    config = OneFormerConfig(
-        backbone_config=SWIN,
-        num_queries=8,
-        task_seq_len=7,
-        conv_dim=32,
-        mask_dim=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=32,
-        num_labels=CLASSES,
-    )
+    config = OneFormerConfig(task_seq_len=7, conv_dim=32, mask_dim=32, **MASKED_LAYERS)
     model = with_spread_weights(OneFormerForUniversalSegmentation(config))
     return Prompted(model, task_inputs=torch.arange(7.0)[None])
 
 
 def mask2former() -> nn.Module:
-    config = Mask2FormerConfig(
-        backbone_config=SWIN,
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=32,
-        num_queries=8,
-        num_labels=CLASSES,
-    )
+    config = Mask2FormerConfig(feature_size=32, mask_feature_size=32, **MASKED_LAYERS)
     return with_spread_weights(Mask2FormerForUniversalSegmentation(config))
 
 

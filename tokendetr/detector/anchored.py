@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.functional import pad
 
+from tokendetr.detector.consistency import check_stages
 from tokendetr.detector.decoder import ScaledAnchorDecoder
 from tokendetr.detector.denoising import DenoisingQueries
 from tokendetr.detector.detector import (
@@ -23,7 +24,6 @@ from tokendetr.detector.detector import (
     DetectorParts,
     DetectorSizes,
     PixelScale,
-    check_stages,
 )
 from tokendetr.detector.heads import predict
 from tokendetr.detector.proposals import Proposals, max_class_score

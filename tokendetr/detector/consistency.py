@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detrex.modeling.neck import ChannelMapper
+from torch import nn
 
 from tokendetr.errors import ConfigError
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
@@ -18,7 +19,7 @@ from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 if TYPE_CHECKING:
     from tokendetr.detector.detector import DetectorParts, DetectorSizes
 
-__all__ = ["check_channels", "check_parts"]
+__all__ = ["check_channels", "check_parts", "check_stages"]
 
 Stated = Iterator[tuple[str, object]]  # config key, number
 
@@ -40,6 +41,15 @@ def check_channels(key: str, values: Sequence[float]) -> None:
     """Raise ConfigError unless there is a value for each of the three color channels."""
     if len(values) != 3:
         raise ConfigError(f"{key} needs a value per color channel, three, got {list(values)}")
+
+
+def check_stages(as_two_stage: bool, transformer: nn.Module) -> None:
+    """Raise ValueError if detector and transformer disagree about having two stages."""
+    if as_two_stage != transformer.as_two_stage:
+        raise ValueError(
+            f"model.as_two_stage is {as_two_stage}, model.transformer.as_two_stage is "
+            f"{transformer.as_two_stage}: set both to the same value"
+        )
 
 
 def _check_equal(what: str, stated: Mapping[str, object]) -> None:

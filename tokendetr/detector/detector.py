@@ -80,15 +80,6 @@ class PixelScale(NamedTuple):
     std: ChannelValues
 
 
-def check_stages(as_two_stage: bool, transformer: nn.Module) -> None:
-    """Raise ValueError if detector and transformer disagree about having two stages."""
-    if as_two_stage != transformer.as_two_stage:
-        raise ValueError(
-            f"model.as_two_stage is {as_two_stage}, model.transformer.as_two_stage is "
-            f"{transformer.as_two_stage}: set both to the same value"
-        )
-
-
 class DeformableDetector(nn.Module):
     """Images in, losses (training) or detections (evaluation) out.
 

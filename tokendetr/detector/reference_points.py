@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tokendetr.detector.consistency import check_stages
 from tokendetr.detector.decoder import DeformableDecoder
 from tokendetr.detector.detector import (
     DeformableDetector,
     DetectorParts,
     DetectorSizes,
     PixelScale,
-    check_stages,
 )
 from tokendetr.detector.proposals import Proposals, first_class_score, max_class_score
 from tokendetr.detector.pyramid import Pyramid
