@@ -40,6 +40,8 @@ LEFT_OUT = {
 BUILD_TOOLS = ("setuptools<82", "wheel", "ninja")
 LIBRARIES = ("timm", "fairscale", "einops", "wandb", "lvis", "shapely", "submitit")
 LIBRARIES += ("opencv-python-headless",)
+# Found, not imported: detrex's import fails without libraries that are installed only after this.
+HAS_BOTH = "from importlib.metadata import version; version('detectron2'); version('detrex')"
 CHANGED = ", changed"  # behind the commit of a checkout that is not as committed
 SELECTING = ("-k", "-m", "--deselect", "--lf", "--last-failed")  # of pytest's arguments
 NO_TESTS = 5  # pytest's exit status where a folder has none of those that were asked for
@@ -77,7 +79,7 @@ def environment(folder: Path, torch: Sequence[str], checkouts: Sequence[Path]) -
     """
     python = folder / "bin" / "python"
     libraries = [*LIBRARIES, *requirements("requirements.in"), *requirements("requirements-dev.in")]
-    if python.exists() and not run([python, "-c", "import detectron2, detrex"], cwd=folder):
+    if python.exists() and not run([python, "-c", HAS_BOTH], cwd=folder):
         install(python, *(line.partition("==")[0] for line in libraries))
         return python
     venv.create(folder, with_pip=True)
