@@ -1,32 +1,27 @@
-"""Lazy configs: load with strict overrides, edit, and look up by name."""
+"""Lazy configs: load with strict overrides, edit, and look up by name.
 
-from tokendetr.config.all_or_nothing import all_or_nothing
-from tokendetr.config.edit import (
-    add_bypass,
-    detectron2_model,
-    observed,
-    resize,
-    sparsify,
-    sparsify_pixel_decoder,
+Each name is imported on first use: looking a config up loads neither torch nor detectron2.
+"""
+
+from tokendetr._lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "tokendetr.config.edit": (
+            "add_bypass",
+            "all_or_nothing",
+            "detectron2_model",
+            "observed",
+            "resize",
+            "sparsify",
+            "sparsify_pixel_decoder",
+        ),
+        "tokendetr.config.files": ("checkpoint_file",),
+        "tokendetr.config.fragments": ("get_fragment",),
+        "tokendetr.config.load": ("load_config",),
+        "tokendetr.config.overrides": ("apply_overrides",),
+        "tokendetr.config.wrap": ("target_name", "wrap_target"),
+        "tokendetr.config.zoo": ("zoo",),
+    },
 )
-from tokendetr.config.files import checkpoint_file
-from tokendetr.config.fragments import get_fragment
-from tokendetr.config.load import load_config
-from tokendetr.config.overrides import apply_overrides
-from tokendetr.config.wrap import target_name, wrap_target
-
-__all__ = [
-    "add_bypass",
-    "all_or_nothing",
-    "apply_overrides",
-    "checkpoint_file",
-    "detectron2_model",
-    "get_fragment",
-    "load_config",
-    "resize",
-    "sparsify",
-    "sparsify_pixel_decoder",
-    "observed",
-    "target_name",
-    "wrap_target",
-]

@@ -1,15 +1,16 @@
 """Edit detectors' lazy configs: add a sparsifier in one line, or change the detector's size."""
 
+import copy
+import functools
 import inspect
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from detectron2.config import LazyCall as L
 from detectron2.model_zoo import get_config
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tokendetr.config.all_or_nothing import all_or_nothing
 from tokendetr.config.wrap import (
     build_observed,
     build_with_pixel_decoder,
@@ -20,6 +21,28 @@ from tokendetr.config.wrap import (
 from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.errors import ConfigError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def all_or_nothing(
+    edit: Callable[Concatenate[DictConfig, Arguments], Result],
+) -> Callable[Concatenate[DictConfig, Arguments], Result]:
+    """Decorate an edit of a config node, so that an edit that raises leaves the node unchanged.
+
+    The edit runs on a copy first: if it raises, it does so before the node itself is touched.
+
+    Args:
+        edit: a function that changes its first argument in place.
+    """
+
+    @functools.wraps(edit)
+    def edit_whole(node: DictConfig, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        edit(copy.deepcopy(node), *args, **kwargs)
+        return edit(node, *args, **kwargs)
+
+    return edit_whole
 
 
 @all_or_nothing
