@@ -28,8 +28,6 @@ ROOT = PROJECTS_DIR.parent
 LIBRARY = ("tokendetr", *methods())
 BLOCK_LINES = 6
 _BOILERPLATE = (
-    "import ",
-    "from ",
     ")",
     "]",
     "}",
@@ -148,8 +146,16 @@ def circles(imports: dict[str, set[str]]) -> list[list[str]]:
 
 
 def _blocks(path: Path) -> Iterator[tuple[str, ...]]:
-    lines = [line.strip() for line in path.read_text().splitlines()]
-    lines = [line for line in lines if line]
+    """Yield all blocks of consecutive lines, without empty ones and those of imports."""
+    text = path.read_text()
+    imports = {
+        number
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    numbered = enumerate(text.splitlines(), start=1)
+    lines = [line.strip() for number, line in numbered if line.strip() and number not in imports]
     for start in range(len(lines) - BLOCK_LINES + 1):
         block = tuple(lines[start : start + BLOCK_LINES])
         if sum(line.startswith(_BOILERPLATE) for line in block) <= BLOCK_LINES // 3:

@@ -289,15 +289,10 @@ def build_detection_train_loader(
     Returns:
         An iterable of batches.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "an IterableDataset takes no sampler"
-    else:
-        sampler = TrainingSampler(len(dataset)) if sampler is None else sampler
-        assert isinstance(sampler, torchdata.Sampler), f"{type(sampler)} is no Sampler"
+    dataset, sampler = _with_sampler(dataset, mapper, sampler, TrainingSampler)
+    assert sampler is None or isinstance(sampler, torchdata.Sampler), (
+        f"{type(sampler)} is no Sampler"
+    )
     return build_batch_data_loader(
         dataset,
         sampler,
@@ -328,14 +323,7 @@ def build_detection_test_loader(
         num_workers: loader processes.
         collate_fn: makes a batch of a list; the list itself when None.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        assert sampler is None, "an IterableDataset takes no sampler"
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
+    dataset, sampler = _with_sampler(dataset, mapper, sampler, InferenceSampler)
     return torchdata.DataLoader(
         dataset,
         batch_size=batch_size,
@@ -344,6 +332,23 @@ def build_detection_test_loader(
         num_workers=num_workers,
         collate_fn=collate_fn or trivial_batch_collator,
     )
+
+
+def _with_sampler(
+    dataset: Any,
+    mapper: Callable[[Record], Any] | None,
+    sampler: torchdata.Sampler | None,
+    default: Callable[[int], torchdata.Sampler],
+) -> tuple[Any, torchdata.Sampler | None]:
+    """Return a mapped data set and its sampler, which an iterable data set does not have."""
+    if isinstance(dataset, list):
+        dataset = DatasetFromList(dataset, copy=False)
+    if mapper is not None:
+        dataset = MapDataset(dataset, mapper)
+    if isinstance(dataset, torchdata.IterableDataset):
+        assert sampler is None, "an IterableDataset takes no sampler"
+        return dataset, None
+    return dataset, default(len(dataset)) if sampler is None else sampler
 
 
 def trivial_batch_collator(batch: list[Any]) -> list[Any]:

@@ -57,7 +57,9 @@ def get_local_process_group() -> dist.ProcessGroup:
 
     :func:`create_local_process_group` must have been called.
     """
-    assert _LOCAL_PROCESS_GROUP is not None
+    assert _LOCAL_PROCESS_GROUP is not None, (
+        "Local process group is not created! Please use launch() to spawn processes!"
+    )
     return _LOCAL_PROCESS_GROUP
 
 
@@ -65,20 +67,14 @@ def get_local_rank() -> int:
     """Return the number of this process on its machine, from 0."""
     if not _initialized():
         return 0
-    assert _LOCAL_PROCESS_GROUP is not None, (
-        "Local process group is not created! Please use launch() to spawn processes!"
-    )
-    return dist.get_rank(group=_LOCAL_PROCESS_GROUP)
+    return dist.get_rank(group=get_local_process_group())
 
 
 def get_local_size() -> int:
     """Return the number of processes on this machine."""
     if not _initialized():
         return 1
-    assert _LOCAL_PROCESS_GROUP is not None, (
-        "Local process group is not created! Please use launch() to spawn processes!"
-    )
-    return dist.get_world_size(group=_LOCAL_PROCESS_GROUP)
+    return dist.get_world_size(group=get_local_process_group())
 
 
 def is_main_process() -> bool:
