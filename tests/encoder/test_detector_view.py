@@ -67,6 +67,22 @@ def test_the_projection_and_heads_are_those_of_the_proposals(name):
     torch.testing.assert_close(boxes_BN4, seen["proposals"].boxes_logit_BN4, rtol=0, atol=0)
 
 
+def test_names_of_dinos_authors():
+    """Their heads on encoder tokens are the transformer's, and the detector knows the queries."""
+    transformer = nn.Module()
+    transformer.enc_output = nn.Linear(WIDTH, WIDTH)
+    transformer.enc_out_class_embed, transformer.enc_out_bbox_embed = nn.Identity(), nn.Identity()
+    transformer.decoder = nn.Module()
+    transformer.decoder.class_embed = nn.ModuleList([nn.Linear(WIDTH, CLASSES)])
+    detector = nn.Module()
+    detector.transformer, detector.num_queries = transformer, 5
+    view, layout = DetectorView(detector), LevelLayout.from_valid_sizes([(4, 4)], [[(4, 4)]])
+    assert view.has_proposals
+    assert view.class_head is transformer.enc_out_class_embed
+    assert view.box_head is transformer.enc_out_bbox_embed
+    assert view.matching_queries(12, layout) == slice(7, None), "7 are noised targets"
+
+
 def test_a_copy_uses_its_own_parts():
     seen = []
     model = spy(

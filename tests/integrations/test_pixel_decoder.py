@@ -61,6 +61,26 @@ class PlainEncoder(nn.Module):
         return src
 
 
+class DinoEncoder(PlainEncoder):
+    """With the call and the outputs of the encoder of DINO's authors."""
+
+    def forward(
+        self,
+        src,
+        pos,
+        spatial_shapes,
+        level_start_index,
+        valid_ratios,
+        key_padding_mask,
+        ref_token_index=None,
+        ref_token_coord=None,
+    ):
+        memory = super().forward(
+            src, spatial_shapes, level_start_index, valid_ratios, pos, key_padding_mask
+        )
+        return memory, None, None
+
+
 class PlainModel(nn.Module):
     def __init__(self):
         super().__init__()
@@ -148,6 +168,43 @@ def test_detrexs_call_gives_the_same_memory(model):
         valid_ratios=ratios,
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sparsifier", [None, random_tokens(1.0)])
+def test_the_call_of_dinos_authors_gives_the_same_memory_and_outputs(model, sparsifier):
+    tokens, ratios, padding = batch()
+    theirs = DinoEncoder()
+    theirs.load_state_dict(model.pixel_decoder.encoder.state_dict())
+    model.pixel_decoder.encoder = theirs.eval()
+    call = {
+        "pos": torch.sin(tokens),
+        "level_start_index": torch.tensor([0, 80, 100]),
+        "spatial_shapes": torch.tensor(SHAPES),
+        "valid_ratios": ratios,
+        "key_padding_mask": padding,
+        "ref_token_index": None,
+        "ref_token_coord": None,
+    }
+    expected, *_ = theirs(tokens, **call)
+    ours = sparsify_pixel_decoder(model, sparsifier).pixel_decoder.encoder
+    memory, states, boxes = ours(tokens, **call)
+    assert ours is not theirs and states is boxes is None
+    torch.testing.assert_close(memory[~padding], expected[~padding], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UnsupportedDetectorError, match="two_stage_type must be 'standard'"):
+        ours(tokens, **call | {"ref_token_index": torch.zeros(2, 3, dtype=torch.long)})
+
+
+def test_arguments_of_another_call_are_not_dropped(model):
+    tokens, ratios, padding = batch()
+    encode = sparsify_pixel_decoder(model, None).pixel_decoder.encoder
+    with pytest.raises(TypeError, match="key_padding_mask, text"):
+        encode(
+            tokens,
+            spatial_shapes=torch.tensor(SHAPES),
+            valid_ratios=ratios,
+            key_padding_mask=padding,
+            text=None,
+        )
 
 
 @pytest.mark.parametrize("sparsifier", [None, random_tokens(0.5)])

@@ -1,7 +1,7 @@
 """Detectors of other people, each built as it is or with a method in its encoder.
 
 Checkouts, by the names of their folders, of these repositories on github.com; what they import
-beyond detrex's requirements must be installed (PROB: pandas, seaborn).
+beyond detrex's requirements must be installed (PROB: pandas, seaborn; DINO: addict, yapf).
 
     rank_detr          LeapLabTHU/Rank-DETR
     mr_detr            Visual-AI/Mr.DETR
@@ -14,6 +14,7 @@ beyond detrex's requirements must be installed (PROB: pandas, seaborn).
     dac_detr           huzhengdongcs/DAC-DETR
     prob               orrzohar/PROB
     deta               jozhang97/DETA
+    dino               IDEA-Research/DINO
 """
 
 import copy
@@ -237,5 +238,12 @@ CLIENTS = {
     ),
     "DETA, its authors'": first_code_client(
         "deta", *first_code.TWO_STAGES, "--num_queries", "300", levels=5
+    ),
+    "DINO, its authors'": first_code_client(
+        "dino",
+        kind=first_code.DenoisingDetector,
+        package="models.dino",
+        builder="build_dino",
+        config="config/DINO/DINO_4scale.py",
     ),
 }

@@ -53,11 +53,15 @@ class FirstCodeDetector(nn.Module):
         return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
 
 
-class DacDetector(FirstCodeDetector):
-    """DAC-DETR: the model denoises targets, and the criterion wants each three times, too."""
+class DenoisingDetector(FirstCodeDetector):
+    """One whose model denoises targets in training."""
 
     def predict(self, images: list[torch.Tensor], targets: list[Target] | None) -> Any:
         return self.model(images, targets)
+
+
+class DacDetector(DenoisingDetector):
+    """DAC-DETR: the criterion wants targets each three times, too."""
 
     def losses(self, outputs: Any, targets: list[Target]) -> dict[str, torch.Tensor]:
         thrice = [
@@ -124,6 +128,9 @@ def build(
     *arguments: str,
     kind: type[FirstCodeDetector] = FirstCodeDetector,
     program: str = "main",
+    package: str = "models",
+    builder: str = "build_model",
+    config: str = "",
     **options: str,
 ) -> FirstCodeDetector:
     """Build the detector of a checkout, without pretrained weights.
@@ -133,7 +140,10 @@ def build(
         arguments: of its program.
         kind: calls its model and criterion.
         program: the module with its command line.
-        options: of its ``build_model``.
+        package: the detector's, with its operator.
+        builder: the package's function that builds a model and its criterion.
+        config: a file of further arguments in the checkout, where the program takes one.
+        options: of the builder.
     """
     for name in [name for name in sys.modules if name.split(".")[0] in TOP_LEVEL]:
         del sys.modules[name]
@@ -146,14 +156,18 @@ def build(
     patches.enter_context(mock.patch("torchvision.__version__", "0.9"))
     patches.enter_context(mock.patch("torch.load", return_value={}))  # ImageNet's weights
     try:
-        functions = importlib.import_module("models.ops.functions.ms_deform_attn_func")
-        attention = importlib.import_module("models.ops.modules.ms_deform_attn")
+        functions = importlib.import_module(f"{package}.ops.functions.ms_deform_attn_func")
+        attention = importlib.import_module(f"{package}.ops.modules.ms_deform_attn")
         attention.MSDeformAttnFunction = OnTheCpu(functions.ms_deform_attn_core_pytorch)
         # It asks so before it loads ImageNet's weights.
-        importlib.import_module("models.backbone").is_main_process = lambda: False
+        importlib.import_module(f"{package}.backbone").is_main_process = lambda: False
         parser = importlib.import_module(program).get_args_parser()
-        args = parser.parse_args(["--device", "cpu", *arguments])
-        model, criterion, *_ = importlib.import_module("models").build_model(args, **options)
+        file = ["--config_file", str(folder / config)] if config else []
+        args = parser.parse_args(["--device", "cpu", *file, *arguments])
+        if config:
+            vars(args).update(importlib.import_module("util.slconfig").SLConfig.fromfile(file[1]))
+        build_parts = getattr(importlib.import_module(package), builder)
+        model, criterion, *_ = build_parts(args, **options)
     finally:
         patches.close()
         sys.path.remove(str(folder))

@@ -74,7 +74,7 @@ class DetectorView:
         Raises:
             UnsupportedDetectorError: for a detector without two stages.
         """
-        return self._part(self.transformer.decoder, "class_embed")[-1]
+        return self._encoder_head("class_embed")
 
     @property
     def box_head(self) -> nn.Module:
@@ -83,7 +83,7 @@ class DetectorView:
         Raises:
             UnsupportedDetectorError: for a detector without two stages.
         """
-        return self._part(self.transformer.decoder, "bbox_embed")[-1]
+        return self._encoder_head("bbox_embed")
 
     @property
     def cross_attentions(self) -> tuple[nn.Module, ...]:
@@ -118,14 +118,18 @@ class DetectorView:
             num_queries: number of all queries of the decoder.
             layout: geometry of the batch; with two stages there are no more queries than tokens.
         """
+        wanted = getattr(self.detector, "num_queries", num_queries)
         if self.has_proposals:
-            wanted = getattr(self.transformer, "two_stage_num_proposals", num_queries)
+            wanted = getattr(self.transformer, "two_stage_num_proposals", wanted)
             wanted = min(wanted, layout.num_tokens)
-        else:
-            wanted = getattr(self.detector, "num_queries", num_queries)
         first = max(0, num_queries - wanted)
         one_to_one = getattr(self.detector, "num_queries_one2one", None)
         return slice(first, None if one_to_one is None else first + one_to_one)
+
+    def _encoder_head(self, name: str) -> nn.Module:
+        """The transformer's own head on encoder tokens (DINO's authors), or the decoder's last."""
+        own: nn.Module | None = getattr(self.transformer, f"enc_out_{name}", None)
+        return self._part(self.transformer.decoder, name)[-1] if own is None else own
 
     def _part(self, owner: nn.Module, name: str) -> Any:
         part = getattr(owner, name, None)

@@ -1,11 +1,13 @@
 """The encoder in the pixel decoders of Mask2Former, MaskDINO and their descendants.
 
 Those detectors have no ``transformer.encoder``. Their pixel decoder contains the encoder of
-Deformable DETR's original code (``MSDeformAttnTransformerEncoder``), with its names and call.
+Deformable DETR's original code (``MSDeformAttnTransformerEncoder``), with its names and call. So do
+detectors derived from that code; DINO's authors changed the call.
 
 Shapes: B image, N all tokens, C channel, L level.
 """
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +20,7 @@ from tokendetr.encoder.sparsifier import TokenSparsifier
 from tokendetr.encoder.token_encoder import TokenEncoder
 from tokendetr.errors import UnsupportedDetectorError
 
-__all__ = ["PixelDecoderEncoder", "sparsify_pixel_decoder"]
+__all__ = ["DinoAuthorsEncoder", "PixelDecoderEncoder", "sparsify_pixel_decoder"]
 
 _PARTS = ("self_attn", "linear1", "linear2", "norm1", "norm2")
 _NAMES = {
@@ -70,10 +72,18 @@ class PixelDecoderEncoder(TokenEncoder):
 
         Returns:
             The memory [B, N, C], in the order of ``src``.
+
+        Raises:
+            TypeError: further arguments beside ``src``.
         """
         if src is None:
             return super().forward(
                 spatial_shapes=spatial_shapes, valid_ratios=valid_ratios, **detrexs
+            )
+        if detrexs:
+            raise TypeError(
+                f"the detector gives its encoder {', '.join(sorted(detrexs))}, which the encoder "
+                "here does not know"
             )
         return super().forward(
             src,
@@ -82,6 +92,50 @@ class PixelDecoderEncoder(TokenEncoder):
             spatial_shapes=spatial_shapes,
             valid_ratios=valid_ratios,
         )
+
+
+class DinoAuthorsEncoder(PixelDecoderEncoder):
+    """A :class:`PixelDecoderEncoder` with the call of the encoder of DINO's authors."""
+
+    def forward(  # type: ignore[override]  # the call is theirs
+        self,
+        src: Tensor,
+        pos: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        valid_ratios: Tensor,
+        key_padding_mask: Tensor,
+        ref_token_index: None = None,
+        ref_token_coord: None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Encode a batch of flattened feature pyramids.
+
+        Args:
+            src: features [B, N, C], level by level.
+            pos: positions [B, N, C].
+            spatial_shapes: long [L, 2], (height, width) of the levels, in the order of ``src``.
+            level_start_index: unused; it follows from the shapes.
+            valid_ratios: [B, L, 2], real part of each level's (width, height).
+            key_padding_mask: bool [B, N], True = padding.
+            ref_token_index: only None: proposals that are made before the encoder.
+            ref_token_coord: only None: their boxes.
+
+        Returns:
+            The memory [B, N, C], and two times None: what the layers predicted of proposals.
+
+        Raises:
+            UnsupportedDetectorError: proposals are made before the encoder.
+        """
+        if ref_token_index is not None or ref_token_coord is not None:
+            raise UnsupportedDetectorError(
+                "the detector makes proposals before its encoder, whose layers predict from them; "
+                "the encoder here has no such predictions: two_stage_type must be 'standard' or "
+                "'no'"
+            )
+        memory_BNC = super().forward(
+            src, spatial_shapes, level_start_index, valid_ratios, pos, key_padding_mask
+        )
+        return memory_BNC, None, None
 
 
 def _give_their_names(
@@ -162,7 +216,8 @@ def _with_weights_of(theirs: nn.Module, sparsifier: TokenSparsifier | None) -> n
         )
     attention = first.self_attn  # detrex's module, or that of Deformable DETR's original code
     dropout = attention.dropout if hasattr(attention, "dropout") else first.dropout1
-    encoder = PixelDecoderEncoder(
+    of_dino = "ref_token_index" in inspect.signature(theirs.forward).parameters
+    encoder = (DinoAuthorsEncoder if of_dino else PixelDecoderEncoder)(
         embed_dim=attention.output_proj.out_features,
         num_heads=_either(attention, "num_heads", "n_heads"),
         feedforward_dim=first.linear1.out_features,
