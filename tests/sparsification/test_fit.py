@@ -186,7 +186,7 @@ def test_an_interrupted_fit_ends_as_an_uninterrupted_one(stop, images, tmp_path,
     monkeypatch.setattr("tokendetr.sparsification.fitting._SAVED_EVERY", 3)
     options = FitOptions(score_iterations=7, distill_iterations=5, max_images=6, targets="both")
     dense, expected = twins()
-    fit(dense, expected, images, options)
+    result = fit(dense, expected, images, options)
     _, student = twins()
 
     def interrupt(stage, done, total, value):
@@ -197,7 +197,7 @@ def test_an_interrupted_fit_ends_as_an_uninterrupted_one(stop, images, tmp_path,
     with pytest.raises(_StoppedError):
         fit(dense, student, images, options, state_file=file, progress=interrupt)
     _, again = twins()
-    fit(dense, again, images, options, state_file=file)
+    assert fit(dense, again, images, options, state_file=file) == result
     for key, value in expected.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
 
@@ -208,6 +208,20 @@ def test_another_fits_state_is_refused(images, tmp_path):
     fit(dense, student, images, FitOptions(score_iterations=1, max_images=2), state_file=file)
     with pytest.raises(StaleFitError, match="seed: 0, now 1"):
         fit(dense, student, images, FitOptions(1, max_images=2, seed=1), state_file=file)
+    with torch.no_grad():
+        dense.class_embed[0].bias.add_(1.0)
+    with pytest.raises(StaleFitError, match="weights: .*, now "):
+        fit(dense, student, images, FitOptions(1, max_images=2), state_file=file)
+    dense, student = twins(method="random")
+    with pytest.raises(StaleFitError, match="its parameters: "):
+        fit(dense, student, images, FitOptions(1, max_images=2), state_file=file)
+
+
+def test_maps_see_every_image_at_most_once_and_no_more_than_the_limit(images):
+    for limit, expected in ((5, 5), (2000, 6)):
+        dense, student = twins()
+        result = fit(dense, student, images, FitOptions(0, max_images=limit, tolerance=1e-9))
+        assert result.curve[-1][0] == expected
 
 
 def test_batches_depend_on_their_number_and_the_seed_alone(images):
@@ -217,6 +231,27 @@ def test_batches_depend_on_their_number_and_the_seed_alone(images):
     assert not held & {name for batch in names for name in batch}
     epoch = [name for batch in names[:3] for name in batch]
     assert len(images.fitted) == 6 and sorted(epoch) == sorted(map(str, images.fitted))
+
+
+def test_a_sequence_of_images_may_end(images):
+    assert [len(images.batch(n, 5)) for n in range(3)] == [2, 2, 1]
+    assert images.batch(2, 5)[0]["file_name"] == images.batch(2)[0]["file_name"]
+
+
+def test_of_too_many_images_some_are_drawn_and_a_file_counts_once(tmp_path, monkeypatch):
+    for index in range(9):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    folders = [str(tmp_path), str(tmp_path / ".." / tmp_path.name)]
+
+    def found(seed):
+        images = UnlabeledImages.from_folders(folders, Predictor(torch.nn.Identity()), seed=seed)
+        files = [*images.held_back, *images.fitted]
+        assert len(set(files)) == len(files)
+        return set(files)
+
+    assert len(found(0)) == 9
+    monkeypatch.setattr("tokendetr.sparsification.images.MOST_IMAGES", 5)
+    assert len(found(0)) == 5 and found(0) == found(0) and found(0) != found(1)
 
 
 def test_too_few_images_are_refused(tmp_path):

@@ -14,7 +14,12 @@ from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config, get_config_file
 from tokendetr.io.locks import LOCK_NAME, lock_folder
 from tokendetr.predict import build_model, load
-from tokendetr.sparsification import NotSparsifiableError, StaleFitError, sparse_model
+from tokendetr.sparsification import (
+    NotSparsifiableError,
+    StaleFitError,
+    sparse_config,
+    sparse_model,
+)
 from tokendetr.sparsification.state import FitState
 from tokendetr.tokens import MassBudget
 
@@ -44,6 +49,15 @@ def run(weights, folder, output, *options, config="dino_shapes"):
         [config, *SMALL, f"train.init_checkpoint={weights}", "--images", str(folder)]
         + ["--output", str(output), "--score-iterations", "2", "--batch-size", "2", *options]
     )
+
+
+def write_config(path, *changes):
+    """Write the config of dino_shapes with changes, as lines of Python, and return its path."""
+    names = "dataloader", "lr_multiplier", "model", "optimizer", "train"
+    parts = [f"{name} = config.{name}" for name in names]
+    lines = ["from tokendetr.config import zoo", "config = zoo.get_config('dino_shapes')", *parts]
+    path.write_text("\n".join([*lines, *changes]))
+    return str(path)
 
 
 def test_it_writes_a_config_and_weights_that_load(shapes, weights, tmp_path, capsys):
@@ -88,18 +102,25 @@ def test_a_moved_folder_and_a_config_file_work(shapes, weights, tmp_path):
     assert model.transformer.encoder.sparsifier.bypass.weight.any()
 
 
+def test_results_that_have_a_folder_of_their_own_move_too(tmp_path):
+    config = write_config(
+        tmp_path / "dense.py",
+        "train.output_dir = './output/dense'",
+        "dataloader.evaluator.output_dir = './output/dense/inference'",
+    )
+    checkpoint = str(tmp_path / "sparse" / "model.pth")
+    cfg = sparse_config(config, method="sparse", keep_ratio=0.3, checkpoint=checkpoint)
+    assert cfg.dataloader.evaluator.output_dir == str(tmp_path / "sparse" / "inference")
+
+
 def test_the_dense_detectors_files_are_no_outputs(shapes, weights, tmp_path):
     dense = tmp_path / "model.pth"
     torch.save({"model": {}}, dense)
     with pytest.raises(SystemExit, match=r"model\.pth is an input"):
         run(dense, shapes / "train", tmp_path)
-    config = tmp_path / "config.py"
-    names = "dataloader", "lr_multiplier", "model", "optimizer", "train"
-    parts = [f"{name} = config.{name}" for name in names]
-    lines = ["from tokendetr.config import zoo", "config = zoo.get_config('dino_shapes')", *parts]
-    config.write_text("\n".join(lines))
+    config = write_config(tmp_path / "config.py")
     with pytest.raises(SystemExit, match=r"config\.py is an input"):
-        run(weights, shapes / "train", tmp_path, config=str(config))
+        run(weights, shapes / "train", tmp_path, config=config)
 
 
 def test_a_folder_has_one_writer(shapes, weights, tmp_path):
@@ -127,12 +148,20 @@ def test_a_damaged_state_of_a_fit_is_named(tmp_path, content):
         (["dino_shapes", "train.init_checkpoint=nothing.pth"], "nothing.pth"),
         (["dino_shapes", "--keep", "0"], "keep_ratio must lie in"),
         (["dino_shapes", "--method", "focus", "--budget", "mass"], "'mass' needs method 'sparse'"),
+        (
+            ["dino_shapes", "dataloader.test.dataset.names=no_set", "--evaluate"],
+            "no data set 'no_set'",
+        ),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, message, shapes, tmp_path):
+def test_mistakes_end_in_one_line(arguments, message, shapes, tmp_path, request):
+    if "--evaluate" in arguments:
+        arguments = [*arguments, f"train.init_checkpoint={request.getfixturevalue('weights')}"]
+        arguments += SMALL
     with pytest.raises(SystemExit) as ended:
         sparsify.main([*arguments, "--images", str(shapes / "train"), "--output", str(tmp_path)])
     assert message in str(ended.value) and "\n" not in str(ended.value)
+    assert not (tmp_path / "model.pth").exists()
 
 
 def test_counts_are_at_least_one(shapes, tmp_path, capsys):

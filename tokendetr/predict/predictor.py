@@ -193,7 +193,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: there is no image for one of the inputs.
     """
-    found: list[Path] = []
+    found: dict[Path, None] = {}  # in order, each once
     for entry in inputs:
         path = Path(os.path.expanduser(entry))
         if entry and path.is_dir():
@@ -216,8 +216,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
                 f"no image at {entry!r}: give files, folders or patterns of "
                 f"{', '.join(IMAGE_SUFFIXES)} files"
             )
-        found.extend(file for file in files if file not in found)
-    return found
+        found.update(dict.fromkeys(files))
+    return list(found)
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:

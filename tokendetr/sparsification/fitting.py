@@ -29,7 +29,7 @@ from tokendetr.sparsification.images import UnlabeledImages
 from tokendetr.sparsification.least_squares import NormalEquations, relative_error, solve, write
 from tokendetr.sparsification.optimization import Schedule, distill
 from tokendetr.sparsification.scores import SCORE_RATIO, attention_loss, sparse_scores
-from tokendetr.sparsification.state import FitState, StaleFitError
+from tokendetr.sparsification.state import FitState, StaleFitError, weights_digest
 from tokendetr.sparsification.teacher import DensePass, DenseTeacher, find_encoder
 
 __all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
@@ -127,16 +127,17 @@ class _Fit:
             return
         fitted, held_back = self._sums(saved)
         size = self.images.batch_size
-        most = -(-min(self.options.max_images, len(self.images.fitted)) // size)
+        most_images = min(self.options.max_images, len(self.images.fitted))
+        most = -(-most_images // size)
         done = 0 if not saved else int(saved["batches"])
         while done < most and not self._has_converged():
             target = min(max(2 * done, _FIRST_BATCHES), most)
             for number in range(done, target):
-                fitted.add(self.teacher(self.images.batch(number)))
+                fitted.add(self.teacher(self.images.batch(number, most_images)))
                 self.progress("maps", number + 1, most, float("nan"))
             done = target
             error = relative_error(solve(fitted, held_back), held_back)
-            self.result.curve.append((done * size, error))
+            self.result.curve.append((min(done * size, most_images), error))
             self.state.save(
                 "maps",
                 batches=done,
@@ -193,9 +194,10 @@ class _Fit:
         if budget is None:
             return
         scores: list[Tensor] = []
-        batches = -(-min(_CALIBRATION_IMAGES, len(self.images.fitted)) // self.images.batch_size)
+        most_images = min(_CALIBRATION_IMAGES, len(self.images.fitted))
+        batches = -(-most_images // self.images.batch_size)
         for number in range(batches):
-            dense = self.teacher(self.images.batch(number))
+            dense = self.teacher(self.images.batch(number, most_images))
             with torch.no_grad(), _with_keep_ratio(self.sparsifier, SCORE_RATIO):
                 score_BN = sparse_scores(self.student, dense)
             assert score_BN is not None
@@ -248,6 +250,7 @@ class _Fit:
                     optimizer=optimizer,
                     recent=list(recent),
                     curve=self.result.curve,
+                    losses=self.result.losses,
                     encoder=self.encoder.state_dict(),
                 )
 
@@ -265,10 +268,11 @@ class _Fit:
         self.result.losses[stage] = sum(recent) / max(1, len(recent))
 
     def restore(self) -> None:
-        """Restore the weights of an interrupted fit."""
+        """Restore weights and results of an interrupted fit."""
         if "encoder" in self.state.loaded:
             self.encoder.load_state_dict(self.state.loaded["encoder"])
             self.result.curve = [(int(n), float(e)) for n, e in self.state.loaded["curve"]]
+            self.result.losses = dict(self.state.loaded["losses"])
 
 
 @contextmanager
@@ -309,7 +313,7 @@ def fit(
         FloatingPointError: a loss is not finite.
     """
     options = options or FitOptions()
-    sparsifier = getattr(find_encoder(student), "sparsifier", None)
+    sparsifier: Any = getattr(find_encoder(student), "sparsifier", None)
     if getattr(sparsifier, "bypass", None) is None or not hasattr(sparsifier, "keep_ratio"):
         raise NotSparsifiableError(
             "the student's encoder needs a sparsifier that keeps tokens, with a bypass"
@@ -319,7 +323,9 @@ def fit(
         "batch_size": images.batch_size,
         "image_seed": images.seed,
         "images": images.digest(),
+        "weights": weights_digest(dense),
         "sparsifier": type(sparsifier).__name__,
+        "its parameters": sum(parameter.numel() for parameter in sparsifier.parameters()),
     }
     state = FitState(state_file, fingerprint)
     work = _Fit(DenseTeacher(dense), student, images, options, state, progress)

@@ -18,6 +18,9 @@ __all__ = ["FewImagesError", "UnlabeledImages"]
 HELD_BACK_SHARE = 0.15
 HELD_BACK_LIMITS = (2, 60)
 """Share of the images that are held back, and its least and greatest number of images."""
+MOST_IMAGES = 10_000
+"""Of more images, as many are drawn. Every image is decoded to find the unreadable ones, and a fit
+sees a few thousand."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +33,10 @@ class UnlabeledImages:
     """Images to fit to, and held-back images to measure on.
 
     Args:
-        files: image files, in any order.
+        files: image files, in any order; a file counts once. Of more than :data:`MOST_IMAGES`, as
+            many are drawn.
         inputs: converts an image to a detector's input (resized, with the right channel order).
-        seed: of the order and of the held-back images.
+        seed: of the order, of the held-back images and of the draw.
         batch_size: images per batch.
 
     Raises:
@@ -45,13 +49,16 @@ class UnlabeledImages:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        found = sorted({path.resolve() for path in files})
+        if len(found) > MOST_IMAGES:
+            logger.info("Of %d images, %d are drawn", len(found), MOST_IMAGES)
+            found = sorted(random.Random(seed).sample(found, MOST_IMAGES))
         with ThreadPoolExecutor() as threads:
-            found = sorted(files)
             readable = list(compress(found, threads.map(_is_image, found)))
         if len(readable) < 2 * HELD_BACK_LIMITS[0]:
             raise FewImagesError(
                 f"fitting needs at least {2 * HELD_BACK_LIMITS[0]} readable images, "
-                f"got {len(readable)} of {len(files)} files"
+                f"got {len(readable)} of {len(found)} files"
             )
         random.Random(seed).shuffle(readable)
         low, high = HELD_BACK_LIMITS
@@ -90,10 +97,16 @@ class UnlabeledImages:
         """Return a detector's input."""
         return {**self._inputs.inputs(read_rgb(path)), "file_name": str(path)}
 
-    def batch(self, number: int) -> list[dict[str, Any]]:
-        """Return batch ``number`` of an endless sequence that has every image once per epoch."""
-        count = len(self.fitted)
-        places = range(number * self.batch_size, (number + 1) * self.batch_size)
+    def batch(self, number: int, end: int | None = None) -> list[dict[str, Any]]:
+        """Return batch ``number`` of a sequence that has every image once per epoch.
+
+        Args:
+            number: of the batch, from 0.
+            end: number of images after which the sequence ends, and a smaller batch with it; None:
+                it is endless.
+        """
+        count, first = len(self.fitted), number * self.batch_size
+        places = range(first, min(first + self.batch_size, end or first + self.batch_size))
         orders = {place // count: self._order(place // count) for place in places}
         return [self.read(self.fitted[orders[place // count][place % count]]) for place in places]
 

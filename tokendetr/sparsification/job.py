@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tokendetr.analysis.inputs import load_measured_config
+from tokendetr.config.load import result_writers
 from tokendetr.errors import ConfigError, NotSparsifiableError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.atomic import write_atomically
@@ -35,6 +36,7 @@ __all__ = ["SparsifyJob", "run_job"]
 
 STATE_FILE = "unfinished_fit.pth"
 OUTPUTS = ("config.py", "model.pth", "report.json", "report.md")
+_EVALUATION = "evaluation"
 _ADDED = "transformer.encoder.sparsifier."
 
 _CONFIG = '''"""{title}, made sparse without labels by `tokendetr sparsify`."""
@@ -91,7 +93,8 @@ def run_job(
 
     Raises:
         ConfigError: the config names no weights.
-        FileNotFoundError, KeyError: config, weights or images do not exist.
+        FileNotFoundError, KeyError: config, weights, images or the test set to evaluate on do not
+            exist.
         NotSparsifiableError: the detector has no deformable encoder, or is sparse already.
         FewImagesError, StaleFitError, ValueError: as :func:`tokendetr.sparsification.fit`.
         OutputError: a file would replace one of the dense detector's.
@@ -109,6 +112,8 @@ def run_job(
         job.images, predictor, seed=job.options.seed, batch_size=job.batch_size
     )
     dense = predictor.model
+    if job.evaluate:  # a test set that is missing is found before the fit
+        _evaluation(cfg, dense, job.output_dir / _EVALUATION).prepare()
     student = _twin(dense, sparse_cfg, cfg)
     seconds: dict[str, float] = {}
     state_file = job.output_dir / STATE_FILE
@@ -118,11 +123,11 @@ def run_job(
                 dense, student, images, job.options, state_file=state_file, progress=progress
             )
         write_detector(job, student)
-        state_file.unlink(missing_ok=True)
         with _timed(seconds, "report"):
             report = _report(job, cfg, dense, student, images)
         report = replace(report, fit=asdict(result), seconds=seconds)
         _write_report(job, report)
+        state_file.unlink(missing_ok=True)
     return report
 
 
@@ -187,7 +192,7 @@ def _report(
     rows = compare(detectors, images, device=torch.device(cfg.train.device))
     if job.evaluate:
         rows = [
-            replace(row, ap=box_ap(cfg, detectors[row.name], job.output_dir / "evaluation"))
+            replace(row, ap=box_ap(cfg, detectors[row.name], job.output_dir / _EVALUATION))
             for row in rows
         ]
     return SparsificationReport(rows, len(images.held_back), {}, {})
@@ -195,11 +200,16 @@ def _report(
 
 def box_ap(cfg: DictConfig, detector: nn.Module, folder: Path) -> float | None:
     """Return a detector's box AP on the test set of a config, in percent."""
-    if cfg.dataloader.evaluator.get("output_dir", None) is not None:
-        cfg.dataloader.evaluator.output_dir = str(folder)
-    results = Evaluation(cfg, detector)()
+    results = _evaluation(cfg, detector, folder)()
     ap = results.get("bbox", {}).get("AP")
     return None if ap is None else float(ap)
+
+
+def _evaluation(cfg: DictConfig, detector: nn.Module, folder: Path) -> Evaluation:
+    """Return an evaluation whose files go to a folder."""
+    for node in result_writers(cfg):
+        node.output_dir = str(folder)
+    return Evaluation(cfg, detector)
 
 
 def _plain(job: SparsifyJob) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tokendetr.config import zoo
 from tokendetr.config.edit import add_bypass, sparsify
-from tokendetr.config.load import load_config
+from tokendetr.config.load import follow_output_dir, load_config
 from tokendetr.errors import NotSparsifiableError
 from tokendetr.tokens import MassBudget
 
@@ -165,7 +165,8 @@ def sparse_config(
     cfg = load_config(config_file(config), overrides)
     cfg.model = sparse_model(cfg.model, method, keep_ratio, budget)
     # Not the dense detector's folder, whose results an evaluation would overwrite.
-    cfg.train.output_dir = str(Path(checkpoint).parent)
+    dense_folder, cfg.train.output_dir = cfg.train.output_dir, str(Path(checkpoint).parent)
+    follow_output_dir(cfg, dense_folder)
     cfg.train.init_checkpoint = checkpoint
     cfg.train.init_checkpoint_strict = True
     return cfg

@@ -1,20 +1,22 @@
 """The file from which an interrupted fit resumes."""
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tokendetr.io.atomic import write_atomically
 
-__all__ = ["STAGES", "FitState", "StaleFitError"]
+__all__ = ["STAGES", "FitState", "StaleFitError", "weights_digest"]
 
 STAGES = ("maps", "scores", "distillation")
 
 
 class StaleFitError(ValueError):
-    """A folder holds an unfinished fit with other images or options, or a damaged one."""
+    """A folder holds an unfinished fit with other weights, images or options, or a damaged one."""
 
 
 class FitState:
@@ -22,7 +24,7 @@ class FitState:
 
     Args:
         path: of the file; None: nothing is saved.
-        fingerprint: images and options of the fit.
+        fingerprint: weights, images and options of the fit.
 
     Raises:
         StaleFitError: the file belongs to another fit, or is damaged.
@@ -37,7 +39,7 @@ class FitState:
         self.loaded = _read(path)
         if self.loaded["fingerprint"] != fingerprint:
             raise StaleFitError(
-                f"{path} belongs to an unfinished fit with other images or options "
+                f"{path} belongs to an unfinished fit with other weights, images or options "
                 f"({_differences(self.loaded['fingerprint'], fingerprint)}): delete it, or choose "
                 "another output folder"
             )
@@ -59,6 +61,15 @@ class FitState:
         if saved > STAGES.index(stage):
             return {}
         return self.loaded if saved == STAGES.index(stage) else None
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return a hash of a module's state dict."""
+    content = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        content.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:
