@@ -49,6 +49,10 @@ class DatasetError(ValueError):
     """A data set that cannot be used; the message names file and records and what to do."""
 
 
+class InputError(ValueError):
+    """A batch that a model cannot take; the message names the record."""
+
+
 class CheckpointWriteError(OSError):
     """A file could not be written; the one that was there before is unchanged."""
 
@@ -94,6 +98,7 @@ EXPECTED_ERRORS = (
     ExportCheckError,
     ExportError,
     FileNotFoundError,
+    InputError,
     IsADirectoryError,
     LoaderError,
     NonFiniteLossError,

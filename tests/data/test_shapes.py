@@ -235,14 +235,19 @@ def test_a_worker_that_is_killed_ends_it(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_ends_it_and_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_ends_it_and_leaves_nothing_behind(tmp_path, number):
     command = [sys.executable, "-m", "tokendetr", "make-shapes", "--root", tmp_path / "shapes"]
-    program = subprocess.Popen([*command, "--workers", "2"], start_new_session=True)
+    program = subprocess.Popen(
+        [*command, "--workers", "2"], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
     # Python ignores an interrupt inside fork's hooks; after this many images both workers run.
     while program.poll() is None and len(list(tmp_path.glob(".shapes-*/train/*.jpg"))) < 50:
         time.sleep(0.05)
-    os.killpg(program.pid, signal.SIGINT)  # a terminal sends it to all of its processes
-    assert program.wait() == 128 + signal.SIGINT
+    # A terminal, `timeout` and batch systems send it to all of its processes.
+    os.killpg(program.pid, number)
+    assert "Traceback" not in program.communicate()[1]
+    assert program.returncode == 128 + number
     assert not list(tmp_path.iterdir())
 
 

@@ -18,6 +18,7 @@ from tokendetr.errors import ConfigError
         ("model.transformer.encoder.num_feature_levels=3", r"levels.*encoder.num_feature_levels 3"),
         ("model.transformer.decoder.num_feature_levels=3", r"levels.*decoder.num_feature_levels 3"),
         ("model.criterion.num_classes=3", r"classes.*model.num_classes 12.*num_classes 3"),
+        ("model.criterion._target_=builtins.dict", r"model.criterion is a dict, not a torch"),
         ("model.pixel_mean=[1,2]", r"model.pixel_mean needs .* three, got \[1, 2\]"),
     ],
 )

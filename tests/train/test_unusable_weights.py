@@ -42,6 +42,29 @@ def test_unusable_weights_are_refused_by_name(tmp_path, name, value, kind, dtype
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_quantized_weights_are_refused_by_name(tmp_path, dtype):
+    path = str(tmp_path / "weights.pth")
+    torch.save({"model": {**spoiled(), "stem.weight": spoiled()["stem.weight"].to(dtype)}}, path)
+    with pytest.raises(CheckpointError, match="integers, as quantized weights do: stem.weight"):
+        load_weights(AtomicCheckpointer(ToyDetector()), path)
+
+
+def test_weights_of_eight_bits_are_read_as_their_values(tmp_path):
+    path = str(tmp_path / "weights.pth")
+    low = {
+        key: v.to(torch.float8_e5m2) if v.is_floating_point() else v for key, v in spoiled().items()
+    }
+    torch.save({"model": low}, path)
+    model = ToyDetector()
+    load_weights(AtomicCheckpointer(model), path)
+    assert torch.equal(model.stem.weight, low["stem.weight"].float())
+    low["stem.weight"].view(torch.uint8)[0] = 0x7C  # infinity
+    torch.save({"model": low}, path)
+    with pytest.raises(CheckpointError, match="NaN or infinity: stem.weight"):
+        load_weights(AtomicCheckpointer(model), path)
+
+
 def test_infinities_of_a_models_own_mask_are_no_fault():
     model = ToyDetector()
     model.register_buffer("mask", torch.tensor([0.0, -INFINITY]))

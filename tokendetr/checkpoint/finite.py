@@ -1,4 +1,4 @@
-"""Find weights with which a model could only compute NaN."""
+"""Find weights with which a model could only compute nonsense."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,16 +24,23 @@ def unusable_weights(weights: Mapping[str, Any], model: nn.Module) -> list[str]:
             are allowed.
 
     Returns:
-        Descriptions of NaN or infinite values, and of negative running variances, with the names
-        of the first few tensors; empty if there are none.
+        Descriptions of NaN or infinite values, of negative running variances, and of integers where
+        the model has real numbers (quantized weights without their scales), with the names of the
+        first few tensors; empty if there are none.
     """
     own = model.state_dict()
     buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    infinite, negative = [], []
+    infinite, negative, integers = [], [], []
     for name, value in weights.items():
         tensor = torch.as_tensor(value)
-        if name not in own or tensor.shape != own[name].shape or not tensor.is_floating_point():
+        is_real = name in own and own[name].is_floating_point()
+        if not is_real or tensor.shape != own[name].shape:
             continue
+        if not tensor.is_floating_point():
+            integers.append(name)
+            continue
+        if tensor.element_size() == 1:
+            tensor = tensor.float()  # PyTorch computes nothing with float8
         bad = ~torch.isfinite(tensor)
         if name in buffers and bool(bad.any()):
             bad &= tensor != own[name].to(tensor)
@@ -43,13 +50,17 @@ def unusable_weights(weights: Mapping[str, Any], model: nn.Module) -> list[str]:
             negative.append(name)
     return [
         f"{len(names)} of its {len(weights)} tensors hold {what}: {_shortened(names)}"
-        for names, what in ((infinite, "NaN or infinity"), (negative, "negative variances"))
+        for names, what in (
+            (infinite, "NaN or infinity"),
+            (negative, "negative variances"),
+            (integers, "integers, as quantized weights do"),
+        )
         if names
     ]
 
 
 def refuse_unusable_weights(path: str, weights: Mapping[str, Any], model: nn.Module) -> None:
-    """Refuse values of a file that would make all of a model's results NaN.
+    """Refuse values of a file that would make all of a model's results NaN or chance.
 
     Args:
         path: the file, for the message.
@@ -61,7 +72,7 @@ def refuse_unusable_weights(path: str, weights: Mapping[str, Any], model: nn.Mod
     if faults := unusable_weights(weights, model):
         raise CheckpointError(
             f"{path} was not loaded: {'; '.join(faults)}. Use a checkpoint from before its "
-            "training diverged"
+            "training diverged, or before it was quantized"
         )
 
 

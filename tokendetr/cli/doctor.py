@@ -252,7 +252,14 @@ def _check_opencv() -> list[Finding]:
 
 def check_data() -> list[Finding]:
     """Check which data sets exist under ``DETECTRON2_DATASETS``."""
-    root = Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+    from tokendetr.data.paths import datasets_root
+    from tokendetr.errors import DatasetError
+
+    try:
+        root = datasets_root()
+    except DatasetError as error:
+        fault, _, remedy = str(error).partition(": ")
+        return [Finding("data sets", FAILED, fault, remedy)]
     there = [name for folder, name in DATA_SETS.items() if (root / folder).is_dir()]
     text = f"{root.resolve()}: {', '.join(there) or 'none of the known data sets'}"
     remedy = "" if there else "set DETECTRON2_DATASETS, or tokendetr make-shapes"

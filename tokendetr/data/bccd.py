@@ -3,6 +3,7 @@
 import os
 
 from tokendetr.config.registration import register_coco_format
+from tokendetr.data.paths import datasets_root
 
 __all__ = ["bccd_root", "register_bccd"]
 
@@ -27,4 +28,4 @@ def register_bccd(root: str | None = None) -> None:
 
 def bccd_root() -> str:
     """Return the data set's folder under ``DETECTRON2_DATASETS``, else under ``./datasets``."""
-    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bccd")
+    return str(datasets_root() / "bccd")

@@ -3,6 +3,7 @@
 import os
 
 from tokendetr.config.registration import register_coco_format
+from tokendetr.data.paths import datasets_root
 
 __all__ = ["SMALL_OBJECTS", "bdd100k_root", "register_bdd100k", "register_bdd_s"]
 
@@ -40,7 +41,7 @@ def register_bdd_s(root: str | None = None) -> None:
 
 def bdd100k_root() -> str:
     """Return the data set's folder under ``DETECTRON2_DATASETS``, else under ``./datasets``."""
-    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "bdd100k")
+    return str(datasets_root() / "bdd100k")
 
 
 def _register(name: str, json_name: str, root: str | None) -> None:

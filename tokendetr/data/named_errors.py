@@ -43,7 +43,7 @@ class NamedErrors:
             else:
                 message = (
                     f"cannot load {what}. Repair the file, or remove its record from the "
-                    "annotations."
+                    "annotations; if all records fail, mend the mapper in the config."
                 )
             raise SampleError(message) from error
 

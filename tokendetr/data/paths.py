@@ -1,9 +1,37 @@
-"""Check that file names exist and stay inside the folder they belong to."""
+"""Find the folder of data sets; check that file names stay inside the folder they belong to."""
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["Folders", "resolve_fault"]
+from tokendetr.errors import DatasetError
+
+__all__ = ["Folders", "datasets_root", "resolve_fault"]
+
+_VARIABLE = "DETECTRON2_DATASETS"
+
+
+def datasets_root() -> Path:
+    """Return the folder of the built-in data sets, ``$DETECTRON2_DATASETS`` or ``./datasets``.
+
+    It need not exist: a data set that is drawn makes it.
+
+    Raises:
+        DatasetError: the variable cannot be meant: it is a file, has spaces around a folder that
+            exists, or several paths.
+    """
+    value = os.environ.get(_VARIABLE, "") or "datasets"
+    root = Path(os.path.expanduser(value))
+    fault = ""
+    if root.exists() and not root.is_dir():
+        fault = "is a file"
+    elif value != value.strip() and not root.exists():
+        fault = "begins or ends with a space"
+    elif os.pathsep in value and not root.exists():
+        fault = "has several paths"
+    if fault:
+        raise DatasetError(f"{_VARIABLE}={value!r} {fault}: set it to the folder of the data sets")
+    return root
 
 
 class Folders:

@@ -7,10 +7,12 @@ worker processes nor how far they have read ahead changes a sample, and resuming
 means starting the same sequence at batch n.
 """
 
+import contextlib
 import copy
 import inspect
 import itertools
 import logging
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,6 +26,8 @@ from detectron2.utils.registry import locate
 from detectron2.utils.serialize import PicklableWrapper
 from omegaconf import DictConfig
 
+from tokendetr.config.parts import require_methods
+from tokendetr.config.targets import parameters_of
 from tokendetr.data.named_errors import NamedErrors, describe_record
 from tokendetr.data.random_state import preserved_rng, seeded_rng
 from tokendetr.data.workers import obey_parent
@@ -82,6 +86,7 @@ class _BatchKeys(torchdata.Sampler):
 
     Args:
         indices: this rank's infinite stream of record indices.
+        size: number of records.
         batch_size: records per batch and rank.
         skip: number of batches to skip at the start.
         group_of: index -> group; all records of a batch are of one group. None: no grouping.
@@ -90,11 +95,13 @@ class _BatchKeys(torchdata.Sampler):
     def __init__(
         self,
         indices: Iterable[int],
+        size: int,
         batch_size: int,
         skip: int,
         group_of: Callable[[int], int] | None,
     ) -> None:
         self.indices = indices
+        self.size = size
         self.batch_size = batch_size
         self.skip = skip
         self.group_of = group_of
@@ -107,12 +114,21 @@ class _BatchKeys(torchdata.Sampler):
         rank, world_size = comm.get_rank(), comm.get_world_size()
         for count, index in enumerate(self.indices):
             # Positions count over all ranks, so a sample does not depend on the number of ranks.
-            key = (count * world_size + rank, int(index))
+            key = (count * world_size + rank, self._checked(index))
             group = groups.setdefault(0 if self.group_of is None else self.group_of(key[1]), [])
             group.append(key)
             if len(group) == self.batch_size:
                 yield group.copy()
                 group.clear()
+
+    def _checked(self, index: Any) -> int:
+        with contextlib.suppress(TypeError):
+            if 0 <= (number := operator.index(index)) < self.size:
+                return number
+        raise ConfigError(
+            f"dataloader.train.sampler gives {index!r}, which is no index of one of the "
+            f"{self.size} records"
+        )
 
 
 class StreamLoader:
@@ -188,6 +204,7 @@ class StreamLoader:
         """Yield batches from the current position on."""
         keys = _BatchKeys(
             self._make_sampler(self.seed),
+            len(self.records),
             self.batch_size,
             self.batches_read,
             None if self._landscape is None else self._group_of,
@@ -264,6 +281,8 @@ def build_train_loader(node: Any, *, seed: int, micro_batches: int = 1) -> Any:
     if isinstance(dataset, torchdata.IterableDataset):
         return _foreign_loader(node, micro_batches)
     mapper = instantiate(arguments.pop("mapper"))
+    if mapper is not None:
+        require_methods("dataloader.train.mapper", mapper, "a mapper of records", "__call__")
     # Every sample has its own seed, and the stream never ends, so these have no meaning here.
     for name in ("seed", "drop_last", "worker_init_fn"):
         arguments.pop(name, None)
@@ -291,10 +310,11 @@ def _sampler_maker(node: Any, size: int) -> Callable[[int], Iterable[int]]:
 
     def make(seed: int) -> Iterable[int]:
         own = copy.deepcopy(node)
-        target = locate(own._target_) if isinstance(own._target_, str) else own._target_
-        if "seed" in inspect.signature(target).parameters and own.get("seed", None) is None:
+        if "seed" in parameters_of(own) and own.get("seed", None) is None:
             own.seed = seed
-        return instantiate(own)
+        indices: Iterable[int] = instantiate(own)
+        require_methods("dataloader.train.sampler", indices, "a sampler of indices", "__iter__")
+        return indices
 
     return make
 
@@ -309,4 +329,6 @@ def _foreign_loader(node: Any, micro_batches: int) -> Any:
         "dataloader.train is not detectron2's build_detection_train_loader over a map-style data "
         "set: resuming will restart the order of its data"
     )
-    return instantiate(node)
+    loader = instantiate(node)
+    require_methods("dataloader.train", loader, "a loader", "__iter__")
+    return loader

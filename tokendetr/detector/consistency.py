@@ -30,8 +30,12 @@ def check_parts(parts: DetectorParts, sizes: DetectorSizes) -> None:
     Parts of other projects that do not tell a number are left out of its comparison.
 
     Raises:
-        ConfigError: they differ; the message has each part's number and its key in the config.
+        ConfigError: they differ; the message has each part's number and its key in the config. Or
+            one is no module.
     """
+    for name, part in parts._asdict().items():
+        if not isinstance(part, nn.Module):
+            raise ConfigError(f"model.{name} is a {type(part).__name__}, not a torch.nn.Module")
     _check_equal("width", dict(_widths(parts, sizes)))
     _check_equal("number of levels", dict(_levels(parts)))
     _check_equal("number of classes", dict(_classes(parts, sizes)))

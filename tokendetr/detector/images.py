@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokendetr.detector.padding import PaddingRule, Size
+from tokendetr.errors import InputError
 from tokendetr.layers.precision import geometry_dtype
 
 
@@ -48,11 +49,11 @@ def describe(record: Mapping[str, Any], position: int) -> str:
 
 
 def check_image(image: Any, where: str) -> None:
-    """Raise ValueError unless ``image`` is a tensor [3, H, W] with at least one pixel."""
+    """Raise InputError unless ``image`` is a tensor [3, H, W] with at least one pixel."""
     if not isinstance(image, Tensor):
-        raise ValueError(f"{where}: 'image' must be a tensor [3, H, W], got {type(image).__name__}")
+        raise InputError(f"{where}: 'image' must be a tensor [3, H, W], got {type(image).__name__}")
     if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"{where}: 'image' must have shape [3, H, W], got {list(image.shape)}")
+        raise InputError(f"{where}: 'image' must have shape [3, H, W], got {list(image.shape)}")
 
 
 def read_images(
@@ -73,14 +74,19 @@ def read_images(
         padding: the input sizes that the backbone accepts; None: any.
 
     Raises:
-        ValueError: the batch is empty, or an image is missing, not [3, H, W] or larger than the
-            backbone accepts.
+        InputError: the batch is empty or no list of records, or an image is missing, not [3, H, W]
+            or larger than the backbone accepts.
     """
     padding = padding or PaddingRule()
     if not records:
-        raise ValueError("the batch is empty: a detector needs at least one image")
+        raise InputError("the batch is empty: a detector needs at least one image")
     images = []
     for position, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise InputError(
+                f"image {position} of the batch is a {type(record).__name__}, not a record (a "
+                "dict with 'image')"
+            )
         check_image(record.get("image"), describe(record, position))
         image = record["image"].to(pixel_mean_C11.device, non_blocking=True)
         check_fits(image, padding, describe(record, position))
@@ -98,11 +104,11 @@ def normalize(images: Tensor, pixel_mean_C11: Tensor, pixel_std_C11: Tensor) -> 
 
 
 def check_fits(image: Tensor, padding: PaddingRule, where: str) -> None:
-    """Raise ValueError, naming the record, if a backbone cannot take an image of this size."""
+    """Raise InputError, naming the record, if a backbone cannot take an image of this size."""
     try:
         padding.canvas([(int(image.shape[-2]), int(image.shape[-1]))])
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {error}") from None
 
 
 def pad_images(images: Sequence[Tensor], canvas: Size) -> Tensor:

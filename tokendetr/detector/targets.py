@@ -10,22 +10,23 @@ from detrex.layers import box_xyxy_to_cxcywh
 from torch import Tensor
 
 from tokendetr.detector.images import describe
+from tokendetr.errors import InputError
 
 Target = dict[str, Tensor]
 
 
 def check_ground_truth(boxes_xyxy_px: Tensor, labels: Tensor, num_classes: int, where: str) -> None:
-    """Raise ValueError for a box that is not finite or a class id outside 0..num_classes - 1."""
+    """Raise InputError for a box that is not finite or a class id outside 0..num_classes - 1."""
     if len(boxes_xyxy_px) != len(labels):
-        raise ValueError(f"{where}: {len(boxes_xyxy_px)} gt_boxes but {len(labels)} gt_classes")
+        raise InputError(f"{where}: {len(boxes_xyxy_px)} gt_boxes but {len(labels)} gt_classes")
     finite = torch.isfinite(boxes_xyxy_px).all(-1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
-        raise ValueError(f"{where}: gt_boxes[{row}] is not finite: {boxes_xyxy_px[row].tolist()}")
+        raise InputError(f"{where}: gt_boxes[{row}] is not finite: {boxes_xyxy_px[row].tolist()}")
     outside = (labels < 0) | (labels >= num_classes)
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
-        raise ValueError(
+        raise InputError(
             f"{where}: gt_classes[{row}] is {int(labels[row])}, but the model has classes "
             f"0..{num_classes - 1}; set model.num_classes to the data set's number of classes"
         )
@@ -52,13 +53,13 @@ def prepare_targets(
         One dict per image: ``labels`` [n] int64, ``boxes`` [n, 4] cxcywh as fractions of the image.
 
     Raises:
-        ValueError: a record has no instances, a non-finite box, or a class id out of range.
+        InputError: a record has no instances, a non-finite box, or a class id out of range.
     """
     targets = []
     for position, record in enumerate(records):
         where = describe(record, position)
         if "instances" not in record:
-            raise ValueError(f"{where}: training needs 'instances' with gt_boxes and gt_classes")
+            raise InputError(f"{where}: training needs 'instances' with gt_boxes and gt_classes")
         instances = record["instances"]
         boxes = instances.gt_boxes.tensor.to(dtype)
         labels = instances.gt_classes

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tokendetr.config.parts import require_methods
 from tokendetr.data.named_errors import NamedErrors
 from tokendetr.data.random_state import preserved_rng
 from tokendetr.data.workers import protect_workers
@@ -113,7 +114,9 @@ class Evaluation:
                 node.mapper = LazyCall(NamedErrors)(mapper=node.mapper)
             if self._first is not None:
                 self._first.restrict_loader(node)
-            self._loader = protect_workers(instantiate(node))
+            loader = instantiate(node)
+            require_methods("dataloader.test", loader, "a loader", "__iter__", "__len__")
+            self._loader = protect_workers(loader)
         if suffix not in self._evaluators:
             self._evaluators[suffix] = self._build_evaluator(suffix)
         return self._loader, self._evaluators[suffix]
@@ -131,6 +134,9 @@ class Evaluation:
                 # So that the moving average's result files do not overwrite the model's.
                 each.output_dir = os.path.join(folder, suffix.lstrip("_"))
         evaluator = instantiate(node)
+        for each in evaluator if isinstance(node, ListConfig) else [evaluator]:
+            methods = ("reset", "process", "evaluate")
+            require_methods("dataloader.evaluator", each, "an evaluator", *methods)
         return evaluator if self._first is None else self._first.restrict_evaluator(evaluator)
 
 

@@ -46,6 +46,7 @@ from tokendetr.train.setup import (
     model_of,
     run_logging,
     save_config,
+    schedule_of,
     seed_run,
 )
 from tokendetr.train.starting_state import load_average, load_starting_state
@@ -308,7 +309,7 @@ def _hooks(
     return [
         ema.EMAHook(cfg, model) if settings.model_ema.enabled else None,
         hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.LRScheduler(scheduler=schedule_of(cfg)),
         EpochCounter(per_epoch) if per_epoch else None,
         checkpoints,
         evaluations,

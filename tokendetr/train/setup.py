@@ -17,11 +17,13 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from tokendetr.config.load import follow_output_dir, load_config
+from tokendetr.config.parts import require_methods
 from tokendetr.errors import EXPECTED_ERRORS, ConfigError
 from tokendetr.evaluation.run import check_device
 
@@ -35,6 +37,7 @@ __all__ = [
     "model_on_cpu",
     "run_logging",
     "save_config",
+    "schedule_of",
     "seed_run",
 ]
 
@@ -219,6 +222,19 @@ def apply_fast_dev_run(cfg: DictConfig) -> None:
     if comm.is_main_process():
         shutil.rmtree(cfg.train.output_dir, ignore_errors=True)
     comm.synchronize()
+
+
+def schedule_of(cfg: DictConfig) -> Any:
+    """Build ``lr_multiplier``, for detectron2's hook ``LRScheduler``.
+
+    Raises:
+        ConfigError: it is no schedule.
+    """
+    schedule = instantiate(cfg.lr_multiplier)
+    if not isinstance(schedule, ParamScheduler):
+        kind = "a fvcore ParamScheduler or a PyTorch LRScheduler"
+        require_methods("lr_multiplier", schedule, kind, "step", "state_dict")
+    return schedule
 
 
 def hint_learning_rate(cfg: DictConfig) -> None:

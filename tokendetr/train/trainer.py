@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tokendetr.data.named_errors import describe_record
 from tokendetr.data.stream import StreamLoader
-from tokendetr.errors import NonFiniteLossError
+from tokendetr.errors import ConfigError, NonFiniteLossError
 from tokendetr.train.divergence import bad_gradients, is_divergence, loss_report
 from tokendetr.train.gradients import box_weights, clip_gradients
 from tokendetr.train.optimizer_state import load_optimizer_state
@@ -162,8 +162,8 @@ class Trainer(SimpleTrainer):
         in the next reduction of gradients.
 
         Raises:
-            TrainingInterrupted: raised on all ranks if any was signaled, after saving a checkpoint
-                of the last finished iteration.
+            ConfigError: the loader has no more batches.
+            TrainingInterrupted: on all ranks, after saving a checkpoint of the last iteration.
         """
         position = getattr(self.data_loader, "batches_read", 0)
         batches: list[Any] | None = None
@@ -174,6 +174,11 @@ class Trainer(SimpleTrainer):
                 batches = [next(self._batches) for _ in range(self.grad_accum_steps)]
         except TrainingInterrupted:
             batches = None
+        except StopIteration:
+            raise ConfigError(
+                f"the training data ended at iteration {self.iter}: dataloader.train and its "
+                "sampler must never end, as detectron2's TrainingSampler"
+            ) from None
         number = self._signal_of_any_rank()
         if not number and batches is not None:
             return batches

@@ -21,10 +21,12 @@ from typing import Any, TextIO
 
 from PIL import Image
 
+from tokendetr.data.paths import datasets_root
 from tokendetr.data.shapes.random import IntegerRandom
 from tokendetr.data.shapes.scene import CATEGORIES, make_scene
 from tokendetr.errors import OutputError
 from tokendetr.io.progress import Progress
+from tokendetr.io.signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class ShapesSpec:
 
 def shapes_root() -> Path:
     """Return ``$DETECTRON2_DATASETS/shapes``, else ``./datasets/shapes``."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))) / "shapes"
+    return datasets_root() / "shapes"
 
 
 def image_folder(root: Path, split: str) -> Path:
@@ -186,10 +188,9 @@ def _write_images(
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C and SIGHUP to the parent process; end at once by SIGTERM or when that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Leave stop signals to the parent process, as a group gets them all; end when that ends."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def end() -> None:
