@@ -29,6 +29,8 @@ class DyingMapper:
         if record["image_id"] == self.image_id and get_worker_info() is not None:
             if self.how == "exit":
                 os._exit(3)
+            if self.how == "unsendable":
+                return {**self.mapper(record), "more": lambda: None}
             os.kill(os.getpid(), signal.SIGKILL)
         return self.mapper(record)
 
@@ -42,8 +44,16 @@ def config(root, output, part, how):
     return cfg
 
 
-@pytest.mark.parametrize("how", ["kill", "exit"])
-@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    ("part", "how"),
+    [
+        ("train", "kill"),
+        ("train", "exit"),
+        ("test", "kill"),
+        ("test", "exit"),
+        ("test", "unsendable"),
+    ],
+)
 def test_a_dead_loader_process_ends_the_run_in_one_line(toy_root, tmp_path, part, how):
     cfg = config(toy_root, tmp_path / "out", part, how)
     model = instantiate(cfg.model)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch.utils.data as torchdata
 
+from tokendetr.compat.worker_queue import end_if_sending_fails
 from tokendetr.errors import LoaderError
 
 __all__ = ["named_loader_failures", "obey_parent", "protect_workers"]
@@ -30,9 +31,11 @@ def obey_parent(worker_id: int) -> None:
     """Make a loader process ignore all stop signals but its parent's (a ``worker_init_fn``).
 
     Ctrl-C and SIGHUP are ignored. PyTorch ends workers by SIGTERM, which a batch system sends as
-    well; a thread waits for it and exits only if the sender is the parent.
+    well; a thread waits for it and exits only if the sender is the parent. A process that cannot
+    send a batch ends too, for the parent would wait for that batch for ever.
     """
     sys.excepthook = _say_but_of_connections
+    end_if_sending_fails()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -99,11 +102,11 @@ def named_loader_failures() -> Iterator[None]:
         # It is not needed: the loader also notices lost workers while it waits for data.
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        reason = (
-            "its shared memory is used up (see df /dev/shm)"
-            if "Bus error" in loss
-            else "most often the system kills it when memory runs out (see dmesg)"
-        )
+        reason = "most often the system kills it when memory runs out (see dmesg)"
+        if "Bus error" in loss:
+            reason = "its shared memory is used up (see df /dev/shm)"
+        elif "exited" in loss:
+            reason = f"if it said why, that is above; else {reason}"
         raise LoaderError(
             f"a data-loading process was lost: {loss}; {reason}. Use fewer of them, with "
             "dataloader.train.num_workers and dataloader.test.num_workers (0: none), and continue "
