@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tokendetr.cli.doctor import check_data
+from tokendetr.cli.doctor import check_data, examine
 from tokendetr.data.bccd import register_bccd
 from tokendetr.data.bdd100k import register_bdd100k
 from tokendetr.data.paths import datasets_root
@@ -28,7 +28,7 @@ def test_a_root_that_cannot_be_meant_is_refused(tmp_path, monkeypatch, value, fa
         with pytest.raises(DatasetError, match=f"DETECTRON2_DATASETS=.*{fault}"):
             register()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "sets"]
-    assert [finding.state for finding in check_data()] == ["FAILED"]
+    assert [finding.state for finding in examine([check_data])] == ["FAILED"]
 
 
 def test_odd_roots_that_exist_are_meant(tmp_path, monkeypatch):

@@ -203,6 +203,24 @@ def test_results_that_are_the_truth_are_right_in_everything(files, tmp_path):
     assert gain["better"] == 1
 
 
+def test_images_without_detections_are_said(files, tmp_path, capsys):
+    """As after an evaluation of the first images alone."""
+    annotations, results = files
+    first = {image["id"] for image in json.loads(annotations.read_text())["images"][:5]}
+    part = tmp_path / "part.json"
+    rows = json.loads(results.read_text())
+    part.write_text(json.dumps([row for row in rows if row["image_id"] in first]))
+    out = tmp_path / "out"
+    for path, count in ((part, 9), (results, 0)):
+        analyze.main(["--results", str(path), "--annotations", str(annotations),
+                      "--output", str(out)])  # fmt: skip
+        said = f"{count} of 14 images have no detection" in capsys.readouterr().out
+        shown = "Without any detection" in (out / "index.html").read_text()
+        assert said == shown == bool(count)
+        numbers = json.loads((out / "analysis.json").read_text())
+        assert numbers["num_images_without_detections"] == count
+
+
 def test_the_command_writes_a_page_a_table_and_numbers(files, tmp_path, capsys):
     out = tmp_path / "out"
     analyze.main(["--results", str(files[1]), "--annotations", str(files[0]), "--output", str(out),

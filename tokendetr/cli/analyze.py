@@ -118,6 +118,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"AP {gain['second']:.1f} against {gain['first']:.1f}: {gain['difference']:+.1f} "
             f"({gain['lower']:+.1f} to {gain['upper']:+.1f})"
         )
+    if count := analysis.num_images_without_detections:
+        print(
+            f"{count} of {analysis.num_images} images have no detection in {args.results}: if they "
+            "were not evaluated (--images), give annotations without them, for all of their boxes "
+            "count as missed here"
+        )
     print(f"AP {analysis.metrics['AP']:.1f}; see {args.output}/index.html")
 
 

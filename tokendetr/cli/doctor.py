@@ -26,6 +26,7 @@ from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
 from tokendetr.compat.opencv import has_windows
 from tokendetr.compat.stand_ins import is_stand_in
+from tokendetr.data.paths import datasets_root
 from tokendetr.io.atomic import write_atomically
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
@@ -252,14 +253,7 @@ def _check_opencv() -> list[Finding]:
 
 def check_data() -> list[Finding]:
     """Check which data sets exist under ``DETECTRON2_DATASETS``."""
-    from tokendetr.data.paths import datasets_root
-    from tokendetr.errors import DatasetError
-
-    try:
-        root = datasets_root()
-    except DatasetError as error:
-        fault, _, remedy = str(error).partition(": ")
-        return [Finding("data sets", FAILED, fault, remedy)]
+    root = datasets_root()
     there = [name for folder, name in DATA_SETS.items() if (root / folder).is_dir()]
     text = f"{root.resolve()}: {', '.join(there) or 'none of the known data sets'}"
     remedy = "" if there else "set DETECTRON2_DATASETS, or tokendetr make-shapes"

@@ -44,6 +44,8 @@ class Analysis:
         num_images: images of the data set.
         num_boxes: boxes of the data set, without crowds.
         num_detections: detections in the results.
+        num_images_without_detections: images that the results have no detection of. An evaluation
+            of a part of the images (``--images``) leaves such, and their boxes count as missed.
         metrics: ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``, ``AR100``, and ``F1`` at IoU
             0.5.
         classes: a row per class: name, boxes, AP, AP50, AP75, APs, APm, APl, AR100, the score
@@ -66,6 +68,7 @@ class Analysis:
     num_images: int
     num_boxes: int
     num_detections: int
+    num_images_without_detections: int
     metrics: dict[str, float]
     classes: list[dict[str, Any]]
     curves: dict[str, dict[str, list[float]]]
@@ -216,6 +219,8 @@ def _analysis(data: dict[str, Any], rows: list[dict[str, Any]]) -> Analysis:
         num_images=len(data["images"]),
         num_boxes=matched.boxes_by_class.total(),
         num_detections=len(matched.rows),
+        num_images_without_detections=len(data["images"])
+        - len({row["image_id"] for row in matched.rows}),
         metrics=matched.metrics(),
         classes=[
             {

@@ -20,7 +20,7 @@ from tokendetr import __version__
 from tokendetr.analysis.machine_load import machine_load
 from tokendetr.analysis.recorded_rows import machine
 from tokendetr.errors import OutputError
-from tokendetr.evaluation.error_analysis import Comparison, compare_results
+from tokendetr.evaluation.error_analysis import Analysis, Comparison, compare_results
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 from tokendetr.io.temporary import temporary_folder
@@ -226,12 +226,18 @@ def _evaluated(runs: Sequence[Run]) -> list[str]:
     """Return what the runs were evaluated on: one sentence if it is the same for all."""
     found = {
         run.name: f"{run.evaluated}: {run.analysis.num_images:,} images with "
-        f"{run.analysis.num_boxes:,} boxes."
+        f"{run.analysis.num_boxes:,} boxes.{_undetected(run.analysis)}"
         for run in runs
     }
     if len(set(found.values())) == 1:
-        return [next(iter(found.values())).capitalize()]
+        sentence = next(iter(found.values()))
+        return [sentence[:1].upper() + sentence[1:]]  # names keep their capitals
     return [f"{name}: {text}" for name, text in found.items()]
+
+
+def _undetected(analysis: Analysis) -> str:
+    count = analysis.num_images_without_detections
+    return f" Without any detection, so that all boxes are missed: {count:,}." if count else ""
 
 
 def _embedded(path: str, side: int) -> dict[str, Any]:

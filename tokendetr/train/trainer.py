@@ -177,13 +177,12 @@ class Trainer(SimpleTrainer):
         except StopIteration:
             raise ConfigError(
                 f"the training data ended at iteration {self.iter}: dataloader.train and its "
-                "sampler must never end, as detectron2's TrainingSampler"
+                "sampler must never end"
             ) from None
         number = self._signal_of_any_rank()
         if not number and batches is not None:
             return batches
-        if isinstance(self.data_loader, StreamLoader):
-            # Some ranks have read this update's batches, others have not; none was trained on.
+        if isinstance(self.data_loader, StreamLoader):  # some ranks have read batches, others none
             self.data_loader.batches_read = position
         if self.iter > self.start_iter and self.save_on_stop is not None:
             finished = self.iter - 1
