@@ -113,7 +113,7 @@ class Record:
         """Add a result and write the file."""
         self.data.update(
             command=command,
-            machine=processor(),
+            machines=sorted({*self.data.get("machines", ()), processor()}),
             torch=torch.__version__,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         )
@@ -122,10 +122,11 @@ class Record:
         write_atomically(str(self.file), (json.dumps(self.data) + "\n").encode())
 
     def notes(self) -> list[str]:
-        """Return date, machine and command of the figures."""
+        """Return date, machines and command of the figures."""
         if "command" not in self.data:
             return []
-        return ["{date}, {machine}, torch {torch}: `{command}`".format(**self.data)]
+        machines = " and ".join(self.data["machines"])
+        return ["{date}, {}, torch {torch}: `{command}`".format(machines, **self.data)]
 
 
 class Run:
