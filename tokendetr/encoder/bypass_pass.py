@@ -53,7 +53,6 @@ class BypassPass(ABC):
             ValueError: the map is neither Identity nor Keep.
         """
         if token_map is self._map:
-            self._repeat()
             return memory_BNC
         if not isinstance(token_map, Identity | Keep):
             raise ValueError(
@@ -62,10 +61,6 @@ class BypassPass(ABC):
             )
         self._map = token_map
         return self._sort(layer, self._kept_tokens(token_map), memory_BNC)
-
-    @abstractmethod
-    def _repeat(self) -> None:
-        """Begin a layer with the map of the layer before."""
 
     @abstractmethod
     def _sort(self, layer: int, kept_BN: Tensor, memory_BNC: Tensor) -> Tensor:
@@ -123,11 +118,6 @@ class _SortedPass(BypassPass):
         self._stored, self._real = 0, 0
         self._left_out: list[Tensor] = []
         self._used = False
-
-    def _repeat(self) -> None:
-        if self._rows[_RETURNED]:  # the layer before brought them up to date
-            self._rows[_KEPT] += self._rows[_RETURNED]
-            self._rows[_RETURNED] = []
 
     def _sort(self, layer: int, kept_BN: Tensor, memory_BNC: Tensor) -> Tensor:
         self._sort_tokens(kept_BN, first=layer == 0)
@@ -249,9 +239,6 @@ class _MaskedPass(BypassPass):
     def _updated_BN1(self) -> Tensor:
         assert self._updated_BN is not None
         return self._updated_BN.unsqueeze(-1)
-
-    def _repeat(self) -> None:
-        pass
 
     def _sort(self, layer: int, kept_BN: Tensor, memory_BNC: Tensor) -> Tensor:
         before_BN, self._updated_BN = self._updated_BN, kept_BN
