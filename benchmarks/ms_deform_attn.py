@@ -180,7 +180,7 @@ def main() -> None:
                 report.add(Line.of(case.name, dtype, label, ours, theirs, baseline[label]))
     report.write(options.json)
     if options.record:
-        report.record("ms_deform_attn")
+        report.record(options.record)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def main() -> None:
                 report.add(Line.of(name, dtype, label, ours, theirs))
     report.write(options.json)
     if options.record:
-        report.record("packed_attention")
+        report.record(options.record)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,12 @@ def operator_parser(description: str | None, cases: Iterable[str]) -> argparse.A
     parser.add_argument("--repeats", type=int, default=20, help="runs of the kernels per line")
     parser.add_argument("--json", metavar="FILE", help="also write the lines to FILE")
     parser.add_argument(
-        "--record", action="store_true", help="replace the table in docs/performance.md"
+        "--record",
+        nargs="?",
+        const=Path(sys.argv[0]).stem,
+        metavar="NAME",
+        help="replace docs/records/NAME.json and its table in docs/performance.md "
+        "(default the benchmark's name)",
     )
     return parser
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.whole_detectors --group resnet   # and --group swin
     python -m benchmarks.whole_detectors --group resnet --dtype bfloat16
+    python -m benchmarks.whole_detectors --results docs/performance/NAME.json   # another machine
     python -m benchmarks.whole_detectors --splice         # only write docs/performance.md
 
 Weights are random, since time and operations do not depend on them (except for SPT, which selects
@@ -37,7 +38,7 @@ from tokendetr.config import add_bypass
 from tokendetr.config.zoo import get_config_file
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "performance" / "detectors.json"
+RECORDS = ROOT / "docs" / "performance"
 PAGE = ROOT / "docs" / "performance.md"
 CPU = torch.device("cpu")
 SPT_RATIO = 0.5
@@ -162,8 +163,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def table(recorded: dict[str, Any]) -> Table:
-    """Return all that is recorded as one table."""
+_SWIN_NOTES = (
+    "SPT-T has four more blocks than Swin-T in its third stage, as published: the operations of 10 "
+    "blocks at half of the tokens are those of 6 dense ones and a little more.",
+)
+
+
+def table(name: str, recorded: dict[str, Any]) -> Table:
+    """Return all that is recorded as one table, without detectors that were not measured."""
     rows: list[list[str | None]] = []
     for contender in CONTENDERS:
         found = {
@@ -171,6 +178,8 @@ def table(recorded: dict[str, Any]) -> Table:
             for dtype in ("float32", "bfloat16")
             if f"{contender.group} {dtype}" in recorded
         }
+        if not any(contender.name in rows_of for rows_of in found.values()):
+            continue
         cells: list[str | None] = [contender.name, None, None]
         for dtype in ("float32", "bfloat16"):
             one = found.get(dtype, {}).get(contender.name)
@@ -184,7 +193,7 @@ def table(recorded: dict[str, Any]) -> Table:
         rows.append(cells)
     runs = list(recorded.values())
     return Table(
-        name="whole_detectors",
+        name=name,
         title=f"One image of {' x '.join(map(str, runs[0]['size']))} pixels, random weights, "
         f"{runs[0]['threads']} threads",
         columns=("detector", "GFLOPs", "times fewer than dense")
@@ -194,9 +203,7 @@ def table(recorded: dict[str, Any]) -> Table:
         notes=(
             f"Medians of {min(run['repeats'] for run in runs)} or more turns; bfloat16 by "
             f"autocast; {runs[0]['machine']}.",
-            "SPT-T has four more blocks than Swin-T in its third stage, as published: the "
-            "operations of 10 blocks at half of the tokens are those of 6 dense ones and a little "
-            "more.",
+            *(_SWIN_NOTES if any(group.startswith("swin") for group in recorded) else ()),
             "; ".join(f"{run['date']}, `{run['command']}`" for run in runs),
         ),
     )
@@ -213,7 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add("--threads", type=positive_int, default=2)
     add("--repeats", type=positive_int, default=5, help="turns (default 5)")
-    add("--results", type=Path, default=RESULTS, metavar="FILE", help="where figures are recorded")
+    add(
+        "--results",
+        type=Path,
+        default=RECORDS / "whole_detectors.json",
+        metavar="FILE",
+        help="where figures are recorded (default docs/performance/whole_detectors.json); a file "
+        "beside it fills the table of its name",
+    )
     add("--splice", action="store_true", help="only write docs/performance.md")
     add("opts", nargs="*", help="key=value overrides of all configs")
     args = parser.parse_intermixed_args(arguments)
@@ -232,9 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         args.results.parent.mkdir(parents=True, exist_ok=True)
         write_json(recorded, str(args.results))
-    made = table(recorded)
+    made = table(args.results.stem, recorded)
     sys.stdout.write(made.markdown())
-    if args.results == RESULTS:
+    if args.results.resolve().parent == RECORDS:
         splice(PAGE, made)
 
 
