@@ -110,11 +110,8 @@ def table(result: Mapping[str, Any]) -> "Table":
     from tokendetr.analysis.tables import Table
 
     named = [*result["pieces"].items(), ("all", {"tested": "", **result["total"]})]
-    rows = [
-        (name, *(piece[kind] for kind in KINDS), f"{piece['seconds']:.0f}", piece["tested"])
-        for name, piece in named
-    ]
-    columns = ("folder", "passed", "failed", "errors", "skipped", "seconds", "commit")
+    rows = [(name, *(piece[kind] for kind in KINDS), piece["tested"]) for name, piece in named]
+    columns = ("folder", "passed", "failed", "errors", "skipped", "commit")
     beside = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     notes = [f"`{result['command']}`; {beside}; {result['machine']}; {result['date']}."]
     notes += [f"Skipped {n}: {reason}." for reason, n in result["total"]["reasons"].items()]
