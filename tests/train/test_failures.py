@@ -35,6 +35,20 @@ def test_broken_connections_are_taken_for_consequences():
     assert Failure.of(SystemExit("words"), 0) == Failure(0, 1, "words")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[gloo/tcp/unbound_buffer.cc:129] Timed out waiting 10000ms for send operation to complete",
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)",
+    ],
+)
+def test_a_process_that_is_stopped_is_said_in_one_line_by_those_that_wait_for_it(words):
+    failure = Failure.of(RuntimeError(words), 0)
+    assert failure.text.startswith("error: rank 0 waited in vain for another process")
+    assert "train.distributed.collective_timeout" in failure.text
+    assert len(failure.text.splitlines()) == 1 and failure.code == 1
+
+
 def test_a_loader_processs_traceback_is_left_out():
     """The exception is made as torch makes it, from the type and the loader's whole text."""
     wrapped = (

@@ -1,5 +1,6 @@
 """Describe the error that ends a process of a run: what to print, and its exit code."""
 
+import re
 import signal
 import sys
 import traceback
@@ -11,6 +12,9 @@ import torch.distributed as dist
 from tokendetr.errors import EXPECTED_ERRORS
 
 __all__ = ["Failure"]
+
+# Gloo's words, and NCCL's.
+_TIMEOUT = re.compile(r"Timed out waiting \d+ms|collective operation timeout")
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,14 @@ class Failure:
             return cls(rank, 128 + signal.SIGINT, "")
         if isinstance(error, EXPECTED_ERRORS):
             return cls(rank, 1, f"error: {error}")
-        text = "".join(traceback.format_exception(error))
-        return cls(rank, 1, text.rstrip(), _breaks_off(error))
+        text = "".join(traceback.format_exception(error)).rstrip()
+        if isinstance(error, RuntimeError) and _TIMEOUT.search(str(error)):
+            text = (
+                f"error: rank {rank} waited in vain for another process ({str(error).strip()}): it "
+                "is stopped, hangs or is much slower; train.distributed.collective_timeout sets "
+                "how many seconds processes wait"
+            )
+        return cls(rank, 1, text, _breaks_off(error))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, for sending them to another process."""
