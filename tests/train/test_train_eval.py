@@ -13,9 +13,11 @@ from detectron2.evaluation import DatasetEvaluators, PascalVOCDetectionEvaluator
 from tests.train import toy
 from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import read_checkpoint
+from tokendetr.cli.sweep_tokens import average_precision
 from tokendetr.config.load import fill_defaults
 from tokendetr.errors import CheckpointMismatchError, ConfigError
 from tokendetr.evaluation.first_images import FirstImages
+from tokendetr.evaluation.run import Evaluation
 from tokendetr.train.run import evaluate, run
 from tokendetr.train.setup import run_logging
 
@@ -85,6 +87,31 @@ def test_evaluators_that_count_all_images_refuse_a_part_of_them():
     evaluator = object.__new__(PascalVOCDetectionEvaluator)
     with pytest.raises(ConfigError, match="PascalVOCDetectionEvaluator .* without --images"):
         FirstImages(3).restrict_evaluator(DatasetEvaluators([evaluator]))
+
+
+def test_an_evaluator_that_cannot_be_built_is_named_before_any_work(toy_root, tmp_path):
+    """Also to the sweep, which builds it before it fits anything."""
+    for evaluator, message in (
+        ({"_target_": "tests.train.test_train_eval.needs_a_package"}, "cannot be built .* absent"),
+        ({"_target_": "builtins.dict"}, "is a dict, not an evaluator"),
+    ):
+        cfg, model = make(toy_root, tmp_path / "out")
+        cfg.dataloader.evaluator = evaluator
+        with pytest.raises(ConfigError, match=f"dataloader.evaluator {message}"):
+            Evaluation(cfg, model).prepare()
+        with pytest.raises(ConfigError, match=f"dataloader.evaluator {message}"):
+            average_precision(cfg, model, 2)
+
+
+def needs_a_package():
+    raise ImportError("this evaluation needs an absent package")
+
+
+def test_an_ap_needs_an_evaluator_of_boxes(toy_root, tmp_path):
+    cfg, model = make(toy_root, tmp_path / "out")
+    cfg.dataloader.evaluator = None
+    with pytest.raises(ConfigError, match="dataloader.evaluator of boxes"):
+        Evaluation(cfg, model).box_ap()
 
 
 def test_safetensors_files_evaluate(toy_run, toy_root, tmp_path):

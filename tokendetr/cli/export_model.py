@@ -22,9 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-from torch import nn
-
 from tokendetr.cli.argument_types import output_file, positive_int
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
@@ -100,18 +97,6 @@ def requested_options(args: argparse.Namespace) -> ExportOptions:
     )
 
 
-def average_precision(cfg: DictConfig, model: nn.Module) -> float:
-    """Return a model's box AP (0..100) on the config's test set.
-
-    Raises:
-        ValueError: the config has no evaluator.
-    """
-    results = Evaluation(cfg, model)()
-    if "bbox" not in results:
-        raise ValueError("--evaluate needs a config with dataloader.test and dataloader.evaluator")
-    return float(results["bbox"]["AP"])
-
-
 @program(OSError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
@@ -120,9 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = None if args.check else requested_options(args)
     cfg = load_config(args.config_file, [*args.opts, "train.device=cpu"], trained=True)
     model = build_model(cfg)
+    if args.evaluate:  # so that a test set that cannot be used is found before the export
+        Evaluation(cfg, model).prepare()
     common: dict[str, Any] = {
         "library": args.library,
-        "evaluate": (lambda each: average_precision(cfg, each)) if args.evaluate else None,
+        "evaluate": (lambda each: Evaluation(cfg, each).box_ap()) if args.evaluate else None,
     }
     if options is None:
         record = check(model, args.output, **common)

@@ -144,13 +144,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable[[], float]:
     """Return a function that computes the box AP in percent on the first ``count`` test images.
 
+    Loader and evaluator are built here, before anything is fitted.
+
     Args:
         cfg: the whole config.
         model: evaluated in the state that it has when the function is called.
         count: number of images; None: all.
+
+    Raises:
+        ConfigError: loader or evaluator cannot be built, or the evaluator counts all images.
     """
     evaluation = Evaluation(cfg, model, images=count)
-    return lambda: float(evaluation()["bbox"]["AP"])
+    evaluation.prepare()
+    return evaluation.box_ap
 
 
 def feature_error(cfg: Any, model: Any, count: int) -> Callable[[], float]:

@@ -126,7 +126,8 @@ def export(
     """
     path = Path(output)
     check_name(path, options.format)
-    check_output_file(str(path))
+    for written in (path, _record_path(path)):
+        check_output_file(str(written))
     suffix = path.suffix
     _check_runtimes(options.format, library)
     _check_device(model)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tokendetr.config.parts import require_methods
+from tokendetr.config.parts import built_from, require_methods
 from tokendetr.data.named_errors import NamedErrors
 from tokendetr.data.random_state import preserved_rng
 from tokendetr.data.workers import protect_workers
@@ -93,8 +93,25 @@ class Evaluation:
         self.latest = results
         return results
 
+    def box_ap(self) -> float:
+        """Evaluate, and return the box AP in percent.
+
+        Raises:
+            ConfigError: the config has no test set, or no evaluator of boxes.
+        """
+        results = self()
+        if "bbox" not in results:
+            raise ConfigError(
+                "an AP needs a config with dataloader.test, and a dataloader.evaluator of boxes"
+            )
+        return float(results["bbox"]["AP"])
+
     def prepare(self) -> None:
-        """Build loader and evaluator, so that their errors appear before any work."""
+        """Build loader and evaluator, so that their errors appear before any work.
+
+        Raises:
+            ConfigError: one cannot be built, or is of another kind.
+        """
         if not self._has_test_set():
             return
         ema = self._cfg.train.model_ema
@@ -114,7 +131,8 @@ class Evaluation:
                 node.mapper = LazyCall(NamedErrors)(mapper=node.mapper)
             if self._first is not None:
                 self._first.restrict_loader(node)
-            loader = instantiate(node)
+            with built_from("dataloader.test"):
+                loader = instantiate(node)
             require_methods("dataloader.test", loader, "a loader", "__iter__", "__len__")
             self._loader = protect_workers(loader)
         if suffix not in self._evaluators:
@@ -133,7 +151,8 @@ class Evaluation:
             if suffix and folder:
                 # So that the moving average's result files do not overwrite the model's.
                 each.output_dir = os.path.join(folder, suffix.lstrip("_"))
-        evaluator = instantiate(node)
+        with built_from("dataloader.evaluator"):
+            evaluator = instantiate(node)
         for each in evaluator if isinstance(node, ListConfig) else [evaluator]:
             methods = ("reset", "process", "evaluate")
             require_methods("dataloader.evaluator", each, "an evaluator", *methods)

@@ -19,6 +19,7 @@ from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights, require_checkpoint
 from tokendetr.config.data_folder import record_data_files
 from tokendetr.config.load import load_config, result_writers
+from tokendetr.config.parts import built_from
 from tokendetr.data.config_hints import config_hints
 from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
@@ -39,7 +40,6 @@ from tokendetr.train.results_table import ResultsTable
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.setup import (
     apply_fast_dev_run,
-    built_from,
     distributed,
     hint_learning_rate,
     log_environment,
@@ -190,8 +190,7 @@ def evaluate(
     if cfg.train.model_ema.enabled:
         load_average(cfg, model)
     evaluation = Evaluation(cfg, model, precision=precision, images=images)
-    with built_from("dataloader"):
-        evaluation.prepare()
+    evaluation.prepare()
     with named_loader_failures():
         return evaluation()
 
@@ -263,8 +262,7 @@ def _train(
     checkpointer.identity = folder.identity
     checkpointer.remove_leftovers()
     evaluation = Evaluation(cfg, model)
-    with built_from("dataloader"):
-        evaluation.prepare()
+    evaluation.prepare()
     is_resumed = resume and checkpointer.has_checkpoint()
     with built_from("train or lr_multiplier"):
         trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer, evaluation, folder))

@@ -6,7 +6,6 @@ import filecmp
 import logging
 import os
 import shutil
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,17 +18,15 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from tokendetr.config.load import follow_output_dir, load_config
-from tokendetr.config.parts import require_methods
-from tokendetr.errors import EXPECTED_ERRORS, ConfigError
+from tokendetr.config.parts import built_from, require_methods
+from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import check_device
 
 __all__ = [
     "apply_fast_dev_run",
-    "built_from",
     "distributed",
     "hint_learning_rate",
     "log_environment",
@@ -44,36 +41,6 @@ __all__ = [
 logger = logging.getLogger("tokendetr.train")
 
 _LOGGERS = ("detectron2", "detrex", "fvcore", "tokendetr")
-
-
-@contextlib.contextmanager
-def built_from(key: str) -> Iterator[None]:
-    """Turn errors of the ``with`` block, which builds a part of the config, into config errors.
-
-    Args:
-        key: the part, for messages.
-
-    Raises:
-        ConfigError: a constructor refused a value; the message names the part.
-    """
-    try:
-        yield
-    except EXPECTED_ERRORS:
-        raise
-    except (ValueError, TypeError, AssertionError, OmegaConfBaseException) as error:
-        if not str(error):  # an assertion without a message is useless without its traceback
-            raise
-        raise ConfigError(f"{key} cannot be built from the config: {_reason(error)}") from error
-    except (AttributeError, LookupError, RuntimeError) as error:  # of little use without a place
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{(str(error) or repr(error)).splitlines()[0]} ({frame.filename}:{frame.lineno})"
-        raise ConfigError(f"{key} cannot be built from the config: {reason}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of a message, with the lines that it announces."""
-    first, *rest = str(error).splitlines()
-    return "\n".join([first, *rest[:20]]) if first.endswith(":") else first
 
 
 def model_of(cfg: DictConfig) -> nn.Module:
