@@ -110,7 +110,7 @@ def test_non_finite_values_and_weights_reach_exactly_what_samples_them() -> None
     check_poisoned(range(1, 33))
 
 
-@pytest.mark.parametrize("queries", [20, 100])  # both levels in place; the small one copied
+@pytest.mark.parametrize("queries", [20, 200])  # both levels in place; the small one copied
 @pytest.mark.parametrize("shapes", [((40, 30), (20, 15)), ((20, 15), (40, 30))])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_levels_read_in_place_agree_with_copied_ones(

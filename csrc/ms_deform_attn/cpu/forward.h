@@ -45,10 +45,12 @@ TOKENDETR_INLINE void fetch_ahead(const S* channels, int64_t row, int64_t width)
   for (size_t byte = 0; byte < static_cast<size_t>(width) * sizeof(S); byte += 64) __builtin_prefetch(ahead + byte);
 }
 
-// Fetches the corners of samples that are read in place, which lie anywhere in the values. Copies fit in a cache, and
-// asking for them early only costs time. kVectors: as in sum_samples().
+// Fetches the corners of samples that are read in place, which lie anywhere in the values, into the second cache: it
+// waits for more lines at once than the first. Copies fit in a cache, and asking for them early only costs time.
+// kVectors: as in sum_samples().
 template <class T, class S, int kVectors>
 TOKENDETR_INLINE void fetch_in_place(const Visits& visits, const Corners<T>& corners, const Rows<T, S, false>& rows) {
+  constexpr int kSecondCache = 2;
   constexpr int kBytes = kLanes<T> * (kVectors > 0 ? kVectors : 1) * static_cast<int>(sizeof(S));
   for (int i = 0; i < visits.count; ++i) {
     S* corner[4];
@@ -57,7 +59,7 @@ TOKENDETR_INLINE void fetch_in_place(const Visits& visits, const Corners<T>& cor
     for (int c = 0; c < 4; ++c) {
 #pragma GCC unroll 4
       for (int byte = 0; byte < kBytes; byte += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(corner[c]) + byte);
+        __builtin_prefetch(reinterpret_cast<const char*>(corner[c]) + byte, 0, kSecondCache);
       }
     }
   }

@@ -27,14 +27,17 @@ TOKENDETR_INLINE void with_vectors(const Problem& problem, Function function) {
   function(std::integral_constant<int, 0>{});
 }
 
-inline LevelSet copied_levels(const Problem& problem, Storage storage, double samples_per_token) {
+inline LevelSet copied_levels(const Problem& problem, Storage storage, CopyRule rule) {
   return with_types(storage, [&](auto types) {
-    const bool all = problem.width % kLanes<typename decltype(types)::T> != 0;
+    using Use = decltype(types);
+    const bool all = problem.width % kLanes<typename Use::T> != 0;
+    const int64_t token_bytes = problem.heads * problem.width * static_cast<int64_t>(sizeof(typename Use::S));
     LevelSet copied = 0;
     for (int l = 0; l < problem.levels; ++l) {
       const double samples = static_cast<double>(problem.queries) * problem.points;
-      const double tokens = static_cast<double>(problem.level[l].height * problem.level[l].width);
-      if (all || samples >= samples_per_token * tokens) copied |= LevelSet{1} << l;
+      const int64_t tokens = problem.level[l].height * problem.level[l].width;
+      const double least = tokens * token_bytes <= kSmallLevel ? rule.small : rule.large;
+      if (all || samples >= least * static_cast<double>(tokens)) copied |= LevelSet{1} << l;
     }
     return copied;
   });

@@ -39,17 +39,23 @@ struct Copies {
   void* gradient;  // room for the gradient of the copies, in the type of the sums
 };
 
-// From these many samples per token of a level on, copying it pays. The backward copies sooner: reading in place also
-// means adding in place, to a gradient that was zeroed before.
-constexpr double kForwardCopies = 0.75;
-constexpr double kBackwardCopies = 0.5;
+// From these many samples per token of a level on, copying it pays.
+struct CopyRule {
+  double large;
+  double small;  // levels of at most kSmallLevel bytes, which are soon in a cache anyway
+};
+constexpr int64_t kSmallLevel = int64_t{1} << 23;
+constexpr CopyRule kForwardCopies{0.75, 2.5};
+// The backward copies sooner: reading in place also means adding in place, to a gradient that was zeroed before.
+constexpr CopyRule kBackwardCopies{0.5, 0.5};
+constexpr CopyRule kCopyAll{0.0, 0.0};
 
 // One instruction set's kernels. Each call works on one head of one image.
 struct Kernels {
   const char* name;
-  // The levels that a head samples at least this often per token, which is when copying them pays. All levels if a
-  // head's channels are no whole vectors, which is when nothing can be read in place.
-  LevelSet (*copied_levels)(const Problem&, Storage, double samples_per_token);
+  // The levels that a head samples often enough by the rule. All levels if a head's channels are no whole vectors,
+  // which is when nothing can be read in place.
+  LevelSet (*copied_levels)(const Problem&, Storage, CopyRule);
   int64_t (*padded_bytes)(const Problem&, Storage, LevelSet copied);
   int64_t (*padded_gradient_bytes)(const Problem&, Storage, LevelSet copied);
   void (*copy_padded)(const Problem&, Storage, const void* value, int64_t image, int64_t head, const Copies&);

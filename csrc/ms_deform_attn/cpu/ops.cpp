@@ -137,7 +137,7 @@ CallGradients backward(const Call& call, const Tensor& grad_output, Wanted wante
       wanted.reference ? result.reference->mutable_data_ptr() : nullptr,
       bytes_of(result.value) + bytes_of(result.locations) + bytes_of(result.weights) >= kStreamedBytes};
   const bool is_half = call.value.element_size() < 4;
-  const LevelSet copied = kernels().copied_levels(p, call.storage, is_half ? 0.0 : kBackwardCopies);
+  const LevelSet copied = kernels().copied_levels(p, call.storage, is_half ? kCopyAll : kBackwardCopies);
   zero_in_place(call, copied, gradients.value);
   backward_heads(call, copied, gradients);
   return result;
