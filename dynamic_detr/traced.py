@@ -7,12 +7,13 @@ coarsest level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.errors import ExportError
 from tokendetr.tokens import LevelLayout, TokenMap, inverse_norms, match_by_affinity, partition
 from tokendetr.tokens.counts import TracedCounts

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.errors import ExportError
 from tokendetr.tokens import Counts, TracedCounts, longest_count, map_counts
 

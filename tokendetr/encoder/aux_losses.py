@@ -3,7 +3,6 @@
 Shapes: G box.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from detrex.layers import box_xyxy_to_cxcywh
 from torch import Tensor, nn
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.layers.precision import geometry_dtype
 
 __all__ = ["AuxLosses", "ImageTargets", "ReplayedLosses"]
@@ -52,7 +52,7 @@ class AuxLosses:
         self._waiting: list[Callable[[], None]] = []
         self._entered = ExitStack()
 
-    @functools.cached_property
+    @cached_property
     def image_sizes(self) -> tuple[tuple[int, int], ...] | None:
         """(height, width) of each input image in pixels; None if the inputs have no images."""
         inputs = self._batched_inputs
@@ -74,7 +74,7 @@ class AuxLosses:
             isinstance(record, Mapping) and "instances" in record for record in inputs
         )
 
-    @functools.cached_property
+    @cached_property
     def targets(self) -> list[ImageTargets]:
         """Annotations of each image, on the model's device.
 

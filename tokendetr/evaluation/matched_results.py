@@ -5,12 +5,12 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.evaluation.numbering import Numbering
 from tokendetr.io.optional_hotcoco import load_hotcoco
 

@@ -6,11 +6,12 @@ Shapes: B image, N all tokens (finest level first, row by row), L level, H and W
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.errors import ExportError
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts

@@ -9,12 +9,13 @@ tokens of the largest window.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.layout import LevelLayout, LevelShapes
 from tokendetr.tokens.norms import token_norms

@@ -8,12 +8,12 @@ a token and its neighbor. "Flat" indices count over the batch: ``image * N + tok
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.tokens.assignment import without_autocast
 from tokendetr.tokens.maps.base import AnchoredMap, take_rows
 

@@ -5,11 +5,12 @@ slots of a container, K the largest number of selected tokens of an image.
 """
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from tokendetr.compat.cached_property import cached_property
 from tokendetr.tokens.maps.base import Keep, TokenMap
 from tokendetr.tokens.select import valid_from_counts
 
