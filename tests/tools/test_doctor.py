@@ -6,6 +6,7 @@ import os
 import sys
 
 import pytest
+import torch
 
 from tokendetr.cli import doctor
 
@@ -39,6 +40,14 @@ def test_a_time_says_under_which_load_it_was_measured(monkeypatch, load, state, 
     forward = next(each for each in doctor.check_model() if each.name == "forward pass")
     assert forward.state == state and words in forward.remedy
     assert f"load {load} on 2 processors" in forward.text
+
+
+def test_a_processor_that_emulates_bfloat16_is_named(monkeypatch):
+    features = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    assert "bfloat16 is slower" in doctor.check_torch()[0].text
+    features["avx512_bf16"] = True
+    assert "bfloat16" not in doctor.check_torch()[0].text
 
 
 def test_missing_kernels_are_a_note(monkeypatch):

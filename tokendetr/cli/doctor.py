@@ -110,8 +110,10 @@ def check_packages() -> list[Finding]:
 
 
 def check_torch() -> list[Finding]:
-    """Check PyTorch and its CUDA support."""
+    """Check PyTorch, its CUDA support, and whether bfloat16 pays on this processor."""
     import torch
+
+    from tokendetr.layers.precision import emulates_bfloat16
 
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     new_enough = release >= OLDEST_TORCH
@@ -121,15 +123,15 @@ def check_torch() -> list[Finding]:
     gpu = "no GPU is visible"
     if torch.cuda.is_available():
         gpu = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    toolkit = shutil.which("nvcc") or "no nvcc"
     return [
         Finding(
             "torch",
             OK if new_enough else FAILED,
-            f"{torch.__version__}, {torch.get_num_threads()} threads",
+            f"{torch.__version__}, {torch.get_num_threads()} threads"
+            + "; bfloat16 is slower than float32 on this CPU" * emulates_bfloat16(),
             "" if new_enough else f"pip install 'torch>={wanted}'",
         ),
-        Finding("cuda", OK, f"{built}; {gpu}; {toolkit}"),
+        Finding("cuda", OK, f"{built}; {gpu}; {shutil.which('nvcc') or 'no nvcc'}"),
         *_check_torchvision(),
     ]
 
