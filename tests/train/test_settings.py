@@ -51,7 +51,9 @@ def config():
         "it's.pth",
         "back\\slash=1.pth",
         "~cache/x.pth",
-        "x(1).pth".replace("(1)", "=1"),
+        "x(1).pth",
+        "downloads/model (1).pth",
+        "=cmd(1)/(a)=b",
     ],
 )
 def test_values_are_taken_as_they_are(value):

@@ -45,7 +45,7 @@ def tables_of(method: str, projects: Path) -> Iterable[Table]:
     known = methods(projects)
     if method not in known:
         near = difflib.get_close_matches(method, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(
             f"there is no projects/{method}/table.py{hint} Projects with tables: {', '.join(known)}"
         )

@@ -93,7 +93,7 @@ def _parse(text: str) -> tuple[Any, str]:
     try:
         return parser.parse_override(text), text
     except HydraException as error:
-        is_structure = value[:1] in ("[", "{", "'", '"') or "(" in value
+        is_structure = value[:1] in ("[", "{", "'", '"') or re.fullmatch(r"\w+\(.*\)", value)
         wrong = _spelling(text)
         if wrong or is_structure or not re.fullmatch(r"[+~]?[\w.@/-]+", key):
             why = wrong or str(error).splitlines()[0]

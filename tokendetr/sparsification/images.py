@@ -117,8 +117,8 @@ class UnlabeledImages:
 
     def digest(self) -> str:
         """Return a hash of the files and their order."""
-        names = "\n".join(str(path.resolve()) for path in (*self.held_back, *self.fitted))
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
+        names = b"\n".join(bytes(path.resolve()) for path in (*self.held_back, *self.fitted))
+        return hashlib.sha256(names).hexdigest()[:16]
 
     def held_back_batches(self) -> list[list[Path]]:
         """Return the held-back files, in batches."""
