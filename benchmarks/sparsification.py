@@ -1,15 +1,16 @@
 """Accuracy of a detector made sparse without labels, by step, keep ratio and seed.
 
     python -m benchmarks.sparsification dino_shapes --seeds 0 1 2
+    python -m benchmarks.sparsification deformable_detr_shapes    # and other detectors
     python -m benchmarks.sparsification --labels 600 --seeds 0 1 2    # and then train with labels
     python -m benchmarks.sparsification --splice     # recorded figures into docs/bypass.md
 
 Every seed chooses other images and fits again; what is recorded is not run again. Rows:
 random tokens (without and with the bypass), a score head alone, the bypass at the end of the
 encoder only, the bypass in every layer (also with budgets by score mass), and distillation of the
-dense detector's memory, or of memory and outputs. With --labels, what was fitted (the bypass in
-every layer) is then trained with labels, with and without its maps, and so is the dense detector:
-the same iterations, seed and schedule.
+dense detector's memory, or of memory and outputs. Detectors other than DINO have one seed and fewer
+rows. With --labels, what was fitted (the bypass in every layer) is then trained with labels, with
+and without its maps, and so is the dense detector: the same iterations, seed and schedule.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import copy
 import datetime
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -33,11 +33,12 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from benchmarks.sparsification_steps import DISTILLED, LABELED, STEPS, build, changed
+from benchmarks.sparsification_steps import DISTILLED, LABELED, STEPS, Plan, build, changed, plan_of
+from benchmarks.sparsification_tables import tables
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import load_measured_config, loaded_inputs
 from tokendetr.analysis.recorded_rows import processor
-from tokendetr.analysis.tables import Table, splice
+from tokendetr.analysis.tables import splice
 from tokendetr.config.zoo import get_config_file
 from tokendetr.io.atomic import write_atomically
 from tokendetr.predict import Predictor
@@ -51,13 +52,6 @@ from tokendetr.sparsification.job import SparsifyJob, box_ap, write_detector
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "sparsification" / "results.json"
 PAGE = ROOT / "docs" / "bypass.md"
-RATIOS = (0.5, 0.3, 0.2, 0.1, 0.05)
-FEWER_RATIOS = {
-    "random": (0.5, 0.3, 0.1),
-    "random+bypass": (0.5, 0.3, 0.1),
-    "mass": (0.3, 0.2, 0.1),
-}
-"""Ratios of rows that are not measured at all :data:`RATIOS`."""
 COUNTED_IMAGES = 10
 
 
@@ -67,15 +61,22 @@ def training_images(cfg: DictConfig) -> list[str]:
     return sorted({record["file_name"] for record in records})
 
 
+def recorded(results: Path) -> dict[str, Any]:
+    """Return the figures in a file, by config."""
+    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    return found
+
+
 class Study:
     """The recorded figures, and what adds to them.
 
     Args:
         config: name of the dense detector's config.
-        overrides: of it, with its weights.
+        overrides: of it; its weights are those that come with it, unless they name others.
         images: folders; none: the images that the config trains on.
         folder: for the evaluator's files, and fits to go on from.
-        steps: what is measured, of :data:`~benchmarks.sparsification_steps.STEPS`.
+        plan: steps and keep ratios that are measured.
+        results: file of the recorded figures.
     """
 
     def __init__(
@@ -84,15 +85,16 @@ class Study:
         overrides: Sequence[str],
         images: Sequence[str],
         folder: Path,
-        steps: Sequence[str] = tuple(STEPS),
+        plan: Plan,
+        results: Path = RESULTS,
     ) -> None:
         self.config, self.images, self.folder = config, images, folder.resolve()
-        self.steps = steps
+        self.plan, self.results = plan, results
         self.overrides = list(overrides)
         self.cfg = load_measured_config(str(get_config_file(config)), overrides)
         self.cfg.dataloader.test.num_workers = 0
-        self.all = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        self.entry = self.all.setdefault(config, {"seeds": {}, "gflops": {}})
+        self.weights = f"train.init_checkpoint={self.cfg.train.init_checkpoint}"
+        self.entry = recorded(results).get(config, {"seeds": {}, "gflops": {}})
         options = ["--images", *images] if images else []
         command = ["python -m benchmarks.sparsification", config, *overrides, *options]
         self.entry["command"] = " ".join(command)
@@ -102,12 +104,14 @@ class Study:
     def save(self) -> None:
         """Write all figures."""
         self.entry["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
-        write_atomically(str(RESULTS), (json.dumps(self.all, indent=1) + "\n").encode())
+        # Read again: the study of another detector may have written since.
+        figures = {**recorded(self.results), self.config: self.entry}
+        write_atomically(str(self.results), (json.dumps(figures, indent=1) + "\n").encode())
 
     def ap(self, detector: nn.Module) -> float:
         """Return the AP on the config's test set."""
         torch.manual_seed(0)  # of tokens chosen at random
-        ap = box_ap(self.cfg, detector.eval(), self.folder)
+        ap = box_ap(self.cfg, detector.eval(), self.folder / self.config)
         assert ap is not None
         return round(ap, 2)
 
@@ -126,7 +130,7 @@ class Study:
             self.count(predictor.model, student)
         sources = self.images or training_images(self.cfg)
         images = UnlabeledImages.from_folders(sources, predictor, seed=seed)
-        if all(step in own for step in (*self.steps, *(LABELED if labels else ()))):
+        if all(step in own for step in (*self.plan.steps, *(LABELED if labels else ()))):
             return
         # From these files a later call, which may add steps, goes on.
         names = {step: step.replace(", ", "_") for step in ("every", *DISTILLED)}
@@ -138,10 +142,10 @@ class Study:
         if labels:
             with changed(student, "labels"):  # without a budget
                 self.train_on(seed, student, labels)
-        self.measure(seed, student, [step for step in self.steps if step not in DISTILLED])
+        self.measure(seed, student, [step for step in self.plan.steps if step not in DISTILLED])
         fitted = copy.deepcopy(student.state_dict())
         for number, (step, (targets, iterations)) in enumerate(DISTILLED.items(), start=1):
-            if step in own or step not in self.steps:
+            if step in own or step not in self.plan.steps:
                 continue
             student.load_state_dict(fitted)
             own[f"iterations {number}"] = iterations
@@ -170,7 +174,7 @@ class Study:
                 continue
             with changed(student, step) as sparsifier:
                 found = {}
-                for ratio in FEWER_RATIOS.get(step, RATIOS):
+                for ratio in self.plan.ratios_of(step):
                     sparsifier.keep_ratio = ratio
                     found[str(ratio)] = self.ap(student)
             own[step] = found
@@ -191,14 +195,14 @@ class Study:
             write_detector(job, student)
             file, changes = str(folder / "config.py"), []
             if step == "labels, dense":
-                file, changes = str(get_config_file(self.config)), list(self.overrides)
+                file, changes = str(get_config_file(self.config)), [*self.overrides, self.weights]
             elif step == "labels, no bypass":
                 changes = [f"{_SPARSIFIER}.bypass=null", "train.init_checkpoint_strict=False"]
             run_training(file, [*changes, *_schedule(seed, iterations, folder)])
             weights = f"train.init_checkpoint={folder / 'run' / 'model_final.pth'}"
             trained = Predictor.from_config(load_measured_config(file, [*changes, weights])).model
             own[step] = {}
-            for ratio in (None,) if step == "labels, dense" else RATIOS:
+            for ratio in (None,) if step == "labels, dense" else self.plan.ratios:
                 if ratio is not None:
                     trained.transformer.encoder.sparsifier.keep_ratio = ratio  # type: ignore
                 own[step][str(ratio)] = self.ap(trained)
@@ -210,7 +214,7 @@ class Study:
         """Count the operations at each ratio: total and encoder, in 10^9."""
         records = list(loaded_inputs(self.cfg, COUNTED_IMAGES))
         sparsifier: Any = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
-        for ratio in (None, *RATIOS):
+        for ratio in (None, *self.plan.ratios):
             if ratio is not None:
                 sparsifier.keep_ratio = ratio
             detector = dense if ratio is None else student
@@ -250,68 +254,16 @@ def run_training(file: str, overrides: Sequence[str]) -> None:
         raise RuntimeError(f"training {file} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def tables() -> list[Table]:
-    """Return a table for each recorded config."""
-    recorded = json.loads(RESULTS.read_text())
-    return [_table(config, entry) for config, entry in recorded.items()]
-
-
-def _table(config: str, entry: dict[str, Any]) -> Table:
-    rows = []
-    recorded = {key for seed in entry["seeds"].values() for key in seed}
-    for step, name in (STEPS | LABELED).items():
-        if step not in recorded:
-            continue
-        measured = sum(step in seed for seed in entry["seeds"].values())
-        few = f" ({measured} seeds)" if 1 < measured < len(entry["seeds"]) else ""
-        cells: list[str | None] = [name + few]
-        for ratio in RATIOS:
-            runs = [seed.get(step, {}) for seed in entry["seeds"].values()]
-            found = [run[key] for run in runs for key in (str(ratio), "None") if key in run]
-            cells.append(_spread(found) if found else None)
-        rows.append(cells)
-    encoders = [f"{entry['gflops'][str(ratio)][1]:.3f}" for ratio in RATIOS]
-    rows.append([f"GFLOPs of the encoder (dense {entry['gflops']['None'][1]:.3f})", *encoders])
-    seeds = sorted(entry["seeds"], key=int)
-    fitted = [seed["curve 0"][-1] for seed in entry["seeds"].values() if "curve 0" in seed]
-    explained = [100 * (1 - error) for _, error in fitted]
-    count = "one seed" if len(seeds) == 1 else f"mean over {len(seeds)} seeds (each with other "
-    count += (
-        ""
-        if len(seeds) == 1
-        else "images), smallest and largest in parentheses; figures without them are of one seed"
-    )
-    return Table(
-        name=f"bypass_{config}",
-        title=f"AP of `{config}` by keep ratio, without a label (dense: {entry['dense']:.1f})",
-        columns=("", *(f"keep {ratio:g}" for ratio in RATIOS)),
-        rows=rows,
-        notes=(
-            f"{count.capitalize()}; – was not run.",
-            f"The maps saw {max(images for images, _ in fitted)} images and explain "
-            f"{min(explained):.0f} % of the tokens' squared movement in images held back.",
-            f"{entry['date']}, `{entry['command']}`",
-        ),
-    )
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", nargs="?", default="dino_shapes")
-    parser.add_argument("overrides", nargs="*", help="train.init_checkpoint=FILE and others")
+    parser.add_argument("overrides", nargs="*", help="config overrides, as KEY=VALUE")
     parser.add_argument(
         "--images", nargs="+", default=[], help="folders (default: what the config trains on)"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--steps", nargs="+", choices=STEPS, default=list(STEPS), help="(default: all)"
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="(default: of the config's plan)")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, help="(default: of the config's plan)")
     parser.add_argument(
         "--labels", type=int, default=0, metavar="ITERATIONS", help="also train with labels"
     )
@@ -319,10 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--splice", action="store_true", help="only write docs/bypass.md")
     args = parser.parse_intermixed_args(arguments)
     if not args.splice:
-        study = Study(args.config, args.overrides, args.images, args.folder, args.steps)
-        for seed in args.seeds:
+        plan = plan_of(args.config)
+        plan = Plan(args.seeds or plan.seeds, args.steps or plan.steps, plan.ratios)
+        study = Study(args.config, args.overrides, args.images, args.folder, plan)
+        for seed in plan.seeds:
             study.run(seed, FitOptions(seed=seed), args.labels)
-    for table in tables():
+    for table in tables(recorded(RESULTS)):
         sys.stdout.write(table.markdown() + "\n")
         splice(PAGE, table)
 

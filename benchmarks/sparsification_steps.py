@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -45,6 +45,42 @@ LABELED = {
     "labels, no bypass": "the same training, no bypass",
     "labels, dense": "the same training of the dense detector",
 }
+
+RATIOS = (0.5, 0.3, 0.2, 0.1, 0.05)
+FEWER_RATIOS = {
+    "random": (0.5, 0.3, 0.1),
+    "random+bypass": (0.5, 0.3, 0.1),
+    "mass": (0.3, 0.2, 0.1),
+}
+"""Ratios of rows that are not measured at all of a plan's."""
+
+
+class Plan(NamedTuple):
+    """What is measured of a detector."""
+
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: Sequence[str] = tuple(STEPS)
+    ratios: Sequence[float] = RATIOS
+
+    def ratios_of(self, step: str) -> list[float]:
+        """Return the keep ratios at which a step is measured."""
+        return [ratio for ratio in self.ratios if ratio in FEWER_RATIOS.get(step, self.ratios)]
+
+
+OTHER_DETECTORS = {
+    "deformable_detr_shapes": "Deformable DETR, two stages",
+    "h_deformable_detr_shapes": "H-Deformable DETR, two stages",
+    "dab_deformable_detr_shapes": "DAB-Deformable DETR",
+    "dn_deformable_detr_shapes": "DN-Deformable DETR",
+}
+"""Detectors that the method is shown on beside DINO, in one table."""
+
+_SHORT = Plan((0,), ("scores", "every", "outputs"), RATIOS[:-1])
+
+
+def plan_of(config: str) -> Plan:
+    """Return what is measured of a config."""
+    return _SHORT if config in OTHER_DETECTORS else Plan()
 
 
 def build(cfg: DictConfig, budget: Budget = "ratio") -> tuple[Predictor, nn.Module]:

@@ -7,8 +7,8 @@ Examples:
     tokendetr ablate sparsify                    # detectors made sparse without labels
 
 The study "sparsify" is ``python -m benchmarks.sparsification``: keep ratio x {scores, bypass at the
-end, in every layer, distillation} x {shapes, BCCD}, three seeds, into docs/bypass.md; --only names
-configs.
+end, in every layer, distillation} x {shapes, BCCD}, three seeds, and one seed and fewer rows of the
+other detectors, into docs/bypass.md; --only names configs.
 
 Finished runs are not repeated, so an interrupted study continues where it stopped. Every run is one
 call of tools/train_net.py, with its log in its folder.
@@ -41,7 +41,14 @@ from tokendetr.io.atomic import write_atomically
 from tokendetr.train.writers import recorded_rows
 
 SPARSIFY = "sparsify"
-SPARSIFIED = ("dino_shapes", "dino_bccd")
+SPARSIFIED = (
+    "dino_shapes",
+    "dino_bccd",
+    "deformable_detr_shapes",
+    "h_deformable_detr_shapes",
+    "dab_deformable_detr_shapes",
+    "dn_deformable_detr_shapes",
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -142,13 +149,12 @@ def run_sparsification(args: argparse.Namespace) -> None:
     if not (root / "benchmarks" / "sparsification.py").is_file():
         raise ConfigError(f"the study {SPARSIFY!r} needs a checkout of the sources, not a wheel")
     for name in args.only or SPARSIFIED:
-        weights = zoo.get_checkpoint(name)
-        if weights is None:
+        if zoo.get_checkpoint(name) is None:
             raise ConfigError(
                 f"{name} has no trained weights yet: make them as checkpoints/README.md of its "
                 "project says"
             )
-        options = [name, f"train.init_checkpoint={weights}", *args.opts]
+        options = [name, *args.opts]
         options += ["--splice"] if args.table else []
         command = [sys.executable, "-m", "benchmarks.sparsification", *options]
         if subprocess.run(command, cwd=root, check=False).returncode:
