@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.tokens.naive_windows import naive_coherence, naive_windows
+from tokendetr.ops import use_reference
 from tokendetr.tokens import (
     LevelLayout,
     LevelWindows,
@@ -14,6 +15,7 @@ from tokendetr.tokens import (
     split_evenly,
     spread_order,
     spread_tokens,
+    token_similarity,
     window_coherence,
     window_shapes,
 )
@@ -94,6 +96,18 @@ def test_coherence_is_the_mean_pairwise_cosine(height, width, window):
         if window > 1 or 3 not in tokens:
             rows = x.flatten(0, 1)[tokens]
             assert score == pytest.approx(naive_coherence(rows), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_windows_of_equal_tokens_are_equally_coherent(dtype):
+    size, window = 16, 4
+    directions = torch.randn(1, size // window, size // window, 64, dtype=dtype)
+    x = directions.repeat_interleave(window, 1).repeat_interleave(window, 2).flatten(1, 2)
+    windows = LevelWindows.of(layout_of((size, size)), 0, window)
+    coherence, _ = token_similarity(x, windows, 0)
+    assert coherence.unique().numel() == 1
+    with use_reference():
+        assert torch.equal(token_similarity(x, windows, 0)[0], coherence)
 
 
 @pytest.mark.parametrize("images", [2, 12])

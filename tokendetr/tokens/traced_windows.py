@@ -19,7 +19,7 @@ from torch import Tensor
 from tokendetr.tokens.counts import TracedCounts
 from tokendetr.tokens.layout import LevelLayout
 from tokendetr.tokens.select import topk_valid
-from tokendetr.tokens.windows import spread_order, spread_tokens_of_size
+from tokendetr.tokens.windows import EQUAL_TOKENS, spread_order, spread_tokens_of_size
 
 KINDS = 4
 
@@ -159,7 +159,7 @@ class TracedWindows:
         """
         own = slice(self.start, self.start + self.num_tokens)
         unit_BTC = x_BNC[:, own].float() * inverse_norm_BN[:, own, None]
-        return self.mean(unit_BTC).square().sum(dim=-1)
+        return self.mean(unit_BTC).square().sum(dim=-1).clamp(max=EQUAL_TOKENS)
 
     def choose(self, score_BS: Tensor, count_BK: Tensor) -> Tensor:
         """Return the best windows of each kind, bool [B, S]; equal ones in ``order_BS``.

@@ -27,6 +27,10 @@ from tokendetr.tokens.window_choice import ChosenWindows, ClassSizes, choose_win
 _BORDER_FIRST = 0.8
 _ROW_STEP, _COLUMN_STEP = 0.7548776662466927, 0.5698402909980532
 
+EQUAL_TOKENS = 1 - 1e-6
+"""Largest coherence. Windows whose tokens are equal but for rounding are equally coherent, so that
+their order is that of the windows and does not depend on the other images of a batch."""
+
 
 @dataclass(frozen=True)
 class WindowClass:
@@ -260,7 +264,7 @@ def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindo
         windows: of the levels.
 
     Returns:
-        Float32 (float64 for float64 tokens) [S] in [-1e-6, 1 + 1e-6].
+        Float32 (float64 for float64 tokens) [S] in [-1e-6, EQUAL_TOKENS].
 
     Source: Dynamic DETR (ICML 2025), section 3.3, equations 5 and 6.
     """
@@ -275,4 +279,4 @@ def window_coherence(x_BNC: Tensor, inverse_norm_BN: Tensor, windows: LevelWindo
         mode=0,  # sum
         per_sample_weights=inverse_norm_BN.flatten().index_select(0, windows.token_A),
     )[0]
-    return sum_SC.div_(windows.cells_S1).square_().sum(dim=-1)
+    return sum_SC.div_(windows.cells_S1).square_().sum(dim=-1).clamp_(max=EQUAL_TOKENS)

@@ -34,6 +34,9 @@ int64_t rows_worth_a_thread(int64_t channels) {
   return kNumbers / std::max<int64_t>(channels, 1) + 1;
 }
 
+// EQUAL_TOKENS (tokendetr/tokens/windows.py).
+constexpr float kEqualTokens = 1 - 1e-6f;
+
 // The squared length of the mean of each window's unit vectors.
 void coherence(const float* x, const Windows& windows, int64_t channels, float* score) {
   const int64_t* member = windows.member;
@@ -49,7 +52,7 @@ void coherence(const float* x, const Windows& windows, int64_t channels, float* 
           for (int64_t c = 0; c < channels; ++c) mean[c] += row[c] * weight;
         }
         for (float& each : mean) each /= static_cast<float>(cells);
-        score[s] = sum_of_squares(mean.data(), channels);
+        score[s] = std::min(sum_of_squares(mean.data(), channels), kEqualTokens);
       }
     });
     member += number * cells;
