@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
@@ -147,7 +148,20 @@ def _zeros_from(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     shapes = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (tuple(args), dict(kwargs)))
     results = func(*shapes[0], **shapes[1])
-    return tree_map_only(Tensor, lambda tensor: torch.zeros_like(tensor, device=device), results)
+    return tree_map_only(Tensor, lambda tensor: _zeros_like(tensor, device), results)
+
+
+def _zeros_like(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return zeros with the shape, strides and type of a tensor that has no data.
+
+    On a CPU, NumPy takes them from calloc: pages that the kernel zeroes when they are first used,
+    where filling a large network's results took half of the time of a count.
+    """
+    if device.type != "cpu":
+        return torch.zeros_like(tensor, device=device)
+    size = max(tensor.untyped_storage().nbytes(), tensor.element_size())
+    data = torch.from_numpy(np.zeros(size, np.uint8))
+    return data.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
 
 def synthetic_inputs(
