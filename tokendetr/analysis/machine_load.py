@@ -12,7 +12,7 @@ class MachineLoad(NamedTuple):
     """The load of the last minute.
 
     Attributes:
-        text: load and number of processors, in words; "" if the system does not tell.
+        text: load and number of processors, in words; "" if the system does not report it.
         is_busy: other programs take so much that times are longer than the machine's own.
     """
 

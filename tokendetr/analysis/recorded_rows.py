@@ -16,7 +16,7 @@ __all__ = ["machine", "measured_notes", "processor", "record_rows"]
 
 
 def processor() -> str:
-    """Return the processor's name; if the system does not tell it, the architecture."""
+    """Return the processor's name; the architecture if the system does not report it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -9,7 +9,7 @@ __all__ = ["start_resource_tracker"]
 def start_resource_tracker() -> None:
     """Start the tracker, which lives as long as this process's children, deaf to SIGHUP.
 
-    It ignores SIGINT and SIGTERM by itself. The end of a terminal would kill it, and a second one
+    It already ignores SIGINT and SIGTERM. The end of a terminal would kill it, and a second one
     print a traceback for everything that the first one knew. It inherits what is blocked here; a
     SIGHUP that arrives meanwhile is delivered afterward.
     """

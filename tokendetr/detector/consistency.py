@@ -27,7 +27,7 @@ Stated = Iterator[tuple[str, object]]  # config key, number
 def check_parts(parts: DetectorParts, sizes: DetectorSizes) -> None:
     """Check that a detector's parts have one width, number of levels and number of classes.
 
-    Parts of other projects that do not tell a number are left out of its comparison.
+    Parts of other projects that lack a number are left out of its comparison.
 
     Raises:
         ConfigError: they differ; the message has each part's number and its key in the config. Or

@@ -69,7 +69,7 @@ def _write_failure(path: str, size: int, error: OSError) -> str:
     return (
         f"cannot write {path} ({size / 2**20:.1f} MiB): {error.strerror or error}; {free}; {kept}. "
         "Free some space or choose another folder (of a training: train.output_dir), then start "
-        "again; a training goes on with --resume"
+        "again; continue a training with --resume"
     )
 
 

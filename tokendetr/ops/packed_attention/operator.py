@@ -91,7 +91,7 @@ def packed_attention(
         try:
             return call_kernel(torch.ops.tokendetr.packed_attention, *arguments, factor, *biases)
         except ValueError:
-            check_packed(*arguments, *biases)  # tells a wrong dtype from a wrong value
+            check_packed(*arguments, *biases)  # distinguish a wrong dtype from a wrong value
             raise
     tensors = (query_GTMD, key_GTMD, value_GTMD)
     return _run_reference(tensors, segment_GT, factor, position_GT2, (bias_table_MRR, key_bias_GT))
