@@ -24,6 +24,18 @@ class NotSparsifiableError(ConfigError):
     """A detector cannot be made sparse, or has no sparsifier; the message says what it lacks."""
 
 
+class TooSlowError(RuntimeError):
+    """A detector exceeds a time limit even at the smallest keep ratio."""
+
+
+class FewImagesError(ValueError):
+    """There are too few readable images to fit to some and hold others back."""
+
+
+class StaleFitError(ValueError):
+    """A folder holds an unfinished fit with other weights, images or options, or a damaged one."""
+
+
 class NonFiniteLossError(FloatingPointError):
     """A loss or a gradient is infinite or NaN; the weights are those from before the step."""
 
@@ -55,6 +67,10 @@ class InputError(ValueError):
 
 class CheckpointWriteError(OSError):
     """A file could not be written; the one that was there before is unchanged."""
+
+
+class CutOffVideoError(OSError):
+    """A video ends long before the frames that it announces; raised after those it has."""
 
 
 class OutputError(OSError):
@@ -97,6 +113,7 @@ EXPECTED_ERRORS = (
     DatasetError,
     ExportCheckError,
     ExportError,
+    FewImagesError,
     FileNotFoundError,
     InputError,
     IsADirectoryError,
@@ -108,6 +125,8 @@ EXPECTED_ERRORS = (
     RendezvousError,
     RunFolderError,
     SampleError,
+    StaleFitError,
+    TooSlowError,
     UnsafeCheckpointError,
     UnsupportedDetectorError,
 )

@@ -9,9 +9,8 @@ from PIL import Image
 
 from tests.small_shapes import small_shapes
 from tokendetr import load
-from tokendetr.analysis.keep_ratio_search import TooSlowError
 from tokendetr.config import load_config
-from tokendetr.errors import ConfigError, NotSparsifiableError
+from tokendetr.errors import ConfigError, NotSparsifiableError, TooSlowError
 from tokendetr.predict.detector import _as_rgb
 from tokendetr.predict.predictor import Predictor, build_model, read_rgb
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tokendetr.cli import demo
+from tokendetr.errors import CutOffVideoError
 from tokendetr.predict.detector import _frames
-from tokendetr.predict.video import CutOffVideoError, read_frames
+from tokendetr.predict.video import read_frames
 
 
 class Nothing:

@@ -9,16 +9,12 @@ from torch import nn
 
 from tokendetr.analysis.timing import timed
 from tokendetr.encoder.keep_ratio import find_sparsifier, set_keep_ratio
-from tokendetr.errors import NotSparsifiableError
+from tokendetr.errors import NotSparsifiableError, TooSlowError
 
-__all__ = ["TooSlowError", "keep_ratio_within"]
+__all__ = ["keep_ratio_within"]
 
 STEPS = 20
 """Keep ratios are tried in steps of 1 / STEPS."""
-
-
-class TooSlowError(RuntimeError):
-    """A detector exceeds a time limit even at the smallest keep ratio."""
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ def run_sparsification(args: argparse.Namespace) -> None:
             raise RuntimeError(f"the study of {name} ended early; what it has recorded is kept")
 
 
-@program(OSError, RuntimeError, ValueError)
+@program(RuntimeError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print the tables."""
     args = parse_arguments(arguments)

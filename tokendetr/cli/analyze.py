@@ -102,7 +102,7 @@ def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
     return analysis, comparison
 
 
-@program(OSError)
+@program()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

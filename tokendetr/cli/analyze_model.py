@@ -211,7 +211,7 @@ def analyze(args: argparse.Namespace) -> None:
         show(result, model, args.depth)
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

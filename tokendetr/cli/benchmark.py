@@ -290,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
         logging.warning("The machine was busy (%s): ratios say more than times", load.text)
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

@@ -21,7 +21,7 @@ from tokendetr.cli.arguments import add_config_option, described_parser, parse_w
 from tokendetr.cli.program import program
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

@@ -173,7 +173,7 @@ def draw(task: Task, folder: Path) -> Path:
     return target
 
 
-@program(OSError)
+@program()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

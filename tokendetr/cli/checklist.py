@@ -25,7 +25,7 @@ def checklists() -> list[Checklist]:
     return [read_checklist(path) for path in sorted((PAGES / "checklist").glob("*.json"))]
 
 
-@program(OSError)
+@program()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

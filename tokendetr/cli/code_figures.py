@@ -209,7 +209,7 @@ def measure(root: Path) -> dict[str, Any]:
     }
 
 
-@program(OSError)
+@program()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

@@ -311,7 +311,7 @@ def method_table(recorded: Mapping[str, Mapping[str, Any]], method: str) -> Tabl
     )
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

@@ -33,7 +33,7 @@ from tokendetr.cli.arguments import (
 from tokendetr.cli.program import program
 from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
-from tokendetr.errors import OutputError
+from tokendetr.errors import CutOffVideoError, OutputError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.images import save_image
 from tokendetr.io.outputs import check_output_file, check_output_folder, drawing_names
@@ -46,7 +46,7 @@ from tokendetr.predict import (
     find_images,
     read_rgb,
 )
-from tokendetr.predict.video import CutOffVideoError, load_opencv, read_frames
+from tokendetr.predict.video import load_opencv, read_frames
 from tokendetr.visualization.boxes import draw_boxes, found_boxes, legible_scale
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv")
@@ -150,7 +150,7 @@ def run_on_video(predictor: Predictor, args: argparse.Namespace, metadata: Any) 
 
 
 class _Frames:
-    """The frames of a source; ``error`` tells afterward whether they end too early."""
+    """Frames of a source; ``error`` is set afterward if they end too early."""
 
     def __init__(self, source: str | int) -> None:
         self._source = source
@@ -187,7 +187,7 @@ def _check_windows(cv2: Any) -> None:
         )
 
 
-@program(ImportError, KeyError, OSError, ValueError)
+@program(ImportError, KeyError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

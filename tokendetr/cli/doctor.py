@@ -331,7 +331,7 @@ def examine(checks: Sequence[Callable[[], list[Finding]]] = CHECKS) -> list[Find
     return found
 
 
-@program(OSError)
+@program()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

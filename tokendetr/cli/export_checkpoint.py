@@ -36,7 +36,7 @@ from tokendetr.train.setup import model_on_cpu
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

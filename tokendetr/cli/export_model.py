@@ -97,7 +97,7 @@ def requested_options(args: argparse.Namespace) -> ExportOptions:
     )
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -22,7 +22,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 from tqdm import tqdm
 
-from token_transforming import NoMapsError, fit_recovery, transform
+from token_transforming import fit_recovery, transform
 from tokendetr.analysis.inputs import load_measured_config
 from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import described_parser, parse_with_overrides
@@ -31,7 +31,7 @@ from tokendetr.errors import ConfigError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import Predictor
-from tokendetr.sparsification import FewImagesError, UnlabeledImages
+from tokendetr.sparsification import UnlabeledImages
 from tokendetr.sparsification.recipe import config_file
 
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> list[float]:
     return left
 
 
-@program(FewImagesError, KeyError, NoMapsError, OSError, ValueError)
+@program(KeyError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

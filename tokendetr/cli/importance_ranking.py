@@ -141,7 +141,7 @@ def fragment(
     return "\n".join(lines)
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

@@ -48,7 +48,7 @@ def thin_out(source: Path, target: Path, max_ratio: float) -> None:
     print(f"{target}: {len(small['images'])} of {len(annotations['images'])} images")
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

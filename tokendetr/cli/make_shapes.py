@@ -17,7 +17,7 @@ from tokendetr.cli.program import program
 from tokendetr.data.shapes import ShapesSpec, ensure_shapes, shapes_root
 
 
-@program(BrokenProcessPool, OSError, ValueError)
+@program(BrokenProcessPool, ValueError)
 def main() -> None:
     """Parse the command line, generate the files, and print their folder and statistics."""
     parser = described_parser(__doc__)

@@ -280,7 +280,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"All of it on one page, for a browser: {page}")
 
 
-@program(OSError, RuntimeError, ValueError)
+@program(RuntimeError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     run(parse_arguments(arguments))

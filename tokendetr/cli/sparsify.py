@@ -23,10 +23,8 @@ from tokendetr.sparsification import (
     BUDGETS,
     METHODS,
     TARGETS,
-    FewImagesError,
     FitOptions,
     SparsifyJob,
-    StaleFitError,
     run_job,
 )
 
@@ -121,7 +119,7 @@ class _Bars:
             self._bar = None
 
 
-@program(FewImagesError, KeyError, OSError, StaleFitError, ValueError)
+@program(KeyError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_with_overrides(build_parser(), arguments, intermixed=True)

@@ -255,7 +255,7 @@ def run_missing(comparison: Comparison, record: Record, args: argparse.Namespace
         print(f"[{number}/{len(missing)}] {text}, {took:.0f} s", flush=True)
 
 
-@program(OSError, RuntimeError, ValueError)
+@program(RuntimeError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and print the tables."""
     args = parse_arguments(arguments)

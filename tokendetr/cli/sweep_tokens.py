@@ -281,7 +281,7 @@ def run_encoder(
     return points
 
 
-@program(OSError, TypeError, ValueError)
+@program(TypeError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

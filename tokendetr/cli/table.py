@@ -90,7 +90,7 @@ def report(table: Table, page: Path, changed: bool, root: Path) -> None:
     print(f"{table.name}: {state} {page.relative_to(root)}", file=sys.stderr)
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

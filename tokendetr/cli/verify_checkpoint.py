@@ -93,7 +93,7 @@ def _code(overrides: Sequence[str]) -> str:
     return " ".join(f"`{override}`" for override in overrides)
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

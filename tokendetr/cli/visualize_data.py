@@ -111,7 +111,7 @@ def present(drawings: Iterator[Drawn], folder: Path, number: int | None, show: b
     return count
 
 
-@program(KeyError, OSError, ValueError)
+@program(KeyError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

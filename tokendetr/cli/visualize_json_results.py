@@ -100,7 +100,7 @@ def compare(args: argparse.Namespace) -> int:
     return len(shown)
 
 
-@program(KeyError, OSError, ValueError)
+@program(KeyError, ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

@@ -63,7 +63,7 @@ def draw(predictor: Predictor, paths: Sequence[Path], folder: Path, count: int) 
     write_atomically(str(folder / "mixing.json"), json.dumps(shares, indent=1).encode())
 
 
-@program(KeyError, OSError, ValueError)
+@program(KeyError, ValueError)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)

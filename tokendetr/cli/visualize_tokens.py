@@ -106,7 +106,7 @@ def visualize(
     write_atomically(str(folder / "tokens.json"), json.dumps(counts, indent=1).encode())
 
 
-@program(OSError, ValueError)
+@program(ValueError)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_arguments(arguments)

@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from tokendetr.analysis.keep_ratio_search import keep_ratio_within
 from tokendetr.config.load import load_config
 from tokendetr.encoder.keep_ratio import set_keep_ratio
-from tokendetr.errors import ConfigError
+from tokendetr.errors import ConfigError, CutOffVideoError
 from tokendetr.layers.precision import Precision, evaluated_in
 from tokendetr.predict.detections import Detections
 from tokendetr.predict.predictor import (
@@ -37,7 +37,7 @@ from tokendetr.predict.predictor import (
     read_rgb,
 )
 from tokendetr.predict.run_folders import find_detector
-from tokendetr.predict.video import CutOffVideoError, read_frames
+from tokendetr.predict.video import read_frames
 
 __all__ = ["Detector", "load"]
 

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CutOffVideoError", "load_opencv", "read_frames"]
+from tokendetr.errors import CutOffVideoError
+
+__all__ = ["load_opencv", "read_frames"]
 
 TOLERANCE = 0.02
-"""Share of its announced frames that a whole video may lack: containers tell them roughly."""
-
-
-class CutOffVideoError(OSError):
-    """A video ends long before the frames that it announces; raised after those it has."""
+"""Share of its announced frames that a whole video may lack: containers state rough numbers."""
 
 
 def load_opencv() -> Any:

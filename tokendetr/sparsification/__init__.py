@@ -6,11 +6,11 @@ skipped tokens stay unchanged, and no score tells which tokens to keep. Here an 
 score head learns which tokens the dense decoder attends to. Both need images, but no labels.
 """
 
-from tokendetr.analysis.keep_ratio_search import TooSlowError, keep_ratio_within
-from tokendetr.errors import NotSparsifiableError
+from tokendetr.analysis.keep_ratio_search import keep_ratio_within
+from tokendetr.errors import FewImagesError, NotSparsifiableError, StaleFitError, TooSlowError
 from tokendetr.sparsification.distillation import TARGETS, Targets
-from tokendetr.sparsification.fitting import FitOptions, FitResult, StaleFitError, fit
-from tokendetr.sparsification.images import FewImagesError, UnlabeledImages
+from tokendetr.sparsification.fitting import FitOptions, FitResult, fit
+from tokendetr.sparsification.images import UnlabeledImages
 from tokendetr.sparsification.job import SparsifyJob, run_job
 from tokendetr.sparsification.recipe import (
     BUDGETS,

@@ -29,10 +29,10 @@ from tokendetr.sparsification.images import UnlabeledImages
 from tokendetr.sparsification.least_squares import NormalEquations, relative_error, solve, write
 from tokendetr.sparsification.optimization import Schedule, distill
 from tokendetr.sparsification.scores import SCORE_RATIO, attention_loss, sparse_scores
-from tokendetr.sparsification.state import FitState, StaleFitError, weights_digest
+from tokendetr.sparsification.state import FitState, weights_digest
 from tokendetr.sparsification.teacher import DensePass, DenseTeacher, find_encoder
 
-__all__ = ["FitOptions", "FitResult", "StaleFitError", "fit"]
+__all__ = ["FitOptions", "FitResult", "fit"]
 
 _FIRST_BATCHES = 4
 _SAVED_EVERY = 25

@@ -11,9 +11,10 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog
 
+from tokendetr.errors import FewImagesError
 from tokendetr.predict import Predictor, find_images, read_rgb
 
-__all__ = ["FewImagesError", "UnlabeledImages"]
+__all__ = ["UnlabeledImages"]
 
 HELD_BACK_SHARE = 0.15
 HELD_BACK_LIMITS = (2, 60)
@@ -23,10 +24,6 @@ MOST_IMAGES = 10_000
 sees a few thousand."""
 
 logger = logging.getLogger(__name__)
-
-
-class FewImagesError(ValueError):
-    """There are too few readable images to fit to some and hold others back."""
 
 
 class UnlabeledImages:

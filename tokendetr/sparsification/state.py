@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokendetr.errors import StaleFitError
 from tokendetr.io.atomic import write_atomically
 
-__all__ = ["STAGES", "FitState", "StaleFitError", "weights_digest"]
+__all__ = ["STAGES", "FitState", "weights_digest"]
 
 STAGES = ("maps", "scores", "distillation")
-
-
-class StaleFitError(ValueError):
-    """A folder holds an unfinished fit with other weights, images or options, or a damaged one."""
 
 
 class FitState:
