@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig
 from PIL import Image
 
 from tests.small_shapes import small_shapes
@@ -169,6 +170,13 @@ def test_a_damaged_file_is_named(detector, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(OSError, match=r"broken\.jpg"):
         detector(tmp_path / "broken.jpg")
+
+
+def test_a_config_may_be_given_as_a_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    LazyConfig.save(load_config("dino_shapes"), str(path))
+    assert load_config(path).model == load_config(str(path)).model
+    assert load(path, "random", device="cpu").names == load("dino_shapes", device="cpu").names
 
 
 def test_configs_without_weights_and_unknown_names(tmp_path):

@@ -66,7 +66,7 @@ _DATA_KEYS = ("train.data_folder=", "train.data_files=", "train.output_dir=")
 
 
 def load_config(
-    config_file: str, overrides: Sequence[str] = (), *, trained: bool = False
+    config_file: str | os.PathLike[str], overrides: Sequence[str] = (), *, trained: bool = False
 ) -> DictConfig:
     """Load a lazy config, fill in the defaults of ``train`` and apply overrides.
 
@@ -92,7 +92,7 @@ def load_config(
             value would silently spoil a run; or the installed detectron2 or detrex lacks a class.
         DatasetError: the labels of ``train.data_folder`` cannot be used.
     """
-    path = resolve_config(config_file)
+    path = resolve_config(os.fspath(config_file))
     try:
         return _load(path, overrides, trained)
     except OmegaConfBaseException as error:

@@ -160,8 +160,8 @@ class Detector:
 
 
 def load(
-    name: str,
-    weights: str | None = None,
+    name: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
     *,
     device: str | None = None,
     precision: Precision = "float32",
@@ -200,12 +200,12 @@ def load(
     if keep is not None and max_ms is not None:
         raise ValueError("keep and max_ms both set the keep ratio: give one of them")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    config_file, known = find_detector(name)
+    config_file, known = find_detector(os.fspath(name))
     cfg = load_config(config_file, [*overrides, f"train.device={device}"])
     source = weights or known or cfg.train.init_checkpoint or None
     if source is None:
         raise ConfigError(
-            f"no trained weights come with {name}: load({name!r}, weights=FILE), or "
+            f"no trained weights come with {name}: load({str(name)!r}, weights=FILE), or "
             f"weights={RANDOM!r} for an untrained network"
         )
     cfg.train.init_checkpoint = "" if source == RANDOM else str(source)
