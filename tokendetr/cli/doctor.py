@@ -52,16 +52,7 @@ DATA_SETS = {
     "shapes_test": "shapes (test)",
     "bccd": "BCCD",
 }
-PACKAGES = (
-    "numpy",
-    "scipy",
-    "pillow",
-    "omegaconf",
-    "hydra-core",
-    "fvcore",
-    "iopath",
-    "pycocotools",
-)
+NEEDED = ("numpy", "scipy", "pillow", "omegaconf", "hydra-core", "fvcore", "iopath", "pycocotools")
 KEEP_PKG_RESOURCES = "pip install 'setuptools<82': version 82 no longer has pkg_resources"
 
 
@@ -102,7 +93,7 @@ def check_python() -> list[Finding]:
 
 def check_packages() -> list[Finding]:
     """Check the versions of required packages."""
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: _version(name) for name in NEEDED}
     missing = [name for name, version in versions.items() if version == UNKNOWN]
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     remedy = f"pip install {' '.join(missing)}" if missing else ""
