@@ -149,9 +149,7 @@ def check_upstream() -> list[Finding]:
     for name in ("detectron2", "detrex"):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            remedy = (
-                "in the checkout: pip install ./standalone; or detectron2 and detrex themselves"
-            )
+            remedy = "in the checkout: pip install ./standalone; or both packages themselves"
             found.append(Finding(name, FAILED, "cannot be imported", remedy))
             continue
         kind = "stand-in" if is_stand_in(name) else f"real, {_version(name)}"
