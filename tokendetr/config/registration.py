@@ -22,7 +22,8 @@ def load_repeatably(file: str) -> Any:
     ``DatasetCatalog`` refuses a name that is taken. If an earlier config registered that name, it
     is removed and the file is loaded again, until no name is refused. Names that were registered
     elsewhere are still refused. ``python -O`` removes the assertions by which detectron2 refuses;
-    then the name has new records but its old metadata, and is treated in the same way.
+    then the name has new records but its old metadata, and is treated in the same way. What cannot
+    be seen there is detectron2's ``register_coco_instances``, which keeps the earlier records.
 
     Args:
         file: path or URL of a ``.py`` config.
