@@ -1,4 +1,4 @@
-"""A loader process that dies is reported in one line, in training and in evaluation."""
+"""A loader process that dies is reported in one line: in training, evaluation and benchmarks."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from detectron2.config import LazyConfig, instantiate
 from torch.utils.data import get_worker_info
 
 from tests.train import toy
+from tokendetr.analysis.throughput import loader_speed
 from tokendetr.config.load import fill_defaults
 from tokendetr.data.workers import named_loader_failures
 from tokendetr.errors import EXPECTED_ERRORS, LoaderError
@@ -64,6 +65,12 @@ def test_a_dead_loader_process_ends_the_run_in_one_line(toy_root, tmp_path, part
             evaluate(cfg, model)
     assert isinstance(caught.value, EXPECTED_ERRORS)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_benchmark_of_a_loader_ends_with_its_process(toy_root, tmp_path):
+    cfg = config(toy_root, tmp_path / "out", "train", "unsendable")
+    with pytest.raises(LoaderError), named_loader_failures():
+        loader_speed(cfg.dataloader.train, 8, warmup=0)
 
 
 def test_other_errors_of_the_same_type_stay():

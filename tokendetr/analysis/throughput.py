@@ -12,6 +12,8 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from tokendetr.analysis.timing import Summary
+from tokendetr.data.stream import build_train_loader
+from tokendetr.data.workers import protect_workers
 from tokendetr.io.progress import Progress
 
 __all__ = ["TIME_LIMIT_S", "StageSpeed", "loader_speed", "stage_speeds"]
@@ -66,7 +68,7 @@ def loader_speed(node: Mapping[str, Any], repeats: int, *, warmup: int) -> list[
     """
     images = int(node["total_batch_size"]) // comm.get_world_size()
     name = f"loader, {node['num_workers']} workers, batch {images}"
-    return [_speed(name, lambda: iter(instantiate(node)), repeats, warmup, images)]
+    return [_speed(name, lambda: build_train_loader(node, seed=0), repeats, warmup, images)]
 
 
 def stage_speeds(node: Mapping[str, Any], repeats: int, *, warmup: int) -> list[StageSpeed]:
@@ -98,13 +100,13 @@ def stage_speeds(node: Mapping[str, Any], repeats: int, *, warmup: int) -> list[
     def order() -> Iterator[int]:
         return iter(TrainingSampler(len(records), seed=0))
 
-    def loader(dataset: Any, num_workers: int) -> Callable[[], Iterator[Any]]:
+    def loader(dataset: Any, num_workers: int) -> Callable[[], Iterable[Any]]:
         sampler = TrainingSampler(len(records), seed=0)
-        return lambda: iter(
+        return lambda: protect_workers(
             build_batch_data_loader(dataset, sampler, batch_size, num_workers=num_workers)
         )
 
-    stages: list[tuple[str, Callable[[], Iterator[Any]], int]] = [
+    stages: list[tuple[str, Callable[[], Iterable[Any]], int]] = [
         ("records", lambda: (records[index] for index in order()), 1),
         ("records and mapper", lambda: (mapped[index] for index in order()), 1),
     ]

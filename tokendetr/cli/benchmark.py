@@ -44,6 +44,8 @@ from tokendetr.analysis.timing import Summary, split_time, timed, turn_order
 from tokendetr.cli.argument_types import non_negative_int, output_file, positive_int
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
+from tokendetr.data.stream import build_train_loader
+from tokendetr.data.workers import named_loader_failures
 from tokendetr.io.progress import Progress
 from tokendetr.layers.precision import PRECISIONS, evaluated_in, parse_dtype
 from tokendetr.train.launch import launch
@@ -136,7 +138,9 @@ def train_contender(args: argparse.Namespace, cfg: DictConfig, name: str, runs: 
     else:
         cfg.dataloader.train.total_batch_size = batch_size * comm.get_world_size()
         cfg.dataloader.train.num_workers = min(cfg.dataloader.train.num_workers, 2)
-        cached = list(islice(instantiate(cfg.dataloader.train), min(runs, CACHED_INPUTS)))
+        with named_loader_failures():
+            loader = build_train_loader(cfg.dataloader.train, seed=0)
+            cached = list(islice(loader, min(runs, CACHED_INPUTS)))
     settings = cfg.train
     trainer = Trainer(
         distributed(model, settings.ddp),
@@ -207,7 +211,8 @@ def time_data(args: argparse.Namespace, cfgs: Sequence[DictConfig]) -> list[dict
     for name, cfg in zip(args.config_file, cfgs, strict=True):
         if args.batch_size:
             cfg.dataloader.train.total_batch_size = args.batch_size * comm.get_world_size()
-        speeds = measure(cfg.dataloader.train, repeats, warmup=args.warmup)
+        with named_loader_failures():
+            speeds = measure(cfg.dataloader.train, repeats, warmup=args.warmup)
         results.append({"config": name, "stages": [asdict(speed) for speed in speeds]})
     return results
 

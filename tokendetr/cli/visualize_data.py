@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.utils.logger import setup_logger
@@ -27,6 +26,8 @@ from tokendetr.cli.argument_types import output_folder, positive_int
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
+from tokendetr.data.stream import build_train_loader
+from tokendetr.data.workers import named_loader_failures
 from tokendetr.io.images import save_image
 from tokendetr.io.outputs import DrawingNames
 from tokendetr.io.progress import Progress
@@ -84,7 +85,8 @@ def loaded(cfg: DictConfig) -> Iterator[Drawn]:
     total = sum(len(DatasetCatalog.get(name)) for name in names)
     metadata = MetadataCatalog.get(names[0])
     channel_order = cfg.dataloader.train.mapper.get("img_format", "RGB")
-    entries = (entry for batch in instantiate(cfg.dataloader.train) for entry in batch)
+    loader = build_train_loader(cfg.dataloader.train, seed=0)
+    entries = (entry for batch in loader for entry in batch)
     for number, entry in enumerate(islice(entries, total)):
         image = utils.convert_image_to_rgb(entry["image"].permute(1, 2, 0), channel_order)
         instances = entry["instances"]
@@ -118,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
     setup_logger(name="tokendetr")
     sources: dict[str, Any] = {"annotation": annotated, "dataloader": loaded}
     cfg = load_config(args.config_file, args.opts)
-    count = present(sources[args.source](cfg), Path(args.output_dir), args.num, args.show)
+    with named_loader_failures():
+        count = present(sources[args.source](cfg), Path(args.output_dir), args.num, args.show)
     print(f"{count} images{'' if args.show else f' in {args.output_dir}'}")
 
 
