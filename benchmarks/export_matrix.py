@@ -258,9 +258,7 @@ def keep(path: Path, place: Sequence[str], value: dict[str, Any]) -> None:
         node = known
         for name in place[:-1]:
             node = node.setdefault(name, {})
-        node[place[-1]] = value
-        known["machine"] = machine()
-        known["date"] = time.strftime("%Y-%m-%d")
+        node[place[-1]] = {**value, "machine": machine(), "date": time.strftime("%Y-%m-%d")}
         write_json(known, str(path))
     print(f"{' '.join(place)}: {json.dumps(value)}", flush=True)
 

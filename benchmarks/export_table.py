@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tokendetr.analysis.tables import Cell, Table
@@ -32,7 +32,7 @@ def proven_table(known: dict[str, Any], lines: Mapping[str, Sequence[str]]) -> T
     """Return the table of differences.
 
     Args:
-        known: the record: "rows" by name and format, "machine", "date".
+        known: the record: "rows" by name and format.
         lines: text of each line, in the table's order -> names of its rows in the record.
     """
     columns = _columns(
@@ -54,7 +54,8 @@ def proven_table(known: dict[str, Any], lines: Mapping[str, Sequence[str]]) -> T
         for format, cell in row.items()
         if "why" in cell
     ]
-    notes.append(f"`python benchmarks/export_matrix.py`, {known['machine']}, {known['date']}")
+    cells = [cell for row in known["rows"].values() for cell in row.values()]
+    notes.append(f"`python benchmarks/export_matrix.py`, {_measured(cells)}")
     return Table("export-matrix", PROVEN, ("detectors", "images", *columns.values()), table, notes)
 
 
@@ -62,7 +63,7 @@ def times_table(known: dict[str, Any], dense_rows: Mapping[str, str]) -> Table:
     """Return the table of times, which has no lines before some were taken.
 
     Args:
-        known: the record: "times" by name, "machine", "date".
+        known: the record: "times" by name.
         dense_rows: name of each row, in the table's order -> that of its dense detector, or "".
     """
     times = known["times"]
@@ -79,7 +80,7 @@ def times_table(known: dict[str, Any], dense_rows: Mapping[str, str]) -> Table:
         runs = (f"{format} {runtime}" for format, runtime in columns)
         table.append([name, found.get("model"), *(found.get(run) for run in runs)])
     threads = " or ".join(sorted({str(row["threads"]) for row in times.values()}))
-    note = f"`python benchmarks/export_matrix.py --time`, {known['machine']}, {known['date']}"
+    note = f"`python benchmarks/export_matrix.py --time`, {_measured(times.values())}"
     return Table(
         "export-times",
         TIMES if table else "Times were not taken yet.",
@@ -93,6 +94,13 @@ def _columns(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Return the headings of the ways to run a file that occur, in the order of all."""
     occurring = set(runs)
     return {run: heading for run, heading in COLUMNS.items() if run in occurring}
+
+
+def _measured(found: Collection[Mapping[str, Any]]) -> str:
+    """Return the machines and the days of measurements."""
+    machines = sorted({each["machine"] for each in found})
+    days = sorted({each["date"] for each in found})
+    return f"{' and '.join(machines)}, {' to '.join(days[:1] + days[1:][-1:])}"
 
 
 def _with_ratios(times: dict[str, Any], name: str, dense: str) -> dict[str, str]:
