@@ -110,6 +110,9 @@ def needs_a_package():
 def test_an_ap_needs_an_evaluator_of_boxes(toy_root, tmp_path):
     cfg, model = make(toy_root, tmp_path / "out")
     cfg.dataloader.evaluator = None
+    Evaluation(cfg, model).prepare()  # for training, which may go without
+    with pytest.raises(ConfigError, match="evaluator of boxes"):
+        Evaluation(cfg, model).prepare(required=True)
     with pytest.raises(ConfigError, match="dataloader.evaluator of boxes"):
         Evaluation(cfg, model).box_ap()
 

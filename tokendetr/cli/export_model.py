@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cfg = load_config(args.config_file, [*args.opts, "train.device=cpu"], trained=True)
     model = build_model(cfg)
     if args.evaluate:  # so that a test set that cannot be used is found before the export
-        Evaluation(cfg, model).prepare()
+        Evaluation(cfg, model).prepare(required=True)
     common: dict[str, Any] = {
         "library": args.library,
         "evaluate": (lambda each: Evaluation(cfg, each).box_ap()) if args.evaluate else None,

@@ -155,7 +155,7 @@ def average_precision(cfg: Any, model: nn.Module, count: int | None) -> Callable
         ConfigError: loader or evaluator cannot be built, or the evaluator counts all images.
     """
     evaluation = Evaluation(cfg, model, images=count)
-    evaluation.prepare()
+    evaluation.prepare(required=True)
     return evaluation.box_ap
 
 

@@ -28,6 +28,8 @@ __all__ = ["Evaluation", "default_best_metric"]
 
 logger = logging.getLogger(__name__)
 
+_NO_BOXES = "an AP needs a config with dataloader.test, and a dataloader.evaluator of boxes"
+
 
 class Evaluation:
     """Evaluation of a model by ``dataloader.test`` and ``dataloader.evaluator``.
@@ -101,18 +103,21 @@ class Evaluation:
         """
         results = self()
         if "bbox" not in results:
-            raise ConfigError(
-                "an AP needs a config with dataloader.test, and a dataloader.evaluator of boxes"
-            )
+            raise ConfigError(_NO_BOXES)
         return float(results["bbox"]["AP"])
 
-    def prepare(self) -> None:
+    def prepare(self, *, required: bool = False) -> None:
         """Build loader and evaluator, so that their errors appear before any work.
 
+        Args:
+            required: the config must have both.
+
         Raises:
-            ConfigError: one cannot be built, or is of another kind.
+            ConfigError: one cannot be built, is of another kind, or is required and not there.
         """
         if not self._has_test_set():
+            if required:
+                raise ConfigError(_NO_BOXES)
             return
         ema = self._cfg.train.model_ema
         is_averaged_alone = ema.enabled and ema.use_ema_weights_for_eval_only
