@@ -1,5 +1,6 @@
 """With the published options Focus-DETR is the published network, weights and numbers included."""
 
+import copy
 import re
 
 import numpy as np
@@ -78,10 +79,11 @@ def test_evaluation_gives_the_published_detections(published, sample):
 
 
 def test_training_gives_the_published_losses(published):
-    published.train()
-    silence_dropout(published)
+    # Two queries match a box almost equally well: in float32 the processor would choose.
+    model = copy.deepcopy(published).double().train()
+    silence_dropout(model)
     with torch.no_grad():
-        losses = published(RECORDS)
+        losses = model(RECORDS)
     wanted = dict(expected(NAME)["losses"])
     wanted["loss_foreground"] = wanted.pop("select_loss")
     ours = {name: loss.item() for name, loss in losses.items()}
