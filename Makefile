@@ -25,7 +25,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.stamp-installed
 DOCS_INSTALLED := $(VENV)/.stamp-docs
 BUILT := $(VENV)/.stamp-built
-BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f)
+BUILD_SOURCES := setup.py pyproject.toml tokendetr.pth tokendetr_startup.py $(addprefix standalone/,setup.py pyproject.toml tokendetr_standalone.pth) $(shell find csrc -type f -not -path '*/__pycache__/*')
 
 C_SOURCES = $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 

@@ -235,6 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.splice:
         torch.set_num_threads(args.threads)
         command = f"python -m benchmarks.whole_detectors --group {args.group} --dtype {args.dtype}"
+        if args.results != parser.get_default("results"):
+            command += f" --results {args.results}"
         recorded[f"{args.group} {args.dtype}"] = {
             "rows": measure(args),
             "command": command,
