@@ -17,8 +17,8 @@ def datasets_root() -> Path:
     It need not exist: a data set that is drawn makes it.
 
     Raises:
-        DatasetError: the variable cannot be meant: it is a file, has spaces around a folder that
-            exists, or several paths.
+        DatasetError: the variable cannot be meant: it names a file; or nothing that exists, and has
+            a space at an end or several paths.
     """
     value = os.environ.get(_VARIABLE, "") or "datasets"
     root = Path(os.path.expanduser(value))
