@@ -233,6 +233,39 @@ def test_configs_load_again_with_other_paths_where_assertions_are_off(tmp_path, 
     MetadataCatalog.remove("unchecked")
 
 
+def test_what_a_load_does_not_register_again_comes_back(tmp_path, monkeypatch):
+    """A module is imported once; a load that fails leaves the data sets of the one before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_once.py").write_text(
+        "from detectron2.data import DatasetCatalog, MetadataCatalog\n"
+        "DatasetCatalog.register('once', list)\n"
+        "MetadataCatalog.get('once').thing_classes = ['a']\n"
+    )
+    config = tmp_path / "config.py"
+
+    def write(folder, *lines):
+        register = f"register_coco_instances('own', {{}}, '{folder}.json', '{folder}')"
+        head = "from detectron2.data.datasets import register_coco_instances"
+        config.write_text("\n".join((head, *lines, register, "train = {}\n")))
+
+    write("one")
+    load_config(str(config))
+    write("other", "import imported_once")
+    load_config(str(config))
+    assert MetadataCatalog.get("own").json_file == "other.json"
+    assert MetadataCatalog.get("once").thing_classes == ["a"] and DatasetCatalog.get("once") == []
+    records = DatasetCatalog["own"]
+    write("third")
+    config.write_text(f"{config.read_text()}raise ValueError('too early')\n")
+    with pytest.raises(ConfigError, match="too early"):
+        load_config(str(config))
+    assert MetadataCatalog.get("own").json_file == "other.json"
+    assert DatasetCatalog["own"] is records
+    for name in ("own", "once"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
 def test_a_name_may_be_registered_again_for_another_kind_of_data_set(tmp_path):
     DatasetCatalog.register("taken", list)
     register_coco_format("taken", str(toy.write_dataset(tmp_path)), str(tmp_path / "images"))

@@ -1,7 +1,8 @@
 """Register data sets repeatedly, with the same or other paths."""
 
 import threading
-import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.config import LazyConfig
@@ -13,17 +14,26 @@ __all__ = ["load_repeatably", "register_coco_format"]
 
 _loading = threading.RLock()  # a config may load another one by name
 _registered_by_configs: set[str] = set()
+WAY_OUT = "register your data set under another name"
+_Entry = tuple[Callable[[], Any], Metadata]  # of the two catalogs
+
+
+class NameTakenError(AssertionError):
+    """A name stands for another data set already."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def load_repeatably(file: str) -> Any:
     """Load a config file that may register data sets which an earlier load registered.
 
     A program loads a config more than once, for example to inspect it before processes start, and
-    ``DatasetCatalog`` refuses a name that is taken. If an earlier config registered that name, it
-    is removed and the file is loaded again, until no name is refused. Names that were registered
-    elsewhere are still refused. ``python -O`` removes the assertions by which detectron2 refuses;
-    then the name has new records but its old metadata, and is treated in the same way. What cannot
-    be seen there is detectron2's ``register_coco_instances``, which keeps the earlier records.
+    the catalogs refuse a name that is taken. If an earlier config registered that name, it is set
+    aside and the file is loaded again, until no name is refused. Names that were registered
+    elsewhere are still refused. What was set aside comes back if the file fails, or does not
+    register it again: that of a module, for example, which Python imports only once.
 
     Args:
         file: path or URL of a ``.py`` config.
@@ -31,50 +41,70 @@ def load_repeatably(file: str) -> Any:
     Raises:
         AssertionError: the file registers a name that was registered elsewhere, or one name twice.
     """
+    aside: dict[str, _Entry] = {}
+    with _loading, _taken_names_refused():
+        try:
+            loaded = _load(file, aside)
+        except BaseException:
+            _put_back(aside)
+            raise
+        _put_back({name: entry for name, entry in aside.items() if name not in DatasetCatalog})
+        return loaded
+
+
+def _load(file: str, aside: dict[str, _Entry]) -> Any:
+    """Load a config file until no name is refused; ``aside`` gets the names that were taken."""
+    of_configs = frozenset(_registered_by_configs)
     added: set[str] = set()  # by this load, before it was refused a name
-    refused: set[str] = set()
-    with _loading:
-        owned = frozenset(_registered_by_configs)
-        while True:
-            before = dict(DatasetCatalog)
-            try:
-                loaded = LazyConfig.load(file)
-                replaced = {n for n in owned & set(before) if _is_replaced(n, before[n])} - refused
-                if not replaced:
-                    return loaded
-                refused |= replaced
-            except AssertionError as error:
-                name = _refused_name(error)
-                if name is None or name in refused or name not in owned:
-                    raise
-                refused.add(name)
-            finally:
-                added |= set(DatasetCatalog) - set(before)
-                _registered_by_configs.update(added)
-            for known in (refused | added) & set(DatasetCatalog):
-                _forget(known)
+    while True:
+        before = set(DatasetCatalog)
+        try:
+            return LazyConfig.load(file)
+        except NameTakenError as error:
+            if error.name in aside or error.name not in of_configs:
+                raise
+            refused = error.name
+        finally:
+            added |= set(DatasetCatalog) - before
+            _registered_by_configs.update(added)
+        for name in {refused, *added} & set(DatasetCatalog):
+            aside[name] = (DatasetCatalog[name], MetadataCatalog.get(name))
+            _forget(name)
 
 
-def _is_replaced(name: str, records: Any) -> bool:
-    """Return whether a name stands for other records than before."""
-    return name in DatasetCatalog and DatasetCatalog[name] is not records
+@contextmanager
+def _taken_names_refused() -> Iterator[None]:
+    """Let the catalogs refuse a name that is taken by an error that knows it.
 
-
-def _refused_name(error: AssertionError) -> str | None:
-    """Return the name that the catalogs refused; None for another's error.
-
-    ``DatasetCatalog.register`` refuses a name that is taken, and ``Metadata`` other values for it:
-    detectron2's ``register_coco_instances`` sets these also for a name that it does not register
-    again. The error itself has only a message, so the name is read from the frame that raised it.
+    detectron2's own errors have only a message, ``python -O`` removes them, and its
+    ``register_coco_instances`` does not register a name again, but sets its metadata.
     """
-    register = type(DatasetCatalog).register.__code__
-    change = getattr(Metadata.__setattr__, "__code__", None)
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code is register:
-            return str(frame.f_locals["name"])
-        if frame.f_code is change:
-            return str(frame.f_locals["self"].name)
-    return None
+    catalog: Any = type(DatasetCatalog)
+    metadata: Any = Metadata
+    register, change = catalog.register, metadata.__setattr__
+
+    def register_new(self: Any, name: str, func: Any) -> None:
+        if name in self:
+            raise NameTakenError(name, f"Dataset '{name}' is already registered: {WAY_OUT}")
+        register(self, name, func)
+
+    def set_once(self: Any, key: str, value: Any) -> None:
+        known = self.get(key, value)
+        if known != value:
+            message = f"{key!r} of '{self.name}' is {known!r} and cannot be set to {value!r}"
+            raise NameTakenError(self.name, f"{message}: {WAY_OUT}")
+        change(self, key, value)
+
+    catalog.register, metadata.__setattr__ = register_new, set_once
+    try:
+        yield
+    finally:
+        catalog.register, metadata.__setattr__ = register, change
+
+
+def _put_back(entries: dict[str, _Entry]) -> None:
+    for name, (records, metadata) in entries.items():
+        DatasetCatalog[name], MetadataCatalog[name] = records, metadata
 
 
 def register_coco_format(name: str, json_file: str, image_root: str) -> None:
