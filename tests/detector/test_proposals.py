@@ -85,7 +85,7 @@ def test_a_proposal_lies_on_its_token_and_border_tokens_propose_none():
     assert boxes[0, 4 * 128, 2:].tolist() == pytest.approx([0.1, 0.1])
     first_row = found.boxes_logit_BN4[0, :4]  # centers at 0.4 % of the height
     assert torch.isposinf(first_row).all()
-    torch.testing.assert_close(found.logits_BNK[0, 0], found.logits_BNK[0, 3])
+    torch.testing.assert_close(found.logits_BNV[0, 0], found.logits_BNV[0, 3])
 
 
 def test_padding_does_not_reach_scores_or_selection():
@@ -94,7 +94,7 @@ def test_padding_does_not_reach_scores_or_selection():
     other = memory.masked_fill(~where.valid_BN[..., None], 1e6)
     one, two = proposals_of(memory, where), proposals_of(other, where)
     assert torch.equal(one.indices_BQ, two.indices_BQ)
-    assert torch.equal(one.logits_BNK, two.logits_BNK)
+    assert torch.equal(one.logits_BNV, two.logits_BNV)
 
 
 def test_select_gathers_rows():

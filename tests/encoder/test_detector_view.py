@@ -61,8 +61,8 @@ def test_the_projection_and_heads_are_those_of_the_proposals(name):
     model(INPUTS)
     tokens_BNC = seen["view"].project(seen["memory"], seen["layout"])
     torch.testing.assert_close(tokens_BNC, seen["proposals"].tokens_BNC, rtol=0, atol=0)
-    logits_BNK = seen["view"].class_head(tokens_BNC)
-    torch.testing.assert_close(logits_BNK, seen["proposals"].logits_BNK, rtol=0, atol=0)
+    logits_BNV = seen["view"].class_head(tokens_BNC)
+    torch.testing.assert_close(logits_BNV, seen["proposals"].logits_BNV, rtol=0, atol=0)
     boxes_BN4 = seen["view"].box_head(tokens_BNC) + seen["layout"].proposals()[0]
     torch.testing.assert_close(boxes_BN4, seen["proposals"].boxes_logit_BN4, rtol=0, atol=0)
 

@@ -1,6 +1,6 @@
 """Losses of all decoder layers, of the encoder's proposals and of denoising queries.
 
-Shapes: B image, Q query, K class.
+Shapes: B image, Q query, V class.
 """
 
 from __future__ import annotations

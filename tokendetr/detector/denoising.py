@@ -169,7 +169,7 @@ def noised_queries(
     Args:
         targets: per image ``labels`` [n] and ``boxes`` [n, 4].
         label_embedding: at least one row per class.
-        num_classes: K; flipped labels are drawn from these.
+        num_classes: V; flipped labels are drawn from these.
         denoising_groups: G; 0 turns denoising off.
         label_noise_prob: probability that a label is drawn anew, 0..1.
         box_noise_scale: see :func:`shift_and_scale`.

@@ -1,6 +1,6 @@
 """Base class shared by all detectors.
 
-Shapes: B image, Q query, K class.
+Shapes: B image, Q query, V class.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class DetectorParts(NamedTuple):
 
 
 class DetectorSizes(NamedTuple):
-    """Sizes of a detector: width, classes K, queries Q, detections per image in evaluation."""
+    """Sizes of a detector: width, classes V, queries Q, detections per image in evaluation."""
 
     embed_dim: int
     num_classes: int

@@ -1,6 +1,6 @@
 """Class and box heads, one pair per decoder layer, and their predictions.
 
-Shapes: B image, Q query, S decoder layer, K class.
+Shapes: B image, Q query, S decoder layer, V class.
 """
 
 from __future__ import annotations

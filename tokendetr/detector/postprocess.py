@@ -1,6 +1,6 @@
 """Turn predictions into detectron2 ``Instances`` in the original image's pixels.
 
-Shapes: B image, Q query, K class, T detections.
+Shapes: B image, Q query, V class, T detections.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def best_detections(
         scores_BT (descending, -inf for padding queries), classes_BT, boxes_BT4.
     """
     num_classes = logits_BQV.shape[-1]
-    scores_BQK = logits_BQV.sigmoid()
+    scores_BQV = logits_BQV.sigmoid()
     if valid_BQ is not None:
-        scores_BQK = scores_BQK.masked_fill(~valid_BQ[..., None], float("-inf"))
-    pairs_BP = scores_BQK.flatten(1)
+        scores_BQV = scores_BQV.masked_fill(~valid_BQ[..., None], float("-inf"))
+    pairs_BP = scores_BQV.flatten(1)
     scores_BT, pair_BT = pairs_BP.topk(min(limit, pairs_BP.shape[1]), dim=1)
     query_BT = pair_BT.div(num_classes, rounding_mode="floor")
     boxes_BT4 = boxes_BQ4.gather(1, query_BT[..., None].expand(-1, -1, 4))

@@ -1,6 +1,6 @@
 """Two-stage query initialization: the best-scored encoder tokens become the first boxes.
 
-Shapes: B image, N all tokens, Q selected proposals, C channel, K class.
+Shapes: B image, N all tokens, Q selected proposals, C channel, V class.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Proposals:
 
     Attributes:
         tokens_BNC: projected encoder tokens; those that can start no box were zeroed before.
-        logits_BNK: class logits.
+        logits_BNV: class logits.
         boxes_logit_BN4: cxcywh before the sigmoid; +inf for tokens that can start no box.
         indices_BQ: the selected tokens, best first.
         valid_BQ: False for a selection beyond an image's last token; None when all are real.
     """
 
     tokens_BNC: Tensor
-    logits_BNK: Tensor
+    logits_BNV: Tensor
     boxes_logit_BN4: Tensor
     indices_BQ: Tensor
     valid_BQ: Tensor | None
@@ -45,26 +45,26 @@ class Proposals:
     def selected_outputs(self) -> dict[str, Tensor]:
         """Return upstream's ``enc_outputs`` of the selected tokens (DINO)."""
         return {
-            "pred_logits": at_least_float32(self.select(self.logits_BNK)),
+            "pred_logits": at_least_float32(self.select(self.logits_BNV)),
             "pred_boxes": self.select(self.boxes_logit_BN4).sigmoid(),
         }
 
     def dense_outputs(self) -> dict[str, Tensor]:
         """Return upstream's ``enc_outputs`` of every token (Deformable DETR)."""
         return {
-            "pred_logits": at_least_float32(self.logits_BNK),
+            "pred_logits": at_least_float32(self.logits_BNV),
             "pred_boxes": self.boxes_logit_BN4.sigmoid(),
         }
 
 
-def max_class_score(logits_BNK: Tensor) -> Tensor:
+def max_class_score(logits_BNV: Tensor) -> Tensor:
     """Score each token by its best class (DINO, DAB)."""
-    return logits_BNK.amax(-1)
+    return logits_BNV.amax(-1)
 
 
-def first_class_score(logits_BNK: Tensor) -> Tensor:
+def first_class_score(logits_BNV: Tensor) -> Tensor:
     """Score each token by class 0, which binary encoder targets train (Deformable DETR, H-DETR)."""
-    return logits_BNK[..., 0]
+    return logits_BNV[..., 0]
 
 
 def select_top(
@@ -114,12 +114,12 @@ def propose(
     """
     anchors_logit_BN4, usable_BN = layout.proposals()
     tokens_BNC = project(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
-    logits_BNK = class_head(tokens_BNC)
+    logits_BNV = class_head(tokens_BNC)
     offsets_BN4 = box_head(tokens_BNC)
     boxes_logit_BN4 = offsets_BN4 + anchors_logit_BN4
-    indices_BQ, valid_BQ = select_top(score(logits_BNK), layout, limit, skip_padding=skip_padding)
+    indices_BQ, valid_BQ = select_top(score(logits_BNV), layout, limit, skip_padding=skip_padding)
     _record(indices_BQ, layout)
-    return Proposals(tokens_BNC, logits_BNK, boxes_logit_BN4, indices_BQ, valid_BQ)
+    return Proposals(tokens_BNC, logits_BNV, boxes_logit_BN4, indices_BQ, valid_BQ)
 
 
 def _record(indices_BQ: Tensor, layout: LevelLayout) -> None:

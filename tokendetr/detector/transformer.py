@@ -1,6 +1,6 @@
 """Transformer of all deformable detectors: flatten, encode, (propose,) decode.
 
-Shapes: B image, N all tokens, L level, Q query, C channel, K class.
+Shapes: B image, N all tokens, L level, Q query, C channel, V class.
 """
 
 from __future__ import annotations
