@@ -175,7 +175,7 @@ class Study:
             with changed(student, step) as sparsifier:
                 found = {}
                 for ratio in self.plan.ratios_of(step):
-                    sparsifier.keep_ratio = ratio
+                    sparsifier.set_keep_ratio(ratio)
                     found[str(ratio)] = self.ap(student)
             own[step] = found
             print(seed, step, found, flush=True)
@@ -204,7 +204,7 @@ class Study:
             own[step] = {}
             for ratio in (None,) if step == "labels, dense" else self.plan.ratios:
                 if ratio is not None:
-                    trained.transformer.encoder.sparsifier.keep_ratio = ratio  # type: ignore
+                    trained.transformer.encoder.sparsifier.set_keep_ratio(ratio)  # type: ignore
                 own[step][str(ratio)] = self.ap(trained)
             own["iterations with labels"] = iterations
             print(seed, step, own[step], flush=True)
@@ -216,7 +216,7 @@ class Study:
         sparsifier: Any = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
         for ratio in (None, *self.plan.ratios):
             if ratio is not None:
-                sparsifier.keep_ratio = ratio
+                sparsifier.set_keep_ratio(ratio)
             detector = dense if ratio is None else student
             report = mean_report([count_flops(detector, r, arithmetic=False) for r in records])
             self.entry["gflops"][str(ratio)] = [

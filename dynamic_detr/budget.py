@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from tokendetr.errors import check_choice
 from tokendetr.tokens import window_shapes
 
 RATIO_ORDERS = ("scatter", "gather")
@@ -92,8 +93,7 @@ class TokenBudget:
                 raise ValueError(
                     f"level_orders must order the levels 1 to {levels}, got {tuple(order)}"
                 )
-        if self.ratio_order not in RATIO_ORDERS:
-            raise ValueError(f"ratio_order must be one of {RATIO_ORDERS}, got {self.ratio_order!r}")
+        check_choice("ratio_order", self.ratio_order, RATIO_ORDERS)
 
     @property
     def num_levels(self) -> int:

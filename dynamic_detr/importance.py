@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tokendetr.errors import check_choice
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 from tokendetr.tokens import smallest_covering_set, splat_attention
 
@@ -42,8 +43,7 @@ class LevelImportance:
     def __init__(
         self, num_layers: int, *, mass: float = 0.75, statistic: Statistic = "set_share"
     ) -> None:
-        if statistic not in STATISTICS:
-            raise ValueError(f"statistic must be one of {STATISTICS}, got {statistic!r}")
+        check_choice("statistic", statistic, STATISTICS)
         self.statistic = statistic
         if not 0 < mass <= 1:
             raise ValueError(f"mass must lie in (0, 1], got {mass}")

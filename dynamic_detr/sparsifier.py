@@ -13,6 +13,7 @@ from dynamic_detr.budget import TokenBudget
 from dynamic_detr.plan import DynamicPlan
 from dynamic_detr.teacher import FrozenTeacher, with_teacher
 from tokendetr.encoder import EncoderContext, TokenEncoder, TokenSparsifier, ValuePolicy
+from tokendetr.errors import check_choice
 from tokendetr.tokens.maps.merge import MERGE_RULES, MergeRule
 
 
@@ -25,14 +26,9 @@ def _first_stages(stage_lengths: Sequence[int], stages: int | None) -> tuple[int
     return (*stage_lengths[: stages - 1], sum(stage_lengths[stages - 1 :]))
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
-
-
 def _former_window_update(cells: str) -> Literal["anchor_only", "broadcast"]:
     """Read the former spelling of ``window_update``, with a warning."""
-    _check_choice("cells", cells, ("stale", "broadcast"))
+    check_choice("cells", cells, ("stale", "broadcast"))
     window_update: Literal["anchor_only", "broadcast"] = "broadcast"
     if cells == "stale":
         window_update = "anchor_only"
@@ -128,11 +124,11 @@ class DynamicSparsifier(TokenSparsifier):
         )
         first = self.budget.keep_ratios[0]
         self._proportions = tuple(each / first for each in self.budget.keep_ratios)
-        _check_choice("merge", merge, MERGE_RULES)
-        _check_choice("window_update", window_update, ("anchor_only", "broadcast"))
-        _check_choice("anchor", anchor, ("bottom_right", "center"))
-        _check_choice("selection", selection, ("coherence", "random", "random_tokens"))
-        _check_choice("alignment", alignment, ALIGNMENTS)
+        check_choice("merge", merge, MERGE_RULES)
+        check_choice("window_update", window_update, ("anchor_only", "broadcast"))
+        check_choice("anchor", anchor, ("bottom_right", "center"))
+        check_choice("selection", selection, ("coherence", "random", "random_tokens"))
+        check_choice("alignment", alignment, ALIGNMENTS)
         if num_neighbors < 1:
             raise ValueError(f"num_neighbors must be at least 1, got {num_neighbors}")
         if not 0 < min_cosine <= 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokendetr.compat.cached_property import cached_property
-from tokendetr.errors import ExportError
+from tokendetr.errors import ExportError, check_choice
 from tokendetr.tokens import Counts, TracedCounts, longest_count, map_counts
 
 COUNT_RULES = ("per_image", "batch")
@@ -64,8 +64,7 @@ class FocusBudget:
             raise ValueError(f"keep_ratio must lie in (0, 1], got {self.keep_ratio}")
         if self.num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
-        if self.counts not in COUNT_RULES:
-            raise ValueError(f"counts must be one of {COUNT_RULES}, got {self.counts!r}")
+        check_choice("counts", self.counts, COUNT_RULES)
         given = self.layer_ratios
         if given is None:
             return

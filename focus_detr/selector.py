@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tokendetr.errors import check_choice
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import LevelLayout
 from tokendetr.tokens.assignment import without_autocast
@@ -43,8 +44,7 @@ class ForegroundSelector(nn.Module):
         mask_padding: bool = True,
     ) -> None:
         super().__init__()
-        if modulation not in MODULATIONS:
-            raise ValueError(f"modulation must be one of {MODULATIONS}, got {modulation!r}")
+        check_choice("modulation", modulation, MODULATIONS)
         if num_levels < 1:
             raise ValueError(f"num_levels must be at least 1, got {num_levels}")
         self.num_levels = num_levels

@@ -3,7 +3,6 @@
 Shapes: B image, N all tokens, K kept tokens, Q object tokens, C channel, V class.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from tokendetr.encoder.object_attention import (
     attend_objects,
     object_scores,
 )
+from tokendetr.errors import check_choice
 from tokendetr.tokens import (
     Keep,
     TokenMap,
@@ -117,13 +117,9 @@ class FocusSparsifier(TokenSparsifier):
         super().__init__(value_policy=value_policy, bypass=bypass)
         ratios = None if layer_ratios is None else tuple(float(ratio) for ratio in layer_ratios)
         self.budget = FocusBudget(float(keep_ratio), num_layers, ratios, counts)
-        for name, value, choices in (
-            ("fine_score", fine_score, FINE_SCORES),
-            ("selection", selection, SELECTIONS),
-            ("distance", distance, DISTANCES),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        check_choice("fine_score", fine_score, FINE_SCORES)
+        check_choice("selection", selection, SELECTIONS)
+        check_choice("distance", distance, DISTANCES)
         if num_objects < 0 or loss_weight < 0:
             raise ValueError(
                 "num_objects and loss_weight must be at least 0, "
@@ -169,12 +165,6 @@ class FocusSparsifier(TokenSparsifier):
         """Mean share of tokens that layers update."""
         return self.budget.keep_ratio
 
-    @keep_ratio.setter
-    def keep_ratio(self, ratio: float) -> None:
-        if self.budget.layer_ratios is not None and ratio != self.budget.keep_ratio:
-            raise ValueError("keep_ratio cannot change if layer_ratios are given")
-        self.budget = dataclasses.replace(self.budget, keep_ratio=float(ratio))
-
     @property
     def requires(self) -> frozenset[str]:
         """Modules of the detector that are needed (:class:`tokendetr.encoder.TokenSparsifier`)."""
@@ -183,8 +173,16 @@ class FocusSparsifier(TokenSparsifier):
         return frozenset({"set_criterion"} if self.criterion is None else ())
 
     def set_keep_ratio(self, ratio: float) -> None:
-        """Change the mean share of tokens that layers update; layers' ratios follow from it."""
-        self.budget = replace(self.budget, keep_ratio=ratio, layer_ratios=None)
+        """Change the mean share of tokens that layers update; layers' ratios follow from it.
+
+        Raises:
+            ValueError: the ratio is out of (0, 1], or the sparsifier was given ``layer_ratios``.
+        """
+        if self.budget.layer_ratios is not None:
+            raise ValueError(
+                "a keep ratio would replace the given layer_ratios: set layer_ratios=None first"
+            )
+        self.budget = replace(self.budget, keep_ratio=float(ratio))
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Rename the weights of a published checkpoint to this project's keys."""

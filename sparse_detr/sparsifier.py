@@ -16,6 +16,7 @@ from tokendetr.detector.token_losses import OBJECTIVES, Objective
 from tokendetr.encoder import EncoderContext, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.object_attention import FINE_SCORES, FineScore, ObjectAttention
+from tokendetr.errors import check_choice
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import MassBudget
 
@@ -45,8 +46,8 @@ class SparseSparsifier(TokenSparsifier):
     Args:
         keep_ratio: share of an image's real tokens that is updated, in [0, 1]. 1 is the dense
             encoder. At 0 nothing is scored and the encoder's parameters get no gradient, which
-            distributed training allows with ``train.ddp.find_unused_parameters=True``. It may be
-            changed at any time.
+            distributed training allows with ``train.ddp.find_unused_parameters=True``.
+            :meth:`set_keep_ratio` changes it at any time.
         embed_dim: channels C of the tokens.
         num_classes: classes of the detector, for the heads in training.
         num_layers: layers of the encoder.
@@ -112,19 +113,15 @@ class SparseSparsifier(TokenSparsifier):
         self.mass_budget = mass_budget
         self.num_classes = num_classes
         projection = _current_projection(projection)
-        for name, value, choices in (
-            ("selection", selection, ("dam", "objectness", "random")),
-            ("projection", projection, ("detector", "own")),
-            ("padding", padding, ("left_out", "counted")),
-            ("objective", objective, OBJECTIVES),
-            ("fine_score", fine_score, FINE_SCORES),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        check_choice("selection", selection, ("dam", "objectness", "random"))
+        check_choice("projection", projection, ("detector", "own"))
+        check_choice("padding", padding, ("left_out", "counted"))
+        check_choice("objective", objective, OBJECTIVES)
+        check_choice("fine_score", fine_score, FINE_SCORES)
         for name, number in (("dam_weight", dam_weight), ("num_objects", num_objects)):
             if number < 0:
                 raise ValueError(f"{name} must be at least 0, got {number}")
-        self.keep_ratio = keep_ratio
+        self.set_keep_ratio(keep_ratio)
         self.num_layers = num_layers
         self.selection = selection
         self.auxiliary_heads = auxiliary_heads
@@ -177,15 +174,11 @@ class SparseSparsifier(TokenSparsifier):
         """Share of an image's real tokens that is updated, in [0, 1]."""
         return self._keep_ratio
 
-    @keep_ratio.setter
-    def keep_ratio(self, ratio: float) -> None:
+    def set_keep_ratio(self, ratio: float) -> None:
+        """Change the share of an image's real tokens that is updated, in [0, 1]."""
         if not 0 <= ratio <= 1:
             raise ValueError(f"keep_ratio must lie in [0, 1], got {ratio}")
         self._keep_ratio = float(ratio)
-
-    def set_keep_ratio(self, ratio: float) -> None:
-        """Change the share of an image's real tokens that is updated."""
-        self.keep_ratio = ratio
 
     def kept_tokens(self, valid_tokens: int) -> int:
         """Return the number of an image's real tokens that are kept (:func:`kept_tokens`)."""

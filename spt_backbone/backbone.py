@@ -25,6 +25,7 @@ from spt_backbone.reports import record_selections, selections_by_image
 from spt_backbone.selection import SelectionRule, pool_scores
 from tokendetr.encoder.forward_context import current_pass
 from tokendetr.encoder.image_extents import ImageExtents
+from tokendetr.errors import check_choice
 from tokendetr.tokens import LevelLayout
 
 logger = logging.getLogger(__name__)
@@ -110,11 +111,11 @@ class SPT(SwinTransformer):
             window_size=window_size,
             **swin,
         )
-        _check_choice("ffn_on", ffn_on, FEED_FORWARDS)
-        _check_choice("selection_labels", selection_labels, LABEL_KINDS)
-        _check_choice("extra_blocks", extra_blocks, ("fresh", "copied"))
-        _check_choice("gate_loss", gate_loss, GATE_LOSSES)
-        _check_choice("selection", selection, ("gates", "oracle"))
+        check_choice("ffn_on", ffn_on, FEED_FORWARDS)
+        check_choice("selection_labels", selection_labels, LABEL_KINDS)
+        check_choice("extra_blocks", extra_blocks, ("fresh", "copied"))
+        check_choice("gate_loss", gate_loss, GATE_LOSSES)
+        check_choice("selection", selection, ("gates", "oracle"))
         if not positive_weight > 0:
             raise ValueError(f"positive_weight must be positive, got {positive_weight}")
         if not 1 <= start_stage <= len(depths):
@@ -294,11 +295,6 @@ class SPT(SwinTransformer):
                 "the test set's mapper keep annotations too (dataloader.test.mapper.is_train=True)"
             )
         return self._labels(extents, 1, len(self.layers), grid)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
 def _fill_extra_blocks(

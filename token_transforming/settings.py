@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal, get_args
 
+from tokendetr.errors import check_choice
+
 Method = Literal["transforming", "pruning", "merging", "fusing", "clustering"]
 Selection = Literal["attention", "class_attention", "uniform", "pooled", "distinct"]
 Sizes = Literal["carried", "literal"]
@@ -68,11 +70,11 @@ class Reduction:
     removed: int | None = None
 
     def __post_init__(self) -> None:
-        check_one_of("method", self.method, METHODS)
-        check_one_of("selection", self.selection, SELECTIONS)
-        check_one_of("sizes", self.sizes, get_args(Sizes))
-        check_one_of("recovery", self.recovery, get_args(RecoveryKind))
-        check_one_of("similarity", self.similarity, get_args(Similarity))
+        check_choice("method", self.method, METHODS)
+        check_choice("selection", self.selection, SELECTIONS)
+        check_choice("sizes", self.sizes, get_args(Sizes))
+        check_choice("recovery", self.recovery, get_args(RecoveryKind))
+        check_choice("similarity", self.similarity, get_args(Similarity))
         if self.selection == "pooled" and self.method != "transforming":
             raise ValueError(
                 f"selection='pooled' chooses no tokens, which method={self.method!r} needs: use it "
@@ -158,13 +160,3 @@ def merging_schedule(removed: int, blocks: int, inflection: float = 0.0) -> tupl
     first, last = removed * (1 - inflection), removed * (1 + inflection)
     steps = max(blocks - 1, 1)
     return tuple(int(first + (last - first) * block / steps) for block in range(blocks))
-
-
-def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Check a choice.
-
-    Raises:
-        ValueError: the value is not allowed; the message names the option.
-    """
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

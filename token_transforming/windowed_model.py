@@ -7,10 +7,11 @@ from torch import nn
 from token_transforming.classes import original_class, transformed_class
 from token_transforming.recovery import add_maps, remove_maps
 from token_transforming.report import TransformReport, check_layers
-from token_transforming.settings import Reduction, check_one_of
+from token_transforming.settings import Reduction
 from token_transforming.windowed import WindowPlan
 from token_transforming.windowed_families import TransformedStage, WindowedFamily
 from token_transforming.windows import WINDOW_BIASES, WindowBias
+from tokendetr.errors import check_choice
 
 
 def transform_windowed(
@@ -34,7 +35,7 @@ def transform_windowed(
     Raises:
         ValueError: blocks that it does not have, or whose windows are shifted.
     """
-    check_one_of("window_bias", window_bias, WINDOW_BIASES)
+    check_choice("window_bias", window_bias, WINDOW_BIASES)
     places: list[tuple[Any, int]] = [
         (stage, block)
         for stage in family.stages(backbone)

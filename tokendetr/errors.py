@@ -1,5 +1,7 @@
 """Typed errors that the library raises; every message names what is wrong and what to do."""
 
+from collections.abc import Iterable
+
 UPSTREAM = ("detectron2", "detrex")
 """Packages that this one extends; neither is on PyPI."""
 
@@ -10,6 +12,22 @@ def upstream_missing(name: str) -> str:
         f"{name} is not installed. Install it from its sources, or this project's stand-ins: "
         "pip install ./standalone (tokendetr-standalone)"
     )
+
+
+def check_choice(
+    name: str, value: object, choices: Iterable[object], *, error: type[Exception] = ValueError
+) -> None:
+    """Check that an argument has one of the values that it may have.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        choices: the values that it may have.
+        error: raised otherwise, with a message that lists them.
+    """
+    known = tuple(choices)
+    if value not in known:
+        raise error(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 class ConfigError(ValueError):

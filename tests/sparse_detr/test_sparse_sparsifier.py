@@ -126,13 +126,13 @@ def test_the_keep_ratio_may_change_at_inference():
     model = sparse(keep_ratio=0.5).eval()
     kept = {}
     for ratio in (0.5, 0.1, 1.0):
-        model.transformer.encoder.sparsifier.keep_ratio = ratio
+        model.transformer.encoder.sparsifier.set_keep_ratio(ratio)
         kept[ratio] = traced(model, RECORDS[:1]).layers[0].token_map
     assert isinstance(kept[1.0], Identity)
     few, more = (kept[ratio].anchor_BK[0].tolist() for ratio in (0.1, 0.5))
     assert few == more[: len(few)] and len(few) < len(more)
     with pytest.raises(ValueError, match="keep_ratio"):
-        model.transformer.encoder.sparsifier.keep_ratio = 1.5
+        model.transformer.encoder.sparsifier.set_keep_ratio(1.5)
 
 
 def test_heads_and_losses_are_left_out_of_evaluation():
@@ -174,7 +174,7 @@ def test_tiny_images_work():
 def test_copies_do_not_share_their_choice():
     model = sparse()
     twin = copy.deepcopy(model)
-    twin.transformer.encoder.sparsifier.keep_ratio = 0.9
+    twin.transformer.encoder.sparsifier.set_keep_ratio(0.9)
     assert model.transformer.encoder.sparsifier.keep_ratio == 0.3
 
 

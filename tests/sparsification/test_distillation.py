@@ -80,14 +80,14 @@ def test_the_decoder_repeats_the_dense_pass_and_keeping_all_has_no_loss(name):
         real = slice(None) if last.valid_BQ is None else last.valid_BQ[image]
         best = last.logits_SBQV[-1, image, real].sigmoid().max()
         torch.testing.assert_close(best, detections["instances"].scores.max())
-    student.transformer.encoder.sparsifier.keep_ratio = 1.0
+    student.transformer.encoder.sparsifier.set_keep_ratio(1.0)
     with torch.no_grad(), open_pass(student):
         again = found.decoding.repeat(student, found.memory_BNC)
         assert torch.equal(again.logits_SBQV, last.logits_SBQV)
         assert torch.equal(again.boxes_SBQ4, last.boxes_SBQ4)
         memory_BNC = found.encode(student.transformer.encoder)
         assert output_loss(student, memory_BNC, found).item() == pytest.approx(0, abs=1e-3)
-        student.transformer.encoder.sparsifier.keep_ratio = 0.2
+        student.transformer.encoder.sparsifier.set_keep_ratio(0.2)
         memory_BNC = found.encode(student.transformer.encoder)
         assert output_loss(student, memory_BNC, found).item() > 0.01
 
@@ -97,7 +97,7 @@ def test_a_final_norm_is_part_of_the_memory():
     for model in (dense, student):
         encoder = model.transformer.encoder
         encoder.post_norm_layer = torch.nn.LayerNorm(encoder.embed_dim)
-    encoder.sparsifier.keep_ratio = 1.0
+    encoder.sparsifier.set_keep_ratio(1.0)
     found = dense_pass(dense)
     with torch.no_grad(), open_pass(student):
         memory_BNC = found.encode(encoder)
@@ -111,7 +111,7 @@ def test_training_the_encoder_lowers_the_loss_of_any_targets(targets):
     before = copy.deepcopy(dense.state_dict())
     found = dense_pass(dense)
     encoder = student.transformer.encoder
-    encoder.sparsifier.keep_ratio = 0.2
+    encoder.sparsifier.set_keep_ratio(0.2)
     parameters = dict(encoder.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=2e-3)
     losses = []

@@ -109,7 +109,7 @@ def test_the_teacher_sees_the_dense_encoder():
     expected = torch.full((2,), float(LAYERS * queries * heads))
     real = (found.mass_BN * found.layout.valid_BN).sum(dim=1)
     assert (real <= expected * (1 + 1e-5)).all() and (real > 0.2 * expected).all()
-    student.transformer.encoder.sparsifier.keep_ratio = 1.0
+    student.transformer.encoder.sparsifier.set_keep_ratio(1.0)
     with torch.no_grad():
         torch.testing.assert_close(found.encode(student.transformer.encoder), found.memories[-1])
 
@@ -292,11 +292,11 @@ def test_agreement_counts_shared_confident_detections():
 
 def test_keep_ratio_of_focus_can_be_changed():
     sparsifier = FocusSparsifier(embed_dim=8, num_heads=2)
-    sparsifier.keep_ratio = 0.2
+    sparsifier.set_keep_ratio(0.2)
     assert sum(sparsifier.budget.ratios) == pytest.approx(0.2 * 6)
     fixed = FocusSparsifier(embed_dim=8, num_heads=2, layer_ratios=[0.5] * 6)
     with pytest.raises(ValueError, match="layer_ratios"):
-        fixed.keep_ratio = 0.2
+        fixed.set_keep_ratio(0.2)
 
 
 def test_a_budget_by_mass_spends_the_ratio_on_the_mean(images):
@@ -304,7 +304,7 @@ def test_a_budget_by_mass_spends_the_ratio_on_the_mean(images):
     sparsifier = student.transformer.encoder.sparsifier
     sparsifier.mass_budget = MassBudget()
     fit(dense, student, images, FitOptions(score_iterations=20, max_images=6))
-    sparsifier.keep_ratio = 0.3
+    sparsifier.set_keep_ratio(0.3)
     kept = tokens = 0
     for number in range(3):
         found = DenseTeacher(dense)(images.batch(number))
@@ -320,7 +320,7 @@ def test_a_budget_by_mass_spends_the_ratio_on_the_mean(images):
             torch.testing.assert_close(
                 student([single])[0]["instances"].scores, expected["instances"].scores
             )
-    sparsifier.keep_ratio = 1.0
+    sparsifier.set_keep_ratio(1.0)
     with torch.no_grad():
         assert torch.equal(
             student(RECORDS[:1])[0]["instances"].scores, dense(RECORDS[:1])[0]["instances"].scores

@@ -23,7 +23,7 @@ from tokendetr.deploy.operators import SAMPLINGS, Sampling
 from tokendetr.deploy.programs import SUFFIXES, Format, trace, write_program
 from tokendetr.deploy.runtimes import RUNTIMES, Library, installed_runtimes, open_exported
 from tokendetr.deploy.verification import ExportedModel, compare, detect, verification_images
-from tokendetr.errors import ExportCheckError, ExportError, OutputError
+from tokendetr.errors import ExportCheckError, ExportError, OutputError, check_choice
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.outputs import check_output_file
 
@@ -64,8 +64,7 @@ class ExportOptions:
     sampling: Sampling = "grid_sample"
 
     def __post_init__(self) -> None:
-        if self.format not in SUFFIXES:
-            raise ExportError(f"format must be one of {tuple(SUFFIXES)}, got {self.format!r}")
+        check_choice("format", self.format, SUFFIXES, error=ExportError)
         if self.sampling not in SAMPLINGS or self.sampling == "custom":
             raise ExportError(f"sampling must be grid_sample or gather, got {self.sampling!r}")
         if len(self.size) != 2 or min(self.size) < 1 or self.batch < 1:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokendetr.deploy.programs import Format, error_line
-from tokendetr.errors import ExportError
+from tokendetr.errors import ExportError, check_choice
 from tokendetr.layers.precision import Precision, check_precision
 
 Outputs = tuple[Tensor, ...]
@@ -103,8 +103,7 @@ def open_exported(
         "onnxruntime": _open_onnxruntime,
         "openvino": partial(_open_openvino, precision=precision),
     }
-    if runtime not in openers:
-        raise ExportError(f"runtime must be one of {tuple(openers)}, got {runtime!r}")
+    check_choice("runtime", runtime, openers, error=ExportError)
     if precision != "float32" and runtime != "openvino":
         raise ExportError(f"files are run in {precision} by openvino alone, not by {runtime}")
     if not Path(path).is_file():

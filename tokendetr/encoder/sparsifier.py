@@ -14,7 +14,7 @@ from tokendetr.encoder.aux_losses import AuxLosses
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.detector_view import DetectorView, require_detector
 from tokendetr.encoder.trace import Recorder
-from tokendetr.errors import NotSparsifiableError, UnsupportedDetectorError
+from tokendetr.errors import NotSparsifiableError, UnsupportedDetectorError, check_choice
 from tokendetr.layers.encoder_layer import SplitFeedForward
 from tokendetr.tokens import Identity, LevelLayout, TokenMap
 
@@ -141,8 +141,7 @@ class TokenSparsifier(nn.Module, ABC):
         self, *, value_policy: ValuePolicy = "updated", bypass: AffineBypass | None = None
     ) -> None:
         super().__init__()
-        if value_policy not in VALUE_POLICIES:
-            raise ValueError(f"value_policy must be one of {VALUE_POLICIES}, got {value_policy!r}")
+        check_choice("value_policy", value_policy, VALUE_POLICIES)
         self.value_policy = value_policy
         self.bypass = bypass
 

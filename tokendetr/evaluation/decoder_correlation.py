@@ -18,6 +18,7 @@ from torch import Tensor
 from tokendetr.encoder.decoder_attention import MAP_NAME
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.trace import ForwardTrace, TokenTrace
+from tokendetr.errors import check_choice
 from tokendetr.tokens import LevelLayout, topk_valid
 
 __all__ = ["CorrEvaluator", "updated_attention"]
@@ -114,8 +115,7 @@ class CorrEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, *, layers: Layers = "mean", top: float | None = None) -> None:
-        if layers not in LAYERS:
-            raise ValueError(f"layers must be one of {LAYERS}, got {layers!r}")
+        check_choice("layers", layers, LAYERS)
         if top is not None and not 0 < top <= 1:
             raise ValueError(f"top must lie in (0, 1], got {top}")
         self._layers: Layers = layers

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.forward_context import open_pass
-from tokendetr.errors import NotSparsifiableError
+from tokendetr.errors import NotSparsifiableError, check_choice
 from tokendetr.sparsification.distillation import (
     RATIOS,
     TARGETS,
@@ -72,8 +72,7 @@ class FitOptions:
             raise ValueError(f"iterations and max_images must not be negative: {asdict(self)}")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must lie in (0, 1), got {self.tolerance}")
-        if self.targets not in TARGETS:
-            raise ValueError(f"targets must be one of {TARGETS}, got {self.targets!r}")
+        check_choice("targets", self.targets, TARGETS)
 
 
 @dataclass
@@ -278,11 +277,12 @@ class _Fit:
 @contextmanager
 def _with_keep_ratio(sparsifier: Any, ratio: float) -> Iterator[None]:
     """Set another keep ratio inside the ``with`` block."""
-    own, sparsifier.keep_ratio = sparsifier.keep_ratio, ratio
+    own = sparsifier.keep_ratio
+    sparsifier.set_keep_ratio(ratio)
     try:
         yield
     finally:
-        sparsifier.keep_ratio = own
+        sparsifier.set_keep_ratio(own)
 
 
 def fit(

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tokendetr.config import zoo
 from tokendetr.config.edit import add_bypass, sparsify
 from tokendetr.config.load import follow_output_dir, load_config
-from tokendetr.errors import NotSparsifiableError
+from tokendetr.errors import NotSparsifiableError, check_choice
 from tokendetr.tokens import MassBudget
 
 __all__ = [
@@ -51,12 +51,12 @@ def sparsifier_node(
         ValueError: an unknown method or budget, a budget that the method lacks, or a ratio out of
             range.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    if budget not in BUDGETS or (budget == "mass" and method != "sparse"):
+    check_choice("method", method, METHODS)
+    check_choice("budget", budget, BUDGETS)
+    if budget == "mass" and method != "sparse":
         raise ValueError(
-            f"budget must be one of {BUDGETS}, got {budget!r}; 'mass' needs method 'sparse', which "
-            f"scores tokens once for all layers, got {method!r}"
+            "budget 'mass' needs method 'sparse', which scores tokens once for all layers, "
+            f"got {method!r}"
         )
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokendetr.errors import check_choice
 from tokendetr.tokens.layout import LevelLayout
 
 LabelRule = Literal["center", "center_half_size", "overlap"]
@@ -70,8 +71,7 @@ def grid_labels(
     Source: Focus-DETR, arXiv 2307.12612, section 3.2, equation 1. The paper's text takes half the
     larger side ("center_half_size"), its published code the farthest side ("center").
     """
-    if rule not in LABEL_RULES:
-        raise ValueError(f"rule must be one of {LABEL_RULES}, got {rule!r}")
+    check_choice("rule", rule, LABEL_RULES)
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
     if boxes_xyxy_px.dim() != 2 or boxes_xyxy_px.shape[1] != 4:
