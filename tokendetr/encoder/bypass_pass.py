@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.layers.encoder_layer import EncoderLayer
 from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap
 from tokendetr.tokens.constants import kept_tensors
 
@@ -28,11 +29,46 @@ PADDING.
 """
 
 
-class BypassPass(ABC):
-    """State of a bypass in one forward pass.
+class BypassPass:
+    """State of a bypass in one forward pass; this base class leaves skipped tokens unchanged.
 
     The encoder's memory is up to date for tokens that were updated at least once. Tokens that never
     were keep their input features in it; their maps are applied only when something reads them.
+    """
+
+    def begin_layer(self, layer: int, token_map: TokenMap, memory_BNC: Tensor) -> Tensor:
+        """Take a layer's map, and bring the tokens that return up to date in the memory.
+
+        Raises:
+            ValueError: a bypass maps tokens, and the map is neither Identity nor Keep.
+        """
+        return memory_BNC
+
+    def values(self, layer: int, memory_BNC: Tensor) -> Tensor:
+        """Return all tokens [B, N, C], up to date, before a layer."""
+        return memory_BNC
+
+    def projected_values(
+        self, layer: int, memory_BNC: Tensor, encoder_layer: EncoderLayer
+    ) -> Tensor | None:
+        """Return a layer's value projection of :meth:`values` by folded matrices, 0 for padding.
+
+        Returns:
+            Projections [B, N, C]; None if no token is mapped.
+        """
+        return None
+
+    def end_layer(self, layer: int, memory_BNC: Tensor) -> Tensor:
+        """Return the memory after a layer, with tokens of kind PASSED moved on by the layer."""
+        return memory_BNC
+
+    def finish(self, memory_BNC: Tensor) -> Tensor:
+        """Return the memory after the last layer, up to date for every token."""
+        return memory_BNC
+
+
+class _MappedPass(BypassPass, ABC):
+    """Applies the maps of a bypass.
 
     Args:
         bypass: the maps.
@@ -47,11 +83,6 @@ class BypassPass(ABC):
         self._map: TokenMap | None = None
 
     def begin_layer(self, layer: int, token_map: TokenMap, memory_BNC: Tensor) -> Tensor:
-        """Take a layer's map, and bring the tokens that return up to date in the memory.
-
-        Raises:
-            ValueError: the map is neither Identity nor Keep.
-        """
         if token_map is self._map:
             return memory_BNC
         if not isinstance(token_map, Identity | Keep):
@@ -65,28 +96,6 @@ class BypassPass(ABC):
     @abstractmethod
     def _sort(self, layer: int, kept_BN: Tensor, memory_BNC: Tensor) -> Tensor:
         """Begin a layer with another map; return the memory with returning tokens up to date."""
-
-    @abstractmethod
-    def values(self, layer: int, memory_BNC: Tensor) -> Tensor:
-        """Return all tokens [B, N, C], up to date, before a layer."""
-
-    @abstractmethod
-    def projected_values(
-        self, layer: int, memory_BNC: Tensor, projection: nn.Linear
-    ) -> Tensor | None:
-        """Return the value projection of :meth:`values` by folded matrices, 0 for padding.
-
-        Returns:
-            Projections [B, N, C]; None if no token is mapped.
-        """
-
-    @abstractmethod
-    def end_layer(self, layer: int, memory_BNC: Tensor) -> Tensor:
-        """Return the memory after a layer, with tokens of kind PASSED moved on by the layer."""
-
-    @abstractmethod
-    def finish(self, memory_BNC: Tensor) -> Tensor:
-        """Return the memory after the last layer, up to date for every token."""
 
     def _kept_tokens(self, token_map: TokenMap) -> Tensor:
         anchor_BK, valid_BK = token_map.anchor_BK, token_map.valid_BK
@@ -105,7 +114,7 @@ def _token_levels(level_sizes: tuple[int, ...], device: torch.device) -> Tensor:
     return levels_L.repeat_interleave(sizes_L, output_size=sum(level_sizes))
 
 
-class _SortedPass(BypassPass):
+class _SortedPass(_MappedPass):
     """Sorts the tokens by kind and level, and applies each map to its own tokens alone."""
 
     def __init__(self, bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> None:
@@ -182,11 +191,12 @@ class _SortedPass(BypassPass):
         return self._write(memory_BNC, _LEFT_OUT, layer - 1)
 
     def projected_values(
-        self, layer: int, memory_BNC: Tensor, projection: nn.Linear
+        self, layer: int, memory_BNC: Tensor, encoder_layer: EncoderLayer
     ) -> Tensor | None:
         if layer == 0 or not self._leaves_out:
             return None
         self._used = True
+        projection = encoder_layer.value_projection
         order_R = self._order_R
         assert order_R is not None
         stored_RC = memory_BNC.flatten(0, 1).index_select(0, order_R[: self._stored])
@@ -227,7 +237,7 @@ class _SortedPass(BypassPass):
         return any(len(rows_R) for rows_R in self._rows[_LEFT_OUT])
 
 
-class _MaskedPass(BypassPass):
+class _MaskedPass(_MappedPass):
     """Applies each map to its whole level; masks choose. All shapes are those of the layout."""
 
     def __init__(self, bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> None:
@@ -263,10 +273,11 @@ class _MaskedPass(BypassPass):
         return torch.where(self._updated_BN1, memory_BNC, moved_BNC)
 
     def projected_values(
-        self, layer: int, memory_BNC: Tensor, projection: nn.Linear
+        self, layer: int, memory_BNC: Tensor, encoder_layer: EncoderLayer
     ) -> Tensor | None:
         if layer == 0:
             return None
+        projection = encoder_layer.value_projection
         moved_BNC = self._by_level(
             lambda level, x: F.linear(x, *self._bypass.folded(layer - 1, level, projection))
         )
@@ -296,17 +307,21 @@ class _MaskedPass(BypassPass):
         return torch.where(self._updated_BN1, memory_BNC, moved_BNC)
 
 
-def start_pass(bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> BypassPass:
+def start_bypass(
+    bypass: AffineBypass | None, layout: LevelLayout, memory_BNC: Tensor
+) -> BypassPass:
     """Return the state of one forward pass, in the form that fits: see the module.
 
     Args:
-        bypass: the maps.
+        bypass: the maps; None: skipped tokens stay unchanged.
         layout: geometry of the batch.
         memory_BNC: the encoder's input.
 
     Raises:
         ValueError: the pyramid has another number of levels.
     """
+    if bypass is None:
+        return BypassPass()
     if layout.num_levels != bypass.num_levels:
         raise ValueError(
             f"the bypass was built for num_levels={bypass.num_levels}, "

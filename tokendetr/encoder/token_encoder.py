@@ -16,13 +16,13 @@ from detrex.layers import FFN
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tokendetr.encoder.bypass_pass import BypassPass, start_pass
+from tokendetr.encoder.bypass_pass import BypassPass, start_bypass
 from tokendetr.encoder.decoder_attention import record_decoder_attention
 from tokendetr.encoder.forward_context import current_pass, replay_contexts
 from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.trace import Recorder
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
-from tokendetr.layers.encoder_layer import EncoderLayer, SplitFeedForward
+from tokendetr.layers.encoder_layer import EncoderLayer
 from tokendetr.tokens import LevelLayout, TokenMap
 
 __all__ = [
@@ -200,10 +200,10 @@ class TokenEncoder(nn.Module):
         forward.recorder.begin_forward(layout)
         record_decoder_attention(forward, layout)
         if self.sparsifier is None:
-            return self._encode(context, TokenPlan(context), "updated")
-        plan, bypass = self.sparsifier.plan(context), self.sparsifier.bypass
-        moving = None if bypass is None else start_pass(bypass, layout, query)
-        return self._encode(context, plan, self.sparsifier.value_policy, moving)
+            return self._encode(context, TokenPlan(context))
+        plan = self.sparsifier.plan(context)
+        bypass = start_bypass(self.sparsifier.bypass, layout, query)
+        return self._encode(context, plan, self.sparsifier.value_policy, bypass)
 
     def run_dense(self, context: EncoderContext) -> Tensor:
         """Run all layers on all tokens of a pass, without gradients, and return the memory.
@@ -212,96 +212,71 @@ class TokenEncoder(nn.Module):
         """
         silent = replace(context, recorder=Recorder())
         with torch.no_grad():
-            return self._encode(silent, TokenPlan(silent), "updated")
+            return self._encode(silent, TokenPlan(silent))
 
     def _encode(
         self,
         context: EncoderContext,
         plan: TokenPlan,
-        value_policy: str,
-        moving: BypassPass | None = None,
+        value_policy: ValuePolicy = "updated",
+        bypass: BypassPass | None = None,
     ) -> Tensor:
-        """Run all layers by a plan, and apply the bypass to skipped tokens."""
-        memory_BNC = tokens_BKC = context.memory_BNC
-        pos_BKC, reference_BKLX = context.query_pos_BNC, context.reference_points_BNL2
-        if not self.num_layers and pos_BKC is not None:
+        """Run all layers by a plan; the bypass maps the tokens that a layer skips."""
+        bypass = bypass or BypassPass()
+        layout, pos_BNC, memory_BNC = context.layout, context.query_pos_BNC, context.memory_BNC
+        padding_BN = layout.padding_BN if layout.may_have_padding else None
+        if not self.num_layers and pos_BNC is not None:
             # DistributedDataParallel needs the level embeddings in the graph of every pass.
-            memory_BNC = memory_BNC + 0.0 * pos_BKC
+            memory_BNC = memory_BNC + 0.0 * pos_BNC
         previous: TokenMap | None = None
         owned = False  # nothing but this loop uses the memory
-        for index in range(self.num_layers):
+        for index, layer in enumerate(self.layers):
             token_map = plan.token_map(index, memory_BNC)
             context.recorder.record_layer(token_map)
-            if moving is not None:
-                memory_BNC = moving.begin_layer(index, token_map, memory_BNC)
+            memory_BNC = bypass.begin_layer(index, token_map, memory_BNC)
             if token_map is not previous:
                 # A reduced token attends from its anchor's position and reference point, unless the
                 # map's select() averages its members'.
-                tokens_BKC = token_map.reduce(memory_BNC)
+                tokens_BKC, previous = token_map.reduce(memory_BNC), token_map
+                pos_BKC = None if pos_BNC is None else token_map.select(pos_BNC)
                 reference_BKLX = token_map.select(context.reference_points_BNL2)
-                if context.query_pos_BNC is not None:
-                    pos_BKC = token_map.select(context.query_pos_BNC)
-                previous = token_map
             tokens_BKC = plan.before_attention(index, tokens_BKC, token_map)
             if token_map.num_tokens:  # keep ratio 0: a layer without queries updates nothing
                 value_BNC, projected_BNC = context.memory_BNC, None
                 if value_policy == "updated":
-                    value_BNC, projected_BNC = self._updated_values(index, memory_BNC, moving)
+                    value_BNC, projected_BNC = self._updated_values(index, memory_BNC, bypass)
                 tokens_BKC = self._run_layer(
-                    index,
+                    layer,
                     tokens_BKC,
                     None if value_BNC is tokens_BKC else value_BNC,
                     pos_BKC,
                     reference_BKLX,
-                    context.layout,
+                    padding_BN,
+                    layout.level_shapes,
                     projected_BNC,
                     plan.feed_forward(index),
                 )
             restore = token_map.restore_onto if owned else token_map.restore
             memory_BNC = restore(tokens_BKC, memory_BNC)
             owned = memory_BNC is not tokens_BKC and not torch.is_grad_enabled()
-            if moving is not None:
-                memory_BNC = moving.end_layer(index, memory_BNC)
+            memory_BNC = bypass.end_layer(index, memory_BNC)
             plan.after_layer(index, tokens_BKC, token_map)
-        if moving is not None:
-            memory_BNC = moving.finish(memory_BNC)
+        memory_BNC = bypass.finish(memory_BNC)
         if self.post_norm_layer is not None:
             memory_BNC = self.post_norm_layer(memory_BNC)
         return plan.finalize(memory_BNC)
 
     def _updated_values(
-        self, index: int, memory_BNC: Tensor, moving: BypassPass | None
+        self, index: int, memory_BNC: Tensor, bypass: BypassPass
     ) -> tuple[Tensor, Tensor | None]:
         """Return the tokens that a layer's queries sample, and their projection if it is folded."""
-        if moving is None:
-            return memory_BNC, None
         if self.pre_norm:  # a norm stands between the bypass's map and the projection
-            return moving.values(index, memory_BNC), None
-        projection = cast(EncoderLayer, self.layers[index]).value_projection
-        return memory_BNC, moving.projected_values(index, memory_BNC, projection)
+            return bypass.values(index, memory_BNC), None
+        layer = cast(EncoderLayer, self.layers[index])
+        return memory_BNC, bypass.projected_values(index, memory_BNC, layer)
 
-    def _run_layer(
-        self,
-        index: int,
-        tokens_BKC: Tensor,
-        value_BNC: Tensor | None,
-        pos_BKC: Tensor | None,
-        reference_BKLX: Tensor,
-        layout: LevelLayout,
-        projected_BNC: Tensor | None,
-        split: SplitFeedForward | None,
-    ) -> Tensor:
-        layer = self.layers[index]
-        arguments = (
-            tokens_BKC,
-            value_BNC,
-            pos_BKC,
-            reference_BKLX,
-            layout.padding_BN if layout.may_have_padding else None,
-            layout.level_shapes,
-            projected_BNC,
-            split,
-        )
+    def _run_layer(self, layer: nn.Module, *arguments: object) -> Tensor:
+        """Run a layer on the arguments of its ``forward``, with activation checkpointing if set."""
         if self.use_checkpoint and torch.is_grad_enabled():
             return checkpoint(layer, *arguments, use_reentrant=False, context_fn=replay_contexts)
         return layer(*arguments)
