@@ -26,6 +26,7 @@ from tokendetr.tokens import (
     PlannedMerge,
     ScoredWindows,
     TokenMap,
+    chosen_tokens,
     partition,
     plan_merge,
     spread_tokens,
@@ -159,8 +160,7 @@ class DynamicPlan(TokenPlan):
             index_BK, chosen_BK = topk_valid(
                 score_BT, wanted, valid_BN=valid_BT, valid_counts=existing
             )
-            chosen_BK = torch.ones_like(index_BK).bool() if chosen_BK is None else chosen_BK
-            kept.append(torch.zeros_like(valid_BT).scatter(1, index_BK, chosen_BK))
+            kept.append(chosen_tokens(index_BK, chosen_BK, valid_BT.shape[1]))
         order_BN, _ = partition(torch.cat(kept, dim=1))
         length = max(counts)
         valid_BK = valid_from_counts(counts, length, layout.device)
@@ -185,11 +185,11 @@ class DynamicPlan(TokenPlan):
         random = options.selection == "random"
         with without_autocast(unit_BUC.device):
             cosine_BUU = token_cosines(unit_BUC)
-        own = slice(layout.level_starts[-1], None)
+        own, valid_BN = slice(layout.level_starts[-1], None), layout.valid_if_padded_BN
         return CoarsestLevel(
             cosine_BUU=cosine_BUU,
             order_BU=spread_tokens(layout, layout.num_levels - 1),
-            valid_BU=layout.valid_BN[:, own] if layout.may_have_padding else None,
+            valid_BU=None if valid_BN is None else valid_BN[:, own],
             valid_counts=counts.coarsest,
             important_counts=counts.important,
             num_neighbors=options.num_neighbors,

@@ -11,7 +11,8 @@ from tokendetr.detector.criterion import world_average_boxes
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import add_detection_losses
 from tokendetr.encoder.aux_losses import AuxLosses
-from tokendetr.tokens import LevelLayout, take_rows, topk_valid
+from tokendetr.encoder.detector_view import project_tokens
+from tokendetr.tokens import LevelLayout, select_tokens, take_rows
 
 NUM_PROPOSALS = 300
 """Tokens per image in the heads' losses, as in two-stage Deformable DETR."""
@@ -59,10 +60,7 @@ class OwnHeads(nn.Module):
 
     def project(self, memory_BNC: Tensor, layout: LevelLayout) -> Tensor:
         """Return tokens [B, N, C] projected, as ``DetectorView.project`` does."""
-        _, usable_BN = layout.proposals()
-        return self.enc_output_norm(
-            self.enc_output(memory_BNC.masked_fill(~usable_BN[..., None], 0.0))
-        )
+        return project_tokens(memory_BNC, layout, self.enc_output, self.enc_output_norm)
 
     def add_losses(
         self,
@@ -81,12 +79,8 @@ class OwnHeads(nn.Module):
         """
         tokens_BNC = self.project(memory_BNC, layout)
         logits_BNV = self.class_head(tokens_BNC)
-        index_BQ, valid_BQ = topk_valid(
-            logits_BNV.amax(dim=-1),
-            [NUM_PROPOSALS] * layout.batch_size,
-            valid_BN=layout.valid_BN if layout.may_have_padding else None,
-            valid_counts=[sum(levels) for levels in layout.valid_counts],
-        )
+        counts = [NUM_PROPOSALS] * layout.batch_size
+        index_BQ, valid_BQ = select_tokens(logits_BNV.amax(dim=-1), counts, layout)
         offset_BQ4 = self.box_head(take_rows(tokens_BNC, index_BQ))
         anchor_BQ4 = take_rows(layout.proposals()[0], index_BQ)
         targets = [{"labels": target.labels} for target in losses.targets]

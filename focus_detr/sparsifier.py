@@ -31,7 +31,7 @@ from tokendetr.tokens import (
     TokenMap,
     map_counts,
     overlapping_size_ranges,
-    topk_valid,
+    select_tokens,
     valid_from_counts,
 )
 
@@ -220,26 +220,21 @@ class FocusPlan(TokenPlan):
 
     def __init__(self, context: EncoderContext, sparsifier: FocusSparsifier) -> None:
         super().__init__(context)
-        self.focus = sparsifier
-        layout, budget = context.layout, sparsifier.budget
-        if sparsifier.own_heads is None or sparsifier.training:
-            detector = context.require_detector()
-        self._heads = sparsifier.own_heads or detector
+        self.options = sparsifier
+        if sparsifier.training:
+            context.require_detector()  # whose pass collects the losses, also those of own heads
+        self._heads = sparsifier.own_heads or context.require_detector()
         self._logits_BN = self._foreground_logits()
         if sparsifier.selection != "random":
             self.score_BN = self._logits_BN
         context.recorder.record_score("foreground", self._logits_BN)
-        self._tokens = layout.token_counts
+        self._tokens = context.layout.token_counts
         score_BN = self._logits_BN.detach()
         if sparsifier.selection == "random":
             score_BN = torch.rand_like(score_BN)
-        longest, _ = budget.layer_counts(0, self._tokens)
-        self._order_BK, _ = topk_valid(
-            score_BN,
-            map_counts(self._tokens, lambda _: longest),
-            valid_BN=layout.valid_BN if layout.may_have_padding else None,
-            valid_counts=self._tokens,
-        )
+        longest, _ = sparsifier.budget.layer_counts(0, self._tokens)
+        counts = map_counts(self._tokens, lambda _: longest)
+        self._order_BK, _ = select_tokens(score_BN, counts, context.layout)
         self._maps: dict[int, TokenMap] = {}
 
     def _foreground_logits(self) -> Tensor:
@@ -248,13 +243,13 @@ class FocusPlan(TokenPlan):
         if context.query_pos_BNC is not None:
             tokens_BNC = tokens_BNC + context.query_pos_BNC
         projected_BNC = self._heads.project(tokens_BNC, context.layout)
-        return self.focus.selector(projected_BNC, context.layout)
+        return self.options.selector(projected_BNC, context.layout)
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the best tokens of the ranking, as many as the layer keeps."""
-        if self.focus.budget.ratios[layer] == 1:
+        if self.options.budget.ratios[layer] == 1:
             return self._identity
-        length, counts = self.focus.budget.layer_counts(layer, self._tokens)
+        length, counts = self.options.budget.layer_counts(layer, self._tokens)
         if length not in self._maps:
             self._maps[length] = Keep(
                 index_BK=self._order_BK[:, :length],
@@ -264,47 +259,47 @@ class FocusPlan(TokenPlan):
 
     def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
         """Apply the attention among object tokens."""
-        if not self.focus.object_attentions:
+        if not self.options.object_attentions:
             return tokens_BKC
         score_BK = object_scores(
             tokens_BKC,
             self._logits_BN,
             token_map,
             class_head=self._heads.class_head,
-            fine_score=self.focus.fine_score,
+            fine_score=self.options.fine_score,
         )
         self.context.recorder.record_layer_score("object", score_BK)
-        length, counts = self.focus.budget.layer_counts(layer, self._tokens)
+        length, counts = self.options.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
-        if self.focus.budget.counts == "batch":  # entries that restore() discards take part too
+        if self.options.budget.counts == "batch":  # entries that restore() discards take part too
             counts, valid_BK = map_counts(counts, lambda _: length), None
         return attend_objects(
-            self.focus.object_attentions[layer],
+            self.options.object_attentions[layer],
             tokens_BKC,
             score_BK,
             token_map,
             pos_BNC=self.context.query_pos_BNC,
-            num_objects=self.focus.num_objects,
+            num_objects=self.options.num_objects,
             counts=counts,
             valid_BK=valid_BK,
         )
 
     def finalize(self, memory_BNC: Tensor) -> Tensor:
         """Add the foreground loss ``loss_foreground``, and those of own heads, in training."""
-        losses, focus = self.context.losses, self.focus
-        if losses is None or not focus.training:
+        losses, options = self.context.losses, self.options
+        if losses is None or not options.training:
             return memory_BNC
         layout = self.context.layout
         labels_BN = foreground_labels(
             losses.targets,
             layout,
-            strides=focus.strides,
-            size_ranges=focus.size_ranges,
-            distance=focus.distance,
+            strides=options.strides,
+            size_ranges=options.size_ranges,
+            distance=options.distance,
         )
-        counted_BN = layout.valid_BN if focus.mask_padding else None
+        counted_BN = layout.valid_BN if options.mask_padding else None
         loss = foreground_loss(self._logits_BN, labels_BN, counted_BN)
-        losses.add("loss_foreground", focus.loss_weight * loss)
-        if focus.own_heads is not None:
-            focus.own_heads.add_losses(losses, memory_BNC, layout, focus.criterion)
+        losses.add("loss_foreground", options.loss_weight * loss)
+        if options.own_heads is not None:
+            options.own_heads.add_losses(losses, memory_BNC, layout, options.criterion)
         return memory_BNC

@@ -125,9 +125,10 @@ class LitePlan(TokenPlan):
         layout = context.layout
         self._num_low = sum(layout.level_sizes[: sparsifier.low_levels])
         index_BK = torch.arange(self._num_low, layout.num_tokens, device=layout.device)
-        valid_BK = layout.valid_BN[:, self._num_low :] if layout.may_have_padding else None
+        valid_BN = layout.valid_if_padded_BN
         self._high = Keep(
-            index_BK=index_BK.expand(layout.batch_size, -1).contiguous(), valid_BK=valid_BK
+            index_BK=index_BK.expand(layout.batch_size, -1).contiguous(),
+            valid_BK=None if valid_BN is None else valid_BN[:, self._num_low :],
         )
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:

@@ -21,7 +21,7 @@ from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.encoder.forward_context import open_pass
 from tokendetr.encoder.trace import Recorder
 from tokendetr.errors import UnsupportedDetectorError
-from tokendetr.tokens import Keep, LevelLayout, TokenMap, map_counts, topk_valid
+from tokendetr.tokens import Keep, LevelLayout, TokenMap, map_counts, select_tokens
 
 __all__ = ["AttendedTokens"]
 
@@ -173,13 +173,8 @@ class AttendedPlan(TokenPlan):
                 f"{list(layout.level_shapes)}: give it a detector with the same strides and padding"
             )
         context.recorder.record_score("attention", mass_BN)
-        tokens = layout.token_counts
-        index_BK, valid_BK = topk_valid(
-            mass_BN,
-            map_counts(tokens, lambda count: kept_tokens(ratio, count)),
-            valid_BN=layout.valid_BN if layout.may_have_padding else None,
-            valid_counts=tokens,
-        )
+        counts = map_counts(layout.token_counts, lambda count: kept_tokens(ratio, count))
+        index_BK, valid_BK = select_tokens(mass_BN, counts, layout)
         self._map = Keep(index_BK=index_BK, valid_BK=valid_BK)
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:

@@ -19,8 +19,9 @@ from tokendetr.detector.token_losses import (
 )
 from tokendetr.encoder import EncoderContext, TokenPlan
 from tokendetr.encoder.decoder_attention import DecoderAttention
+from tokendetr.encoder.detector_view import project_tokens
 from tokendetr.encoder.object_attention import attend_objects, object_scores
-from tokendetr.tokens import Counts, Keep, TokenMap, TracedCounts, map_counts, topk_valid
+from tokendetr.tokens import Counts, Keep, TokenMap, TracedCounts, map_counts, select_tokens
 
 if TYPE_CHECKING:
     from sparse_detr.sparsifier import SparseSparsifier
@@ -51,8 +52,8 @@ class SparsePlan(TokenPlan):
         layout = context.layout
         self._valid_counts = layout.token_counts
         self._counts = map_counts(self._valid_counts, sparsifier.kept_tokens)
-        self._valid_BN = layout.valid_BN if layout.may_have_padding else None
-        self._judged: list[tuple[int, Tensor, TokenMap]] = []
+        self._valid_BN = layout.valid_if_padded_BN
+        self._head_inputs: list[tuple[int, Tensor, TokenMap]] = []
         self._map: TokenMap = self._identity
         training = sparsifier.training
         if not training and sparsifier.keep_ratio == 1 and not sparsifier.num_objects:
@@ -68,9 +69,7 @@ class SparsePlan(TokenPlan):
             context.recorder.record_score("score", score_BN)
             if not training:
                 self._counts = self._evaluated_counts(score_BN)
-            index_BK, valid_BK = topk_valid(
-                score_BN, self._counts, valid_BN=self._valid_BN, valid_counts=self._valid_counts
-            )
+            index_BK, valid_BK = select_tokens(score_BN, self._counts, layout)
             self._map = Keep(index_BK=index_BK, valid_BK=valid_BK)
         if training and sparsifier.selection == "dam":
             self._train_on_decoder(score_BN)
@@ -84,7 +83,7 @@ class SparsePlan(TokenPlan):
         if options.selection == "dam":
             return options.score_head(token_BNC, self._valid_BN)
         if training:
-            self._judged.append((-1, token_BNC, self._identity))
+            self._head_inputs.append((-1, token_BNC, self._identity))
         return options.class_embed[-1](token_BNC).amax(dim=-1)
 
     def _evaluated_counts(self, score_BN: Tensor) -> Counts:
@@ -106,9 +105,9 @@ class SparsePlan(TokenPlan):
         token_BNC = token_BNC if pos_BNC is None else token_BNC + pos_BNC
         if not self.options.has_projection:
             return self.context.require_detector().project(token_BNC, layout)
-        _, usable_BN = layout.proposals()
-        token_BNC = token_BNC.masked_fill(~usable_BN[..., None], 0.0)
-        return self.options.enc_output_norm(self.options.enc_output(token_BNC))
+        return project_tokens(
+            token_BNC, layout, self.options.enc_output, self.options.enc_output_norm
+        )
 
     def token_map(self, layer: int, memory_BNC: Tensor) -> TokenMap:
         """Return the one map of all layers."""
@@ -141,18 +140,18 @@ class SparsePlan(TokenPlan):
     def after_layer(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> None:
         """Store a layer's tokens for its heads, in training."""
         options = self.options
-        judged = options.auxiliary_heads and layer < options.num_layers - 1
-        if options.training and judged and token_map.num_tokens:
-            self._judged.append((layer, tokens_BKC, token_map))
+        has_heads = options.auxiliary_heads and layer < options.num_layers - 1
+        if options.training and has_heads and token_map.num_tokens:
+            self._head_inputs.append((layer, tokens_BKC, token_map))
 
     def finalize(self, memory_BNC: Tensor) -> Tensor:
         """Add the losses of the heads, ``loss_..._enc_<layer>`` and ``loss_..._tokens``."""
-        if self._judged:
+        if self._head_inputs:
             losses = self.context.require_losses()
             targets = [{"labels": target.labels} for target in losses.targets]
             num_boxes = world_average_boxes(targets, memory_BNC.device)
             anchor_BN4, _ = self.context.layout.proposals()
-            for layer, tokens_BKC, token_map in self._judged:
+            for layer, tokens_BKC, token_map in self._head_inputs:
                 offset_BK4 = self.options.bbox_embed[layer](tokens_BKC)
                 add_detection_losses(
                     losses,

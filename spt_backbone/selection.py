@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spt_backbone.static_pack import StaticPack
-from tokendetr.tokens import LevelLayout, Pack, topk_valid, window_order
+from tokendetr.tokens import LevelLayout, Pack, chosen_tokens, select_tokens, window_order
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -58,16 +58,9 @@ class SelectionRule:
     def mask(self, probability_BN: Tensor, layout: LevelLayout, *, training: bool) -> Tensor:
         """Return the selection, bool [B, N], never padding."""
         if self.keep_ratio is not None:
-            real = [sum(count) for count in layout.valid_counts]
-            index_BK, valid_BK = topk_valid(
-                probability_BN,
-                [ceil(self.keep_ratio * count) for count in real],
-                valid_BN=layout.valid_BN,
-                valid_counts=real,
-            )
-            if valid_BK is None:
-                valid_BK = torch.ones_like(index_BK, dtype=torch.bool)
-            return torch.zeros_like(layout.valid_BN).scatter(1, index_BK, valid_BK)
+            counts = [ceil(self.keep_ratio * sum(levels)) for levels in layout.valid_counts]
+            index_BK, valid_BK = select_tokens(probability_BN, counts, layout)
+            return chosen_tokens(index_BK, valid_BK, layout.num_tokens)
         threshold = self.threshold
         if not training and self.evaluation_threshold is not None:
             threshold = self.evaluation_threshold

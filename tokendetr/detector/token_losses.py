@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tokendetr.detector.criterion import Matches
 from tokendetr.encoder.aux_losses import AuxLosses, ImageTargets
 from tokendetr.layers.precision import at_least_float32
-from tokendetr.tokens import Counts, topk_valid
+from tokendetr.tokens import Counts, chosen_tokens, topk_valid
 
 Objective = Literal["bce", "smooth_l1", "ranking"]
 OBJECTIVES: tuple[Objective, ...] = ("bce", "smooth_l1", "ranking")
@@ -133,8 +133,7 @@ def decoder_attention_loss(
     Source: Sparse DETR, arXiv 2111.14330, equation 2. Differs: padding has no loss.
     """
     index_BK, chosen_BK = topk_valid(mass_BN, counts, valid_BN=valid_BN, valid_counts=valid_counts)
-    ones_BK = torch.ones_like(index_BK) if chosen_BK is None else chosen_BK
-    target_BN = torch.zeros_like(score_BN).scatter(1, index_BK, ones_BK.to(score_BN.dtype))
+    target_BN = chosen_tokens(index_BK, chosen_BK, score_BN.shape[1]).to(score_BN.dtype)
     loss_BN = F.binary_cross_entropy_with_logits(score_BN, target_BN, reduction="none")
     if valid_BN is None or counts_padding:
         return loss_BN.mean()

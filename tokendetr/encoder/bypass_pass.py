@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.layers.encoder_layer import EncoderLayer
-from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap
+from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap, chosen_tokens
 from tokendetr.tokens.constants import kept_tensors
 
 _KEPT, _RETURNED, _PASSED, _LEFT_OUT, _PADDING = range(5)
@@ -101,9 +101,7 @@ class _MappedPass(BypassPass, ABC):
         anchor_BK, valid_BK = token_map.anchor_BK, token_map.valid_BK
         if anchor_BK is None:
             return torch.ones_like(self._layout.valid_BN)
-        if valid_BK is None:
-            valid_BK = torch.ones_like(anchor_BK, dtype=torch.bool)
-        return torch.zeros_like(self._layout.valid_BN).scatter(1, anchor_BK, valid_BK)
+        return chosen_tokens(anchor_BK, valid_BK, self._layout.num_tokens)
 
 
 @kept_tensors

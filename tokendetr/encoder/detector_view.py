@@ -61,11 +61,10 @@ class DetectorView:
         Raises:
             UnsupportedDetectorError: for a detector without two stages.
         """
-        _, usable_BN = layout.proposals()
         transformer = self.transformer
         projection = self._part(transformer, "enc_output")
         norm = self._part(transformer, "enc_output_norm")
-        return norm(projection(memory_BNC.masked_fill(~usable_BN[..., None], 0.0)))
+        return project_tokens(memory_BNC, layout, projection, norm)
 
     @property
     def class_head(self) -> nn.Module:
@@ -140,6 +139,20 @@ class DetectorView:
                 "or a projection and heads of its own if it offers them"
             )
         return part
+
+
+def project_tokens(
+    memory_BNC: Tensor, layout: LevelLayout, projection: nn.Module, norm: nn.Module
+) -> Tensor:
+    """Return tokens [B, N, C] as a two-stage head reads them: projected and normalized.
+
+    Padding and border tokens, which can start no box, are zeroed before.
+
+    Source: ``gen_encoder_output_proposals`` of Deformable DETR and detrex.
+    """
+    _, usable_BN = layout.proposals()
+    projected_BNC: Tensor = norm(projection(memory_BNC.masked_fill(~usable_BN[..., None], 0.0)))
+    return projected_BNC
 
 
 def require_detector(view: DetectorView | None) -> DetectorView:

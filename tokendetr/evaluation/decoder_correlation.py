@@ -19,7 +19,7 @@ from tokendetr.encoder.decoder_attention import MAP_NAME
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.encoder.trace import ForwardTrace, TokenTrace
 from tokendetr.errors import check_choice
-from tokendetr.tokens import LevelLayout, topk_valid
+from tokendetr.tokens import LevelLayout, chosen_tokens, select_tokens
 
 __all__ = ["CorrEvaluator", "updated_attention"]
 
@@ -84,9 +84,8 @@ def _updated(forward: ForwardTrace, layers: Layers) -> Tensor:
 def _highest(mass_BN: Tensor, layout: LevelLayout, top: float) -> Tensor:
     """Return the mass of each image's top share of real tokens, and 0 for the others."""
     counts = [math.ceil(top * sum(levels)) for levels in layout.valid_counts]
-    index_BK, own_BK = topk_valid(mass_BN, counts, valid_BN=layout.valid_BN)
-    own_BK = torch.ones_like(index_BK, dtype=torch.bool) if own_BK is None else own_BK
-    return mass_BN * torch.zeros_like(layout.valid_BN).scatter(1, index_BK, own_BK)
+    index_BK, own_BK = select_tokens(mass_BN, counts, layout)
+    return mass_BN * chosen_tokens(index_BK, own_BK, layout.num_tokens)
 
 
 class CorrEvaluator(DatasetEvaluator):

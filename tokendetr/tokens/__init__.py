@@ -24,7 +24,14 @@ from tokendetr.tokens.maps.planned_merge import PlannedMerge
 from tokendetr.tokens.merge_order import MergedOrder, merged_order
 from tokendetr.tokens.merge_plan import CoarsestLevel, MergePlan, ScoredWindows, plan_merge
 from tokendetr.tokens.norms import token_norms
-from tokendetr.tokens.select import partition, ragged_index, topk_valid, valid_from_counts
+from tokendetr.tokens.select import (
+    chosen_tokens,
+    partition,
+    ragged_index,
+    select_tokens,
+    topk_valid,
+    valid_from_counts,
+)
 from tokendetr.tokens.similarity import token_similarity
 from tokendetr.tokens.splat import smallest_covering_set, splat_attention
 from tokendetr.tokens.window_choice import ChosenWindows
@@ -68,6 +75,7 @@ __all__ = [
     "grid_labels",
     "overlapping_size_ranges",
     "assign_by_similarity",
+    "chosen_tokens",
     "flat_index",
     "inverse_norms",
     "longest_count",
@@ -79,6 +87,7 @@ __all__ = [
     "plan_merge",
     "put_rows",
     "ragged_index",
+    "select_tokens",
     "smallest_covering_set",
     "splat_attention",
     "split_evenly",

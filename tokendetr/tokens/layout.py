@@ -109,15 +109,10 @@ class LevelLayout:
             sizes_BL2: long, per image and level the real ``(height, width)``, at the upper left.
         """
         shapes = tuple((int(height), int(width)) for height, width in level_shapes)
-        device, masks = sizes_BL2.device, []
-        for level, (height, width) in enumerate(shapes):
-            valid_BH = torch.arange(height, device=device) < sizes_BL2[:, level, 0, None]
-            valid_BW = torch.arange(width, device=device) < sizes_BL2[:, level, 1, None]
-            masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
-        shape_L2 = torch.tensor(shapes, dtype=torch.float32, device=device)
+        shape_L2 = torch.tensor(shapes, dtype=torch.float32, device=sizes_BL2.device)
         return cls(
             level_shapes=shapes,
-            valid_BN=torch.cat(masks, dim=1),
+            valid_BN=_valid_tokens(shapes, sizes_BL2),
             valid_ratios_BL2=(sizes_BL2.to(torch.float32) / shape_L2).flip(-1),
             traced_sizes_BL2=sizes_BL2,
         )
@@ -191,6 +186,11 @@ class LevelLayout:
         return self.known_sizes is None or any(
             sizes != self.level_shapes for sizes in self.known_sizes
         )
+
+    @property
+    def valid_if_padded_BN(self) -> Tensor | None:
+        """``valid_BN``; None if every token is known to be real."""
+        return self.valid_BN if self.may_have_padding else None
 
     @cached_property
     def padding_BN(self) -> Tensor:
@@ -317,6 +317,16 @@ class LevelLayout:
             return proposals(self.level_shapes, self.valid_BN)
 
 
+def _valid_tokens(shapes: LevelShapes, sizes_BL2: Tensor) -> Tensor:
+    """Return bool [B, N], True for the tokens of images of real (height, width) in each level."""
+    masks = []
+    for level, (height, width) in enumerate(shapes):
+        valid_BH = torch.arange(height, device=sizes_BL2.device) < sizes_BL2[:, level, 0, None]
+        valid_BW = torch.arange(width, device=sizes_BL2.device) < sizes_BL2[:, level, 1, None]
+        masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
+    return torch.cat(masks, dim=1)
+
+
 def _layout_bytes(layout: LevelLayout) -> int:
     """Return the bytes of a layout's masks, reference points and proposals."""
     return layout.valid_BN.numel() * (2 + 8 * layout.num_levels + 17)
@@ -328,13 +338,6 @@ def _of_valid_sizes(
 ) -> LevelLayout:
     sizes_BL2 = torch.tensor(valid_sizes, dtype=torch.long).to(device)
     sizes_BL2 = sizes_BL2.view(len(valid_sizes), len(shapes), 2)
-    masks = []
-    for level, (height, width) in enumerate(shapes):
-        rows_H = torch.arange(height, device=device)
-        columns_W = torch.arange(width, device=device)
-        valid_BH = rows_H < sizes_BL2[:, level, 0, None]
-        valid_BW = columns_W < sizes_BL2[:, level, 1, None]
-        masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
     ratios = [
         [
             (size[1] / shape[1], size[0] / shape[0])
@@ -343,6 +346,5 @@ def _of_valid_sizes(
         for image in valid_sizes
     ]
     ratios_BL2 = torch.tensor(ratios, dtype=torch.float32).view(-1, len(shapes), 2)
-    return LevelLayout(
-        shapes, torch.cat(masks, dim=1), ratios_BL2.to(device), known_sizes=valid_sizes
-    )
+    valid_BN = _valid_tokens(shapes, sizes_BL2)
+    return LevelLayout(shapes, valid_BN, ratios_BL2.to(device), known_sizes=valid_sizes)

@@ -1,6 +1,6 @@
 """Select tokens: stable top-k and stable partition, with per-image counts, never padding.
 
-Shapes: B image, N candidates, K the largest count of the batch.
+Shapes: B image, N candidates (of tokens: all of the pyramid), K the largest count of the batch.
 
 Index lists are prefixes of a permutation of the candidates: all of an image's entries are distinct,
 including the padding entries after its own count.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tokendetr.tokens.counts import Counts, TracedCounts, longest_count
+from tokendetr.tokens.layout import LevelLayout
 
 
 def valid_from_counts(counts: Counts, length: int, device: torch.device) -> Tensor | None:
@@ -82,6 +83,31 @@ def _existing(
         unknown = valid_counts is None or isinstance(valid_counts, TracedCounts)
         existing = valid_BN.sum(dim=1).tolist() if unknown else cast(Sequence[int], valid_counts)
     return [min(count, exists) for count, exists in zip(counts, existing, strict=True)]
+
+
+def select_tokens(
+    score_BN: Tensor, counts: Counts, layout: LevelLayout
+) -> tuple[Tensor, Tensor | None]:
+    """Return each image's best real tokens as :func:`topk_valid` does.
+
+    Args:
+        score_BN: float scores of all tokens.
+        counts: wanted tokens of each image.
+        layout: the batch.
+    """
+    return topk_valid(
+        score_BN,
+        counts,
+        valid_BN=layout.valid_if_padded_BN,
+        valid_counts=layout.token_counts,
+    )
+
+
+def chosen_tokens(index_BK: Tensor, valid_BK: Tensor | None, num_tokens: int) -> Tensor:
+    """Return bool [B, N], True for the tokens of an index list; padding entries do not count."""
+    if valid_BK is None:
+        valid_BK = torch.ones_like(index_BK, dtype=torch.bool)
+    return valid_BK.new_zeros(index_BK.shape[0], num_tokens).scatter(1, index_BK, valid_BK)
 
 
 def partition(keep_BN: Tensor) -> tuple[Tensor, Tensor]:
