@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from token_transforming.settings import Reduction
-from tokendetr.tokens import Mix, Recovery, partition, take_rows
+from tokendetr.tokens import Mix, Recovery, chosen_tokens, partition, take_rows
 
 MAPS = "token_recovery"
 """Name of the maps' module in a reducing block."""
@@ -122,13 +122,8 @@ class Undo:
             return cls(token_map.recovery)
         if maps is None:
             return cls(token_map.recovery, x_BNC, y_BKC)
-        real_BK, kept = token_map.valid_BK, token_map.num_tokens
-        if real_BK is None:
-            real_BK = torch.ones_like(token_map.anchor_BK, dtype=torch.bool)
-        else:
-            kept = -1
-        kept_BN = torch.zeros(x_BNC.shape[:2], dtype=torch.bool, device=x_BNC.device)
-        kept_BN = kept_BN.scatter(1, token_map.anchor_BK, real_BK)
+        kept_BN = chosen_tokens(token_map.anchor_BK, token_map.valid_BK, x_BNC.shape[1])
+        kept = token_map.num_tokens if token_map.valid_BK is None else -1
         return cls(token_map.recovery, x_BNC, y_BKC, maps, kept_BN, kept)
 
     def restore(self, y_BKC: Tensor, *, view: bool = False) -> Tensor:

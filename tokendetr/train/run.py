@@ -12,11 +12,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
 from detrex.modeling import ema
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
-from tokendetr.checkpoint.weights import load_weights, require_checkpoint
+from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.data_folder import record_data_files
 from tokendetr.config.load import load_config, result_writers
 from tokendetr.config.parts import built_from
@@ -25,8 +25,7 @@ from tokendetr.data.random_state import RngState
 from tokendetr.data.stream import StreamLoader, build_train_loader
 from tokendetr.data.validate import validate_config_data
 from tokendetr.data.workers import named_loader_failures
-from tokendetr.errors import ConfigError
-from tokendetr.evaluation.run import Evaluation, check_device, default_best_metric
+from tokendetr.evaluation.run import Evaluation, default_best_metric
 from tokendetr.layers.precision import Precision, parse_dtype
 from tokendetr.train.hooks import (
     BestCheckpoint,
@@ -40,6 +39,7 @@ from tokendetr.train.results_table import ResultsTable
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.setup import (
     apply_fast_dev_run,
+    check_run,
     distributed,
     hint_learning_rate,
     log_environment,
@@ -107,21 +107,9 @@ def _run(args: argparse.Namespace, stop: StopSignals) -> Any:
 
 
 def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) -> Any:
-    wanted = ["model", "dataloader"]
-    wanted += [] if args.eval_only else ["dataloader.train", "optimizer.params", "lr_multiplier"]
-    if missing := [key for key in wanted if OmegaConf.select(cfg, key, default=None) is None]:
-        raise ConfigError(f"the config has no {', '.join(missing)}")
-    check_device(cfg.train.device)
-    if cfg.train.model_ema.get("device", ""):
-        check_device(cfg.train.model_ema.device, "train.model_ema.device")
-    if cfg.train.init_checkpoint and not args.resume:
-        require_checkpoint(str(cfg.train.init_checkpoint))
+    check_run(cfg, evaluation_only=args.eval_only, is_resumed=args.resume)
     apply_fast_dev_run(cfg)
     folder = str(cfg.train.output_dir or "")
-    if not folder.strip() and not args.eval_only:
-        raise ConfigError("train.output_dir is empty: give a folder for the run")
-    if set(folder) & set("?\t\r\n"):  # its checkpoints are loaded by URL
-        raise ConfigError(f"train.output_dir={folder!r} has a '?', tab or line break: rename it")
     with contextlib.ExitStack() as stack:
         claimed: RunFolder | None = None
         if args.eval_only:

@@ -20,6 +20,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from tokendetr.checkpoint.weights import require_checkpoint
 from tokendetr.config.load import follow_output_dir, load_config
 from tokendetr.config.parts import built_from, require_methods
 from tokendetr.errors import ConfigError
@@ -27,6 +28,7 @@ from tokendetr.evaluation.run import check_device
 
 __all__ = [
     "apply_fast_dev_run",
+    "check_run",
     "distributed",
     "hint_learning_rate",
     "log_environment",
@@ -41,6 +43,29 @@ __all__ = [
 logger = logging.getLogger("tokendetr.train")
 
 _LOGGERS = ("detectron2", "detrex", "fvcore", "tokendetr")
+
+
+def check_run(cfg: DictConfig, *, evaluation_only: bool, is_resumed: bool) -> None:
+    """Check everything about a run that is known before its folder is touched.
+
+    Raises:
+        ConfigError: the config lacks a part, or a device or the folder cannot be used.
+        FileNotFoundError: there are no such weights to start from.
+    """
+    wanted = ["model", "dataloader"]
+    wanted += [] if evaluation_only else ["dataloader.train", "optimizer.params", "lr_multiplier"]
+    if missing := [key for key in wanted if OmegaConf.select(cfg, key, default=None) is None]:
+        raise ConfigError(f"the config has no {', '.join(missing)}")
+    check_device(cfg.train.device)
+    if cfg.train.model_ema.get("device", ""):
+        check_device(cfg.train.model_ema.device, "train.model_ema.device")
+    if cfg.train.init_checkpoint and not is_resumed:
+        require_checkpoint(str(cfg.train.init_checkpoint))
+    folder = str(cfg.train.output_dir or "")
+    if not folder.strip() and not evaluation_only:
+        raise ConfigError("train.output_dir is empty: give a folder for the run")
+    if set(folder) & set("?\t\r\n"):  # its checkpoints are loaded by URL
+        raise ConfigError(f"train.output_dir={folder!r} has a '?', tab or line break: rename it")
 
 
 def model_of(cfg: DictConfig) -> nn.Module:
