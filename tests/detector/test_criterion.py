@@ -8,7 +8,7 @@ import torch
 from detrex.modeling.matcher import HungarianMatcher
 
 from tokendetr.detector import layer_weights
-from tokendetr.detector.criterion import check_weights, positive_matches, world_average_boxes
+from tokendetr.detector.criterion import check_losses, positive_matches, world_average_boxes
 from tokendetr.errors import ConfigError
 from tokendetr.models.deformable_detr import DeformableCriterion
 from tokendetr.models.dino import DINOCriterion
@@ -198,13 +198,13 @@ def test_a_weight_of_no_loss_is_refused(name):
     weights = layer_weights(
         {"loss_class": 1.0, "loss_giou_dn": 2.0}, num_layers=2, suffixes=["_enc"]
     )
-    check_weights(DINOCriterion(K, HungarianMatcher(), weights))
+    check_losses(DINOCriterion(K, HungarianMatcher(), weights))
     with pytest.raises(ConfigError, match=f"{name}, and no loss has that name.*loss_bbox"):
-        check_weights(DINOCriterion(K, HungarianMatcher(), {**weights, name: 1.0}))
+        check_losses(DINOCriterion(K, HungarianMatcher(), {**weights, name: 1.0}))
 
 
 def test_a_criterion_of_ones_own_may_have_further_losses():
     class Own(DINOCriterion):
         pass
 
-    check_weights(Own(K, HungarianMatcher(), {"loss_mask": 1.0}))
+    check_losses(Own(K, HungarianMatcher(), {"loss_mask": 1.0}))

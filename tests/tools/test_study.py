@@ -66,7 +66,7 @@ def test_the_page_has_the_pairs_that_are_asked_about_and_a_file_has_all() -> Non
     ]
     rows["label-free"] = {"0": measured(48.01, spread=2.0)}
     assert len(asked.tables(rows)[1].rows) == 2
-    lines = asked.pairs_csv(rows).splitlines()
+    lines = asked.pairs_csv(rows).decode().splitlines()
     assert len(lines) == 1 + 3 and lines[1].startswith("Sparse,dense,-2.0,")
     with pytest.raises(ValueError, match="shows no row"):
         replace(TRIED, asked=[("dense", "nothing")])
@@ -200,7 +200,7 @@ def test_pages_show_what_is_recorded(comparison: Comparison) -> None:
     if comparison.headline:
         assert comparison.headline_table(record.rows, record.notes()).markdown() in readme
     if pairs := comparison.pairs_csv(record.rows):
-        assert (study.RECORDS / f"{comparison.name}_pairs.csv").read_text() == pairs
+        assert (study.RECORDS / f"{comparison.name}_pairs.csv").read_bytes() == pairs
 
 
 def test_a_row_that_does_not_exist_is_refused() -> None:

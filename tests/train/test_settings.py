@@ -15,7 +15,8 @@ from torch import nn
 
 from tokendetr.config.load import load_config
 from tokendetr.config.overrides import apply_overrides
-from tokendetr.config.settings import RANGES, check_settings
+from tokendetr.config.ranges import RANGES
+from tokendetr.config.settings import check_settings
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import check_device
 
@@ -110,6 +111,7 @@ def test_what_may_change_its_kind_does():
         ("train.wandb=null", "train.wandb=None must be a group"),
         ("+train.seed=1.5", "train.seed=1.5 must be a whole number"),
         ("+train.seed=99999999999999999999", "must be a whole number below"),
+        ("+model.num_classes=many", "model.num_classes=many must be a whole number"),
         ("+train.image_roots=[5]", "5, which is no folder"),
         ("+dataloader.train.timeout=5", "needs loader processes"),
     ],

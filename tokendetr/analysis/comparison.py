@@ -9,8 +9,6 @@ Shapes: R bootstrap replicate.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ import numpy as np
 
 from tokendetr.analysis.significance import Difference, compare, holm, seed_variance
 from tokendetr.analysis.tables import Table
+from tokendetr.io.csv_tables import csv_table
 
 REPLICATES = 500
 SIGNIFICANT = 0.05
@@ -180,14 +179,12 @@ class Comparison:
             notes=notes,
         )
 
-    def pairs_csv(self, measured: Measured) -> str:
-        """Return the differences of all pairs of measured rows as CSV; "" if there are none."""
+    def pairs_csv(self, measured: Measured) -> bytes:
+        """Return the differences of all pairs of rows as a CSV file; empty if there are none."""
         pairs = self._differences(measured)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("row", "minus", *_PAIR_COLUMNS[1:]))
-        writer.writerows((*names, *_pair_cells(found)) for names, found in pairs.items())
-        return text.getvalue() if pairs else ""
+        columns = ("row", "minus", *_PAIR_COLUMNS[1:])
+        rows = ((*names, *_pair_cells(found)) for names, found in pairs.items())
+        return csv_table(columns, rows) if pairs else b""
 
     def _row(self, contestant: Contestant, measured: Measured, pairs: Pairs) -> list[str | None]:
         own = measured[contestant.slug]

@@ -3,12 +3,13 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import matplotlib
 
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.csv_tables import csv_table
 
 __all__ = ["Point", "points_of", "write"]
 
@@ -41,11 +42,8 @@ def write(points: Sequence[Point], folder: Path, metric: str, part: str) -> None
         metric: label of the metric's axis.
         part: the part whose GFLOPs are shown.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    write_atomically(str(folder / "sweep.csv"), text.getvalue().encode())
+    table = csv_table([field.name for field in fields(Point)], map(astuple, points))
+    write_atomically(str(folder / "sweep.csv"), table)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -11,6 +11,10 @@ __all__ = ["Format", "recognized_format"]
 Format = Literal["safetensors", "torch", "zoo pickle"]
 
 _HEAD = 512  # bytes that are looked at
+_MERGE = (
+    "merge them by safetensors.torch, save_file({name: tensor for file in files for name, tensor "
+    "in load_file(file).items()}, 'merged.safetensors')"
+)
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (
         b"version https://git-lfs",
@@ -39,6 +43,8 @@ def recognized_format(path: str) -> Format:
         _check_archive(path)
         return "torch"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"{") and b'"weight_map"' in text:
+        raise CheckpointError(f"{path} is the index of weights in several files: {_MERGE}")
     for mark, what in _FOREIGN:
         if text.startswith(mark):
             raise CheckpointError(f"{path} {what}")

@@ -12,8 +12,6 @@ an interval from a paired bootstrap over images.
 """
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +27,7 @@ from tokendetr.evaluation.error_analysis import (
     compare_results,
 )
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.csv_tables import csv_table
 from tokendetr.io.outputs import check_output_file
 from tokendetr.report import Run, write_page
 
@@ -53,13 +52,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def classes_csv(analysis: Analysis) -> str:
-    """Return the classes' rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(analysis.classes[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(analysis.classes)
-    return text.getvalue()
+def classes_csv(analysis: Analysis) -> bytes:
+    """Return the classes' rows as a CSV file."""
+    return csv_table(list(analysis.classes[0]), (row.values() for row in analysis.classes))
 
 
 def run_of(path: str, name: str, args: argparse.Namespace) -> Run:
@@ -96,7 +91,7 @@ def analyze(args: argparse.Namespace) -> tuple[Analysis, Comparison | None]:
     analysis = runs[-1].analysis
     content = analysis.as_dict() | ({"comparison": asdict(comparison)} if comparison else {})
     write_atomically(str(folder / "analysis.json"), json.dumps(content, indent=1).encode())
-    write_atomically(str(folder / "classes.csv"), classes_csv(analysis).encode(errors="replace"))
+    write_atomically(str(folder / "classes.csv"), classes_csv(analysis))
     comparisons = {runs[-1].name: comparison} if comparison else {}
     write_page(runs, folder / "index.html", worst=args.worst, comparisons=comparisons)
     return analysis, comparison

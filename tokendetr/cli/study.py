@@ -277,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_files(comparison: Comparison, record: Record, folder: Path) -> None:
     """Write all pairs beside the record, the chart that the page shows, and the README's rows."""
     if pairs := comparison.pairs_csv(record.rows):
-        write_atomically(str(folder / f"{comparison.name}_pairs.csv"), pairs.encode())
+        write_atomically(str(folder / f"{comparison.name}_pairs.csv"), pairs)
     if comparison.headline and record.rows:
         table = comparison.headline_table(record.rows, record.notes())
         splice(folder.parents[1] / "README.md", table)

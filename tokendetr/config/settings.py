@@ -3,120 +3,18 @@
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokendetr.config.ranges import BY_NAME, RANGES, Range, range_of
 from tokendetr.errors import ConfigError
 from tokendetr.layers.precision import parse_dtype
 
 __all__ = ["check_settings"]
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Allowed range of a number.
-
-    Attributes:
-        what: description for messages.
-        holds: returns whether a number is in the range.
-        is_count: the number must also be an integer.
-        may_be_infinite: infinity is allowed and means no limit.
-    """
-
-    what: str
-    holds: Callable[[float], bool]
-    is_count: bool = False
-    may_be_infinite: bool = False
-
-
-_POSITIVE = _Range("above 0", lambda x: x > 0)
-_LIMIT = _Range("above 0", lambda x: x > 0, may_be_infinite=True)
-_NOT_NEGATIVE = _Range("0 or above", lambda x: x >= 0)
-_SHARE = _Range("between 0 and 1", lambda x: 0 <= x <= 1)
-_BELOW_ONE = _Range("at least 0 and below 1", lambda x: 0 <= x < 1)
-_COUNT = _Range("a whole number above 0", lambda x: x > 0, is_count=True)
-_PERIOD = _Range("a whole number, 0 for off", lambda x: x >= 0, is_count=True)
-
-_LAYERS = _Range("a whole number, 0 or above", lambda x: x >= 0, is_count=True)
-# Each is a process: a typing error must not start a million.
-_WORKERS = _Range("a whole number from 0 to 4096", lambda x: 0 <= x <= 4096, is_count=True)
-
-_SEED = _Range(
-    "a whole number below 2^31, negative for a random one",
-    lambda x: abs(x) < 1 << 31,
-    is_count=True,
-)
-
-RANGES: dict[str, _Range] = {
-    "train.seed": _SEED,
-    "train.max_iter": _COUNT,
-    "train.eval_period": _PERIOD,
-    "train.log_period": _PERIOD,
-    "train.checkpointer.period": _PERIOD,
-    "train.checkpointer.max_to_keep": _PERIOD,
-    "train.grad_accum_steps": _COUNT,
-    "train.reference_batch_size": _COUNT,
-    # 0 would stop all learning, and a negative norm would reverse every gradient.
-    "train.clip_grad.params.max_norm": _LIMIT,
-    "train.clip_grad.params.norm_type": _LIMIT,
-    "train.model_ema.decay": _BELOW_ONE,  # at 1 the average would stay at the initial weights
-    "train.distributed.rendezvous_timeout": _POSITIVE,
-    "train.distributed.collective_timeout": _POSITIVE,
-    "lr_multiplier.warmup_length": _BELOW_ONE,
-    "dataloader.train.total_batch_size": _COUNT,
-    "dataloader.train.num_workers": _WORKERS,
-    "dataloader.test.num_workers": _WORKERS,
-    "dataloader.test.batch_size": _COUNT,
-    "dataloader.evaluator.max_dets_per_image": _COUNT,
-    "model.num_classes": _COUNT,
-    "model.num_queries": _COUNT,
-    "model.select_box_nums_for_evaluation": _COUNT,
-    "model.dn_number": _PERIOD,
-    "model.transformer.decoder.num_layers": _COUNT,
-}
-"""Key -> range; keys that a config lacks, or whose value is no number, are not checked."""
-
-_BY_NAME: dict[str, dict[str, _Range]] = {
-    "model": {
-        "alpha": _SHARE,
-        "attn_dropout": _BELOW_ONE,
-        "box_noise_scale": _NOT_NEGATIVE,
-        "cost_bbox": _NOT_NEGATIVE,
-        "cost_class": _NOT_NEGATIVE,
-        "cost_giou": _NOT_NEGATIVE,
-        "drop_path_rate": _BELOW_ONE,
-        "dropout": _BELOW_ONE,
-        "eos_coef": _NOT_NEGATIVE,
-        "ffn_dropout": _BELOW_ONE,
-        "gamma": _NOT_NEGATIVE,
-        "label_noise_prob": _SHARE,
-        "label_noise_ratio": _SHARE,
-        "lambda_one2many": _NOT_NEGATIVE,
-        "num_layers": _LAYERS,
-        "pixel_std": _POSITIVE,
-        "temperature": _POSITIVE,
-    },
-    "dataloader": {
-        "crop_size": _POSITIVE,
-        "max_dets_per_image": _COUNT,
-        "max_scale": _POSITIVE,
-        "max_size": _POSITIVE,
-        "min_scale": _POSITIVE,
-        "prefetch_factor": _COUNT,
-        "prob": _SHARE,
-        "repeat_threshold": _NOT_NEGATIVE,
-        "short_edge_length": _POSITIVE,
-        "timeout": _NOT_NEGATIVE,
-    },
-    # A negative learning rate or factor would maximize the loss.
-    "optimizer": {"betas": _BELOW_ONE, "": _NOT_NEGATIVE},
-    "lr_multiplier": {"": _NOT_NEGATIVE},
-}
-"""Part of the config -> name -> range, at any depth of that part; the numbers of a list go by the
-list's name, and "" stands for all other names."""
 _MAY_BE_EMPTY = (
     "train.checkpointer.max_to_keep",
     "train.clip_grad.params.max_norm",
@@ -156,23 +54,14 @@ def check_settings(cfg: DictConfig) -> None:
         if (fault := _type_fault(cfg, key, wanted))
         or (fault := _range_fault(cfg, key, wanted, _selected(cfg, key)))
     ]
-    for part in _BY_NAME:
+    for part in BY_NAME:
         for key, value in _leaves(cfg.get(part, None), part):
-            wanted = _range_of(part, key)
+            wanted = range_of(part, key)
             if key not in RANGES and wanted is not None:
                 faults += filter(None, [_range_fault(cfg, key, wanted, value)])
     faults += _contradictions(cfg)
     if faults:
         raise ConfigError("; ".join(faults))
-
-
-def _range_of(part: str, key: str) -> _Range | None:
-    """Return the range of a key by its name and part of the config; None if any value is fine."""
-    names = [name for name in key.split(".") if not name.isdigit()]
-    # A negative weight would maximize its loss.
-    if part == "model" and ("weight_dict" in names or names[-1].endswith("_weight")):
-        return _NOT_NEGATIVE
-    return _BY_NAME[part].get(names[-1], _BY_NAME[part].get(""))
 
 
 def _selected(cfg: DictConfig, key: str) -> Any:
@@ -191,7 +80,7 @@ def _broken_groups(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}={node[name]} must be a group of options"
 
 
-def _type_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
+def _type_fault(cfg: DictConfig, key: str, wanted: Range) -> str | None:
     """Return what is wrong with the value of a key of ``train`` that must be a number."""
     if not key.startswith("train.") or key in _MAY_BE_EMPTY:
         return None
@@ -205,8 +94,10 @@ def _type_fault(cfg: DictConfig, key: str, wanted: _Range) -> str | None:
     return None
 
 
-def _range_fault(cfg: DictConfig, key: str, wanted: _Range, value: Any) -> str | None:
+def _range_fault(cfg: DictConfig, key: str, wanted: Range, value: Any) -> str | None:
     """Return what is wrong with a number; store a count that is an integral float as an integer."""
+    if isinstance(value, str) and not wanted.may_be_text:
+        return f"{key}={value} must be {wanted.what}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     is_whole = not wanted.is_count or float(value).is_integer()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from detrex.modeling.neck import ChannelMapper
 from torch import nn
 
+from tokendetr.detector.interfaces import check_callable, check_module
 from tokendetr.errors import ConfigError
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from tokendetr.detector.detector import DetectorParts, DetectorSizes
 
 __all__ = ["check_channels", "check_parts", "check_stages"]
+
+_ARGUMENTS = {
+    "backbone": ("images",),
+    "position_embedding": ("mask",),
+    "neck": ("features",),
+    "transformer": (),  # a detector calls its parts
+    "criterion": ("outputs", "targets"),
+}
+_NUMBERS = {"transformer": ("num_feature_levels",)}
 
 Stated = Iterator[tuple[str, object]]  # config key, number
 
@@ -31,11 +41,13 @@ def check_parts(parts: DetectorParts, sizes: DetectorSizes) -> None:
 
     Raises:
         ConfigError: they differ; the message has each part's number and its key in the config. Or
-            one is no module.
+            one is no module of its kind, or the neck reads features that the backbone lacks.
     """
     for name, part in parts._asdict().items():
-        if not isinstance(part, nn.Module):
-            raise ConfigError(f"model.{name} is a {type(part).__name__}, not a torch.nn.Module")
+        check_module(f"model.{name}", part, *_ARGUMENTS[name], numbers=_NUMBERS.get(name, ()))
+    if hasattr(parts.criterion, "matcher"):
+        check_callable("model.criterion.matcher", parts.criterion.matcher, "outputs", "targets")
+    _check_features(parts)
     _check_equal("width", dict(_widths(parts, sizes)))
     _check_equal("number of levels", dict(_levels(parts)))
     _check_equal("number of classes", dict(_classes(parts, sizes)))
@@ -48,7 +60,12 @@ def check_channels(key: str, values: Sequence[float]) -> None:
 
 
 def check_stages(as_two_stage: bool, transformer: nn.Module) -> None:
-    """Raise ValueError if detector and transformer disagree about having two stages."""
+    """Raise ValueError if detector and transformer disagree about having two stages.
+
+    Raises:
+        ConfigError: the transformer does not say.
+    """
+    check_module("model.transformer", transformer, numbers=["as_two_stage"])
     if as_two_stage != transformer.as_two_stage:
         raise ValueError(
             f"model.as_two_stage is {as_two_stage}, model.transformer.as_two_stage is "
@@ -63,6 +80,25 @@ def _check_equal(what: str, stated: Mapping[str, object]) -> None:
         raise ConfigError(
             f"the parts of the model differ in their {what}, set one for all: {numbers}"
         )
+
+
+def _check_features(parts: DetectorParts) -> None:
+    """Compare the features that a neck like detrex's reads with those that the backbone gives."""
+    shapes: Mapping[str, Any] = getattr(parts.backbone, "output_shape", dict)()
+    wanted = getattr(parts.neck, "in_features", ()) if shapes else ()
+    if missing := [name for name in wanted if name not in shapes]:
+        raise ConfigError(
+            f"model.neck.in_features has {', '.join(missing)}, and model.backbone gives "
+            f"{', '.join(shapes)}: set its out_features to match"
+        )
+    if isinstance(parts.neck, ChannelMapper):
+        for name, block in zip(wanted, parts.neck.convs, strict=False):
+            conv: Any = block.conv
+            given = {
+                "model.backbone": shapes[name].channels,
+                f"model.neck.input_shapes.{name}": conv.in_channels,
+            }
+            _check_equal(f"number of channels of {name}", given)
 
 
 def _widths(parts: DetectorParts, sizes: DetectorSizes) -> Stated:

@@ -18,6 +18,7 @@ from tokendetr.detector.targets import Target
 from tokendetr.errors import ConfigError
 
 Matches = list[tuple[Tensor, Tensor]]
+_LOSSES = ("class", "boxes")
 LOSS_NAMES = ("loss_class", "loss_bbox", "loss_giou")
 _SUFFIXES = re.compile(r"(_enc|_dn|_[0-9]+)+$")
 
@@ -53,17 +54,28 @@ def layer_weights(
     return {name + suffix: weight for suffix in every for name, weight in weights.items()}
 
 
-def check_weights(criterion: nn.Module) -> None:
-    """Check that each weight of one of this project's criteria is the weight of a loss.
+def check_losses(criterion: nn.Module) -> None:
+    """Check that one of this project's criteria knows its losses, and the loss of each weight.
 
     A criterion of another project may have further losses, whose names only its code knows.
 
     Raises:
-        ConfigError: the message names the weights.
+        ConfigError: the message names losses and weights; or there is no dict of weights.
     """
+    weights: object = getattr(criterion, "weight_dict", None)
+    if not isinstance(weights, Mapping):
+        raise ConfigError(
+            f"model.criterion is a {type(criterion).__name__} whose weight_dict is "
+            f"{weights!r}: it must have the weight of each loss"
+        )
     if type(criterion).__module__.partition(".")[0] != __name__.partition(".")[0]:
         return
-    weights: Mapping[str, float] = criterion.weight_dict  # type: ignore[assignment]
+    losses: Sequence[str] = criterion.losses  # type: ignore[assignment]
+    if unknown := sorted(set(losses) - set(_LOSSES)):
+        raise ConfigError(
+            f"model.criterion.losses has {', '.join(unknown)}, and the losses are "
+            f"{', '.join(_LOSSES)}"
+        )
     unknown = [name for name in weights if _SUFFIXES.sub("", name) not in LOSS_NAMES]
     if unknown:
         raise ConfigError(

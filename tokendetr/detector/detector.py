@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from tokendetr.detector.consistency import check_channels, check_parts
-from tokendetr.detector.criterion import check_weights
+from tokendetr.detector.criterion import check_losses
 from tokendetr.detector.heads import build_heads
 from tokendetr.detector.images import read_images
 from tokendetr.detector.padding import PaddingRule
@@ -116,8 +116,8 @@ class DeformableDetector(nn.Module):
         super().__init__()
         if vis_period > 0 and input_format is None:
             raise ValueError("vis_period needs input_format, the channel order of the images")
-        check_weights(parts.criterion)
         check_parts(parts, sizes)
+        check_losses(parts.criterion)
         self.backbone = parts.backbone
         self.position_embedding = parts.position_embedding
         self.neck = parts.neck

@@ -15,6 +15,7 @@ from detrex.layers import PositionEmbeddingSine
 from torch import Tensor, nn
 
 from tokendetr.detector.images import ImageBatch, pad_images
+from tokendetr.detector.interfaces import pyramid_levels
 from tokendetr.encoder.forward_context import image_extents
 from tokendetr.tokens import LevelLayout
 from tokendetr.tokens.constants import kept_tensors
@@ -63,7 +64,7 @@ def padded_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -> 
     canvas = batch.padding.canvas(batch.sizes)
     images = pad_images(batch.images, canvas)
     with image_extents(range(len(batch.sizes)), batch.sizes):
-        features = list(neck(backbone(images)))
+        features = pyramid_levels(backbone, neck, images)
     covered = [
         [covered_size(size, canvas, (f.shape[-2], f.shape[-1])) for size in batch.sizes]
         for f in features
@@ -86,7 +87,7 @@ def separate_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch) -
             # Else oneDNN would reorder the input and output of every convolution.
             images = images.contiguous(memory_format=torch.channels_last)
         with image_extents(rows, [size] * len(rows)):
-            results[size] = list(neck(backbone(images)))
+            results[size] = pyramid_levels(backbone, neck, images)
         shown[size] = [
             covered_size(size, canvas, (f.shape[-2], f.shape[-1])) for f in results[size]
         ]

@@ -13,12 +13,19 @@ from torch import Tensor, nn
 
 from tokendetr.detector.decoder import DeformableDecoder
 from tokendetr.detector.denoising import DenoisingQueries
+from tokendetr.detector.interfaces import check_module
 from tokendetr.detector.positions import proposal_embedding
 from tokendetr.detector.proposals import Proposals, propose
 from tokendetr.detector.pyramid import Pyramid, flatten_levels
 from tokendetr.detector.queries import DecodedQueries, ObjectQueries
 from tokendetr.errors import ConfigError
 from tokendetr.tokens import LevelLayout
+
+_ENCODER_CALL = (
+    *("query", "key", "value", "query_pos", "query_key_padding_mask", "spatial_shapes"),
+    *("reference_points", "level_start_index", "valid_ratios", "layout"),
+)
+_DECODER_CALL = ("queries", "memory_BNC", "layout")
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class DeformableTransformer(nn.Module):
         encoder: any module with the encoder contract of ``tokendetr.encoder``.
         decoder: a :class:`DeformableDecoder`.
         num_feature_levels: levels L of the pyramid.
+
+    Raises:
+        ConfigError: encoder or decoder is no such module.
     """
 
     decoder: DeformableDecoder
@@ -57,6 +67,9 @@ class DeformableTransformer(nn.Module):
         self, *, encoder: nn.Module, decoder: DeformableDecoder, num_feature_levels: int
     ) -> None:
         super().__init__()
+        key = "model.transformer"
+        check_module(f"{key}.encoder", encoder, keywords=_ENCODER_CALL, numbers=["embed_dim"])
+        check_module(f"{key}.decoder", decoder, *_DECODER_CALL, numbers=["num_layers"])
         self.encoder = encoder
         self.decoder = decoder
         self.num_feature_levels = num_feature_levels

@@ -1,6 +1,5 @@
 """Write ``results.csv`` and ``results.png``: a run's metrics as a table and as curves."""
 
-import csv
 import io
 import logging
 import os
@@ -10,6 +9,7 @@ from typing import Any
 from detectron2.engine import HookBase
 
 from tokendetr.io.atomic import write_atomically
+from tokendetr.io.csv_tables import csv_table
 from tokendetr.train.writers import recorded_rows
 
 __all__ = ["ResultsTable", "draw_curves", "results_csv"]
@@ -50,23 +50,19 @@ class ResultsTable(HookBase):
         stem = os.path.join(os.path.dirname(self._path), "results")
         try:
             if rows:
-                write_atomically(f"{stem}.csv", results_csv(rows).encode(errors="replace"))
+                write_atomically(f"{stem}.csv", results_csv(rows))
             if with_curves and len(rows) >= _FEWEST_POINTS:
                 write_atomically(f"{stem}.png", draw_curves(rows))
         except OSError as error:
             logger.warning("The results of the run were not written: %s", error)
 
 
-def results_csv(rows: Sequence[dict[str, Any]]) -> str:
+def results_csv(rows: Sequence[dict[str, Any]]) -> bytes:
     """Return rows of ``metrics.json`` as CSV: a column per metric, empty if a row lacks it."""
     names = {name for row in rows for name in row}
     columns = [name for name in _FIRST if name in names]
     columns += sorted(names - set(columns))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_table(columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
 def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
