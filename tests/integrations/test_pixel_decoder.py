@@ -152,22 +152,26 @@ def test_fewer_tokens_are_updated_and_weights_go_both_ways(model):
 
 
 def test_detrexs_call_gives_the_same_memory(model):
-    """Detectors with the first code's layers and detrex's call; their ReLU may be a module."""
+    """Detectors with the first code's layers and detrex's call; their ReLU may be a module.
+
+    Relation-DETR's DINO leaves the ratios out: they follow from the padding.
+    """
     tokens, ratios, padding = batch()
     for layer in model.pixel_decoder.encoder.layers:
         layer.activation = nn.ReLU(inplace=True)
     sparsify_pixel_decoder(model, None)
     expected = model(tokens, ratios, padding)
-    found = model.pixel_decoder.encoder(
-        query=tokens,
-        query_pos=torch.sin(tokens),
-        query_key_padding_mask=padding,
-        spatial_shapes=torch.tensor(SHAPES),
-        level_start_index=torch.tensor([0, 80, 100]),
-        reference_points=None,
-        valid_ratios=ratios,
-    )
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for given in (ratios, None):
+        found = model.pixel_decoder.encoder(
+            query=tokens,
+            query_pos=torch.sin(tokens),
+            query_key_padding_mask=padding,
+            spatial_shapes=torch.tensor(SHAPES),
+            level_start_index=torch.tensor([0, 80, 100]),
+            reference_points=None,
+            valid_ratios=given,
+        )
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("sparsifier", [None, random_tokens(1.0)])

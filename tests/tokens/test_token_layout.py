@@ -34,16 +34,19 @@ def loop_reference_points(layout: LevelLayout) -> torch.Tensor:
     return torch.tensor(rows).view(layout.batch_size, layout.num_tokens, layout.num_levels, 2)
 
 
-def test_the_three_ways_to_make_a_layout_agree():
+def test_the_ways_to_make_a_layout_agree():
     masks = LevelLayout.from_masks(padding_masks())
     sizes = LevelLayout.from_valid_sizes(SHAPES, REAL)
-    upstream = LevelLayout.from_upstream(
-        spatial_shapes=torch.tensor(SHAPES),
-        valid_ratios=masks.valid_ratios_BL2,
-        query_key_padding_mask=masks.padding_BN,
-        like_BNC=torch.zeros(2, masks.num_tokens, 4),
-    )
-    for layout in (sizes, upstream):
+    upstream = [
+        LevelLayout.from_upstream(
+            spatial_shapes=torch.tensor(SHAPES),
+            valid_ratios=ratios,
+            query_key_padding_mask=masks.padding_BN,
+            like_BNC=torch.zeros(2, masks.num_tokens, 4),
+        )
+        for ratios in (masks.valid_ratios_BL2, None)
+    ]
+    for layout in (sizes, *upstream):
         assert layout.level_shapes == masks.level_shapes == SHAPES
         assert torch.equal(layout.valid_BN, masks.valid_BN)
         torch.testing.assert_close(layout.valid_ratios_BL2, masks.valid_ratios_BL2)

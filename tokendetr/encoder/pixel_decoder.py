@@ -64,7 +64,8 @@ class PixelDecoderEncoder(TokenEncoder):
             src: features [B, N, C], level by level.
             spatial_shapes: long [L, 2], (height, width) of the levels, in the order of ``src``.
             level_start_index: unused; it follows from the shapes.
-            valid_ratios: [B, L, 2], real part of each level's (width, height).
+            valid_ratios: [B, L, 2], real part of each level's (width, height); None: that of the
+                padding mask.
             pos: positions [B, N, C].
             padding_mask: bool [B, N], True = padding.
             **detrexs: instead of ``src``, ``pos`` and ``padding_mask``: ``query``, ``query_pos``,

@@ -154,7 +154,8 @@ class TokenEncoder(nn.Module):
             spatial_shapes: long [L, 2], (height, width) of the levels.
             reference_points: [B, N, L, 2]; None: each token's center.
             level_start_index: unused; it follows from the shapes.
-            valid_ratios: [B, L, 2], real part of each level's (width, height).
+            valid_ratios: [B, L, 2], real part of each level's (width, height); None: that of the
+                padding mask.
             layout: the same geometry with Python sizes, which saves a synchronization with the
                 device; replaces masks, shapes and ratios.
             **kwargs: unused; upstream's transformers also pass their decoder's arguments.

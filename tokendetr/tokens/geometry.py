@@ -4,10 +4,29 @@ Shapes: B image, N all tokens (finest level first, row by row), L level, H and W
     and width, S cells of a row or a column.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 LevelShapes = tuple[tuple[int, int], ...]
+
+
+def valid_ratios_of(masks: Sequence[Tensor]) -> Tensor:
+    """Return the real part of each level's (width, height), [B, L, 2].
+
+    Args:
+        masks: per level, bool [B, H, W] with True = padding at the right and the bottom.
+
+    Source: ``get_valid_ratio`` of Deformable DETR and detrex.
+    """
+    ratios = []
+    for mask_BHW in masks:
+        height, width = mask_BHW.shape[1:]
+        valid_height = (~mask_BHW[:, :, 0]).sum(dim=1).float() / height
+        valid_width = (~mask_BHW[:, 0, :]).sum(dim=1).float() / width
+        ratios.append(torch.stack([valid_width, valid_height], dim=-1))
+    return torch.stack(ratios, dim=1)
 
 
 def reference_points(level_shapes: LevelShapes, valid_ratios_BL2: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B image, N all tokens (finest level first, row by row), L level, H and W
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from tokendetr.compat.cached_property import cached_property
 from tokendetr.errors import ExportError
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
-from tokendetr.tokens.geometry import LevelShapes, proposals, reference_points
+from tokendetr.tokens.geometry import LevelShapes, proposals, reference_points, valid_ratios_of
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,10 @@ class LevelLayout:
                 and column.
         """
         masks = [mask.bool() for mask in padding_masks]
-        ratios = []
-        for mask in masks:
-            height, width = mask.shape[1:]
-            valid_height = (~mask[:, :, 0]).sum(dim=1).float() / height
-            valid_width = (~mask[:, 0, :]).sum(dim=1).float() / width
-            ratios.append(torch.stack([valid_width, valid_height], dim=-1))
         return cls(
             level_shapes=tuple((int(mask.shape[1]), int(mask.shape[2])) for mask in masks),
             valid_BN=~torch.cat([mask.flatten(1) for mask in masks], dim=1),
-            valid_ratios_BL2=torch.stack(ratios, dim=1),
+            valid_ratios_BL2=valid_ratios_of(masks),
         )
 
     @classmethod
@@ -132,7 +126,7 @@ class LevelLayout:
 
         Args:
             spatial_shapes: integer [L, 2], (height, width).
-            valid_ratios: [B, L, 2] (width, height); None: 1.
+            valid_ratios: [B, L, 2] (width, height); None: those of the padding mask.
             query_key_padding_mask: bool [B, N], True = padding; None: no padding.
             like_BNC: the tokens, which give batch size and device.
         """
@@ -145,9 +139,12 @@ class LevelLayout:
             sizes = (shapes,) * batch
         else:
             valid_BN = ~query_key_padding_mask.bool()
-        if valid_ratios is None:
-            valid_ratios = torch.ones(batch, len(shapes), 2, device=like_BNC.device)
-        return cls(shapes, valid_BN, valid_ratios, sizes)
+        full_BL2 = torch.ones(batch, len(shapes), 2, device=like_BNC.device)
+        layout = cls(shapes, valid_BN, full_BL2 if valid_ratios is None else valid_ratios, sizes)
+        if valid_ratios is None and query_key_padding_mask is not None:
+            masks = [layout.grid(layout.padding_BN, level) for level in range(layout.num_levels)]
+            return replace(layout, valid_ratios_BL2=valid_ratios_of(masks))
+        return layout
 
     @property
     def num_levels(self) -> int:
