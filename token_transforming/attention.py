@@ -47,7 +47,7 @@ def size_bias(size_BN: Tensor | None, valid_BN: Tensor | None, *, first: int = 0
         first: number of tokens of size 1 in front (class and register tokens).
 
     Returns:
-        Log sizes, :data:`NOT_A_KEY` for what is no token; None if there is nothing to add.
+        Log sizes, :data:`NOT_A_KEY` for what is not a token; None if there is nothing to add.
 
     Source: Token Transforming, arXiv 2506.05709, equation 7.
     """

@@ -96,7 +96,7 @@ class OutputError(OSError):
 
 
 class CheckpointError(ValueError):
-    """A file that is damaged or is no checkpoint; the message names it."""
+    """A file that is damaged or is not a checkpoint; the message names it."""
 
 
 class UnsafeCheckpointError(CheckpointError):

@@ -14,7 +14,7 @@ _LINK_TO_FILE = re.compile(r'<a href="(?!https?:|#)[^"]*">')
 
 
 class FolderLinks(SphinxTransform):
-    """Leads links to a folder to its README, and drops links to what is no page of the site."""
+    """Leads links to a folder to its README, and drops links to what is not a page of the site."""
 
     default_priority = 500
 

@@ -25,7 +25,7 @@ torch::Tensor read_ppm(const std::string& path) {
   std::string magic;
   int64_t width = 0, height = 0, largest = 0;
   file >> magic >> width >> height >> largest;
-  if (!file || magic != "P6" || largest != 255) throw std::runtime_error(path + " is no binary PPM of 8 bits");
+  if (!file || magic != "P6" || largest != 255) throw std::runtime_error(path + " is not a binary PPM of 8 bits");
   file.get();
   std::vector<uint8_t> pixels(static_cast<size_t>(3 * width * height));
   file.read(reinterpret_cast<char*>(pixels.data()), static_cast<std::streamsize>(pixels.size()));

@@ -158,7 +158,7 @@ def test_a_result_file_keeps_tables_and_shows_where_they_come_from(tmp_path):
 def test_a_malformed_result_file_is_named(tmp_path, text):
     file = tmp_path / "results.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json is no result file"):
+    with pytest.raises(ValueError, match=r"results\.json is not a result file"):
         read_recorded(file)
 
 

@@ -236,7 +236,7 @@ def test_the_command_writes_a_page_a_table_and_numbers(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("{", "no readable JSON"),
+        ("{", "not readable JSON"),
         ('{"a": 1}', "holds a dict"),
         ('[{"image_id": 1}]', "record 0 has no bbox, category_id, score"),
         ('[{"image_id": 1, "category_id": 9, "bbox": [0,0,1,1], "score": 1}]', "category 9"),

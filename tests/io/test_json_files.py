@@ -11,7 +11,7 @@ from tokendetr.io.json_files import read_json
 def test_what_is_no_json_is_named(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"results\.json is no readable JSON"):
+    with pytest.raises(DatasetError, match=r"results\.json is not readable JSON"):
         read_json(path)
     path.write_bytes('\ufeff{"ü": NaN}'.encode())
     assert list(read_json(path)) == ["ü"]

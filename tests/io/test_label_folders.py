@@ -122,7 +122,7 @@ def spoil_voc(root, text: str) -> None:
 
 GOOD = voc_xml("b.jpg", BOXES["b"])
 SPOILT = {
-    "cut off": (GOOD[:-40], r"b\.xml is no readable XML"),
+    "cut off": (GOOD[:-40], r"b\.xml is not readable XML"),
     "no image": (GOOD.replace("b.jpg", "c.jpg"), None),
     "unknown image": (voc_xml("../../x.jpg", BOXES["b"]).replace("b.", "x."), None),
     "inverted": (GOOD.replace("<xmin>1<", "<xmin>12<"), r"b\.xml.*inverted"),

@@ -101,7 +101,7 @@ def test_yolos_label_files_are_found_or_missed_aloud(yolo, caplog):
 
 ODD_FILES = [
     ("data.yaml", b"names: [cat, null]", "None among its names"),
-    ("data.yaml", b"names: [yes, no]", "True among its names is no name"),
+    ("data.yaml", b"names: [yes, no]", "True among its names is not a name"),
     ("data.yaml", b"names: {0: cat, b: dog}", "names must be numbered 0 to 1"),
     ("data.yaml", b"nc: 5\nnames: [cat, dog]", "nc is 5, but there are 2 names"),
     ("data.yaml", b"names: [c\xe4t]", "cannot be read as UTF-8"),

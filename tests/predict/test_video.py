@@ -108,5 +108,5 @@ def test_the_program_writes_what_there_is_and_fails(opencv, tmp_path, monkeypatc
 
 def test_what_opencv_cannot_open_is_named(opencv):
     opencv(0, -1)
-    with pytest.raises(OSError, match=r"a\.mp4 is no video"):
+    with pytest.raises(OSError, match=r"a\.mp4 is not a video"):
         list(read_frames("a.mp4"))

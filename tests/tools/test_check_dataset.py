@@ -174,7 +174,7 @@ def resize_image(root):
         (truncate_image, ("--open-images",), r"image id 3 \(002\.png\) cannot be read"),
         (resize_image, ("--open-images",), r"has 9 x 8 pixels, the annotations say"),
         (lambda root: (root / "annotations.json").unlink(), (), r"do not exist"),
-        (lambda root: (root / "annotations.json").write_text("{"), (), r"no readable JSON"),
+        (lambda root: (root / "annotations.json").write_text("{"), (), r"not readable JSON"),
     ],
 )
 def test_faults_are_errors(fruit, capsys, damage, arguments, message):

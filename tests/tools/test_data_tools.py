@@ -101,7 +101,7 @@ def test_results_are_drawn_beside_the_truth(shapes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", "no readable JSON"),
+        ("[{", "not readable JSON"),
         ("{}", "holds a dict, not a list"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1]}]', "record 0 has no category_id, score"),
         ("[]", "no results for images of shapes_val"),

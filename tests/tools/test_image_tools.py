@@ -160,7 +160,7 @@ def test_find_images_takes_files_folders_and_patterns(tmp_path):
     assert find_images([str(tmp_path)]) == both
     assert find_images([str(tmp_path / "*.png"), str(tmp_path)]) == both
     assert find_images([str(tmp_path / "note.txt")]) == [tmp_path / "note.txt"]
-    with pytest.raises(OSError, match=r"a\.png is no readable image"):
+    with pytest.raises(OSError, match=r"a\.png is not a readable image"):
         read_rgb(tmp_path / "a.png")
 
 

@@ -112,7 +112,7 @@ def test_analysis_without_the_images_that_are_named_is_refused(tmp_path, capsys)
     given = ["--results", "a.json", "--annotations", "b.json", "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit):
         analyze.main([*given, "--images", str(tmp_path / "absent")])
-    assert "absent is no folder" in capsys.readouterr().err
+    assert "absent is not a folder" in capsys.readouterr().err
 
 
 def test_a_word_in_no_configs_name_is_said(capsys):
@@ -129,7 +129,7 @@ def test_a_smaller_data_set_does_not_replace_the_one_it_is_made_of(tmp_path):
         make_bdd_s.main(["--input", str(source), "--output", str(source)])
     assert "categories" in source.read_text()
     source.write_text("[" * 100_000)
-    with pytest.raises(SystemExit, match="no readable JSON"):
+    with pytest.raises(SystemExit, match="not readable JSON"):
         make_bdd_s.main(["--input", str(source), "--output", str(tmp_path / "b.json")])
 
 

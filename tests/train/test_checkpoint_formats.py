@@ -1,4 +1,4 @@
-"""Checkpoint files under wrong names, and files that are no checkpoints."""
+"""Checkpoint files under wrong names, and files that are not checkpoints."""
 
 import gzip
 import io

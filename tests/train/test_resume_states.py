@@ -200,7 +200,7 @@ def test_a_moving_average_that_is_none_is_left_out(tmp_path, caplog, average):
         (["+optimizer.fused=True", "+optimizer.foreach=True"], "optimizer cannot be built"),
         (["+train.clip_grad.params.foo=1"], "train cannot be built .* 'foo'"),
         (["+dataloader.train.foo=1"], r"dataloader\.train cannot be built .* 'foo'"),
-        (["+dataloader.train.collate_fn=x"], "is no function"),
+        (["+dataloader.train.collate_fn=x"], "is not a function"),
         (["+dataloader.train.sampler=x"], "gives no indices"),
     ],
 )

@@ -112,7 +112,7 @@ def test_what_may_change_its_kind_does():
         ("+train.seed=1.5", "train.seed=1.5 must be a whole number"),
         ("+train.seed=99999999999999999999", "must be a whole number below"),
         ("+model.num_classes=many", "model.num_classes=many must be a whole number"),
-        ("+train.image_roots=[5]", "5, which is no folder"),
+        ("+train.image_roots=[5]", "5, which is not a folder"),
         ("+dataloader.train.timeout=5", "needs loader processes"),
     ],
 )

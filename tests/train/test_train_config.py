@@ -230,9 +230,9 @@ def test_command_line_mistakes_end_with_one_line(toy_root, tmp_path):
         (["lr_multiplier._target_=builtins.dict"], "not a fvcore ParamScheduler"),
         (["dataloader.evaluator._target_=builtins.dict"], "no method reset"),
         (["dataloader.train.mapper._target_=builtins.dict"], "not a mapper of records"),
-        (["+dataloader.train.sampler=[0,99]"], "gives 99, which is no index"),
-        (["+dataloader.train.sampler=[-1]"], "gives -1, which is no index"),
-        (["+dataloader.train.sampler=[0.5]"], "gives 0.5, which is no index"),
+        (["+dataloader.train.sampler=[0,99]"], "gives 99, which is not an index"),
+        (["+dataloader.train.sampler=[-1]"], "gives -1, which is not an index"),
+        (["+dataloader.train.sampler=[0.5]"], "gives 0.5, which is not an index"),
         (["+dataloader.train.sampler=[0]"], "ended at iteration 0"),
         (["--num-gpus", "-1"], "--num-gpus -1"),
         (["--num-machines", "0"], "--num-machines 0"),
@@ -262,7 +262,7 @@ def test_slips_end_in_one_line(toy_root, tmp_path, monkeypatch, capfd, options, 
     ("name", "content", "text"),
     [
         ("a.txt", "", "neither .py nor .yaml"),
-        ("a.py", "x = (\n", "is no Python"),
+        ("a.py", "x = (\n", "is not Python"),
         ("a.py", "import no_such_module\n", "no_such_module"),
         (
             "a.py",
@@ -298,7 +298,7 @@ ODD_PARTS = {
     "train: {data_files: 5}\n": "train.data_files=5 must be a group",
     "model: {_target_: ..x.y}\n": "model is ..x.y, which cannot be imported",
     "train: {data_files: {mine: [a.json]}}\n": "train.data_files.mine is .* not two paths",
-    "x: \udce9\n": "no text of UTF-8",
+    "x: \udce9\n": "not UTF-8 text",
 }
 
 

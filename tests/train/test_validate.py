@@ -193,12 +193,12 @@ def test_a_missing_image_folder_is_named(dataset):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ('{"images": [', "no readable JSON"),
+        ('{"images": [', "not readable JSON"),
         ("[1, 2]", "holds a list"),
         ('{"images": []}', "has no 'categories'"),
         ('{"images": {}, "categories": []}', "'images' is a dict"),
-        ("[" * 200000, "no readable JSON"),
-        (b"\xff\xfe\x00", "no readable JSON"),
+        ("[" * 200000, "not readable JSON"),
+        (b"\xff\xfe\x00", "not readable JSON"),
     ],
 )
 def test_broken_json_is_named(dataset, content, text):

@@ -205,7 +205,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
         parser.error("--record counts whole folders: run it without a selection of tests")
     for checkout in (args.detectron2, args.detrex):
         if not (checkout / "setup.py").is_file():
-            parser.error(f"{checkout} is no source checkout: it has no setup.py")
+            parser.error(f"{checkout} is not a source checkout: it has no setup.py")
     return args, pytest_arguments
 
 

@@ -65,7 +65,7 @@ def read_recorded(file: Path) -> RecordedTables:
         tables = [_checked(table, _TABLE_KEYS) for table in _checked(content, _KEYS)["tables"]]
         return RecordedTables(**{**content, "tables": [Table(**table) for table in tables]})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no result file: {error}") from error
+        raise ValueError(f"{file} is not a result file: {error}") from error
 
 
 def _checked(content: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

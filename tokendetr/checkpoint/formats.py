@@ -72,7 +72,7 @@ def _check_archive(path: str) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is damaged or is no checkpoint: {error}") from error
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint: {error}") from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
             f"{path} is a TorchScript program, no checkpoint: save the state dict of its model"

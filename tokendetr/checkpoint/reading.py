@@ -62,7 +62,7 @@ def read_checkpoint(path: str, query: str = "") -> dict[str, Any]:
         FileNotFoundError: no such file.
         IsADirectoryError: it is a folder.
         UnsafeCheckpointError: the file holds more than tensors, arrays and plain values.
-        CheckpointError: the file is damaged or is no checkpoint.
+        CheckpointError: the file is damaged or is not a checkpoint.
         ValueError: the query is unknown.
     """
     if os.path.isdir(path):
@@ -110,7 +110,7 @@ def _read_torch(path: str) -> dict[str, Any]:
                 f"that would run code from the file ({reason}). Nothing was executed. If you made "
                 "it yourself, save its state dict again with torch.save."
             ) from error
-        raise CheckpointError(f"{path} is damaged or is no checkpoint: {reason}") from error
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint: {reason}") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a checkpoint")
     if "ema_state" in loaded and (average := _moving_average(path, loaded.pop("ema_state"))):
@@ -154,7 +154,7 @@ def _unwrapped(path: str, content: Any) -> Any:
             return content
         content = inner
     raise CheckpointError(
-        f"{path} is no checkpoint: its weights lie below more than {_MAX_WRAPPERS} wrappers"
+        f"{path} is not a checkpoint: its weights lie below more than {_MAX_WRAPPERS} wrappers"
     )
 
 
@@ -198,7 +198,7 @@ def _checked_weights(path: str, weights: Any) -> dict[str, Any]:
     for name, value in weights.items():
         if fault := _fault(name, value, size):
             raise CheckpointError(
-                f"{path} is no checkpoint: {str(name)[:100]!r} in its weights is {fault}"
+                f"{path} is not a checkpoint: {str(name)[:100]!r} in its weights is {fault}"
             )
     return _without_wrappers(path, weights)
 

@@ -103,7 +103,7 @@ def load_safetensors(path: str) -> dict[str, Tensor]:
         aliases = json.loads(metadata.get(_ALIASES, "{}"))
         state.update({name: state[stored] for name, stored in aliases.items()})
     except Exception as error:  # the header may be anything: SafetensorError, TypeError, ...
-        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     return state
 
 

@@ -220,7 +220,7 @@ def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the keys without DDP's prefix, and the shapes; () for what is no tensor."""
+    """Return the keys without DDP's prefix, and the shapes; () for what is not a tensor."""
     return {k: tuple(getattr(value, "shape", ())) for k, value in _unwrapped(weights).items()}
 
 

@@ -48,7 +48,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     args = parser.parse_args(arguments)
     if args.images and not Path(args.images).is_dir():
-        parser.error(f"--images {args.images} is no folder")
+        parser.error(f"--images {args.images} is not a folder")
     return args
 
 

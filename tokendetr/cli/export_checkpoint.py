@@ -137,7 +137,7 @@ def find_function(name: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--convert {name} is no function: {error}") from error
+        raise ValueError(f"--convert {name} is not a function: {error}") from error
 
 
 if __name__ == "__main__":

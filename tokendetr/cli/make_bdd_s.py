@@ -43,7 +43,7 @@ def thin_out(source: Path, target: Path, max_ratio: float) -> None:
     except AnnotationError as error:
         raise ValueError(str(error)) from error
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{source} is no COCO-format file: {error}") from error
+        raise ValueError(f"{source} is not a COCO-format file: {error}") from error
     write_atomically(str(target), json.dumps(small).encode())
     print(f"{target}: {len(small['images'])} of {len(annotations['images'])} images")
 

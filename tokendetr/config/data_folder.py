@@ -145,7 +145,7 @@ def register_recorded_files(cfg: DictConfig) -> None:
     """Register the data sets of ``train.data_files`` that are not registered yet.
 
     Raises:
-        ConfigError: an entry is no pair of paths.
+        ConfigError: an entry is not a pair of paths.
     """
     recorded = cfg.train.data_files or {}
     if recorded and not OmegaConf.is_dict(recorded):

@@ -126,7 +126,7 @@ def _load(path: str, overrides: Sequence[str], trained: bool) -> DictConfig:
 
 
 def _check_parts(cfg: DictConfig, path: str) -> None:
-    """Refuse a config whose parts are no groups of keys."""
+    """Refuse a config whose parts are not groups of keys."""
     for name in _PARTS:
         if name in cfg and not OmegaConf.is_interpolation(cfg, name):
             value = "???" if OmegaConf.is_missing(cfg, name) else cfg[name]
@@ -154,7 +154,7 @@ def resolve_config(config_file: str) -> str:
     hint = f"; tokendetr's own is named {stem}" if stem in named else _similar(config_file)
     if os.path.basename(config_file) == config_file and not config_file.endswith(".py"):
         near = difflib.get_close_matches(config_file, named, n=3)
-        hint = f" and is no config's name; did you mean {' or '.join(near)}?" if near else hint
+        hint = f" and is not a config's name; did you mean {' or '.join(near)}?" if near else hint
     raise FileNotFoundError(f"config file {config_file!r} does not exist{hint}")
 
 
@@ -165,18 +165,18 @@ def _load_file(config_file: str) -> DictConfig:
             try:
                 content = load_plain_yaml(file.read(), config_file)
             except UnicodeDecodeError as error:
-                raise ConfigError(f"{config_file} is no text of UTF-8: {error}") from error
+                raise ConfigError(f"{config_file} is not UTF-8 text: {error}") from error
             except ValueError as error:
                 raise ConfigError(str(error)) from error
         if not isinstance(content, dict):
             raise ConfigError(f"{config_file} holds a {type(content).__name__}, not a config")
         return OmegaConf.create(content, flags={"allow_objects": True})
     if not config_file.endswith(".py"):
-        raise ConfigError(f"{config_file} is no config: its name ends in neither .py nor .yaml")
+        raise ConfigError(f"{config_file} is not a config: its name ends in neither .py nor .yaml")
     try:
         return load_repeatably(config_file)
     except SyntaxError as error:
-        raise ConfigError(f"{config_file} is no Python: {error.__cause__ or error}") from error
+        raise ConfigError(f"{config_file} is not Python: {error.__cause__ or error}") from error
     except ImportError as error:
         needs = source_of(error.name or "")
         hint = f"; this config needs {needs}" if needs else ""

@@ -64,7 +64,7 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             _check_type(cfg, key, value)
         try:
             LazyConfig.apply_overrides(cfg, [written])
-        except (KeyError, AssertionError) as error:  # below a value that is no group
+        except (KeyError, AssertionError) as error:  # below a value that is not a group
             raise ConfigError(f"override {text!r}: {error.args[0]}") from error
         is_count = isinstance(before, int) and not isinstance(before, bool)
         if is_count and isinstance(value, float) and value.is_integer():

@@ -71,7 +71,7 @@ RANGES: dict[str, Range] = {
     "model.dn_number": _PERIOD,
     "model.transformer.decoder.num_layers": _COUNT,
 }
-"""Key -> range; keys that a config lacks, or whose value is no number, are not checked."""
+"""Key -> range; keys that a config lacks, or whose value is not a number, are not checked."""
 
 BY_NAME: dict[str, dict[str, Range]] = {
     "model": {

@@ -162,7 +162,7 @@ def _unquoted_roots(cfg: DictConfig) -> Iterator[str]:
     roots = OmegaConf.select(cfg, "train.image_roots", default=None) or ()
     for root in [roots] if isinstance(roots, str) else roots:
         if not isinstance(root, str):
-            yield f"train.image_roots has {root!r}, which is no folder: write it in quotes"
+            yield f"train.image_roots has {root!r}, which is not a folder: write it in quotes"
 
 
 def _empty_clipping(cfg: DictConfig) -> Iterator[str]:
@@ -199,7 +199,7 @@ def _unread_records(cfg: DictConfig, part: str) -> Iterator[str]:
     form = OmegaConf.select(node, "mapper.img_format", default="RGB")
     if form is not None and form not in _IMAGE_FORMATS:
         yield (
-            f"dataloader.{part}.mapper.img_format={form} is no format of images: use "
+            f"dataloader.{part}.mapper.img_format={form} is not an image format: use "
             f"{', '.join(_IMAGE_FORMATS)}"
         )
     of_files = isinstance(dataset, DictConfig) and _name(dataset) == _READER

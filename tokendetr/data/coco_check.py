@@ -60,7 +60,7 @@ def validate_coco(
         num_classes: number of classes of the model.
         has_file_names: False for LVIS, whose file names come from URLs.
         needs_masks: also refuse annotations without a readable mask.
-        needs_polygons: also refuse run-length masks of annotations that are no crowds.
+        needs_polygons: also refuse run-length masks of annotations that are not crowds.
         image_roots: further folders that symbolic links may lead to.
 
     Raises:
@@ -132,7 +132,7 @@ def read_coco(json_file: str, *, has_file_names: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file; the message says where data sets are looked for.
-        DatasetError: the file is no JSON, lacks COCO's layout, or has records that cannot be used.
+        DatasetError: the file is not JSON, lacks COCO's layout, or has records that cannot be used.
     """
     found = _read(json_file, json_file, has_file_names)
     try:

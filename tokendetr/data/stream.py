@@ -126,7 +126,7 @@ class _BatchKeys(torchdata.Sampler):
             if 0 <= (number := operator.index(index)) < self.size:
                 return number
         raise ConfigError(
-            f"dataloader.train.sampler gives {index!r}, which is no index of one of the "
+            f"dataloader.train.sampler gives {index!r}, which is not an index of one of the "
             f"{self.size} records"
         )
 
@@ -178,7 +178,7 @@ class StreamLoader:
         # Here, for a loader is made when the training reads its first batch.
         inspect.signature(torchdata.DataLoader).bind_partial(**options)
         if collate_fn is not None and not callable(collate_fn):
-            raise ConfigError(f"collate_fn={collate_fn!r} is no function")
+            raise ConfigError(f"collate_fn={collate_fn!r} is not a function")
         self.batch_size = total_batch_size // shares
         self.total_batch_size = total_batch_size
         self.records = DatasetFromList(dataset, copy=True) if isinstance(dataset, list) else dataset

@@ -203,7 +203,7 @@ def check(
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ExportError(
-            f"{record_path}, which belongs beside {path.name}, is no record of an export "
+            f"{record_path}, which belongs beside {path.name}, is not a record of an export "
             f"({error}): copy it along with the file, or export the model again"
         ) from error
     if record.get("sha256") != _digest(path):

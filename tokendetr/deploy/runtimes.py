@@ -115,8 +115,8 @@ def open_exported(
         raise ExportError(f"{runtime} is not installed: pip install 'tokendetr[deploy]'") from error
     except Exception as error:  # every runtime has its own
         raise ExportError(
-            f"{runtime} cannot load {name}, so it is no file for this runtime, or made for another "
-            f"version of it: {error_line(error)}"
+            f"{runtime} cannot load {name}, which is not a file for this runtime or was made for "
+            f"another version of it: {error_line(error)}"
         ) from error
 
     def checked(images: Tensor, sizes: Tensor) -> Outputs:

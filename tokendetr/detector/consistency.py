@@ -41,7 +41,7 @@ def check_parts(parts: DetectorParts, sizes: DetectorSizes) -> None:
 
     Raises:
         ConfigError: they differ; the message has each part's number and its key in the config. Or
-            one is no module of its kind, or the neck reads features that the backbone lacks.
+            one is not a module of its kind, or the neck reads features that the backbone lacks.
     """
     for name, part in parts._asdict().items():
         check_module(f"model.{name}", part, *_ARGUMENTS[name], numbers=_NUMBERS.get(name, ()))

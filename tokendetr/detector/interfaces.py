@@ -32,7 +32,7 @@ def check_module(
         numbers: its attributes, integers or truth values, that others read.
 
     Raises:
-        ConfigError: it is no module, has another call, or lacks a number.
+        ConfigError: it is not a module, has another call, or lacks a number.
     """
     if not isinstance(part, nn.Module):
         raise ConfigError(f"{key} is a {type(part).__name__}, not a torch.nn.Module")

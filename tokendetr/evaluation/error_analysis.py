@@ -115,7 +115,7 @@ def _results_on(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[s
 
     Raises:
         FileNotFoundError: no such file.
-        DatasetError: the file is no list of results, or a record is of an unknown image or
+        DatasetError: the file is not a list of results, or a record is of an unknown image or
             category; the message names file and record.
     """
     rows = read_results(path)

@@ -127,7 +127,7 @@ def sparsify_huggingface(
     parameter = next(replaced.parameters())
     encoder.to(device=parameter.device, dtype=parameter.dtype).train(model.training)
     # A DetectorView looks for the parts of a two-stage head below ``transformer``, where they have
-    # the same names. Set in vars(), so that it is no submodule and adds no keys to the state dict.
+    # the same names. Set in vars(), so that it is not a submodule and adds no state-dict keys.
     vars(model)["transformer"] = model.model
     model.model.encoder = encoder
     try:

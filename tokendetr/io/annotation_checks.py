@@ -134,7 +134,7 @@ def federated_faults(data: Mapping[str, Any]) -> list[str]:
                 faults.append(f"{image_name(image)}: {problem}")
             # The evaluation would look for such an id and never find it.
             elif strangers := [n for n in ids if not isinstance(n, int | str) or n not in known]:
-                problem = f"{key} has {shown(strangers[0])}, which is no category's id"
+                problem = f"{key} has {shown(strangers[0])}, which is not a category's id"
                 faults.append(f"{image_name(image)}: {problem}")
     return faults + [
         f"category id {category['id']} ({category['name']}): frequency is "

@@ -114,14 +114,14 @@ def parse_json(path: str, label: str = "") -> dict[str, Any]:
     """Read a JSON file and check its top-level layout.
 
     Raises:
-        AnnotationError: it is no JSON, or lacks COCO's top-level lists.
+        AnnotationError: it is not JSON, or lacks COCO's top-level lists.
     """
     label = label or path
     try:
         with open(path, encoding="utf-8-sig") as file:
             data = json.load(file)
     except (ValueError, RecursionError) as error:  # also of its decoder, and of huge numbers
-        raise AnnotationError(f"{label} is no readable JSON: {error}") from error
+        raise AnnotationError(f"{label} is not readable JSON: {error}") from error
     if not isinstance(data, dict):
         raise AnnotationError(f"{label} holds a {type(data).__name__}, not a COCO dict")
     for key in ("images", "categories", "annotations"):
@@ -263,7 +263,7 @@ def _annotation(
     image = images.get(_plain_id(record.get("image_id")))
     if image is None:
         given = shown(record.get("image_id"))
-        found.strays.append(f"{which}: image_id {given} is no image of the file")
+        found.strays.append(f"{which}: image_id {given} is not an image of the file")
         return None
     category = categories.get(_plain_id(record.get("category_id")))
     record["image_id"] = image["id"]
@@ -271,7 +271,7 @@ def _annotation(
     faults = [_box_fault(record.get("bbox")), _flag_fault(found, record), _area_fault(record)]
     if category is None:
         given = shown(record.get("category_id"))
-        faults.append(f"category_id {given} is no category of the file")
+        faults.append(f"category_id {given} is not a category of the file")
     faults = [fault for fault in faults if fault]
     if faults:
         found.faults.extend(f"{which}: {fault}" for fault in faults)

@@ -14,11 +14,11 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DatasetError: it is no JSON; the message names it.
+        DatasetError: it is not JSON; the message names it.
     """
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{path} is no readable JSON: {error}. Repair it, or move it away to make it anew"
+            f"{path} is not readable JSON: {error}. Repair it, or move it away to make a new one"
         ) from error

@@ -65,7 +65,7 @@ def load_plain_yaml(text: str, name: str) -> Any:
         name: its file, for messages.
 
     Raises:
-        ValueError: the text is no YAML, has a tag that would run code, or has aliases that expand
+        ValueError: the text is not YAML, has a tag that would run code, or has aliases that expand
             to more than a million values.
     """
     try:
@@ -78,7 +78,7 @@ def load_plain_yaml(text: str, name: str) -> Any:
             "use a Python config."
         ) from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{name} is no readable YAML: {error}") from error
+        raise ValueError(f"{name} is not readable YAML: {error}") from error
     if _expanded_size(content, {}, 0) > _MAX_NODES:
         raise ValueError(f"{name}: its aliases expand to more than {_MAX_NODES:,} values")
     return content

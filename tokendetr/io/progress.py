@@ -26,7 +26,7 @@ class _Nowhere:
 
 
 class Progress(tqdm):
-    """``tqdm`` that prints whole lines, fit for a log, if standard error is no terminal.
+    """``tqdm`` that prints whole lines, fit for a log, if standard error is not a terminal.
 
     Args:
         arguments, options: as for ``tqdm``.

@@ -27,7 +27,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise FileNotFoundError(f"the results {path} do not exist") from None
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is no readable JSON: {error}") from error
+        raise DatasetError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(records, list):
         raise DatasetError(f"{path} holds a {type(records).__name__}, not a list of COCO results")
     for number, record in enumerate(records):
@@ -46,10 +46,10 @@ def _fault(record: Any) -> str:
         if isinstance(record[key], float) and record[key].is_integer():
             record[key] = int(record[key])  # as pandas writes them
         if isinstance(record[key], bool) or not isinstance(record[key], (int, str)):
-            return f"has the {key} {record[key]!r:.{_SHOWN}}, which is no number"
+            return f"has the {key} {record[key]!r:.{_SHOWN}}, which is not a number"
     box = record["bbox"]
     if not are_numbers(box, 4, 4) or len(box) > 4:
         return f"has the box {box!r:.{_SHOWN}}, which is not four finite numbers"
     if not is_number(record["score"]):
-        return f"has the score {record['score']!r:.{_SHOWN}}, which is no finite number"
+        return f"has the score {record['score']!r:.{_SHOWN}}, which is not a finite number"
     return ""

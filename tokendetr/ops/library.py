@@ -80,7 +80,7 @@ def _load(path: Path = _PATH) -> LibraryFacts:
         _LOGGER.warning("TOKENDETR_CPU_ISA=%s is ignored: it is none of %s", wanted, known)
     kept = os.environ.get("TOKENDETR_KEEP_MB", "0")
     if not kept.isdecimal():
-        _LOGGER.warning("TOKENDETR_KEEP_MB=%s is ignored: it is no whole number of megabytes", kept)
+        _LOGGER.warning("TOKENDETR_KEEP_MB=%s is ignored: give a whole number of megabytes", kept)
     if not path.exists():
         reason = noted.get("left_out", {}).get("kernels") or f"it was not built: no file {path}"
         return LibraryFacts(load_error=reason, **noted)

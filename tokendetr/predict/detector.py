@@ -103,8 +103,8 @@ class Detector:
 
         Raises:
             FileNotFoundError: a path does not exist.
-            OSError: a file is no readable image; the message names it.
-            TypeError, ValueError: an object is no image, or is of an unsupported shape or dtype.
+            OSError: a file is not a readable image; the message names it.
+            TypeError, ValueError: an object is not an image, or has an unsupported shape or dtype.
         """
         limit = self.threshold if threshold is None else _checked_threshold(threshold)
         if batch_size < 1:

@@ -224,14 +224,14 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     """Read an image of any mode as uint8 RGB [H, W, 3], with its EXIF orientation applied.
 
     Raises:
-        OSError: the file is no image, or damaged; the message names it.
+        OSError: the file is not an image, or damaged; the message names it.
     """
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise OSError(f"{path} is no readable image: it is a folder, a pipe or a device")
+        raise OSError(f"{path} is not a readable image: it is a folder, a pipe or a device")
     try:
         image: NDArray[np.uint8] = np.asarray(utils.read_image(str(path), format="RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise OSError(f"{path} is no readable image: {error}") from error
+        raise OSError(f"{path} is not a readable image: {error}") from error
     return image
 
 

@@ -44,7 +44,7 @@ def read_frames(source: str | int) -> Iterator[tuple[NDArray[np.uint8], float]]:
     cv2 = load_opencv()
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
-        raise OSError(f"{source} is no video that OpenCV can read")
+        raise OSError(f"{source} is not a video that OpenCV can read")
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
     announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     number = 0

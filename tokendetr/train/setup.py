@@ -220,7 +220,7 @@ def schedule_of(cfg: DictConfig) -> Any:
     """Build ``lr_multiplier``, for detectron2's hook ``LRScheduler``.
 
     Raises:
-        ConfigError: it is no schedule.
+        ConfigError: it is not a schedule.
     """
     schedule = instantiate(cfg.lr_multiplier)
     if not isinstance(schedule, ParamScheduler):

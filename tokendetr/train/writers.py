@@ -78,7 +78,7 @@ def recorded_iterations(path: str) -> list[int]:
 def recorded_rows(path: str) -> list[dict[str, Any]]:
     """Return the rows of a file of metrics; a missing file has none.
 
-    Damaged lines, and values that are no numbers, are left out.
+    Damaged lines, and values that are not numbers, are left out.
     """
     try:
         with open(path, "rb") as file:

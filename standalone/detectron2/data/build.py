@@ -291,7 +291,7 @@ def build_detection_train_loader(
     """
     dataset, sampler = _with_sampler(dataset, mapper, sampler, TrainingSampler)
     assert sampler is None or isinstance(sampler, torchdata.Sampler), (
-        f"{type(sampler)} is no Sampler"
+        f"{type(sampler)} is not a Sampler"
     )
     return build_batch_data_loader(
         dataset,

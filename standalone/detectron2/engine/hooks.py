@@ -336,7 +336,7 @@ class EvalHook(HookBase):
                     flattened[key] = float(value)
                 except (TypeError, ValueError) as error:
                     raise ValueError(
-                        f"the evaluation's result {key} is no number: {value!r}"
+                        f"the evaluation's result {key} is not a number: {value!r}"
                     ) from error
             self.trainer.storage.put_scalars(**flattened, smoothing_hint=False)
         # Ranks may finish at different times.

@@ -73,7 +73,7 @@ class BitMasks:
             return BitMasks(self.tensor[item].unsqueeze(0))
         selected = self.tensor[item]
         assert selected.dim() == 3, (
-            f"{item} selects {tuple(selected.shape)} of the masks, which is no stack of masks"
+            f"{item} selects {tuple(selected.shape)} of the masks, which is not a stack of masks"
         )
         return BitMasks(selected)
 
@@ -159,7 +159,7 @@ class PolygonMasks:
             array = np.asarray(polygon).astype("float64")
             if len(array) % 2 != 0 or len(array) < 6:
                 raise ValueError(
-                    f"{len(array)} coordinates are no polygon, which has at least 6, in pairs"
+                    f"{len(array)} coordinates are not a polygon, which has at least 6, in pairs"
                 )
             arrays.append(array)
         return arrays

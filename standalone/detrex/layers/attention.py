@@ -113,7 +113,7 @@ class _ConditionalAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, batch_first: bool) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.batch_first = batch_first

@@ -90,7 +90,7 @@ class MultiScaleDeformableAttention(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads != 0:
-            raise ValueError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}")
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         head_dim = embed_dim // num_heads
         if head_dim & (head_dim - 1):
             warnings.warn(

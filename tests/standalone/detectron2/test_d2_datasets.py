@@ -199,7 +199,7 @@ def test_annotations_of_unknown_images_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(load_coco_json(json_file, root)) == 1
     assert "contains 1 annotations of images that it does not have" in caplog.text
-    assert "annotation id 2: image_id 8 is no image of the file" in caplog.text
+    assert "annotation id 2: image_id 8 is not an image of the file" in caplog.text
 
 
 def test_conversion_to_coco_keeps_boxes_and_ids(tmp_path, name):

@@ -141,14 +141,14 @@ def _check_existing(root: Path, spec: ShapesSpec | None) -> None:
     summary = root / SUMMARY
     if not summary.is_file():
         raise ValueError(
-            f"{root} exists but has no {SUMMARY}, so it is no shapes data set; {advice}"
+            f"{root} exists but has no {SUMMARY}, so it is not a shapes data set; {advice}"
         )
     try:
         found = json.loads(summary.read_text())["spec"]
         wanted = asdict(spec or ShapesSpec(**{**found, "version": ShapesSpec.version}))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{summary} is damaged, so {root} is no shapes data set that can be trusted "
+            f"{summary} is damaged, so {root} is not a shapes data set that can be trusted "
             f"({type(error).__name__}: {error}); {advice}"
         ) from error
     if found != wanted:

@@ -146,7 +146,7 @@ def _parse_xml(path: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         if isinstance(error, DatasetError):
             raise
-        raise DatasetError(f"{path} is no readable XML: {error}") from error
+        raise DatasetError(f"{path} is not readable XML: {error}") from error
 
 
 def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
             try:
                 (stage / name).write_bytes(ElementTree.tostring(tree))
             except RecursionError as error:
-                raise DatasetError(f"{path} is no annotation: its elements are too deep") from error
+                raise DatasetError(f"{path}: its elements are nested too deep") from error
         data = _read(lambda: hotcoco.COCO.from_voc(str(stage)), stage, originals)
     data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     _rename(data, part, images)
@@ -310,7 +310,7 @@ def _size(path: Path) -> tuple[int, int]:
             width, height = image.size
             lies = image.getexif().get(_ORIENTATION, 1) in _ON_A_SIDE
     except Exception as error:  # the file may be anything, and Pillow's readers raise anything
-        raise DatasetError(f"{path} is no readable image: {error}") from error
+        raise DatasetError(f"{path} is not a readable image: {error}") from error
     return (height, width) if lies else (width, height)
 
 

@@ -59,7 +59,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file that a labeling tool wrote.
 
     Raises:
-        DatasetError: it cannot be read, or is no text of UTF-8.
+        DatasetError: it cannot be read, or is not UTF-8 text.
     """
     try:
         return read_content(path).decode("utf-8-sig")

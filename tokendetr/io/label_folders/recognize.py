@@ -123,7 +123,7 @@ def _coco_images(path: Path, changed_ns: int, size: int) -> str | None:
     try:
         data = json.loads(read_content(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} is no readable JSON: {error}") from error
+        raise DatasetError(f"{path} is not readable JSON: {error}") from error
     has_keys = isinstance(data, dict) and {"images", "annotations", "categories"} <= set(data)
     if not has_keys or not isinstance(data["images"], list):
         return None
@@ -253,7 +253,7 @@ def _yolo_names(path: Path) -> list[str]:
     # YAML reads yes, no, on and off as booleans.
     bad = [name for name in names if not isinstance(name, (str, int)) or isinstance(name, bool)]
     if bad:
-        raise DatasetError(f"{path}: {bad[0]!r} among its names is no name: write it in quotes")
+        raise DatasetError(f"{path}: {bad[0]!r} among its names is not a name: write it in quotes")
     count = content.get("nc", len(names))
     if names and count != len(names):
         raise DatasetError(f"{path}: nc is {count!r}, but there are {len(names)} names")

@@ -26,7 +26,7 @@ _NUMPY_CORES = ("numpy.core", "numpy._core")
 def _call_dtype(budget: Budget, code: Any, *_flags: Any) -> NumericType:
     if not isinstance(code, str) or code not in NUMERIC_TYPES:
         named = repr(code[:40]) if isinstance(code, str) else "..."
-        raise Refused(f"numpy.dtype({named}), which is no plain number")
+        raise Refused(f"numpy.dtype({named}), which is not a plain number")
     return NumericType(code)
 
 

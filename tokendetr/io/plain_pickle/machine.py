@@ -58,7 +58,7 @@ class Machine:
             handler = _HANDLERS.get(opcode)
             try:
                 if handler is None:
-                    raise Damaged(f"{opcode!r} is no opcode")
+                    raise Damaged(f"{opcode!r} is not an opcode")
                 handler(self)
             except Damaged as error:
                 raise Damaged(f"at byte {start}: {error}") from error
@@ -182,14 +182,14 @@ class Machine:
         """STACK_GLOBAL: push the description of a global."""
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise Damaged("a global whose name is no text")
+            raise Damaged("a global whose name is not text")
         self.push(known_name(module, name))
 
     def reduce(self) -> None:
         """REDUCE: push the result of one of the calls that describe plain data."""
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
-            raise Refused("a call of something that is no global")
+            raise Refused("a call of something that is not a global")
         self.push(CALLS[(function.module, function.name)](self.budget, *arguments))
 
     def build(self) -> None:
