@@ -37,7 +37,7 @@ class PixelDecoderEncoder(TokenEncoder):
     """A :class:`TokenEncoder` with the call and the state-dict keys of a pixel decoder's encoder.
 
     Detectors that kept the first code's layers and took over detrex's call use the names of
-    :meth:`TokenEncoder.forward`; both calls are understood.
+    :meth:`TokenEncoder.forward`; both calls work.
 
     Args:
         **options: those of :class:`TokenEncoder`.
@@ -45,8 +45,8 @@ class PixelDecoderEncoder(TokenEncoder):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.register_state_dict_post_hook(_give_their_names)
-        self.register_load_state_dict_pre_hook(_take_their_names)
+        self.register_state_dict_post_hook(_restore_original_names)
+        self.register_load_state_dict_pre_hook(_read_original_names)
 
     def forward(  # type: ignore[override]  # the call is the pixel decoder's
         self,
@@ -56,7 +56,7 @@ class PixelDecoderEncoder(TokenEncoder):
         valid_ratios: Tensor | None = None,
         pos: Tensor | None = None,
         padding_mask: Tensor | None = None,
-        **detrexs: Any,
+        **kwargs: Any,
     ) -> Tensor:
         """Encode a batch of flattened feature pyramids.
 
@@ -68,7 +68,7 @@ class PixelDecoderEncoder(TokenEncoder):
                 padding mask.
             pos: positions [B, N, C].
             padding_mask: bool [B, N], True = padding.
-            **detrexs: instead of ``src``, ``pos`` and ``padding_mask``: ``query``, ``query_pos``,
+            **kwargs: instead of ``src``, ``pos`` and ``padding_mask``: ``query``, ``query_pos``,
                 ``query_key_padding_mask`` and ``reference_points``.
 
         Returns:
@@ -79,12 +79,11 @@ class PixelDecoderEncoder(TokenEncoder):
         """
         if src is None:
             return super().forward(
-                spatial_shapes=spatial_shapes, valid_ratios=valid_ratios, **detrexs
+                spatial_shapes=spatial_shapes, valid_ratios=valid_ratios, **kwargs
             )
-        if detrexs:
+        if kwargs:
             raise TypeError(
-                f"the detector gives its encoder {', '.join(sorted(detrexs))}, which the encoder "
-                "here does not know"
+                f"{type(self).__name__} got unexpected arguments: {', '.join(sorted(kwargs))}"
             )
         return super().forward(
             src,
@@ -98,7 +97,7 @@ class PixelDecoderEncoder(TokenEncoder):
 class DinoAuthorsEncoder(PixelDecoderEncoder):
     """A :class:`PixelDecoderEncoder` with the call of the encoder of DINO's authors."""
 
-    def forward(  # type: ignore[override]  # the call is theirs
+    def forward(  # type: ignore[override]  # the call of DINO's authors
         self,
         src: Tensor,
         pos: Tensor,
@@ -129,9 +128,8 @@ class DinoAuthorsEncoder(PixelDecoderEncoder):
         """
         if ref_token_index is not None or ref_token_coord is not None:
             raise UnsupportedDetectorError(
-                "the detector makes proposals before its encoder, whose layers predict from them; "
-                "the encoder here has no such predictions: two_stage_type must be 'standard' or "
-                "'no'"
+                "the detector makes proposals before its encoder, whose layers predict from them, "
+                "which TokenEncoder does not support: two_stage_type must be 'standard' or 'no'"
             )
         memory_BNC = super().forward(
             src, spatial_shapes, level_start_index, valid_ratios, pos, key_padding_mask
@@ -139,14 +137,15 @@ class DinoAuthorsEncoder(PixelDecoderEncoder):
         return memory_BNC, None, None
 
 
-def _give_their_names(
+def _restore_original_names(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: object
 ) -> None:
-    theirs = {ours: name for name, ours in _NAMES.items()}
-    _rename(state_dict, prefix, theirs)
+    _rename(state_dict, prefix, {ours: original for original, ours in _NAMES.items()})
 
 
-def _take_their_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _read_original_names(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
     _rename(state_dict, prefix, _NAMES)
 
 
@@ -185,14 +184,14 @@ def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None)
             f"{type(model).__name__} has {len(found)} encoders of a pixel decoder "
             f"({', '.join(found) or 'layers with ' + ', '.join(_PARTS)}), and needs one"
         )
-    ((name, theirs),) = found.items()
+    ((name, original),) = found.items()
     parent, _, attribute = name.rpartition(".")
     owner = model.get_submodule(parent)
-    setattr(owner, attribute, _with_weights_of(theirs, sparsifier))
+    setattr(owner, attribute, _with_weights_of(original, sparsifier))
     try:
         return observe(model)
     except UnsupportedDetectorError:
-        setattr(owner, attribute, theirs)
+        setattr(owner, attribute, original)
         raise
 
 
@@ -206,18 +205,18 @@ def _is_encoder(module: nn.Module) -> bool:
     )
 
 
-def _with_weights_of(theirs: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
+def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
     """Return a :class:`PixelDecoderEncoder` with the sizes, weights and mode of another encoder."""
-    layers: Any = theirs.layers
+    layers: Any = original.layers
     first = layers[0]
     if first.activation is not F.relu and not isinstance(first.activation, nn.ReLU):
         raise UnsupportedDetectorError(
-            f"{type(theirs).__name__} has {first.activation} between its linear layers, and "
-            "the encoder here has ReLU"
+            f"{type(original).__name__} has {first.activation} between its linear layers; "
+            "TokenEncoder supports ReLU only"
         )
     attention = first.self_attn  # detrex's module, or that of Deformable DETR's original code
     dropout = attention.dropout if hasattr(attention, "dropout") else first.dropout1
-    of_dino = "ref_token_index" in inspect.signature(theirs.forward).parameters
+    of_dino = "ref_token_index" in inspect.signature(original.forward).parameters
     encoder = (DinoAuthorsEncoder if of_dino else PixelDecoderEncoder)(
         embed_dim=attention.output_proj.out_features,
         num_heads=_either(attention, "num_heads", "n_heads"),
@@ -229,14 +228,14 @@ def _with_weights_of(theirs: nn.Module, sparsifier: TokenSparsifier | None) -> n
         num_points=_either(attention, "num_points", "n_points"),
         sparsifier=sparsifier,
     ).to(first.linear1.weight)
-    loaded = encoder.load_state_dict(theirs.state_dict(), strict=False)
+    loaded = encoder.load_state_dict(original.state_dict(), strict=False)
     absent = [key for key in loaded.missing_keys if not key.startswith("sparsifier.")]
     if other := sorted({key.rpartition(".")[0] for key in [*loaded.unexpected_keys, *absent]}):
         raise UnsupportedDetectorError(
-            f"{type(theirs).__name__} has other layers than the encoder here, which would drop "
-            f"their weights: {', '.join(other)}"
+            f"{type(original).__name__} has layers that TokenEncoder lacks, whose weights would be "
+            f"lost: {', '.join(other)}"
         )
-    return encoder.train(theirs.training)
+    return encoder.train(original.training)
 
 
 def _either(module: Any, name: str, other: str) -> int:
