@@ -74,9 +74,7 @@ class CenterAlignment:
     def _level_centers(self, tokens_BKC: Tensor, token_map: TokenMap | None) -> Tensor:
         """Return the mean of each level's (reduced) tokens, [B, L, C]."""
         layout = self.layout
-        sizes = torch.tensor(layout.level_sizes, device=layout.device)
-        level_N = torch.arange(layout.num_levels, device=layout.device).repeat_interleave(sizes)
-        level_BK = level_N.expand(layout.batch_size, -1)
+        level_BK = layout.level_N.expand(layout.batch_size, -1)
         valid_BK: Tensor | None = layout.valid_BN
         if token_map is not None:
             level_BK, valid_BK = token_map.select(level_BK), token_map.valid_BK

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.layers.encoder_layer import EncoderLayer
 from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap, chosen_tokens
-from tokendetr.tokens.constants import kept_tensors
 
 _KEPT, _RETURNED, _PASSED, _LEFT_OUT, _PADDING = range(5)
 """Kinds of tokens in a layer.
@@ -104,21 +103,13 @@ class _MappedPass(BypassPass, ABC):
         return chosen_tokens(anchor_BK, valid_BK, self._layout.num_tokens)
 
 
-@kept_tensors
-def _token_levels(level_sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the level of each token, long [N]."""
-    sizes_L = torch.tensor(level_sizes, device=device)
-    levels_L = torch.arange(len(level_sizes), device=device)
-    return levels_L.repeat_interleave(sizes_L, output_size=sum(level_sizes))
-
-
 class _SortedPass(_MappedPass):
     """Sorts the tokens by kind and level, and applies each map to its own tokens alone."""
 
     def __init__(self, bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> None:
         super().__init__(bypass, layout, memory_BNC)
         self._input_RC = memory_BNC.flatten(0, 1)
-        self._level_N = _token_levels(layout.level_sizes, memory_BNC.device)
+        self._level_N = layout.level_N
         self._rows: dict[int, list[Tensor]] = {}
         self._order_R: Tensor | None = None
         self._place_R: Tensor | None = None

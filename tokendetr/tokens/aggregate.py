@@ -11,7 +11,7 @@ from torch import Tensor
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
 from tokendetr.tokens.norms import token_norms
-from tokendetr.tokens.select import topk_valid
+from tokendetr.tokens.select import chosen_tokens, topk_valid
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,7 @@ def _match(
         valid_counts=valid_counts,
     )
     index_BK = order_BN.gather(1, place_BK)
-    important_BN = torch.zeros(score_BN.shape, dtype=torch.bool, device=score_BN.device)
-    if chosen_BK is None:
-        important_BN.scatter_(1, index_BK, 1)  # for torch.jit.trace not True
-    else:
-        important_BN.scatter_(1, index_BK, chosen_BK)
+    important_BN = chosen_tokens(index_BK, chosen_BK, score_BN.shape[1])
     neighbor_index_BNT, found_BNT = neighbors
     source_BN = ~important_BN if valid_BN is None else ~important_BN & valid_BN
     absorbs_BNT = important_BN.gather(1, neighbor_index_BNT.flatten(1)).view_as(neighbor_index_BNT)

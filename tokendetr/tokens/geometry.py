@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokendetr.tokens.constants import kept_tensors
+
 LevelShapes = tuple[tuple[int, int], ...]
 
 
@@ -77,6 +79,29 @@ def proposals(level_shapes: LevelShapes, valid_BN: Tensor) -> tuple[Tensor, Tens
     usable_BN = torch.cat(inner, dim=1) & valid_BN
     logits_BN4 = torch.log(boxes_BN4 / (1 - boxes_BN4))
     return logits_BN4.masked_fill(~usable_BN[..., None], float("inf")), usable_BN
+
+
+def valid_tokens(level_shapes: LevelShapes, sizes_BL2: Tensor) -> Tensor:
+    """Return bool [B, N], True for real tokens, those at the upper left of each level.
+
+    Args:
+        level_shapes: ``(height, width)`` of each level.
+        sizes_BL2: long, the real ``(height, width)`` of each image and level.
+    """
+    masks = []
+    for level, (height, width) in enumerate(level_shapes):
+        valid_BH = torch.arange(height, device=sizes_BL2.device) < sizes_BL2[:, level, 0, None]
+        valid_BW = torch.arange(width, device=sizes_BL2.device) < sizes_BL2[:, level, 1, None]
+        masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
+    return torch.cat(masks, dim=1)
+
+
+@kept_tensors
+def token_levels(level_sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the level of each token, long [N], given the tokens of each level."""
+    sizes_L = torch.tensor(level_sizes, device=device)
+    levels_L = torch.arange(len(level_sizes), device=device)
+    return levels_L.repeat_interleave(sizes_L, output_size=sum(level_sizes))
 
 
 def _inner(cell_S: Tensor, cells_B1: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ from tokendetr.compat.cached_property import cached_property
 from tokendetr.errors import ExportError
 from tokendetr.tokens.constants import kept_tensors
 from tokendetr.tokens.counts import Counts, TracedCounts
-from tokendetr.tokens.geometry import LevelShapes, proposals, reference_points, valid_ratios_of
+from tokendetr.tokens.geometry import (
+    LevelShapes,
+    proposals,
+    reference_points,
+    token_levels,
+    valid_ratios_of,
+    valid_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,9 @@ class LevelLayout:
                 f"level shapes {self.level_shapes} make {self.num_tokens} tokens, "
                 f"the mask has shape {list(self.valid_BN.shape)}"
             )
-        expected = (self.valid_BN.shape[0], self.num_levels, 2)
-        if tuple(self.valid_ratios_BL2.shape) != expected:
-            raise ValueError(
-                f"valid_ratios must have shape {list(expected)}, "
-                f"got {list(self.valid_ratios_BL2.shape)}"
-            )
+        expected, given = [self.batch_size, self.num_levels, 2], list(self.valid_ratios_BL2.shape)
+        if given != expected:
+            raise ValueError(f"valid_ratios must have shape {expected}, got {given}")
 
     @classmethod
     def from_masks(cls, padding_masks: Sequence[Tensor]) -> "LevelLayout":
@@ -106,7 +110,7 @@ class LevelLayout:
         shape_L2 = torch.tensor(shapes, dtype=torch.float32, device=sizes_BL2.device)
         return cls(
             level_shapes=shapes,
-            valid_BN=_valid_tokens(shapes, sizes_BL2),
+            valid_BN=valid_tokens(shapes, sizes_BL2),
             valid_ratios_BL2=(sizes_BL2.to(torch.float32) / shape_L2).flip(-1),
             traced_sizes_BL2=sizes_BL2,
         )
@@ -176,6 +180,11 @@ class LevelLayout:
         """Index of each level's first token."""
         sizes = self.level_sizes
         return tuple(sum(sizes[:level]) for level in range(len(sizes)))
+
+    @property
+    def level_N(self) -> Tensor:
+        """Long, the level of each token. Do not write to it."""
+        return token_levels(self.level_sizes, self.device)
 
     @cached_property
     def may_have_padding(self) -> bool:
@@ -314,16 +323,6 @@ class LevelLayout:
             return proposals(self.level_shapes, self.valid_BN)
 
 
-def _valid_tokens(shapes: LevelShapes, sizes_BL2: Tensor) -> Tensor:
-    """Return bool [B, N], True for the tokens of images of real (height, width) in each level."""
-    masks = []
-    for level, (height, width) in enumerate(shapes):
-        valid_BH = torch.arange(height, device=sizes_BL2.device) < sizes_BL2[:, level, 0, None]
-        valid_BW = torch.arange(width, device=sizes_BL2.device) < sizes_BL2[:, level, 1, None]
-        masks.append((valid_BH[:, :, None] & valid_BW[:, None, :]).flatten(1))
-    return torch.cat(masks, dim=1)
-
-
 def _layout_bytes(layout: LevelLayout) -> int:
     """Return the bytes of a layout's masks, reference points and proposals."""
     return layout.valid_BN.numel() * (2 + 8 * layout.num_levels + 17)
@@ -343,5 +342,5 @@ def _of_valid_sizes(
         for image in valid_sizes
     ]
     ratios_BL2 = torch.tensor(ratios, dtype=torch.float32).view(-1, len(shapes), 2)
-    valid_BN = _valid_tokens(shapes, sizes_BL2)
+    valid_BN = valid_tokens(shapes, sizes_BL2)
     return LevelLayout(shapes, valid_BN, ratios_BL2.to(device), known_sizes=valid_sizes)
