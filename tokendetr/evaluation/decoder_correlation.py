@@ -75,9 +75,8 @@ def _updated(forward: ForwardTrace, layers: Layers) -> Tensor:
         anchor_BK, valid_BK = layer.token_map.anchor_BK, layer.token_map.valid_BK
         if anchor_BK is None:
             count_BN += valid_BN
-            continue
-        kept_BK = torch.ones_like(anchor_BK) if valid_BK is None else valid_BK
-        count_BN.scatter_add_(1, anchor_BK, kept_BK.to(count_BN.dtype))
+        else:
+            count_BN += chosen_tokens(anchor_BK, valid_BK, valid_BN.shape[1])
     return (count_BN > 0).double() if layers == "any" else count_BN / max(len(chosen), 1)
 
 
