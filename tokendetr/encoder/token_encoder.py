@@ -185,26 +185,38 @@ class TokenEncoder(nn.Module):
             query_pos = query_pos.to(query.dtype)  # once, not in the sum of every layer
         if reference_points is None:
             reference_points = layout.reference_points_BNL2().to(query.dtype)
-        forward = current_pass()
-        context = EncoderContext(
-            layout=layout,
-            memory_BNC=query,
-            query_pos_BNC=query_pos,
-            reference_points_BNL2=reference_points,
-            num_layers=self.num_layers,
-            run_dense=lambda: self.run_dense(context),
-            detector=forward.detector,
-            losses=forward.losses if forward.model is not None and forward.model.training else None,
-            recorder=forward.recorder,
-            batched_inputs=forward.batched_inputs,
-        )
-        forward.recorder.begin_forward(layout)
-        record_decoder_attention(forward, layout)
+        context = self._begin(layout, query, query_pos, reference_points)
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context))
         plan = self.sparsifier.plan(context)
         bypass = start_bypass(self.sparsifier.bypass, layout, query)
         return self._encode(context, plan, self.sparsifier.value_policy, bypass)
+
+    def _begin(
+        self,
+        layout: LevelLayout,
+        memory_BNC: Tensor,
+        query_pos_BNC: Tensor | None,
+        reference_points_BNL2: Tensor,
+    ) -> EncoderContext:
+        """Return the context of a pass, whose recording begins."""
+        forward = current_pass()
+        trains = forward.model is not None and forward.model.training
+        context = EncoderContext(
+            layout=layout,
+            memory_BNC=memory_BNC,
+            query_pos_BNC=query_pos_BNC,
+            reference_points_BNL2=reference_points_BNL2,
+            num_layers=self.num_layers,
+            run_dense=lambda: self.run_dense(context),
+            detector=forward.detector,
+            losses=forward.losses if trains else None,
+            recorder=forward.recorder,
+            batched_inputs=forward.batched_inputs,
+        )
+        forward.recorder.begin_forward(layout)
+        record_decoder_attention(forward, layout)
+        return context
 
     def run_dense(self, context: EncoderContext) -> Tensor:
         """Run all layers on all tokens of a pass, without gradients, and return the memory.

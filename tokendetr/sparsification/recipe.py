@@ -70,24 +70,9 @@ def sparsifier_node(
             "the config's encoder has a sparsifier already: give the config of the dense detector"
         )
     if method == "focus":
-        levels = int(model.transformer.get("num_feature_levels", 4))
-        target = "focus_detr.FocusSparsifier"
-        options: dict[str, Any] = {
-            "num_heads": "${..num_heads}",
-            "num_levels": "${..num_feature_levels}",
-            "strides": [2 ** (7 - levels + level) for level in range(levels)],  # up to 64 pixels
-            "num_objects": 0,  # attention among object tokens would need trained weights
-        }
-        if not _has_two_stages(model):
-            options["num_classes"] = "${....num_classes}"
+        target, options = "focus_detr.FocusSparsifier", _focus_options(model)
     else:
-        target = "sparse_detr.SparseSparsifier"
-        options = {
-            "selection": "random" if method == "random" else "dam",
-            "projection": "detector" if _has_two_stages(model) else "own",
-            "auxiliary_heads": False,
-            "num_classes": "${....num_classes}",
-        }
+        target, options = "sparse_detr.SparseSparsifier", _sparse_options(model, method)
     if budget == "mass":
         options["mass_budget"] = L(MassBudget)()
     options |= {
@@ -98,6 +83,28 @@ def sparsifier_node(
     # Methods lie below this package in the ladder, so they are found by name.
     node: DictConfig = L(locate(target))(**options)
     return node
+
+
+def _focus_options(model: DictConfig) -> dict[str, Any]:
+    levels = int(model.transformer.get("num_feature_levels", 4))
+    options: dict[str, Any] = {
+        "num_heads": "${..num_heads}",
+        "num_levels": "${..num_feature_levels}",
+        "strides": [2 ** (7 - levels + level) for level in range(levels)],  # up to 64 pixels
+        "num_objects": 0,  # attention among object tokens would need trained weights
+    }
+    if not _has_two_stages(model):
+        options["num_classes"] = "${....num_classes}"
+    return options
+
+
+def _sparse_options(model: DictConfig, method: Method) -> dict[str, Any]:
+    return {
+        "selection": "random" if method == "random" else "dam",
+        "projection": "detector" if _has_two_stages(model) else "own",
+        "auxiliary_heads": False,
+        "num_classes": "${....num_classes}",
+    }
 
 
 def _has_two_stages(model: DictConfig) -> bool:
