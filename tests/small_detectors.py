@@ -117,6 +117,17 @@ def matcher() -> HungarianMatcher:
     return HungarianMatcher(cost_class=2.0, cost_bbox=5.0, cost_giou=2.0)
 
 
+DENOISED = WEIGHTS | {f"{name}_dn": weight for name, weight in WEIGHTS.items()}
+
+
+def criterion_parts(weights: dict[str, float] = WEIGHTS) -> dict:
+    return {
+        "num_classes": CLASSES,
+        "matcher": matcher(),
+        "weight_dict": layer_weights(weights, num_layers=LAYERS, suffixes=["_enc"]),
+    }
+
+
 def dino(num_queries: int = 12, *, use_checkpoint: bool = False, **options) -> DINO:
     transformer = DINOTransformer(
         encoder=DINOTransformerEncoder(**sizes()),
@@ -124,12 +135,7 @@ def dino(num_queries: int = 12, *, use_checkpoint: bool = False, **options) -> D
         num_feature_levels=LEVELS,
         two_stage_num_proposals=num_queries,
     )
-    weights = WEIGHTS | {f"{name}_dn": weight for name, weight in WEIGHTS.items()}
-    criterion = DINOCriterion(
-        num_classes=CLASSES,
-        matcher=matcher(),
-        weight_dict=layer_weights(weights, num_layers=LAYERS, suffixes=["_enc"]),
-    )
+    criterion = DINOCriterion(**criterion_parts(DENOISED))
     options = {"dn_number": 6, **options}
     return DINO(**shared(num_queries), transformer=transformer, criterion=criterion, **options)
 
@@ -142,15 +148,10 @@ def deformable(num_queries: int = 12, *, refine: bool = False, two_stage: bool =
         as_two_stage=two_stage,
         two_stage_num_proposals=num_queries,
     )
-    criterion = DeformableCriterion(
-        num_classes=CLASSES,
-        matcher=matcher(),
-        weight_dict=layer_weights(WEIGHTS, num_layers=LAYERS, suffixes=["_enc"]),
-    )
     return DeformableDETR(
         **shared(num_queries),
         transformer=transformer,
-        criterion=criterion,
+        criterion=DeformableCriterion(**criterion_parts()),
         with_box_refine=refine,
         as_two_stage=two_stage,
     )
@@ -164,11 +165,7 @@ def dab(num_queries: int = 12, *, two_stage: bool = False) -> DabDeformableDETR:
         num_feature_levels=LEVELS,
         two_stage_num_proposals=num_queries,
     )
-    criterion = TwoStageCriterion(
-        num_classes=CLASSES,
-        matcher=matcher(),
-        weight_dict=layer_weights(WEIGHTS, num_layers=LAYERS, suffixes=["_enc"]),
-    )
+    criterion = TwoStageCriterion(**criterion_parts())
     return DabDeformableDETR(
         **shared(num_queries), transformer=transformer, criterion=criterion, as_two_stage=two_stage
     )
@@ -182,16 +179,10 @@ def dn(num_queries: int = 12, *, two_stage: bool = False, **options) -> DNDeform
         num_feature_levels=LEVELS,
         two_stage_num_proposals=num_queries,
     )
-    weights = WEIGHTS | {f"{name}_dn": weight for name, weight in WEIGHTS.items()}
-    criterion = DNCriterion(
-        num_classes=CLASSES,
-        matcher=matcher(),
-        weight_dict=layer_weights(weights, num_layers=LAYERS, suffixes=["_enc"]),
-    )
     return DNDeformableDETR(
         **shared(num_queries),
         transformer=transformer,
-        criterion=criterion,
+        criterion=DNCriterion(**criterion_parts(DENOISED)),
         as_two_stage=two_stage,
         **{"denoising_groups": 3, **options},
     )
@@ -206,18 +197,14 @@ def h(num_queries: int = 12, *, two_stage: bool = False, one2many: int = 24, **o
         two_stage_num_proposals=num_queries + one2many,
         mixed_selection=options.get("mixed_selection", True),
     )
-    criterion = DeformableCriterion(
-        num_classes=CLASSES,
-        matcher=matcher(),
-        weight_dict=layer_weights(WEIGHTS, num_layers=LAYERS, suffixes=["_enc"]),
-    )
     parts = shared(num_queries)
+    del parts["num_queries"]
     return HDeformableDETR(
-        **{key: value for key, value in parts.items() if key != "num_queries"},
+        **parts,
         num_queries_one2one=num_queries,
         num_queries_one2many=one2many,
         transformer=transformer,
-        criterion=criterion,
+        criterion=DeformableCriterion(**criterion_parts()),
         with_box_refine=True,
         as_two_stage=two_stage,
         **{"k_one2many": 3, **options},
