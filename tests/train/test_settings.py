@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from tokendetr.config.load import load_config
+from tokendetr.config.model import check_device
 from tokendetr.config.overrides import apply_overrides
 from tokendetr.config.ranges import RANGES
 from tokendetr.config.settings import check_settings
 from tokendetr.errors import ConfigError
-from tokendetr.evaluation.run import check_device
 
 
 def config():

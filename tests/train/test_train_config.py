@@ -19,9 +19,10 @@ from tokendetr.config.load import (
     load_config,
     result_writers,
 )
+from tokendetr.config.model import check_device
 from tokendetr.config.overrides import apply_overrides
 from tokendetr.errors import ConfigError
-from tokendetr.evaluation.run import check_device, default_best_metric
+from tokendetr.evaluation.run import default_best_metric
 
 CONFIG = "tests/train/toy_config.py"
 

@@ -17,9 +17,9 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.load import load_config
+from tokendetr.config.model import model_of
 from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
-from tokendetr.train.setup import model_of
 
 __all__ = [
     "build_measured_model",

@@ -29,9 +29,9 @@ from tokendetr.checkpoint.safetensors import save_safetensors
 from tokendetr.checkpoint.weights import fit_report, read_checkpoint
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
+from tokendetr.config.model import model_on_cpu
 from tokendetr.errors import CheckpointMismatchError
 from tokendetr.io.outputs import check_output_file
-from tokendetr.train.setup import model_on_cpu
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -24,7 +24,7 @@ from tokendetr.checkpoint.published import (
 from tokendetr.checkpoint.weights import LoadReport, load_matching_weights
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
-from tokendetr.train.setup import model_on_cpu
+from tokendetr.config.model import model_on_cpu
 
 
 def verify(path: str, config: str, overrides: Sequence[str] = ()) -> LoadReport:

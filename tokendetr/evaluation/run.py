@@ -6,7 +6,6 @@ import os
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from detectron2.config import LazyCall, instantiate
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -170,48 +169,3 @@ def default_best_metric(cfg: DictConfig) -> str:
         return str(cfg.train.best_metric)
     ema = cfg.train.model_ema
     return "bbox_ema/AP" if ema.enabled and ema.use_ema_weights_for_eval_only else "bbox/AP"
-
-
-def check_device(device: str, key: str = "train.device") -> None:
-    """Refuse a device that this machine does not have.
-
-    Args:
-        device: as torch names it.
-        key: of the config, for messages.
-
-    Raises:
-        ConfigError: there is no such device; the message says how to run on the CPU.
-    """
-    try:
-        wanted = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"{key} is {device!r}, which is not a device: use cuda or cpu") from error
-    if wanted.type != "cuda":
-        _check_other_device(wanted, key)
-        return
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"{key} is {device!r}, but no CUDA device is available. To run on the CPU add "
-            "train.device=cpu (model.device follows it)."
-        )
-    if (wanted.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"{key} is {device!r}, but this machine has {torch.cuda.device_count()} GPUs"
-        )
-
-
-def _check_other_device(wanted: torch.device, key: str) -> None:
-    """Refuse a device that cannot hold a tensor here.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    reason = "holds no values" if wanted.type == "meta" else ""
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-    if reason:
-        raise ConfigError(
-            f"{key} is {str(wanted)!r}, which cannot be used ({reason}): use cuda or cpu"
-        )

@@ -22,10 +22,10 @@ from torch import nn
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.key_names import grouped_keys, shortened
 from tokendetr.checkpoint.weights import load_weights
+from tokendetr.config.model import model_of
 from tokendetr.data.builtin_datasets import register_if_known
 from tokendetr.layers.cpu import optimize
 from tokendetr.layers.precision import Precision, check_precision, evaluated_in
-from tokendetr.train.setup import model_of
 
 __all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
 

@@ -19,6 +19,7 @@ from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.data_folder import record_data_files
 from tokendetr.config.load import load_config, result_writers
+from tokendetr.config.model import model_of
 from tokendetr.config.parts import built_from
 from tokendetr.data.config_hints import config_hints
 from tokendetr.data.random_state import RngState
@@ -43,7 +44,6 @@ from tokendetr.train.setup import (
     distributed,
     hint_learning_rate,
     log_environment,
-    model_of,
     run_logging,
     save_config,
     schedule_of,

@@ -6,7 +6,7 @@ import filecmp
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tokendetr.checkpoint.weights import require_checkpoint
-from tokendetr.config.load import follow_output_dir, load_config
-from tokendetr.config.parts import built_from, require_methods
+from tokendetr.config.load import follow_output_dir
+from tokendetr.config.model import check_device
+from tokendetr.config.parts import require_methods
 from tokendetr.errors import ConfigError
-from tokendetr.evaluation.run import check_device
 
 __all__ = [
     "apply_fast_dev_run",
@@ -32,8 +32,6 @@ __all__ = [
     "distributed",
     "hint_learning_rate",
     "log_environment",
-    "model_of",
-    "model_on_cpu",
     "run_logging",
     "save_config",
     "schedule_of",
@@ -66,34 +64,6 @@ def check_run(cfg: DictConfig, *, evaluation_only: bool, is_resumed: bool) -> No
         raise ConfigError("train.output_dir is empty: give a folder for the run")
     if set(folder) & set("?\t\r\n"):  # its checkpoints are loaded by URL
         raise ConfigError(f"train.output_dir={folder!r} has a '?', tab or line break: rename it")
-
-
-def model_of(cfg: DictConfig) -> nn.Module:
-    """Build a config's model on ``train.device``; its weights are random.
-
-    Raises:
-        ConfigError: there is no such device, or a constructor refused a value of the config.
-    """
-    check_device(cfg.train.device)
-    if OmegaConf.select(cfg, "model", default=None) is None:
-        raise ConfigError("the config has no model")
-    with built_from("model"):
-        model: nn.Module = instantiate(cfg.model)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model builds a {type(model).__name__}, not a torch.nn.Module")
-    return model.to(cfg.train.device)
-
-
-def model_on_cpu(config: str, overrides: Sequence[str] = ()) -> nn.Module:
-    """Build the model of a config's file or name on the CPU, to compare weights with it.
-
-    Raises:
-        ConfigError: of the config or the overrides.
-        KeyError: there is no config of that name.
-    """
-    cfg = load_config(config, list(overrides))
-    cfg.train.device = cfg.model.device = "cpu"
-    return model_of(cfg)
 
 
 @contextlib.contextmanager
