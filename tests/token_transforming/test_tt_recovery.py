@@ -96,7 +96,7 @@ def test_gradients_reach_what_is_added_back():
 
 def test_an_unknown_recovery_is_refused():
     with pytest.raises(
-        ValueError, match="recovery must be one of paper, residual, affine, got 'nearest'"
+        ValueError, match="recovery must be one of 'paper', 'residual', 'affine', got 'nearest'"
     ):
         transform(vit(), layers=(1,), recovery="nearest")
 

@@ -136,7 +136,7 @@ def test_a_euclidean_similarity_of_equal_lengths_is_the_cosine():
     [
         ({"selection": "pooled", "method": "pruning"}, "use it with method='transforming'"),
         ({"normalize": False, "threshold": -1.0}, "needs a threshold of at least 0"),
-        ({"similarity": "dot"}, "similarity must be one of cosine, euclidean"),
+        ({"similarity": "dot"}, "similarity must be one of 'cosine', 'euclidean'"),
         ({"removed": -1}, "removed must be at least 0"),
     ],
 )
