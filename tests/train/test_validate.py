@@ -249,11 +249,11 @@ def test_images_of_other_kinds_are_converted(toy_run, tmp_path, mode):
 
 
 def test_config_names_are_checked(dataset, tmp_path, caplog):
-    cfg = toy.make_config(dataset, tmp_path, name="fruit_train")
+    cfg = toy.make_config(dataset, tmp_path, name="pear_train")
     validate_config_data(cfg)
     good = copy.deepcopy(cfg)
-    cfg.dataloader.train.dataset.names = "fruit_trian"
-    with pytest.raises(DatasetError, match="'fruit_trian'.*did you mean fruit_train"):
+    cfg.dataloader.train.dataset.names = "pear_trian"
+    with pytest.raises(DatasetError, match="'pear_trian'.*did you mean pear_train"):
         validate_config_data(cfg)
     validate_config_data(cfg, evaluation_only=True)
     good.model.num_classes = 2
