@@ -1,6 +1,6 @@
 """Add up the reports of a suite's pieces, keep them as a result file, and show it in the docs.
 
-    python -m tests.upstream.reports docs/upstream/suite.json    # into CONTRIBUTING.md
+    python -m tests.upstream.reports docs/upstream/suite.json    # into docs/upstream_differences.md
 
 Only the last needs more than Python's standard library.
 """
@@ -121,12 +121,13 @@ def table(result: Mapping[str, Any]) -> "Table":
 
 
 def main() -> None:
-    """Write the table of a result file into CONTRIBUTING.md."""
+    """Write the table of a result file into docs/upstream_differences.md."""
     from tokendetr.analysis.tables import splice
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("file", type=Path)
-    splice(ROOT / "CONTRIBUTING.md", table(json.loads(parser.parse_args().file.read_text())))
+    result = json.loads(parser.parse_args().file.read_text())
+    splice(ROOT / "docs" / "upstream_differences.md", table(result))
 
 
 if __name__ == "__main__":
