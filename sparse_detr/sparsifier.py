@@ -22,7 +22,7 @@ from tokendetr.tokens import MassBudget
 
 Selection = Literal["dam", "objectness", "random"]
 Projection = Literal["detector", "own"]
-PaddingRule = Literal["left_out", "counted"]
+Padding = Literal["left_out", "counted"]
 
 
 def _current_projection(projection: str) -> Projection:
@@ -98,7 +98,7 @@ class SparseSparsifier(TokenSparsifier):
         dam_weight: float = 1.0,
         objective: Objective = "bce",
         half_cell: bool = True,
-        padding: PaddingRule = "left_out",
+        padding: Padding = "left_out",
         value_policy: ValuePolicy = "updated",
         bypass: AffineBypass | None = None,
         mass_budget: MassBudget | None = None,
