@@ -1,4 +1,4 @@
-"""A text of other people's files is not a formula in a table, and comes back as it was otherwise."""
+"""Text of other people's files is not a formula in a table, and comes back as it was otherwise."""
 
 import csv
 import io
