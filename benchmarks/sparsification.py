@@ -7,10 +7,11 @@
 
 Every seed chooses other images and fits again; what is recorded is not run again. Rows:
 random tokens (without and with the bypass), a score head alone, the bypass at the end of the
-encoder only, the bypass in every layer (also with budgets by score mass), and distillation of the
-dense detector's memory, or of memory and outputs. Detectors other than DINO have one seed and fewer
-rows. With --labels, what was fitted (the bypass in every layer) is then trained with labels, with
-and without its maps, and so is the dense detector: the same iterations, seed and schedule.
+encoder only, the bypass in every layer (also with budgets by score mass, and with context), and
+distillation of the dense detector's memory, or of memory and outputs. Detectors other than DINO
+have one seed and fewer rows. With --labels, what was fitted (the bypass in every layer) is then
+trained with labels, with and without its maps, and so is the dense detector: the same iterations,
+seed and schedule.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,16 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from benchmarks.sparsification_steps import DISTILLED, LABELED, STEPS, Plan, build, changed, plan_of
+from benchmarks.sparsification_steps import (
+    CONTEXT,
+    DISTILLED,
+    LABELED,
+    STEPS,
+    Plan,
+    build,
+    changed,
+    plan_of,
+)
 from benchmarks.sparsification_tables import tables
 from tokendetr.analysis.flops import count_flops, mean_report
 from tokendetr.analysis.inputs import load_measured_config, loaded_inputs
@@ -132,29 +142,56 @@ class Study:
         images = UnlabeledImages.from_folders(sources, predictor, seed=seed)
         if all(step in own for step in (*self.plan.steps, *(LABELED if labels else ()))):
             return
-        # From these files a later call, which may add steps, goes on.
-        names = {step: step.replace(", ", "_") for step in ("every", *DISTILLED)}
-        files = {s: self.folder / f"{self.config}_{seed}_{n}.pth" for s, n in names.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.timed(own, 0, files["every"]):
-            result = fit(predictor.model, student, images, options, state_file=files["every"])
+        file = self._file(seed, "every")
+        with self.timed(own, 0, file):
+            result = fit(predictor.model, student, images, options, state_file=file)
         own.setdefault("curve 0", result.curve)
         if labels:
             with changed(student, "labels"):  # without a budget
                 self.train_on(seed, student, labels)
-        self.measure(seed, student, [step for step in self.plan.steps if step not in DISTILLED])
+        dense, steps = predictor.model, set(self.plan.steps)
+        self.measure(seed, student, steps - {*DISTILLED, *CONTEXT})
+        self.distill(seed, dense, student, images, options, steps - {*CONTEXT})
+        if not all(step in own for step in steps & {*CONTEXT}):
+            _, other = build(self.cfg, "mass", context=True)
+            other.load_state_dict(student.state_dict(), strict=False)
+            # Scores do not depend on the maps.
+            maps = replace(options, score_iterations=0)
+            result = fit(dense, other, images, maps, state_file=self._file(seed, "context"))
+            own.setdefault("curve with context", result.curve)
+            self.measure(seed, other, steps & {"context"})
+            self.distill(seed, dense, other, images, options, steps & {*CONTEXT})
+
+    def _file(self, seed: int, step: str) -> Path:
+        """Return where a fit is kept, from which a later call, which may add steps, goes on."""
+        return self.folder / f"{self.config}_{seed}_{step.replace(', ', '_')}.pth"
+
+    def distill(
+        self,
+        seed: int,
+        dense: nn.Module,
+        student: nn.Module,
+        images: UnlabeledImages,
+        options: FitOptions,
+        steps: Collection[str],
+    ) -> None:
+        """Distill and evaluate what was fitted, as far as that is not recorded."""
+        own = self.entry["seeds"][str(seed)]
         fitted = copy.deepcopy(student.state_dict())
         for number, (step, (targets, iterations)) in enumerate(DISTILLED.items(), start=1):
-            if step in own or step not in self.plan.steps:
+            if step in own or step not in steps:
                 continue
             student.load_state_dict(fitted)
             own[f"iterations {number}"] = iterations
-            with self.timed(own, number, files[step]), changed(student, step):  # without a budget
+            file = self._file(seed, step)
+            with self.timed(own, number, file), changed(student, step):  # without a budget
                 distilled = replace(
                     options, score_iterations=0, distill_iterations=iterations, targets=targets
                 )
-                fit(predictor.model, student, images, distilled, state_file=files[step])
-            self.measure(seed, student, [step])
+                fit(dense, student, images, distilled, state_file=file)
+            self.measure(seed, student, {step})
+        student.load_state_dict(fitted)
 
     @contextmanager
     def timed(self, own: dict[str, Any], number: int, file: Path) -> Iterator[None]:
@@ -166,11 +203,11 @@ class Study:
         own.setdefault(f"seconds {number}", round(time.perf_counter() - started, 1))
         own.setdefault(f"processor seconds {number}", round(time.process_time() - busy, 1))
 
-    def measure(self, seed: int, student: nn.Module, steps: Sequence[str]) -> None:
+    def measure(self, seed: int, student: nn.Module, steps: Collection[str]) -> None:
         """Evaluate the steps that are not recorded."""
         own = self.entry["seeds"][str(seed)]
-        for step in steps:
-            if step in own:
+        for step in STEPS:
+            if step not in steps or step in own:
                 continue
             with changed(student, step) as sparsifier:
                 found = {}

@@ -22,10 +22,14 @@ STEPS = {
     "last": "(b) scores and bypass at the end of the encoder",
     "every": "(b) scores and bypass in every layer",
     "mass": "the same, budgets by score mass",
+    "context": "(b) scores and bypass with context in every layer",
     "distilled": "(c) the latter, then encoder, maps and scores distilled from the memory",
     "outputs": "(c) the same, from memory and outputs",
     "outputs, longer": "(c) the same, for 1000 instead of 400 iterations",
+    "context, longer": "(c) the same, with context",
 }
+CONTEXT = ("context", "context, longer")
+"""Steps whose bypass lets tokens take in their surroundings."""
 
 
 class Distillation(NamedTuple):
@@ -39,6 +43,7 @@ DISTILLED = {
     "distilled": Distillation("memory"),
     "outputs": Distillation("both"),
     "outputs, longer": Distillation("both", 1000),
+    "context, longer": Distillation("both", 1000),
 }
 LABELED = {
     "labels": "(d) the bypass in every layer, then trained with labels",
@@ -75,7 +80,7 @@ OTHER_DETECTORS = {
 }
 """Detectors that the method is shown on beside DINO, in one table."""
 
-_SHORT = Plan((0,), ("scores", "every", "outputs"), RATIOS[:-1])
+_SHORT = Plan((0,), ("scores", "every", "context", "outputs"), RATIOS[:-1])
 
 
 def plan_of(config: str) -> Plan:
@@ -83,11 +88,14 @@ def plan_of(config: str) -> Plan:
     return _SHORT if config in OTHER_DETECTORS else Plan()
 
 
-def build(cfg: DictConfig, budget: Budget = "ratio") -> tuple[Predictor, nn.Module]:
+def build(
+    cfg: DictConfig, budget: Budget = "ratio", *, context: bool = False
+) -> tuple[Predictor, nn.Module]:
     """Return the dense detector and its sparse twin."""
     predictor = Predictor.from_config(cfg)
     torch.manual_seed(0)
-    student: nn.Module = instantiate(sparse_model(cfg.model, "sparse", 0.3, budget))
+    model = sparse_model(cfg.model, "sparse", 0.3, budget, context=context)
+    student: nn.Module = instantiate(model)
     student.load_state_dict(predictor.model.state_dict(), strict=False)
     return predictor, student.eval()
 

@@ -13,7 +13,8 @@ _NOT_RUN = "– was not run."
 _SHORT_NAMES = {
     "scores": "scores, no bypass",
     "every": "scores and bypass in every layer",
-    "outputs": "the latter, then distilled from memory and outputs",
+    "context": "the same, with context",
+    "outputs": "without context, then distilled from memory and outputs",
 }
 
 

@@ -76,7 +76,7 @@ def _bypass(keep_ratio: float) -> Callable[[Any], Any]:
     """Return a change that adds the affine bypass and sets the keep ratio."""
 
     def change(model: Any) -> None:
-        add_bypass(model)
+        add_bypass(model, context=True)
         model.transformer.encoder.sparsifier.keep_ratio = keep_ratio
 
     return change

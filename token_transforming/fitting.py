@@ -102,7 +102,7 @@ def fit_recovery(
                 sums.append(_sums(model, place, group[number + 1 :], part))
                 done += 2 * len(part)
                 progress(done, total)
-            maps = solve(*sums)
+            maps = solve(*sums).maps
             with torch.no_grad():
                 place.maps.weight.copy_(maps[0, :, :-1].transpose(-1, -2))
                 place.maps.bias.copy_(maps[0, :, -1])
@@ -142,9 +142,7 @@ def _sums(
 ) -> NormalEquations:
     """Return the sums that determine the maps of one block."""
     channels = place.maps.bias.shape[1]
-    sums = NormalEquations.empty(
-        num_layers=1, num_levels=2, embed_dim=2 * channels, outputs=channels
-    )
+    sums = NormalEquations.empty(num_layers=1, num_levels=2, inputs=2 * channels, outputs=channels)
     for batch in batches:
         with _watching(place.maps) as seen:
             model(batch)

@@ -12,6 +12,7 @@ from tokendetr.analysis.comparison import Claim, Comparison, Contestant
 from tokendetr.config import checkpoint_file
 
 _SPARSIFIER = "model.transformer.encoder.sparsifier"
+_BYPASS = ("--no-context", "--max-images", "128")
 _DISTILLED = ("--distill", "400", "--targets", "memory")
 _SIZES = {"256": 256, "1.2x": 307, "1.4x": 358}
 TRAINING = (
@@ -52,9 +53,7 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
     sparse, dynamic = f"sparse_dino_{data}", f"dynamic_dino_{data}"
     yield Contestant(f"random tokens {share}", sparse, [*ratio, *_options(selection="random")])
     yield Contestant(f"Sparse DETR {share}", sparse, ratio)
-    yield Contestant(
-        f"Sparse DETR {share} with bypass", f"{sparse}_bypass", ratio, ("--max-images", "128")
-    )
+    yield Contestant(f"Sparse DETR {share} with bypass", f"{sparse}_bypass", ratio, _BYPASS)
     # Fresh heads on the encoder's layers: their gradients would take most of the clipped step.
     headless = [*ratio, *_options(auxiliary_heads=False)]
     for more, distilled in (("", ()), (", distilled first", _DISTILLED)):
@@ -62,13 +61,13 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
             f"Sparse DETR {share} with bypass{more}, no auxiliary heads",
             f"{sparse}_bypass",
             headless,
-            ("--max-images", "128", *distilled),
+            (*_BYPASS, *distilled),
         )
     yield Contestant(
         _without_labels(share),
         f"{sparse}_bypass",
         headless,
-        ("--max-images", "128", "--distill", "1000"),
+        (*_BYPASS, "--distill", "1000"),
         trained=False,
         origin="dense",
     )
@@ -125,7 +124,7 @@ def _resolution() -> Iterable[Contestant]:
                 f"sparse {keep:.0%} at {size}",
                 "sparse_dino_shapes_bypass",
                 [*_options(keep_ratio=keep), *resize],
-                sparsified=("--max-images", "128", *_DISTILLED),
+                sparsified=(*_BYPASS, *_DISTILLED),
                 trained=False,
             )
 

@@ -47,7 +47,10 @@ def build(detector: str, method: str = "dense", *, bypass: bool = False) -> nn.M
     chosen = sparsifier(method, two_stage=detector not in ONE_STAGE)
     if bypass:
         chosen.bypass = AffineBypass(
-            embed_dim=small.WIDTH, num_layers=small.LAYERS, num_levels=small.LEVELS
+            embed_dim=small.WIDTH,
+            num_layers=small.LAYERS,
+            num_levels=small.LEVELS,
+            context=True,
         )
         for parameter in chosen.bypass.parameters():
             nn.init.normal_(parameter, std=0.05)

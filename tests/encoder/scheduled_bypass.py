@@ -43,21 +43,22 @@ class Scheduled(TokenSparsifier):
         return Plan(context)
 
 
-def random_bypass(*, layers=DEPTH, levels=4, channels=CHANNELS, scale=0.1) -> AffineBypass:
-    bypass = AffineBypass(embed_dim=channels, num_layers=layers, num_levels=levels)
+def random_bypass(
+    *, layers=DEPTH, levels=4, channels=CHANNELS, scale=0.1, context=True
+) -> AffineBypass:
+    bypass = AffineBypass(embed_dim=channels, num_layers=layers, num_levels=levels, context=context)
     torch.manual_seed(11)
-    with torch.no_grad():
-        bypass.weight.normal_(std=scale)
-        bypass.bias.normal_(std=scale)
+    for parameter in bypass.parameters():
+        torch.nn.init.normal_(parameter, std=scale)
     return bypass
 
 
-def scheduled(shares, *, bypass=True, carry=False, pre_norm=False, **options):
+def scheduled(shares, *, bypass=True, context=True, carry=False, pre_norm=False, **options):
     order = (
         ("norm", "self_attn", "norm", "ffn") if pre_norm else ("self_attn", "norm", "ffn", "norm")
     )
     encoder = make_encoder(
         Scheduled(shares, carry=carry, **options), num_layers=DEPTH, operation_order=order
     )
-    encoder.sparsifier.bypass = random_bypass() if bypass else None
+    encoder.sparsifier.bypass = random_bypass(context=context) if bypass else None
     return encoder.double().eval()

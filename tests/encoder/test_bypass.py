@@ -10,6 +10,40 @@ from tests.plain_encoder import CHANNELS, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tokendetr.encoder import bypass_pass
 from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.tokens import LevelLayout
+
+
+def naive_entry(bypass, layout, x_NC):
+    """Add to each token, one by one, what it takes in of its surroundings."""
+    if bypass.context_weight is None:
+        return x_NC
+    grids = [layout.grid(x_NC[None], level)[0] for level in range(layout.num_levels)]
+    entries = []
+    for level, grid_HWC in enumerate(grids):
+        if level + 1 == len(grids):
+            entries.append(grid_HWC.flatten(0, 1))
+            continue
+        following_HWC, weight_CS = grids[level + 1], bypass.context_weight[level]
+
+        def around(y, x, own=grid_HWC, following=following_HWC):
+            mean_C = own[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten(0, 1).mean(dim=0)
+            return torch.cat([mean_C, following[y, x]])
+
+        def places(position, size):
+            """The two nearest blocks along an axis, with their weights."""
+            center = min(max((position + 0.5) / 2 - 0.5, 0.0), size - 1.0)
+            low = int(center)
+            return [(low, 1 - center + low), (min(low + 1, size - 1), center - low)]
+
+        for row in range(grid_HWC.shape[0]):
+            for column in range(grid_HWC.shape[1]):
+                seen_S = sum(
+                    down * across * around(y, x)
+                    for y, down in places(row, following_HWC.shape[0])
+                    for x, across in places(column, following_HWC.shape[1])
+                )
+                entries.append((grid_HWC[row, column] + weight_CS @ seen_S)[None])
+    return torch.cat(entries)
 
 
 def naive_encoder(encoder, pyramid):
@@ -20,12 +54,13 @@ def naive_encoder(encoder, pyramid):
     level_N = torch.tensor([level for level, n in enumerate(layout.level_sizes) for _ in range(n)])
     reference = layout.reference_points_BNL2()[0].to(x_NC.dtype)
     valid = torch.ones(len(x_NC), dtype=x_NC.dtype)
+    entry_NC = naive_entry(bypass, layout, x_NC)
 
     def mapped(layer):
         if layer < 0:
             return x_NC
         weight, bias = bypass.weight[layer][level_N], bypass.bias[layer][level_N]
-        return x_NC + torch.einsum("noc,nc->no", weight, x_NC) + bias
+        return entry_NC + torch.einsum("noc,nc->no", weight, entry_NC) + bias
 
     memory = x_NC.clone()
     for index, layer in enumerate(encoder.layers):
@@ -64,6 +99,22 @@ def test_it_equals_the_naive_encoder_also_in_a_padded_batch(name, fixed_shapes, 
             torch.testing.assert_close(encoder(**single.inputs)[0], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_it_equals_the_naive_encoder_without_context():
+    encoder = scheduled([0.6, 0.4, 0.4, 0.2], carry=True, context=False)
+    _, (single, *_) = make_batch(SIZES, CHANNELS, dtype=torch.float64)
+    with torch.no_grad():
+        expected = naive_encoder(encoder, single)
+        torch.testing.assert_close(encoder(**single.inputs)[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_context_needs_levels_that_halve():
+    encoder = scheduled([0.3] * DEPTH)
+    shapes = [(9, 9), (4, 5), (2, 3), (1, 2)]
+    layout = LevelLayout.from_valid_sizes(shapes, [shapes])
+    with pytest.raises(ValueError, match=r"level 0 has 9 x 9 tokens, the next 4 x 5"):
+        encoder.sparsifier.bypass.entry(layout, torch.zeros(1, layout.num_tokens, CHANNELS))
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_gradients_equal_those_of_the_naive_encoder(name):
     shares, carry = SCHEDULES[name]
@@ -98,13 +149,16 @@ def test_a_pre_norm_encoder_sees_moved_values():
         assert not torch.allclose(encoder(**batch.inputs), memory)
 
 
+@pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("policy", ["updated", "initial"])
-def test_a_new_bypass_changes_nothing(policy):
+def test_a_new_bypass_changes_nothing(policy, context):
     batch, _ = make_batch(SIZES, CHANNELS)
     shares = [0.5, 0.4, 0.3, 0.2]
     plain = scheduled(shares, bypass=False, carry=True, value_policy=policy).float()
     moving = copy.deepcopy(plain)
-    moving.sparsifier.bypass = AffineBypass(embed_dim=CHANNELS, num_layers=DEPTH, num_levels=4)
+    moving.sparsifier.bypass = AffineBypass(
+        embed_dim=CHANNELS, num_layers=DEPTH, num_levels=4, context=context
+    )
     real = batch.layout.valid_BN
     with torch.no_grad():
         a, b = plain(**batch.inputs), moving(**batch.inputs)

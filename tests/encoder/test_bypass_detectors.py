@@ -37,7 +37,7 @@ from tokendetr.encoder.forward_context import observe
 def sparse_with_bypass(name="dino", **options):
     return sparse(
         name,
-        bypass=AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS),
+        bypass=AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS, context=True),
         **options,
     )
 
@@ -70,7 +70,7 @@ def test_an_image_does_not_depend_on_its_batch_and_padding_never_leaks():
 def test_a_state_dict_holds_the_maps_under_their_own_prefix():
     model, prefix = sparse_with_bypass(), "transformer.encoder.sparsifier.bypass."
     names = {name for name in model.state_dict() if name.startswith(prefix)}
-    assert names == {f"{prefix}weight", f"{prefix}bias"}
+    assert names == {f"{prefix}{name}" for name in ("weight", "bias", "context_weight")}
     others = {name for name in model.state_dict() if not name.startswith(prefix)}
     assert others == set(sparse().state_dict())
 
@@ -105,17 +105,19 @@ def test_folded_matrices_follow_the_parameters():
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3])
-def test_it_costs_one_product_of_the_left_out_tokens(ratio):
-    """Against the encoder without one: N_left C^2 more, and padding is not projected."""
+def test_its_cost_is_one_product_of_each_left_out_token_and_two_of_each_block(ratio):
+    """Against the encoder without one; padding is not projected."""
     record = RECORDS[:1]
     with_maps = sparse_with_bypass(keep_ratio=ratio).eval()
     without = copy.deepcopy(with_maps)
     without.transformer.encoder.sparsifier.bypass = None
     ours, theirs = count_flops(with_maps, record), count_flops(without, record)
     tokens = run_encoder(without, record).shape[1]
+    assert tokens == 12 * 16 + 6 * 8 + 3 * 4
+    blocks, spread = 6 * 8 + 3 * 4, 12 * 16 + 6 * 8  # on four neighbors each
     kept = without.transformer.encoder.sparsifier.kept_tokens(tokens)
     extra = ours.by_part["encoder"] - theirs.by_part["encoder"]
-    assert extra == (tokens - kept) * WIDTH**2
+    assert extra == (tokens - kept) * WIDTH**2 + 2 * blocks * WIDTH**2 + 4 * spread * WIDTH
     # Counting leaves no trace.
     fresh = copy.deepcopy(with_maps).eval()
     count_flops(with_maps, record, arithmetic=False)

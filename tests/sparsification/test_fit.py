@@ -11,7 +11,7 @@ from PIL import Image
 
 from focus_detr import FocusSparsifier
 from sparse_detr import SparseSparsifier
-from tests.small_detectors import LAYERS, LEVELS, NAMES, WIDTH
+from tests.small_detectors import LAYERS, NAMES
 from tests.sparsification.twins import RECORDS, twins
 from tokendetr.predict import Predictor
 from tokendetr.sparsification import (
@@ -23,13 +23,6 @@ from tokendetr.sparsification import (
     UnlabeledImages,
     agreement,
     fit,
-)
-from tokendetr.sparsification.least_squares import (
-    RIDGES,
-    NormalEquations,
-    relative_error,
-    solve,
-    write,
 )
 from tokendetr.sparsification.scores import attention_loss, sparse_scores
 from tokendetr.tokens import MassBudget
@@ -46,56 +39,6 @@ def images(tmp_path_factory) -> UnlabeledImages:
     (folder / "broken.png").write_bytes(b"no image")
     inputs = Predictor(torch.nn.Identity(), min_size=48, max_size=96)
     return UnlabeledImages.from_folders([str(folder)], inputs, batch_size=2)
-
-
-def naive_rows(teacher, level):
-    """Return inputs and movements per layer of the level's real tokens, each record run alone."""
-    inputs, moved = [], []
-    for single in RECORDS:
-        dense = teacher([single])
-        start, size = dense.layout.level_starts[level], dense.layout.level_sizes[level]
-        span = slice(start, start + size)
-        inputs.append(dense.input_BNC[0, span].double())
-        moved.append([(m[0, span] - dense.input_BNC[0, span]).double() for m in dense.memories])
-    return torch.cat(inputs), [torch.cat(rows) for rows in zip(*moved, strict=True)]
-
-
-def test_maps_are_the_ridge_regression_of_all_real_tokens():
-    dense, _ = twins()
-    teacher = DenseTeacher(dense)
-    sums = NormalEquations.empty(num_layers=LAYERS, num_levels=LEVELS, embed_dim=WIDTH)
-    sums.add(teacher(RECORDS))  # one padded batch
-    maps = solve(sums, sums)  # nothing held back: the smallest penalty wins
-    unexplained = total = 0.0
-    for level in range(LEVELS):
-        x_RC, moved = naive_rows(teacher, level)
-        assert sums.tokens(level) == len(x_RC)
-        x_RE = torch.cat([x_RC, torch.ones(len(x_RC), 1, dtype=torch.float64)], dim=1)
-        strength = RIDGES[0] * x_RC.square().sum(dim=0).mean()
-        penalty_EE = torch.eye(WIDTH + 1, dtype=torch.float64) * strength.sqrt()
-        penalty_EE[-1, -1] = 0
-        for layer, target_RC in enumerate(moved):
-            rows = torch.cat([x_RE, penalty_EE])
-            wanted = torch.cat([target_RC, target_RC.new_zeros(WIDTH + 1, WIDTH)])
-            expected = torch.linalg.lstsq(rows, wanted).solution
-            torch.testing.assert_close(maps[layer, level], expected, rtol=1e-3, atol=1e-3)
-            unexplained += float((target_RC - x_RE @ expected).square().sum())
-            total += float(target_RC.square().sum())
-    assert relative_error(maps, sums) == pytest.approx(unexplained / total, rel=1e-3)
-    assert relative_error(torch.zeros_like(maps), sums) == pytest.approx(1)
-
-
-def test_written_maps_move_tokens_to_the_fitted_places():
-    dense, student = twins()
-    dense_pass = DenseTeacher(dense)(RECORDS[:1])
-    sums = NormalEquations.empty(num_layers=LAYERS, num_levels=LEVELS, embed_dim=WIDTH)
-    sums.add(dense_pass)
-    maps = solve(sums, sums)
-    bypass = student.transformer.encoder.sparsifier.bypass
-    write(maps, bypass)
-    x_RC = dense_pass.layout.split(dense_pass.input_BNC)[1][0]
-    expected = x_RC.double() @ maps[0, 1, :-1] + maps[0, 1, -1] + x_RC
-    torch.testing.assert_close(bypass.moved(0, 1, x_RC).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_teacher_sees_the_dense_encoder():

@@ -14,12 +14,14 @@ from tokendetr.encoder.bypass import AffineBypass
 RECORDS = [record(96, 128, seed=1), record(64, 80, seed=2)]
 
 
-def twins(name: str = "dino", method: str = "sparse") -> tuple[nn.Module, nn.Module]:
+def twins(
+    name: str = "dino", method: str = "sparse", *, context: bool = True
+) -> tuple[nn.Module, nn.Module]:
     """Build a dense detector and its sparse copy."""
     dense = build(name).eval()
     two_stage = name == "dino" or name.endswith("two_stage")
     torch.manual_seed(3)
-    bypass = AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS)
+    bypass = AffineBypass(embed_dim=WIDTH, num_layers=LAYERS, num_levels=LEVELS, context=context)
     if method == "focus":
         sparsifier = FocusSparsifier(
             embed_dim=WIDTH,

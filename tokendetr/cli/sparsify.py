@@ -66,6 +66,12 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         "(mass)",
     )
     parser.add_argument(
+        "--no-context",
+        action="store_false",
+        dest="context",
+        help="map skipped tokens by their own features alone, without their surroundings",
+    )
+    parser.add_argument(
         "--distill",
         type=positive_int,
         default=0,
@@ -130,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             images=args.images,
             output_dir=args.output,
             keep_ratio=args.keep,
+            context=args.context,
             method=args.method,
             options=FitOptions(
                 score_iterations=args.score_iterations,

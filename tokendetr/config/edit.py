@@ -116,7 +116,7 @@ def _check_arguments(encoder: DictConfig) -> None:
 
 
 @all_or_nothing
-def add_bypass(model: DictConfig) -> DictConfig:
+def add_bypass(model: DictConfig, *, context: bool = False) -> DictConfig:
     """Update the tokens that a config's sparsifier drops by an affine bypass, in place.
 
     The bypass takes its sizes from the encoder; see
@@ -125,6 +125,7 @@ def add_bypass(model: DictConfig) -> DictConfig:
     Args:
         model: node of a detector whose encoder has a sparsifier of the keep kind
             (:func:`sparsify`).
+        context: let dropped tokens take in their surroundings.
 
     Returns:
         ``model``.
@@ -140,6 +141,7 @@ def add_bypass(model: DictConfig) -> DictConfig:
             embed_dim="${...embed_dim}",
             num_layers="${...num_layers}",
             num_levels="${...num_feature_levels}",
+            context=context,
         )
     return model
 

@@ -10,10 +10,15 @@ Nearly all of it is free: a skipped token passes through the next layer's value 
 and the projection of an affine map is an affine map, so the maps of inner layers are folded into
 the projections. Only the last layer's maps are extra work, C^2 multiply-adds per skipped token.
 
+What a layer gathers from a token's neighbors is lost on such maps. With context, the token first
+takes in what surrounds it (:mod:`tokendetr.encoder.surroundings`), by one linear map per level for
+all layers: C^2 / 2 multiply-adds per token, once.
+
 Source: linear shortcuts between layers are known from language models (Din et al., "Jump to
 Conclusions: Short-Cutting Transformers With Linear Transformations", 2023). Their use for skipped
-tokens of detectors, the fit per level and the folding into the value projection are this project's.
-Shapes: R any rows, C channel.
+tokens of detectors, the fit per level, the context and the folding into the value projection are
+this project's.
+Shapes: B image, N all tokens, R any rows, C channel.
 """
 
 from collections.abc import Callable
@@ -24,26 +29,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokendetr.compat.torch_private import disable_current_modes
+from tokendetr.encoder.surroundings import spread, surroundings
+from tokendetr.tokens import LevelLayout
 
 
 class AffineBypass(nn.Module):
     """Affine maps for the tokens that a sparsifier of :class:`~tokendetr.tokens.Keep` maps skips.
 
-    The map of layer l and level v takes a token x of the encoder's input to
-    ``x + weight[l, v] @ x + bias[l, v]``, an approximation of the token after layer l. A new bypass
-    is zero, so that tokens stay unchanged as without one. A token that was updated in earlier
-    layers changes by the difference of two consecutive layers' maps.
+    The map of layer l and level v takes an entry x to ``x + weight[l, v] @ x + bias[l, v]``, an
+    approximation of the token after layer l. The entry is the token of the encoder's input; with
+    context, plus ``context_weight[v]`` @ the token's surroundings, on all levels but the last. A
+    new bypass is zero, so that tokens stay unchanged as without one. A token that was updated in
+    earlier layers changes by the difference of two consecutive layers' maps.
 
     Args:
         embed_dim: channels C.
         num_layers: layers of the encoder.
         num_levels: feature levels L.
+        context: let tokens take in their surroundings. Levels must halve from one to the next.
 
     Raises:
         ValueError: a number is not positive.
     """
 
-    def __init__(self, *, embed_dim: int = 256, num_layers: int = 6, num_levels: int = 4) -> None:
+    context_weight: nn.Parameter | None
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 256,
+        num_layers: int = 6,
+        num_levels: int = 4,
+        context: bool = False,
+    ) -> None:
         super().__init__()
         if min(embed_dim, num_layers, num_levels) < 1:
             raise ValueError(
@@ -55,13 +73,18 @@ class AffineBypass(nn.Module):
         self.num_levels = num_levels
         self.weight = nn.Parameter(torch.zeros(num_layers, num_levels, embed_dim, embed_dim))
         self.bias = nn.Parameter(torch.zeros(num_layers, num_levels, embed_dim))
+        if context:
+            zeros = torch.zeros(num_levels - 1, embed_dim, 2 * embed_dim)
+            self.context_weight = nn.Parameter(zeros)
+        else:
+            self.register_parameter("context_weight", None)
         self._folded: dict[tuple[int, int], tuple[object, tuple[Tensor, Tensor | None]]] = {}
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Reset to zero, after a transformer has initialized every matrix by Xavier."""
-        self.weight.zero_()
-        self.bias.zero_()
+        for parameter in self.parameters():
+            parameter.zero_()
 
     def train(self, mode: bool = True) -> "AffineBypass":
         """Set the mode and drop the folded matrices."""
@@ -72,12 +95,26 @@ class AffineBypass(nn.Module):
         self._folded.clear()
         return super()._apply(fn, recurse)
 
+    def entry(self, layout: LevelLayout, memory_BNC: Tensor) -> Tensor:
+        """Return what the maps take of the encoder's input, for all tokens [B, N, C].
+
+        Raises:
+            ValueError: there is a context, and levels do not halve.
+        """
+        if self.context_weight is None:
+            return memory_BNC
+        levels = list(layout.split(memory_BNC))
+        for level, weight in enumerate(self.context_weight):
+            around_BHWC = F.linear(surroundings(layout, level, memory_BNC), weight)
+            levels[level] = levels[level] + spread(layout, level, around_BHWC)
+        return torch.cat(levels, dim=1).to(memory_BNC.dtype)
+
     def moved(self, layer: int, level: int, x_RC: Tensor) -> Tensor:
-        """Return the approximation, after a layer, of rows of the encoder's input."""
+        """Return the approximation, after a layer, of entries."""
         return x_RC + F.linear(x_RC, self.weight[layer, level], self.bias[layer, level])
 
     def step(self, layer: int, level: int, x_RC: Tensor) -> Tensor:
-        """Return the approximate change, in one layer, of rows of the encoder's input."""
+        """Return the approximate change of entries in one layer."""
         weight_CC, bias_C = self.weight[layer, level], self.bias[layer, level]
         if layer:
             weight_CC = weight_CC - self.weight[layer - 1, level]
@@ -120,7 +157,7 @@ class AffineBypass(nn.Module):
         """Return the sizes."""
         return (
             f"embed_dim={self.embed_dim}, num_layers={self.num_layers}, "
-            f"num_levels={self.num_levels}"
+            f"num_levels={self.num_levels}, context={self.context_weight is not None}"
         )
 
 

@@ -72,10 +72,10 @@ class _MappedPass(BypassPass, ABC):
     Args:
         bypass: the maps.
         layout: geometry of the batch.
-        memory_BNC: the encoder's input.
+        entry_BNC: what the maps take (:meth:`AffineBypass.entry`).
     """
 
-    def __init__(self, bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> None:
+    def __init__(self, bypass: AffineBypass, layout: LevelLayout, entry_BNC: Tensor) -> None:
         self._bypass = bypass
         self._layout = layout
         self._updated_BN: Tensor | None = None
@@ -106,9 +106,9 @@ class _MappedPass(BypassPass, ABC):
 class _SortedPass(_MappedPass):
     """Sorts the tokens by kind and level, and applies each map to its own tokens alone."""
 
-    def __init__(self, bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> None:
-        super().__init__(bypass, layout, memory_BNC)
-        self._input_RC = memory_BNC.flatten(0, 1)
+    def __init__(self, bypass: AffineBypass, layout: LevelLayout, entry_BNC: Tensor) -> None:
+        super().__init__(bypass, layout, entry_BNC)
+        self._entry_RC = entry_BNC.flatten(0, 1)
         self._level_N = layout.level_N
         self._rows: dict[int, list[Tensor]] = {}
         self._order_R: Tensor | None = None
@@ -148,7 +148,7 @@ class _SortedPass(_MappedPass):
         self._order_R, self._place_R = order_R, None
         self._stored = sum(counts[: _LEFT_OUT * levels])
         self._real = sum(counts[: _PADDING * levels])
-        left_out_RC = self._input_RC.index_select(0, order_R[self._stored : self._real])
+        left_out_RC = self._entry_RC.index_select(0, order_R[self._stored : self._real])
         self._left_out = list(left_out_RC.split(counts[_LEFT_OUT * levels : _PADDING * levels]))
         self._updated_BN = updated_BN | kept_BN
 
@@ -166,7 +166,7 @@ class _SortedPass(_MappedPass):
         inputs = (
             self._left_out
             if kind == _LEFT_OUT
-            else [self._input_RC.index_select(0, rows_R) for rows_R in rows]
+            else [self._entry_RC.index_select(0, rows_R) for rows_R in rows]
         )
         moved = [self._bypass.moved(layer, level, x_RC) for level, x_RC in enumerate(inputs)]
         self._used = True
@@ -205,7 +205,7 @@ class _SortedPass(_MappedPass):
             return memory_BNC
         self._used = True
         steps = [
-            self._bypass.step(layer, level, self._input_RC[rows_R])
+            self._bypass.step(layer, level, self._entry_RC[rows_R])
             for level, rows_R in enumerate(rows)
         ]
         moved_RC = torch.cat(steps).to(memory_BNC.dtype)
@@ -217,8 +217,8 @@ class _SortedPass(_MappedPass):
             memory_BNC = self._write(memory_BNC, _LEFT_OUT, self._bypass.num_layers - 1)
         elif torch.is_grad_enabled() and not self._used:
             # DistributedDataParallel needs every parameter in every process's graph.
-            nothing = self._bypass.weight[0, 0, 0, 0] + self._bypass.bias[0, 0, 0]
-            memory_BNC = memory_BNC + 0.0 * nothing
+            first = [parameter.flatten()[:1] for parameter in self._bypass.parameters()]
+            memory_BNC = memory_BNC + 0.0 * torch.cat(first).sum()
         return memory_BNC
 
     @property
@@ -229,9 +229,9 @@ class _SortedPass(_MappedPass):
 class _MaskedPass(_MappedPass):
     """Applies each map to its whole level; masks choose. All shapes are those of the layout."""
 
-    def __init__(self, bypass: AffineBypass, layout: LevelLayout, memory_BNC: Tensor) -> None:
-        super().__init__(bypass, layout, memory_BNC)
-        self._input_BNC = memory_BNC
+    def __init__(self, bypass: AffineBypass, layout: LevelLayout, entry_BNC: Tensor) -> None:
+        super().__init__(bypass, layout, entry_BNC)
+        self._entry_BNC = entry_BNC
         self._passed_BN: Tensor | None = None
 
     @property
@@ -251,8 +251,8 @@ class _MaskedPass(_MappedPass):
         return self._by_level(partial(self._bypass.moved, layer))
 
     def _by_level(self, function: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return a function's results for each level's number and input, level after level."""
-        levels = self._input_BNC.split(list(self._layout.level_sizes), dim=1)
+        """Return a function's results for each level's number and entries, level after level."""
+        levels = self._entry_BNC.split(list(self._layout.level_sizes), dim=1)
         return torch.cat([function(level, x) for level, x in enumerate(levels)], dim=1)
 
     def values(self, layer: int, memory_BNC: Tensor) -> Tensor:
@@ -307,7 +307,8 @@ def start_bypass(
         memory_BNC: the encoder's input.
 
     Raises:
-        ValueError: the pyramid has another number of levels.
+        ValueError: the pyramid has another number of levels, or levels that do not halve as a
+            context needs them.
     """
     if bypass is None:
         return BypassPass()
@@ -317,4 +318,5 @@ def start_bypass(
             f"the encoder got {layout.num_levels} feature levels"
         )
     fixed = layout.traced_sizes_BL2 is not None or torch.compiler.is_compiling()
-    return (_MaskedPass if fixed else _SortedPass)(bypass, layout, memory_BNC)
+    entry_BNC = bypass.entry(layout, memory_BNC)
+    return (_MaskedPass if fixed else _SortedPass)(bypass, layout, entry_BNC)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.forward_context import open_pass
 from tokendetr.errors import NotSparsifiableError, check_choice
+from tokendetr.sparsification.bypass_maps import add_pass, empty_sums, fit_maps
 from tokendetr.sparsification.distillation import (
     RATIOS,
     TARGETS,
@@ -26,7 +27,7 @@ from tokendetr.sparsification.distillation import (
     schedule_of,
 )
 from tokendetr.sparsification.images import UnlabeledImages
-from tokendetr.sparsification.least_squares import NormalEquations, relative_error, solve, write
+from tokendetr.sparsification.least_squares import NormalEquations, relative_error
 from tokendetr.sparsification.optimization import Schedule, distill
 from tokendetr.sparsification.scores import SCORE_RATIO, attention_loss, sparse_scores
 from tokendetr.sparsification.state import FitState, weights_digest
@@ -132,10 +133,10 @@ class _Fit:
         while done < most and not self._has_converged():
             target = min(max(2 * done, _FIRST_BATCHES), most)
             for number in range(done, target):
-                fitted.add(self.teacher(self.images.batch(number, most_images)))
+                add_pass(fitted, self.teacher(self.images.batch(number, most_images)))
                 self.progress("maps", number + 1, most, float("nan"))
             done = target
-            error = relative_error(solve(fitted, held_back), held_back)
+            error = relative_error(fit_maps(fitted, held_back).of_inputs(), held_back)
             self.result.curve.append((min(done * size, most_images), error))
             self.state.save(
                 "maps",
@@ -144,7 +145,7 @@ class _Fit:
                 fitted=fitted.state(),
                 held_back=held_back.state(),
             )
-        write(solve(fitted, held_back).to(self.bypass.weight), self.bypass)
+        fit_maps(fitted, held_back).write(self.bypass)
 
     def _has_converged(self) -> bool:
         errors = [error for _, error in self.result.curve[-2:]]
@@ -157,17 +158,9 @@ class _Fit:
                 NormalEquations.from_state(saved["fitted"]),
                 NormalEquations.from_state(saved["held_back"]),
             )
-        bypass = self.bypass
-        fitted, held_back = (
-            NormalEquations.empty(
-                num_layers=bypass.num_layers,
-                num_levels=bypass.num_levels,
-                embed_dim=bypass.embed_dim,
-            )
-            for _ in range(2)
-        )
+        fitted, held_back = empty_sums(self.bypass), empty_sums(self.bypass)
         for files in self.images.held_back_batches():
-            held_back.add(self.teacher([self.images.read(path) for path in files]))
+            add_pass(held_back, self.teacher([self.images.read(path) for path in files]))
         return fitted, held_back
 
     def scores(self) -> None:

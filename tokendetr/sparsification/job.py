@@ -51,6 +51,7 @@ _config = _sparse_config(
     keep_ratio={keep_ratio!r},
     overrides={overrides!r},
     budget={budget!r},
+    context={context!r},
     checkpoint=str(_Path(__file__).resolve().with_name("model.pth")),
 )
 globals().update({{_key: _config[_key] for _key in _config}})
@@ -72,6 +73,7 @@ class SparsifyJob:
         batch_size: images per batch of the fit.
         evaluate: also measure AP on the config's test set before and after.
         budget: of an image, see :data:`tokendetr.sparsification.BUDGETS`.
+        context: of the bypass, see :class:`tokendetr.encoder.AffineBypass`.
     """
 
     config: str
@@ -84,6 +86,7 @@ class SparsifyJob:
     batch_size: int = 8
     evaluate: bool = False
     budget: Budget = "ratio"
+    context: bool = True
 
 
 def run_job(
@@ -101,7 +104,9 @@ def run_job(
         RunFolderError: another process writes to the folder.
     """
     cfg = load_measured_config(config_file(job.config), job.overrides)
-    sparse_cfg = sparse_model(cfg.model, job.method, job.keep_ratio, job.budget)
+    sparse_cfg = sparse_model(
+        cfg.model, job.method, job.keep_ratio, job.budget, context=job.context
+    )
     if not cfg.train.init_checkpoint:
         raise ConfigError(
             "the config names no weights to start from: add train.init_checkpoint=FILE"
@@ -172,6 +177,7 @@ def write_detector(job: SparsifyJob, student: nn.Module) -> None:
         method=job.method,
         keep_ratio=job.keep_ratio,
         budget=job.budget,
+        context=job.context,
     )
     buffer = io.BytesIO()
     torch.save({"model": student.state_dict()}, buffer)

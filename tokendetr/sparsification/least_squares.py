@@ -1,23 +1,20 @@
-"""Affine maps from an encoder's input to its memory, by ridge regression on streamed images.
+"""Affine maps of tokens by ridge regression on streamed images.
 
 Only sums of products are kept of the images, so any number of them needs the same memory, and the
 error of any maps on held-back images follows from those images' sums.
 
-Shapes: R rows, C channel, E = C + 1 (channels and a constant), L level (or another kind of token),
-D predicted channel.
+Shapes: R rows, I input channel, E = I + 1 (inputs and a constant), L level (or another kind of
+token), D predicted channel.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tokendetr.encoder.bypass import AffineBypass
-from tokendetr.sparsification.teacher import DensePass
-
-__all__ = ["RIDGES", "NormalEquations", "relative_error", "solve"]
+__all__ = ["RIDGES", "NormalEquations", "Solution", "relative_error", "ridge_regression", "solve"]
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Candidate penalties, relative to the mean square of a channel; the best on held-back images is
@@ -31,8 +28,7 @@ class NormalEquations:
 
     Attributes:
         input_LEE: X^T X of the maps' inputs X, with a 1 appended.
-        moved: per layer X^T Y [L, E, D], with the targets Y: for an encoder, the difference of the
-            layer's memory from the encoder's input (D = C).
+        moved: per layer X^T Y [L, E, D], with the targets Y.
         square: per layer the sums of squares of Y [L, D].
     """
 
@@ -42,33 +38,22 @@ class NormalEquations:
 
     @classmethod
     def empty(
-        cls, *, num_layers: int, num_levels: int, embed_dim: int, outputs: int | None = None
+        cls, *, num_layers: int, num_levels: int, inputs: int, outputs: int
     ) -> "NormalEquations":
-        """Return the sums over no tokens; ``outputs`` is D, by default ``embed_dim``."""
-        extended = embed_dim + 1
-        outputs = embed_dim if outputs is None else outputs
+        """Return the sums over no tokens, of maps from I to D channels."""
+        extended = inputs + 1
         return cls(
             torch.zeros(num_levels, extended, extended, dtype=torch.float64),
             torch.zeros(num_layers, num_levels, extended, outputs, dtype=torch.float64),
             torch.zeros(num_layers, num_levels, outputs, dtype=torch.float64),
         )
 
-    def add(self, dense: DensePass) -> None:
-        """Add the real tokens of a batch."""
-        layout = dense.layout
-        for level, start in enumerate(layout.level_starts):
-            span = slice(start, start + layout.level_sizes[level])
-            valid_R = layout.valid_BN[:, span].flatten()
-            input_RC = dense.input_BNC[:, span].flatten(0, 1)[valid_R]
-            moved = [memory[:, span].flatten(0, 1)[valid_R] for memory in dense.memories]
-            self.add_rows(level, input_RC, [memory_RC.double() - input_RC for memory_RC in moved])
-
-    def add_rows(self, level: int, input_RC: Tensor, targets: Sequence[Tensor]) -> None:
+    def add_rows(self, level: int, input_RI: Tensor, targets: Sequence[Tensor]) -> None:
         """Add tokens of one level, with the target [R, D] of each layer's map."""
-        for first in range(0, len(input_RC), _ROWS_AT_ONCE):
+        for first in range(0, len(input_RI), _ROWS_AT_ONCE):
             rows = slice(first, first + _ROWS_AT_ONCE)
-            x_RC = input_RC[rows].double()
-            x_RE = torch.cat([x_RC, x_RC.new_ones(len(x_RC), 1)], dim=1)
+            x_RI = input_RI[rows].double()
+            x_RE = torch.cat([x_RI, x_RI.new_ones(len(x_RI), 1)], dim=1)
             self.input_LEE[level] += (x_RE.T @ x_RE).cpu()
             for layer, target_RD in enumerate(targets):
                 step_RD = target_RD[rows].double()
@@ -89,37 +74,51 @@ class NormalEquations:
         return cls(state["input_LEE"], state["moved"], state["square"])
 
 
-def solve(equations: NormalEquations, held_back: NormalEquations) -> Tensor:
-    """Return maps [layers, L, E, C], with each level's best penalty on held-back images.
+class Solution(NamedTuple):
+    """Maps, and the penalties that they were found with.
 
-    A level without tokens keeps the identity (zeros).
+    Attributes:
+        maps: [layers, L, E, D], float64; zeros on a level without tokens.
+        penalty_L: the square of a map's input weights times it is added to the squared error;
+            float64, 0 on a level without tokens.
     """
+
+    maps: Tensor
+    penalty_L: Tensor
+
+
+def solve(equations: NormalEquations, held_back: NormalEquations) -> Solution:
+    """Return maps with each level's best penalty on held-back images."""
     maps = torch.zeros_like(equations.moved)
-    extended = equations.input_LEE.shape[-1]
-    penalty_E = torch.ones(extended, dtype=torch.float64)
-    penalty_E[-1] = 0  # the constant is not penalized
+    penalty_L = torch.zeros(len(equations.input_LEE), dtype=torch.float64)
     for level, products_EE in enumerate(equations.input_LEE):
         if equations.tokens(level) == 0:
             continue
         scale = products_EE.diagonal()[:-1].mean().clamp_min(1e-12)
         candidates = []
         for ridge in RIDGES:
-            system_EE = products_EE + torch.diag(ridge * scale * penalty_E)
-            found = torch.linalg.solve(system_EE, equations.moved[:, level])
+            found = ridge_regression(products_EE, equations.moved[:, level], ridge * scale)
             error = sum(
                 float(_error(found[layer], held_back, layer, level).sum())
                 for layer in range(len(found))
             )
-            candidates.append((error, found))
-        maps[:, level] = min(candidates, key=lambda candidate: candidate[0])[1]
-    return maps
+            candidates.append((error, found, ridge * scale))
+        _, maps[:, level], penalty_L[level] = min(candidates, key=lambda candidate: candidate[0])
+    return Solution(maps, penalty_L)
 
 
-def _error(maps_EC: Tensor, sums: NormalEquations, layer: int, level: int) -> Tensor:
+def ridge_regression(products_EE: Tensor, moved: Tensor, penalty: Tensor) -> Tensor:
+    """Return maps [..., E, D] by sums of products; the constant, last, is not penalized."""
+    penalty_E = penalty.expand(len(products_EE)).clone()
+    penalty_E[-1] = 0
+    return torch.linalg.solve(products_EE + torch.diag(penalty_E), moved)
+
+
+def _error(maps_ED: Tensor, sums: NormalEquations, layer: int, level: int) -> Tensor:
     """Return the squared error of a map per channel, summed over the tokens of ``sums``."""
-    linear_C = (maps_EC * sums.moved[layer, level]).sum(dim=0)
-    quadratic_C = (maps_EC * (sums.input_LEE[level] @ maps_EC)).sum(dim=0)
-    return sums.square[layer, level] - 2 * linear_C + quadratic_C
+    linear_D = (maps_ED * sums.moved[layer, level]).sum(dim=0)
+    quadratic_D = (maps_ED * (sums.input_LEE[level] @ maps_ED)).sum(dim=0)
+    return sums.square[layer, level] - 2 * linear_D + quadratic_D
 
 
 def relative_error(maps: Tensor, sums: NormalEquations) -> float:
@@ -134,10 +133,3 @@ def relative_error(maps: Tensor, sums: NormalEquations) -> float:
         for level in range(levels)
     )
     return error / max(float(sums.square.sum()), 1e-12)
-
-
-@torch.no_grad()
-def write(maps: Tensor, bypass: AffineBypass) -> None:
-    """Write maps [layers, L, E, C] into a bypass."""
-    bypass.weight.copy_(maps[:, :, :-1].transpose(-1, -2))
-    bypass.bias.copy_(maps[:, :, -1])

@@ -118,9 +118,21 @@ def _has_two_stages(model: DictConfig) -> bool:
 
 
 def sparse_model(
-    model: DictConfig, method: Method, keep_ratio: float, budget: Budget = "ratio"
+    model: DictConfig,
+    method: Method,
+    keep_ratio: float,
+    budget: Budget = "ratio",
+    *,
+    context: bool = False,
 ) -> DictConfig:
     """Return a copy of a dense detector's config with a sparsifier that has a bypass.
+
+    Args:
+        model: the detector's node.
+        method: see :func:`sparsifier_node`.
+        keep_ratio: see :func:`sparsifier_node`.
+        budget: see :func:`sparsifier_node`.
+        context: of the bypass, see :class:`tokendetr.encoder.AffineBypass`.
 
     Raises:
         NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
@@ -128,7 +140,7 @@ def sparse_model(
     model = copy.deepcopy(model)
     node = sparsifier_node(model, method, keep_ratio, budget)
     with open_dict(model):
-        add_bypass(sparsify(model, node))
+        add_bypass(sparsify(model, node), context=context)
     return model
 
 
@@ -151,6 +163,7 @@ def sparse_config(
     checkpoint: str,
     overrides: Sequence[str] = (),
     budget: Budget = "ratio",
+    context: bool = False,
 ) -> DictConfig:
     """Return a sparse detector's complete config; the written ``config.py`` calls it.
 
@@ -164,13 +177,14 @@ def sparse_config(
         checkpoint: weights of the sparse detector.
         overrides: of the dense detector's config.
         budget: see :func:`sparsifier_node`.
+        context: see :func:`sparse_model`.
 
     Raises:
         FileNotFoundError, KeyError, ConfigError: of the dense detector's config.
         NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
     """
     cfg = load_config(config_file(config), overrides)
-    cfg.model = sparse_model(cfg.model, method, keep_ratio, budget)
+    cfg.model = sparse_model(cfg.model, method, keep_ratio, budget, context=context)
     # Not the dense detector's folder, whose results an evaluation would overwrite.
     dense_folder, cfg.train.output_dir = cfg.train.output_dir, str(Path(checkpoint).parent)
     follow_output_dir(cfg, dense_folder)
