@@ -3,22 +3,19 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import Visualizer
 from numpy.typing import NDArray
-from PIL import Image
 
 from tokendetr.data.coco_check import read_coco
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.images import save_image
+from tokendetr.visualization.boxes import annotated_boxes, draw_boxes, legible_scale
 
 __all__ = ["draw_samples", "draw_survey"]
 
@@ -68,22 +65,18 @@ def _whole_bins(most: int) -> NDArray[np.float64]:
     return np.arange(0, most + 2, 1 + most // 40, dtype=np.float64) - 0.5
 
 
-def draw_samples(json_file: str, image_root: str, folder: Path) -> Sequence[Path]:
+def draw_samples(json_file: str, image_root: str, folder: Path) -> None:
     """Draw up to twelve images with their labels, chosen at random with a fixed seed.
 
     Args:
         json_file: annotations in COCO's format.
         image_root: folder of the images.
         folder: folder to write to.
-
-    Returns:
-        The files.
     """
     data = read_coco(json_file)
-    ids = sorted(category["id"] for category in data["categories"])
-    names = {category["id"]: category["name"] for category in data["categories"]}
-    metadata = MetadataCatalog.get(f"survey of {os.path.abspath(json_file)}")
-    metadata.thing_classes = [names[number] for number in ids]
+    categories = sorted(data["categories"], key=lambda category: category["id"])
+    index = {category["id"]: number for number, category in enumerate(categories)}
+    names = [category["name"] for category in categories]
     images = data["images"]
     chosen = Random(0).sample(images, min(_SAMPLES, len(images)))
     by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in chosen}
@@ -93,15 +86,12 @@ def draw_samples(json_file: str, image_root: str, folder: Path) -> Sequence[Path
                 {
                     "bbox": annotation["bbox"],
                     "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": ids.index(annotation["category_id"]),
+                    "category_id": index[annotation["category_id"]],
                 }
             )
-    paths = []
-    for count, image in enumerate(chosen):
+    for number, image in enumerate(chosen):
         image_HWC = utils.read_image(os.path.join(image_root, image["file_name"]), format="RGB")
-        drawn = Visualizer(image_HWC, metadata).draw_dataset_dict(
-            {"annotations": by_image[image["id"]]}
-        )
-        paths.append(folder / f"sample_{count:02d}_{Path(image['file_name']).stem}.jpg")
-        save_image(Image.fromarray(drawn.get_image()), paths[-1], quality=90)
-    return paths
+        boxes = annotated_boxes(by_image[image["id"]], names)
+        path = folder / f"sample_{number:02d}_{Path(image['file_name']).stem}.jpg"
+        drawn = draw_boxes(image_HWC, boxes, scale=legible_scale(image_HWC))
+        save_image(drawn, path, quality=90)
