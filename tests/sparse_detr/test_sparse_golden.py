@@ -100,7 +100,7 @@ def test_training_gives_the_published_losses_and_maps(model):
         return decoder_attention_loss(score_BN, mass_BN, *args, **kwargs)
 
     with torch.no_grad(), record_tokens() as trace, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparse_detr.sparsifier.decoder_attention_loss", watched)
+        patch.setattr("sparse_detr.plan.decoder_attention_loss", watched)
         losses = model(formula.records())
     ours = {name: float(value) for name, value in losses.items()}
     wanted = {
