@@ -15,6 +15,7 @@ beyond detrex's requirements must be installed (PROB: pandas, seaborn; DINO: add
     prob               orrzohar/PROB
     deta               jozhang97/DETA
     dino               IDEA-Research/DINO
+    relation_detr      xiuqhou/Relation-DETR
 """
 
 import copy
@@ -26,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig
 from torch import nn
 
-from tests.upstream import first_code
+from tests.upstream import first_code, relation_code
 from tokendetr import encoder as encoder_api
 from tokendetr.config import sparsify, sparsify_pixel_decoder
 
@@ -37,6 +39,8 @@ __all__ = ["CLIENTS", "SIZES", "Client", "Node"]
 
 SIZES = ((256, 320), (224, 288))
 Node = DictConfig | None
+HYBRID = dict(with_box_refine=True, as_two_stage=True, transformer__two_stage_num_proposals=150)
+HYBRID |= dict(num_queries_one2one=50, num_queries_one2many=100)  # fewer than tokens
 
 
 def config_of(module: str, **changes: Any) -> DictConfig:
@@ -63,14 +67,7 @@ def r50(name: str) -> DictConfig:
 
 
 def rank_detr() -> DictConfig:
-    return config_of(
-        "projects.rank_detr.configs.models.rank_detr_r50",
-        with_box_refine=True,
-        as_two_stage=True,
-        num_queries_one2one=50,
-        num_queries_one2many=100,
-        transformer__two_stage_num_proposals=150,
-    )
+    return config_of("projects.rank_detr.configs.models.rank_detr_r50", **HYBRID)
 
 
 def mr_detr() -> DictConfig:
@@ -103,11 +100,7 @@ def dino_eva() -> DictConfig:
 
 
 def h_deformable_detr() -> DictConfig:
-    return config_of(
-        "projects.h_deformable_detr.configs.models.h_deformable_detr_r50",
-        with_box_refine=True,
-        as_two_stage=True,
-    )
+    return config_of("projects.h_deformable_detr.configs.models.h_deformable_detr_r50", **HYBRID)
 
 
 def maskdino(node: Node) -> nn.Module:
@@ -124,6 +117,9 @@ def of_detectron2(package: str, config: str, add: tuple[str, ...], node: Node) -
     from detectron2.projects.deeplab import add_deeplab_config
 
     first_code.without_compiled_operator()
+    if package not in sys.modules:  # it registers data sets under names that detrex's have, too
+        DatasetCatalog.clear()
+        MetadataCatalog.clear()
     module = importlib.import_module(package)
     cfg = get_cfg()
     add_deeplab_config(cfg)
@@ -132,8 +128,7 @@ def of_detectron2(package: str, config: str, add: tuple[str, ...], node: Node) -
     folder = Path(module.__path__[0]).parent
     cfg.merge_from_file(str(folder / config))
     cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    return model if node is None else encoder_api.sparsify_pixel_decoder(model, instantiate(node))
+    return with_method(build_model(cfg), node)
 
 
 def mask2former(node: Node) -> nn.Module:
@@ -150,13 +145,27 @@ def of_first_code(folder: str, *arguments: str, **options: Any) -> Callable[[Nod
     """A detector on the code of the first Deformable DETR; options of ``first_code.build``."""
 
     def make(node: Node) -> nn.Module:
-        place = next(Path(path) for path in sys.path if Path(path).name == folder)
-        model = first_code.build(place, *arguments, **options)
-        if node is None:
-            return model
-        return encoder_api.sparsify_pixel_decoder(model, instantiate(node))
+        return with_method(first_code.build(checkout(folder), *arguments, **options), node)
 
     return make
+
+
+def of_relation_code(config: str) -> Callable[[Node], nn.Module]:
+    """A detector of Relation-DETR's repository."""
+    module = f"configs.{config}_800_1333"
+    return lambda node: with_method(relation_code.build(checkout("relation_detr"), module), node)
+
+
+def checkout(folder: str) -> Path:
+    """The checkout of that name, which is on the path."""
+    return next(Path(path) for path in sys.path if Path(path).name == folder)
+
+
+def with_method(model: nn.Module, node: Node) -> nn.Module:
+    """A built model as it is, or with a method in its encoder."""
+    if node is None:
+        return model
+    return encoder_api.sparsify_pixel_decoder(model, instantiate(node))
 
 
 @dataclass(frozen=True)
@@ -245,5 +254,19 @@ CLIENTS = {
         package="models.dino",
         builder="build_dino",
         config="config/DINO/DINO_4scale.py",
+    ),
+    "DINO, Relation-DETR's repository": Client(
+        of_relation_code("dino_pp.dino_pp_resnet50"),
+        "pixel decoder",
+        "relation_detr",
+        classes=91,
+        further="another form of criterion",
+    ),
+    "Deformable DETR, Relation-DETR's repository": Client(
+        of_relation_code("deformable_detr_pp.def_detr_pp_resnet"),
+        "pixel decoder",
+        "relation_detr",
+        classes=91,
+        further="another form of criterion",
     ),
 }

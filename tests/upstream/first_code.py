@@ -16,7 +16,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-TOP_LEVEL = ("datasets", "engine", "main", "main_open_world", "models", "util")
+TOP_LEVEL = ("configs", "datasets", "engine", "main", "main_open_world", "models", "transforms")
+TOP_LEVEL += ("util",)
 DETECTIONS = 100
 Target = dict[str, torch.Tensor]
 SWIN_LOADERS = ("mmcv_custom", "mmdet", "mmdet.utils")  # only a Swin's weights need them
@@ -118,6 +119,12 @@ def without_float32(module: str) -> None:
     sys.modules[module].torch = InDefaultType()  # type: ignore[attr-defined]
 
 
+def forget_modules() -> None:
+    """Let the next checkout's modules be imported, whose names are those of the last one's."""
+    for name in [name for name in sys.modules if name.split(".")[0] in TOP_LEVEL]:
+        del sys.modules[name]
+
+
 def without_compiled_operator() -> None:
     """Let code import the compiled operator; calling it fails, as it does on a CPU."""
     sys.modules.setdefault("MultiScaleDeformableAttention", types.ModuleType("not_compiled"))
@@ -145,8 +152,7 @@ def build(
         config: a file of further arguments in the checkout, where the program takes one.
         options: of the builder.
     """
-    for name in [name for name in sys.modules if name.split(".")[0] in TOP_LEVEL]:
-        del sys.modules[name]
+    forget_modules()
     without_compiled_operator()
     for name in SWIN_LOADERS:
         sys.modules.setdefault(name, mock.MagicMock())
