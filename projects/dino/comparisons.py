@@ -12,7 +12,8 @@ from tokendetr.analysis.comparison import Claim, Comparison, Contestant
 from tokendetr.config import checkpoint_file
 
 _SPARSIFIER = "model.transformer.encoder.sparsifier"
-_BYPASS = ("--no-context", "--max-images", "128")
+_MAPS = ("--max-images", "128")
+_NO_CONTEXT = (*_MAPS, "--no-context")
 _DISTILLED = ("--distill", "400", "--targets", "memory")
 _SIZES = {"256": 256, "1.2x": 307, "1.4x": 358}
 TRAINING = (
@@ -53,24 +54,26 @@ def _methods(keep: float, data: str) -> Iterable[Contestant]:
     sparse, dynamic = f"sparse_dino_{data}", f"dynamic_dino_{data}"
     yield Contestant(f"random tokens {share}", sparse, [*ratio, *_options(selection="random")])
     yield Contestant(f"Sparse DETR {share}", sparse, ratio)
-    yield Contestant(f"Sparse DETR {share} with bypass", f"{sparse}_bypass", ratio, _BYPASS)
+    bypass, mapped = f"Sparse DETR {share} with bypass", f"{sparse}_bypass"
+    yield Contestant(bypass, mapped, ratio, _NO_CONTEXT)
     # Fresh heads on the encoder's layers: their gradients would take most of the clipped step.
     headless = [*ratio, *_options(auxiliary_heads=False)]
-    for more, distilled in (("", ()), (", distilled first", _DISTILLED)):
+    context = [*headless, *_options(**{"bypass.context": True})]
+    for more, options, fit in (
+        ("", headless, _NO_CONTEXT),
+        (", distilled first", headless, (*_NO_CONTEXT, *_DISTILLED)),
+        (" and context", context, _MAPS),
+    ):
+        yield Contestant(f"{bypass}{more}, no auxiliary heads", mapped, options, fit)
+    for more, options, fit in (("", headless, _NO_CONTEXT), (" with context", context, _MAPS)):
         yield Contestant(
-            f"Sparse DETR {share} with bypass{more}, no auxiliary heads",
-            f"{sparse}_bypass",
-            headless,
-            (*_BYPASS, *distilled),
+            _without_labels(f"{share}{more}"),
+            mapped,
+            options,
+            (*fit, "--distill", "1000"),
+            trained=False,
+            origin="dense",
         )
-    yield Contestant(
-        _without_labels(share),
-        f"{sparse}_bypass",
-        headless,
-        (*_BYPASS, "--distill", "1000"),
-        trained=False,
-        origin="dense",
-    )
     yield Contestant(f"Focus-DETR {share}", f"focus_dino_{data}", ratio)
     yield Contestant(f"Dynamic DETR {share}", dynamic, _dynamic(keep))
     yield Contestant(f"Dynamic DETR {share}, one choice, retained", dynamic, one_choice)
@@ -86,8 +89,10 @@ def _asked(keep: float) -> Iterable[tuple[str, str]]:
     yield bypass, sparse
     yield headless, bypass
     yield f"{bypass}, distilled first, no auxiliary heads", headless
+    yield f"{bypass} and context, no auxiliary heads", headless
     yield without_labels, sparse
     yield without_labels, headless
+    yield _without_labels(f"{share} with context"), without_labels
     yield f"Focus-DETR {share}", sparse
     yield dynamic, sparse
     yield f"{dynamic}, one choice, retained", dynamic
@@ -124,7 +129,7 @@ def _resolution() -> Iterable[Contestant]:
                 f"sparse {keep:.0%} at {size}",
                 "sparse_dino_shapes_bypass",
                 [*_options(keep_ratio=keep), *resize],
-                sparsified=(*_BYPASS, *_DISTILLED),
+                sparsified=(*_NO_CONTEXT, *_DISTILLED),
                 trained=False,
             )
 
