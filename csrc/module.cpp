@@ -69,7 +69,10 @@ extern "C" {
 TOKENDETR_EXPORT int tokendetr_interface() { return kInterface; }
 
 // The instruction set that the CPU kernels use in this process.
-TOKENDETR_EXPORT const char* tokendetr_cpu_isa() { return tokendetr::has_tiles() ? "amx" : tokendetr::kernels().name; }
+TOKENDETR_EXPORT const char* tokendetr_cpu_isa() {
+  if (tokendetr::has_tiles()) return "amx";
+  return tokendetr::has_pairs() ? "avx512_bf16" : tokendetr::kernels().name;
+}
 
 TOKENDETR_EXPORT int tokendetr_has_cuda() {
 #ifdef TOKENDETR_WITH_CUDA

@@ -10,10 +10,13 @@ namespace tokendetr {
 enum class Isa { kPortable, kAvx2, kAvx512 };
 
 // The best set that this processor runs, chosen once per process. The environment variable TOKENDETR_CPU_ISA (amx,
-// avx512, avx2, portable) lowers it, for tests and comparisons.
+// avx512_bf16, avx512, avx2, portable) lowers it, for tests and comparisons.
 Isa isa();
 
-// True if the processor multiplies bfloat16 in tiles (AMX) beside AVX-512, and this process may: Linux is asked once.
+// True if the processor has AVX-512 and multiplies pairs of bfloat16 by it.
+bool has_pairs();
+
+// True if it also multiplies them in tiles (AMX), and this process may: Linux is asked once.
 bool has_tiles();
 
 }  // namespace tokendetr

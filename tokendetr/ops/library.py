@@ -17,7 +17,7 @@ import torch
 _LOGGER = logging.getLogger(__name__)
 _PATH = Path(__file__).resolve().parents[1] / "libtokendetr_ops.so"
 _INTERFACE = 1  # of csrc/module.cpp
-_INSTRUCTION_SETS = ("amx", "avx512", "avx2", "portable")
+_INSTRUCTION_SETS = ("amx", "avx512_bf16", "avx512", "avx2", "portable")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 
 #if defined(__x86_64__) && defined(__has_include)
+#if __has_include(<avx512bf16intrin.h>)
+#define TOKENDETR_PAIRS 1
+extern const Kernels kAvx512Bf16Kernels;
+#endif
 #if __has_include(<amxbf16intrin.h>)
 #define TOKENDETR_TILES 1
 extern const Kernels kAmxKernels;

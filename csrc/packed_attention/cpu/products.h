@@ -18,6 +18,14 @@ struct Right {
   int64_t row;
 };
 
+// What a step of a product adds to a sum.
+struct MultiplyAdd {
+  template <class V>
+  TOKENDETR_INLINE V operator()(V sum, V left, V right) const {
+    return sum + left * right;
+  }
+};
+
 constexpr int kVectorsAtOnce = kVectorBytes == 64 ? 4 : 2;
 // Rows whose sums fit in the registers and whose addresses do.
 template <int kVectors>
@@ -25,9 +33,9 @@ constexpr int kRowsAtOnce = kVectors == 1                        ? 8
                             : kVectorBytes == 64 && kVectors < 4 ? 7
                                                                  : 6;
 
-template <class T, int kRows, int kVectors, class Put>
+template <class T, int kRows, int kVectors, class Put, class Step>
 TOKENDETR_INLINE void multiply_tile(const Left<T>& left, const Right<T>& right, int64_t depth, int64_t row,
-                                    int64_t vector, const Put& put) {
+                                    int64_t vector, const Put& put, const Step& step) {
   Vec<T> sum[kRows][kVectors] = {};
   const T* a = left.data + row * left.row;
   const T* b = right.data + vector * kLanes<T>;
@@ -39,7 +47,7 @@ TOKENDETR_INLINE void multiply_tile(const Left<T>& left, const Right<T>& right, 
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> factor = broadcast<T>(a[r * left.row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += factor * own[v];
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = step(sum[r][v], factor, own[v]);
     }
   }
 #pragma GCC unroll 8
@@ -49,32 +57,33 @@ TOKENDETR_INLINE void multiply_tile(const Left<T>& left, const Right<T>& right, 
   }
 }
 
-template <class T, int kVectors, class Put>
+template <class T, int kVectors, class Put, class Step>
 TOKENDETR_INLINE void multiply_columns(const Left<T>& left, const Right<T>& right, int64_t rows, int64_t depth,
-                                       int64_t vector, const Put& put) {
+                                       int64_t vector, const Put& put, const Step& step) {
   constexpr int kMost = kRowsAtOnce<kVectors>;
   int64_t row = 0;
-  for (; row + kMost <= rows; row += kMost) multiply_tile<T, kMost, kVectors>(left, right, depth, row, vector, put);
+  for (; row + kMost <= rows; row += kMost)
+    multiply_tile<T, kMost, kVectors>(left, right, depth, row, vector, put, step);
   if constexpr (kMost > 4) {
-    for (; row + 4 <= rows; row += 4) multiply_tile<T, 4, kVectors>(left, right, depth, row, vector, put);
+    for (; row + 4 <= rows; row += 4) multiply_tile<T, 4, kVectors>(left, right, depth, row, vector, put, step);
   }
-  for (; row < rows; ++row) multiply_tile<T, 1, kVectors>(left, right, depth, row, vector, put);
+  for (; row < rows; ++row) multiply_tile<T, 1, kVectors>(left, right, depth, row, vector, put, step);
 }
 
 // put(i, j, vector j of row i of the product), in any order. It must not call functions: around a call no sum could
 // stay in a register.
-template <class T, class Put>
+template <class T, class Put, class Step = MultiplyAdd>
 TOKENDETR_INLINE void multiply(const Left<T>& left, const Right<T>& right, int64_t rows, int64_t depth, int64_t vectors,
-                               const Put& put) {
+                               const Put& put, const Step& step = {}) {
   int64_t vector = 0;
   for (; vector + kVectorsAtOnce <= vectors; vector += kVectorsAtOnce) {
-    multiply_columns<T, kVectorsAtOnce>(left, right, rows, depth, vector, put);
+    multiply_columns<T, kVectorsAtOnce>(left, right, rows, depth, vector, put, step);
   }
   if constexpr (kVectorsAtOnce > 2) {
-    if (vectors - vector == 3) return multiply_columns<T, 3>(left, right, rows, depth, vector, put);
-    if (vectors - vector == 2) return multiply_columns<T, 2>(left, right, rows, depth, vector, put);
+    if (vectors - vector == 3) return multiply_columns<T, 3>(left, right, rows, depth, vector, put, step);
+    if (vectors - vector == 2) return multiply_columns<T, 2>(left, right, rows, depth, vector, put, step);
   }
-  if (vectors - vector == 1) multiply_columns<T, 1>(left, right, rows, depth, vector, put);
+  if (vectors - vector == 1) multiply_columns<T, 1>(left, right, rows, depth, vector, put, step);
 }
 
 }  // namespace tokendetr::TOKENDETR_ISA::packed

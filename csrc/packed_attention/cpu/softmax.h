@@ -167,10 +167,10 @@ struct BlockRows {
 
 // Sets `shares`, which may be the logits' memory, to e^(logit - largest), 0 behind the last key, and `inverse` to one
 // by their sums. Rows are not divided by their sums here: the products with the values are fewer numbers to scale.
-template <class T, class E, class S>
+template <class T, class E, class Ahead>
 TOKENDETR_INLINE void exponentials(const Keys<T>& keys, int64_t queries, const PerQuery<T>& largest, const T* rows,
                                    const BlockRows<E>& shares, Tails<T>& tails, PerQuery<T>& inverse,
-                                   const Rows<S>& ahead) {
+                                   const Ahead& ahead) {
   Partial<T> sums;
   for (int64_t i = 0; i < queries; ++i) {
     ahead.fetch_next(i);
