@@ -102,17 +102,10 @@ TOKENDETR_INLINE void store(BFloat16* to, Vec<float> vector) {
 #endif
 }
 
-// Packed bfloat16: element i holds channel i of a first vector in its low half and channel i of a second one in its
-// high half, so that two vectors take one load and two bit operations.
+// The channels of two vectors of bfloat16 by twos: those of even numbers and those of odd ones. They lie in the halves
+// of 32-bit numbers, so that both take one load and two bit operations.
 template <class T>
-TOKENDETR_INLINE void pack(BFloat16* to, const BFloat16* from) {
-  using Bits = Beside<T, uint32_t>;
-  const Bits first = __builtin_convertvector((load_beside<T, uint16_t>(&from->bits)), Bits);
-  const Bits second = __builtin_convertvector((load_beside<T, uint16_t>(&from[kLanes<T>].bits)), Bits);
-  store_beside<T, uint32_t>(reinterpret_cast<uint32_t*>(to), first | (second << 16));
-}
-template <class T>
-TOKENDETR_INLINE void load_packed(const BFloat16* from, Vec<T>* two) {
+TOKENDETR_INLINE void load_by_twos(const BFloat16* from, Vec<T>* two) {
   const auto bits = load_beside<T, uint32_t>(reinterpret_cast<const uint32_t*>(from));
   two[0] = reinterpret_cast<Vec<T>>(bits << 16);
   two[1] = reinterpret_cast<Vec<T>>(bits & 0xffff0000u);

@@ -7,7 +7,7 @@ namespace tokendetr::TOKENDETR_ISA {
 // For some samples of a block and kVectors vectors of channels: adds the corners' dot products with the incoming
 // gradient to dot[sample] (partial sums, a quarter of the lanes for each corner; the first chunk of channels sets
 // them), and the weighted incoming gradient to the value gradient.
-template <class T, class S, bool kCopied, bool kPacked, int kVectors, bool kFirst>
+template <class T, class S, bool kCopied, bool kByTwos, int kVectors, bool kFirst>
 TOKENDETR_INLINE void scatter(const Visits& visits, const Corners<T>& corners, const Rows<T, const S, kCopied>& rows,
                               const Rows<T, T, kCopied>& gradients, int64_t channel, const S* incoming, int64_t width,
                               Vec<T>* dot) {
@@ -16,6 +16,7 @@ TOKENDETR_INLINE void scatter(const Visits& visits, const Corners<T>& corners, c
     const int64_t at = channel + v * kLanes<T>;
     g[v] = at < width ? load_some<T>(incoming + at, width - at) : Vec<T>{};
   }
+  if constexpr (kByTwos) to_twos<T, kVectors>(g);
   for (int i = 0; i < visits.count; ++i) {
     const int lane = visits.lane[i];
     const S* from[4];
@@ -27,7 +28,7 @@ TOKENDETR_INLINE void scatter(const Visits& visits, const Corners<T>& corners, c
     for (int c = 0; c < 4; ++c) {
       const Vec<T> weight = broadcast<T>(lane_of(corners.weight[c], lane, T()));
       Vec<T> channels[kVectors];
-      load_channels<T, kPacked, kVectors>(from[c], channels);
+      load_channels<T, kByTwos, kVectors>(from[c], channels);
       products[c] = channels[0] * g[0];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
@@ -47,8 +48,8 @@ TOKENDETR_INLINE void scatter_samples(const Visits& visits, const Corners<T>& co
                                       const Rows<T, const S, kCopied>& rows, const Rows<T, T, kCopied>& gradients,
                                       const S* incoming, int64_t width, Vec<T>* dot) {
   constexpr int kChunk = kVectors > 0 ? kVectors : 1;
-  constexpr bool kPacked = kCopied && is_packed<T, S>(kVectors);
-  scatter<T, S, kCopied, kPacked, kChunk, true>(visits, corners, rows, gradients, 0, incoming, width, dot);
+  constexpr bool kByTwos = goes_by_twos<T, S>(kVectors);
+  scatter<T, S, kCopied, kByTwos, kChunk, true>(visits, corners, rows, gradients, 0, incoming, width, dot);
   if constexpr (kVectors == 0) {
     for (int64_t channel = kLanes<T>; channel < width; channel += kLanes<T>) {
       scatter<T, S, kCopied, false, 1, false>(visits, corners, rows, gradients, channel, incoming, width, dot);

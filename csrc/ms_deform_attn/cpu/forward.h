@@ -66,7 +66,7 @@ TOKENDETR_INLINE void fetch_in_place(const Visits& visits, const Corners<T>& cor
 }
 
 // Adds the weighted corners of a run of samples to `sum`, kVectors vectors of channels at once.
-template <class T, class S, bool kCopied, bool kPacked, int kVectors>
+template <class T, class S, bool kCopied, bool kByTwos, int kVectors>
 TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, const Run& run, const Corners<T>* corners,
                              const Rows<T, const S, kCopied>& rows, int64_t channel, Vec<T>* sum) {
   constexpr int kSums = (kVectors <= 2) ? 4 : 2;  // chains of additions in flight
@@ -82,7 +82,7 @@ TOKENDETR_INLINE void gather(const LevelLanes<T>& lanes, const Run& run, const C
       for (int c = 0; c < 4; ++c) {
         const Vec<T> weight = broadcast<T>(lane_of(own.weight[c], lane, T()));
         Vec<T> channels[kVectors];
-        load_channels<T, kPacked, kVectors>(corner[c], channels);
+        load_channels<T, kByTwos, kVectors>(corner[c], channels);
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) partial[c % kSums][v] += weight * channels[v];
       }
@@ -101,22 +101,20 @@ struct Sources {
   Rows<T, const S, false> in_place;
 };
 
-template <class T, class S, bool kPacked, int kVectors>
+template <class T, class S, bool kByTwos, int kVectors>
 TOKENDETR_INLINE void gather_and_store(const LevelLanes<T>& lanes, const Corners<T>* corners,
                                        const Sources<T, S>& sources, int64_t channel, int64_t width, S* to) {
   Vec<T> sum[kVectors] = {};
   for (int i = 0; i < lanes.runs; ++i) {
     const Run& run = lanes.run[i];
     if (run.copied) {
-      gather<T, S, true, kPacked, kVectors>(lanes, run, corners, sources.copied, channel, sum);
+      gather<T, S, true, kByTwos, kVectors>(lanes, run, corners, sources.copied, channel, sum);
     } else {
-      gather<T, S, false, false, kVectors>(lanes, run, corners, sources.in_place, channel, sum);
+      gather<T, S, false, kByTwos, kVectors>(lanes, run, corners, sources.in_place, channel, sum);
     }
   }
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t at = channel + v * kLanes<T>;
-    if (at < width) store_some<T>(to + at, sum[v], width - at);
-  }
+  if constexpr (kByTwos) from_twos<T, kVectors>(sum);
+  store_channels<T, kVectors>(sum, channel, width, to);
 }
 
 // One query and head. kVectors: vectors per head where that is known at compile time, else 0.
@@ -124,7 +122,7 @@ template <class T, class S, int kVectors>
 TOKENDETR_INLINE void sum_samples(const Problem& problem, const LevelLanes<T>& lanes, const Corners<T>* corners,
                                   const Sources<T, S>& sources, S* to) {
   if constexpr (kVectors > 0) {
-    gather_and_store<T, S, is_packed<T, S>(kVectors), kVectors>(lanes, corners, sources, 0, problem.width, to);
+    gather_and_store<T, S, goes_by_twos<T, S>(kVectors), kVectors>(lanes, corners, sources, 0, problem.width, to);
   } else {
     const int64_t padded = padded_width<T>(problem);
     int64_t channel = 0;

@@ -69,13 +69,8 @@ inline void copy_padded(const Problem& problem, Storage storage, const void* val
     using Use = decltype(types);
     using T = typename Use::T;
     using S = typename Use::S;
-    const S* from = static_cast<const S*>(value);
-    if constexpr (std::is_same_v<S, BFloat16>) {
-      if (is_packed<T, S>(padded_width<T>(problem) / kLanes<T>)) {
-        return copy_padded_rows<T, true>(problem, from, image, head, copies.levels, static_cast<S*>(copies.values));
-      }
-    }
-    copy_padded_rows<T, false>(problem, from, image, head, copies.levels, static_cast<S*>(copies.values));
+    copy_padded_rows<T>(problem, static_cast<const S*>(value), image, head, copies.levels,
+                        static_cast<S*>(copies.values));
   });
 }
 
@@ -114,8 +109,11 @@ inline void backward(const Problem& problem, Storage storage, const Inputs& in, 
     const auto run = in.reference != nullptr ? backward_as<T, S, FusedSamples<T>> : backward_as<T, S, PlainSamples<T>>;
     std::memset(copies.gradient, 0, static_cast<size_t>(padded_gradient_bytes(problem, storage, copies.levels)));
     run(problem, in, image, head, copies, gradient);
-    write_gradient<T>(problem, static_cast<const T*>(copies.gradient), image, head, copies.levels, gradient.streams,
-                      static_cast<S*>(gradient.value));
+    with_vectors<T>(problem, [&](auto vectors) {
+      write_gradient<T, goes_by_twos<T, S>(decltype(vectors)::value)>(problem, static_cast<const T*>(copies.gradient),
+                                                                      image, head, copies.levels, gradient.streams,
+                                                                      static_cast<S*>(gradient.value));
+    });
     finish_streams();
   });
 }
