@@ -2,6 +2,7 @@
 
 Checkouts, by the names of their folders, of these repositories on github.com; what they import
 beyond detrex's requirements must be installed (PROB: pandas, seaborn; DINO: addict, yapf).
+Mask2Former and its authors' MaskDINO register backbones of one name: each needs a run of its own.
 
     rank_detr          LeapLabTHU/Rank-DETR
     mr_detr            Visual-AI/Mr.DETR
@@ -118,8 +119,10 @@ def of_detectron2(package: str, config: str, add: tuple[str, ...], node: Node) -
 
     first_code.without_compiled_operator()
     if package not in sys.modules:  # it registers data sets under names that detrex's have, too
-        DatasetCatalog.clear()
-        MetadataCatalog.clear()
+        theirs = [n for n, f in DatasetCatalog.items() if not f.__module__.startswith("detectron2")]
+        for name in theirs:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
     module = importlib.import_module(package)
     cfg = get_cfg()
     add_deeplab_config(cfg)
@@ -218,7 +221,7 @@ CLIENTS = {
     "Rank-DETR": Client(of_config(rank_detr), "another criterion", "rank_detr"),
     "Mr.DETR": Client(of_config(mr_detr), "two stages", "mr_detr"),
     "Stable-DINO": Client(of_config(stable_dino), "two stages", "stable_dino"),
-    "Mask2Former": Client(mask2former, "pixel decoder", "mask2former", further="masks"),
+    "Mask2Former": Client(mask2former, "pixel decoder", "mask2former", levels=3, further="masks"),
     "MaskDINO, its authors'": Client(
         maskdino_of_its_authors, "pixel decoder", "maskdino", further="masks"
     ),
