@@ -66,7 +66,7 @@ def measure(config: str, images: int, batch_size: int) -> Table:
     """
     cfg = load_measured_config(str(get_config_file(config)), ["train.device=cpu"])
     cfg.train.init_checkpoint = ""
-    predictor, student = build(cfg)
+    predictor, student = build(cfg, context=True)
     batches = images // batch_size + 1  # the first one warms up
     options = FitOptions(
         score_iterations=batches,
