@@ -226,7 +226,11 @@ class Study:
                 continue
             folder = self.folder / f"labels_{seed}" / step.replace(", ", "_").replace(" ", "_")
             job = SparsifyJob(
-                self.config, self.images, folder, [o for o in self.overrides if "=" in o]
+                self.config,
+                self.images,
+                folder,
+                [o for o in self.overrides if "=" in o],
+                context=False,
             )
             folder.mkdir(parents=True, exist_ok=True)
             write_detector(job, student)
