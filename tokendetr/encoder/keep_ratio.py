@@ -34,6 +34,6 @@ def set_keep_ratio(detector: nn.Module, ratio: float) -> None:
 
     Raises:
         NotSparsifiableError: the detector has no such sparsifier.
-        ValueError: the ratio is out of range.
+        ValueError: the ratio is out of range, or the sparsifier was given a ratio for each layer.
     """
     find_sparsifier(detector).set_keep_ratio(ratio)

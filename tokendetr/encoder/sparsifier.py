@@ -185,7 +185,7 @@ class TokenSparsifier(nn.Module, ABC):
 
         Raises:
             NotSparsifiableError: the method has no keep ratio.
-            ValueError: the ratio is out of range.
+            ValueError: the ratio is out of range, or cannot replace other options.
         """
         raise NotSparsifiableError(f"{type(self).__name__} has no keep ratio to change")
 
