@@ -160,6 +160,10 @@ def test_find_images_takes_files_folders_and_patterns(tmp_path):
     assert find_images([str(tmp_path)]) == both
     assert find_images([str(tmp_path / "*.png"), str(tmp_path)]) == both
     assert find_images([str(tmp_path / "note.txt")]) == [tmp_path / "note.txt"]
+    (photo := tmp_path / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    assert photo in find_images([str(tmp_path)])  # to be refused by name, not left out
+    with pytest.raises(OSError, match=r"photo.HEIC is not a readable image"):
+        read_rgb(photo)
     with pytest.raises(OSError, match=r"a\.png is not a readable image"):
         read_rgb(tmp_path / "a.png")
 

@@ -33,6 +33,12 @@ def test_inputs_of_one_stem_get_a_file_each():
     assert names == ["x.jpg", "x_jpg.jpg", "x_png.jpg", "x_jpg_2.jpg", "y.jpg", "x_file.jpg"]
 
 
+def test_names_that_are_one_on_some_disks_count_as_equal():
+    inputs = [Path(name) for name in ("a/x.jpg", "b/X.jpg", "a/\u00e9.png", "b/e\u0301.png")]
+    names = [path.name for path in drawing_names(inputs, Path("out"), ".jpg")]
+    assert names == ["x.jpg", "X_jpg.jpg", "\u00e9.jpg", "e\u0301_png.jpg"]
+
+
 def test_no_drawing_replaces_an_input(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     for folder in (tmp_path, tmp_path / "link", tmp_path / "sub" / ".."):

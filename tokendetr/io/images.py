@@ -1,4 +1,4 @@
-"""Write images so that a full disk leaves either the old file or the complete new one."""
+"""Files of images: what they are called, and writing them so that a full disk harms none."""
 
 import io
 import os
@@ -10,7 +10,13 @@ from PIL import Image
 from tokendetr.errors import OutputError
 from tokendetr.io.atomic import write_atomically
 
-__all__ = ["save_image"]
+__all__ = ["IMAGE_SUFFIXES", "save_image"]
+
+_READ_AS_A_RULE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2")
+_PHOTOS_THAT_PILLOW_LACKS = (".heic", ".heif", ".jxl")
+IMAGE_SUFFIXES = (*_READ_AS_A_RULE, *_PHOTOS_THAT_PILLOW_LACKS)
+"""Ends of the names, in lower case, of files that are images in a folder. A photo that cannot be
+read is among them: it is named as an error, not left out in silence."""
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:

@@ -1,6 +1,7 @@
 """Choose and check output files: no tool overwrites an input or writes two outputs to one file."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -14,7 +15,8 @@ class DrawingNames:
     """Give each drawing a distinct file name in a folder.
 
     A drawing is named after its input's stem. If several inputs share a stem, the later ones get
-    their extension and then a number as well (``a.jpg``, ``a_png.jpg``, ``a_png_2.jpg``).
+    their extension and then a number as well (``a.jpg``, ``a_png.jpg``, ``a_png_2.jpg``). Names
+    that differ in case or Unicode's form alone count as equal, as they are on some disks.
 
     Args:
         folder: where the drawings go.
@@ -26,7 +28,7 @@ class DrawingNames:
         self._folder = folder
         self._suffix = suffix
         self._inputs = set(map(_identity, inputs))
-        self._taken: set[Path] = set()
+        self._taken: set[str] = set()
 
     def of(self, path: Path) -> Path:
         """Return the file for the drawing of an input.
@@ -40,12 +42,12 @@ class DrawingNames:
             (path.stem, f"{path.stem}_{kind}"), (f"{path.stem}_{kind}_{n}" for n in count(2))
         )
         names = (self._folder / f"{stem}{self._suffix}" for stem in stems)
-        target = next(name for name in names if name not in self._taken)
+        target = next(name for name in names if _folded(name) not in self._taken)
         if _identity(target) in self._inputs:
             raise OutputError(
                 f"the drawing of {path} would replace the input {target}: choose another folder"
             )
-        self._taken.add(target)
+        self._taken.add(_folded(target))
         return target
 
 
@@ -92,6 +94,11 @@ def check_output_folder(path: str) -> None:
         raise OutputError(f"{path} cannot be a folder: {error.strerror}") from error
     if not os.access(path, os.W_OK):
         raise OutputError(f"{path} is a folder without permission to write")
+
+
+def _folded(path: Path) -> str:
+    """Return a name that is equal for files which are one on some disks."""
+    return unicodedata.normalize("NFC", path.name).casefold()
 
 
 def _identity(path: Path) -> tuple[int, int] | str:

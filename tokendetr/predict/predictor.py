@@ -24,14 +24,13 @@ from tokendetr.checkpoint.key_names import grouped_keys, shortened
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.model import model_of
 from tokendetr.data.builtin_datasets import register_if_known
+from tokendetr.io.images import IMAGE_SUFFIXES
 from tokendetr.layers.cpu import optimize
 from tokendetr.layers.precision import Precision, check_precision, evaluated_in
 
 __all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def build_model(cfg: DictConfig) -> nn.Module:

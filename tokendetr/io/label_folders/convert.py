@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from tokendetr.errors import DatasetError
+from tokendetr.io.images import IMAGE_SUFFIXES
 from tokendetr.io.label_folders.find import find_files, read_content, read_text
-from tokendetr.io.label_folders.recognize import IMAGE_SUFFIXES, WHOLE, LabelFolder, Part
+from tokendetr.io.label_folders.recognize import WHOLE, LabelFolder, Part
 from tokendetr.io.optional_hotcoco import load_hotcoco
 from tokendetr.io.temporary import temporary_folder
 

@@ -10,14 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from tokendetr.errors import DatasetError
+from tokendetr.io.images import IMAGE_SUFFIXES
 from tokendetr.io.label_folders.find import find_files, read_content, read_text
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["IMAGE_SUFFIXES", "KINDS", "WHOLE", "LabelFolder", "Part", "recognize"]
+__all__ = ["KINDS", "WHOLE", "LabelFolder", "Part", "recognize"]
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 KINDS = ("coco", "voc", "yolo")
 WHOLE = "all"
 """Name of the single part of a folder that is not split."""
