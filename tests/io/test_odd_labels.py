@@ -73,11 +73,12 @@ def test_voc_images_without_labels_and_images_listed_twice_are_said(tmp_path, ca
     assert "lists 1 images twice" in caplog.text
 
 
-def test_sideways_images_have_the_extents_of_yolos_shares(yolo):
+@pytest.mark.parametrize("suffix", [".jpg", ".heic"])  # hotcoco does not know the second
+def test_sideways_images_have_the_extents_of_yolos_shares(yolo, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
     source = yolo / "images" / "train" / "deep" / "a.png"
-    Image.new("RGB", SIZE).save(source.with_suffix(".jpg"), exif=exif)
+    Image.new("RGB", SIZE).save(source.with_suffix(suffix), format="JPEG", exif=exif)
     source.unlink()
     label = yolo / "labels" / "train" / "deep" / "a.txt"
     label.write_text("0 0.5 0.25 0.2 0.1\n")

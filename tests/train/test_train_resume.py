@@ -9,6 +9,7 @@ import torch
 
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.data.random_state import capture_rng, preserved_rng, restore_rng, seeded_rng
+from tokendetr.errors import ConfigError
 
 
 def assert_same_state(first, second):
@@ -54,6 +55,14 @@ def test_resume_with_another_number_of_workers(toy_run, tmp_path):
         toy_run(tmp_path / "parts", "dataloader.train.num_workers=3", interrupt_at=9)
     resumed = toy_run(tmp_path / "parts", "dataloader.train.num_workers=1", resume=True)
     assert_same_state(whole.state_dict(), resumed.state_dict())
+
+
+def test_a_run_that_is_past_its_last_iteration_is_not_resumed(toy_run, tmp_path):
+    toy_run(tmp_path, "train.max_iter=3")
+    before = metric_lines(tmp_path)
+    with pytest.raises(ConfigError, match=r"has 3 iterations, more than train.max_iter=2"):
+        toy_run(tmp_path, "train.max_iter=2", resume=True)
+    assert metric_lines(tmp_path) == before
 
 
 def test_seed_changes_the_run(toy_run, tmp_path):

@@ -66,7 +66,9 @@ class Checkpoints(HookBase):
         is_done = self.trainer.start_iter >= self.trainer.max_iter
         # Otherwise model_final.pth was missing, damaged or of fewer iterations.
         if is_done and os.path.basename(self._checkpointer.resumed_from) != "model_final.pth":
-            self._save_final(self.trainer.start_iter - 1)
+            self.trainer.iter -= 1  # the file has the state after that iteration
+            self._save_final(self.trainer.iter)
+            self.trainer.iter += 1
 
     def after_step(self) -> None:
         """Save if a checkpoint is due."""

@@ -12,7 +12,7 @@ from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.finite import refuse_unusable_weights
 from tokendetr.checkpoint.weights import compare_weights, load_weights
 from tokendetr.data.stream import StreamLoader
-from tokendetr.errors import CheckpointMismatchError, RunFolderError
+from tokendetr.errors import CheckpointMismatchError, ConfigError, RunFolderError
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.trainer import Trainer
 
@@ -41,6 +41,7 @@ def load_starting_state(
         resume: continue from the last checkpoint, if there is one.
 
     Raises:
+        ConfigError: the last checkpoint has more iterations than the run.
         CheckpointError: none of the run's checkpoints can be read.
         CheckpointMismatchError: the checkpoint or the initial weights belong to another model.
         RunFolderError: the checkpoint belongs to another run.
@@ -54,8 +55,14 @@ def load_starting_state(
             raise _other_model(path, reason) from error
         checkpointer.resumed_from = path
         _say_whose_order(trainer.data_loader, int(cfg.train.seed))
-        logger.info("Resuming from %s at iteration %d", path, trainer.iter + 1)
-        return trainer.iter + 1
+        start = trainer.iter + 1
+        if start > cfg.train.max_iter:  # what follows would be recorded under the wrong iteration
+            raise ConfigError(
+                f"{path} has {start} iterations, more than train.max_iter={cfg.train.max_iter}: "
+                "raise it to resume, or take a checkpoint as train.init_checkpoint of another run"
+            )
+        logger.info("Resuming from %s at iteration %d", path, start)
+        return start
     if resume:
         logger.info("Nothing to resume in %s: starting from scratch", cfg.train.output_dir)
     if cfg.train.init_checkpoint:

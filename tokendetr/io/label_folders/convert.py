@@ -236,9 +236,9 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
     hotcoco = load_hotcoco(PURPOSE)
     images = list(_yolo_images(part))
     with temporary_folder() as stage:
-        labels, linked = stage / "labels", stage / "images"
+        labels, sizes = stage / "labels", stage / "images"
         labels.mkdir()
-        linked.mkdir()
+        sizes.mkdir()
         # hotcoco's YAML reader supports plain names only; the real ones are restored below.
         numbered = "".join(f"  {number}: class{number}\n" for number in range(len(names)))
         (labels / "data.yaml").write_text(f"names:\n{numbered}")
@@ -247,14 +247,14 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
             name = f"{number:08d}.txt"
             originals[f"labels/{name}"] = path
             (labels / name).write_text(_labels(path))
-            link = f"{number:08d}{image.suffix.lower()}"
-            originals[f"images/{link}"] = image
-            (linked / link).symlink_to(os.path.realpath(image))
+            # It reads fewer formats than this project, and no EXIF: YOLO's numbers are fractions of
+            # the image as it is shown. The head of a PPM file, under any name, has a size alone.
+            width, height = _size(image)
+            (sizes / f"{number:08d}.png").write_text(f"P6 {width} {height} 255\n")
         read = hotcoco.COCO.from_yolo
-        data = _read(lambda: read(str(labels), images_dir=str(linked)), stage, originals)
+        data = _read(lambda: read(str(labels), images_dir=str(sizes)), stage, originals)
     data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     _rename(data, part, images)
-    _turn_upright(data, images)
     lines = [_labels(path).splitlines() for path in part.labels]
     _check_counts(data, [sum(bool(line.strip()) for line in each) for each in lines], part.labels)
     return dict(data)
@@ -263,23 +263,6 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
 def _labels(path: Path) -> str:
     """Return the lines of a label file; an image without one has no boxes."""
     return read_text(path) if os.path.lexists(path) else ""
-
-
-def _turn_upright(data: dict[str, Any], images: Sequence[Path]) -> None:
-    """Swap the extents and turn the boxes of images that EXIF data show on a side.
-
-    YOLO's numbers are fractions of the image as it is shown.
-    """
-    turned = {}
-    for record, path in zip(data["images"], images, strict=True):
-        width, height = record["width"], record["height"]
-        if _size(path) == (height, width) != (width, height):
-            record["width"], record["height"] = height, width
-            turned[record["id"]] = height / width
-    for annotation in data["annotations"]:
-        if (ratio := turned.get(annotation["image_id"])) is not None:
-            x, y, width, height = annotation["bbox"]
-            annotation["bbox"] = [x * ratio, y / ratio, width * ratio, height / ratio]
 
 
 def _yolo_images(part: Part) -> Iterator[Path]:
