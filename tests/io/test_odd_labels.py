@@ -163,7 +163,7 @@ def test_elements_without_end_are_no_annotation(tmp_path):
     root = write_voc(tmp_path)
     deep = f"<annotation>{'<a>' * 20000}{'</a>' * 20000}</annotation>"
     (root / "Annotations" / "a.xml").write_text(deep)
-    with pytest.raises(DatasetError, match=r"a\.xml .* too deep"):
+    with pytest.raises(DatasetError, match=r"a\.xml: .* too deep"):
         to_coco(recognize(root))
 
 
