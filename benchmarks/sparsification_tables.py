@@ -38,7 +38,10 @@ def _table(config: str, entry: Mapping[str, Any]) -> Table:
             f"Mean over {seeds} seeds (each with other images), smallest and largest in "
             "parentheses; figures without them are of one seed"
         )
-    images, explained = _maps(entry)
+    images, explained = _maps(entry, "curve 0")
+    context = ""
+    if any("curve with context" in seed for seed in entry["seeds"].values()):
+        context = f", with context {_maps(entry, 'curve with context')[1]:.0f} %"
     return Table(
         name=f"bypass_{config}",
         title=f"AP of `{config}` by keep ratio, without a label (dense: {entry['dense']:.1f})",
@@ -50,7 +53,7 @@ def _table(config: str, entry: Mapping[str, Any]) -> Table:
         notes=(
             f"{count}; {_NOT_RUN}",
             f"The maps saw {images} images and explain {explained:.0f} % of the tokens' squared "
-            "movement in images held back.",
+            f"movement in images held back{context}.",
             f"{entry['date']}, `{entry['command']}`",
         ),
     )
@@ -62,7 +65,7 @@ def _detectors_table(entries: Mapping[str, Any]) -> Table:
     for config, entry in entries.items():
         name: Cell = f"{OTHER_DETECTORS[config]} (dense: {entry['dense']:.1f})"
         rows += [[name, *row] for row in _rows(entry, ratios, _SHORT_NAMES)]
-    explained = [f"{_maps(entry)[1]:.0f}" for entry in entries.values()]
+    explained = [f"{_maps(entry, 'curve 0')[1]:.0f}" for entry in entries.values()]
     return Table(
         name="bypass_detectors",
         title="AP of other detectors on shapes by keep ratio, without a label",
@@ -105,7 +108,7 @@ def _spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}–{max(values):.1f})"
 
 
-def _maps(entry: Mapping[str, Any]) -> tuple[int, float]:
+def _maps(entry: Mapping[str, Any], curve: str) -> tuple[int, float]:
     """Return the most images that maps were fitted to, and the least percentage they explain."""
-    fitted = [seed["curve 0"][-1] for seed in entry["seeds"].values() if "curve 0" in seed]
+    fitted = [seed[curve][-1] for seed in entry["seeds"].values() if curve in seed]
     return max(images for images, _ in fitted), min(100 * (1 - error) for _, error in fitted)
