@@ -111,7 +111,7 @@ def test_deformable_attention_starts_with_heads_looking_around():
 
 
 def test_deformable_attention_rejects_bad_input():
-    with pytest.raises(ValueError, match="divisible|no multiple"):
+    with pytest.raises(ValueError, match="divisible|not a multiple"):
         MultiScaleDeformableAttention(30, 8)
     attention = MultiScaleDeformableAttention(16, 2, num_levels=1, batch_first=True)
     query, reference = torch.zeros(1, 3, 16), torch.zeros(1, 3, 1, 2)
