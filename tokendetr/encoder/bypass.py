@@ -38,9 +38,9 @@ class AffineBypass(nn.Module):
 
     The map of layer l and level v takes an entry x to ``x + weight[l, v] @ x + bias[l, v]``, an
     approximation of the token after layer l. The entry is the token of the encoder's input; with
-    context, plus ``context_weight[v]`` @ the token's surroundings, on all levels but the last. A
-    new bypass is zero, so that tokens stay unchanged as without one. A token that was updated in
-    earlier layers changes by the difference of two consecutive layers' maps.
+    context, plus ``context_weight[v]`` [C, 2 C] @ the token's surroundings, on all levels but the
+    last. A new bypass is zero, so that tokens stay unchanged as without one. A token that was
+    updated in earlier layers changes by the difference of two consecutive layers' maps.
 
     Args:
         embed_dim: channels C.
