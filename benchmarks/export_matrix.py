@@ -283,6 +283,9 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.splice and args.files is None:
         parser.error("--files FOLDER is needed")
+    names = [row.name for row in rows()]
+    if not any(re.fullmatch(args.rows, name) for name in names):
+        parser.error(f"no row is named {args.rows}: there are {', '.join(names)}")
     return args
 
 
