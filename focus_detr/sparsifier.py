@@ -18,13 +18,7 @@ from focus_detr.published import from_published
 from focus_detr.selector import ForegroundSelector, Modulation
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
-from tokendetr.encoder.object_attention import (
-    FINE_SCORES,
-    FineScore,
-    ObjectAttention,
-    attend_objects,
-    object_scores,
-)
+from tokendetr.encoder.object_attention import DualAttention, FineScore
 from tokendetr.errors import check_choice
 from tokendetr.tokens import (
     Keep,
@@ -117,14 +111,10 @@ class FocusSparsifier(TokenSparsifier):
         super().__init__(value_policy=value_policy, bypass=bypass)
         ratios = None if layer_ratios is None else tuple(float(ratio) for ratio in layer_ratios)
         self.budget = FocusBudget(float(keep_ratio), num_layers, ratios, counts)
-        check_choice("fine_score", fine_score, FINE_SCORES)
         check_choice("selection", selection, SELECTIONS)
         check_choice("distance", distance, DISTANCES)
-        if num_objects < 0 or loss_weight < 0:
-            raise ValueError(
-                "num_objects and loss_weight must be at least 0, "
-                f"got {num_objects} and {loss_weight}"
-            )
+        if loss_weight < 0:
+            raise ValueError(f"loss_weight must be at least 0, got {loss_weight}")
         doubling = (8 * 2**level for level in range(num_levels))
         self.strides = tuple(doubling if strides is None else strides)
         if len(self.strides) != num_levels:
@@ -136,10 +126,8 @@ class FocusSparsifier(TokenSparsifier):
             self.size_ranges = tuple((float(low), float(high)) for low, high in size_ranges)
         if len(self.size_ranges) != num_levels:
             raise ValueError(f"size_ranges needs {num_levels} ranges, got {self.size_ranges}")
-        self.num_objects = num_objects
         self.distance: Distance = distance
         self.loss_weight = loss_weight
-        self.fine_score: FineScore = fine_score
         self.mask_padding = mask_padding
         self.selection = selection
         self.selector = ForegroundSelector(
@@ -155,9 +143,12 @@ class FocusSparsifier(TokenSparsifier):
         self.own_heads: OwnHeads | None = None
         if num_classes is not None:
             self.own_heads = OwnHeads(embed_dim=embed_dim, num_classes=num_classes)
-        self.object_attentions = nn.ModuleList(
-            ObjectAttention(embed_dim=embed_dim, num_heads=num_heads)
-            for _ in range(num_layers if num_objects else 0)
+        self.object_attentions = DualAttention(
+            num_layers=num_layers,
+            num_objects=num_objects,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            fine_score=fine_score,
         )
 
     @property
@@ -261,25 +252,17 @@ class FocusPlan(TokenPlan):
         """Apply the attention among object tokens."""
         if not self.options.object_attentions:
             return tokens_BKC
-        score_BK = object_scores(
-            tokens_BKC,
-            self._logits_BN,
-            token_map,
-            class_head=self._heads.class_head,
-            fine_score=self.options.fine_score,
-        )
-        self.context.recorder.record_layer_score("object", score_BK)
         length, counts = self.options.budget.layer_counts(layer, self._tokens)
         valid_BK = token_map.valid_BK
         if self.options.budget.counts == "batch":  # entries that restore() discards take part too
             counts, valid_BK = map_counts(counts, lambda _: length), None
-        return attend_objects(
-            self.options.object_attentions[layer],
+        return self.options.object_attentions(
+            layer,
             tokens_BKC,
-            score_BK,
+            self._logits_BN,
             token_map,
-            pos_BNC=self.context.query_pos_BNC,
-            num_objects=self.options.num_objects,
+            self.context,
+            class_head=self._heads.class_head,
             counts=counts,
             valid_BK=valid_BK,
         )

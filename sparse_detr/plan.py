@@ -20,7 +20,6 @@ from tokendetr.detector.token_losses import (
 from tokendetr.encoder import EncoderContext, TokenPlan
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import project_tokens
-from tokendetr.encoder.object_attention import attend_objects, object_scores
 from tokendetr.tokens import Counts, Keep, TokenMap, TracedCounts, map_counts, select_tokens
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class SparsePlan(TokenPlan):
         self._head_inputs: list[tuple[int, Tensor, TokenMap]] = []
         self._map: TokenMap = self._identity
         training = sparsifier.training
-        if not training and sparsifier.keep_ratio == 1 and not sparsifier.num_objects:
+        if not training and sparsifier.keep_ratio == 1 and not sparsifier.object_attentions:
             return
         if sparsifier.keep_ratio == 0:
             nothing_BK = torch.empty(layout.batch_size, 0, dtype=torch.long, device=layout.device)
@@ -115,24 +114,16 @@ class SparsePlan(TokenPlan):
 
     def before_attention(self, layer: int, tokens_BKC: Tensor, token_map: TokenMap) -> Tensor:
         """Apply the attention among object tokens, if there is any."""
-        options, score_BN = self.options, self.score_BN
-        if score_BN is None or not options.num_objects or not token_map.num_tokens:
+        attentions, score_BN = self.options.object_attentions, self.score_BN
+        if score_BN is None or not attentions or not token_map.num_tokens:
             return tokens_BKC
-        score_BK = object_scores(
+        return attentions(
+            layer,
             tokens_BKC,
             score_BN,
             token_map,
+            self.context,
             class_head=self.context.require_detector().class_head,
-            fine_score=options.fine_score,
-        )
-        self.context.recorder.record_layer_score("object", score_BK)
-        return attend_objects(
-            options.object_attentions[layer],
-            tokens_BKC,
-            score_BK,
-            token_map,
-            pos_BNC=self.context.query_pos_BNC,
-            num_objects=options.num_objects,
             counts=self._counts,
             valid_BK=token_map.valid_BK,
         )
@@ -177,19 +168,22 @@ class SparsePlan(TokenPlan):
             score_BN = score_BN.where(self._valid_BN, score_BN.min())
 
         def add_loss() -> None:
-            if options.objective != "bce":
-                rule = {"smooth_l1": attention_value_loss, "ranking": attention_ranking_loss}
-                loss = rule[options.objective](score_BN, attention.mass_BN, self._valid_BN)
-                losses.add("loss_dam", options.dam_weight * loss)
-                return
-            loss = decoder_attention_loss(
-                score_BN,
-                attention.mass_BN,
-                self._counts,
-                valid_BN=self._valid_BN,
-                valid_counts=self._valid_counts,
-                counts_padding=options.counts_padding,
-            )
+            loss = self._score_loss(score_BN, attention.mass_BN)
             losses.add("loss_dam", options.dam_weight * loss)
 
         losses.when_decoded(add_loss)
+
+    def _score_loss(self, score_BN: Tensor, mass_BN: Tensor) -> Tensor:
+        """Return the loss of scores that predict the decoder's attention to each token."""
+        if self.options.objective == "smooth_l1":
+            return attention_value_loss(score_BN, mass_BN, self._valid_BN)
+        if self.options.objective == "ranking":
+            return attention_ranking_loss(score_BN, mass_BN, self._valid_BN)
+        return decoder_attention_loss(
+            score_BN,
+            mass_BN,
+            self._counts,
+            valid_BN=self._valid_BN,
+            valid_counts=self._valid_counts,
+            counts_padding=self.options.counts_padding,
+        )

@@ -15,7 +15,7 @@ from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import OBJECTIVES, Objective
 from tokendetr.encoder import EncoderContext, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
-from tokendetr.encoder.object_attention import FINE_SCORES, FineScore, ObjectAttention
+from tokendetr.encoder.object_attention import DualAttention, FineScore
 from tokendetr.errors import check_choice
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import MassBudget
@@ -117,10 +117,8 @@ class SparseSparsifier(TokenSparsifier):
         check_choice("projection", projection, ("detector", "own"))
         check_choice("padding", padding, ("left_out", "counted"))
         check_choice("objective", objective, OBJECTIVES)
-        check_choice("fine_score", fine_score, FINE_SCORES)
-        for name, number in (("dam_weight", dam_weight), ("num_objects", num_objects)):
-            if number < 0:
-                raise ValueError(f"{name} must be at least 0, got {number}")
+        if dam_weight < 0:
+            raise ValueError(f"dam_weight must be at least 0, got {dam_weight}")
         self.set_keep_ratio(keep_ratio)
         self.num_layers = num_layers
         self.selection = selection
@@ -146,11 +144,12 @@ class SparseSparsifier(TokenSparsifier):
                 shared=False,
                 sized_references=True,
             )
-        self.num_objects = num_objects
-        self.fine_score: FineScore = fine_score
-        self.object_attentions = nn.ModuleList(
-            ObjectAttention(embed_dim=embed_dim, num_heads=num_heads)
-            for _ in range(num_layers if num_objects else 0)
+        self.object_attentions = DualAttention(
+            num_layers=num_layers,
+            num_objects=num_objects,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            fine_score=fine_score,
         )
 
     @property
@@ -159,7 +158,7 @@ class SparseSparsifier(TokenSparsifier):
         needs = set()
         if not self.has_projection and self.selection != "random":
             needs.add("two_stage")
-        if self.num_objects:
+        if self.object_attentions:
             needs.add("two_stage")  # its class head
         if self.auxiliary_heads or self.selection == "objectness":
             needs.add("set_criterion")

@@ -66,7 +66,7 @@ def plain_encoder(encoder, heads, x, pos, reference, layout, ratios):
         category = class_head(kept).amax(dim=1).sigmoid()
         score = (category * logits[index].sigmoid()).tolist()
         best = sorted(range(len(index)), key=lambda place: (-score[place], place))
-        best = best[: focus.num_objects]
+        best = best[: focus.object_attentions.num_objects]
         number = list(encoder.layers).index(layer)
         kept = kept.clone()
         kept[best] = plain_objects(focus.object_attentions[number], kept[best], pos[index][best])

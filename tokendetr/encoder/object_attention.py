@@ -9,10 +9,12 @@ import torch
 from detrex.layers import MultiheadAttention
 from torch import Tensor, nn
 
+from tokendetr.encoder.sparsifier import EncoderContext
+from tokendetr.errors import check_choice
 from tokendetr.tokens import Counts, TokenMap, map_counts, put_rows, take_rows, topk_valid
 from tokendetr.tokens.assignment import without_autocast
 
-__all__ = ["FINE_SCORES", "FineScore", "ObjectAttention", "attend_objects", "object_scores"]
+__all__ = ["FINE_SCORES", "DualAttention", "FineScore", "ObjectAttention"]
 
 FineScore = Literal["probability", "logits"]
 FINE_SCORES: tuple[FineScore, ...] = ("probability", "logits")
@@ -55,69 +57,94 @@ class ObjectAttention(nn.Module):
         return self.norm(attended_BQC)
 
 
-@torch.no_grad()
-def object_scores(
-    tokens_BKC: Tensor,
-    foreground_BN: Tensor,
-    token_map: TokenMap,
-    *,
-    class_head: nn.Module,
-    fine_score: FineScore = "probability",
-) -> Tensor:
-    """Return how object-like kept tokens are: foreground score times best class score, [B, K].
+class DualAttention(nn.ModuleList):
+    """Attention among object tokens before every layer of an encoder.
+
+    Object tokens are the kept tokens with the best product of a method's score and the detector's
+    class score.
 
     Args:
-        tokens_BKC: the tokens before the layer.
-        foreground_BN: logits of all tokens.
-        token_map: the layer's.
-        class_head: predicts class logits of tokens.
+        num_layers: layers of the encoder, each with an :class:`ObjectAttention` of its own.
+        num_objects: maximum number of object tokens of an image; 0: no attention, no parameters.
+        embed_dim: channels C.
+        num_heads: attention heads.
         fine_score: one of :data:`FINE_SCORES`.
+
+    Raises:
+        ValueError: ``num_objects`` is negative, or ``fine_score`` is unknown.
+
+    Source: Focus-DETR, arXiv 2307.12612, section 3.3 and algorithm 1.
     """
-    # Autocast would cache casts of the head's weights made without gradients, and the two-stage
-    # head would reuse them.
-    with without_autocast(tokens_BKC.device):
-        dtype = next(class_head.parameters()).dtype
-        category_BK = class_head(tokens_BKC.to(dtype)).amax(dim=-1)
-        foreground_BK = token_map.select(foreground_BN.detach()).to(dtype)
-        if fine_score == "probability":
-            category_BK, foreground_BK = category_BK.sigmoid(), foreground_BK.sigmoid()
-        return category_BK * foreground_BK
 
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_objects: int,
+        embed_dim: int,
+        num_heads: int,
+        fine_score: FineScore,
+    ) -> None:
+        check_choice("fine_score", fine_score, FINE_SCORES)
+        if num_objects < 0:
+            raise ValueError(f"num_objects must be at least 0, got {num_objects}")
+        super().__init__(
+            ObjectAttention(embed_dim=embed_dim, num_heads=num_heads)
+            for _ in range(num_layers if num_objects else 0)
+        )
+        self.num_objects = num_objects
+        self.fine_score: FineScore = fine_score
 
-def attend_objects(
-    attention: nn.Module,
-    tokens_BKC: Tensor,
-    score_BK: Tensor,
-    token_map: TokenMap,
-    *,
-    pos_BNC: Tensor | None,
-    num_objects: int,
-    counts: Counts,
-    valid_BK: Tensor | None,
-) -> Tensor:
-    """Return kept tokens [B, K, C] of which the object tokens attended to each other.
+    def forward(
+        self,
+        layer: int,
+        tokens_BKC: Tensor,
+        score_BN: Tensor,
+        token_map: TokenMap,
+        context: EncoderContext,
+        *,
+        class_head: nn.Module,
+        counts: Counts,
+        valid_BK: Tensor | None,
+    ) -> Tensor:
+        """Return kept tokens [B, K, C] of which the object tokens attended to each other.
 
-    Args:
-        attention: an :class:`ObjectAttention`.
-        tokens_BKC: the tokens before the layer.
-        score_BK: as :func:`object_scores` returns them.
-        token_map: the layer's.
-        pos_BNC: positions of all tokens, or None.
-        num_objects: maximum number of object tokens of an image, at least 1.
-        counts: number of an image's tokens that may be object tokens.
-        valid_BK: bool, False for tokens that may not; None if all may.
-    """
-    index_BQ, valid_BQ = topk_valid(
-        score_BK,
-        map_counts(counts, lambda count: min(num_objects, count)),
-        valid_BN=valid_BK,
-        valid_counts=counts,
-    )
-    objects_BQC = take_rows(tokens_BKC, index_BQ)
-    anchor_BK = token_map.anchor_BK
-    token_BQ = index_BQ if anchor_BK is None else anchor_BK.gather(1, index_BQ)
-    pos_BQC = None if pos_BNC is None else take_rows(pos_BNC, token_BQ)
-    updated_BQC = attention(objects_BQC, pos_BQC, valid_BQ)
-    if valid_BQ is not None:
-        updated_BQC = torch.where(valid_BQ[..., None], updated_BQC, objects_BQC)
-    return put_rows(tokens_BKC, index_BQ, updated_BQC)
+        Args:
+            layer: index of the layer, from 0.
+            tokens_BKC: the kept tokens before the layer.
+            score_BN: the method's score of all tokens, logits.
+            token_map: the layer's.
+            context: the forward pass.
+            class_head: predicts class logits of tokens.
+            counts: number of an image's kept tokens that may be object tokens.
+            valid_BK: bool, False for kept tokens that may not; None if all may.
+        """
+        score_BK = self._object_scores(tokens_BKC, token_map.select(score_BN.detach()), class_head)
+        context.recorder.record_layer_score("object", score_BK)
+        index_BQ, valid_BQ = topk_valid(
+            score_BK,
+            map_counts(counts, lambda count: min(self.num_objects, count)),
+            valid_BN=valid_BK,
+            valid_counts=counts,
+        )
+        objects_BQC = take_rows(tokens_BKC, index_BQ)
+        anchor_BK, pos_BNC = token_map.anchor_BK, context.query_pos_BNC
+        token_BQ = index_BQ if anchor_BK is None else anchor_BK.gather(1, index_BQ)
+        pos_BQC = None if pos_BNC is None else take_rows(pos_BNC, token_BQ)
+        updated_BQC = self[layer](objects_BQC, pos_BQC, valid_BQ)
+        if valid_BQ is not None:
+            updated_BQC = torch.where(valid_BQ[..., None], updated_BQC, objects_BQC)
+        return put_rows(tokens_BKC, index_BQ, updated_BQC)
+
+    @torch.no_grad()
+    def _object_scores(self, tokens_BKC: Tensor, score_BK: Tensor, class_head: nn.Module) -> Tensor:
+        """Return how object-like kept tokens are: their score times their best class score."""
+        # Autocast would cache casts of the head's weights made without gradients, and the two-stage
+        # head would reuse them.
+        with without_autocast(tokens_BKC.device):
+            dtype = next(class_head.parameters()).dtype
+            category_BK = class_head(tokens_BKC.to(dtype)).amax(dim=-1)
+            score_BK = score_BK.to(dtype)
+            if self.fine_score == "probability":
+                category_BK, score_BK = category_BK.sigmoid(), score_BK.sigmoid()
+            return category_BK * score_BK
