@@ -57,7 +57,7 @@ from tokendetr.sparsification import (
     UnlabeledImages,
     fit,
 )
-from tokendetr.sparsification.job import SparsifyJob, box_ap, write_detector
+from tokendetr.sparsification.job import SparsifyJob, evaluation_into, write_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "sparsification" / "results.json"
@@ -121,9 +121,8 @@ class Study:
     def ap(self, detector: nn.Module) -> float:
         """Return the AP on the config's test set."""
         torch.manual_seed(0)  # of tokens chosen at random
-        ap = box_ap(self.cfg, detector.eval(), self.folder / self.config)
-        assert ap is not None
-        return round(ap, 2)
+        evaluation = evaluation_into(self.folder / self.config, self.cfg, detector.eval())
+        return round(evaluation.box_ap(), 2)
 
     def run(self, seed: int, options: FitOptions, labels: int = 0) -> None:
         """Fit, distill, train with labels and evaluate one seed, as far as that is not recorded.

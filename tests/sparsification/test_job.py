@@ -149,6 +149,7 @@ def test_a_damaged_state_of_a_fit_is_named(tmp_path, content):
         (["dino_shapes", "--keep", "0"], "keep_ratio must lie in"),
         (["dino_shapes", "--method", "focus", "--budget", "mass"], "'mass' needs method 'sparse'"),
         (["dino_shapes", "dataloader.test.dataset.names=no_set", "--evaluate"], "'no_set'"),
+        (["dino_shapes", "dataloader.evaluator=null", "--evaluate"], "evaluator of boxes"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message, shapes, tmp_path, request):

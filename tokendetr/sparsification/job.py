@@ -95,7 +95,7 @@ def run_job(
     """Make a detector sparse, write it, and compare it with the dense one.
 
     Raises:
-        ConfigError: the config names no weights.
+        ConfigError: the config names no weights, or no test set to evaluate on.
         FileNotFoundError, KeyError: config, weights, images or the test set to evaluate on do not
             exist.
         NotSparsifiableError: the detector has no deformable encoder, or is sparse already.
@@ -118,7 +118,7 @@ def run_job(
     )
     dense = predictor.model
     if job.evaluate:  # a test set that is missing is found before the fit
-        _evaluation(cfg, dense, job.output_dir / _EVALUATION).prepare()
+        evaluation_into(job.output_dir / _EVALUATION, cfg, dense).prepare(required=True)
     student = _twin(dense, sparse_cfg, cfg)
     seconds: dict[str, float] = {}
     state_file = job.output_dir / STATE_FILE
@@ -197,22 +197,16 @@ def _report(
     detectors = {"dense": dense, name: student}
     rows = compare(detectors, images, device=torch.device(cfg.train.device))
     if job.evaluate:
+        folder = job.output_dir / _EVALUATION
         rows = [
-            replace(row, ap=box_ap(cfg, detectors[row.name], job.output_dir / _EVALUATION))
+            replace(row, ap=evaluation_into(folder, cfg, detectors[row.name]).box_ap())
             for row in rows
         ]
     return SparsificationReport(rows, len(images.held_back), {}, {})
 
 
-def box_ap(cfg: DictConfig, detector: nn.Module, folder: Path) -> float | None:
-    """Return a detector's box AP on the test set of a config, in percent."""
-    results = _evaluation(cfg, detector, folder)()
-    ap = results.get("bbox", {}).get("AP")
-    return None if ap is None else float(ap)
-
-
-def _evaluation(cfg: DictConfig, detector: nn.Module, folder: Path) -> Evaluation:
-    """Return an evaluation whose files go to a folder."""
+def evaluation_into(folder: Path, cfg: DictConfig, detector: nn.Module) -> Evaluation:
+    """Return the evaluation of a config, whose files go to a folder."""
     for node in result_writers(cfg):
         node.output_dir = str(folder)
     return Evaluation(cfg, detector)
