@@ -161,7 +161,8 @@ def test_a_missing_image_and_a_missing_size_are_handled_by_name(tmp_path):
     ("line", "message"),
     [
         ("7 .5 .5 .1 .1", r"deep/a\.txt.*7 out of range"),
-        ("0 .5 .5", r"deep/a\.txt.*expected 5 fields"),
+        ("0 .5 .5", r"deep/a\.txt: line 1 has 3 fields, not the 5 of a box"),
+        ("0 .5 .5 .1 .1\n\n0 .1 .1 .5 .1 .5 .5", r"line 3 has 7 fields.*convert polygons"),
         ("0 .5 .5 .1 x", r"deep/a\.txt"),
         ("0 .9 .9 .9 .9", r"deep/a\.png.*outside"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.io.label_files import BOXES, SIZE, voc_xml, write_voc, write_yolo
+from tests.io.label_files import image as picture
 from tokendetr.errors import DatasetError
 from tokendetr.io.label_folders import recognize, to_coco
 
@@ -157,6 +158,42 @@ def test_two_xml_files_of_one_image_are_refused(tmp_path):
     (root / "Annotations" / "a.xml").write_text(voc_xml("b.jpg", BOXES["a"]))
     with pytest.raises(DatasetError, match=r"b\.xml and .*a\.xml both belong to .*b\.jpg"):
         to_coco(recognize(root))
+
+
+def test_an_image_with_labels_in_two_splits_is_refused(tmp_path):
+    root = write_voc(tmp_path, {"train": ["a"], "trainval": ["a", "b"], "val": ["b"]})
+    assert set(to_coco(recognize(root))) == {"train", "trainval", "val"}  # with the same file
+    (root / "Annotations" / "a.xml").write_text(voc_xml("b.jpg", BOXES["a"]))
+    (root / "ImageSets" / "Main" / "trainval.txt").unlink()
+    with pytest.raises(DatasetError, match=r"b\.xml and .*a\.xml both belong to .*b\.jpg"):
+        to_coco(recognize(root))
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo", "yolo above", "coco"])
+def test_two_folders_of_one_split_are_refused(tmp_path, kind):
+    root = tmp_path / "data"
+    if kind.startswith("yolo"):
+        write_yolo(root)
+        second = "images/valid/c.png" if kind == "yolo" else "val/images/c.png"
+        picture(root / second)
+    for split in () if kind.startswith("yolo") else ("train", "val", "valid"):
+        picture(root / split / "c.jpg")
+        if kind == "voc":
+            (root / split / "c.xml").write_text(voc_xml("c.jpg", BOXES["a"]))
+        else:
+            images = '{"images": [{"file_name": "c.jpg"}], "annotations": [], "categories": []}'
+            (root / split / "_annotations.coco.json").write_text(images)
+    with pytest.raises(DatasetError, match="are both the split 'val': keep one of them"):
+        recognize(root)
+
+
+def test_images_beside_the_folders_of_splits_are_said(yolo, caplog):
+    recognize(yolo)
+    assert not caplog.text
+    picture(yolo / "images" / "c.png")
+    picture(yolo / "images" / "more" / "d.png")
+    assert set(recognize(yolo).parts) == {"train", "val"}
+    assert "2 images of" in caplog.text and "c.png" in caplog.text
 
 
 def test_elements_without_end_are_no_annotation(tmp_path):

@@ -44,6 +44,20 @@ def test_other_errors_keep_their_traceback():
         main()
 
 
+def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+
+    @program()
+    def main():
+        raise AssertionError("must not begin")
+
+    with pytest.raises(SystemExit, match="the working folder was removed"):
+        main()
+
+
 def test_sigterm_ends_a_program_as_an_exception():
     before = signal.getsignal(signal.SIGTERM)
     cleaned = []

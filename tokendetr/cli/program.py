@@ -36,6 +36,7 @@ def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Argu
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             _prepare_streams()
             try:
+                _require_working_folder()
                 with _cleaned_up_by_signals():
                     main(*args, **kwargs)
                     sys.stdout.flush()
@@ -62,6 +63,20 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="backslashreplace")
+
+
+def _require_working_folder() -> None:
+    """Refuse a working folder that is gone, without which torch aborts the process later.
+
+    Raises:
+        FileNotFoundError: the folder was removed, and perhaps made anew, under its name.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            "the working folder was removed: change to a folder (cd), also if it was made anew"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ numbers afterwards.
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,6 +29,7 @@ Labeled = tuple[Path, dict[str, Any]]
 
 _ORIENTATION = 0x0112
 _ON_A_SIDE = (5, 6, 7, 8)
+_FIELDS = 5  # of a box in a label file of YOLO
 
 PURPOSE = "reading Pascal VOC and YOLO labels"
 
@@ -56,11 +58,12 @@ def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labeled
         raise DatasetError(f"{folder.root} has COCO JSON already: use it as it is")
     if not 0 <= val_share < 1:
         raise DatasetError(f"the share of images for validation is {val_share}: give 0 to below 1")
-    convert = _from_voc if folder.kind == "voc" else _from_yolo
-    names = list(folder.names)
+    convert: Callable[[Part], dict[str, Any]]
     if folder.kind == "voc":
-        names = _voc_names(folder)
-    parts = {name: (part.images, convert(part, names)) for name, part in folder.parts.items()}
+        convert = partial(_from_voc, names=_voc_names(folder), label_of={})
+    else:
+        convert = partial(_from_yolo, names=folder.names)
+    parts = {name: (part.images, convert(part)) for name, part in folder.parts.items()}
     if val_share and set(parts) == {WHOLE}:
         images, data = parts[WHOLE]
         return {name: (images, each) for name, each in split_at_random(data, val_share).items()}
@@ -150,14 +153,14 @@ def _parse_xml(path: Path) -> ElementTree.Element:
         raise DatasetError(f"{path} is not readable XML: {error}") from error
 
 
-def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
+def _from_voc(part: Part, *, names: Sequence[str], label_of: dict[Path, Path]) -> dict[str, Any]:
     hotcoco = load_hotcoco(PURPOSE)
     trees = [_parse_xml(path) for path in part.labels]
     by_stem: dict[str, list[Path]] = {}
     for path in find_files(part.images, IMAGE_SUFFIXES):
         by_stem.setdefault(path.stem.lower(), []).append(path)
     images = [_voc_image(part, by_stem, *pair) for pair in zip(part.labels, trees, strict=True)]
-    _check_different(images, part.labels)
+    _check_different(images, part.labels, label_of)
     with temporary_folder() as stage:
         # The reader knows plain names only; they are put back below.
         numbers = {name: f"class{number}" for number, name in enumerate(names)}
@@ -181,12 +184,18 @@ def _from_voc(part: Part, names: Sequence[str]) -> dict[str, Any]:
     return dict(data)
 
 
-def _check_different(images: Sequence[Path], labels: Sequence[Path]) -> None:
-    """Refuse two label files of one image: it would count twice, with half of its boxes missing."""
-    first: dict[Path, Path] = {}
+def _check_different(
+    images: Sequence[Path], labels: Sequence[Path], label_of: dict[Path, Path]
+) -> None:
+    """Refuse two label files of one image: it would count twice, with half of its boxes missing.
+
+    Args:
+        images, labels: of one part, in the same order.
+        label_of: label files of the images of the parts before; those of this one are added.
+    """
     for image, path in zip(images, labels, strict=True):
-        other = first.setdefault(image, path)
-        if other is not path:
+        other = label_of.setdefault(image, path)
+        if other != path:
             raise DatasetError(
                 f"{path} and {other} both belong to {image}: correct <filename> in one of them"
             )
@@ -232,9 +241,10 @@ def _voc_image(
 # ------------------------------------------------------------------------------------------- YOLO
 
 
-def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
+def _from_yolo(part: Part, *, names: Sequence[str]) -> dict[str, Any]:
     hotcoco = load_hotcoco(PURPOSE)
     images = list(_yolo_images(part))
+    lines = [_labels(path) for path in part.labels]
     with temporary_folder() as stage:
         labels, sizes = stage / "labels", stage / "images"
         labels.mkdir()
@@ -246,7 +256,7 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
         for number, (path, image) in enumerate(zip(part.labels, images, strict=True)):
             name = f"{number:08d}.txt"
             originals[f"labels/{name}"] = path
-            (labels / name).write_text(_labels(path))
+            (labels / name).write_text("\n".join(lines[number]))
             # It reads fewer formats than this project, and no EXIF: YOLO's numbers are fractions of
             # the image as it is shown. The head of a PPM file, under any name, has a size alone.
             width, height = _size(image)
@@ -255,14 +265,26 @@ def _from_yolo(part: Part, names: Sequence[str]) -> dict[str, Any]:
         data = _read(lambda: read(str(labels), images_dir=str(sizes)), stage, originals)
     data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
     _rename(data, part, images)
-    lines = [_labels(path).splitlines() for path in part.labels]
     _check_counts(data, [sum(bool(line.strip()) for line in each) for each in lines], part.labels)
     return dict(data)
 
 
-def _labels(path: Path) -> str:
-    """Return the lines of a label file; an image without one has no boxes."""
-    return read_text(path) if os.path.lexists(path) else ""
+def _labels(path: Path) -> list[str]:
+    """Return the lines of a label file; an image without one has no boxes.
+
+    Raises:
+        DatasetError: a line is not a box; polygons and keypoints have other numbers of fields.
+    """
+    lines = read_text(path).splitlines() if os.path.lexists(path) else []
+    for number, line in enumerate(lines, start=1):
+        count = len(line.split())
+        if count not in (0, _FIELDS):
+            raise DatasetError(
+                f"{path}: line {number} has {count} fields, not the {_FIELDS} of a box (class, "
+                "center x and y, width, height): convert polygons and keypoints to boxes, and "
+                "leave out confidences"
+            )
+    return lines
 
 
 def _yolo_images(part: Part) -> Iterator[Path]:

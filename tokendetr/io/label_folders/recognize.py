@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -96,21 +96,18 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
 
 
 def _coco(root: Path) -> LabelFolder | None:
+    parts = _by_split(_coco_parts(root))
+    return LabelFolder(root, "coco", parts) if parts else None
+
+
+def _coco_parts(root: Path) -> Iterator[tuple[str, Path, Part]]:
     files = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")]
-    parts: dict[str, Part] = {}
     for path in sorted(files):
         status = path.stat()
         images = _coco_images(path, status.st_mtime_ns, status.st_size)
-        if images is None:
-            continue
-        named = path.parent.name if path.name.startswith("_annotations") else path.stem
-        name = _split(named) or named
-        if name in parts:
-            raise DatasetError(
-                f"{path} and {parts[name].labels[0]} are both the split {name!r}: keep one of them"
-            )
-        parts[name] = Part(_coco_root(root, path, images), [path])
-    return LabelFolder(root, "coco", parts) if parts else None
+        if images is not None:
+            named = path.parent.name if path.name.startswith("_annotations") else path.stem
+            yield _split(named) or named, path, Part(_coco_root(root, path, images), [path])
 
 
 @lru_cache(maxsize=64)
@@ -161,7 +158,8 @@ def _voc(root: Path) -> LabelFolder | None:
     if whole is not None:
         parts = dict(_voc_lists(root, whole)) or _voc_subfolders(whole) or {WHOLE: whole}
         return LabelFolder(root, "voc", parts, names)
-    parts = {split: part for split, folder in _split_folders(root) if (part := _voc_part(folder))}
+    found = ((split, folder, _voc_part(folder)) for split, folder in _split_folders(root))
+    parts = _by_split((split, folder, part) for split, folder, part in found if part is not None)
     return LabelFolder(root, "voc", parts, names) if parts else None
 
 
@@ -222,7 +220,7 @@ def _yolo(root: Path) -> LabelFolder | None:
     for listed in (root / "classes.txt", root / "labels" / "classes.txt"):
         if not names and listed.is_file():
             names = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
-    parts = {split: part for split, part in _yolo_parts(root) if part.labels}
+    parts = _by_split((split, p.images, p) for split, p in _yolo_parts(root) if p.labels)
     without = [name for name, part in parts.items() if not any(p.exists() for p in part.labels)]
     if parts and not names and len(without) < len(parts):
         raise DatasetError(
@@ -261,13 +259,29 @@ def _yolo_names(path: Path) -> list[str]:
 
 
 def _yolo_parts(root: Path) -> Iterator[tuple[str, Part]]:
-    for split, folder in _split_folders(root / "images"):
+    split_folders = list(_split_folders(root / "images"))
+    for split, folder in split_folders:
         yield split, _yolo_part(folder, root / "labels" / folder.name)
     for split, folder in _split_folders(root):
         if (folder / "images").is_dir():
             yield split, _yolo_part(folder / "images", folder / "labels")
-    if (root / "labels").is_dir() and not list(_split_folders(root / "images")):
+    if split_folders:
+        _warn_of_images_beside(root / "images", {folder for _, folder in split_folders})
+    elif (root / "labels").is_dir():
         yield WHOLE, _yolo_part(root / "images", root / "labels")
+
+
+def _warn_of_images_beside(images: Path, splits: Set[Path]) -> None:
+    """Warn of images in a folder that are in none of its subfolders of splits."""
+    found = find_files(images, IMAGE_SUFFIXES)
+    beside = [path for path in found if splits.isdisjoint(path.parents)]
+    if beside:
+        logger.warning(
+            "%d images of %s are in no folder of a split and are left out, such as %s",
+            len(beside),
+            images,
+            beside[0],
+        )
 
 
 def _yolo_part(images: Path, labels: Path) -> Part:
@@ -286,6 +300,24 @@ def _yolo_part(images: Path, labels: Path) -> Part:
 
 
 # ------------------------------------------------------------------------------------------ splits
+
+
+def _by_split(found: Iterable[tuple[str, Path, Part]]) -> dict[str, Part]:
+    """Return parts by split, from (split, its file or folder, part).
+
+    Raises:
+        DatasetError: two are of one split.
+    """
+    parts: dict[str, Part] = {}
+    places: dict[str, Path] = {}
+    for split, place, part in found:
+        if split in parts:
+            raise DatasetError(
+                f"{place} and {places[split]} are both the split {split!r}: keep one of them, or "
+                "merge them"
+            )
+        parts[split], places[split] = part, place
+    return parts
 
 
 def _split(name: str) -> str | None:
