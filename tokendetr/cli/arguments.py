@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tokendetr.cli.argument_types import OutputFile
+from tokendetr.cli.argument_types import OutputFile, positive_int
 from tokendetr.errors import OutputError
 from tokendetr.io.outputs import check_output_file
 
 __all__ = [
     "add_config_option",
     "add_overrides_option",
+    "add_size_options",
     "described_parser",
     "overrides_last",
     "parse_with_overrides",
@@ -26,14 +27,15 @@ _OVERRIDE = re.compile(r"([+~]{1,2}\w|(model|dataloader|optimizer|lr_multiplier|
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses a file to write that is one of the other arguments too, and empty values."""
+    """Refuses empty values, and an output file that is also one of the other arguments."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and compare files to write with all other files that the command line names."""
         given = sys.argv[1:] if args is None else list(args)
-        if "" in given:  # as of a variable of the shell that is not set; it would be this folder
-            before = given[: given.index("")]
-            self.error(f"the value after {before[-1]} is empty" if before else "a word is empty")
+        if "" in given:  # such as an unset shell variable; as a path it would mean this folder
+            place = given.index("")
+            before = f"value after {given[place - 1]}" if place else "first argument"
+            self.error(f"the {before} is empty")
         found, rest = super().parse_known_args(args, namespace)
         self.check_outputs([*vars(found).values(), *rest])
         return found, rest
@@ -42,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
         """End the program if a file to be written is named twice, or is one of its inputs."""
         outputs = [value for value in _texts(values) if isinstance(value, OutputFile)]
         inputs = [value for value in _texts(values) if not isinstance(value, OutputFile)]
-        # An override names a file behind its sign.
+        # An override may name a file after its equals sign.
         inputs += [text.partition("=")[2].partition("?")[0] for text in inputs if "=" in text]
         for number, output in enumerate(outputs):
             try:
@@ -99,13 +101,21 @@ def add_overrides_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """Add detrex's options for the size that images are resized to."""
+    for side, name in (("shorter", "--min_size_test"), ("longest", "--max_size_test")):
+        parser.add_argument(
+            name, type=positive_int, help=f"{side} side in pixels (default: the config's)"
+        )
+
+
 def overrides_last(arguments: Sequence[str]) -> list[str]:
-    """Put overrides behind all other words; both keep their orders.
+    """Move overrides behind all other arguments; both keep their order.
 
     Args:
         arguments: the command line.
     """
-    return sorted(arguments, key=lambda word: _OVERRIDE.match(word) is not None)  # keeps orders
+    return sorted(arguments, key=lambda word: _OVERRIDE.match(word) is not None)
 
 
 def parse_with_overrides(

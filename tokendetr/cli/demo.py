@@ -23,10 +23,11 @@ from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
-from tokendetr.cli.argument_types import positive_int, share
+from tokendetr.cli.argument_types import share
 from tokendetr.cli.arguments import (
     add_config_option,
     add_overrides_option,
+    add_size_options,
     described_parser,
     parse_with_overrides,
 )
@@ -64,12 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--confidence-threshold", type=share, default=0.5, help="minimum score of drawn objects"
     )
-    parser.add_argument(
-        "--min_size_test", type=positive_int, help="shorter side (default: the config's)"
-    )
-    parser.add_argument(
-        "--max_size_test", type=positive_int, help="longest side (default: the config's)"
-    )
+    add_size_options(parser)
     parser.add_argument("--img_format", choices=("RGB", "BGR"), help="channel order of the model")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="by autocast")
     parser.add_argument("--metadata_dataset", help="data set whose class names are shown")

@@ -221,13 +221,12 @@ def measure(
 def run(args: argparse.Namespace) -> list[Point]:
     """Measure all points."""
     cfg = load_measured_config(args.config_file, args.opts)
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     model = build_measured_model(cfg, args.opts)
     if args.features:
         metric, score = "relative error of features", feature_error(cfg, model, args.features)
     else:
         metric, score = "AP", average_precision(cfg, model, args.images)
+    folder: Path = args.output
     points = points_of(folder) if args.resume else []
     if not args.layers:
         return run_encoder(args, model, score, points, metric)
@@ -276,7 +275,7 @@ def run_encoder(
             continue
         sparsifier.set_keep_ratio(keep)
         points.append(measure(model, score, name, keep, args))
-        write(points, Path(args.output), metric, "encoder")
+        write(points, args.output, metric, "encoder")
         logging.getLogger(__name__).info("%s", points[-1])
     return points
 

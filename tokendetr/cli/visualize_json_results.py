@@ -78,10 +78,8 @@ def compare(args: argparse.Namespace) -> int:
     if not records:
         raise ValueError(f"{args.input} has no results for images of {args.dataset}")
     metadata = MetadataCatalog.get(args.dataset)
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
     shown = records[: args.num]
-    targets = drawing_names([Path(record["file_name"]) for record in shown], folder, ".jpg")
+    targets = drawing_names([Path(record["file_name"]) for record in shown], args.output, ".jpg")
     for record, target in Progress(list(zip(shown, targets, strict=True)), unit="image"):
         path = Path(record["file_name"])
         image_HWC = read_rgb(path)

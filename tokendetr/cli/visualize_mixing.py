@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokendetr.cli.argument_types import positive_int
+from tokendetr.cli.argument_types import output_folder, positive_int
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
 from tokendetr.config.load import load_config
@@ -40,7 +40,6 @@ def draw(predictor: Predictor, paths: Sequence[Path], folder: Path, count: int) 
     Raises:
         ValueError: nothing was reduced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     shares = {}
     for path, target in zip(paths, drawing_names(paths, folder, "_mixing.png"), strict=True):
         image_HWC = read_rgb(path)
@@ -70,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add_config_option(parser, "a detector whose backbone is transformed")
     add("--input", nargs="+", required=True, help="images, folders or patterns")
-    add("--output", required=True, help="folder to write")
+    add("--output", type=output_folder, required=True, help="folder to write")
     add("--count", type=positive_int, default=14, help="rows of W to draw (default 14)")
     args = parse_with_overrides(parser, arguments)
     paths = find_images(args.input)
     draw(
         Predictor.from_config(load_config(args.config_file, args.opts, trained=True)),
         paths,
-        Path(args.output),
+        args.output,
         args.count,
     )
     print(f"{args.output}: a sheet NAME_mixing.png per image, and mixing.json")

@@ -26,6 +26,7 @@ from tokendetr.cli.argument_types import output_folder, positive_int, share
 from tokendetr.cli.arguments import (
     add_config_option,
     add_overrides_option,
+    add_size_options,
     described_parser,
     parse_with_overrides,
 )
@@ -49,12 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_config_option(parser)
     parser.add_argument("--input", nargs="+", required=True, help="images, folders or patterns")
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
-    parser.add_argument(
-        "--min_size_test", type=positive_int, help="shorter side (default: the config's)"
-    )
-    parser.add_argument(
-        "--max_size_test", type=positive_int, help="longest side (default: the config's)"
-    )
+    add_size_options(parser)
     parser.add_argument("--tile-width", type=positive_int, default=256, help="pixels per tile")
     parser.add_argument(
         "--confidence-threshold", type=share, default=0.3, help="minimum score (default 0.3)"
@@ -85,7 +81,6 @@ def visualize(
     Raises:
         ValueError: nothing was recorded, since the model has no encoder of this project.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     counts = {}
     stems = [name.stem for name in drawing_names(paths, folder, ".png")]
     for path, stem in Progress(list(zip(paths, stems, strict=True)), unit="image"):
@@ -117,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     visualize(
         predictor,
         paths,
-        Path(args.output),
+        args.output,
         args.tile_width,
         names=dataset_metadata(cfg).get("thing_classes", None),
         threshold=args.confidence_threshold,
