@@ -10,8 +10,8 @@ Nearly all of it is free: a skipped token passes through the next layer's value 
 and the projection of an affine map is an affine map, so the maps of inner layers are folded into
 the projections. Only the last layer's maps are extra work, C^2 multiply-adds per skipped token.
 
-What a layer gathers from a token's neighbors is lost on such maps. With context, the token first
-takes in what surrounds it (:mod:`tokendetr.encoder.surroundings`), by one linear map per level for
+Such maps miss what a layer gathers from a token's neighbors. With context, the token first takes in
+its surroundings (:mod:`tokendetr.encoder.surroundings`), by one linear map per level for
 all layers: C^2 / 2 multiply-adds per token, once.
 
 Source: linear shortcuts between layers are known from language models (Din et al., "Jump to

@@ -114,7 +114,7 @@ class DecoderAttention(Hooked):
         MaskDINO's decoder has the finest level first, its pixel decoder the coarsest.
 
         Raises:
-            UnsupportedDetectorError: the decoder looks at other levels than the encoder made.
+            UnsupportedDetectorError: the decoder attends to other levels than the encoder's.
         """
         ours = [tuple(map(int, shape)) for shape in self._layout.level_shapes]
         known = list(range(len(ours)))
@@ -126,7 +126,7 @@ class DecoderAttention(Hooked):
             if [ours[level] for level in order] == theirs:
                 return order
         raise UnsupportedDetectorError(
-            f"the decoder looks at levels of {theirs}, and the encoder's are {ours}: "
+            f"the decoder attends to levels of {theirs}, and the encoder's are {ours}: "
             "use selection='random' or 'objectness'"
         )
 

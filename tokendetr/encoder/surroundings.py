@@ -1,4 +1,4 @@
-"""What surrounds a token: the mean of its block in its own level, and the next level there.
+"""Surroundings of a token: the mean of its block, and the next level's token at that place.
 
 Both live on the grid of blocks of 2 x 2 tokens, which is the grid of the next level, so that a
 linear map of them costs a quarter of one of the tokens themselves. From there they are spread to

@@ -1,9 +1,9 @@
 """The maps of an affine bypass by least squares, from passes of the dense detector.
 
 Without context, each map is a ridge regression of its own. With context, all layers share what a
-token takes in of its surroundings, so the problem is linear in the maps for a given context, and in
-the context for given maps; both are solved in turns, from the regressions of each layer alone. That
-needs no more of the images than the sums of one regression.
+token takes in from its surroundings. The problem is then linear in the maps for a given context,
+and in the context for given maps: the two are solved in turn, starting from the separate
+regressions. All that is needed of the images are the sums of one regression.
 
 Shapes: B image, R rows, C channel, S = 2 C (surroundings; 0 without context), E = C + S + 1 (token,
     surroundings and a constant), X = C + 1 (entry and a constant), L level.
@@ -60,7 +60,7 @@ class BypassMaps:
 
     Attributes:
         maps: of entries and a constant, to their movement [layers, L, C + 1, C].
-        context_LSC: what a token takes in of its surroundings [L, S, C].
+        context_LSC: what a token takes in from its surroundings [L, S, C].
     """
 
     maps: Tensor

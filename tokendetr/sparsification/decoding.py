@@ -25,7 +25,7 @@ __all__ = ["DecoderCall", "DecoderRecorder", "proposals"]
 
 @dataclass(frozen=True)
 class DecoderCall:
-    """A dense detector's call of its decoder, and what came of it.
+    """A dense detector's call of its decoder, with the predictions.
 
     Attributes:
         args: positional arguments.

@@ -44,7 +44,7 @@ _HEADS = tuple(f"sparsifier.{name}" for name in _NOT_SCORES[1:])
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Length of a fit.
+    """Options of a fit.
 
     Attributes:
         score_iterations: batches to train the scores on.
@@ -294,7 +294,7 @@ def fit(
         student: the same detector with the same weights, whose encoder has a sparsifier with a
             bypass (:func:`tokendetr.sparsification.sparse_model`).
         images: images to fit to.
-        options: length of the fit.
+        options: of the fit; None for the defaults.
         state_file: written during the fit; an existing file resumes it.
         progress: called with the stage, the number of steps done and at most needed, and the mean
             of the last losses.

@@ -69,7 +69,7 @@ class SparsifyJob:
         overrides: of the config, including ``train.init_checkpoint=FILE``.
         keep_ratio: share of an image's tokens that the encoder updates, in (0, 1].
         method: how tokens are chosen, see :data:`tokendetr.sparsification.METHODS`.
-        options: length of the fit.
+        options: of the fit.
         batch_size: images per batch of the fit.
         evaluate: also measure AP on the config's test set before and after.
         budget: of an image, see :data:`tokendetr.sparsification.BUDGETS`.

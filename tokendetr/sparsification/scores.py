@@ -30,7 +30,7 @@ def attention_loss(score_BN: Tensor, mass_BN: Tensor, dense: DensePass, ratio: f
 
 
 def sparse_scores(student: nn.Module, dense: DensePass) -> Tensor | None:
-    """Return the scores by which a sparse detector ranks a batch's tokens, [B, N]; None without."""
+    """Return the scores [B, N] by which a sparse detector ranks a batch's tokens, or None."""
     sparsifier: Any = student.transformer.encoder.sparsifier  # type: ignore[union-attr]
     score_BN: Tensor | None = sparsifier.plan(dense.context(student)).score_BN
     return score_BN
