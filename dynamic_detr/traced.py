@@ -47,8 +47,8 @@ class TracedChoice:
         self._windows: dict[int, TracedWindows] = {}
         if options.selection != "coherence":
             raise ExportError(
-                f"selection={options.selection!r} differs from call to call, so no file can be "
-                "proven: export the model with selection='coherence'"
+                f"selection={options.selection!r} differs from call to call, so an exported file "
+                "cannot be verified: use selection='coherence'"
             )
         if options.merge == "max":
             raise ExportError(

@@ -109,7 +109,7 @@ def states_for_block(index: int) -> BlockStates:
         raise RuntimeError(
             f"block {index} of a transformed model runs outside of a forward pass of all blocks in "
             "order. Activation checkpointing around blocks is supported for Hugging Face models "
-            "and Swin alone: turn it off, or restore(model) first"
+            "and Swin only: turn it off, or restore(model) first"
         )
     return states
 

@@ -57,7 +57,10 @@ def test_a_file_that_the_runtime_cannot_load_is_named(tmp_path):
     [
         (["--size", "1000000", "1000000"], "at most 67,108,864"),
         (["--size", "8192", "8192", "--batch", "2"], "batch 2 are 134,217,728 pixels"),
-        (["--size", "256", "256", "--format", "pt2"], r"a\.onnx: a file of format pt2 is named \*"),
+        (
+            ["--size", "256", "256", "--format", "pt2"],
+            r"a\.onnx: a file of format pt2 ends in",
+        ),
     ],
 )
 def test_what_could_not_be_exported_is_refused_before_the_model_is_built(

@@ -85,5 +85,5 @@ def test_token_counts_that_depend_on_the_image_are_refused():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ExportError, match="Linear is none of tokendetr's"):
+    with pytest.raises(ExportError, match="Linear is not one of tokendetr's"):
         DeployedDetector(torch.nn.Linear(2, 2))

@@ -242,7 +242,7 @@ def test_the_command_writes_a_page_a_table_and_numbers(files, tmp_path, capsys):
         ('[{"image_id": 1, "category_id": 9, "bbox": [0,0,1,1], "score": 1}]', "category 9"),
         ('[{"image_id": 99, "category_id": 1, "bbox": [0,0,1,1], "score": 1}]', "image 99"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [0,0,1,NaN], "score": 1}]', "finite"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0,0,1,1], "score": 17.5}]', "no logits"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [0,0,1,1], "score": 17.5}]', "not logits"),
     ],
 )
 def test_results_that_cannot_be_used_are_named(files, tmp_path, rows, message):

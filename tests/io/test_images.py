@@ -32,7 +32,7 @@ def test_an_image_is_written_in_the_format_of_its_name(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.svg"])
 def test_a_name_of_no_image_is_refused(tmp_path, name):
-    with pytest.raises(OutputError, match="ends in .jpg or .png"):
+    with pytest.raises(OutputError, match="must end in .jpg or .png"):
         save_image(IMAGE, tmp_path / name)
     assert not os.listdir(tmp_path)
 

@@ -68,7 +68,7 @@ def test_the_page_has_the_pairs_that_are_asked_about_and_a_file_has_all() -> Non
     assert len(asked.tables(rows)[1].rows) == 2
     lines = asked.pairs_csv(rows).decode().splitlines()
     assert len(lines) == 1 + 3 and lines[1].startswith("Sparse,dense,-2.0,")
-    with pytest.raises(ValueError, match="shows no row"):
+    with pytest.raises(ValueError, match="shows unknown rows"):
         replace(TRIED, asked=[("dense", "nothing")])
 
 
@@ -115,7 +115,7 @@ def test_claims_are_judged_by_significant_differences() -> None:
 
 
 def test_claims_are_of_rows() -> None:
-    with pytest.raises(ValueError, match="no row"):
+    with pytest.raises(ValueError, match="unknown rows"):
         replace(TRIED, claims=[Claim("dense", "nothing", "a paper")])
 
 
@@ -171,7 +171,7 @@ def test_a_row_starts_from_the_weights_of_another(
     assert f"train.init_checkpoint={tmp_path}/tried/dense/seed1/model_final.pth" in fitting
     other = study.Run(tried, TRIED.contestants[2], 1, tmp_path)
     assert other.start != study.Run(tried, after, 1, tmp_path).start
-    with pytest.raises(ValueError, match="starts from no row"):
+    with pytest.raises(ValueError, match="starts from unknown rows"):
         replace(TRIED, contestants=(after, replace(after, name="dense", origin="sparse")))
 
 

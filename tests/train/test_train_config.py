@@ -316,7 +316,7 @@ def test_settings_that_a_config_lacks_are_said_once(tmp_path, caplog):
     path.write_text("model: {}\n")
     for _ in range(2):
         load_config(str(path))
-    assert caplog.text.count(f"{path} has no train: detrex's defaults hold") == 1
+    assert caplog.text.count(f"{path} has no train: detrex's defaults apply") == 1
 
 
 def test_keys_that_are_numbers_and_lists_of_evaluators_are_fine(tmp_path):

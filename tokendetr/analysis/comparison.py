@@ -126,12 +126,16 @@ class Comparison:
             raise ValueError(f"comparison {self.name!r} needs distinct rows, has {slugs}")
         names = {contestant.name for contestant in self.contestants}
         if strange := {n for c in self.claims for n in (c.better, c.worse)} - names:
-            raise ValueError(f"comparison {self.name!r} has claims of no row: {sorted(strange)}")
+            raise ValueError(
+                f"comparison {self.name!r} has claims on unknown rows: {sorted(strange)}"
+            )
         asked = {name for pair in self.asked for name in pair} | {*self.headline}
         if strange := asked - names:
-            raise ValueError(f"comparison {self.name!r} shows no row: {sorted(strange)}")
+            raise ValueError(f"comparison {self.name!r} shows unknown rows: {sorted(strange)}")
         if strange := {c.origin for c in self.contestants} - names - {""}:
-            raise ValueError(f"comparison {self.name!r} starts from no row: {sorted(strange)}")
+            raise ValueError(
+                f"comparison {self.name!r} starts from unknown rows: {sorted(strange)}"
+            )
 
     def tables(self, measured: Measured, notes: Sequence[str] = ()) -> list[Table]:
         """Return accuracy with intervals, the differences that are asked about, and the claims.

@@ -154,7 +154,7 @@ def _unwrapped(path: str, content: Any) -> Any:
             return content
         content = inner
     raise CheckpointError(
-        f"{path} is not a checkpoint: its weights lie below more than {_MAX_WRAPPERS} wrappers"
+        f"{path} is not a checkpoint: its weights are nested in more than {_MAX_WRAPPERS} dicts"
     )
 
 

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("opts", nargs="*", help="overrides of that config, key=value")
     args = parse_with_overrides(parser, arguments, intermixed=True)
     if args.opts and not args.config_file:
-        parser.error("overrides are of --config-file, which is not given")
+        parser.error("overrides need the config that they change: give --config-file")
     check_output_file(args.output, [args.input])
     checkpoint = read_checkpoint(args.input)
     weights, which = chosen_weights(checkpoint, args.weights)

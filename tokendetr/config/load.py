@@ -219,7 +219,7 @@ def fill_defaults(cfg: DictConfig) -> None:
 @cache  # programs load a config more than once
 def _say_defaults(path: str, output_dir: str, max_iter: int) -> None:
     logger.warning(
-        "%s has no train: detrex's defaults hold, unless overridden (train.output_dir=%s, "
+        "%s has no train: detrex's defaults apply unless overridden (train.output_dir=%s, "
         "train.max_iter=%d)",
         path,
         output_dir,

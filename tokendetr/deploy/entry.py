@@ -76,13 +76,13 @@ class DeployedDetector(nn.Module):
         super().__init__()
         if not isinstance(detector, DeformableDetector):
             raise ExportError(
-                f"{type(detector).__name__} is none of tokendetr's detectors: only those can be "
+                f"{type(detector).__name__} is not one of tokendetr's detectors: only those can be "
                 "exported"
             )
         sparsifier = getattr(detector.transformer.encoder, "sparsifier", None)
         if getattr(sparsifier, "mass_budget", None) is not None:
             raise ExportError(
-                "with a mass_budget the number of tokens depends on what an image shows, and a "
+                "with a mass_budget the number of tokens depends on the image, but an exported "
                 "program has fixed shapes: export the model without it (mass_budget=None)"
             )
         self.detector = detector.eval()
@@ -120,7 +120,7 @@ class DeployedDetector(nn.Module):
         canvas = (int(images_B3HW.shape[-2]), int(images_B3HW.shape[-1]))
         if self.rule.canvas([canvas]) != canvas:
             raise ExportError(
-                f"the backbone takes no images of {canvas[0]} x {canvas[1]}: the next size that it "
+                f"the backbone takes no images of {canvas[0]} x {canvas[1]}; the next size that it "
                 f"takes is {' x '.join(map(str, self.rule.canvas([canvas])))}"
             )
         normalized_B3HW = normalize(images_B3HW, detector.pixel_mean, detector.pixel_std)

@@ -156,7 +156,7 @@ def check_name(path: str | os.PathLike[str], format: Format) -> None:
         ExportError: it has another extension.
     """
     if Path(path).suffix != SUFFIXES[format]:
-        raise ExportError(f"{path}: a file of format {format} is named *{SUFFIXES[format]}")
+        raise ExportError(f"{path}: a file of format {format} ends in {SUFFIXES[format]}")
 
 
 def _draft_folder(path: Path) -> tempfile.TemporaryDirectory[str]:

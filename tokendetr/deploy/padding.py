@@ -46,8 +46,8 @@ class IgnorePadding(TorchFunctionMode):
         shape = (int(features_BCHW.shape[-2]), int(features_BCHW.shape[-1]))
         if shape not in self._sizes:
             raise ExportError(
-                f"a feature map of {shape[0]} x {shape[1]} comes from an operation that is no "
-                "convolution and no pooling, so where images end in it is unknown: export the "
+                f"a feature map of {shape[0]} x {shape[1]} comes from an operation that is "
+                "neither a convolution nor pooling, so it is unknown where images end: export the "
                 "model for images that fill the canvas (padding=False, --no-padding)"
             )
         return self._sizes[shape]

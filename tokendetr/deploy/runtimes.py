@@ -105,7 +105,7 @@ def open_exported(
     }
     check_choice("runtime", runtime, openers, error=ExportError)
     if precision != "float32" and runtime != "openvino":
-        raise ExportError(f"files are run in {precision} by openvino alone, not by {runtime}")
+        raise ExportError(f"only openvino runs files in {precision}, not {runtime}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no exported file {path}")
     name = Path(path).name

@@ -129,7 +129,7 @@ def _results_on(path: str | Path, annotations: Mapping[str, Any]) -> list[dict[s
         if not 0 <= row["score"] <= 1:  # calibration compares scores with precision
             raise DatasetError(
                 f"{path}: record {number} has the score {row['score']}: an analysis needs scores "
-                "between 0 and 1, no logits"
+                "between 0 and 1, not logits"
             )
     try:
         check_results(rows, {image["id"] for image in annotations["images"]})

@@ -151,7 +151,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             )
         self._tasks = (tasks,) if isinstance(tasks, str) else tasks and tuple(tasks)
         if self._tasks and not set(self._tasks) <= {"bbox", "segm"}:
-            raise ValueError(f"tasks {self._tasks}: FastCOCOEvaluator knows bbox and segm")
+            raise ValueError(f"tasks {self._tasks}: FastCOCOEvaluator supports only bbox and segm")
         self._max_dets = max_detections(max_dets_per_image)
         self._distributed = distributed
         self._output_dir = output_dir
@@ -307,7 +307,7 @@ def _once(predictions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for prediction in predictions:
         first.setdefault(prediction["image_id"], prediction)
     if repeated := len(predictions) - len(first):
-        logger.warning("%d predictions repeat those of an image: the first count", repeated)
+        logger.warning("%d predictions repeat those of an image: the first ones count", repeated)
     return list(first.values())
 
 

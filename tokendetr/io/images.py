@@ -34,7 +34,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any)
     suffix = Path(path).suffix.lower()
     image_format = Image.registered_extensions().get(suffix, "")
     if image_format not in Image.SAVE:
-        raise OutputError(f"{path}: give an image's name that ends in .jpg or .png, not {suffix!r}")
+        raise OutputError(f"{path}: the image's name must end in .jpg or .png, not {suffix!r}")
     content = io.BytesIO()
     image.save(content, format=image_format, **options)
     write_atomically(str(path), content.getbuffer())

@@ -62,5 +62,6 @@ def lock_folder(path: str, owner: Callable[[], str] = lambda: "another process")
 
 def _warn(path: str) -> None:
     logger.warning(
-        "The file system of %s has no locks: see yourself that nothing else writes there", path
+        "The file system of %s has no locks: make sure yourself that nothing else writes there",
+        path,
     )

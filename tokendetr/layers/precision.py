@@ -58,7 +58,7 @@ def emulates_bfloat16() -> bool:
 @cache
 def _warn_of_emulation() -> None:
     if emulates_bfloat16():
-        logger.warning("this processor has no products in bfloat16: float32 is faster")
+        logger.warning("this processor has no bfloat16 instructions: float32 is faster")
 
 
 def evaluated_in(precision: str, model: nn.Module) -> AbstractContextManager[Any]:

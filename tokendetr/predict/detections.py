@@ -110,7 +110,9 @@ class Detections:
         try:
             import supervision
         except ImportError as error:
-            raise ImportError("pip install supervision, to get supervision.Detections") from error
+            raise ImportError(
+                "to_supervision() needs supervision: pip install supervision"
+            ) from error
         classes = self.instances.pred_classes.numpy()
         return supervision.Detections(
             xyxy=self.instances.pred_boxes.tensor.numpy().astype(np.float32),

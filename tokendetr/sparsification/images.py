@@ -20,8 +20,8 @@ HELD_BACK_SHARE = 0.15
 HELD_BACK_LIMITS = (2, 60)
 """Share of the images that are held back, and its least and greatest number of images."""
 MOST_IMAGES = 10_000
-"""Of more images, as many are drawn. Every image is decoded to find the unreadable ones, and a fit
-sees a few thousand."""
+"""Of larger sets a random sample of this size is used: every image is decoded to find unreadable
+ones, and a fit sees only a few thousand."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ class UnlabeledImages:
     """Images to fit to, and held-back images to measure on.
 
     Args:
-        files: image files, in any order; a file counts once. Of more than :data:`MOST_IMAGES`, as
-            many are drawn.
+        files: image files, in any order; a file counts once. Of more than :data:`MOST_IMAGES`, a
+            random sample of that size is used.
         inputs: converts an image to a detector's input (resized, with the right channel order).
-        seed: of the order, of the held-back images and of the draw.
+        seed: of the sample, of the held-back images and of the order.
         batch_size: images per batch.
 
     Raises:
@@ -48,7 +48,7 @@ class UnlabeledImages:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         found = sorted({path.resolve() for path in files})
         if len(found) > MOST_IMAGES:
-            logger.info("Of %d images, %d are drawn", len(found), MOST_IMAGES)
+            logger.info("Using a random %d of %d images", MOST_IMAGES, len(found))
             found = sorted(random.Random(seed).sample(found, MOST_IMAGES))
         with ThreadPoolExecutor() as threads:
             readable = list(compress(found, threads.map(_is_image, found)))
@@ -71,8 +71,8 @@ class UnlabeledImages:
     ) -> "UnlabeledImages":
         """Collect the images of folders, files, glob patterns, or registered data sets.
 
-        A name is a data set's if there is no path of that name. If training and test images lie in
-        one folder, the names of the data sets separate them.
+        A name denotes a data set if no such path exists. If training and test images lie in one
+        folder, the names of their data sets tell them apart.
 
         Raises:
             FileNotFoundError: one of them has no images.

@@ -39,7 +39,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
     if missing := _lacking(optimizer, saved):
         raise CheckpointMismatchError(
             f"the state of the optimizer lacks {', '.join(missing)}, which "
-            f"{type(optimizer).__name__} as the config has it needs"
+            f"{type(optimizer).__name__} needs with the config's settings"
         )
     optimizer.load_state_dict(dict(saved))
     changed: dict[str, tuple[Any, Any]] = {}

@@ -1,5 +1,4 @@
-// The CPU kernels as operators. They run in one thread: what they replace is many small operators, each of which costs
-// more than its arithmetic.
+// The CPU kernels as operators. Each replaces many small operators, whose calls cost more than their arithmetic.
 #include "../registration.h"
 #include "operators.h"
 

@@ -57,7 +57,7 @@ def to_coco(folder: LabelFolder, *, val_share: float = 0.0) -> dict[str, Labeled
     if folder.kind == "coco":
         raise DatasetError(f"{folder.root} has COCO JSON already: use it as it is")
     if not 0 <= val_share < 1:
-        raise DatasetError(f"the share of images for validation is {val_share}: give 0 to below 1")
+        raise DatasetError(f"val_share must lie in [0, 1), got {val_share}")
     convert: Callable[[Part], dict[str, Any]]
     if folder.kind == "voc":
         convert = partial(_from_voc, names=_voc_names(folder), label_of={})

@@ -86,9 +86,8 @@ def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
             return found
     wanted = "COCO JSON, Pascal VOC XML or YOLO" if kind == "auto" else kind.upper()
     raise DatasetError(
-        f"{root} holds no {wanted} labels that are recognized. Expected are *.json with images, "
-        "annotations and categories; or Annotations/*.xml beside JPEGImages; or data.yaml with "
-        "images/ and labels/"
+        f"{root} has no {wanted} labels in a known layout: *.json with images, annotations and "
+        "categories; or Annotations/*.xml beside JPEGImages; or data.yaml with images/ and labels/"
     )
 
 
