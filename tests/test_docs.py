@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from tests.plain_encoder import CHANNELS, make_encoder
+from tests.pyramids import make_batch
 from tokendetr.encoder import TokenEncoder
 from tokendetr.encoder.forward_context import record_tokens
 
@@ -14,10 +16,11 @@ SHAPES = ((8, 8), (4, 4))
 
 
 def example() -> dict:
+    """Return the names of the page's two methods, which its first blocks define."""
     text = (DOCS / "add_a_method.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     names: dict = {}
-    exec(compile(code, "add_a_method.md", "exec"), names)  # noqa: S102
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[:2]:
+        exec(compile(code, "add_a_method.md", "exec"), names)  # noqa: S102
     return names
 
 
@@ -53,6 +56,18 @@ def test_keeping_all_tokens_is_the_dense_encoder():
     all_BNC, _ = encode(method(keep_ratio=1.0), query_BNC)
     dense_BNC, _ = encode(None, query_BNC)
     torch.testing.assert_close(all_BNC, dense_BNC)
+
+
+def test_the_documented_mask_keeps_every_second_real_token_of_a_padded_batch():
+    batch, _ = make_batch([(16, 21), (9, 10)], CHANNELS)
+    encoder = make_encoder(example()["EverySecondToken"]())
+    with torch.no_grad(), record_tokens() as trace:
+        encoder(**batch.inputs)
+    kept = trace.forwards[0].layers[0].token_map
+    for index_K, own_K, valid_N in zip(
+        kept.anchor_BK, kept.valid_BK, batch.layout.valid_BN, strict=True
+    ):
+        assert torch.equal(index_K[own_K], valid_N.nonzero()[::2, 0])
 
 
 def test_every_stop_of_the_walk_exists_and_is_visited_once():
