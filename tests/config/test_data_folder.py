@@ -101,7 +101,7 @@ def test_auto_counts_the_categories_of_the_training_data(tmp_path):
 def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_built(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(tmp_path / "nowhere", tmp_path / "run")
-    with pytest.raises(DatasetError, match="holds no COCO JSON"):
+    with pytest.raises(DatasetError, match="has no COCO JSON"):
         load(tmp_path, tmp_path / "run")
     root = coco_folder(tmp_path / "broken", annotations=4)
     text = (root / "annotations.json").read_text()

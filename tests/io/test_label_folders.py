@@ -186,7 +186,7 @@ def test_files_that_exist_are_not_replaced(tmp_path):
 def test_folders_without_data_are_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         recognize(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match="holds no COCO JSON, Pascal VOC XML or YOLO"):
+    with pytest.raises(DatasetError, match="has no COCO JSON, Pascal VOC XML or YOLO"):
         recognize(tmp_path)
     root = write_voc(tmp_path / "voc", {"train": ["a", "gone"]})
     with pytest.raises(DatasetError, match="lists 'gone'"):

@@ -75,7 +75,7 @@ def _check_archive(path: str) -> None:
         raise CheckpointError(f"{path} is damaged or is not a checkpoint: {error}") from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
-            f"{path} is a TorchScript program, not a checkpoint: save its model's state dict"
+            f"{path} is a TorchScript program, not a checkpoint: save the state dict of its model"
         )
     if not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(
