@@ -12,7 +12,7 @@ def end_if_sending_fails() -> None:
     """Make this process end if an object that it puts into a queue cannot be sent.
 
     By default the thread that sends prints a traceback and drops the object: full shared memory, or
-    a value that cannot be pickled, would let the reader wait for ever. A process that ends is
+    a value that cannot be pickled, would let the reader wait forever. A process that ends is
     noticed.
     """
     Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]

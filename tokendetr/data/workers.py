@@ -32,7 +32,7 @@ def obey_parent(worker_id: int) -> None:
 
     Ctrl-C and SIGHUP are ignored. PyTorch ends workers by SIGTERM, which a batch system sends as
     well; a thread waits for it and exits only if the sender is the parent. A process that cannot
-    send a batch ends too, for the parent would wait for that batch for ever.
+    send a batch ends too, for the parent would wait for that batch forever.
     """
     sys.excepthook = _say_but_of_connections
     end_if_sending_fails()

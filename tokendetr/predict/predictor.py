@@ -225,7 +225,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     Raises:
         OSError: the file is not an image, or damaged; the message names it.
     """
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+    if path.exists() and not path.is_file():  # reading a pipe would wait forever
         raise OSError(f"{path} is not a readable image: it is a folder, a pipe or a device")
     try:
         image: NDArray[np.uint8] = np.asarray(utils.read_image(str(path), format="RGB"))

@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import torch.distributed as dist
 
 # Its functions have the process group at the time of import as a default argument and keep it alive
-# for ever. DistributedDataParallel would import it while a group exists; here there is none yet.
+# forever. DistributedDataParallel would import it while a group exists; here there is none yet.
 import torch.distributed.nn.functional  # noqa: F401
 from detectron2.utils import comm
 

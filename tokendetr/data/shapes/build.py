@@ -177,7 +177,7 @@ def _write_images(
     progress["desc"] = f"drawing shapes_{split}"
     if min(workers, count) < 2 or "fork" not in multiprocessing.get_all_start_methods():
         return list(Progress(map(_write_image, jobs), **progress))
-    # Not multiprocessing.Pool: it waits for ever for a worker that is killed, or by Ctrl-C.
+    # Not multiprocessing.Pool: it waits forever for a worker that is killed, or by Ctrl-C.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, count), context, _follow_parent) as pool:
         try:
