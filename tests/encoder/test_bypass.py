@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from tests.encoder.scheduled_bypass import DEPTH, SIZES, scheduled
 from tests.plain_encoder import CHANNELS, plain_layer
 from tests.pyramids import make_batch, valid_rows
 from tokendetr.encoder import bypass_pass
 from tokendetr.encoder.bypass import AffineBypass
+from tokendetr.layers.cpu import optimize
 from tokendetr.tokens import LevelLayout
 
 
@@ -128,16 +130,64 @@ def test_gradients_equal_those_of_the_naive_encoder(name):
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
 
 
-def test_without_folding_nothing_changes(monkeypatch):
-    """Pre-norm encoders cannot fold; forcing that path on others gives the same memory."""
+class Adapter(nn.Module):
+    """A linear layer with a product of low rank beside it, which shows the layer's own weights."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+        self.added = nn.Linear(layer.in_features, layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.added(x)
+
+
+def with_hook(layer: nn.Linear) -> nn.Linear:
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return layer
+
+
+def with_weight_norm(layer: nn.Linear) -> nn.Linear:
+    layer = nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+    return layer
+
+
+@pytest.mark.parametrize("change", [Adapter, with_hook, with_weight_norm])
+@pytest.mark.parametrize("optimized", [False, True])
+def test_whatever_a_value_projection_computes_counts(change, optimized):
+    """Whether its weights fold into the maps or not, the memory is that of a plain product."""
     encoder = scheduled([0.5, 0.4, 0.3, 0.2], carry=True).float()
     batch, _ = make_batch(SIZES, CHANNELS)
-    with torch.no_grad():
-        folded = encoder(**batch.inputs)
-        encoder.pre_norm = True
-        unfolded = encoder(**batch.inputs)
     real = batch.layout.valid_BN
-    torch.testing.assert_close(folded[real], unfolded[real], rtol=1e-6, atol=2e-6)
+    plain = copy.deepcopy(encoder)
+    if optimized:
+        optimize(encoder)
+    with torch.no_grad():
+        for layer, same in zip(encoder.layers, plain.layers, strict=True):
+            attention, expected = layer.attentions[0], same.attentions[0].value_proj
+            attention.value_proj = change(attention.value_proj)
+            if change is Adapter:
+                expected.weight.add_(attention.value_proj.added.weight)
+            else:
+                expected.weight.mul_(2)
+            if change is with_hook:
+                expected.bias.mul_(2)
+        torch.testing.assert_close(
+            encoder(**batch.inputs)[real], plain(**batch.inputs)[real], rtol=1e-5, atol=2e-5
+        )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize:UserWarning")
+def test_an_encoder_with_quantized_products_is_near_its_original():
+    encoder = scheduled([0.3] * DEPTH, carry=True).float()
+    batch, _ = make_batch(SIZES, CHANNELS)
+    real = batch.layout.valid_BN
+    quantized = torch.ao.quantization.quantize_dynamic(encoder, {nn.Linear})
+    with torch.no_grad():
+        exact, near = encoder(**batch.inputs)[real], quantized(**batch.inputs)[real]
+    assert 0 < (near - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
 def test_a_pre_norm_encoder_sees_moved_values():

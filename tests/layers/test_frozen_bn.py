@@ -202,6 +202,19 @@ def test_hooks_inside_a_block_are_called(name, conv):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "conv"),
+    [("stem", "conv1"), ("basic", "conv2"), ("bottleneck with a shortcut", "shortcut")],
+)
+def test_what_replaces_a_convolution_later_counts(name, conv):
+    block = make_block(name)
+    x = torch.randn(1, block.in_channels, 8, 8)
+    with torch.no_grad(), optimize(block):
+        block(x)
+        setattr(block, conv, nn.Sequential(block.get_submodule(conv), nn.Tanh()))
+        torch.testing.assert_close(block(x), type(block).forward(block, x))
+
+
 def test_convolutions_without_a_norm_and_other_paddings_are_unchanged():
     torch.manual_seed(0)
     network = nn.Sequential(

@@ -13,7 +13,7 @@ counts its ``grid_sample`` form, whether or not the extension is built.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils.flop_counter import flop_registry
 
 from tokendetr.analysis.flop_rules import RULES, flop_handles
@@ -103,24 +107,19 @@ class _Counting(TorchDispatchMode):
     @contextmanager
     def following(self) -> Iterator[None]:
         """Track which module runs, inside the ``with`` block."""
-        hooks = []
-        for module, name in self._names.items():
-            hooks.append(module.register_forward_pre_hook(self._entering(name)))
-            hooks.append(module.register_forward_hook(self._leaving, always_call=True))
-        try:
+        with (
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
-    def _entering(self, name: str) -> Callable[..., None]:
-        def enter(*_: Any) -> None:
-            self._running.append(name)
+    def _enter(self, module: nn.Module, *_: Any) -> None:
+        if module in self._names:
+            self._running.append(self._names[module])
 
-        return enter
-
-    def _leaving(self, *_: Any) -> None:
-        self._running.pop()
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        if module in self._names:
+            self._running.pop()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

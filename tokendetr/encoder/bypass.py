@@ -21,6 +21,7 @@ this project's.
 Shapes: B image, N all tokens, R any rows, C channel.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 
 from tokendetr.compat.torch_private import disable_current_modes
 from tokendetr.encoder.surroundings import spread, surroundings
+from tokendetr.layers.cached import Cached
 from tokendetr.tokens import LevelLayout
 
 
@@ -78,7 +80,8 @@ class AffineBypass(nn.Module):
             self.context_weight = nn.Parameter(zeros)
         else:
             self.register_parameter("context_weight", None)
-        self._folded: dict[tuple[int, int], tuple[object, tuple[Tensor, Tensor | None]]] = {}
+        self._folded: defaultdict[tuple[int, int], Cached[tuple[Tensor, Tensor]]]
+        self._folded = defaultdict(Cached)
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -121,29 +124,26 @@ class AffineBypass(nn.Module):
             bias_C = bias_C - self.bias[layer - 1, level]
         return F.linear(x_RC, weight_CC, bias_C)
 
-    def folded(self, layer: int, level: int, projection: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    def folded(self, layer: int, level: int, projection: nn.Linear) -> tuple[Tensor, Tensor]:
         """Return weight and bias of ``projection`` applied to :meth:`moved`.
 
         Without gradients they are computed once, in float64, and cached until a parameter changes.
         """
-        parameters = (self.weight, self.bias, projection.weight, projection.bias)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             with torch.autocast(self.weight.device.type, enabled=False):
-                return self._fold(layer, level, projection)
-        key = tuple(_state(parameter) for parameter in parameters)
-        kept = self._folded.get((layer, level))
-        if kept is not None and kept[0] == key:
-            return kept[1]
+                return self._fold(layer, level, projection, self.weight.dtype)
+        outer = projection.weight, projection.bias
         # FLOP counters and fake tensors must neither see nor enter the cache of later passes.
         with disable_current_modes():
-            folded = self._fold(layer, level, projection, dtype=torch.float64)
-        self._folded[layer, level] = (key, folded)
-        return folded
+            return self._folded[layer, level].get(
+                outer[0].dtype,
+                (self.weight, self.bias, *outer),
+                lambda: self._fold(layer, level, projection, torch.float64),
+            )
 
     def _fold(
-        self, layer: int, level: int, projection: nn.Linear, dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        dtype = dtype or self.weight.dtype
+        self, layer: int, level: int, projection: nn.Linear, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         weight_CC, bias_C = self.weight[layer, level].to(dtype), self.bias[layer, level].to(dtype)
         outer_CC = projection.weight.to(dtype)
         folded_CC = outer_CC + outer_CC @ weight_CC
@@ -159,11 +159,3 @@ class AffineBypass(nn.Module):
             f"embed_dim={self.embed_dim}, num_layers={self.num_layers}, "
             f"num_levels={self.num_levels}, context={self.context_weight is not None}"
         )
-
-
-def _state(parameter: Tensor | None) -> tuple[Any, ...] | None:
-    """Return a key that changes when a parameter is replaced or written to."""
-    if parameter is None:
-        return None
-    version = None if parameter.is_inference() else parameter._version
-    return (parameter.data_ptr(), version, parameter.dtype, parameter.device)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokendetr.encoder.bypass import AffineBypass
-from tokendetr.layers.encoder_layer import EncoderLayer
 from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap, chosen_tokens
 
 _KEPT, _RETURNED, _PASSED, _LEFT_OUT, _PADDING = range(5)
@@ -48,7 +47,7 @@ class BypassPass:
         return memory_BNC
 
     def projected_values(
-        self, layer: int, memory_BNC: Tensor, encoder_layer: EncoderLayer
+        self, layer: int, memory_BNC: Tensor, projection: nn.Linear
     ) -> Tensor | None:
         """Return a layer's value projection of :meth:`values` by folded matrices, 0 for padding.
 
@@ -180,12 +179,11 @@ class _SortedPass(_MappedPass):
         return self._write(memory_BNC, _LEFT_OUT, layer - 1)
 
     def projected_values(
-        self, layer: int, memory_BNC: Tensor, encoder_layer: EncoderLayer
+        self, layer: int, memory_BNC: Tensor, projection: nn.Linear
     ) -> Tensor | None:
         if layer == 0 or not self._leaves_out:
             return None
         self._used = True
-        projection = encoder_layer.value_projection
         order_R = self._order_R
         assert order_R is not None
         stored_RC = memory_BNC.flatten(0, 1).index_select(0, order_R[: self._stored])
@@ -262,11 +260,10 @@ class _MaskedPass(_MappedPass):
         return torch.where(self._updated_BN1, memory_BNC, moved_BNC)
 
     def projected_values(
-        self, layer: int, memory_BNC: Tensor, encoder_layer: EncoderLayer
+        self, layer: int, memory_BNC: Tensor, projection: nn.Linear
     ) -> Tensor | None:
         if layer == 0:
             return None
-        projection = encoder_layer.value_projection
         moved_BNC = self._by_level(
             lambda level, x: F.linear(x, *self._bypass.folded(layer - 1, level, projection))
         )

@@ -283,10 +283,10 @@ class TokenEncoder(nn.Module):
         self, index: int, memory_BNC: Tensor, bypass: BypassPass
     ) -> tuple[Tensor, Tensor | None]:
         """Return the tokens that a layer's queries sample, and their projection if it is folded."""
-        if self.pre_norm:  # a norm stands between the bypass's map and the projection
+        projection = cast(EncoderLayer, self.layers[index]).value_projection
+        if projection is None:
             return bypass.values(index, memory_BNC), None
-        layer = cast(EncoderLayer, self.layers[index])
-        return memory_BNC, bypass.projected_values(index, memory_BNC, layer)
+        return memory_BNC, bypass.projected_values(index, memory_BNC, projection)
 
     def _run_layer(self, layer: nn.Module, *arguments: object) -> Tensor:
         """Run a layer on the arguments of its ``forward``, with activation checkpointing if set."""

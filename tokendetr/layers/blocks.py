@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tokendetr.compat.torch_private import current_dispatch_mode
+
 ROWS_AT_ONCE = 2048
 """Tokens per block in float32 (8 MiB at width 1024), twice as many in bfloat16."""
 
@@ -21,6 +23,7 @@ def blocks_pay(x: Tensor, *, training: bool) -> bool:
         and not training
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and current_dispatch_mode() is None  # operation counters see every module
     )
 
 

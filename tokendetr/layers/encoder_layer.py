@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokendetr.compat.torch_private import has_forward_hooks
 from tokendetr.layers.blocks import blocks_pay, by_blocks
+from tokendetr.layers.cpu.linears import is_linear
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 
 
@@ -75,10 +76,17 @@ class EncoderLayer(nn.Module):
         )
 
     @property
-    def value_projection(self) -> nn.Linear:
-        """The attention's value projection."""
-        projection: nn.Linear = self.attentions[0].value_proj  # type: ignore[assignment]
-        return projection
+    def value_projection(self) -> nn.Linear | None:
+        """The attention's value projection, if its weights alone say what a value becomes.
+
+        None if a norm stands before it, hooks see or change its output, or it is not a plain linear
+        layer, but a quantized one or one with an adapter.
+        """
+        attention = self.attentions[0]
+        if self.pre_norm or not isinstance(attention, MultiScaleDeformableAttention):
+            return None
+        projection = attention.value_proj
+        return projection if is_linear(projection) else None
 
     def forward(
         self,

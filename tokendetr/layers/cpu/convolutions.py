@@ -25,7 +25,7 @@ from tokendetr.compat.torch_private import (
     onednn_convolution_onto,
     onednn_packed_convolution_weight,
 )
-from tokendetr.layers.cpu.cached import Cached
+from tokendetr.layers.cached import Cached
 from tokendetr.layers.cpu.conditions import working_dtype
 
 _LAST = torch.channels_last
@@ -75,6 +75,10 @@ class _Folded:
         """The norm that follows the convolution, or None."""
         return getattr(self.conv, "norm", None)
 
+    def is_silent(self) -> bool:
+        """Return True if no hook sees the convolution, and its norm can be folded in."""
+        return not has_forward_hooks(self.conv) and _folds(self.norm)
+
     def __call__(self, x_BCHW: Tensor, dtype: torch.dtype, activation: str) -> Tensor:
         """Apply the convolution and an activation ("none" or "relu")."""
         x_BCHW = x_BCHW.to(dtype, memory_format=_LAST)
@@ -118,15 +122,15 @@ def _stem(stem: Any, folded: _Folded, x: Tensor) -> Tensor:
     """Apply a ResNet's stem, by the fast form if possible."""
     conv = folded.conv
     dtype = working_dtype(x, conv.weight)
-    if dtype is None or x.dim() != 4 or has_forward_hooks(conv) or not _folds(folded.norm):
+    if dtype is None or x.dim() != 4 or conv is not stem.conv1 or not folded.is_silent():
         output: Tensor = type(stem).forward(stem, x)
         return output
     return F.max_pool2d(folded(x, dtype, "relu"), kernel_size=3, stride=2, padding=1)
 
 
 def _convolutions(block: nn.Module) -> list[Any]:
-    """Return the convolutions of a residual block in their order."""
-    names = ("conv1", "conv2", "conv3")
+    """Return the convolutions of a residual block in their order, the shortcut's last."""
+    names = ("conv1", "conv2", "conv3", "shortcut")
     return [conv for name in names if (conv := getattr(block, name, None)) is not None]
 
 
@@ -135,30 +139,29 @@ class _Block:
 
     Args:
         block: the block.
-        main: its convolutions in their order.
-        shortcut: the shortcut's convolution, or None.
     """
 
-    def __init__(self, block: nn.Module, main: list[_Folded], shortcut: _Folded | None) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self._block = block
-        self._main = main
-        self._shortcut = shortcut
+        self._all = [_Folded(conv) for conv in _convolutions(block)]
 
     def __call__(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """Apply the block, by the fast form if possible; ``overwrite`` lets it do so in ``x``."""
-        main, shortcut = self._main, self._shortcut
-        dtype = working_dtype(x, main[0].conv.weight)
-        every = main if shortcut is None else [*main, shortcut]
-        if dtype is None or any(has_forward_hooks(f.conv) or not _folds(f.norm) for f in every):
-            output: Tensor = type(self._block).forward(self._block, x)
+        block: Any = self._block
+        dtype = working_dtype(x, self._all[0].conv.weight)
+        are_those = [folded.conv for folded in self._all] == _convolutions(block)
+        if dtype is None or not are_those or not all(folded.is_silent() for folded in self._all):
+            output: Tensor = type(block).forward(block, x)
             return output
-        own, x = overwrite, x.to(dtype, memory_format=_LAST)
-        out = x
-        for folded in main[:-1]:
+        own, out = overwrite, x.to(dtype, memory_format=_LAST)
+        *main, last = self._all
+        x = out
+        if block.shortcut is not None:
+            own, x = True, last(x, dtype, "none")
+            *main, last = main
+        for folded in main:
             out = folded(out, dtype, "relu")
-        if shortcut is not None:
-            own, x = True, shortcut(x, dtype, "none")
-        return _add_and_relu(main[-1], out, x, overwrite=own)
+        return _add_and_relu(last, out, x, overwrite=own)
 
 
 def _add_and_relu(folded: _Folded, x: Tensor, residual: Tensor, *, overwrite: bool) -> Tensor:
@@ -213,10 +216,7 @@ def fast_convolution(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return partial(_stage, module) if len(module) else None
     if type(module) not in _BLOCKS:
         return None
-    shortcut: Any = module.shortcut
-    main = _convolutions(module)
-    every = main if shortcut is None else [*main, shortcut]
+    every = _convolutions(module)
     if not all(_is_plain(conv) and getattr(conv, "activation", None) is None for conv in every):
         return None
-    folded = None if shortcut is None else _Folded(shortcut)
-    return _Block(module, [_Folded(conv) for conv in main], folded)
+    return _Block(module)

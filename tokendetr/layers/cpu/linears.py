@@ -20,7 +20,7 @@ from tokendetr.compat.torch_private import (
     onednn_linear_and_sum,
     onednn_packed_linear_weight,
 )
-from tokendetr.layers.cpu.cached import Cached
+from tokendetr.layers.cached import Cached
 from tokendetr.layers.cpu.conditions import mkl_uses_all_vectors, working_dtype
 
 _PACKED_FOR_ROWS = 1024
@@ -165,6 +165,16 @@ def _sequence(sequence: nn.Sequential, x: Tensor) -> Tensor:
 def _is_plain(module: nn.Module) -> bool:
     """Return True if a module is a linear layer with its original ``forward``."""
     return type(module) is nn.Linear and "forward" not in vars(module)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return True if a product with a module's weights gives what a call of the module gives."""
+    own = vars(module).get("forward")
+    return (
+        type(module).forward is nn.Linear.forward
+        and (own is None or isinstance(own, _Linear))
+        and not has_forward_hooks(module)
+    )
 
 
 def fast_linear(module: nn.Module) -> Callable[[Tensor], Tensor] | None:

@@ -52,6 +52,7 @@ def optimize(model: nn.Module) -> Optimized:
     float32. Feature maps have channels last. Parameters, hooks and the state dict stay unchanged.
     The fast forms keep copies of the weights, norms folded in and in oneDNN's layout, and make them
     again when a tensor is replaced or changes in place; changes through ``.data`` are not noticed.
+    Modules that replace others later, such as adapters, are called.
     The process keeps memory that it frees (:func:`tokendetr.layers.cpu.memory.keep_freed_memory`),
     which undoing does not change.
 

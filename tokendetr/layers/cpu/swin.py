@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tokendetr.compat.torch_private import has_forward_hooks
 from tokendetr.layers.blocks import blocks_pay, by_blocks
-from tokendetr.layers.cpu.cached import Cached
+from tokendetr.layers.cached import Cached
 from tokendetr.layers.cpu.conditions import working_dtype
 from tokendetr.layers.cpu.linears import linear_and_activation, linear_and_sum
 from tokendetr.layers.windows import Size, WindowSlots, window_slots

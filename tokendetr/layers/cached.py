@@ -13,7 +13,7 @@ class Cached(Generic[Made]):
     """What was last made of some tensors. Copies and pickles of it start empty."""
 
     def __init__(self) -> None:
-        self._last: tuple[object, Made] | None = None  # one tuple: other threads see both or none
+        self._last: tuple[object, Made, list[Tensor]] | None = None  # one tuple: threads see it all
 
     def get(
         self, dtype: torch.dtype, tensors: Sequence[Tensor | None], make: Callable[[], Made]
@@ -33,7 +33,8 @@ class Cached(Generic[Made]):
         last = self._last
         if last is None or last[0] != made_of:
             with torch.inference_mode(False), torch.no_grad():  # later calls may be in any mode
-                last = (made_of, make())
+                # Their memory is kept: while it is, no other tensor has the same address.
+                last = (made_of, make(), [each.detach() for each in present])
             self._last = last
         return last[1]
 
