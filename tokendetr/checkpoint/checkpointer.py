@@ -86,12 +86,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     Attributes:
         identity: identity of the run, stored in every file.
+        classes: names of the classes in order, stored in every file.
+        file_classes: what the file that was loaded last holds as ``classes``; None if nothing.
         resumed_from: path of the checkpoint that the run was resumed from; "" if it was not.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any) -> None:
         super().__init__(model, save_dir, save_to_disk=True, **checkpointables)
         self.identity = ""
+        self.classes: list[str] = []
+        self.file_classes: Any = None
         self.resumed_from = ""
         self._prepared: tuple[str, dict[str, Any]] | None = None
 
@@ -123,6 +127,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
         data.update(extra)
         if self.identity:
             data["run"] = self.identity
+        if self.classes:
+            data["classes"] = self.classes
         failure: OSError | None = None
         if comm.is_main_process():
             try:
@@ -244,7 +250,9 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if self._prepared is not None and self._prepared[0] == filename:
-            prepared, self._prepared = self._prepared[1], None
-            return prepared
-        parsed = getattr(self, "_parsed_url_during_load", None)
-        return read_checkpoint(filename, query="" if parsed is None else parsed.query)
+            data, self._prepared = self._prepared[1], None
+        else:
+            parsed = getattr(self, "_parsed_url_during_load", None)
+            data = read_checkpoint(filename, query="" if parsed is None else parsed.query)
+        self.file_classes = data.get("classes")
+        return data

@@ -28,6 +28,7 @@ from tokendetr.data.validate import validate_config_data
 from tokendetr.data.workers import named_loader_failures
 from tokendetr.evaluation.run import Evaluation, default_best_metric
 from tokendetr.layers.precision import Precision, parse_dtype
+from tokendetr.train.classes import loaded_classes, warn_of_other_classes
 from tokendetr.train.hooks import (
     BestCheckpoint,
     Checkpoints,
@@ -179,6 +180,8 @@ def evaluate(
         load_average(cfg, model)
     evaluation = Evaluation(cfg, model, precision=precision, images=images)
     evaluation.prepare()
+    classes = loaded_classes(cfg, tested=True)
+    warn_of_other_classes(cfg.train.init_checkpoint, checkpointer.file_classes, classes)
     with named_loader_failures():
         return evaluation()
 
@@ -248,6 +251,7 @@ def _train(
         )
     checkpointer = AtomicCheckpointer(wrapped, settings.output_dir, trainer=trainer, **parts)
     checkpointer.identity = folder.identity
+    checkpointer.classes = loaded_classes(cfg, tested=False)
     checkpointer.remove_leftovers()
     evaluation = Evaluation(cfg, model)
     evaluation.prepare()

@@ -13,6 +13,7 @@ from tokendetr.checkpoint.finite import refuse_unusable_weights
 from tokendetr.checkpoint.weights import compare_weights, load_weights
 from tokendetr.data.stream import StreamLoader
 from tokendetr.errors import CheckpointMismatchError, ConfigError, RunFolderError
+from tokendetr.train.classes import refuse_moved_classes
 from tokendetr.train.run_folder import RunFolder
 from tokendetr.train.trainer import Trainer
 
@@ -117,7 +118,8 @@ def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:
 
     Raises:
         RunFolderError: the checkpoint belongs to another run.
-        CheckpointMismatchError: the checkpoint belongs to another model.
+        CheckpointMismatchError: the checkpoint belongs to another model, or numbers the classes of
+            the data otherwise.
     """
     path = ""
     if comm.is_main_process() and checkpointer.has_checkpoint():
@@ -132,6 +134,7 @@ def _latest(checkpointer: AtomicCheckpointer, folder: RunFolder) -> str:
         report = compare_weights(getattr(model, "module", model), data["model"])
         if not report.is_complete:
             raise _other_model(path, report.table())
+        refuse_moved_classes(path, data.get("classes"), checkpointer.classes)
         checkpointer.identity = folder.identity
     return str(comm.all_gather(path)[0])
 
