@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -88,6 +89,7 @@ def test_tables(capsys, config):
     table = text[: text.index("Total GFlops")]
     assert "transformer.encoder" in table
     assert "transformer.encoder.layers" not in table  # deeper than asked for
+    assert re.search(r"^conv +\d+\.\d{3}$", table, re.MULTILINE)
 
 
 def test_shapes_alone_give_what_computing_gives(capsys, config):

@@ -173,14 +173,18 @@ def show(result: dict[str, Any], model: nn.Module, depth: int) -> None:
         print(module_table(flop["modules"], depth), end="\n\n")
         parts = [*flop["parts"].items(), ("total", flop["gflops"])]
         print(tabulate(parts, ("part", "GFLOPs"), floatfmt=".3f"), end="\n\n")
-        print(f"GFLOPs by operator, mean over the inputs:\n{list(flop['operators'].items())}")
+        operators = flop["operators"].items()
+        print(tabulate(operators, ("operator", "GFLOPs"), floatfmt=".3f"), end="\n\n")
         if flop["uncounted"]:
-            print(f"Operators without a rule, missing in the total: {flop['uncounted']}")
+            calls = ", ".join(
+                f"{name} ({times:g} calls)" for name, times in flop["uncounted"].items()
+            )
+            print(f"Operators without a rule, missing in the total: {calls}")
         print(f"Total GFlops: {flop['gflops']:.1f}±{flop['gflops_std']:.1f}")
     if "activation" in result:
         activation = result["activation"]
-        operators = list(activation["operators"].items())
-        print(f"activations by operator, in millions:\n{operators}")
+        operators = activation["operators"].items()
+        print(tabulate(operators, ("operator", "million activations"), floatfmt=".3f"), end="\n\n")
         print(f"Total (Million) Activations: {activation['mega']:.1f}")
     if "parameter" in result:
         print("Parameter Count:\n" + parameter_count_table(model, max_depth=depth))

@@ -1,9 +1,7 @@
 """Find the evaluation threshold at which a trained SPT selects a given share of the tokens.
 
 Example:
-    python tools/calibrate_selection.py \\
-        --config-file projects/spt_backbone/configs/spt_dino_shapes.py --ratio 0.4 --images 32 \\
-        train.init_checkpoint=projects/spt_backbone/checkpoints/spt_dino_shapes.safetensors
+    python tools/calibrate_selection.py --config-file spt_dino_shapes --ratio 0.4 --images 32
 
 The first images of the config's test set are used. The last line of the output is the override to
 use: ``model.backbone.evaluation_threshold=...``.

@@ -1,9 +1,9 @@
 """Make a trained detector sparse in minutes, with unlabeled images.
 
-Example:
-    tokendetr sparsify dino_shapes \\
-        train.init_checkpoint=projects/dino/checkpoints/dino_shapes.safetensors \\
-        --images datasets/shapes/train --keep 0.3 --output output/sparse_dino_shapes --evaluate
+Examples:
+    tokendetr sparsify dino_shapes --images datasets/shapes/train --output output/sparse --evaluate
+    tokendetr sparsify my_config.py train.init_checkpoint=output/mine/model_best.pth \\
+        --images photos --keep 0.3 --output output/sparse
 
 The sparse encoder updates only a share of its tokens. A score head learns to select them from the
 dense decoder's attention; the others are updated by affine maps, fitted by least squares. The

@@ -1,11 +1,9 @@
 """Sweep the keep ratio of a sparse encoder, or of reductions in a backbone, without training.
 
 Examples:
-    E=projects/sparse_detr; W=train.init_checkpoint=$E/checkpoints/sparse_dino_shapes.safetensors
-    tokendetr sweep-tokens --config-file $E/configs/sparse_dino_shapes.py --output out $W
+    tokendetr sweep-tokens --config-file sparse_dino_shapes --output out
 
-    S=projects/dino/configs/dino_shapes_swin.py
-    W=train.init_checkpoint=projects/dino/checkpoints/dino_shapes_swin.safetensors
+    S=dino_shapes_swin; W=train.init_checkpoint=dino_shapes_swin.safetensors
     tokendetr sweep-tokens --config-file $S --layers 4 8 --output out train.device=cpu $W
     tokendetr sweep-tokens --config-file $S --layers 4 8 --output out --features 32 $W
     tokendetr sweep-tokens --config-file $S --layers 4 8 \\
@@ -21,8 +19,8 @@ other configs and checkpoints add curves to the plot.
 
 With --layers, these blocks of the backbone reduce their tokens by each method of --ways, which may
 have options of its own, and at each keep ratio. An option keep_ratio=0.45+0.8 of a way has one
-keep ratio for each block. projects/dino/checkpoints/README.md has the command
-that makes the weights of the examples.
+keep ratio for each block. projects/dino/checkpoints/README.md has the command that makes the
+weights of dino_shapes_swin.
 
 Each point has the metric (AP on the config's test data, or the relative error of the backbone's
 last map), GFLOPs of the encoder or the backbone, and milliseconds per image of the whole model.
