@@ -90,7 +90,7 @@ class _Clock:
 def inference_on_dataset(
     model: Any,
     data_loader: Iterable[Any],
-    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
     callbacks: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """Run a model over a data set and evaluate it.
@@ -113,7 +113,7 @@ def inference_on_dataset(
     logger.info("Evaluating %d batches", total)
     if evaluator is None:
         evaluator = DatasetEvaluators([])
-    if isinstance(evaluator, (list, tuple)):
+    if isinstance(evaluator, Sequence):  # also omegaconf's lists, of a config's evaluators
         evaluator = DatasetEvaluators(evaluator)
     evaluator.reset()
     hooks = callbacks or {}

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -14,6 +16,7 @@ from detectron2.evaluation import (
     verify_results,
 )
 from detectron2.evaluation.testing import flatten_results_dict
+from omegaconf import OmegaConf
 
 
 class Counter(DatasetEvaluator):
@@ -58,10 +61,11 @@ def test_inference_runs_everything_once_in_eval_mode(caplog):
 @pytest.mark.parametrize("n", [1, 3, 7])
 def test_few_batches(n):
     assert inference_on_dataset(Double(), [[0]] * n, None) == {}
-    assert inference_on_dataset(Double(), [[0]] * n, [Counter("a"), Counter("b")]) == {
-        "a": {"n": n},
-        "b": {"n": n},
-    }
+    several = [Counter("a"), Counter("b")]
+    expected = {"a": {"n": n}, "b": {"n": n}}
+    assert inference_on_dataset(Double(), [[0]] * n, several) == expected
+    of_a_config = instantiate(OmegaConf.create([L(Counter)(task="a"), L(Counter)(task="b")]))
+    assert inference_on_dataset(Double(), [[0]] * n, of_a_config) == expected
 
 
 def test_evaluators_must_not_share_a_task():
