@@ -70,6 +70,7 @@ def test_a_checkpoint_is_read_under_any_name(name, content, tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html>Not found</html>", "web page"),
+        (b"\x08\x0a\x12\x07pytorch\x1a\x062.14.1", "ONNX file: name the checkpoint"),
         (b'{"weight_map": {}}', r"index of weights in several files: merge .* save_file"),
         (b'{"a": 1}', "is JSON"),
         (gzip.compress(torch_file()), "gunzip"),

@@ -84,6 +84,15 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog,
     assert "has no locks" in caplog.text and (tmp_path / "run.json").is_file()
 
 
+def test_a_lock_file_that_cannot_be_opened_is_named(tmp_path):
+    """Of another user, in a folder that both may write to; root may open it all the same."""
+    (tmp_path / ".run.lock").mkdir()
+    with pytest.raises(
+        RunFolderError, match=r"cannot be written to: .*\.run\.lock: Is a directory"
+    ):
+        RunFolder(str(tmp_path), resume=False).__enter__()
+
+
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be used as a folder"):

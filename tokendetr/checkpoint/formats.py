@@ -25,6 +25,7 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "is compressed: unpack it by gunzip"),
     (b"7z\xbc\xaf", "is a 7z archive: unpack it"),
     (b"\x89HDF", "is an HDF5 file, of another framework: convert it"),
+    (b"\x08", "begins like an ONNX file: name the checkpoint that it was exported from"),
 )
 _TAR_MARK = slice(257, 262)
 

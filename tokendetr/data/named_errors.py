@@ -36,7 +36,8 @@ class NamedErrors:
         try:
             return self.mapper(record)
         except Exception as error:
-            what = f"{describe_record(record)}: {type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}".rstrip(".")
+            what = f"{describe_record(record)}: {reason}"
             line = _own_line(error, type(self.mapper))
             if line is not None:
                 message = f"the mapper fails on {what}, raised at {line}: mend that code"

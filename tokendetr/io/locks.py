@@ -55,7 +55,7 @@ def lock_folder(path: str, owner: Callable[[], str] = lambda: "another process")
             _warn(path)
             return lock
         raise RunFolderError(
-            f"the output folder {path} cannot be written to: {error.strerror or error}"
+            f"the output folder cannot be written to: {file}: {error.strerror or error}"
         ) from error
     return lock
 
