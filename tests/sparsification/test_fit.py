@@ -205,6 +205,28 @@ def test_too_few_images_are_refused(tmp_path):
         UnlabeledImages.from_folders([str(tmp_path)], Predictor(torch.nn.Identity()))
 
 
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_a_fit_trains_wherever_it_is_called_and_leaves_no_gradients(guard, images):
+    dense, student = twins()
+    with guard():
+        result = fit(dense, student, images, SHORT)
+    assert set(result.losses) == {"scores", "distillation"}
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_what_a_fit_cannot_train_is_refused_before_it(images):
+    for prepare, message in (
+        (lambda dense, student: student.requires_grad_(False), r"frozen.*requires_grad_\(True\)"),
+        (lambda dense, student: (dense.half(), student.half()), r"got torch\.float16: convert"),
+        (lambda dense, student: dense.double(), r"got torch\.float32, torch\.float64: convert"),
+    ):
+        dense, student = twins()
+        prepare(dense, student)
+        with pytest.raises(NotSparsifiableError, match=message):
+            fit(dense, student, images, SHORT)
+        assert not student.transformer.encoder.sparsifier.bypass.weight.any()
+
+
 def test_what_cannot_be_sparsified_is_refused(images):
     dense, student = twins()
     with pytest.raises(NotSparsifiableError, match="no encoder at transformer.encoder"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.forward_context import open_pass
 from tokendetr.errors import NotSparsifiableError, check_choice
-from tokendetr.sparsification.bypass_maps import add_pass, empty_sums, fit_maps
+from tokendetr.sparsification.bypass_maps import BypassMaps, add_pass, empty_sums, fit_maps
 from tokendetr.sparsification.distillation import (
     RATIOS,
     TARGETS,
@@ -39,7 +39,7 @@ _FIRST_BATCHES = 4
 _SAVED_EVERY = 25
 _CALIBRATION_IMAGES = 64
 _NOT_SCORES = ("bypass.", "class_embed.", "bbox_embed.")
-_HEADS = tuple(f"sparsifier.{name}" for name in _NOT_SCORES[1:])
+_HEADS = ("sparsifier.class_embed.", "sparsifier.bbox_embed.")
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class _Fit:
         self.bypass: AffineBypass = self.sparsifier.bypass
         self.progress = progress
         self.result = FitResult()
+        self.score_parameters = _parameters(self.sparsifier, besides=_NOT_SCORES)
+        self.distilled_parameters = _parameters(self.encoder, besides=_HEADS)
 
     @property
     def needs_decoding(self) -> bool:
@@ -116,7 +118,21 @@ class _Fit:
         return bool(self.options.distill_iterations) and self.options.targets != "memory"
 
     def check(self) -> None:
-        """Refuse a detector whose outputs cannot be compared, before any stage has run."""
+        """Refuse, before any stage has run, detectors that a later one could not use."""
+        both = (*self.teacher.detector.parameters(), *self.student.parameters())
+        dtypes = {parameter.dtype for parameter in both}
+        if len(dtypes) > 1 or dtypes & {torch.float16, torch.bfloat16}:
+            names = ", ".join(sorted(map(str, dtypes)))
+            raise NotSparsifiableError(
+                f"a fit needs both detectors in float32, or both in float64, got {names}: convert "
+                "them by .float(), and the sparse one back after the fit"
+            )
+        trained = list(self.score_parameters if self.options.score_iterations else ())
+        trained += self.distilled_parameters if self.options.distill_iterations else ()
+        if not all(parameter.requires_grad for parameter in trained):
+            raise NotSparsifiableError(
+                "the fit trains frozen parameters: student.requires_grad_(True)"
+            )
         if self.needs_decoding:
             self.teacher([self.images.read(self.images.held_back[0])], with_decoding=True)
 
@@ -130,13 +146,15 @@ class _Fit:
         most_images = min(self.options.max_images, len(self.images.fitted))
         most = -(-most_images // size)
         done = 0 if not saved else int(saved["batches"])
+        found: BypassMaps | None = None
         while done < most and not self._has_converged():
             target = min(max(2 * done, _FIRST_BATCHES), most)
             for number in range(done, target):
                 add_pass(fitted, self.teacher(self.images.batch(number, most_images)))
                 self.progress("maps", number + 1, most, float("nan"))
             done = target
-            error = relative_error(fit_maps(fitted, held_back).of_inputs(), held_back)
+            found = fit_maps(fitted, held_back)
+            error = relative_error(found.of_inputs(), held_back)
             self.result.curve.append((min(done * size, most_images), error))
             self.state.save(
                 "maps",
@@ -145,7 +163,7 @@ class _Fit:
                 fitted=fitted.state(),
                 held_back=held_back.state(),
             )
-        fit_maps(fitted, held_back).write(self.bypass)
+        (found or fit_maps(fitted, held_back)).write(self.bypass)
 
     def _has_converged(self) -> bool:
         errors = [error for _, error in self.result.curve[-2:]]
@@ -165,12 +183,8 @@ class _Fit:
 
     def scores(self) -> None:
         """Train the scores to predict the dense decoder's attention."""
-        parameters = [
-            parameter
-            for name, parameter in self.sparsifier.named_parameters()
-            if not name.startswith(_NOT_SCORES)
-        ]
-        schedule = Schedule(self.options.score_iterations if parameters else 0, 1e-3)
+        trained = self.score_parameters
+        schedule = Schedule(self.options.score_iterations if trained else 0, 1e-3)
 
         def loss(dense: DensePass, iteration: int) -> Tensor:
             with _with_keep_ratio(self.sparsifier, SCORE_RATIO):
@@ -178,7 +192,7 @@ class _Fit:
             assert score_BN is not None and dense.mass_BN is not None
             return attention_loss(score_BN, dense.mass_BN, dense, SCORE_RATIO)
 
-        self._train("scores", loss, parameters, schedule)
+        self._train("scores", loss, trained, schedule)
 
     def budget(self) -> None:
         """Calibrate a budget by score mass; too quick to need a saved state."""
@@ -210,12 +224,8 @@ class _Fit:
             with _with_keep_ratio(self.sparsifier, draw.choice(RATIOS)), open_pass(self.student):
                 return distillation_loss(self.student, dense, self.options.targets)
 
-        parameters = [
-            parameter
-            for name, parameter in self.encoder.named_parameters()
-            if not name.startswith(_HEADS)
-        ]
-        self._train("distillation", loss, parameters, schedule, with_decoding=self.needs_decoding)
+        trained, decodes = self.distilled_parameters, self.needs_decoding
+        self._train("distillation", loss, trained, schedule, with_decoding=decodes)
 
     def _train(
         self,
@@ -267,6 +277,11 @@ class _Fit:
             self.result.losses = dict(self.state.loaded["losses"])
 
 
+def _parameters(module: nn.Module, *, besides: tuple[str, ...]) -> list[nn.Parameter]:
+    """Return a module's parameters but for those whose names begin in a given way."""
+    return [p for name, p in module.named_parameters() if not name.startswith(besides)]
+
+
 @contextmanager
 def _with_keep_ratio(sparsifier: Any, ratio: float) -> Iterator[None]:
     """Set another keep ratio inside the ``with`` block."""
@@ -301,7 +316,8 @@ def fit(
 
     Raises:
         NotSparsifiableError: the student has no such encoder, or the dense detector's outputs,
-            which ``options.targets`` asks for, cannot be compared.
+            which ``options.targets`` asks for, cannot be compared; a precision is not float32 or
+            float64, or what the fit trains is frozen.
         StaleFitError: the file belongs to another fit.
         FloatingPointError: a loss is not finite.
     """
@@ -322,10 +338,11 @@ def fit(
     }
     state = FitState(state_file, fingerprint)
     work = _Fit(DenseTeacher(dense), student, images, options, state, progress)
-    work.check()
-    work.restore()
-    work.maps()
-    work.scores()
-    work.distillation()
-    work.budget()
+    with torch.inference_mode(False), torch.enable_grad():  # the caller's may be off
+        work.check()
+        work.restore()
+        work.maps()
+        work.scores()
+        work.distillation()
+        work.budget()
     return work.result

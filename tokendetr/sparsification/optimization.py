@@ -80,3 +80,4 @@ def distill(
         optimizer.step()
         if after is not None:
             after(iteration, float(loss.detach()), optimizer.state_dict())
+    optimizer.zero_grad(set_to_none=True)  # for the caller's own training, which may add to them
