@@ -89,6 +89,48 @@ def test_yolo_keeps_subfolders_and_images_without_labels(tmp_path):
     assert files["val"].image_root == root / "images" / "val"
 
 
+def write_undivided_yolo(root, splits):
+    """Write YOLO's format with folders that are not named like splits, which data.yaml names."""
+    write_yolo(root)
+    for kind in ("images", "labels"):
+        (root / kind / "train").rename(root / kind / "first")
+        (root / kind / "val").rename(root / kind / "second")
+    (root / "data.yaml").write_text(f"names: [cat, dog]\n{splits}")
+    return root
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        "train: images/first\nval: images/second\n",
+        "train: first.txt\nval: [second.txt]\n",
+        "path: ../elsewhere/data\ntrain: ./first.txt\nvalid: images/second\n",
+    ],
+)
+def test_yolo_is_split_by_the_folders_and_lists_that_data_yaml_names(tmp_path, splits):
+    root = write_undivided_yolo(tmp_path / "yolo", splits)
+    (root / "first.txt").write_text(f"{root}/images/first/deep/a.png\n")
+    (root / "second.txt").write_text("./images/second/empty.png\nimages/second/deep/b.png\n\n")
+    parts = {name: boxes(data) for name, (_, data) in to_coco(recognize(root)).items()}
+    assert parts == {
+        "train": {"first/deep/a.png": wanted("a", "dog")},
+        "val": {"second/deep/b.png": wanted("b", "dog"), "second/empty.png": []},
+    }
+
+
+def test_a_yolo_list_of_other_images_is_refused(tmp_path):
+    root = write_undivided_yolo(tmp_path / "yolo", "train: first.txt\nval: images/second\n")
+    (root / "first.txt").write_text("images/first/missing.png\n")
+    with pytest.raises(DatasetError, match=r"first.txt lists 'images/first/missing.png'"):
+        recognize(root)
+
+
+@pytest.mark.parametrize("splits", ["", "train: images\nval: images\n", "train: nowhere\n"])
+def test_yolo_without_splits_is_one_part(tmp_path, splits):
+    root = write_undivided_yolo(tmp_path / "yolo", splits)
+    assert list(recognize(root).parts) == ["all"]
+
+
 def test_a_folder_per_split_is_recognized_in_all_three_formats(tmp_path):
     for split, stem in (("train", "a"), ("valid", "b")):
         image(tmp_path / "voc" / split / f"{stem}.jpg")

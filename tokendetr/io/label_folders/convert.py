@@ -7,7 +7,7 @@ numbers afterwards.
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from PIL import Image
 from tokendetr.errors import DatasetError
 from tokendetr.io.images import IMAGE_SUFFIXES
 from tokendetr.io.label_folders.find import find_files, read_content, read_text
-from tokendetr.io.label_folders.recognize import WHOLE, LabelFolder, Part
+from tokendetr.io.label_folders.parts import WHOLE, LabelFolder, Part
 from tokendetr.io.optional_hotcoco import load_hotcoco
 from tokendetr.io.temporary import temporary_folder
 
@@ -243,7 +243,8 @@ def _voc_image(
 
 def _from_yolo(part: Part, *, names: Sequence[str]) -> dict[str, Any]:
     hotcoco = load_hotcoco(PURPOSE)
-    images = list(_yolo_images(part))
+    images = part.files
+    _check_stems(images)
     lines = [_labels(path) for path in part.labels]
     with temporary_folder() as stage:
         labels, sizes = stage / "labels", stage / "images"
@@ -287,14 +288,12 @@ def _labels(path: Path) -> list[str]:
     return lines
 
 
-def _yolo_images(part: Part) -> Iterator[Path]:
+def _check_stems(images: Sequence[Path]) -> None:
     stems: dict[Path, Path] = {}
-    for path in find_files(part.images, IMAGE_SUFFIXES):
-        stem = path.with_suffix("")
-        if stem in stems:
-            raise DatasetError(f"{path} and {stems[stem]} share one label file: rename one of them")
-        stems[stem] = path
-        yield path
+    for path in images:
+        other = stems.setdefault(path.with_suffix(""), path)
+        if other != path:
+            raise DatasetError(f"{path} and {other} share one label file: rename one of them")
 
 
 # ------------------------------------------------------------------------------------ both formats
