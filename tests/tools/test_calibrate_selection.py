@@ -1,5 +1,6 @@
 """tools/calibrate_selection.py."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -17,14 +18,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def test_it_prints_the_override_to_use(monkeypatch, capsys):
+def test_it_prints_the_override_to_use(monkeypatch, capsys, caplog):
     monkeypatch.setattr(
         calibrate_selection,
         "loaded_inputs",
         lambda cfg, count: [synthetic_inputs(96, 128, seed=n) for n in range(count)],
     )
     arguments = ["--config-file", CONFIG, "--ratio", "0.5", "--images", "1", "--tolerance", "0.2"]
-    calibrate_selection.main([*arguments, "train.device=cpu"])
+    with caplog.at_level(logging.INFO):
+        calibrate_selection.main([*arguments, "train.device=cpu"])
+    assert "spt_dino_shapes.safetensors" in caplog.text, "the weights that come with the config"
     *_, selected, override = capsys.readouterr().out.splitlines()
     assert selected.startswith("selected: 0.")
     name, _, value = override.partition("=")

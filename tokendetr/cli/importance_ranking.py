@@ -23,13 +23,17 @@ from collections.abc import Sequence
 import torch
 
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
-from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.analysis.inputs import (
+    build_measured_model,
+    load_measured_config,
+    loaded_inputs,
+    names_weights,
+    with_shipped_weights,
+)
 from tokendetr.analysis.tables import Table
 from tokendetr.cli.argument_types import output_file, positive_int, share
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
-from tokendetr.config.files import shipped_weights
-from tokendetr.config.load import resolve_config
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.progress import Progress
 
@@ -77,12 +81,9 @@ def measure(args: argparse.Namespace) -> LevelImportance:
         ValueError: no trained weights are given, the encoder cannot be recorded, the stages do not
             fit it, or there are no images.
     """
-    opts = list(args.opts)
-    if not any(option.lstrip("+").startswith("train.init_checkpoint=") for option in opts):
-        weights = shipped_weights(resolve_config(args.config_file))
-        if weights is None:
-            raise ValueError("levels are ranked on trained weights: add train.init_checkpoint=FILE")
-        opts.append(f'train.init_checkpoint="{weights}"')
+    opts = with_shipped_weights(args.config_file, args.opts)
+    if not names_weights(opts):
+        raise ValueError("levels are ranked on trained weights: add train.init_checkpoint=FILE")
     cfg = load_measured_config(args.config_file, opts)
     model = build_measured_model(cfg, opts)
     images = sys.maxsize if args.num_images is None else args.num_images

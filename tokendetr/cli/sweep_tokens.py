@@ -42,7 +42,12 @@ from torch import Tensor, nn
 
 from token_transforming import restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
-from tokendetr.analysis.inputs import build_measured_model, load_measured_config, loaded_inputs
+from tokendetr.analysis.inputs import (
+    build_measured_model,
+    load_measured_config,
+    loaded_inputs,
+    with_shipped_weights,
+)
 from tokendetr.analysis.sweep import Point, points_of, write
 from tokendetr.analysis.timing import Summary, timed
 from tokendetr.cli.argument_types import non_negative_int, output_folder, positive_int
@@ -218,8 +223,9 @@ def measure(
 
 def run(args: argparse.Namespace) -> list[Point]:
     """Measure all points."""
-    cfg = load_measured_config(args.config_file, args.opts)
-    model = build_measured_model(cfg, args.opts)
+    opts = with_shipped_weights(args.config_file, args.opts)
+    cfg = load_measured_config(args.config_file, opts)
+    model = build_measured_model(cfg, opts)
     if args.features:
         metric, score = "relative error of features", feature_error(cfg, model, args.features)
     else:
