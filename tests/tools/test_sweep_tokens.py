@@ -4,16 +4,31 @@ import csv
 import sys
 
 import pytest
+import torch
 
+from tokendetr.analysis.inputs import load_measured_config
 from tokendetr.analysis.tables import Table
 from tokendetr.cli import sweep_tokens
 from tokendetr.compat.stand_ins import is_stand_in
+from tokendetr.config import load_config
+from tokendetr.config.model import model_of
+from tokendetr.predict import build_trained_model
 
 CONFIG = "dino_shapes_swin"
 WAY = "transforming:selection=uniform:threshold=-1"
 
 
-def test_features_of_several_methods_are_swept_into_a_table_and_a_plot(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Override that names weights of the config's model."""
+    file = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": model_of(load_config(CONFIG)).state_dict()}, file)
+    return f"train.init_checkpoint={file}"
+
+
+def test_features_of_several_methods_are_swept_into_a_table_and_a_plot(
+    tmp_path, monkeypatch, weights
+):
     from tokendetr.analysis.flops import synthetic_inputs
 
     monkeypatch.setattr(
@@ -25,9 +40,9 @@ def test_features_of_several_methods_are_swept_into_a_table_and_a_plot(tmp_path,
     arguments += ["--features", "2", "--repeats", "1", "--input-size", "96", "128"]
     arguments += ["--output", str(tmp_path), "--ways", "pruning"]
     # The second run measures only the points that the first did not.
-    sweep_tokens.main([*arguments, "--resume", "train.device=cpu"])
+    sweep_tokens.main([*arguments, "--resume", "train.device=cpu", weights])
     first = (tmp_path / "sweep.csv").read_text()
-    sweep_tokens.main([*arguments, WAY, "--resume", "train.device=cpu"])
+    sweep_tokens.main([*arguments, WAY, "--resume", "train.device=cpu", weights])
     assert (tmp_path / "sweep.csv").read_text().startswith(first)
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -58,13 +73,34 @@ def test_keep_ratios_of_encoders_are_swept_into_one_plot(tmp_path, monkeypatch):
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_dense_encoder_without_layers_is_refused(tmp_path, monkeypatch):
+def test_a_dense_encoder_without_layers_is_refused(tmp_path, monkeypatch, weights):
     monkeypatch.setattr(sweep_tokens, "average_precision", lambda *_: lambda: 0.0)
-    arguments = ["--config-file", CONFIG, "--output", str(tmp_path), "train.device=cpu"]
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path)]
+    overrides = ["train.device=cpu", weights]
     with pytest.raises(SystemExit, match="--layers"):
-        sweep_tokens.main(arguments)
+        sweep_tokens.main([*arguments, *overrides])
     with pytest.raises(SystemExit):
-        sweep_tokens.main([*arguments[:-1], "--features", "2", arguments[-1]])
+        sweep_tokens.main([*arguments, "--features", "2", *overrides])
+
+
+def test_a_config_without_weights_is_refused(tmp_path):
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path), "--layers", "2"]
+    with pytest.raises(SystemExit, match="names no weights: add train.init_checkpoint=FILE"):
+        sweep_tokens.main([*arguments, "train.device=cpu"])
+
+
+def test_the_weights_that_a_config_names_are_used(tmp_path, weights):
+    """As in the config that ``tokendetr sparsify`` writes."""
+    file = weights.partition("=")[2]
+    (tmp_path / "mine.py").write_text(
+        "from tokendetr.config import load_config as _load\n"
+        f"_config = _load({CONFIG!r}, ['train.device=cpu', {weights!r}])\n"
+        "globals().update({key: _config[key] for key in _config})\n"
+    )
+    model = build_trained_model(load_measured_config(str(tmp_path / "mine.py")))
+    expected = torch.load(file)["model"]
+    for name, value in model.state_dict().items():
+        assert value.equal(expected[name]), name
 
 
 def test_errors_are_one_line(tmp_path):

@@ -16,8 +16,7 @@ from torch import nn
 
 from tokendetr.checkpoint.checkpointer import AtomicCheckpointer
 from tokendetr.checkpoint.weights import load_weights
-from tokendetr.config.files import shipped_weights
-from tokendetr.config.load import load_config, resolve_config
+from tokendetr.config.load import load_config
 from tokendetr.config.model import model_of
 from tokendetr.io.atomic import write_atomically
 from tokendetr.layers.cpu import optimize
@@ -26,9 +25,7 @@ __all__ = [
     "build_measured_model",
     "load_measured_config",
     "loaded_inputs",
-    "names_weights",
     "synthetic_targets",
-    "with_shipped_weights",
     "write_json",
 ]
 
@@ -56,22 +53,6 @@ def load_measured_config(config_file: str, overrides: Sequence[str] = ()) -> Dic
     return cfg
 
 
-def with_shipped_weights(config_file: str, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides, with the weights that come with a config if they name none.
-
-    For programs whose results depend on weights; without any, a measured model's are random.
-    """
-    opts = list(overrides)
-    if not names_weights(opts) and (weights := shipped_weights(resolve_config(config_file))):
-        opts.append(f'train.init_checkpoint="{weights}"')
-    return opts
-
-
-def names_weights(overrides: Sequence[str]) -> bool:
-    """Whether overrides name a checkpoint."""
-    return any(o.lstrip("+").startswith("train.init_checkpoint=") for o in overrides)
-
-
 def build_measured_model(cfg: DictConfig, overrides: Sequence[str] = ()) -> nn.Module:
     """Build a config's model in evaluation mode, optimized for CPUs as in evaluations.
 
@@ -83,7 +64,8 @@ def build_measured_model(cfg: DictConfig, overrides: Sequence[str] = ()) -> nn.M
         FileNotFoundError, CheckpointError: the checkpoint cannot be used.
     """
     model = model_of(cfg)
-    if names_weights(overrides) and cfg.train.init_checkpoint:
+    named = any(o.lstrip("+").startswith("train.init_checkpoint=") for o in overrides)
+    if named and cfg.train.init_checkpoint:
         load_weights(
             AtomicCheckpointer(model),
             cfg.train.init_checkpoint,

@@ -14,14 +14,13 @@ from collections.abc import Sequence
 
 from spt_backbone.calibration import calibrate_threshold, find_spt
 from tokendetr.analysis.inputs import (
-    build_measured_model,
     load_measured_config,
     loaded_inputs,
-    with_shipped_weights,
 )
 from tokendetr.cli.argument_types import positive_int
 from tokendetr.cli.arguments import add_config_option, described_parser, parse_with_overrides
 from tokendetr.cli.program import program
+from tokendetr.predict import build_trained_model
 
 
 @program(ValueError)
@@ -35,9 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--tolerance", type=float, default=0.005, help="of the ratio (default 0.005)")
     add("opts", nargs=argparse.REMAINDER, help="key=value overrides of the config, at the end")
     args = parse_with_overrides(parser, arguments)
-    opts = with_shipped_weights(args.config_file, args.opts)
-    cfg = load_measured_config(args.config_file, opts)
-    model = build_measured_model(cfg, opts)
+    cfg = load_measured_config(args.config_file, args.opts)
+    model = build_trained_model(cfg)
     batches = list(loaded_inputs(cfg, args.images))
     found = calibrate_threshold(model, batches, args.ratio, tolerance=args.tolerance)
     strides = ", ".join(f"{ratio:.3f} at stride {s}" for s, ratio in found.by_stride.items())

@@ -24,11 +24,8 @@ import torch
 
 from dynamic_detr.importance import STATISTICS, LevelImportance, record_level_importance
 from tokendetr.analysis.inputs import (
-    build_measured_model,
     load_measured_config,
     loaded_inputs,
-    names_weights,
-    with_shipped_weights,
 )
 from tokendetr.analysis.tables import Table
 from tokendetr.cli.argument_types import output_file, positive_int, share
@@ -36,6 +33,7 @@ from tokendetr.cli.arguments import add_config_option, described_parser, parse_w
 from tokendetr.cli.program import program
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.progress import Progress
+from tokendetr.predict import build_trained_model
 
 OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
 
@@ -81,11 +79,8 @@ def measure(args: argparse.Namespace) -> LevelImportance:
         ValueError: no trained weights are given, the encoder cannot be recorded, the stages do not
             fit it, or there are no images.
     """
-    opts = with_shipped_weights(args.config_file, args.opts)
-    if not names_weights(opts):
-        raise ValueError("levels are ranked on trained weights: add train.init_checkpoint=FILE")
-    cfg = load_measured_config(args.config_file, opts)
-    model = build_measured_model(cfg, opts)
+    cfg = load_measured_config(args.config_file, args.opts)
+    model = build_trained_model(cfg)
     images = sys.maxsize if args.num_images is None else args.num_images
     watched = record_level_importance(_encoder(model), mass=args.mass, statistic=args.statistic)
     with torch.no_grad(), watched as importance:

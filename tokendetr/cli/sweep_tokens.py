@@ -43,10 +43,8 @@ from torch import Tensor, nn
 from token_transforming import restore, transform
 from tokendetr.analysis.flops import count_flops, synthetic_inputs
 from tokendetr.analysis.inputs import (
-    build_measured_model,
     load_measured_config,
     loaded_inputs,
-    with_shipped_weights,
 )
 from tokendetr.analysis.sweep import Point, points_of, write
 from tokendetr.analysis.timing import Summary, timed
@@ -58,7 +56,7 @@ from tokendetr.cli.reduction_argument import WAY_OPTIONS, Way
 from tokendetr.encoder.keep_ratio import find_sparsifier
 from tokendetr.errors import ConfigError
 from tokendetr.evaluation.run import Evaluation
-from tokendetr.predict import Predictor
+from tokendetr.predict import Predictor, build_trained_model
 from tokendetr.sparsification import UnlabeledImages
 
 DENSE = "dense"
@@ -223,9 +221,8 @@ def measure(
 
 def run(args: argparse.Namespace) -> list[Point]:
     """Measure all points."""
-    opts = with_shipped_weights(args.config_file, args.opts)
-    cfg = load_measured_config(args.config_file, opts)
-    model = build_measured_model(cfg, opts)
+    cfg = load_measured_config(args.config_file, args.opts)
+    model = build_trained_model(cfg)
     if args.features:
         metric, score = "relative error of features", feature_error(cfg, model, args.features)
     else:

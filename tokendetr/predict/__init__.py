@@ -5,6 +5,7 @@ from tokendetr.predict.detector import Detector, load
 from tokendetr.predict.predictor import (
     Predictor,
     build_model,
+    build_trained_model,
     coco_results,
     dataset_metadata,
     find_images,
@@ -18,6 +19,7 @@ __all__ = [
     "Detector",
     "Predictor",
     "build_model",
+    "build_trained_model",
     "coco_results",
     "dataset_metadata",
     "find_images",

@@ -24,11 +24,19 @@ from tokendetr.checkpoint.key_names import grouped_keys, shortened
 from tokendetr.checkpoint.weights import load_weights
 from tokendetr.config.model import model_of
 from tokendetr.data.builtin_datasets import register_if_known
+from tokendetr.errors import ConfigError
 from tokendetr.io.images import IMAGE_SUFFIXES
 from tokendetr.layers.cpu import optimize
 from tokendetr.layers.precision import Precision, check_precision, evaluated_in
 
-__all__ = ["Predictor", "build_model", "coco_results", "dataset_metadata", "find_images"]
+__all__ = [
+    "Predictor",
+    "build_model",
+    "build_trained_model",
+    "coco_results",
+    "dataset_metadata",
+    "find_images",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +71,20 @@ def build_model(cfg: DictConfig) -> nn.Module:
     else:
         logger.warning("train.init_checkpoint is empty: the weights are random")
     return model.eval()
+
+
+def build_trained_model(cfg: DictConfig) -> nn.Module:
+    """Build a config's model with its weights, optimized, for results that depend on them.
+
+    Raises:
+        ConfigError: the config names no weights, or the model cannot be built.
+        FileNotFoundError, CheckpointError: the checkpoint cannot be used.
+    """
+    if not cfg.train.init_checkpoint:
+        raise ConfigError("the config names no weights: add train.init_checkpoint=FILE")
+    model = build_model(cfg)
+    optimize(model)
+    return model
 
 
 class Predictor:
