@@ -103,7 +103,12 @@ def _without_labels(share: str) -> str:
     return f"dense made sparse {share} after training, without labels"
 
 
-_HEADLINE = ("dense", _without_labels("50%"), _without_labels("30%"), "Sparse DETR 30%")
+_HEADLINE = (
+    "dense",
+    _without_labels("50% with context"),
+    _without_labels("30% with context"),
+    "Sparse DETR 30%",
+)
 
 
 def _asked_of_resolution() -> Iterable[tuple[str, str]]:
