@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spt_backbone.selection import SelectionRule, pack_selected
 from spt_backbone.static_pack import StaticPack
-from tokendetr.layers.cpu.linears import linear_and_sum
+from tokendetr.layers.cpu.linears import is_linear, linear_and_sum
 from tokendetr.layers.cpu.swin import add_mlp, is_fast_attention
 from tokendetr.ops import packed_attention
 from tokendetr.tokens import LevelLayout, Pack
@@ -132,7 +132,7 @@ class SelectPackBlock(nn.Module):
         if isinstance(pack, Pack) and self._is_fast(x_BNC):
             return self._add_fast(x_BNC, attended_GTC, pack), choice
         projected_GTC = self.attn.proj(attended_GTC)
-        rest_BNC = self.attn.proj.bias.to(projected_GTC.dtype).expand_as(x_BNC)
+        rest_BNC = self._projected_zeros_C(projected_GTC).expand_as(x_BNC)
         attended_BNC = self.attn.proj_drop(pack.restore(projected_GTC, rest_BNC))
         x_BNC = x_BNC + self.drop_path(attended_BNC)
         return self._feed_forward(x_BNC, pack), choice
@@ -181,11 +181,21 @@ class SelectPackBlock(nn.Module):
         feeds_all = self.options.ffn_on == "all"
         if not feeds_all:
             selected_PC = add_mlp(self.norm2, self.mlp, selected_PC)
-        rest_NC = x_NC.to(selected_PC.dtype) + self.attn.proj.bias.to(selected_PC.dtype)
+        rest_NC = x_NC.to(selected_PC.dtype) + self._projected_zeros_C(selected_PC)
         x_NC = rest_NC.index_copy_(0, pack.index_P, selected_PC)
         if feeds_all:
             x_NC = add_mlp(self.norm2, self.mlp, x_NC)
         return x_NC.view(x_BNC.shape)
+
+    def _projected_zeros_C(self, like: Tensor) -> Tensor:
+        """Return what the output projection makes of a token that is not selected."""
+        projection = self.attn.proj
+        zeros_C: Tensor
+        if is_linear(projection):
+            zeros_C = projection.bias
+        else:
+            zeros_C = projection(like.new_zeros(1, like.shape[-1]))[0]
+        return zeros_C.to(like.dtype)
 
     def _attend(self, x_GTC: Tensor, pack: Pack | StaticPack, layout: LevelLayout) -> Tensor:
         """Attend inside containers, [G, T, C]."""

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from focus_detr import FocusSparsifier
 from tests.focus_detr.focus_models import STRIDES, focus_model, focus_sparsifier, put_into
@@ -230,6 +231,16 @@ def test_tiny_images_and_images_without_boxes_train_and_evaluate():
         assert all(torch.isfinite(loss) for loss in losses.values())
         sum(losses.values()).backward()
         assert len(model.eval()(records)) == len(records)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize:UserWarning")
+def test_a_detector_with_quantized_products_is_near_its_original():
+    model = focus_model().eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    with torch.no_grad():
+        for exact, near in zip(model(RECORDS), quantized(RECORDS), strict=True):
+            exact, near = (each["instances"].scores.sort().values for each in (exact, near))
+            assert 0 < (near - exact).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("name", ["deformable", "dn"])

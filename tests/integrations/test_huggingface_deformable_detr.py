@@ -136,6 +136,9 @@ def test_names_of_older_files_and_of_timms_resnet():
 def test_weights_of_another_model_are_refused():
     with pytest.raises(ValueError, match="DeformableDetrForObjectDetection"):
         from_huggingface({"model.encoder.layers.0.fc1.weight": torch.zeros(1)})
+    quantized = "model.decoder.layers.0.self_attn.q_proj.scale"
+    with pytest.raises(ValueError, match="q_proj.weight is missing"):
+        from_huggingface({quantized: torch.tensor(1.0)})
     with pytest.raises(ValueError, match="other backbones are not supported"):
         to_huggingface({"backbone.patch_embed.proj.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="score_head"):

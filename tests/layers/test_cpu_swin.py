@@ -92,6 +92,20 @@ def test_hooks_inside_a_block_are_called(name):
     assert calls
 
 
+@pytest.mark.parametrize("name", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"])
+def test_what_replaces_a_projection_later_counts(name):
+    network, images = make_swin(), torch.randn(1, 3, 30, 41)
+    block, (owner, part) = network.layers[0].blocks[1], name.split(".")
+    adapted = nn.Sequential(block.get_submodule(name), nn.Tanh())  # has no weight of its own
+    with torch.no_grad(), optimize(network):
+        before = network(images)["p1"]
+        setattr(block.get_submodule(owner), part, adapted)
+        fast = network(images)["p1"]
+    with torch.no_grad():
+        torch.testing.assert_close(fast, network(images)["p1"], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(fast, before, atol=1e-2)
+
+
 def make_swin() -> SwinTransformer:
     torch.manual_seed(0)
     sizes = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}

@@ -1,5 +1,6 @@
 """A trained detector in three lines: its inputs, its results, its refusals."""
 
+import math
 import re
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_lists_folders_patterns_and_batches(detector, paths):
     assert detector([]) == []
 
 
-def test_results_as_records_and_as_a_drawing(detector, paths, tmp_path):
+def test_results_as_records_and_as_a_drawing(detector, paths, tmp_path, monkeypatch):
     results = detector(paths[0])
     records = results.records(image_id=7)
     assert len(records) == len(results)
@@ -84,6 +85,12 @@ def test_results_as_records_and_as_a_drawing(detector, paths, tmp_path):
     plain = results.plot(scale=1.0)
     assert plain.size == Image.open(paths[0]).size
     assert (np.asarray(plain) != results.image_HWC).any()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    results.plot("~/home.png")
+    assert (tmp_path / "home.png").is_file()
+    for scale in (0, math.nan):
+        with pytest.raises(ValueError, match="scale must be a positive number"):
+            results.plot(scale=scale)
 
 
 def test_thresholds_and_precision(detector, paths):
@@ -97,6 +104,17 @@ def test_thresholds_and_precision(detector, paths):
         detector(paths[0], threshold=1.5)
     with pytest.raises(ValueError, match="precision"):
         load("dino_shapes", device="cpu", precision="int8")
+
+
+def test_a_model_left_in_training_mode_detects_and_stays_in_it(detector, paths):
+    expected = detector(paths[0])
+    detector.model.train()
+    try:
+        found = detector(paths[0])
+        assert detector.model.training and detector.model.transformer.training
+    finally:
+        detector.model.eval()
+    torch.testing.assert_close(found.instances.scores, expected.instances.scores)
 
 
 def test_a_sparse_detector_takes_a_keep_ratio(folder):

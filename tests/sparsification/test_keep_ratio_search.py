@@ -1,5 +1,7 @@
 """Keep ratios of a loaded detector, set by hand and by a time limit."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,8 +40,9 @@ def test_a_time_out_of_reach_is_an_error_and_changes_nothing(clock):
     with pytest.raises(TooSlowError, match="15 ms at keep ratio 0.05 and the limit is 12 ms"):
         keep_ratio_within(clock, RECORDS, 12)
     assert clock.transformer.encoder.sparsifier.keep_ratio == 0.3
-    with pytest.raises(ValueError, match="max_ms"):
-        keep_ratio_within(clock, RECORDS, 0)
+    for limit in (0, math.nan):
+        with pytest.raises(ValueError, match="max_ms"):
+            keep_ratio_within(clock, RECORDS, limit)
 
 
 def test_any_ratio_is_within_a_generous_time_limit():

@@ -1,5 +1,7 @@
 """SPT's laws: which tokens attend to each other, and the reach of gradients."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.modeling.backbone import SwinTransformer
@@ -9,6 +11,7 @@ from spt_backbone import SPT
 from tests.spt_backbone.spt_models import SMALL, half_selecting, maps_of, small_spt
 from tests.tokens.naive_windows import shifted_window_order
 from tokendetr.encoder import image_extents
+from tokendetr.layers.cpu import optimize
 from tokendetr.tokens import LevelLayout
 
 
@@ -207,6 +210,26 @@ def test_unselected_tokens_get_the_feed_forward_network_alone():
     torch.testing.assert_close(
         stopped(x, layout, None)[0], x + block.attn.proj(torch.zeros_like(x))
     )
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_what_the_output_projection_has_become_counts_for_unselected_tokens(optimized):
+    """Their attention is the projection of zeros, not the bias of the plain layer."""
+    model = half_selecting(9)
+    block, x = model.layers[2].blocks[0], torch.randn(1, 16, 48)
+    layout = LevelLayout.from_valid_sizes([(4, 4)], [[(4, 4)]])
+    plain = copy.deepcopy(block)
+    if optimized:
+        optimize(model)
+    block.attn.proj.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    with torch.no_grad():
+        plain.attn.proj.weight.mul_(2)
+        plain.attn.proj.bias.normal_()
+        block.attn.proj.bias.copy_(plain.attn.proj.bias / 2)
+        torch.testing.assert_close(
+            block(x, layout, None)[0], plain(x, layout, None)[0], rtol=1e-5, atol=1e-5
+        )
+        assert 0 < block(x, layout, None)[1].pack.counts[0] < 16
 
 
 @pytest.mark.parametrize("start", [1, 2, 4])

@@ -43,7 +43,7 @@ def keep_ratio_within(
         TooSlowError: no ratio is fast enough; the detector's ratio is unchanged.
         ValueError: ``max_ms`` or ``repeats`` is not positive.
     """
-    if max_ms <= 0 or repeats < 1:
+    if not max_ms > 0 or repeats < 1:
         raise ValueError(f"max_ms and repeats must be positive, got {max_ms} and {repeats}")
     sparsifier: Any = find_sparsifier(detector)
     if not hasattr(sparsifier, "keep_ratio"):

@@ -142,7 +142,7 @@ class DualAttention(nn.ModuleList):
         # Autocast would cache casts of the head's weights made without gradients, and the two-stage
         # head would reuse them.
         with without_autocast(tokens_BKC.device):
-            dtype = next(class_head.parameters()).dtype
+            dtype = next(class_head.parameters(), torch.empty(0)).dtype  # none if quantized
             category_BK = class_head(tokens_BKC.to(dtype)).amax(dim=-1)
             score_BK = score_BK.to(dtype)
             if self.fine_score == "probability":

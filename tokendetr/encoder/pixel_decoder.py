@@ -227,7 +227,7 @@ def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) ->
         num_feature_levels=_either(attention, "num_levels", "n_levels"),
         num_points=_either(attention, "num_points", "n_points"),
         sparsifier=sparsifier,
-    ).to(first.linear1.weight)
+    ).to(next(original.parameters()))
     loaded = encoder.load_state_dict(original.state_dict(), strict=False)
     absent = [key for key in loaded.missing_keys if not key.startswith("sparsifier.")]
     if other := sorted({key.rpartition(".")[0] for key in [*loaded.unexpected_keys, *absent]}):

@@ -63,7 +63,7 @@ _NAMES = (  # prefixes of the transformer, used in both directions; "#" stands f
     ("model.", "transformer."),  # proposals, heads inside the decoder, reference points
 )
 _PACKED = re.compile(r"(transformer\.decoder\.layers\.\d+\.attentions\.0\.attn\.in_proj)_(\w+)")
-_SEPARATE = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(\w+)")
+_SEPARATE = re.compile(r"model\.decoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)$")
 
 
 def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
@@ -111,7 +111,7 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not any(_SEPARATE.match(name) for name in current):
         raise ValueError(
             "these are not weights of transformers' DeformableDetrForObjectDetection: "
-            "model.decoder.layers.0.self_attn.q_proj is missing"
+            "model.decoder.layers.0.self_attn.q_proj.weight is missing"
         )
     last = 0
     while (kernel := current.get(f"model.input_proj.{last}.0.weight")) is not None:

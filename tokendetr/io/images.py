@@ -24,17 +24,18 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any)
 
     Args:
         image: the image.
-        path: the file, such as ``drawn.png``; an existing one is replaced.
+        path: the file, such as ``drawn.png`` or ``~/drawn.jpg``; an existing one is replaced.
         options: options of the format, as of Pillow's ``save``.
 
     Raises:
         OutputError: the name ends in no format that Pillow writes.
         CheckpointWriteError: the file cannot be written; the message has its name and the reason.
     """
-    suffix = Path(path).suffix.lower()
+    file = Path(path).expanduser()
+    suffix = file.suffix.lower()
     image_format = Image.registered_extensions().get(suffix, "")
     if image_format not in Image.SAVE:
         raise OutputError(f"{path}: the image's name must end in .jpg or .png, not {suffix!r}")
     content = io.BytesIO()
     image.save(content, format=image_format, **options)
-    write_atomically(str(path), content.getbuffer())
+    write_atomically(str(file), content.getbuffer())

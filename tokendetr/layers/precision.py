@@ -1,7 +1,8 @@
 """Precision of a detector: of its weights, and of its evaluation."""
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal
 
@@ -61,23 +62,33 @@ def _warn_of_emulation() -> None:
         logger.warning("this processor has no bfloat16 instructions: float32 is faster")
 
 
-def evaluated_in(precision: str, model: nn.Module) -> AbstractContextManager[Any]:
-    """Return a context in which a model evaluates in a precision.
+@contextmanager
+def evaluated_in(precision: str, model: nn.Module) -> Iterator[None]:
+    """Evaluate a model in a precision inside the ``with`` block, also if it is in training mode.
 
     Args:
         precision: "float32", or "bfloat16" ("bf16"): autocast, weights stay float32.
-        model: the model, for its device.
+        model: the model; it gets its mode back.
 
     Raises:
         ValueError: another precision.
     """
     check_precision(precision)
-    if precision == "float32":
-        return nullcontext()
     kind = next(model.parameters()).device.type
-    if kind == "cpu":
-        _warn_of_emulation()
-    return torch.autocast(kind, dtype=torch.bfloat16)
+    training = model.training
+    if training:  # setting the mode visits every module
+        model.eval()
+    try:
+        if precision == "float32":
+            yield
+        else:
+            if kind == "cpu":
+                _warn_of_emulation()
+            with torch.autocast(kind, dtype=torch.bfloat16):
+                yield
+    finally:
+        if training:
+            model.train()
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -114,7 +114,7 @@ class Detector:
         batch: list[tuple[str, NDArray[np.uint8]]] = []
         for entry in _images(images):
             batch.append(entry)
-            if len(batch) == batch_size:
+            if len(batch) >= batch_size:
                 results += self._run(batch, limit)
                 batch = []
         results += self._run(batch, limit)
@@ -180,7 +180,7 @@ def load(
         device: torch device; None for the GPU if there is one.
         precision: "float32", or "bfloat16" (or "bf16") for autocast.
         threshold: minimum score of returned detections, in [0, 1].
-        keep: keep ratio in (0, 1], for a detector whose sparsifier has one.
+        keep: keep ratio in [0, 1], for a detector whose sparsifier has one.
         max_ms: time limit for one image of the config's test size (4 : 3), in milliseconds. The
             highest keep ratio within it, measured once on this machine, is set.
         overrides: overrides of the config, as ``key=value``.

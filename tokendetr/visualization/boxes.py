@@ -10,6 +10,7 @@ Shapes: N box, H, W image.
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,12 @@ def draw_boxes(
         boxes: the most important first; it is drawn on top, and its label is placed first.
         scale: the drawing's size divided by the image's.
         line_px: line width; None for one that depends on the drawing's size.
+
+    Raises:
+        ValueError: the scale is not a positive number.
     """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a positive number, got {scale}")
     height, width = (max(1, round(size * scale)) for size in image_HWC.shape[:2])
     drawing = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(drawing)

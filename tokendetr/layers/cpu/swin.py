@@ -40,7 +40,7 @@ class _WindowAttention:
     def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend within windows ``x`` [W, S, C], by the fast form if possible."""
         attention = self._attention
-        dtype = working_dtype(x, attention.qkv.weight)
+        dtype = working_dtype(x, attention.relative_position_bias_table)
         parts = [attention.attn_drop, getattr(attention, "softmax", None)]
         hooked = any(part is not None and has_forward_hooks(part) for part in parts)
         if dtype is None or hooked or attention.attn_drop.training:
@@ -174,7 +174,7 @@ def is_fast_attention(attention: Any, x: Tensor, *around: Any) -> bool:
         and not attention.attn_drop.training
         and not attention.proj_drop.training
         and not any(part is not None and has_forward_hooks(part) for part in silent)
-        and working_dtype(x, attention.qkv.weight) is not None
+        and working_dtype(x, attention.relative_position_bias_table) is not None
     )
 
 
