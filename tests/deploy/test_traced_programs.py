@@ -100,7 +100,7 @@ def test_unknown_options_are_named(options, message):
 
 
 def test_the_suffix_of_a_file_must_match_its_format(tmp_path):
-    with pytest.raises(ExportError, match=r"named \*\.pt2"):
+    with pytest.raises(ExportError, match=r"ends in \.pt2"):
         export(build("dino"), tmp_path / "model.onnx", ExportOptions("pt2", CANVAS))
     assert not list(tmp_path.iterdir())
 
