@@ -75,6 +75,20 @@ def test_programs_that_use_a_detector_take_its_own_weights_and_training_its_star
     assert load_config("dino_shapes", overrides, trained=True).train.init_checkpoint == "mine.pth"
 
 
+def test_the_folder_of_a_run_means_its_config_with_its_best_weights_else_its_last(tmp_path):
+    LazyConfig.save(zoo.get_config("dino_shapes"), str(tmp_path / "config.yaml"))
+
+    def weights():
+        return load_config(tmp_path, trained=True).train.init_checkpoint
+
+    assert weights() == load_config("dino_shapes").train.init_checkpoint
+    for name in ("model_final.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+        assert weights() == str(tmp_path / name)
+    with pytest.raises(ConfigError, match="is a folder: give the file in it"):
+        load_config(tmp_path)
+
+
 def test_weights_that_do_not_come_with_the_project_say_how_they_are_made():
     with pytest.raises(FileNotFoundError, match=r"it is made as .*checkpoints/README\.md says"):
         zoo.load("dino_shapes", checkpoint_file("dino_shapes").replace("shapes", "gone"))

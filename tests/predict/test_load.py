@@ -117,6 +117,12 @@ def test_a_model_left_in_training_mode_detects_and_stays_in_it(detector, paths):
     torch.testing.assert_close(found.instances.scores, expected.instances.scores)
 
 
+def test_weights_that_an_override_names_are_not_those_of_the_config():
+    other = ["train.init_checkpoint=nowhere.pth"]
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        load("dino_shapes", device="cpu", overrides=other)
+
+
 def test_a_sparse_detector_takes_a_keep_ratio(folder):
     sparse = load("sparse_dino_shapes", device="cpu", keep=0.5)
     assert sparse.model.transformer.encoder.sparsifier.keep_ratio == 0.5

@@ -47,7 +47,7 @@ TASKS = ("flop", "activation", "parameter", "structure")
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    add_config_option(parser)
+    add_config_option(parser, trained=True)
     parser.add_argument("--tasks", choices=TASKS, nargs="+", required=True, help="what to report")
     parser.add_argument(
         "-n", "--num-inputs", type=positive_int, default=100, help="test images to average over"

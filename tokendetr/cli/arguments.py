@@ -74,19 +74,25 @@ def described_parser(docstring: str | None) -> _Parser:
 
 
 def add_config_option(
-    parser: argparse.ArgumentParser, of: str = "a detector", **options: Any
+    parser: argparse.ArgumentParser,
+    of: str = "a detector",
+    *,
+    trained: bool = False,
+    **options: Any,
 ) -> None:
     """Add ``--config-file``, required unless ``options`` say otherwise.
 
     Args:
         parser: the parser.
         of: what the config is of, for the help.
+        trained: the program uses a trained detector, and takes the folder of a run too.
         **options: further arguments of ``add_argument``.
     """
     parser.add_argument(
         "--config-file",
         metavar="CONFIG",
-        help=f"config of {of}: a name of `tokendetr list`, or a .py or .yaml file",
+        help=f"config of {of}: a name of `tokendetr list`, or a .py or .yaml file"
+        + (", or the folder of a run" if trained else ""),
         **{"required": True, **options},
     )
 

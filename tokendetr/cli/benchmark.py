@@ -65,7 +65,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Read the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add_config_option(parser, "a detector (may be repeated)", action="append")
+    add_config_option(parser, "a detector (may be repeated)", trained=True, action="append")
     add("--task", choices=TASKS, required=True, help="what is measured")
     add(
         "--input-size",

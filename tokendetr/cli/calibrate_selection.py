@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add_config_option(parser, "a detector on SPT")
+    add_config_option(parser, "a detector on SPT", trained=True)
     add("--ratio", type=float, required=True, help="share of the tokens, in (0, 1)")
     add("--images", type=positive_int, default=32, help="number of images (default 32)")
     add("--tolerance", type=float, default=0.005, help="of the ratio (default 0.005)")

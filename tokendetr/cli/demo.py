@@ -57,7 +57,7 @@ logger = logging.getLogger("tokendetr.demo")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; sizes, channel order and names default to the config's test data."""
     parser = described_parser(__doc__)
-    add_config_option(parser)
+    add_config_option(parser, trained=True)
     parser.add_argument("--input", nargs="+", help="images, folders, or glob patterns in quotes")
     parser.add_argument("--video-input", help="video file (needs opencv)")
     parser.add_argument("--webcam", action="store_true", help="camera 0 (needs opencv)")

@@ -36,7 +36,7 @@ from tokendetr.predict.predictor import build_model
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    add_config_option(parser)
+    add_config_option(parser, trained=True)
     parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="what to write")
     parser.add_argument(
         "--size",

@@ -41,7 +41,7 @@ OVERRIDE = "model.transformer.encoder.sparsifier.level_orders"
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    add_config_option(parser, "a dense detector")
+    add_config_option(parser, "a dense detector", trained=True)
     parser.add_argument(
         "--num-images", type=positive_int, help="first images of the test set (all)"
     )

@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add_config_option(parser, "a sparse detector, or of a dense one for --layers")
+    add_config_option(parser, "a sparse detector, or of a dense one for --layers", trained=True)
     add(
         "--layers",
         type=non_negative_int,

@@ -25,7 +25,7 @@ from tokendetr.cli.arguments import (
     parse_with_overrides,
 )
 from tokendetr.cli.program import program
-from tokendetr.config.load import load_config, resolve_config
+from tokendetr.config.load import load_config
 from tokendetr.layers.precision import PRECISIONS
 from tokendetr.train.launch import launch
 from tokendetr.train.process_group import Timeouts
@@ -66,7 +66,7 @@ def main() -> None:
 def evaluate() -> None:
     """Parse the command line of an evaluation and start the processes."""
     parser = described_parser(EVALUATE)
-    add_config_option(parser)
+    add_config_option(parser, trained=True)
     _add_evaluation_options(parser)
     shared = default_argument_parser()
     for flag, kind, text in (
@@ -94,9 +94,8 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
 def _start(args: argparse.Namespace) -> None:
     # Until the run takes care of signals, Ctrl-C ends this process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    args.config_file = resolve_config(args.config_file)  # detectron2 copies the file
     # Read here too, so that a mistake is met before processes are started.
-    settings = load_config(args.config_file, args.opts).train
+    settings = load_config(args.config_file, args.opts, trained=args.eval_only).train
     limits = settings.distributed
     launch(
         run,

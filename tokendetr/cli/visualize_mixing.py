@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add_config_option(parser, "a detector whose backbone is transformed")
+    add_config_option(parser, "a detector whose backbone is transformed", trained=True)
     add("--input", nargs="+", required=True, help="images, folders or patterns")
     add("--output", type=output_folder, required=True, help="folder to write")
     add("--count", type=positive_int, default=14, help="rows of W to draw (default 14)")

@@ -47,7 +47,7 @@ from tokendetr.visualization.tokens import draw_tokens
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = described_parser(__doc__)
-    add_config_option(parser)
+    add_config_option(parser, trained=True)
     parser.add_argument("--input", nargs="+", required=True, help="images, folders or patterns")
     parser.add_argument("--output", type=output_folder, required=True, help="folder to write")
     add_size_options(parser)

@@ -8,6 +8,7 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
@@ -24,12 +25,19 @@ from tokendetr.config.files import RENAMED, config_files, shipped_weights
 from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.overrides import apply_overrides
 from tokendetr.config.registration import load_repeatably
+from tokendetr.config.run_folders import run_config, run_weights
 from tokendetr.config.settings import check_settings
 from tokendetr.config.targets import check_targets, source_of
 from tokendetr.errors import ConfigError, DatasetError
 from tokendetr.io.plain_yaml import load_plain_yaml
 
-__all__ = ["fill_defaults", "load_config", "resolve_config", "result_writers"]
+__all__ = [
+    "fill_defaults",
+    "load_config",
+    "resolve_config",
+    "resolve_trained",
+    "result_writers",
+]
 
 ADDED_TRAIN_DEFAULTS: dict[str, Any] = {
     # False: missing, unexpected and wrongly shaped weights are reported and skipped.
@@ -79,12 +87,13 @@ def load_config(
 
     Args:
         config_file: path of a ``.py`` or ``.yaml`` config, or the name of one of the project's
-            (:mod:`tokendetr.config.zoo`); a file of that name takes precedence.
+            (:mod:`tokendetr.config.zoo`); a file of that name takes precedence. With ``trained``,
+            also the folder of a run.
         overrides: in hydra's grammar: ``key=value`` (the key must exist), ``+key=value`` (adds a
             key), ``~key`` (removes it).
         trained: for programs that use a detector rather than train it: set
-            ``train.init_checkpoint`` to the trained weights that come with the config, if there are
-            any and no override names others.
+            ``train.init_checkpoint`` to the trained weights that come with the config
+            (:func:`resolve_trained`), if there are any and no override names others.
 
     Raises:
         FileNotFoundError: no such file; the message names similar ones.
@@ -92,14 +101,15 @@ def load_config(
             value would silently spoil a run; or the installed detectron2 or detrex lacks a class.
         DatasetError: the labels of ``train.data_folder`` cannot be used.
     """
-    path = resolve_config(os.fspath(config_file))
+    given = os.fspath(config_file)
+    path, weights = resolve_trained(given) if trained else (resolve_config(given), None)
     try:
-        return _load(path, overrides, trained)
+        return _load(path, overrides, weights)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _load(path: str, overrides: Sequence[str], trained: bool) -> DictConfig:
+def _load(path: str, overrides: Sequence[str], weights: str | None) -> DictConfig:
     cfg = _load_file(path)
     _check_parts(cfg, path)
     has_settings = "train" in cfg
@@ -107,7 +117,7 @@ def _load(path: str, overrides: Sequence[str], trained: bool) -> DictConfig:
     if not has_settings:
         _say_defaults(path, str(cfg.train.output_dir), int(cfg.train.max_iter))
     folder = cfg.train.output_dir
-    if trained and (weights := shipped_weights(path)) is not None:
+    if weights is not None:
         cfg.train.init_checkpoint = weights
     # First what says where the data is: other overrides may change what follows from it.
     apply_overrides(cfg, [o for o in overrides if o.startswith(_DATA_KEYS)])
@@ -134,6 +144,23 @@ def _check_parts(cfg: DictConfig, path: str) -> None:
                 raise ConfigError(f"{path}: {name} must be a group of keys, not {value!r}")
 
 
+def resolve_trained(config_file: str) -> tuple[str, str | None]:
+    """Return the config and the trained weights of a detector; None if the config names them.
+
+    Args:
+        config_file: the folder of a run, whose best weights are taken, else its last ones; or a
+            config, as of :func:`resolve_config`, with the weights that come with it.
+
+    Raises:
+        FileNotFoundError, ConfigError: as of :func:`resolve_config`; or the folder has no config.
+    """
+    if os.path.isdir(config_file):
+        folder = Path(config_file)
+        return str(run_config(folder)), run_weights(folder)
+    path = resolve_config(config_file)
+    return path, shipped_weights(path)
+
+
 def resolve_config(config_file: str) -> str:
     """Return the path or URL of a config that is given by path, URL or name.
 
@@ -146,7 +173,7 @@ def resolve_config(config_file: str) -> str:
     if "://" in config_file or os.path.isfile(config_file):
         return config_file
     if os.path.isdir(config_file):
-        raise ConfigError(f"config {config_file!r} is a folder, not a file")
+        raise ConfigError(f"config {config_file!r} is a folder: give the file in it")
     named = config_files()
     if (name := RENAMED.get(config_file, config_file)) in named:
         return str(named[name])

@@ -1,5 +1,6 @@
 """Prediction: ``load`` a trained detector by name and call it on images."""
 
+from tokendetr.config.run_folders import run_config
 from tokendetr.predict.detections import Detection, Detections
 from tokendetr.predict.detector import Detector, load
 from tokendetr.predict.predictor import (
@@ -11,7 +12,6 @@ from tokendetr.predict.predictor import (
     find_images,
     read_rgb,
 )
-from tokendetr.predict.run_folders import run_config
 
 __all__ = [
     "Detection",

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageOps
 
 from tokendetr.analysis.keep_ratio_search import keep_ratio_within
+from tokendetr.config import zoo
 from tokendetr.config.load import load_config
 from tokendetr.encoder.keep_ratio import set_keep_ratio
 from tokendetr.errors import ConfigError, CutOffVideoError
@@ -36,7 +37,6 @@ from tokendetr.predict.predictor import (
     find_images,
     read_rgb,
 )
-from tokendetr.predict.run_folders import find_detector
 from tokendetr.predict.video import read_frames
 
 __all__ = ["Detector", "load"]
@@ -200,9 +200,11 @@ def load(
     if keep is not None and max_ms is not None:
         raise ValueError("keep and max_ms both set the keep ratio: give one of them")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    config_file, known = find_detector(os.fspath(name))
-    cfg = load_config(config_file, [*overrides, f"train.device={device}"])
-    source = weights or known or cfg.train.init_checkpoint or None
+    config = os.path.expanduser(os.fspath(name))
+    if not (os.path.isdir(config) or config.endswith((".py", ".yaml", ".yml"))):
+        config = str(zoo.get_config_file(config))
+    cfg = load_config(config, [*overrides, f"train.device={device}"], trained=True)
+    source = weights or cfg.train.init_checkpoint or None
     if source is None:
         raise ConfigError(
             f"no trained weights come with {name}: load({str(name)!r}, weights=FILE), or "
