@@ -144,11 +144,7 @@ class FocusSparsifier(TokenSparsifier):
         if num_classes is not None:
             self.own_heads = OwnHeads(embed_dim=embed_dim, num_classes=num_classes)
         self.object_attentions = DualAttention(
-            num_layers=num_layers,
-            num_objects=num_objects,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            fine_score=fine_score,
+            num_layers, num_objects, fine_score, embed_dim=embed_dim, num_heads=num_heads
         )
 
     @property

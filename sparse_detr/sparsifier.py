@@ -145,11 +145,7 @@ class SparseSparsifier(TokenSparsifier):
                 sized_references=True,
             )
         self.object_attentions = DualAttention(
-            num_layers=num_layers,
-            num_objects=num_objects,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            fine_score=fine_score,
+            num_layers, num_objects, fine_score, embed_dim=embed_dim, num_heads=num_heads
         )
 
     @property

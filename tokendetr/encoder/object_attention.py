@@ -66,9 +66,9 @@ class DualAttention(nn.ModuleList):
     Args:
         num_layers: layers of the encoder, each with an :class:`ObjectAttention` of its own.
         num_objects: maximum number of object tokens of an image; 0: no attention, no parameters.
+        fine_score: one of :data:`FINE_SCORES`.
         embed_dim: channels C.
         num_heads: attention heads.
-        fine_score: one of :data:`FINE_SCORES`.
 
     Raises:
         ValueError: ``num_objects`` is negative, or ``fine_score`` is unknown.
@@ -78,12 +78,12 @@ class DualAttention(nn.ModuleList):
 
     def __init__(
         self,
-        *,
         num_layers: int,
         num_objects: int,
+        fine_score: FineScore,
+        *,
         embed_dim: int,
         num_heads: int,
-        fine_score: FineScore,
     ) -> None:
         check_choice("fine_score", fine_score, FINE_SCORES)
         if num_objects < 0:
