@@ -31,13 +31,6 @@ def _table(config: str, entry: Mapping[str, Any]) -> Table:
     ratios = [ratio for ratio in RATIOS if str(ratio) in entry["gflops"]]
     encoders = [f"{entry['gflops'][str(ratio)][1]:.3f}" for ratio in ratios]
     dense = entry["gflops"]["None"][1]
-    seeds = len(entry["seeds"])
-    count = "One seed"
-    if seeds > 1:
-        count = (
-            f"Mean over {seeds} seeds (each with other images), smallest and largest in "
-            "parentheses; figures without them are of one seed"
-        )
     images, explained = _maps(entry, "curve 0")
     context = ""
     if any("curve with context" in seed for seed in entry["seeds"].values()):
@@ -51,7 +44,7 @@ def _table(config: str, entry: Mapping[str, Any]) -> Table:
             [f"GFLOPs of the encoder (dense {dense:.3f})", *encoders],
         ],
         notes=(
-            f"{count}; {_NOT_RUN}",
+            f"{_count(len(entry['seeds']))}; {_NOT_RUN}",
             f"The maps saw {images} images and explain {explained:.0f} % of the tokens' squared "
             f"movement in images held back{context}.",
             f"{entry['date']}, `{entry['command']}`",
@@ -72,11 +65,20 @@ def _detectors_table(entries: Mapping[str, Any]) -> Table:
         columns=("detector", "", *_headings(ratios)),
         rows=rows,
         notes=(
-            f"One seed; {_NOT_RUN}",
+            f"{_count(max(len(entry['seeds']) for entry in entries.values()))}; {_NOT_RUN}",
             f"The maps explain {', '.join(explained)} % of the tokens' squared movement in images "
             "held back, in this order.",
             *(f"{entry['date']}, `{entry['command']}`" for entry in entries.values()),
         ),
+    )
+
+
+def _count(seeds: int) -> str:
+    if seeds == 1:
+        return "One seed"
+    return (
+        f"Mean over {seeds} seeds (each with other images), smallest and largest in parentheses; "
+        "figures without them are of one seed"
     )
 
 
