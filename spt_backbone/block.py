@@ -131,8 +131,8 @@ class SelectPackBlock(nn.Module):
         attended_GTC = self._attend(gated_GTC, pack, layout)
         if isinstance(pack, Pack) and self._is_fast(x_BNC):
             return self._add_fast(x_BNC, attended_GTC, pack), choice
-        projected_GTC = self.attn.proj(attended_GTC)
-        rest_BNC = self._projected_zeros_C(projected_GTC).expand_as(x_BNC)
+        projected_GTC, zeros_C = self._project(attended_GTC)
+        rest_BNC = zeros_C.to(projected_GTC.dtype).expand_as(x_BNC)
         attended_BNC = self.attn.proj_drop(pack.restore(projected_GTC, rest_BNC))
         x_BNC = x_BNC + self.drop_path(attended_BNC)
         return self._feed_forward(x_BNC, pack), choice
@@ -177,25 +177,32 @@ class SelectPackBlock(nn.Module):
         x_NC = x_BNC.flatten(0, 1)
         attended_PC = attended_GTC.flatten(0, 1).index_select(0, pack.slot_P)
         selected_PC = x_NC.index_select(0, pack.index_P)
-        selected_PC = linear_and_sum(self.attn.proj, attended_PC, selected_PC)
+        if is_linear(self.attn.proj):
+            selected_PC = linear_and_sum(self.attn.proj, attended_PC, selected_PC)
+            zeros_C = self.attn.proj.bias
+        else:
+            projected_PC, zeros_C = self._project(attended_PC)
+            selected_PC = selected_PC + projected_PC
         feeds_all = self.options.ffn_on == "all"
         if not feeds_all:
             selected_PC = add_mlp(self.norm2, self.mlp, selected_PC)
-        rest_NC = x_NC.to(selected_PC.dtype) + self._projected_zeros_C(selected_PC)
+        rest_NC = x_NC.to(selected_PC.dtype) + zeros_C.to(selected_PC.dtype)
         x_NC = rest_NC.index_copy_(0, pack.index_P, selected_PC)
         if feeds_all:
             x_NC = add_mlp(self.norm2, self.mlp, x_NC)
         return x_NC.view(x_BNC.shape)
 
-    def _projected_zeros_C(self, like: Tensor) -> Tensor:
-        """Return what the output projection makes of a token that is not selected."""
+    def _project(self, attended_XC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output projection of rows [..., C], and of the zeros of an unselected token.
+
+        A layer that is no plain linear one any more is called once for both.
+        """
         projection = self.attn.proj
-        zeros_C: Tensor
         if is_linear(projection):
-            zeros_C = projection.bias
-        else:
-            zeros_C = projection(like.new_zeros(1, like.shape[-1]))[0]
-        return zeros_C.to(like.dtype)
+            return projection(attended_XC), projection.bias
+        zeros_1C = attended_XC.new_zeros(1, attended_XC.shape[-1])
+        projected_RC = projection(torch.cat([attended_XC.flatten(0, -2), zeros_1C]))
+        return projected_RC[:-1].view_as(attended_XC), projected_RC[-1]
 
     def _attend(self, x_GTC: Tensor, pack: Pack | StaticPack, layout: LevelLayout) -> Tensor:
         """Attend inside containers, [G, T, C]."""

@@ -74,7 +74,6 @@ def evaluated_in(precision: str, model: nn.Module) -> Iterator[None]:
         ValueError: another precision.
     """
     check_precision(precision)
-    kind = next(model.parameters()).device.type
     training = model.training
     if training:  # setting the mode visits every module
         model.eval()
@@ -82,6 +81,7 @@ def evaluated_in(precision: str, model: nn.Module) -> Iterator[None]:
         if precision == "float32":
             yield
         else:
+            kind = next(model.parameters()).device.type
             if kind == "cpu":
                 _warn_of_emulation()
             with torch.autocast(kind, dtype=torch.bfloat16):
