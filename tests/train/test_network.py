@@ -42,6 +42,17 @@ def test_a_name_that_means_loopback_here_alone_is_listened_for_everywhere(monkey
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="interfaces are Linux's")
+def test_a_free_port_is_none_that_a_connection_may_get(monkeypatch, tmp_path):
+    range_file = tmp_path / "ports"
+    monkeypatch.setattr(network, "_EPHEMERAL_PORTS", range_file)
+    range_file.write_text("20002\t60999\n")
+    assert {network.free_port() for _ in range(20)} <= {20_000, 20_001}
+    with network.listener("127.0.0.1", network.free_port()) as taken:
+        assert network.free_port() != taken.getsockname()[1]
+    range_file.write_text("1024 65535\n")  # nothing is below: any free port
+    assert network.free_port() > 0
+
+
 def test_the_interface_is_that_towards_the_meeting_point(monkeypatch, no_choice):
     network.use_interface_towards("127.0.0.1")
     assert [os.environ[name] for name in NAMES] == ["lo", "lo"]

@@ -3,7 +3,6 @@
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.errors import NonFiniteLossError
 from tokendetr.train.launch import launch
+from tokendetr.train.network import free_port
 from tokendetr.train.process_group import detect_environment, first_host
 from tokendetr.train.run import train
 from tokendetr.train.trainer import Trainer
@@ -302,12 +302,6 @@ def test_all_ways_to_start_two_processes_train_alike(toy_root, tmp_path):
     for state in states[1:]:
         for name, value in states[0].items():
             assert torch.equal(value, state[name]), name
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def train_dino(args):

@@ -1,9 +1,12 @@
 """Choose the addresses and interfaces through which the processes of a run communicate."""
 
+import errno
 import ipaddress
 import os
+import random
 import socket
 import struct
+from pathlib import Path
 
 __all__ = ["LOOPBACK", "free_port", "is_loopback", "listener", "use_interface_towards"]
 
@@ -11,6 +14,9 @@ LOOPBACK = "127.0.0.1"
 _ANYWHERE = "192.0.2.1"
 """An address that is never assigned (RFC 5737), so that its route is the default route."""
 _SIOCGIFADDR = 0x8915
+_EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT = 20_000
+_PORTS_TRIED = 20
 
 
 def is_loopback(host: str) -> bool:
@@ -56,10 +62,28 @@ def use_interface_towards(host: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port of loopback that is free at the moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """Return a port of loopback that is free, and that nobody is likely to take soon.
+
+    A process binds it seconds later. Until then, a port of the ephemeral range may become that of
+    any connection of this machine; one below the range is only taken by who names it.
+    """
+    below = range(_LOWEST_PORT, _first_ephemeral_port())
+    candidates = random.SystemRandom().sample(below, min(_PORTS_TRIED, len(below)))
+    for port in (*candidates, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(errno.EADDRINUSE, f"{LOOPBACK} has no free port")
+
+
+def _first_ephemeral_port() -> int:
+    try:
+        return int(_EPHEMERAL_PORTS.read_text().split()[0])
+    except (OSError, ValueError):
+        return _LOWEST_PORT
 
 
 def _resolved(host: str) -> str:
