@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spt_backbone.backbone import OUTPUT_NAME, SPT
+from tokendetr.layers.modes import evaluating
 
 Batches = Sequence[Sequence[Mapping[str, Any]]]
 
@@ -90,12 +91,8 @@ def selected_ratios(model: nn.Module, batches: Batches) -> dict[int, float]:
     Raises:
         ValueError: the model's outputs have no selection.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         outputs: Iterable[Mapping[str, Any]] = [out for batch in batches for out in model(batch)]
-    finally:
-        model.train(was_training)
     ratios: dict[int, list[float]] = {}
     for output in outputs:
         for stride, mask_LHW in output.get(OUTPUT_NAME, {}).items():

@@ -109,9 +109,11 @@ def test_thresholds_and_precision(detector, paths):
 def test_a_model_left_in_training_mode_detects_and_stays_in_it(detector, paths):
     expected = detector(paths[0])
     detector.model.train()
+    detector.model.backbone.eval()  # as of a part that is frozen
     try:
         found = detector(paths[0])
         assert detector.model.training and detector.model.transformer.training
+        assert not any(module.training for module in detector.model.backbone.modules())
     finally:
         detector.model.eval()
     torch.testing.assert_close(found.instances.scores, expected.instances.scores)

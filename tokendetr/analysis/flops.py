@@ -29,6 +29,7 @@ from torch.utils.flop_counter import flop_registry
 
 from tokendetr.analysis.flop_rules import RULES, flop_handles
 from tokendetr.compat.torch_private import TorchDispatchMode, tree_map_only
+from tokendetr.layers.modes import evaluating
 
 __all__ = [
     "BLENDED_SIZES",
@@ -214,7 +215,7 @@ def count_flops(
     if not inputs:
         raise ValueError("counting needs at least one image")
     counting = _Counting(model, arithmetic=arithmetic)
-    with _evaluating(model), torch.no_grad(), _explicit_attention(), counting.following(), counting:
+    with evaluating(model), torch.no_grad(), _explicit_attention(), counting.following(), counting:
         model(inputs)
     by_module = {name: 0.0 for name, _ in model.named_modules()}
     parts = dict.fromkeys(PARTS, 0.0)
@@ -304,16 +305,6 @@ def _part(name: str) -> str:
         if name == prefix or name.startswith(f"{prefix}."):
             return part
     return "other"
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokendetr.errors import ConfigError
+from tokendetr.layers.modes import evaluating
 
 __all__ = [
     "PRECISIONS",
@@ -68,16 +69,15 @@ def evaluated_in(precision: str, model: nn.Module) -> Iterator[None]:
 
     Args:
         precision: "float32", or "bfloat16" ("bf16"): autocast, weights stay float32.
-        model: the model; it gets its mode back.
+        model: the model. It and its parts, of which some may be frozen in evaluation mode, get
+            their modes back.
 
     Raises:
         ValueError: another precision.
     """
     check_precision(precision)
-    training = model.training
-    if training:  # setting the mode visits every module
-        model.eval()
-    try:
+    # Setting the mode visits every module.
+    with evaluating(model) if model.training else nullcontext():
         if precision == "float32":
             yield
         else:
@@ -86,9 +86,6 @@ def evaluated_in(precision: str, model: nn.Module) -> Iterator[None]:
                 _warn_of_emulation()
             with torch.autocast(kind, dtype=torch.bfloat16):
                 yield
-    finally:
-        if training:
-            model.train()
 
 
 def parse_dtype(name: str) -> torch.dtype:
