@@ -195,6 +195,14 @@ def test_padding_reaches_our_encoder_as_it_reaches_theirs():
     torch.testing.assert_close(after.pred_boxes, before.pred_boxes, rtol=1e-4, atol=1e-4)
 
 
+def test_frozen_parameters_of_the_encoder_stay_frozen_and_are_not_copied():
+    model = theirs("deformable_detr").requires_grad_(False)
+    before = {id(value) for value in model.parameters()}
+    sparsify_huggingface(model)
+    assert {id(value) for value in model.parameters()} == before
+    assert not any(value.requires_grad for value in model.parameters())
+
+
 def test_a_methods_missing_needs_are_named_and_nothing_is_changed():
     one_stage = theirs("deformable_detr")
     encoder = one_stage.model.encoder

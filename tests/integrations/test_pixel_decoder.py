@@ -151,6 +151,17 @@ def test_fewer_tokens_are_updated_and_weights_go_both_ways(model):
     torch.testing.assert_close(fresh(*inputs)[valid], plain(*inputs)[valid], rtol=1e-5, atol=1e-5)
 
 
+def test_parameters_stay_the_same_objects_and_frozen_ones_frozen(model):
+    model.requires_grad_(False)
+    model.pixel_decoder.encoder.layers[1].requires_grad_(True)
+    before = dict(model.named_parameters())
+    sparsify_pixel_decoder(model, None)
+    after = dict(model.named_parameters())
+    trained = {"encoder.layers.1." in name: value.requires_grad for name, value in after.items()}
+    assert {id(value) for value in after.values()} == {id(value) for value in before.values()}
+    assert trained == {True: True, False: False}
+
+
 def test_detrexs_call_gives_the_same_memory(model):
     """Detectors with the first code's layers and detrex's call; their ReLU may be a module.
 

@@ -19,6 +19,7 @@ from tokendetr.encoder.forward_context import observe
 from tokendetr.encoder.sparsifier import TokenSparsifier
 from tokendetr.encoder.token_encoder import TokenEncoder
 from tokendetr.errors import UnsupportedDetectorError
+from tokendetr.layers.adoption import adopt_parameters
 
 __all__ = ["DinoAuthorsEncoder", "PixelDecoderEncoder", "sparsify_pixel_decoder"]
 
@@ -162,7 +163,7 @@ def _rename(state_dict: dict[str, Any], prefix: str, names: Mapping[str, str]) -
 def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
     """Give the encoder of a model's pixel decoder a sparsifier, in place.
 
-    Weights, state-dict keys and the model's call stay unchanged. Levels are numbered in the pixel
+    Parameters, state-dict keys and the model's call stay the same. Levels are numbered in the pixel
     decoder's order. The model has no two-stage head to score tokens with, and its criterion is for
     masks, so Sparse DETR needs ``projection="own"`` and ``auxiliary_heads=False``.
 
@@ -206,7 +207,7 @@ def _is_encoder(module: nn.Module) -> bool:
 
 
 def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
-    """Return a :class:`PixelDecoderEncoder` with the sizes, weights and mode of another encoder."""
+    """Return a :class:`PixelDecoderEncoder` with the parameters and mode of another encoder."""
     layers: Any = original.layers
     first = layers[0]
     if first.activation is not F.relu and not isinstance(first.activation, nn.ReLU):
@@ -228,7 +229,7 @@ def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) ->
         num_points=_either(attention, "num_points", "n_points"),
         sparsifier=sparsifier,
     ).to(next(original.parameters()))
-    loaded = encoder.load_state_dict(original.state_dict(), strict=False)
+    loaded = adopt_parameters(encoder, original.state_dict(keep_vars=True), strict=False)
     absent = [key for key in loaded.missing_keys if not key.startswith("sparsifier.")]
     if other := sorted({key.rpartition(".")[0] for key in [*loaded.unexpected_keys, *absent]}):
         raise UnsupportedDetectorError(

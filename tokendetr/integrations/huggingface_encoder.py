@@ -12,6 +12,7 @@ from tokendetr.encoder import TokenEncoder, TokenSparsifier
 from tokendetr.encoder.forward_context import observe
 from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.integrations.huggingface_weights import from_huggingface
+from tokendetr.layers.adoption import adopt_parameters
 from tokendetr.tokens import LevelLayout
 
 __all__ = ["HuggingFaceEncoder", "sparsify_huggingface"]
@@ -79,7 +80,7 @@ class HuggingFaceEncoder(TokenEncoder):
 def sparsify_huggingface(
     model: nn.Module, sparsifier: TokenSparsifier | None = None
 ) -> HuggingFaceEncoder:
-    """Replace the encoder of a ``DeformableDetrForObjectDetection`` by ours, keeping its weights.
+    """Replace the encoder of a ``DeformableDetrForObjectDetection`` by ours, with its parameters.
 
     Decoder, heads and everything else are unchanged. The model is for evaluation, and the
     sparsifier's weights have to be loaded: an untrained score selects arbitrary tokens.
@@ -118,14 +119,14 @@ def sparsify_huggingface(
         num_points=config.encoder_n_points,
         sparsifier=sparsifier,
     )
-    ours = from_huggingface(model.state_dict())
+    ours = from_huggingface(model.state_dict(keep_vars=True))
     layers = {
         name.removeprefix(_OURS): value for name, value in ours.items() if name.startswith(_OURS)
     }
     own = {name: value for name, value in encoder.state_dict().items() if name not in layers}
-    encoder.load_state_dict({**own, **layers})
     parameter = next(replaced.parameters())
     encoder.to(device=parameter.device, dtype=parameter.dtype).train(model.training)
+    adopt_parameters(encoder, {**own, **layers})
     # A DetectorView looks for the parts of a two-stage head below ``transformer``, where they have
     # the same names. Set in vars(), so that it is not a submodule and adds no state-dict keys.
     vars(model)["transformer"] = model.model
