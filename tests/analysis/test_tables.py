@@ -121,6 +121,12 @@ def test_only_one_table_is_printed_on_request(monkeypatch, capsys):
     assert capsys.readouterr().out == other.markdown() + "\n"
 
 
+def test_result_files_that_were_not_installed_are_missed(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "PROJECTS_DIR", tmp_path / "projects")
+    with pytest.raises(SystemExit, match="has no result files: they come with a checkout"):
+        table.main(["recorded"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,7 @@
 """Configs by name."""
 
+import os
+
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -87,6 +89,17 @@ def test_the_folder_of_a_run_means_its_config_with_its_best_weights_else_its_las
         assert weights() == str(tmp_path / name)
     with pytest.raises(ConfigError, match="is a folder: give the file in it"):
         load_config(tmp_path)
+
+
+def test_a_folder_without_a_run_does_not_hide_the_config_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dino_shapes").mkdir()
+    expected = load_config("dino_shapes", trained=True).train.init_checkpoint
+    assert expected == zoo.get_checkpoint("dino_shapes")
+    LazyConfig.save(zoo.get_config("dino_shapes"), "dino_shapes/config.yaml")
+    (tmp_path / "dino_shapes" / "model_best.pth").touch()
+    trained = load_config("dino_shapes", trained=True).train.init_checkpoint
+    assert trained == os.path.join("dino_shapes", "model_best.pth")
 
 
 def test_weights_that_do_not_come_with_the_project_say_how_they_are_made():

@@ -156,8 +156,21 @@ def test_another_fits_state_is_refused(images, tmp_path):
     with pytest.raises(StaleFitError, match="weights: .*, now "):
         fit(dense, student, images, FitOptions(1, max_images=2), state_file=file)
     dense, student = twins(method="random")
-    with pytest.raises(StaleFitError, match="its parameters: "):
+    with pytest.raises(StaleFitError, match="its parameters and buffers: "):
         fit(dense, student, images, FitOptions(1, max_images=2), state_file=file)
+    dense, student = twins()  # a budget adds no parameter, but a buffer
+    student.transformer.encoder.sparsifier.mass_budget = MassBudget()
+    with pytest.raises(StaleFitError, match="its parameters and buffers: "):
+        fit(dense, student, images, FitOptions(1, max_images=2), state_file=file)
+
+
+def test_images_of_another_size_or_content_are_other_images(images):
+    files = [*images.held_back, *images.fitted]
+    digests = {
+        UnlabeledImages(files, Predictor(torch.nn.Identity(), min_size=size, max_size=96)).digest()
+        for size in (32, 48, 48)
+    }
+    assert len(digests) == 2
 
 
 def test_maps_see_every_image_at_most_once_and_no_more_than_the_limit(images):

@@ -1,22 +1,27 @@
 """The command: from a config's name and a folder to a config and weights that programs load."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 
 from tests.small_shapes import small_shapes
 from tokendetr.analysis.inputs import build_measured_model
-from tokendetr.checkpoint.safetensors import save_safetensors
+from tokendetr.checkpoint.safetensors import load_safetensors, save_safetensors
 from tokendetr.cli import sparsify
 from tokendetr.config.load import load_config
 from tokendetr.config.zoo import get_config, get_config_file
+from tokendetr.errors import OutputError
 from tokendetr.io.locks import LOCK_NAME, lock_folder
 from tokendetr.predict import build_model, load
 from tokendetr.sparsification import (
+    FitOptions,
     NotSparsifiableError,
+    SparsifyJob,
     StaleFitError,
+    run_job,
     sparse_config,
     sparse_model,
 )
@@ -121,6 +126,22 @@ def test_the_dense_detectors_files_are_no_outputs(shapes, weights, tmp_path):
     config = write_config(tmp_path / "config.py")
     with pytest.raises(SystemExit, match=r"config\.py is an input"):
         run(weights, shapes / "train", tmp_path, config=config)
+
+
+def test_a_run_is_named_by_its_folder(shapes, weights, tmp_path):
+    dense, output = tmp_path / "dense", tmp_path / "sparse"
+    bias = "transformer.decoder.class_embed.0.bias"
+    dense.mkdir()
+    cfg = load_config("dino_shapes", [*SMALL, "train.init_checkpoint=other.pth"])
+    LazyConfig.save(cfg, str(dense / "config.yaml"))
+    torch.save({"model": load_safetensors(str(weights))}, dense / "model_best.pth")
+    job = SparsifyJob(config=str(dense), images=[str(shapes / "train")], output_dir=output)
+    run_job(replace(job, batch_size=2, options=FitOptions(score_iterations=1)))
+    assert load_config(str(output / "config.py")).model.num_queries == 20
+    saved = torch.load(output / "model.pth", weights_only=True)["model"]
+    assert torch.equal(saved[bias], load_safetensors(str(weights))[bias])
+    with pytest.raises(OutputError, match="is the folder of a training"):
+        run_job(replace(job, output_dir=dense))
 
 
 def test_a_folder_has_one_writer(shapes, weights, tmp_path):

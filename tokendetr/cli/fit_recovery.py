@@ -117,7 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = described_parser(__doc__)
     add = parser.add_argument
-    add("config", help="name or file of a config whose backbone is transformed")
+    add(
+        "config",
+        help="config with a transformed backbone: name, file or a run's folder",
+    )
     add("opts", nargs="*", help="overrides, such as train.init_checkpoint=FILE")
     add("--images", nargs="+", required=True, metavar="FOLDER", help="any images")
     add("--output", required=True, type=Path, metavar="FILE", help="checkpoint to write")

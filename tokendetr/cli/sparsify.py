@@ -2,8 +2,9 @@
 
 Examples:
     tokendetr sparsify dino_shapes --images datasets/shapes/train --output output/sparse --evaluate
-    tokendetr sparsify my_config.py train.init_checkpoint=output/mine/model_best.pth \\
-        --images photos --keep 0.3 --output output/sparse
+    tokendetr sparsify output/mine --images photos --keep 0.3 --output output/sparse
+    tokendetr sparsify my_config.py train.init_checkpoint=weights.pth \\
+        --images photos --output output/sparse
 
 The sparse encoder updates only a share of its tokens. A score head learns to select them from the
 dense decoder's attention; the others are updated by affine maps, fitted by least squares. The
@@ -32,7 +33,9 @@ from tokendetr.sparsification import (
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = described_parser(__doc__)
-    parser.add_argument("config", help="name or file of the dense detector's config")
+    parser.add_argument(
+        "config", help="the dense detector's config, by name or file, or the folder of its run"
+    )
     parser.add_argument(
         "opts", nargs="*", help="config overrides, such as train.init_checkpoint=FILE"
     )

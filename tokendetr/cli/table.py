@@ -61,9 +61,19 @@ def tables_of(method: str, projects: Path) -> Iterable[Table]:
 
 
 def show_recorded(projects: Path, write: bool) -> None:
-    """Print the tables of all result files, and on request write them into their pages."""
+    """Print the tables of all result files, and on request write them into their pages.
+
+    Raises:
+        FileNotFoundError: there are no such files, as beside an installed package.
+    """
     root = projects.parent
-    for file in sorted((root / "docs" / "records").glob("*.json")):
+    files = sorted((root / "docs" / "records").glob("*.json"))
+    if not files:
+        raise FileNotFoundError(
+            f"{root / 'docs' / 'records'} has no result files: they come with a checkout, and are "
+            "not installed"
+        )
+    for file in files:
         recorded = read_recorded(file)
         for table in recorded.shown():
             print(table.markdown(), flush=True)

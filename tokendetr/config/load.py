@@ -25,7 +25,7 @@ from tokendetr.config.files import RENAMED, config_files, shipped_weights
 from tokendetr.config.origin import warn_of_foreign_projects
 from tokendetr.config.overrides import apply_overrides
 from tokendetr.config.registration import load_repeatably
-from tokendetr.config.run_folders import run_config, run_weights
+from tokendetr.config.run_folders import is_run_folder, run_config, run_weights
 from tokendetr.config.settings import check_settings
 from tokendetr.config.targets import check_targets, source_of
 from tokendetr.errors import ConfigError, DatasetError
@@ -154,7 +154,7 @@ def resolve_trained(config_file: str) -> tuple[str, str | None]:
     Raises:
         FileNotFoundError, ConfigError: as of :func:`resolve_config`; or the folder has no config.
     """
-    if os.path.isdir(config_file):
+    if is_run_folder(config_file):
         folder = Path(config_file)
         return str(run_config(folder)), run_weights(folder)
     path = resolve_config(config_file)
@@ -172,7 +172,7 @@ def resolve_config(config_file: str) -> str:
         raise ConfigError("no config given: use --config-file FILE")
     if "://" in config_file or os.path.isfile(config_file):
         return config_file
-    if os.path.isdir(config_file):
+    if is_run_folder(config_file):
         raise ConfigError(f"config {config_file!r} is a folder: give the file in it")
     named = config_files()
     if (name := RENAMED.get(config_file, config_file)) in named:

@@ -1,10 +1,27 @@
 """The config and the trained weights in the folder of a run."""
 
+import os
 from pathlib import Path
 
-__all__ = ["run_config", "run_weights"]
+from tokendetr.config.files import config_files
 
+__all__ = ["EVALUATED_CONFIG", "TRAINED_CONFIG", "is_run_folder", "run_config", "run_weights"]
+
+TRAINED_CONFIG = "config.yaml"
+SPARSIFIED_CONFIG = "config.py"
 EVALUATED_CONFIG = "config_evaluation.yaml"
+
+
+def is_run_folder(source: str | os.PathLike[str]) -> bool:
+    """Return True if a config's name, a file or a folder denotes the folder of a run.
+
+    Any folder does, but a folder without a run does not hide the project's config of its name.
+    """
+    if not os.path.isdir(source):
+        return False
+    names = (TRAINED_CONFIG, SPARSIFIED_CONFIG, EVALUATED_CONFIG)
+    has_config = any(Path(source, name).is_file() for name in names)
+    return has_config or os.fspath(source) not in config_files()
 
 
 def run_config(folder: Path, *, of_results: bool = False) -> Path:
@@ -21,9 +38,9 @@ def run_config(folder: Path, *, of_results: bool = False) -> Path:
     Raises:
         FileNotFoundError: there is none of them.
     """
-    names = ["config.yaml", "config.py", EVALUATED_CONFIG]
+    names = [TRAINED_CONFIG, SPARSIFIED_CONFIG, EVALUATED_CONFIG]
     if of_results:
-        names = ["config.yaml", EVALUATED_CONFIG, "config.py"]
+        names = [TRAINED_CONFIG, EVALUATED_CONFIG, SPARSIFIED_CONFIG]
     for name in names:
         if (folder / name).is_file():
             return folder / name

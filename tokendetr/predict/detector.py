@@ -26,6 +26,7 @@ from PIL import Image, ImageOps
 from tokendetr.analysis.keep_ratio_search import keep_ratio_within
 from tokendetr.config import zoo
 from tokendetr.config.load import load_config
+from tokendetr.config.run_folders import is_run_folder
 from tokendetr.encoder.keep_ratio import set_keep_ratio
 from tokendetr.errors import ConfigError, CutOffVideoError
 from tokendetr.layers.precision import Precision, evaluated_in
@@ -201,7 +202,7 @@ def load(
         raise ValueError("keep and max_ms both set the keep ratio: give one of them")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = os.path.expanduser(os.fspath(name))
-    if not (os.path.isdir(config) or config.endswith((".py", ".yaml", ".yml"))):
+    if not (is_run_folder(config) or config.endswith((".py", ".yaml", ".yml"))):
         config = str(zoo.get_config_file(config))
     cfg = load_config(config, [*overrides, f"train.device={device}"], trained=True)
     source = weights or cfg.train.init_checkpoint or None

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tokendetr.analysis.flops import count_flops
 from tokendetr.config.load import load_config
+from tokendetr.config.run_folders import TRAINED_CONFIG, is_run_folder
 from tokendetr.data.builtin_datasets import register_if_known
 from tokendetr.data.coco_check import read_coco
 from tokendetr.data.validate import coco_files, dataset_names
@@ -109,10 +110,10 @@ def read_run(source: str, cache: Path, *, device: str = "cpu", limit: int = 200)
         DatasetError: the test set cannot be used.
     """
     folder = Path(os.path.expanduser(source))
-    is_folder = folder.is_dir()
+    is_folder = is_run_folder(folder)
     config = str(run_config(folder, of_results=True)) if is_folder else source
     final = folder / "model_final.pth"
-    is_training = is_folder and Path(config).name == "config.yaml"
+    is_training = is_folder and Path(config).name == TRAINED_CONFIG
     if is_folder and final.is_file():
         detector = load(config, str(final), device=device, threshold=0.0)
     else:

@@ -334,7 +334,7 @@ def fit(
         "images": images.digest(),
         "weights": weights_digest(dense),
         "sparsifier": type(sparsifier).__name__,
-        "its parameters": sum(parameter.numel() for parameter in sparsifier.parameters()),
+        "its parameters and buffers": sum(of.numel() for of in sparsifier.state_dict().values()),
     }
     state = FitState(state_file, fingerprint)
     work = _Fit(DenseTeacher(dense), student, images, options, state, progress)

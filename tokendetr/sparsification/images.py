@@ -113,9 +113,12 @@ class UnlabeledImages:
         return order
 
     def digest(self) -> str:
-        """Return a hash of the files and their order."""
+        """Return a hash of the files, their order, and the first one as the detector sees it."""
         names = b"\n".join(bytes(path.resolve()) for path in (*self.held_back, *self.fitted))
-        return hashlib.sha256(names).hexdigest()[:16]
+        first_CHW = self.read(self.held_back[0])["image"]
+        size = repr(tuple(first_CHW.shape)).encode()
+        content = hashlib.sha256(names + size + first_CHW.cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
 
     def held_back_batches(self) -> list[list[Path]]:
         """Return the held-back files, in batches."""

@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from tokendetr.analysis.inputs import load_measured_config
-from tokendetr.config.load import result_writers
-from tokendetr.errors import ConfigError, NotSparsifiableError
+from tokendetr.config.load import resolve_trained, result_writers
+from tokendetr.config.run_folders import TRAINED_CONFIG
+from tokendetr.errors import ConfigError, NotSparsifiableError, OutputError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.locks import lock_folder
@@ -28,7 +29,7 @@ from tokendetr.io.outputs import check_output_file
 from tokendetr.predict import Predictor
 from tokendetr.sparsification.fitting import FitOptions, fit
 from tokendetr.sparsification.images import UnlabeledImages
-from tokendetr.sparsification.recipe import Budget, Method, config_file, sparse_model
+from tokendetr.sparsification.recipe import Budget, Method, config_file, is_path, sparse_model
 from tokendetr.sparsification.report import SparsificationReport, compare
 from tokendetr.sparsification.teacher import find_encoder
 
@@ -39,7 +40,7 @@ OUTPUTS = ("config.py", "model.pth", "report.json", "report.md")
 _EVALUATION = "evaluation"
 _ADDED = "transformer.encoder.sparsifier."
 
-_CONFIG = '''"""{title}, made sparse without labels by `tokendetr sparsify`."""
+_CONFIG = '''"""A detector made sparse without labels by `tokendetr sparsify`."""
 
 from pathlib import Path as _Path
 
@@ -63,7 +64,8 @@ class SparsifyJob:
     """Inputs and options of a job.
 
     Attributes:
-        config: name (``tokendetr.zoo``) or file of the dense detector's config.
+        config: name (``tokendetr.zoo``) or file of the dense detector's config, or the folder of
+            its run.
         images: folders, files or glob patterns of unlabeled images.
         output_dir: output folder; an interrupted job resumes from it.
         overrides: of the config, including ``train.init_checkpoint=FILE``.
@@ -100,7 +102,8 @@ def run_job(
             exist.
         NotSparsifiableError: the detector has no deformable encoder, or is sparse already.
         FewImagesError, StaleFitError, ValueError: as :func:`tokendetr.sparsification.fit`.
-        OutputError: a file would replace one of the dense detector's.
+        OutputError: a file would replace one of the dense detector's, or the folder is a
+            training's.
         RunFolderError: another process writes to the folder.
     """
     cfg = load_measured_config(config_file(job.config), job.overrides)
@@ -139,10 +142,19 @@ def run_job(
 def _check_outputs(job: SparsifyJob, weights: str) -> None:
     """Refuse, before any work, to write over the dense detector's files."""
     inputs = [*job.images, weights.partition("?")[0]]
-    if Path(job.config).suffix:
-        inputs.append(config_file(job.config))
+    inputs += filter(None, [_file_of(job)])
     for name in OUTPUTS:
         check_output_file(str(job.output_dir / name), inputs)
+    if (job.output_dir / TRAINED_CONFIG).exists():
+        raise OutputError(
+            f"{job.output_dir} is the folder of a training, whose {TRAINED_CONFIG} programs would "
+            "read instead of the sparse detector's config: choose another folder"
+        )
+
+
+def _file_of(job: SparsifyJob) -> str | None:
+    """Return the file of the dense detector's config; None if the config is given by its name."""
+    return resolve_trained(config_file(job.config))[0] if is_path(job.config) else None
 
 
 def _write_report(job: SparsifyJob, report: SparsificationReport) -> None:
@@ -169,10 +181,8 @@ def _twin(dense: nn.Module, sparse_cfg: DictConfig, cfg: DictConfig) -> nn.Modul
 
 def write_detector(job: SparsifyJob, student: nn.Module) -> None:
     """Write config and weights."""
-    is_file = bool(Path(job.config).suffix)
     text = _CONFIG.format(
-        title=Path(job.config).name,
-        config=config_file(job.config) if is_file else job.config,
+        config=_file_of(job) or job.config,
         overrides=[o for o in job.overrides if not o.startswith("train.init_checkpoint=")],
         method=job.method,
         keep_ratio=job.keep_ratio,

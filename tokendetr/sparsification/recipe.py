@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tokendetr.config import zoo
 from tokendetr.config.edit import add_bypass, sparsify
 from tokendetr.config.load import follow_output_dir, load_config
+from tokendetr.config.run_folders import is_run_folder
 from tokendetr.errors import NotSparsifiableError, check_choice
 from tokendetr.tokens import MassBudget
 
@@ -22,6 +23,7 @@ __all__ = [
     "Budget",
     "Method",
     "config_file",
+    "is_path",
     "sparse_config",
     "sparse_model",
     "sparsifier_node",
@@ -144,13 +146,19 @@ def sparse_model(
     return model
 
 
+def is_path(config: str) -> bool:
+    """Return True if a config is given by its file or by the folder of its run, not by its name."""
+    path = os.path.expanduser(config)
+    return is_run_folder(path) or Path(path).suffix in (".py", ".yaml", ".yml")
+
+
 def config_file(config: str) -> str:
-    """Return the file of a config given by name (``tokendetr.zoo``) or by path.
+    """Return the file, or the folder of the run, of a config given by path or by name.
 
     Raises:
-        KeyError: there is no config of that name.
+        KeyError: there is no config of that name (``tokendetr.zoo``).
     """
-    if Path(config).suffix in (".py", ".yaml", ".yml"):
+    if is_path(config):
         return os.path.realpath(os.path.expanduser(config))
     return str(zoo.get_config_file(config))
 
@@ -170,7 +178,7 @@ def sparse_config(
     Its output folder is that of the checkpoint.
 
     Args:
-        config: name or file of the dense detector's config.
+        config: name or file of the dense detector's config, or the folder of its run.
         method: see :func:`sparsifier_node`.
         keep_ratio: see :func:`sparsifier_node`; the override
             ``model.transformer.encoder.sparsifier.keep_ratio=R`` changes it later.
@@ -183,7 +191,7 @@ def sparse_config(
         FileNotFoundError, KeyError, ConfigError: of the dense detector's config.
         NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
     """
-    cfg = load_config(config_file(config), overrides)
+    cfg = load_config(config_file(config), overrides, trained=True)
     cfg.model = sparse_model(cfg.model, method, keep_ratio, budget, context=context)
     # Not the dense detector's folder, whose results an evaluation would overwrite.
     dense_folder, cfg.train.output_dir = cfg.train.output_dir, str(Path(checkpoint).parent)

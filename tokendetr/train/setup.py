@@ -24,6 +24,7 @@ from tokendetr.checkpoint.weights import require_checkpoint
 from tokendetr.config.load import follow_output_dir
 from tokendetr.config.model import check_device
 from tokendetr.config.parts import require_methods
+from tokendetr.config.run_folders import EVALUATED_CONFIG, TRAINED_CONFIG
 from tokendetr.errors import ConfigError
 
 __all__ = [
@@ -123,7 +124,7 @@ def save_config(
     if not folder or not comm.is_main_process():
         return
     os.makedirs(folder, exist_ok=True)
-    name = "config_evaluation.yaml" if evaluation_only else "config.yaml"
+    name = EVALUATED_CONFIG if evaluation_only else TRAINED_CONFIG
     path = os.path.join(folder, name)
     kept = ""
     if os.path.isfile(path) and (is_resumed or os.path.realpath(source) == os.path.realpath(path)):
