@@ -76,6 +76,13 @@ def test_one_file_is_divided_the_same_way_every_time(tmp_path):
     assert [len(ids) for ids in counts[0].values()] == [8, 2]
 
 
+def test_the_only_list_of_a_voc_folder_is_divided(tmp_path):
+    pytest.importorskip("hotcoco", reason="hotcoco reads VOC labels")
+    cfg = load(write_voc(tmp_path / "pets", {"default": ["a", "b"]}), tmp_path / "run")
+    assert cfg.dataloader.train.dataset.names == "own_pets_train"
+    assert cfg.dataloader.test.dataset.names == "own_pets_val"
+
+
 def test_a_run_predicts_without_its_data(tmp_path, caplog):
     root = coco_folder(tmp_path / "cells", train=6, val=4)
     cfg = load(root, tmp_path / "run")

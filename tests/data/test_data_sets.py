@@ -12,6 +12,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -193,6 +194,20 @@ def test_configs_that_register_may_be_loaded_again_with_other_paths(tmp_path):
         load_config(str(config))
     DatasetCatalog.remove("again")
     MetadataCatalog.remove("again")
+
+
+def test_configs_that_register_resolvers_may_be_loaded_again(tmp_path):
+    file = tmp_path / "config.py"
+    for factor in (4, 5):
+        file.write_text(
+            "from omegaconf import OmegaConf\n"
+            f"OmegaConf.register_new_resolver('times', lambda number: {factor} * number)\n"
+            "train = {'max_iter': '${times:3}'}\n"
+        )
+        assert load_config(str(file)).train.max_iter == 3 * factor
+    with pytest.raises(ValueError, match="'times' is already registered"):
+        OmegaConf.register_new_resolver("times", abs)
+    OmegaConf.clear_resolver("times")
 
 
 def test_configs_that_register_data_sets_load_in_threads_without_changing_the_catalog(tmp_path):

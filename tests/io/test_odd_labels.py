@@ -210,3 +210,37 @@ def test_xml_of_something_else_is_no_image_without_boxes(tmp_path, text):
     (tmp_path / "Annotations" / "a.xml").write_text(text)
     with pytest.raises(DatasetError, match=r"a\.xml holds <.*not VOC's"):
         to_coco(recognize(tmp_path))
+
+
+def test_cvats_subfolders_and_attributes_are_read(tmp_path):
+    root = write_voc(tmp_path, {"default": ["deep/a", "deep/my b"]})
+    for stem, name in (("a", "a"), ("b", "my b")):
+        move(root / f"JPEGImages/{stem}.jpg", root / f"JPEGImages/deep/{name}.jpg")
+        attribute = "<attributes><attribute><name>no class</name></attribute></attributes></object>"
+        text = voc_xml(f"deep/{name}.jpg", BOXES[stem]).replace("</object>", attribute)
+        move(root / f"Annotations/{stem}.xml", root / f"Annotations/deep/{name}.xml")
+        (root / f"Annotations/deep/{name}.xml").write_text(text)
+    _, data = to_coco(recognize(root))["default"]
+    assert [image["file_name"] for image in data["images"]] == ["deep/a.jpg", "deep/my b.jpg"]
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    assert [names[a["category_id"]] for a in data["annotations"]] == ["cat", "dog", "cat"]
+
+
+def test_vocs_lists_per_class_are_no_splits(tmp_path):
+    lists = {"train": ["a"], "val": ["b 1"], "cat_train": ["a  1"], "cat_val": ["x -1", "y  0"]}
+    root = write_voc(tmp_path, lists)
+    move(root / "Annotations" / "b.xml", root / "Annotations" / "b 1.xml")
+    assert set(recognize(root).parts) == {"train", "val"}
+
+
+def test_cocos_own_folder_is_read_by_its_boxes(tmp_path):
+    picture(tmp_path / "train2017" / "c.jpg")
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for kind in ("captions", "instances", "person_keypoints"):
+        images = '{"images": [{"file_name": "c.jpg"}], "annotations": [], "categories": []}'
+        (folder / f"{kind}_train2017.json").write_text(images)
+    (folder / "._instances_train2017.json").write_bytes(b"\0\5\26\7")
+    (part,) = recognize(tmp_path).parts.values()
+    assert part.labels == [folder / "instances_train2017.json"]
+    assert part.images == tmp_path / "train2017"

@@ -54,6 +54,8 @@ def image(key, value):
     ("change", "parts"),
     [
         (image("file_name", "gone.png"), ["image id 3", "gone.png", "does not exist"]),
+        (image("file_name", "002.PNG"), ["002.PNG does not exist (but '002.png'"]),
+        (image("file_name", "002.jpeg"), ["002.jpeg does not exist (but '002.png'"]),
         (annotation("category_id", 77), ["annotation id 2", "category_id 77", ".png"]),
         (annotation("image_id", 99), ["annotation id 2", "image_id 99"]),
         (annotation("bbox", [1, 2, -3, 4]), ["annotation id 2", "[1, 2, -3, 4]", "inverted"]),
@@ -73,6 +75,10 @@ def image(key, value):
         (image("file_name", None), ["image id 3", "no file_name"]),
         (lambda d: d["categories"].append({"id": 1, "name": "x"}), ["category id 1 is used more"]),
         (lambda d: d["images"].append(5), ["image number 10 has no id"]),
+        (
+            lambda d: [a.update(bbox=[v / 40 for v in a["bbox"]]) for a in d["annotations"]],
+            ["1 fault", "every box lies within the first pixel"],
+        ),
     ],
 )
 def test_faults_are_named(dataset, change, parts):

@@ -145,8 +145,10 @@ def check(task: Task, *, open_images: bool, pictures: Path | None = None) -> str
     files = task.files
     try:
         task.validate()
-        if open_images and files.has_file_names:
-            check_image_files(files.json_file, files.image_root)
+        if open_images:
+            check_image_files(
+                files.json_file, files.image_root, has_file_names=files.has_file_names
+            )
     except (DatasetError, FileNotFoundError) as error:
         return str(error)
     survey = survey_coco(
@@ -157,7 +159,7 @@ def check(task: Task, *, open_images: bool, pictures: Path | None = None) -> str
         print(f"  {count:>9,} {name}")
     for sentence in survey.advice:
         print(f"  look at: {sentence}")
-    if pictures and files.has_file_names:
+    if pictures:
         print(f"  pictures: {draw(task, pictures)}")
     print()
     return ""
@@ -168,8 +170,9 @@ def draw(task: Task, folder: Path) -> Path:
     name = re.sub(r"\W+", "_", Path(task.name).stem).strip("_")
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
-    draw_survey(task.files.json_file, target / "survey.png")
-    draw_samples(task.files.json_file, task.files.image_root, target)
+    files = task.files
+    draw_survey(files.json_file, target / "survey.png")
+    draw_samples(files.json_file, files.image_root, target, has_file_names=files.has_file_names)
     return target
 
 

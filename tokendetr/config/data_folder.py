@@ -34,7 +34,7 @@ AUTO = "auto"
 """Value of ``num_classes`` to be replaced by the number of categories of the training data."""
 
 VAL_SHARE = 0.2
-"""Share of the images used for validation if a folder has no validation split."""
+"""Share of the images used for validation if a folder has only one split, or none."""
 
 CLASS_KEYS = ("model.num_classes", "model.roi_heads.num_classes")
 
@@ -47,8 +47,8 @@ def use_data_folder(cfg: DictConfig, starting_weights: str | None = None) -> Non
     The folder holds COCO JSON, Pascal VOC XML or YOLO labels
     (:func:`tokendetr.io.label_folders.recognize`). Its splits become the data sets
     ``own_<folder>_<split>``: training uses ``train`` (else ``trainval``), evaluation ``val`` (else
-    ``test``). If there are no splits, a fifth of the images is used for validation. Converted
-    labels, and the two parts of a folder without splits, are written as COCO JSON below
+    ``test``). If there is at most one, a fifth of the images is used for validation. Converted
+    labels, and the two parts of a folder with one, are written as COCO JSON below
     ``train.output_dir``. The number of classes is that of the data.
 
     Args:
@@ -177,11 +177,13 @@ def _files(found: LabelFolder, output: Path) -> dict[str, tuple[Path, Path]]:
         files = {name: (part.images, Path(part.labels[0])) for name, part in found.parts.items()}
         if len(files) > 1:
             return files
-        images, path = next(iter(files.values()))
-        halves = split_at_random(_read(path), VAL_SHARE)
-        data = {name: (images, half) for name, half in halves.items()}
+        data = {name: (images, _read(path)) for name, (images, path) in files.items()}
     else:
-        data = to_coco(found, val_share=VAL_SHARE)
+        data = to_coco(found)
+    if len(data) == 1:
+        images, whole = next(iter(data.values()))
+        halves = split_at_random(whole, VAL_SHARE)
+        data = {name: (images, half) for name, half in halves.items()}
     return {
         name: (images, _stored(output / f"{name}.json", d)) for name, (images, d) in data.items()
     }

@@ -179,7 +179,8 @@ def _check_type(cfg: Any, key: str, value: Any) -> None:
     is_unset = isinstance(old, bool) and value is None and key.startswith("train.")
     if is_unset or (isinstance(old, (bool, int, float)) and not _may_replace(old, value)):
         raise ConfigError(
-            f"{key} is {old!r} in the config and cannot become {shown}: give a {type(old).__name__}"
+            f"{key} is {old!r} in the config and cannot become {shown}: give "
+            f"a value of type {type(old).__name__}"
         )
     if isinstance(old, str) and key.startswith("train.") and isinstance(value, (list, dict)):
         raise ConfigError(f"{key} is text in the config and cannot become {shown}")

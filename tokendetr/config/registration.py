@@ -1,4 +1,4 @@
-"""Register data sets repeatedly, with the same or other paths."""
+"""Register data sets repeatedly, with the same or other paths, and resolvers of OmegaConf."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,11 +9,13 @@ from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import register_coco_instances
+from omegaconf import OmegaConf
 
 __all__ = ["load_repeatably", "register_coco_format"]
 
 _loading = threading.RLock()  # a config may load another one by name
 _registered_by_configs: set[str] = set()
+_resolvers_of_configs: set[str] = set()
 WAY_OUT = "register your data set under another name"
 _Entry = tuple[Callable[[], Any], Metadata]  # of the two catalogs
 
@@ -33,7 +35,8 @@ def load_repeatably(file: str) -> Any:
     the catalogs refuse a name that is taken. If an earlier config registered that name, it is set
     aside and the file is loaded again, until no name is refused. Names that were registered
     elsewhere are still refused. What was set aside comes back if the file fails, or does not
-    register it again: that of a module, for example, which Python imports only once.
+    register it again: that of a module, for example, which Python imports only once. Resolvers of
+    OmegaConf that a config registered are replaced.
 
     Args:
         file: path or URL of a ``.py`` config.
@@ -42,7 +45,7 @@ def load_repeatably(file: str) -> Any:
         AssertionError: the file registers a name that was registered elsewhere, or one name twice.
     """
     aside: dict[str, _Entry] = {}
-    with _loading, _taken_names_refused():
+    with _loading, _taken_names_refused(), _resolvers_replaced():
         try:
             loaded = _load(file, aside)
         except BaseException:
@@ -100,6 +103,23 @@ def _taken_names_refused() -> Iterator[None]:
         yield
     finally:
         catalog.register, metadata.__setattr__ = register, change
+
+
+@contextmanager
+def _resolvers_replaced() -> Iterator[None]:
+    """Let configs register a resolver of OmegaConf again that an earlier load registered."""
+    omegaconf: Any = OmegaConf
+    register = OmegaConf.register_new_resolver
+
+    def register_again(name: str, resolver: Any, *, replace: bool = False, **options: Any) -> None:
+        register(name, resolver, replace=replace or name in _resolvers_of_configs, **options)
+        _resolvers_of_configs.add(name)
+
+    omegaconf.register_new_resolver = staticmethod(register_again)
+    try:
+        yield
+    finally:
+        omegaconf.register_new_resolver = staticmethod(register)
 
 
 def _put_back(entries: dict[str, _Entry]) -> None:

@@ -73,8 +73,8 @@ def validate_coco(
     data, faults = found.data, found.faults
     faults += found.strays + _class_faults(data, num_classes)
     faults += _unread_upstream(found, json_file, only_training=for_training and not for_evaluation)
-    if has_file_names:
-        faults += _file_faults(json_file, data["images"], image_root, image_roots)
+    faults += _file_faults(json_file, data["images"], image_root, image_roots)
+    faults += [] if has_file_names else _numbering_faults(data)
     faults += _box_faults(data, label)
     if needs_masks:
         faults += [f"{which}: it has no segmentation that can be read" for which in
@@ -195,6 +195,13 @@ def _class_faults(data: dict[str, Any], num_classes: int | None) -> list[str]:
     return faults
 
 
+def _numbering_faults(data: dict[str, Any]) -> list[str]:
+    ids = sorted(category["id"] for category in data["categories"])
+    if ids == list(range(1, len(ids) + 1)):
+        return []
+    return [f"category ids are not 1 to {len(ids)}, which LVIS's loader needs"]
+
+
 def _file_faults(
     json_file: str, images: Iterable[dict[str, Any]], image_root: str, image_roots: Sequence[str]
 ) -> list[str]:
@@ -234,6 +241,12 @@ def _box_faults(data: dict[str, Any], label: str) -> list[str]:
                 f"({image.get('file_name', 'no file name')}): bbox {annotation['bbox']} lies "
                 f"outside the image of {image_width} x {image_height} pixels"
             )
+    boxes = [annotation["bbox"] for annotation in data.get("annotations", [])]
+    if boxes and all(x + width <= 1 and y + height <= 1 for x, y, width, height in boxes):
+        faults.append(
+            "every box lies within the first pixel of its image: multiply shares of the image's "
+            "size by its width and height in pixels"
+        )
     if without_area:
         logger.warning("%s: %d boxes have no area and are ignored", label, without_area)
     return faults

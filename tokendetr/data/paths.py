@@ -1,6 +1,7 @@
 """Find the folder of data sets; check that file names stay inside the folder they belong to."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,9 @@ class Folders:
         if entries is None:
             return _leaves(name)
         if last not in entries:
-            return f"the file {os.path.join(self.root, name)} does not exist"
+            near = [entry for entry in entries if _spelling(entry) == _spelling(last)]
+            hint = f" (but {near[0]!r}, in another spelling, does)" if near else ""
+            return f"the file {os.path.join(self.root, name)} does not exist{hint}"
         if entries[last]:
             return resolve_fault(self.root, name, self.roots)
         return ""
@@ -80,6 +83,11 @@ class Folders:
                         e.name: e.is_symlink() for e in entries if e.is_symlink() or e.is_file()
                     }
         return self._listed[folder]
+
+
+def _spelling(name: str) -> str:
+    """Return a file's name as people read it: without its suffix, in one case and composition."""
+    return unicodedata.normalize("NFKC", os.path.splitext(name)[0]).casefold()
 
 
 def _is_inside(path: str, root: str) -> bool:

@@ -109,19 +109,20 @@ def _image_advice(data: Mapping[str, Any], with_boxes: int) -> Iterator[str]:
         )
 
 
-def check_image_files(json_file: str, image_root: str) -> None:
+def check_image_files(json_file: str, image_root: str, *, has_file_names: bool = True) -> None:
     """Decode every image as the loaders do, and compare its size with the annotated one.
 
     Args:
         json_file: annotations that :func:`tokendetr.data.validate.validate_coco` accepts.
         image_root: folder of the images.
+        has_file_names: False for LVIS, whose file names come from URLs.
 
     Raises:
         DatasetError: images are faulty; the message names the first twenty.
     """
     faults = []
     root = PathManager.get_local_path(image_root)
-    for image in read_coco(json_file)["images"]:
+    for image in read_coco(json_file, has_file_names=has_file_names)["images"]:
         path = os.path.join(root, image["file_name"])
         try:
             height, width = utils.read_image(path, format="RGB").shape[:2]

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 WITHOUT_AREA = "annotations without area: width x height of the box is taken"
+WITHOUT_NAME = "images without file_name: folder and name at the end of coco_url are taken"
 WITHOUT_CROWD = "annotations without iscrowd: 0 is taken"
 FOR_EVALUATION = frozenset((WITHOUT_AREA, WITHOUT_CROWD))
 
@@ -98,7 +99,8 @@ def read_annotations(
     Args:
         path: a local file.
         label: what messages call it; the path if empty.
-        has_file_names: images must have a ``file_name``; False for LVIS, whose images have URLs.
+        has_file_names: False for LVIS, whose ``coco_url`` counts, not a ``file_name`` beside it. If
+            an image has only one of the two, that is taken; the result has a ``file_name``.
         unique_ids: annotation ids must differ.
 
     Raises:
@@ -231,7 +233,16 @@ def _image(found: Annotations, image: dict[str, Any], has_file_names: bool) -> N
             found.faults.append(f"{image_name(image)}: {key} is {shown(value)}")
         else:
             image[key] = int(value)
-    name = image.get("file_name" if has_file_names or "coco_url" not in image else "coco_url")
+    first, second = ("file_name", "coco_url") if has_file_names else ("coco_url", "file_name")
+    key = first if first in image else second
+    name = image.get(key)
+    if key == "coco_url" and isinstance(name, str):
+        # Where LVIS's loader looks: in the folders of COCO's splits.
+        image["file_name"] = "/".join(name.split("/")[-2:])
+        if has_file_names:
+            found.filled[WITHOUT_NAME] += 1
+        if "/" not in name:
+            found.faults.append(f"{image_name(image)}: no folder is in its coco_url")
     if not isinstance(name, str) or not name:
         found.faults.append(f"{image_name(image)}: it has no file_name")
     elif "\0" in name:

@@ -65,15 +65,18 @@ def _whole_bins(most: int) -> NDArray[np.float64]:
     return np.arange(0, most + 2, 1 + most // 40, dtype=np.float64) - 0.5
 
 
-def draw_samples(json_file: str, image_root: str, folder: Path) -> None:
+def draw_samples(
+    json_file: str, image_root: str, folder: Path, *, has_file_names: bool = True
+) -> None:
     """Draw up to twelve images with their labels, chosen at random with a fixed seed.
 
     Args:
         json_file: annotations in COCO's format.
         image_root: folder of the images.
         folder: folder to write to.
+        has_file_names: False for LVIS, whose file names come from URLs.
     """
-    data = read_coco(json_file)
+    data = read_coco(json_file, has_file_names=has_file_names)
     categories = sorted(data["categories"], key=lambda category: category["id"])
     index = {category["id"]: number for number, category in enumerate(categories)}
     names = [category["name"] for category in categories]

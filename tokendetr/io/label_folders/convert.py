@@ -29,6 +29,7 @@ Labeled = tuple[Path, dict[str, Any]]
 
 _ORIENTATION = 0x0112
 _ON_A_SIDE = (5, 6, 7, 8)
+_OF_AN_OBJECT = ("name", "bndbox", "difficult")
 _FIELDS = 5  # of a box in a label file of YOLO
 
 PURPOSE = "reading Pascal VOC and YOLO labels"
@@ -173,6 +174,9 @@ def _from_voc(part: Part, *, names: Sequence[str], label_of: dict[Path, Path]) -
             _set_text(tree, "filename", f"{number:08d}")
             for element in tree.iter("object"):
                 _set_text(element, "name", numbers[_object_name(element, path)])
+                # The reader would take names and boxes of parts and attributes for the object's.
+                for child in [each for each in element if each.tag not in _OF_AN_OBJECT]:
+                    element.remove(child)
             try:
                 (stage / name).write_bytes(ElementTree.tostring(tree))
             except RecursionError as error:

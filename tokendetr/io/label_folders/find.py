@@ -6,14 +6,23 @@ from pathlib import Path
 
 from tokendetr.errors import DatasetError
 
-__all__ = ["find_files", "read_content", "read_text"]
+__all__ = ["find_files", "read_content", "read_text", "visible"]
+
+
+def visible(folder: Path, *patterns: str) -> list[Path]:
+    """Return what matches some patterns in a folder, sorted and without hidden files.
+
+    Archives made on a Mac hold a hidden ``._`` file beside every other.
+    """
+    found = (path for pattern in patterns for path in folder.glob(pattern))
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def find_files(folder: Path, suffixes: Sequence[str], *, deep: bool = True) -> list[Path]:
     """Return the files of a folder with some suffixes, in any case, sorted.
 
-    Hidden files are left out: archives made on a Mac hold a ``._`` file beside every other. So are
-    folders and pipes with such names; links to nothing are not, for their readers to name.
+    Hidden files are left out, as in :func:`visible`; so are folders and pipes with such names.
+    Links to nothing are not, for their readers to name.
 
     Args:
         folder: the folder; it need not exist.

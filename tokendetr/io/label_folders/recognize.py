@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from tokendetr.errors import DatasetError
 from tokendetr.io.images import IMAGE_SUFFIXES
-from tokendetr.io.label_folders.find import find_files, read_content, read_text
+from tokendetr.io.label_folders.find import find_files, read_content, read_text, visible
 from tokendetr.io.label_folders.parts import (
     SPLITS,
     WHOLE,
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("coco", "voc", "yolo")
 _IMAGE_FOLDERS = ("jpegimages", "images")
+_OF_A_CLASS = re.compile(r"\S+\s+(-1|0|1)")  # a line of VOC's lists per class
 
 
 def recognize(folder: str | Path, kind: str = "auto") -> LabelFolder:
@@ -73,8 +75,9 @@ def _coco(root: Path) -> LabelFolder | None:
 
 
 def _coco_parts(root: Path) -> Iterator[tuple[str, Path, Part]]:
-    files = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob("*/*.coco.json")]
-    for path in sorted(files):
+    files = visible(root, "*.json", "annotations/*.json", "*/*.coco.json")
+    # COCO's own folder has captions and keypoints of the same images beside them.
+    for path in [p for p in files if p.name.startswith("instances_")] or files:
         status = path.stat()
         images = _coco_images(path, status.st_mtime_ns, status.st_size)
         if images is not None:
@@ -157,14 +160,16 @@ def _voc_part(folder: Path) -> Part | None:
 def _voc_lists(root: Path, whole: Part) -> Iterator[tuple[str, Part]]:
     """Yield the splits of ``ImageSets/Main``; lists per class, with two columns, are skipped."""
     by_stem = {path.stem: path for path in whole.labels}
-    for path in sorted((root / "ImageSets" / "Main").glob("*.txt")):
-        lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
-        if not lines or any(len(line) != 1 for line in lines):
+    # CVAT lists images with their folder.
+    by_stem |= {f"{path.parent.name}/{path.stem}": path for path in whole.labels}
+    for path in visible(root / "ImageSets" / "Main", "*.txt"):
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        stems = list(dict.fromkeys(lines))
+        missing = [stem for stem in stems if stem not in by_stem]
+        if stems == missing and all(_OF_A_CLASS.fullmatch(stem) for stem in stems):
             continue
-        stems = list(dict.fromkeys(line[0] for line in lines))
         if len(stems) < len(lines):
             logger.warning("%s lists %d images twice", path, len(lines) - len(stems))
-        missing = [stem for stem in stems if stem not in by_stem]
         if missing:
             raise DatasetError(
                 f"{path} lists {missing[0]!r}, of which there is no XML file "

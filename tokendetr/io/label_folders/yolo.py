@@ -12,7 +12,7 @@ from typing import Any
 
 from tokendetr.errors import DatasetError
 from tokendetr.io.images import IMAGE_SUFFIXES
-from tokendetr.io.label_folders.find import find_files, read_text
+from tokendetr.io.label_folders.find import find_files, read_text, visible
 from tokendetr.io.label_folders.parts import (
     SPLITS,
     WHOLE,
@@ -34,7 +34,7 @@ def read_yolo(root: Path) -> LabelFolder | None:
     Raises:
         DatasetError: a file cannot be read, or something is missing; the message says which.
     """
-    found = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda p: p.stem != "data")
+    found = sorted(visible(root, "*.yaml", "*.yml"), key=lambda path: path.stem != "data")
     described = ((path, _content(path)) for path in found)
     path, content = next(((p, c) for p, c in described if c.get("names")), (root, {}))
     names = _names(path, content)

@@ -127,14 +127,8 @@ def load_lvis_json(
 
 
 def _image_record(image: dict[str, Any], image_root: str) -> dict[str, Any]:
-    if "coco_url" in image:
-        # Images are in the train and val folders of COCO, independent of the split of LVIS.
-        split_folder, file_name = image["coco_url"].split("/")[-2:]
-        path = os.path.join(image_root, split_folder, file_name)
-    else:
-        path = os.path.join(image_root, image["file_name"])
     return {
-        "file_name": path,
+        "file_name": os.path.join(image_root, image["file_name"]),
         "height": image["height"],
         "width": image["width"],
         "image_id": image["id"],
