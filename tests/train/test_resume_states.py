@@ -8,13 +8,14 @@ from detectron2.config import LazyConfig
 
 from tests.train import toy
 from tests.train.toy import FEW
+from tokendetr import fit
 from tokendetr.checkpoint.training_state import training_state_fault
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
 from tokendetr.data.random_state import RngState, capture_rng
 from tokendetr.errors import CheckpointError, CheckpointMismatchError, ConfigError
 from tokendetr.train.optimizer_state import load_optimizer_state
-from tokendetr.train.setup import save_config
+from tokendetr.train.setup import saved_config
 
 LONGER = ["train.max_iter=6", *FEW[1:]]
 
@@ -35,7 +36,8 @@ def test_a_runs_config_is_not_lost_where_another_takes_its_name(toy_root, tmp_pa
         fill_defaults(cfg)
         LazyConfig.apply_overrides(cfg, list(overrides))
         kinds = {"evaluation_only": False, "is_resumed": False, **options}
-        save_config(cfg, str(tmp_path), **kinds)
+        with saved_config(cfg, str(tmp_path), **kinds):
+            pass
         return (tmp_path / name).read_text()
 
     mine = save("config.yaml").replace("max_iter", "# my comment\n  max_iter", 1)
@@ -46,6 +48,22 @@ def test_a_runs_config_is_not_lost_where_another_takes_its_name(toy_root, tmp_pa
     assert not (tmp_path / "config_2.yaml").exists()
     save("config.yaml", "optimizer.lr=0.5", is_resumed=True)
     assert (tmp_path / "config_2.yaml").read_text() == before
+
+
+def test_a_resume_that_is_refused_leaves_the_runs_config(toy_root, run_folder):
+    cfg = toy.make_config(toy_root, run_folder)
+    fill_defaults(cfg)
+    config, copy = run_folder / "config.yaml", run_folder / "config_1.yaml"
+    config.write_text("mine: 1\n")
+    cfg.train.max_iter = 2
+    with pytest.raises(ConfigError, match="has 4 iterations, more than"):
+        fit(cfg, resume=True)
+    assert config.read_text() == "mine: 1\n" and not copy.exists()
+    options = {"evaluation_only": False, "is_resumed": True}
+    with pytest.raises(KeyError), saved_config(cfg, str(run_folder), **options) as begin:
+        begin()
+        raise KeyError("after the first step")
+    assert "max_iter: 2" in config.read_text() and copy.read_text() == "mine: 1\n"
 
 
 STATES = [

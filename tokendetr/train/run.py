@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import instantiate
@@ -46,7 +47,7 @@ from tokendetr.train.setup import (
     hint_learning_rate,
     log_environment,
     run_logging,
-    save_config,
+    saved_config,
     schedule_of,
     seed_run,
 )
@@ -120,12 +121,14 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
         stack.enter_context(run_logging(folder))
         log_environment(args)
         record_data_files(cfg)
-        save_config(
-            cfg,
-            folder,
-            evaluation_only=args.eval_only,
-            is_resumed=args.resume,
-            source=getattr(args, "config_file", ""),
+        begin = stack.enter_context(
+            saved_config(
+                cfg,
+                folder,
+                evaluation_only=args.eval_only,
+                is_resumed=args.resume,
+                source=getattr(args, "config_file", ""),
+            )
         )
         seed_run(cfg, evaluation_only=args.eval_only)
         validate_config_data(cfg, evaluation_only=args.eval_only)
@@ -137,7 +140,7 @@ def _run_config(cfg: DictConfig, args: argparse.Namespace, stop: StopSignals) ->
         if args.eval_only:
             precision: Precision = getattr(args, "precision", "float32")
             return evaluate(cfg, model, precision=precision, images=getattr(args, "images", None))
-        return train(cfg, model, resume=args.resume, folder=claimed, stop=stop)
+        return train(cfg, model, resume=args.resume, folder=claimed, stop=stop, begin=begin)
 
 
 def _keep_results_of_training(cfg: DictConfig) -> None:
@@ -193,6 +196,7 @@ def train(
     resume: bool,
     folder: RunFolder | None = None,
     stop: StopSignals | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Any:
     """Train a model.
 
@@ -202,6 +206,7 @@ def train(
         resume: continue the run in ``train.output_dir``, if there is one.
         folder: ``train.output_dir``, if the caller has claimed it already.
         stop: the stop signals, if the caller handles them already.
+        begin: called before the first step, when the state to start from is loaded.
 
     Returns:
         The last evaluation's results on rank 0.
@@ -217,11 +222,16 @@ def train(
             folder = stack.enter_context(RunFolder(str(cfg.train.output_dir), resume=resume))
         if stop is None:
             stop = stack.enter_context(StopSignals())
-        return _train(cfg, model, resume, folder, stop)
+        return _train(cfg, model, resume, folder, stop, begin)
 
 
 def _train(
-    cfg: DictConfig, model: nn.Module, resume: bool, folder: RunFolder, stop: StopSignals
+    cfg: DictConfig,
+    model: nn.Module,
+    resume: bool,
+    folder: RunFolder,
+    stop: StopSignals,
+    begin: Callable[[], None],
 ) -> Any:
     settings = cfg.train
     ema.may_build_model_ema(cfg, model)
@@ -261,6 +271,7 @@ def _train(
     # Registered last, because other hooks may draw random numbers when they start.
     trainer.register_hooks([RestoreRng(rng_state, is_resumed)])
     start_iter = load_starting_state(cfg, checkpointer, trainer, folder, resume)
+    begin()
     hint_learning_rate(cfg)
     with stop.uninterrupted():
         trainer.train(start_iter, settings.max_iter)

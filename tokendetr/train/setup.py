@@ -6,7 +6,8 @@ import filecmp
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ __all__ = [
     "hint_learning_rate",
     "log_environment",
     "run_logging",
-    "save_config",
+    "saved_config",
     "schedule_of",
     "seed_run",
 ]
@@ -106,13 +107,15 @@ def log_environment(args: argparse.Namespace) -> None:
     logger.info("Command line arguments: %s", shown)
 
 
-def save_config(
+@contextlib.contextmanager
+def saved_config(
     cfg: DictConfig, folder: str, *, evaluation_only: bool, is_resumed: bool, source: str = ""
-) -> None:
+) -> Iterator[Callable[[], None]]:
     """Write the run's config (rank 0), as ``config.yaml`` or ``config_evaluation.yaml``.
 
     If a resumed run's config has changed, or the config was read from the file to be written, the
-    previous one is kept as ``config_1.yaml``, ``config_2.yaml``, ...
+    previous one is kept as ``config_1.yaml``, ``config_2.yaml``, ... It is put back if the ``with``
+    block fails before it has called the function that it gets: the run was refused.
 
     Args:
         cfg: the whole config.
@@ -120,12 +123,27 @@ def save_config(
         evaluation_only: the run is an evaluation.
         is_resumed: the run is resumed.
         source: the file that the config was read from.
+
+    Yields:
+        The function to call when the run begins.
     """
-    if not folder or not comm.is_main_process():
-        return
+    path = os.path.join(folder, EVALUATED_CONFIG if evaluation_only else TRAINED_CONFIG)
+    writes = folder and comm.is_main_process()
+    kept = _save_config(cfg, path, is_resumed, source) if writes else ""
+    begun = threading.Event()
+    try:
+        yield begun.set
+    except BaseException:
+        if kept and not begun.is_set():
+            os.replace(kept, path)
+            logger.info("%s is the previous config again", path)
+        raise
+
+
+def _save_config(cfg: DictConfig, path: str, is_resumed: bool, source: str) -> str:
+    """Write a config; return where the previous one is kept, "" if there is none to keep."""
+    folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    name = EVALUATED_CONFIG if evaluation_only else TRAINED_CONFIG
-    path = os.path.join(folder, name)
     kept = ""
     if os.path.isfile(path) and (is_resumed or os.path.realpath(source) == os.path.realpath(path)):
         # First: a kill in between may leave one copy too many, but none too few.
@@ -135,8 +153,10 @@ def save_config(
     logger.info("Full config saved to %s", path)
     if kept and filecmp.cmp(path, kept, shallow=False):
         os.remove(kept)
-    elif kept:
+        return ""
+    if kept:
         logger.warning("The config has changed; the previous %s is kept as %s", path, kept)
+    return kept
 
 
 def _free_name(folder: str) -> str:
