@@ -7,11 +7,7 @@ import torch
 
 from tests.plain_encoder import CHANNELS, make_encoder, plain_layer
 from tests.pyramids import make_batch, valid_rows
-from tokendetr.encoder import (
-    EncoderContext,
-    TokenPlan,
-    TokenSparsifier,
-)
+from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier
 from tokendetr.encoder.forward_context import record_tokens
 from tokendetr.layers import EncoderLayer
 from tokendetr.tokens import Keep, TokenMap, topk_valid
@@ -145,7 +141,9 @@ def test_keeping_all_tokens_is_bitwise_dense():
     assert torch.equal(make_encoder(Nothing())(**single.inputs), dense)
 
 
-def test_upstreams_call_gives_the_same_as_a_layout():
+@pytest.mark.parametrize("mask", ["query_key_padding_mask", "key_padding_mask"])
+def test_upstreams_call_gives_the_same_as_a_layout(mask):
+    """The second name is mmdetection's."""
     batch, _ = make_batch(SIZES, CHANNELS)
     encoder, layout = make_encoder(), batch.layout
     expected = encoder(**batch.inputs)
@@ -154,14 +152,26 @@ def test_upstreams_call_gives_the_same_as_a_layout():
         key=None,
         value=None,
         query_pos=batch.pos_BNC,
-        query_key_padding_mask=layout.padding_BN,
         spatial_shapes=layout.spatial_shapes(),
         reference_points=layout.reference_points_BNL2(),
         level_start_index=layout.level_start_index(),
         valid_ratios=layout.valid_ratios_BL2,
         attn_masks=[None, None],
+        **{mask: layout.padding_BN},
     )
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("sparsifier", [None, KeepSome(keep_ratio=0.5)])
+def test_positions_and_points_of_one_image_are_those_of_all(sparsifier):
+    _, (single, *_) = make_batch(SIZES, CHANNELS)
+    encoder, layout = make_encoder(sparsifier), single.layout
+    query_BNC = torch.randn(3, layout.num_tokens, CHANNELS)
+    geometry = {"spatial_shapes": layout.spatial_shapes()}
+    points = layout.reference_points_BNL2()
+    got = encoder(query_BNC, query_pos=single.pos_BNC, reference_points=points, **geometry)
+    pos_BNC = single.pos_BNC.repeat(3, 1, 1)
+    assert torch.equal(got, encoder(query_BNC, query_pos=pos_BNC, **geometry))
 
 
 def test_parameter_names_are_upstreams():
@@ -228,6 +238,12 @@ def test_wrong_arguments_are_named():
         make_encoder()(query=batch.x_BNC)
     with pytest.raises(ValueError, match="layout"):
         make_encoder()(query=batch.x_BNC[:2], layout=batch.layout)
+    shapes, mask = batch.layout.spatial_shapes(), batch.layout.padding_BN[:1]
+    for query in (batch.x_BNC.transpose(0, 1), batch.x_BNC[:, None]):
+        with pytest.raises(ValueError, match=r"have shape \[B, \d+, C\], batch first; got"):
+            make_encoder()(query=query, spatial_shapes=shapes)
+    with pytest.raises(ValueError, match="layout is of 1 images"):
+        make_encoder()(batch.x_BNC, query_key_padding_mask=mask, spatial_shapes=shapes)
     with pytest.raises(ValueError, match="value_policy"):
         KeepSome(keep_ratio=0.5, value_policy="stale")
     with pytest.raises(ValueError, match="feed-forward"):

@@ -13,6 +13,7 @@ import tokendetr
 from tests.integrations import small_huggingface
 from tests.small_detectors import build as build_ours
 from tokendetr.compat.torch_private import TorchDispatchMode
+from tokendetr.integrations import rebinding
 from tokendetr.ops.ms_deform_attn.reference import ms_deform_attn_reference
 
 IMAGES = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
@@ -158,6 +159,20 @@ class MSDeformAttnFunction(torch.autograd.Function):
 ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch = core_pytorch
 
 
+def without_starts():
+    """A module like TrackFormer's, whose function is not told where the levels start."""
+
+    class MSDeformAttnFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value, shapes, locations, weights, im2col_step):
+            return core_pytorch(value, shapes, locations, weights)
+
+    forward = rebinding.rebound(
+        MSDeformAttn.forward, {"MSDeformAttnFunction": MSDeformAttnFunction}
+    )
+    return type("MSDeformAttn", (MSDeformAttn,), {"forward": forward})()
+
+
 def deprecated_arguments(function):
     """A decorator such as mmengine's, which renames keywords."""
 
@@ -261,6 +276,18 @@ def test_models_without_deformable_attention_are_refused_and_ours_are_left_alone
         tokendetr.accelerate(nn.Linear(2, 2))
     accelerated = tokendetr.accelerate(build_ours("dino"))
     assert not accelerated.layers and len(accelerated.left) == 4
+
+
+def test_functions_with_other_arguments_are_left_alone_and_named():
+    model = nn.Sequential(without_starts())
+    expected = model[0](*inputs())
+    accelerated = tokendetr.accelerate(model)
+    assert not accelerated.layers
+    assert accelerated.left["0"] == (
+        "its MSDeformAttnFunction takes other arguments: "
+        "value, shapes, locations, weights, im2col_step"
+    )
+    assert torch.equal(model[0](*inputs()), expected)
 
 
 def test_single_pixels_are_left_alone():

@@ -61,6 +61,37 @@ class PlainEncoder(nn.Module):
         return src
 
 
+class OtherOrder(PlainEncoder):
+    """Like TrackFormer's, which is not told where the levels start."""
+
+    def forward(self, src, spatial_shapes, valid_ratios, pos, padding_mask):
+        return super().forward(src, spatial_shapes, None, valid_ratios, pos, padding_mask)
+
+
+class OtherPoints(PlainEncoder):
+    """Tokens attend around another place of the image."""
+
+    def forward(self, src, spatial_shapes, level_start_index, valid_ratios, pos, padding_mask):
+        turned = valid_ratios.flip(-1)
+        return super().forward(src, spatial_shapes, None, turned, pos, padding_mask)
+
+
+class NoMask(PlainEncoder):
+    def forward(self, src, spatial_shapes, level_start_index, valid_ratios, pos, padding_mask):
+        return super().forward(src, spatial_shapes, None, valid_ratios, pos, None)
+
+
+class NormBefore(PlainEncoder):
+    def forward(self, src, spatial_shapes, level_start_index, valid_ratios, pos, padding_mask):
+        src = self.layers[0].norm1(src)
+        return super().forward(src, spatial_shapes, None, valid_ratios, pos, padding_mask)
+
+
+class NotCompiled(PlainEncoder):
+    def forward(self, src, spatial_shapes, level_start_index, valid_ratios, pos, padding_mask):
+        raise RuntimeError("Not compiled with GPU support")
+
+
 class DinoEncoder(PlainEncoder):
     """With the call and the outputs of the encoder of DINO's authors."""
 
@@ -233,6 +264,44 @@ def test_layers_that_would_be_lost_are_named(model, sparsifier):
     ):
         sparsify_pixel_decoder(model, sparsifier)
     assert model.pixel_decoder.encoder is encoder
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (
+            OtherOrder,
+            r"takes \(src, spatial_shapes, valid_ratios, pos, padding_mask\).*ratios must",
+        ),
+        (OtherPoints, r"OtherPoints is not an encoder of Deformable DETR.*results differ by \d+%"),
+        (NoMask, "results differ"),
+        (NormBefore, "results differ"),
+    ],
+)
+def test_encoders_that_compute_something_else_are_refused(model, kind, reason):
+    theirs = kind().train()
+    theirs.load_state_dict(model.pixel_decoder.encoder.state_dict())
+    theirs.layers[0].norm1.eval()
+    model.pixel_decoder.encoder = theirs
+    with pytest.raises(UnsupportedDetectorError, match=reason):
+        sparsify_pixel_decoder(model, random_tokens(0.5))
+    assert model.pixel_decoder.encoder is theirs
+    assert theirs.training and not theirs.layers[0].norm1.training
+
+
+def test_an_encoder_that_does_not_run_is_taken_with_a_warning(model, caplog):
+    model.pixel_decoder.encoder = NotCompiled()
+    sparsify_pixel_decoder(model, None)
+    assert "Not compiled with GPU support" in caplog.text and "accelerate" in caplog.text
+    assert torch.isfinite(model(*batch())).all()
+
+
+def test_layers_that_share_weights_go_on_sharing(model):
+    encoder = model.pixel_decoder.encoder
+    encoder.layers[1] = encoder.layers[0]
+    before = {id(value) for value in model.parameters()}
+    sparsify_pixel_decoder(model, random_tokens(0.5))
+    assert {id(value) for value in model.parameters()} == before
 
 
 def test_what_does_not_fit_is_named(model):

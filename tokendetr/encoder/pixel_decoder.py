@@ -8,10 +8,12 @@ Shapes: B image, N all tokens, C channel, L level.
 """
 
 import inspect
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,10 +22,17 @@ from tokendetr.encoder.sparsifier import TokenSparsifier
 from tokendetr.encoder.token_encoder import TokenEncoder
 from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.layers.adoption import adopt_parameters
+from tokendetr.layers.modes import evaluating
+from tokendetr.tokens import LevelLayout
 
 __all__ = ["DinoAuthorsEncoder", "PixelDecoderEncoder", "sparsify_pixel_decoder"]
 
+logger = logging.getLogger(__name__)
+
 _PARTS = ("self_attn", "linear1", "linear2", "norm1", "norm2")
+_TOLERANCE = 0.03
+"""Of results, as a share of their norm: bfloat16 rounds by up to 0.01."""
+
 _NAMES = {
     "self_attn": "attentions.0",
     "norm1": "norms.0",
@@ -163,9 +172,11 @@ def _rename(state_dict: dict[str, Any], prefix: str, names: Mapping[str, str]) -
 def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None) -> nn.Module:
     """Give the encoder of a model's pixel decoder a sparsifier, in place.
 
-    Parameters, state-dict keys and the model's call stay the same. Levels are numbered in the pixel
-    decoder's order. The model has no two-stage head to score tokens with, and its criterion is for
-    masks, so Sparse DETR needs ``projection="own"`` and ``auxiliary_heads=False``.
+    Parameters, state-dict keys and the model's call stay the same, and with all tokens the new
+    encoder gives what the old one gives: both are run on two small feature pyramids, one with
+    padding. Levels are numbered in the pixel decoder's order. The model has no two-stage head to
+    score tokens with, and its criterion is for masks, so Sparse DETR needs ``projection="own"`` and
+    ``auxiliary_heads=False``.
 
     Args:
         model: a built model with one ``MSDeformAttnTransformerEncoder``.
@@ -175,8 +186,8 @@ def sparsify_pixel_decoder(model: nn.Module, sparsifier: TokenSparsifier | None)
         ``model``, with the hooks of :func:`tokendetr.encoder.observe`.
 
     Raises:
-        UnsupportedDetectorError: it has none or several, one of another form or with further
-            layers, or lacks what the sparsifier needs.
+        UnsupportedDetectorError: it has none or several, one of another form, with further layers
+            or with other results, or lacks what the sparsifier needs.
         ValueError: the sparsifier does not fit the number of layers or levels.
     """
     found = {name: module for name, module in model.named_modules() if _is_encoder(module)}
@@ -217,18 +228,27 @@ def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) ->
         )
     attention = first.self_attn  # detrex's module, or that of Deformable DETR's original code
     dropout = attention.dropout if hasattr(attention, "dropout") else first.dropout1
+    num_levels = _either(attention, "num_levels", "n_levels")
     of_dino = "ref_token_index" in inspect.signature(original.forward).parameters
-    encoder = (DinoAuthorsEncoder if of_dino else PixelDecoderEncoder)(
+    encoder: TokenEncoder = (DinoAuthorsEncoder if of_dino else PixelDecoderEncoder)(
         embed_dim=attention.output_proj.out_features,
         num_heads=_either(attention, "num_heads", "n_heads"),
         feedforward_dim=first.linear1.out_features,
         attn_dropout=dropout.p,
         ffn_dropout=first.dropout2.p,
         num_layers=len(layers),
-        num_feature_levels=_either(attention, "num_levels", "n_levels"),
+        num_feature_levels=num_levels,
         num_points=_either(attention, "num_points", "n_points"),
         sparsifier=sparsifier,
     ).to(next(original.parameters()))
+    _take_parameters(encoder, original)
+    encoder.sparsifier = None
+    _check_results(encoder, original, num_levels)
+    encoder.sparsifier = sparsifier
+    return encoder.train(original.training)
+
+
+def _take_parameters(encoder: nn.Module, original: nn.Module) -> None:
     loaded = adopt_parameters(encoder, original.state_dict(keep_vars=True), strict=False)
     absent = [key for key in loaded.missing_keys if not key.startswith("sparsifier.")]
     if other := sorted({key.rpartition(".")[0] for key in [*loaded.unexpected_keys, *absent]}):
@@ -236,7 +256,75 @@ def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) ->
             f"{type(original).__name__} has layers that TokenEncoder lacks, whose weights would be "
             f"lost: {', '.join(other)}"
         )
-    return encoder.train(original.training)
+
+
+def _check_results(encoder: TokenEncoder, original: nn.Module, num_levels: int) -> None:
+    """Compare the memory of two encoders with equal weights on two small, unlike images.
+
+    Forks of the first code differ in the order of arguments, in where their queries sample, or in
+    the place of the norms, which the names and shapes of their weights do not tell.
+
+    Raises:
+        UnsupportedDetectorError: the results differ, or the calls.
+    """
+    weight = next(original.parameters())
+    if weight.is_meta:
+        return
+    name = type(original).__name__
+    layout, known = _small_batch(num_levels, encoder.embed_dim, weight)
+    call = {
+        argument: known[argument]
+        for argument in inspect.signature(original.forward).parameters
+        if argument in known
+    }
+    with torch.no_grad(), evaluating(original), evaluating(encoder):
+        try:  # the first code's encoder is called by position, others by name
+            found = encoder(*call.values()) if "src" in call else encoder(**call)
+        except (TypeError, ValueError) as error:
+            raise UnsupportedDetectorError(
+                f"{name} takes ({', '.join(call)}), which is not the call of Deformable DETR's, "
+                f"DINO's or detrex's encoders: {error}"
+            ) from error
+        try:
+            expected = _memory(original(**call))[layout.valid_BN].float()
+        except Exception as error:  # of any kind: an operator may be compiled for other devices
+            logger.warning(
+                "%s does not run here (%s), so its results were not compared with TokenEncoder's: "
+                "call tokendetr.accelerate(model) before",
+                name,
+                error,
+            )
+            return
+    difference = (_memory(found)[layout.valid_BN].float() - expected).norm() / expected.norm()
+    if difference > _TOLERANCE:
+        raise UnsupportedDetectorError(
+            f"{name} is not an encoder of Deformable DETR: with equal weights, TokenEncoder's "
+            f"results differ by {float(difference):.0%} (where queries sample, padding, norms)"
+        )
+
+
+def _memory(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _small_batch(
+    num_levels: int, embed_dim: int, like: Tensor
+) -> tuple[LevelLayout, dict[str, Tensor]]:
+    """Return the layout of two images, one with padding, and the arguments of encoders by name."""
+    shapes = [(2 + level, 9 + 3 * level) for level in reversed(range(num_levels))]
+    smaller = [(height - height // 3, width - width // 5) for height, width in shapes]
+    layout = LevelLayout.from_valid_sizes(shapes, (shapes, smaller), device=like.device)
+    size = (2, 2, layout.num_tokens, embed_dim)
+    src, pos = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(like)
+    known = {
+        "spatial_shapes": layout.spatial_shapes(like.device),
+        "level_start_index": layout.level_start_index(like.device),
+        "valid_ratios": layout.valid_ratios_BL2.to(like),
+        "reference_points": layout.reference_points_BNL2().to(like),
+    }
+    known |= {"src": src, "query": src, "pos": pos, "query_pos": pos}
+    masks = ("padding_mask", "key_padding_mask", "query_key_padding_mask")
+    return layout, known | dict.fromkeys(masks, layout.padding_BN)
 
 
 def _either(module: Any, name: str, other: str) -> int:

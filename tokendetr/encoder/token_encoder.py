@@ -146,13 +146,13 @@ class TokenEncoder(nn.Module):
             query: features [B, N, C] of all levels, finest first, row by row.
             key: unused, as in upstream (the encoder attends to its own tokens).
             value: unused.
-            query_pos: positions [B, N, C].
+            query_pos: positions [B, N, C], or [1, N, C] for all images.
             key_pos: unused.
             attn_masks: unused.
             query_key_padding_mask: bool [B, N], True = padding.
-            key_padding_mask: unused.
+            key_padding_mask: the same under mmdetection's name; unused if both are given.
             spatial_shapes: long [L, 2], (height, width) of the levels.
-            reference_points: [B, N, L, 2]; None: each token's center.
+            reference_points: [B, N, L, 2], or [1, N, L, 2]; None: each token's center.
             level_start_index: unused; it follows from the shapes.
             valid_ratios: [B, L, 2], real part of each level's (width, height); None: that of the
                 padding mask.
@@ -167,6 +167,8 @@ class TokenEncoder(nn.Module):
             ValueError: neither ``layout`` nor ``spatial_shapes`` is given, or they do not fit
                 the tokens.
         """
+        if query_key_padding_mask is None:
+            query_key_padding_mask = key_padding_mask
         if layout is None:
             if spatial_shapes is None:
                 raise ValueError("the encoder needs layout or spatial_shapes")
@@ -176,15 +178,19 @@ class TokenEncoder(nn.Module):
                 query_key_padding_mask=query_key_padding_mask,
                 like_BNC=query,
             )
-        elif layout.num_tokens != query.shape[1] or layout.batch_size != query.shape[0]:
+        if layout.num_tokens != query.shape[1] or layout.batch_size != query.shape[0]:
             raise ValueError(
                 f"the layout is of {layout.batch_size} images of {layout.num_tokens} tokens, "
                 f"the features have shape {list(query.shape)}"
             )
-        if query_pos is not None and not torch.is_grad_enabled():
-            query_pos = query_pos.to(query.dtype)  # once, not in the sum of every layer
+        if query_pos is not None:
+            query_pos = query_pos.expand_as(query)
+            if not torch.is_grad_enabled():
+                query_pos = query_pos.to(query.dtype)  # once, not in the sum of every layer
         if reference_points is None:
             reference_points = layout.reference_points_BNL2().to(query.dtype)
+        elif len(reference_points) == 1:
+            reference_points = reference_points.expand(len(query), -1, -1, -1)
         context = self._begin(layout, query, query_pos, reference_points)
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context))

@@ -5,6 +5,7 @@ The modules keep their parameters, hooks and code; only the function that sample
 Shapes: B image, N all tokens, Q query, M head, D channels of a head, L level, P point.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import FunctionType, MethodType
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokendetr.integrations.rebinding import global_names, rebound
+from tokendetr.integrations.rebinding import looked_up, rebound
 from tokendetr.layers import MultiScaleDeformableAttention
 from tokendetr.layers.undoable import Undoable
 from tokendetr.ops import ms_deform_attn
@@ -169,6 +170,14 @@ def _is_hooked(module: nn.Module) -> bool:
     return code is not None and code.co_varnames[1 : code.co_argcount] == _HOOK
 
 
+def _arguments(function: Any) -> list[str] | None:
+    """Return the arguments of a function or an ``autograd.Function``; None if they are open."""
+    parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+        return None
+    return [each.name for each in parameters if each.name != "ctx"]
+
+
 def _why_not(module: nn.Module) -> str | None:
     """Return why a deformable attention cannot be accelerated, None if it can."""
     if "forward" in vars(module):
@@ -179,6 +188,12 @@ def _why_not(module: nn.Module) -> str | None:
         method = getattr(module, name, "default")
         if isinstance(method, str) and method != "default":
             return f"it samples by the method {method!r}"
+    for name, function in looked_up(type(module).forward).items():
+        if name in _SUBSTITUTES:
+            substitute, theirs = _SUBSTITUTES[name], _arguments(function)
+            ours = inspect.signature(getattr(substitute, "apply", substitute)).parameters
+            if theirs is not None and len(theirs) != len(ours):
+                return f"its {name} takes other arguments: {', '.join(theirs)}"
     return None
 
 
@@ -191,7 +206,7 @@ def _substitute(module: nn.Module) -> tuple[str, str, Any] | None:
     if _is_hooked(module):
         return "forward", "forward", _hook_forward
     forward = type(module).forward
-    names = global_names(forward) & _SUBSTITUTES.keys()
+    names = looked_up(forward).keys() & _SUBSTITUTES.keys()
     if not names or not isinstance(forward, FunctionType):
         return None
     method = MethodType(rebound(forward, {name: _SUBSTITUTES[name] for name in names}), module)

@@ -5,14 +5,15 @@ from types import CellType, FunctionType
 from typing import Any
 
 
-def global_names(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the global names that a function, or a function that it wraps, looks up."""
-    names: set[str] = set()
+def looked_up(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the globals that a function, or a function that it wraps, looks up, by name."""
+    found: dict[str, Any] = {}
     current: Any = function
     while isinstance(current, FunctionType):
-        names |= set(current.__code__.co_names) & current.__globals__.keys()
+        names = set(current.__code__.co_names) & current.__globals__.keys()
+        found |= {name: current.__globals__[name] for name in names}
         current = getattr(current, "__wrapped__", None)
-    return frozenset(names)
+    return found
 
 
 def _copied(

@@ -26,7 +26,8 @@ def adopt_parameters(module: nn.Module, state: Mapping[str, Tensor], *, strict: 
         RuntimeError: names or shapes differ.
     """
     trained = [(value, value.requires_grad) for value in state.values()]
-    loaded = module.load_state_dict(state, strict=strict, assign=True)
-    for value, requires_grad in trained:  # which assigning replaces by the successor's
-        value.requires_grad_(requires_grad)
-    return loaded
+    try:
+        return module.load_state_dict(state, strict=strict, assign=True)
+    finally:
+        for value, requires_grad in trained:  # which assigning replaces by the successor's
+            value.requires_grad_(requires_grad)

@@ -136,14 +136,17 @@ class LevelLayout:
         """
         pairs = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
         shapes = tuple((int(height), int(width)) for height, width in pairs)
-        batch, tokens = like_BNC.shape[:2]
+        batch, tokens = like_BNC.shape[0], sum(height * width for height, width in shapes)
+        if like_BNC.dim() != 3 or like_BNC.shape[1] != tokens:
+            expected, given = f"[B, {tokens}, C], batch first", list(like_BNC.shape)
+            raise ValueError(f"features of levels {shapes} have shape {expected}; got {given}")
         sizes = None
         if query_key_padding_mask is None:
             valid_BN = torch.ones(batch, tokens, dtype=torch.bool, device=like_BNC.device)
             sizes = (shapes,) * batch
         else:
             valid_BN = ~query_key_padding_mask.bool()
-        full_BL2 = torch.ones(batch, len(shapes), 2, device=like_BNC.device)
+        full_BL2 = torch.ones(len(valid_BN), len(shapes), 2, device=like_BNC.device)
         layout = cls(shapes, valid_BN, full_BL2 if valid_ratios is None else valid_ratios, sizes)
         if valid_ratios is None and query_key_padding_mask is not None:
             masks = [layout.grid(layout.padding_BN, level) for level in range(layout.num_levels)]
