@@ -55,6 +55,18 @@ def test_onednns_convolutions_are_convolutions():
     assert isinstance(torch_private.onednn_multiplies_bfloat16(), bool)
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_transforms_of_functions_are_seen(transform):
+    seen = []
+
+    def double(x):
+        seen.append(torch_private.function_is_transformed())
+        return 2 * x
+
+    transform(double)(torch.tensor(1.0) if transform is torch.func.grad else torch.ones(3))
+    assert seen == [True] and not torch_private.function_is_transformed()
+
+
 def test_hooks_are_seen():
     module = nn.Identity()
     assert not torch_private.has_forward_hooks(module)

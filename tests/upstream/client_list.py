@@ -17,6 +17,8 @@ Mask2Former and its authors' MaskDINO register backbones of one name: each needs
     deta               jozhang97/DETA
     dino               IDEA-Research/DINO
     relation_detr      xiuqhou/Relation-DETR
+    dn_detr            IDEA-Research/DN-DETR
+    cascade_dn_detr    SysCV/cascade-detr, its folder of that name
 """
 
 import copy
@@ -257,6 +259,25 @@ CLIENTS = {
         package="models.dino",
         builder="build_dino",
         config="config/DINO/DINO_4scale.py",
+    ),
+    "DN-Deformable DETR, its authors'": first_code_client(
+        "dn_detr",
+        "--modelname=dn_dab_deformable_detr",
+        "--coco_path=",
+        "--transformer_activation=relu",
+        kind=first_code.NoisedDetector,
+        package="models.dn_dab_deformable_detr",
+        builder="build_dab_deformable_detr",
+        further="what was noised",
+    ),
+    "Cascade-DN-Deformable DETR, its authors'": first_code_client(
+        "cascade_dn_detr",
+        "--modelname=cascade_dn_detr",
+        "--transformer_activation=relu",
+        kind=first_code.CascadeDetector,
+        package="models.cascade_dn_detr",
+        builder="build_cascade_dn_detr",
+        further="what was noised",
     ),
     "DINO, Relation-DETR's repository": Client(
         of_relation_code("dino_pp.dino_pp_resnet50"),

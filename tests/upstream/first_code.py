@@ -61,6 +61,32 @@ class DenoisingDetector(FirstCodeDetector):
         return self.model(images, targets)
 
 
+class NoisedDetector(FirstCodeDetector):
+    """DN-DETR, which takes the targets and the noise, and says what it noised."""
+
+    def predict(self, images: list[torch.Tensor], targets: list[Target] | None) -> Any:
+        if targets is None:
+            return self.model(images, dn_args=0)[0]
+        # Groups, label noise, box noise and patterns: its defaults.
+        return self.model(images, dn_args=(targets, 5, 0.2, 0.4, 0))
+
+    def losses(self, outputs: Any, targets: list[Target]) -> dict[str, torch.Tensor]:
+        found, noised = outputs
+        return self.criterion(found, targets, noised)
+
+
+class CascadeDetector(NoisedDetector):
+    """Cascade-DETR on DN-DETR's code, which asks for the images' sizes, too."""
+
+    def predict(self, images: list[torch.Tensor], targets: list[Target] | None) -> Any:
+        shapes = [torch.tensor(image.shape[-2:]) for image in images]
+        sizes = [{"size": shape, "orig_size": shape} for shape in shapes]
+        if targets is None:
+            return self.model(images, dn_args=(sizes, 0))[0]
+        pairs = zip(targets, sizes, strict=True)
+        return super().predict(images, [target | size for target, size in pairs])
+
+
 class DacDetector(DenoisingDetector):
     """DAC-DETR: the criterion wants targets each three times, too."""
 

@@ -26,6 +26,7 @@ __all__ = [
     "current_dispatch_mode",
     "current_function_mode",
     "disable_current_modes",
+    "function_is_transformed",
     "has_forward_hooks",
     "onednn_convolution",
     "onednn_convolution_and_sum",
@@ -120,6 +121,11 @@ def onednn_multiplies_bfloat16() -> bool:
     """Return whether oneDNN multiplies matrices in bfloat16 on this processor."""
     supported = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
     return supported is not None and bool(supported())
+
+
+def function_is_transformed() -> bool:
+    """Return whether a transform of ``torch.func`` (grad, vmap, jvp, ...) runs this code."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

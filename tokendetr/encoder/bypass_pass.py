@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokendetr.compat.torch_private import function_is_transformed
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.tokens import Identity, Keep, LevelLayout, TokenMap, chosen_tokens
 
@@ -314,6 +315,7 @@ def start_bypass(
             f"the bypass was built for num_levels={bypass.num_levels}, "
             f"the encoder got {layout.num_levels} feature levels"
         )
-    fixed = layout.traced_sizes_BL2 is not None or torch.compiler.is_compiling()
+    fixed = torch.compiler.is_compiling() or function_is_transformed()
+    fixed = fixed or layout.traced_sizes_BL2 is not None
     entry_BNC = bypass.entry(layout, memory_BNC)
     return (_MaskedPass if fixed else _SortedPass)(bypass, layout, entry_BNC)

@@ -9,7 +9,6 @@ Shapes: B image, N all tokens, K reduced tokens, C channel, L level.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 from detrex.layers import FFN
@@ -288,8 +287,11 @@ class TokenEncoder(nn.Module):
     def _updated_values(
         self, index: int, memory_BNC: Tensor, bypass: BypassPass
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens that a layer's queries sample, and their projection if it is folded."""
-        projection = cast(EncoderLayer, self.layers[index]).value_projection
+        """Return the tokens that a layer's queries sample, and their projection if it is folded.
+
+        It is not for a layer that is wrapped in another module.
+        """
+        projection = getattr(self.layers[index], "value_projection", None)
         if projection is None:
             return bypass.values(index, memory_BNC), None
         return memory_BNC, bypass.projected_values(index, memory_BNC, projection)

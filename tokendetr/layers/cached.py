@@ -6,6 +6,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from tokendetr.compat.torch_private import function_is_transformed
+
 Made = TypeVar("Made")
 
 
@@ -23,11 +25,12 @@ class Cached(Generic[Made]):
         Args:
             dtype: the precision of the result.
             tensors: what it is made of. Replacing one and changes in place are noticed, changes
-                through ``.data`` are not. Inference tensors have no version: nothing is kept.
+                through ``.data`` are not. Nothing is kept of inference tensors, which have no
+                version, and inside transforms of ``torch.func``.
             make: called without gradients.
         """
         present = [each for each in tensors if each is not None]
-        if any(each.is_inference() for each in present):
+        if function_is_transformed() or any(each.is_inference() for each in present):
             return make()
         made_of = (dtype, [(each.data_ptr(), each._version) for each in present])
         last = self._last

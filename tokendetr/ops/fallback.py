@@ -5,8 +5,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
+from tokendetr.compat.torch_private import function_is_transformed
 from tokendetr.ops import library
 
 _LOGGER = logging.getLogger(__name__)
@@ -59,8 +61,13 @@ def extension_available() -> bool:
 
 
 def use_extension(tensor: Tensor, operator: str = "ms_deform_attn") -> bool:
-    """Return True if kernels run for a tensor's device; warn once if there are none."""
+    """Return True if kernels run for a tensor's device; warn once if there are none.
+
+    Transforms of ``torch.func`` cannot differentiate operators of a library: PyTorch runs there.
+    """
     if _Process.any_block and _OF_THREAD.depth:
+        return False
+    if not torch.compiler.is_compiling() and function_is_transformed():
         return False
     reason = library.why_without(tensor.device.type)
     if reason is None:
