@@ -1,10 +1,14 @@
 """The analysis of results against pycocotools and plain counting."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -231,6 +235,43 @@ def test_the_command_writes_a_page_a_table_and_numbers(files, tmp_path, capsys):
     assert numbers["comparison"]["metrics"]["AP"]["difference"] == 0
     assert len((out / "classes.csv").read_text().splitlines()) == 1 + toy.NUM_CLASSES
     assert "data:image/jpeg" in (out / "index.html").read_text()
+
+
+def sizes(images: Any) -> dict[str, tuple[int, int]]:
+    return {Path(i.get("name") or i["file_name"]).name: (i["width"], i["height"]) for i in images}
+
+
+def test_boxes_fit_images_of_another_size_and_missing_images_are_left_out(files, tmp_path, caplog):
+    annotations, results = files
+    arguments = ["--results", str(results), "--annotations", str(annotations)]
+    arguments += ["--output", str(tmp_path / "out"), "--images", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"has none of the images of .*, such as"):
+        analyze.main(arguments)
+    first, second = json.loads(annotations.read_text())["images"][:2]
+    for image in (first, second):
+        Image.new("RGB", (2 * image["width"], 2 * image["height"])).save(
+            tmp_path / image["file_name"]
+        )
+    analyze.main(arguments)
+    assert "12 images are not in" in caplog.text
+    page = (tmp_path / "out" / "index.html").read_text()
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert data is not None
+    assert sizes(json.loads(data[1])["images"].values()) == sizes((first, second))
+
+
+def test_what_no_box_measures_is_no_number(files, tmp_path, capsys):
+    annotations, results = files
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(json.loads(annotations.read_text()) | {"annotations": []}))
+    analyze.main(["--results", str(results), "--annotations", str(empty), "--compare", str(results),
+                  "--output", str(tmp_path / "out"), "--resamples", "2"])  # fmt: skip
+    text = capsys.readouterr().out
+    assert "AP -;" in text and "AP - against -" in text and "-1" not in text
+    compared = json.loads((tmp_path / "out" / "analysis.json").read_text())["comparison"]
+    assert {row["first"] for row in compared["metrics"].values()} <= {-1, 0}
+    with pytest.raises(ValueError, match="resamples must be at least 1"):
+        compare_results(annotations, results, results, resamples=0)
 
 
 @pytest.mark.parametrize(

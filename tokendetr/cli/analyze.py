@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tokendetr.cli.argument_types import non_negative_int
+from tokendetr.cli.argument_types import non_negative_int, positive_int
 from tokendetr.cli.arguments import described_parser
 from tokendetr.cli.program import program
 from tokendetr.evaluation.error_analysis import (
@@ -40,9 +40,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument("--images", metavar="FOLDER", help="images, to show the worst ones")
     parser.add_argument("--compare", metavar="JSON", help="results to compare with")
-    parser.add_argument(
-        "--resamples", type=non_negative_int, default=1000, help="bootstrap resamples"
-    )
+    parser.add_argument("--resamples", type=positive_int, default=1000, help="bootstrap resamples")
     parser.add_argument(
         "--worst", type=non_negative_int, default=12, help="number of images with the most errors"
     )
@@ -57,10 +55,20 @@ def classes_csv(analysis: Analysis) -> bytes:
     return csv_table(list(analysis.classes[0]), (row.values() for row in analysis.classes))
 
 
+def percent(value: float) -> str:
+    """Return an AP as text, "-" where there are no boxes to measure it on."""
+    return "-" if value < 0 else f"{value:.1f}"
+
+
 def run_of(path: str, name: str, args: argparse.Namespace) -> Run:
     """Analyze a file of results."""
     images = Path(args.images) if args.images else Path(args.annotations).parent
     analysis = analyze_results(args.annotations, path)
+    if args.images and not any((images / row["file_name"]).is_file() for row in analysis.images):
+        name = analysis.images[0]["file_name"]
+        raise FileNotFoundError(
+            f"--images {args.images} has none of the images of {args.annotations}, such as {name}"
+        )
     evaluated = f"all images of {args.annotations}"
     files = (Path(args.annotations), Path(path))
     return Run(name, {}, "", [], analysis, evaluated, images, *files)
@@ -104,14 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     analysis, comparison = analyze(args)
     for row in analysis.classes:
         print(
-            f"{row['name']}: AP {row['AP']:.1f}, best threshold {row['threshold']:.2f} "
+            f"{row['name']}: AP {percent(row['AP'])}, best threshold {row['threshold']:.2f} "
             f"(precision {row['precision']:.2f}, recall {row['recall']:.2f})"
         )
     if comparison is not None:
         gain = comparison.metrics["AP"]
         print(
-            f"AP {gain['second']:.1f} against {gain['first']:.1f}: {gain['difference']:+.1f} "
-            f"({gain['lower']:+.1f} to {gain['upper']:+.1f})"
+            f"AP {percent(gain['second'])} against {percent(gain['first'])}: "
+            f"{gain['difference']:+.1f} ({gain['lower']:+.1f} to {gain['upper']:+.1f})"
         )
     if count := analysis.num_images_without_detections:
         print(
@@ -119,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "were not evaluated (--images), give annotations without them, for all of their boxes "
             "count as missed here"
         )
-    print(f"AP {analysis.metrics['AP']:.1f}; see {args.output}/index.html")
+    print(f"AP {percent(analysis.metrics['AP'])}; see {args.output}/index.html")
 
 
 if __name__ == "__main__":

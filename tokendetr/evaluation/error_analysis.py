@@ -60,7 +60,8 @@ class Analysis:
         calibration: ``error`` (expected calibration error, in [0, 1]) and ``bins`` of scores:
             ``lower``, ``upper``, ``confidence``, ``precision``, ``count``.
         images: a row per image at the classes' thresholds, the worst first: ``id``, ``file_name``,
-            ``found``, ``wrong``, ``missed``, ``f1``.
+            ``width`` and ``height`` (None if the data set has no sizes), ``found``, ``wrong``,
+            ``missed``, ``f1``.
         boxes: for each image id, ``truth`` and ``detections`` at the classes' thresholds, with
             ``bbox``, ``name``, ``right`` (found, or a true positive) and, of detections, ``score``.
     """
@@ -179,14 +180,17 @@ def compare_results(
 
     Raises:
         FileNotFoundError, DatasetError, ConfigError: as for :func:`analyze_results`.
+        ValueError: fewer than one resample.
     """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
     data = _labeled(annotations)
     one, two = (MatchedResults(data, _results_on(path, data)) for path in (first, second))
     found = one.compare(two, resamples, CONFIDENCE)
     metrics = {
         name: {
-            "first": 100 * found["metrics_a"][name],
-            "second": 100 * found["metrics_b"][name],
+            "first": _percent(found["metrics_a"][name]),
+            "second": _percent(found["metrics_b"][name]),
             "difference": 100 * found["deltas"][name],
             "lower": 100 * found["ci"][name]["lower"],
             "upper": 100 * found["ci"][name]["upper"],
@@ -196,8 +200,8 @@ def compare_results(
     }
     classes = {
         row["cat_name"]: {
-            "first": 100 * row["ap_a"],
-            "second": 100 * row["ap_b"],
+            "first": _percent(row["ap_a"]),
+            "second": _percent(row["ap_b"]),
             "difference": 100 * row["delta"],
         }
         for row in found["per_category"]
@@ -237,6 +241,11 @@ def _analysis(data: dict[str, Any], rows: list[dict[str, Any]]) -> Analysis:
         images=list(shown.worst_images()),
         boxes=shown.boxes(names),
     )
+
+
+def _percent(share: float) -> float:
+    """Return a share in percent; -1 stays -1, COCO's value for no boxes to measure on."""
+    return share if share == -1 else 100 * share
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,15 +155,14 @@ class MatchedResults:
     def worst_images(self) -> Iterator[dict[str, Any]]:
         """Yield a row per image, by ascending F1."""
         summaries = self.diagnostics["img_summary"]
-        files = {image["id"]: image["file_name"] for image in self.data["images"]}
         nothing = {"tp": 0, "fp": 0, "fn": 0}
         rows = []
-        for number, name in files.items():
-            found = summaries.get(self._image_numbers[number], nothing)
+        for image in self.data["images"]:
+            found = summaries.get(self._image_numbers[image["id"]], nothing)
             hits, wrong, missed = found["tp"], found["fp"], found["fn"]
             f1 = 2 * hits / (2 * hits + wrong + missed) if hits + wrong + missed else 1.0
-            rows.append({"id": number, "file_name": name, "found": hits, "wrong": wrong,
-                         "missed": missed, "f1": f1})  # fmt: skip
+            own = {key: image.get(key) for key in ("id", "file_name", "width", "height")}
+            rows.append({**own, "found": hits, "wrong": wrong, "missed": missed, "f1": f1})
         yield from sorted(rows, key=lambda row: (row["f1"], -row["wrong"] - row["missed"]))
 
     def boxes(self, names: Mapping[Any, str]) -> dict[Any, dict[str, list[dict[str, Any]]]]:

@@ -143,17 +143,24 @@ def write_page(
 def _chosen_images(runs: Sequence[Run], worst: int, random: int) -> dict[str, str]:
     """Return file -> ``random``, or the name of the run that has it among its worst images.
 
-    Runs on the same images share the random ones. Runs whose image files are missing have none.
+    Runs on the same images share the random ones. Files that are missing are left out.
     """
     shown: dict[str, str] = {}
-    runs = [run for run in runs if run.image_path(run.analysis.images[0]).is_file()]
+    there: dict[str, list[str]] = {}  # the worst first
     for run in runs:
-        files = sorted(str(run.image_path(row)) for row in run.analysis.images)
+        paths = map(run.image_path, run.analysis.images)
+        there[run.name] = [str(path) for path in paths if path.is_file()]
+        missing = len(run.analysis.images) - len(there[run.name])
+        if missing and there[run.name]:
+            logger.warning(
+                "%s: %d images are not in %s, and are not shown", run.name, missing, run.image_root
+            )
+        files = sorted(there[run.name])
         if not set(files) & set(shown):
             shown |= dict.fromkeys(Random(0).sample(files, min(random, len(files))), RANDOM)
-    for run in runs:
-        for row in run.analysis.images[:worst]:
-            shown.setdefault(str(run.image_path(row)), run.name)
+    for name, files in there.items():
+        for path in files[:worst]:
+            shown.setdefault(path, name)
     return shown
 
 
@@ -183,11 +190,12 @@ def _render(
     worst: int,
 ) -> str:
     keys = {path: f"image{number}" for number, path in enumerate(shown)}
+    rows = {str(run.image_path(row)): row for run in runs for row in run.analysis.images}
     classes = dict.fromkeys(row["name"] for run in runs for row in run.analysis.classes)
     colors = {name: COLORS[n % len(COLORS)] for n, name in enumerate(classes)}
     data = {
         "colors": colors,
-        "images": {keys[path]: _embedded(path, side) for path in shown},
+        "images": {keys[path]: _embedded(path, rows[path], side) for path in shown},
         "figures": {
             "cost": cost_figures(runs) if len(runs) > 1 and runs[0].cost else [],
             "training": training_figures(runs),
@@ -240,10 +248,10 @@ def _undetected(analysis: Analysis) -> str:
     return f" Without any detection, so that all boxes are missed: {count:,}." if count else ""
 
 
-def _embedded(path: str, side: int) -> dict[str, Any]:
-    """Return an image as a data URL, with the size that boxes refer to."""
+def _embedded(path: str, row: dict[str, Any], side: int) -> dict[str, Any]:
+    """Return an image as a data URL, with the size that boxes refer to: the data set's if known."""
     image = Image.fromarray(read_rgb(Path(path)))
-    width, height = image.size
+    width, height = row["width"] or image.width, row["height"] or image.height
     image.thumbnail((side, side))
     content = BytesIO()
     image.save(content, format="JPEG", quality=82, optimize=True)
@@ -259,7 +267,7 @@ def _embedded(path: str, side: int) -> dict[str, Any]:
 def _run_data(run: Run, shown: dict[str, str], keys: dict[str, str], worst: int) -> dict[str, Any]:
     rows = {str(run.image_path(row)): row for row in run.analysis.images}
     chosen = {
-        "worst": [path for path in list(rows)[:worst] if path in shown],
+        "worst": [path for path in rows if path in shown][:worst],
         RANDOM: [path for path, why in shown.items() if why == RANDOM and path in rows],
     }
     used = {path for paths in chosen.values() for path in paths}
