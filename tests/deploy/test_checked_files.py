@@ -5,10 +5,11 @@ import json
 import re
 
 import pytest
+import torch
 
 from tests.deploy.models import CANVAS, build
 from tokendetr.cli import export_model
-from tokendetr.deploy import check, open_exported
+from tokendetr.deploy import ExportOptions, check, export, open_exported
 from tokendetr.errors import ExportError
 
 
@@ -71,6 +72,31 @@ def test_what_could_not_be_exported_is_refused_before_the_model_is_built(
     with pytest.raises(SystemExit) as caught:
         export_model.main(command)
     assert re.search(message, caught.value.code)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch"),
+    [
+        ((64.5, 64), 1),
+        ((float("nan"), 64), 1),
+        (("64", 64), 1),
+        (64, 1),
+        (None, 1),
+        ((64, 64), 1.5),
+    ],
+)
+def test_sizes_are_two_whole_numbers(size, batch):
+    with pytest.raises(ExportError, match="all whole and at least 1, got"):
+        ExportOptions("pt2", size, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_refused_before_the_model_is_traced(dtype, tmp_path):
+    pytest.importorskip("onnxruntime")
+    options = ExportOptions("onnx", (64, 64))
+    with pytest.raises(ExportError, match=r"parameters in torch\..*export model\.float\(\)"):
+        export(build("deformable").to(dtype), tmp_path / "a.onnx", options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -33,6 +34,9 @@ MAXIMUM_PIXELS = 1 << 26
 
 AP_TOLERANCE = 0.1
 """Maximum difference between the AP (0 to 100) of a file and of the model on a data set."""
+
+_TORCH_FORMATS = ("pt2", "aoti")
+"""Formats that PyTorch runs, in any precision."""
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 
@@ -67,10 +71,12 @@ class ExportOptions:
         check_choice("format", self.format, SUFFIXES, error=ExportError)
         if self.sampling not in SAMPLINGS or self.sampling == "custom":
             raise ExportError(f"sampling must be grid_sample or gather, got {self.sampling!r}")
-        if len(self.size) != 2 or min(self.size) < 1 or self.batch < 1:
+        size = self.size if isinstance(self.size, Sequence) else ()
+        numbers = [each for each in (*size, self.batch) if isinstance(each, int) and each >= 1]
+        if len(size) != 2 or len(numbers) != 3:
             raise ExportError(
-                f"size must be a height and a width and batch at least 1, got {self.size} and "
-                f"{self.batch}"
+                "size must be a height and a width and batch a number, all whole and at least 1, "
+                f"got {self.size!r} and {self.batch!r}"
             )
         pixels = self.size[0] * self.size[1] * self.batch
         if pixels > MAXIMUM_PIXELS:
@@ -129,7 +135,7 @@ def export(
         check_output_file(str(written))
     suffix = path.suffix
     _check_runtimes(options.format, library)
-    _check_device(model)
+    _check_model(model, options.format)
     entry = DeployedDetector(model, padding=options.padding)
     began = time.perf_counter()
     if program is None:
@@ -212,7 +218,7 @@ def check(
             "changed: copy both from where they were made, or export the model again"
         )
     _check_runtimes(options.format, library)
-    _check_device(model)
+    _check_model(model, options.format)
     record |= _verify(model, path, options, library, images, evaluate)
     _write_record(path, record)
     _refuse_bad(path, record, f"must not be used here, {_record_path(path)} has the details")
@@ -234,12 +240,18 @@ def _check_runtimes(format: Format, library: Library) -> None:
     )
 
 
-def _check_device(model: nn.Module) -> None:
+def _check_model(model: nn.Module, format: Format) -> None:
     elsewhere = {each.device.type for each in model.parameters()} - {"cpu"}
     if elsewhere:
         raise ExportError(
             f"the model is on {', '.join(elsewhere)}, but files are made and verified on the CPU: "
             "move it there (model.cpu(), train.device=cpu)"
+        )
+    others = {each.dtype for each in model.parameters()} - {torch.float32}
+    if others and format not in _TORCH_FORMATS:
+        raise ExportError(
+            f"the model has parameters in {', '.join(sorted(map(str, others)))}, but runtimes of "
+            f"format {format} compute a detector in float32: export model.float()"
         )
 
 
