@@ -296,6 +296,12 @@ def test_an_encoder_that_does_not_run_is_taken_with_a_warning(model, caplog):
     assert torch.isfinite(model(*batch())).all()
 
 
+def test_hooks_that_would_be_lost_are_named(model, caplog):
+    model.pixel_decoder.encoder.layers[1].norm2.register_forward_hook(lambda *_: None)
+    sparsify_pixel_decoder(model, None)
+    assert "hooks are not carried over" in caplog.text and "layers.1.norm2" in caplog.text
+
+
 def test_layers_that_share_weights_go_on_sharing(model):
     encoder = model.pixel_decoder.encoder
     encoder.layers[1] = encoder.layers[0]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokendetr.compat.torch_private import has_forward_hooks
 from tokendetr.encoder.forward_context import observe
 from tokendetr.encoder.sparsifier import TokenSparsifier
 from tokendetr.encoder.token_encoder import TokenEncoder
@@ -244,6 +245,11 @@ def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) ->
     _take_parameters(encoder, original)
     encoder.sparsifier = None
     _check_results(encoder, original, num_levels)
+    if hooked := [name for name, each in original.named_modules() if has_forward_hooks(each)]:
+        logger.warning(
+            "forward hooks are not carried over to the new encoder: register them again on %s",
+            ", ".join(name or "the encoder itself" for name in hooked),
+        )
     encoder.sparsifier = sparsifier
     return encoder.train(original.training)
 
