@@ -1,19 +1,23 @@
 """A loader process that dies is reported in one line: in training, evaluation and benchmarks."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from torch.utils.data import get_worker_info
 
+from tests.patience import patience
 from tests.train import toy
 from tokendetr.analysis.throughput import loader_speed
 from tokendetr.config.load import fill_defaults
-from tokendetr.data.workers import named_loader_failures
+from tokendetr.data.workers import named_loader_failures, obey_parent
 from tokendetr.errors import EXPECTED_ERRORS, LoaderError
 from tokendetr.train.run import evaluate, train
 
@@ -73,6 +77,15 @@ def test_a_benchmark_of_a_loader_ends_with_its_process(toy_root, tmp_path):
         loader_speed(cfg.dataloader.train, 8, warmup=0)
 
 
+def test_processes_of_a_pool_are_told_that_they_can_have_no_loader_processes(
+    toy_root, tmp_path, monkeypatch
+):
+    cfg = config(toy_root, tmp_path / "out", "train", "exit")
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(LoaderError, match="num_workers=0"):
+        train(cfg, instantiate(cfg.model), resume=False)
+
+
 def test_other_errors_of_the_same_type_stay():
     with pytest.raises(RuntimeError, match="shapes") as caught, named_loader_failures():
         raise RuntimeError("shapes do not match")
@@ -96,3 +109,30 @@ def test_a_parent_that_hangs_up_is_no_traceback_of_its_loader_process():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert ended.stderr.strip() == "KeyError: 'a fault'"
+
+
+def _obey_below_a_server(pipe):
+    """Obey the parent in a process that another one started for it, as a fork server does."""
+    if os.fork():
+        os._exit(0)
+    obey_parent(0)
+    pipe.send(os.getpid())
+    threading.Event().wait()
+
+
+def test_a_loader_process_obeys_who_asked_for_it():
+    ours, its = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("fork")
+    server = context.Process(target=_obey_below_a_server, args=(its,))
+    server.start()
+    its.close()
+    server.join()
+    loader_process = ours.recv()
+    os.kill(loader_process, signal.SIGTERM)
+    try:
+        assert ours.poll(patience(5))
+        with pytest.raises(EOFError):
+            ours.recv()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(loader_process, signal.SIGKILL)

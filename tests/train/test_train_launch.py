@@ -20,7 +20,7 @@ from tests.source_tree import ROOT
 from tests.train import toy
 from tokendetr.checkpoint.weights import read_checkpoint
 from tokendetr.config.load import fill_defaults
-from tokendetr.errors import NonFiniteLossError
+from tokendetr.errors import ConfigError, NonFiniteLossError
 from tokendetr.train.launch import launch
 from tokendetr.train.network import free_port
 from tokendetr.train.process_group import detect_environment, first_host
@@ -173,6 +173,10 @@ def test_torchruns_environment_is_read():
     assert found.init_method == "env://"
     assert detect_environment({}) is None
     assert detect_environment({**env, "MASTER_PORT": "1"}) is not None
+    with pytest.raises(ConfigError, match="WORLD_SIZE='8 nodes' is not a number"):
+        detect_environment({**env, "WORLD_SIZE": "8 nodes"})
+    with pytest.raises(ConfigError, match="rank 8 of 8 processes"):
+        detect_environment({**env, "RANK": "8"})
     del env["MASTER_ADDR"]
     assert detect_environment(env) is None
 
@@ -192,9 +196,9 @@ def test_slurms_environment_is_read():
     assert found.init_method == "tcp://gpu03:20031"
     # A batch script itself, or an interactive shell of an allocation, is one process.
     assert detect_environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
-    with pytest.raises(ValueError, match="SLURM_STEP_NODELIST"):
+    with pytest.raises(ConfigError, match="SLURM_STEP_NODELIST"):
         detect_environment({k: v for k, v in env.items() if k != "SLURM_STEP_NODELIST"})
-    with pytest.raises(ValueError, match="ntasks-per-node"):
+    with pytest.raises(ConfigError, match="ntasks-per-node"):
         detect_environment({**env, "SLURM_STEP_NUM_TASKS": "7"})
 
 

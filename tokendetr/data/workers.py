@@ -5,6 +5,7 @@ training process then finishes its step and saves a checkpoint, for which it nee
 """
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -43,7 +44,9 @@ def obey_parent(worker_id: int) -> None:
         # Blocked here and, by inheritance, in all later threads, so that the signal stays pending
         # until the thread below takes it with sigwaitinfo.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        starter = multiprocessing.parent_process()  # not the fork server between them, if any
+        parent = os.getppid() if starter is None else starter.pid
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _say_but_of_connections(
@@ -90,10 +93,19 @@ def named_loader_failures() -> Iterator[None]:
     PyTorch raises its own error from a SIGCHLD handler, wherever the main thread happens to be.
 
     Raises:
-        LoaderError: a loader process exited, was killed, or exceeded its ``timeout``.
+        LoaderError: a loader process exited, was killed, exceeded its ``timeout``, or may not be
+            started.
     """
     try:
         yield
+    except AssertionError as error:
+        if "daemonic processes" not in str(error):
+            raise
+        raise LoaderError(
+            "a process of multiprocessing.Pool must not start data-loading processes: set "
+            "dataloader.train.num_workers=0 and dataloader.test.num_workers=0, or use "
+            "concurrent.futures.ProcessPoolExecutor"
+        ) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
         loss = _loss_of_worker(error)
         if not loss:

@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # noqa: F401
 from detectron2.utils import comm
 
-from tokendetr.errors import RendezvousError
+from tokendetr.errors import ConfigError, RendezvousError
 from tokendetr.train.network import LOOPBACK, listener, use_interface_towards
 
 __all__ = [
@@ -68,6 +68,10 @@ class Environment:
     local_size: int
     init_method: str
 
+    def __post_init__(self) -> None:
+        if self.rank >= self.world_size:
+            raise ConfigError(f"rank {self.rank} of {self.world_size} processes: 0 is the first")
+
     @property
     def is_one_per_machine(self) -> bool:
         """True if SLURM started one process per machine, which may start more on its machine.
@@ -84,43 +88,52 @@ def detect_environment(environ: dict[str, str] | None = None) -> Environment | N
         environ: environment variables; default ``os.environ``.
 
     Raises:
-        ValueError: the environment is incomplete or contradictory.
+        ConfigError: the environment is incomplete or contradictory.
     """
     env = dict(os.environ) if environ is None else environ
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():
-        world_size = int(env["WORLD_SIZE"])
-        local_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
-        return Environment(
-            int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local_size, "env://"
-        )
+        world_size = _number(env, "WORLD_SIZE")
+        local_size = _number(env, "LOCAL_WORLD_SIZE", world_size)
+        rank, local_rank = _number(env, "RANK"), _number(env, "LOCAL_RANK")
+        return Environment(rank, world_size, local_rank, local_size, "env://")
     # Only srun sets the number of tasks of a step; a batch script itself is one process.
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    tasks = _number(env, "SLURM_STEP_NUM_TASKS", 1)
     if tasks <= 1:
         return None
     missing = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"} - env.keys()
     if missing:
-        raise ValueError(f"a SLURM step of {tasks} tasks without {', '.join(sorted(missing))}")
-    nodes = int(env.get("SLURM_STEP_NUM_NODES", "1"))
+        raise ConfigError(f"a SLURM step of {tasks} tasks without {', '.join(sorted(missing))}")
+    nodes = _number(env, "SLURM_STEP_NUM_NODES", 1)
     if tasks % nodes:
-        raise ValueError(f"SLURM gave {tasks} tasks to {nodes} nodes: use --ntasks-per-node")
+        raise ConfigError(f"SLURM gave {tasks} tasks to {nodes} nodes: use --ntasks-per-node")
     host = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
     # Jobs that share a node must not connect to each other, so the port depends on the job.
-    job = int(env.get("SLURM_STEP_ID", "0")) + int(env.get("SLURM_JOB_ID", "0"))
+    job = _number(env, "SLURM_STEP_ID", 0) + _number(env, "SLURM_JOB_ID", 0)
     port = env.get("MASTER_PORT") or str(20000 + job % 20000)
     return Environment(
-        int(env["SLURM_PROCID"]),
+        _number(env, "SLURM_PROCID"),
         tasks,
-        int(env["SLURM_LOCALID"]),
+        _number(env, "SLURM_LOCALID"),
         tasks // nodes,
         f"tcp://{host}:{port}",
     )
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """Return a count of the environment."""
+    given = env.get(name, default)
+    if isinstance(given, int):
+        return given
+    if given is None or not given.strip().isdecimal():
+        raise ConfigError(f"the environment variable {name}={given!r} is not a number")
+    return int(given)
 
 
 def first_host(node_list: str) -> str:
     """Return the first host of SLURM's compressed list: ``gpu[03-07,9],cpu1`` gives ``gpu03``."""
     match = re.match(r"^([^\[,]+)(?:\[([^\]]+)\]([^,]*))?", node_list.strip())
     if match is None:
-        raise ValueError(f"cannot read the SLURM node list {node_list!r}")
+        raise ConfigError(f"cannot read the SLURM node list {node_list!r}")
     prefix, numbers, suffix = match.groups()
     if numbers is None:
         return prefix
