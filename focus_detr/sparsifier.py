@@ -152,6 +152,10 @@ class FocusSparsifier(TokenSparsifier):
         """Mean share of tokens that layers update."""
         return self.budget.keep_ratio
 
+    @keep_ratio.setter
+    def keep_ratio(self, ratio: float) -> None:
+        self.set_keep_ratio(ratio)
+
     @property
     def requires(self) -> frozenset[str]:
         """Modules of the detector that are needed (:class:`tokendetr.encoder.TokenSparsifier`)."""

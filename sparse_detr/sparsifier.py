@@ -169,6 +169,10 @@ class SparseSparsifier(TokenSparsifier):
         """Share of an image's real tokens that is updated, in [0, 1]."""
         return self._keep_ratio
 
+    @keep_ratio.setter
+    def keep_ratio(self, ratio: float) -> None:
+        self.set_keep_ratio(ratio)
+
     def set_keep_ratio(self, ratio: float) -> None:
         """Change the share of an image's real tokens that is updated, in [0, 1]."""
         if not 0 <= ratio <= 1:

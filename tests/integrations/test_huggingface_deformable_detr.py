@@ -195,6 +195,24 @@ def test_padding_reaches_our_encoder_as_it_reaches_theirs():
     torch.testing.assert_close(after.pred_boxes, before.pred_boxes, rtol=1e-4, atol=1e-4)
 
 
+def test_calls_of_older_versions_give_the_same_and_unknown_tensors_are_refused():
+    model = theirs("deformable_detr")
+    encoder = sparsify_huggingface(model)
+    shapes = torch.tensor([[8, 10], [4, 5], [2, 3], [1, 2]])
+    tokens, positions = torch.randn(2, 2, 108, encoder.embed_dim)
+    call = {"inputs_embeds": tokens, "spatial_shapes": shapes, "output_attentions": False}
+    with torch.no_grad():
+        today = encoder(
+            **call, spatial_position_embeddings=positions, spatial_shapes_list=shapes.tolist()
+        )
+        of_version_4 = encoder(**call, position_embeddings=positions)
+        assert torch.equal(today.last_hidden_state, of_version_4.last_hidden_state)
+        with pytest.raises(TypeError, match="unexpected tensors: positions"):
+            encoder(**call, positions=positions)
+        with pytest.raises(TypeError, match="needs spatial_shapes_list or spatial_shapes"):
+            encoder(inputs_embeds=tokens)
+
+
 def test_frozen_parameters_of_the_encoder_stay_frozen_and_are_not_copied():
     model = theirs("deformable_detr").requires_grad_(False)
     before = {id(value) for value in model.parameters()}

@@ -131,8 +131,13 @@ def test_the_keep_ratio_may_change_at_inference():
     assert isinstance(kept[1.0], Identity)
     few, more = (kept[ratio].anchor_BK[0].tolist() for ratio in (0.1, 0.5))
     assert few == more[: len(few)] and len(few) < len(more)
+    sparsifier = model.transformer.encoder.sparsifier
+    sparsifier.keep_ratio = 0.1
+    assert traced(model, RECORDS[:1]).layers[0].token_map.anchor_BK[0].tolist() == few
     with pytest.raises(ValueError, match="keep_ratio"):
-        model.transformer.encoder.sparsifier.set_keep_ratio(1.5)
+        sparsifier.set_keep_ratio(1.5)
+    with pytest.raises(ValueError, match="keep_ratio"):
+        sparsifier.keep_ratio = -0.1
 
 
 def test_heads_and_losses_are_left_out_of_evaluation():

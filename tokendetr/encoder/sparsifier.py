@@ -69,7 +69,8 @@ class EncoderContext:
         self.require_detector()
         if self.losses is None:
             raise UnsupportedDetectorError(
-                "losses are computed in training: call train() on the whole detector"
+                "the sparsifier is in training mode, and the detector around it is not: "
+                "call train() or eval() on the whole detector"
             )
         return self.losses
 

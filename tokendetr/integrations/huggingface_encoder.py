@@ -33,9 +33,11 @@ class HuggingFaceEncoder(TokenEncoder):
         attention_mask: Tensor | None = None,
         spatial_position_embeddings: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
-        spatial_shapes_list: Sequence[Sequence[int]] = (),
+        spatial_shapes_list: Sequence[Sequence[int]] | None = None,
         level_start_index: Tensor | None = None,
         valid_ratios: Tensor | None = None,
+        *,
+        position_embeddings: Tensor | None = None,
         **kwargs: object,
     ) -> Any:
         """Encode as ``DeformableDetrEncoder`` does.
@@ -44,16 +46,18 @@ class HuggingFaceEncoder(TokenEncoder):
             inputs_embeds: features [B, N, C] of all levels, finest first.
             attention_mask: bool [B, N], True = real.
             spatial_position_embeddings: positions [B, N, C].
-            spatial_shapes: unused; ``spatial_shapes_list`` has the same values.
-            spatial_shapes_list: (height, width) of each level.
+            spatial_shapes: long [L, 2]; unused if ``spatial_shapes_list`` is given.
+            spatial_shapes_list: (height, width) of each level; versions before 4.46 have none.
             level_start_index: unused; it follows from the shapes.
             valid_ratios: [B, L, 2], real share of each level's (width, height).
-            **kwargs: unused; hidden states and attention weights of the encoder are not returned.
+            position_embeddings: the positions' name before version 5.
+            **kwargs: flags, unused; hidden states and attention weights are not returned.
 
         Returns:
             ``BaseModelOutput`` with the memory [B, N, C].
 
         Raises:
+            TypeError: there is a further tensor, which another version of transformers passes.
             UnsupportedDetectorError: the encoder is trained with a sparsifier, whose losses
                 transformers does not add.
         """
@@ -65,8 +69,15 @@ class HuggingFaceEncoder(TokenEncoder):
                 "convert the model with tokendetr.integrations.from_huggingface, train it here "
                 "(tokendetr sparsify needs no labels), and load the encoder's weights into this one"
             )
+        if unknown := sorted(name for name, x in kwargs.items() if isinstance(x, Tensor)):
+            raise TypeError(f"{type(self).__name__} got unexpected tensors: {', '.join(unknown)}")
+        shapes = spatial_shapes if spatial_shapes_list is None else spatial_shapes_list
+        if shapes is None:
+            raise TypeError(f"{type(self).__name__} needs spatial_shapes_list or spatial_shapes")
+        if spatial_position_embeddings is None:
+            spatial_position_embeddings = position_embeddings
         layout = LevelLayout.from_upstream(
-            spatial_shapes=spatial_shapes_list,
+            spatial_shapes=shapes,
             valid_ratios=valid_ratios,
             query_key_padding_mask=None if attention_mask is None else ~attention_mask.bool(),
             like_BNC=inputs_embeds,
