@@ -159,18 +159,18 @@ class MSDeformAttnFunction(torch.autograd.Function):
 ms_deform_attn_core_pytorch = multi_scale_deformable_attn_pytorch = core_pytorch
 
 
-def without_starts():
-    """A module like TrackFormer's, whose function is not told where the levels start."""
-
-    class MSDeformAttnFunction(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, value, shapes, locations, weights, im2col_step):
-            return core_pytorch(value, shapes, locations, weights)
-
-    forward = rebinding.rebound(
-        MSDeformAttn.forward, {"MSDeformAttnFunction": MSDeformAttnFunction}
-    )
+def with_function(function):
+    """A module whose compiled function is another one."""
+    forward = rebinding.rebound(MSDeformAttn.forward, {"MSDeformAttnFunction": function})
     return type("MSDeformAttn", (MSDeformAttn,), {"forward": forward})()
+
+
+class WithoutStarts(torch.autograd.Function):
+    """TrackFormer's, which is not told where the levels start."""
+
+    @staticmethod
+    def forward(ctx, value, shapes, locations, weights, im2col_step):
+        return core_pytorch(value, shapes, locations, weights)
 
 
 def deprecated_arguments(function):
@@ -279,7 +279,7 @@ def test_models_without_deformable_attention_are_refused_and_ours_are_left_alone
 
 
 def test_functions_with_other_arguments_are_left_alone_and_named():
-    model = nn.Sequential(without_starts())
+    model = nn.Sequential(with_function(WithoutStarts))
     expected = model[0](*inputs())
     accelerated = tokendetr.accelerate(model)
     assert not accelerated.layers
@@ -288,6 +288,15 @@ def test_functions_with_other_arguments_are_left_alone_and_named():
         "value, shapes, locations, weights, im2col_step"
     )
     assert torch.equal(model[0](*inputs()), expected)
+
+
+def test_a_function_that_was_not_compiled_is_replaced():
+    """OneFormer's name for it is then None."""
+    model = with_function(None)
+    expected = model(*inputs())
+    with tokendetr.accelerate(model), Seen() as seen:
+        torch.testing.assert_close(model(*inputs()), expected, rtol=1e-5, atol=1e-5)
+    assert seen.calls == 1
 
 
 def test_single_pixels_are_left_alone():

@@ -302,6 +302,19 @@ def test_hooks_that_would_be_lost_are_named(model, caplog):
     assert "hooks are not carried over" in caplog.text and "layers.1.norm2" in caplog.text
 
 
+@pytest.mark.parametrize("second", ["dropout2", "dropout3"])
+def test_dropouts_keep_their_probabilities(model, second):
+    """A layer's own stand before its attention's, and CO-MOT's has no second one."""
+    for layer in model.pixel_decoder.encoder.layers:
+        layer.dropout1 = nn.Dropout(0.2)
+        del layer.dropout2
+        setattr(layer, second, nn.Dropout(0.3))
+    sparsify_pixel_decoder(model, None)
+    for layer in model.pixel_decoder.encoder.layers:
+        assert layer.attentions[0].dropout.p == 0.2
+        assert {m.p for m in layer.ffns.modules() if isinstance(m, nn.Dropout)} == {0.3}
+
+
 def test_layers_that_share_weights_go_on_sharing(model):
     encoder = model.pixel_decoder.encoder
     encoder.layers[1] = encoder.layers[0]

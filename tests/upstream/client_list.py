@@ -270,7 +270,7 @@ CLIENTS = {
         builder="build_dab_deformable_detr",
         further="what was noised",
     ),
-    "Cascade-DN-Deformable DETR, its authors'": first_code_client(
+    "Cascade-DN-DETR, its authors'": first_code_client(
         "cascade_dn_detr",
         "--modelname=cascade_dn_detr",
         "--transformer_activation=relu",

@@ -222,21 +222,21 @@ def _with_weights_of(original: nn.Module, sparsifier: TokenSparsifier | None) ->
     """Return a :class:`PixelDecoderEncoder` with the parameters and mode of another encoder."""
     layers: Any = original.layers
     first = layers[0]
-    if first.activation is not F.relu and not isinstance(first.activation, nn.ReLU):
+    activation = getattr(first, "activation", F.relu)
+    if activation is not F.relu and not isinstance(activation, nn.ReLU):
         raise UnsupportedDetectorError(
-            f"{type(original).__name__} has {first.activation} between its linear layers; "
+            f"{type(original).__name__} has {activation} between its linear layers; "
             "TokenEncoder supports ReLU only"
         )
     attention = first.self_attn  # detrex's module, or that of Deformable DETR's original code
-    dropout = attention.dropout if hasattr(attention, "dropout") else first.dropout1
     num_levels = _either(attention, "num_levels", "n_levels")
     of_dino = "ref_token_index" in inspect.signature(original.forward).parameters
     encoder: TokenEncoder = (DinoAuthorsEncoder if of_dino else PixelDecoderEncoder)(
         embed_dim=attention.output_proj.out_features,
         num_heads=_either(attention, "num_heads", "n_heads"),
         feedforward_dim=first.linear1.out_features,
-        attn_dropout=dropout.p,
-        ffn_dropout=first.dropout2.p,
+        attn_dropout=_dropout((first, "dropout1"), (attention, "dropout")),
+        ffn_dropout=_dropout((first, "dropout2"), (first, "dropout3")),
         num_layers=len(layers),
         num_feature_levels=num_levels,
         num_points=_either(attention, "num_points", "n_points"),
@@ -331,6 +331,12 @@ def _small_batch(
     known |= {"src": src, "query": src, "pos": pos, "query_pos": pos}
     masks = ("padding_mask", "key_padding_mask", "query_key_padding_mask")
     return layout, known | dict.fromkeys(masks, layout.padding_BN)
+
+
+def _dropout(*places: tuple[nn.Module, str]) -> float:
+    """Return the probability of the first dropout that there is."""
+    found = (getattr(module, name, None) for module, name in places)
+    return next((float(each.p) for each in found if isinstance(each, nn.Dropout)), 0.0)
 
 
 def _either(module: Any, name: str, other: str) -> int:

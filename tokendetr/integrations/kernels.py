@@ -171,8 +171,14 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def _arguments(function: Any) -> list[str] | None:
-    """Return the arguments of a function or an ``autograd.Function``; None if they are open."""
-    parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+    """Return the arguments of a function or an ``autograd.Function``.
+
+    None if they are open, or if there is no function, as in OneFormer where it is not compiled.
+    """
+    function = getattr(function, "forward", function)
+    if not callable(function):
+        return None
+    parameters = inspect.signature(function).parameters.values()
     if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
         return None
     return [each.name for each in parameters if each.name != "ctx"]
