@@ -11,6 +11,7 @@ from sparse_detr import SparseSparsifier
 from tests.plain_encoder import CHANNELS, make_encoder
 from tests.pyramids import make_batch
 from tokendetr.encoder import AffineBypass
+from tokendetr.errors import ConfigError
 
 LAYERS, LEVELS = 3, 4
 
@@ -86,3 +87,14 @@ def test_models_are_run_at_once():
         for memory, alone in zip(found, (encoder, other), strict=True):
             expected, valid_BN = alone(**batch.inputs), batch.layout.valid_BN
             torch.testing.assert_close(memory[valid_BN], expected[valid_BN], rtol=1e-4, atol=1e-4)
+
+
+def test_modules_of_another_kind_are_refused_by_name():
+    with pytest.raises(ConfigError, match="sparsifier is a Linear, no TokenSparsifier"):
+        make_encoder(nn.Linear(1, 1))
+    sparsifier = SparseSparsifier(
+        keep_ratio=0.4, num_layers=3, embed_dim=CHANNELS, projection="own"
+    )
+    sparsifier.bypass = nn.Identity()
+    with pytest.raises(ValueError, match="the bypass has embed_dim=None"):
+        make_encoder(sparsifier)

@@ -20,6 +20,7 @@ from tokendetr.encoder.decoder_attention import record_decoder_attention
 from tokendetr.encoder.forward_context import current_pass, replay_contexts
 from tokendetr.encoder.sparsifier import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.trace import Recorder
+from tokendetr.errors import ConfigError
 from tokendetr.layers.deformable_attention import MultiScaleDeformableAttention
 from tokendetr.layers.encoder_layer import EncoderLayer
 from tokendetr.tokens import LevelLayout, TokenMap
@@ -73,6 +74,10 @@ class TokenEncoder(nn.Module):
         if num_layers < 0:
             raise ValueError(f"num_layers must be at least 0, got {num_layers}")
         if sparsifier is not None:
+            if not isinstance(sparsifier, TokenSparsifier):
+                raise ConfigError(
+                    f"sparsifier is a {type(sparsifier).__name__}, no TokenSparsifier"
+                )
             sparsifier.check(num_layers, num_feature_levels)
         order = tuple(operation_order)
 
@@ -116,10 +121,8 @@ class TokenEncoder(nn.Module):
             ("num_layers", self.num_layers),
             ("num_levels", num_levels),
         ):
-            if getattr(bypass, name) != value:
-                raise ValueError(
-                    f"the bypass has {name}={getattr(bypass, name)}, the encoder {value}"
-                )
+            if (found := getattr(bypass, name, None)) != value:
+                raise ValueError(f"the bypass has {name}={found}, the encoder {value}")
 
     def forward(
         self,
