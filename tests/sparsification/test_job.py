@@ -118,6 +118,15 @@ def test_results_that_have_a_folder_of_their_own_move_too(tmp_path):
     assert cfg.dataloader.evaluator.output_dir == str(tmp_path / "sparse" / "inference")
 
 
+def test_a_result_in_a_folder_named_as_its_config_does_not_load_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "dino_shapes"
+    own.mkdir()
+    write_config(own / "config.py", "model.num_queries = 7")
+    cfg = sparse_config("dino_shapes", method="sparse", keep_ratio=0.3, checkpoint="model.pth")
+    assert cfg.model.num_queries == get_config("dino_shapes").model.num_queries
+
+
 def test_the_dense_detectors_files_are_no_outputs(shapes, weights, tmp_path):
     dense = tmp_path / "model.pth"
     torch.save({"model": {}}, dense)

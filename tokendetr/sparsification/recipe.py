@@ -178,7 +178,8 @@ def sparse_config(
     Its output folder is that of the checkpoint.
 
     Args:
-        config: name or file of the dense detector's config, or the folder of its run.
+        config: name or file of the dense detector's config, or the folder of its run. A name of
+            ``tokendetr.zoo`` means the project's config, also beside a folder of that name.
         method: see :func:`sparsifier_node`.
         keep_ratio: see :func:`sparsifier_node`; the override
             ``model.transformer.encoder.sparsifier.keep_ratio=R`` changes it later.
@@ -191,7 +192,9 @@ def sparse_config(
         FileNotFoundError, KeyError, ConfigError: of the dense detector's config.
         NotSparsifiableError, ValueError: as :func:`sparsifier_node`.
     """
-    cfg = load_config(config_file(config), overrides, trained=True)
+    is_name = config in zoo.list()
+    file = str(zoo.get_config_file(config)) if is_name else config_file(config)
+    cfg = load_config(file, overrides, trained=True)
     cfg.model = sparse_model(cfg.model, method, keep_ratio, budget, context=context)
     # Not the dense detector's folder, whose results an evaluation would overwrite.
     dense_folder, cfg.train.output_dir = cfg.train.output_dir, str(Path(checkpoint).parent)
