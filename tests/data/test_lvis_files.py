@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from tests.train import toy
-from tokendetr.cli.check_dataset import main as check_data
+from tokendetr.cli.check_dataset import Task, check
 from tokendetr.data.coco_check import read_coco, validate_coco
+from tokendetr.data.validate import CocoFiles
 from tokendetr.errors import DatasetError
 
 
@@ -64,11 +65,10 @@ def test_what_the_loader_cannot_read_is_named(lvis, change, words):
         validate(lvis)
 
 
-def test_images_are_opened_and_drawn(lvis, tmp_path, caplog):
-    options = ["--images", str(lvis.parent), "--open-images", "--pictures", str(tmp_path / "out")]
-    check_data(["--json", str(lvis), *options])
-    assert len(list((tmp_path / "out").glob("*/sample_*.jpg"))) == 10
-    assert "10 images without file_name" in caplog.text
+def test_images_are_opened_and_drawn(lvis, tmp_path):
+    files = CocoFiles(str(lvis), str(lvis.parent), has_file_names=False)
+    task = Task("tiny", files, num_classes=toy.NUM_CLASSES, validate=lambda: None)
+    assert check(task, open_images=True, pictures=tmp_path / "out") == ""
+    assert len(list((tmp_path / "out").glob("tiny/sample_*.jpg"))) == 10
     Image.new("RGB", (9, 9)).save(lvis.parent / "train2017" / "003.png")
-    with pytest.raises(SystemExit, match=r"train2017/003.png\) has 9 x 9 pixels"):
-        check_data(["--json", str(lvis), *options[:3]])
+    assert "train2017/003.png) has 9 x 9 pixels" in check(task, open_images=True)
