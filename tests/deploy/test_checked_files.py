@@ -10,7 +10,8 @@ import torch
 from tests.deploy.models import CANVAS, build
 from tokendetr.cli import export_model
 from tokendetr.deploy import ExportOptions, check, export, open_exported
-from tokendetr.errors import ExportError
+from tokendetr.deploy.verification import ExportedModel
+from tokendetr.errors import ExportError, InputError
 
 
 def write_file(folder, name, *, format="pt2", content=b"no program"):
@@ -105,6 +106,13 @@ def test_onnx_runtimes_name_a_file_that_they_cannot_load(runtime, tmp_path):
     path = write_file(tmp_path, "a.onnx", format="onnx", content=b"garbage")
     with pytest.raises(ExportError, match=rf"{runtime} cannot load a\.onnx"):
         open_exported(path, runtime)
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 5), (1, 8, 8), (8, 8)])
+def test_what_is_no_image_is_refused_as_by_the_detector(shape):
+    model = ExportedModel(lambda *_: pytest.fail("was run"), CANVAS, padding=True)
+    with pytest.raises(InputError, match=r"image 0 of the batch: 'image' must have shape"):
+        model([{"image": torch.zeros(shape)}])
 
 
 def test_openvino_files_are_checked_with_their_weights(tmp_path):

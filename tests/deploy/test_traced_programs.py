@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
@@ -157,16 +158,19 @@ class Sorts(torch.nn.Module):
 
 
 @needs_onnx
-def test_equal_values_keep_their_order_in_every_runtime(tmp_path):
+def test_equal_values_keep_their_order_in_every_runtime_also_in_threads(tmp_path):
     ties = torch.randint(5, (2, 900), generator=torch.Generator().manual_seed(0)).float()
     inputs = ties, torch.zeros(1, dtype=torch.long)
     path = tmp_path / "sorts.onnx"
     write_program(torch.export.export(Sorts(), inputs, strict=False), path, "onnx")
+    expected = Sorts()(*inputs)
     for runtime in installed_runtimes("onnx"):
-        for found, expected in zip(
-            open_exported(path, runtime)(*inputs), Sorts()(*inputs), strict=True
-        ):
-            assert torch.equal(found, expected), runtime
+        run = open_exported(path, runtime)
+        with ThreadPoolExecutor(4) as threads:
+            calls = [threads.submit(run, *inputs) for _ in range(40)]
+        for call in calls:
+            pairs = zip(call.result(), expected, strict=True)
+            assert all(torch.equal(*pair) for pair in pairs), runtime
 
 
 class Bags(torch.nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -182,9 +183,11 @@ def _open_openvino(
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     model = core.compile_model(path, "CPU", config)
+    in_turns = Lock()  # the compiled model has one request, and refuses a second call meanwhile
 
     def run(images: Tensor, sizes: Tensor) -> Outputs:
-        found = model([images.numpy(), sizes.numpy()])
+        with in_turns:
+            found = model([images.numpy(), sizes.numpy()])
         return tuple(torch.from_numpy(np.array(found[port])) for port in model.outputs)
 
     return run

@@ -19,6 +19,7 @@ from tokendetr.data.shapes.random import IntegerRandom
 from tokendetr.data.shapes.scene import make_scene
 from tokendetr.deploy.entry import FixedDetections
 from tokendetr.deploy.runtimes import Runner
+from tokendetr.detector.images import check_image, describe
 
 BOX_TOLERANCE_PX = 0.5
 SCORE_TOLERANCE = 1e-4
@@ -204,7 +205,13 @@ class ExportedModel(nn.Module):
         self.batch = batch
 
     def forward(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Return detectron2's ``{"instances": ...}`` of each record."""
+        """Return detectron2's ``{"instances": ...}`` of each record.
+
+        Raises:
+            InputError: an image is not [3, H, W], or has no pixel.
+        """
+        for position, record in enumerate(batched_inputs):
+            check_image(record["image"], describe(record, position))
         results: list[dict[str, Instances]] = []
         for start in range(0, len(batched_inputs), self.batch):
             records = batched_inputs[start : start + self.batch]
