@@ -13,7 +13,7 @@ from dynamic_detr.budget import TokenBudget
 from dynamic_detr.plan import DynamicPlan
 from dynamic_detr.teacher import FrozenTeacher, with_teacher
 from tokendetr.encoder import EncoderContext, TokenEncoder, TokenSparsifier, ValuePolicy
-from tokendetr.errors import check_choice
+from tokendetr.errors import check_choice, check_share
 from tokendetr.tokens.maps.merge import MERGE_RULES, MergeRule
 
 
@@ -151,10 +151,18 @@ class DynamicSparsifier(TokenSparsifier):
                 f"other alignment has one; got alignment={alignment!r}, teacher={teacher!r:.40}"
             )
 
+    @property
+    def keep_ratio(self) -> float:
+        """Share of tokens kept in a stage's most important level."""
+        return self.budget.keep_ratios[0]
+
+    @keep_ratio.setter
+    def keep_ratio(self, ratio: float) -> None:
+        self.set_keep_ratio(ratio)
+
     def set_keep_ratio(self, ratio: float) -> None:
         """Change the ratio of a stage's most important level; the others change in proportion."""
-        if not 0 < ratio <= 1:
-            raise ValueError(f"the keep ratio must lie in (0, 1], got {ratio}")
+        ratio = check_share("keep_ratio", ratio)
         ratios = tuple(ratio * each if ratio < 1 else 1.0 for each in self._proportions)
         self.budget = replace(self.budget, keep_ratios=tuple(min(1.0, each) for each in ratios))
 

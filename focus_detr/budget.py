@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokendetr.compat.cached_property import cached_property
-from tokendetr.errors import ExportError, check_choice
+from tokendetr.errors import ExportError, check_choice, check_share
 from tokendetr.tokens import Counts, TracedCounts, longest_count, map_counts
 
 COUNT_RULES = ("per_image", "batch")
@@ -60,8 +60,7 @@ class FocusBudget:
     counts: Literal["per_image", "batch"] = "per_image"
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep_ratio <= 1:
-            raise ValueError(f"keep_ratio must lie in (0, 1], got {self.keep_ratio}")
+        check_share("keep_ratio", self.keep_ratio)
         if self.num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
         check_choice("counts", self.counts, COUNT_RULES)

@@ -19,7 +19,7 @@ from focus_detr.selector import ForegroundSelector, Modulation
 from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.object_attention import DualAttention, FineScore
-from tokendetr.errors import check_choice
+from tokendetr.errors import check_choice, check_share
 from tokendetr.tokens import (
     Keep,
     TokenMap,
@@ -110,7 +110,7 @@ class FocusSparsifier(TokenSparsifier):
     ) -> None:
         super().__init__(value_policy=value_policy, bypass=bypass)
         ratios = None if layer_ratios is None else tuple(float(ratio) for ratio in layer_ratios)
-        self.budget = FocusBudget(float(keep_ratio), num_layers, ratios, counts)
+        self.budget = FocusBudget(check_share("keep_ratio", keep_ratio), num_layers, ratios, counts)
         check_choice("selection", selection, SELECTIONS)
         check_choice("distance", distance, DISTANCES)
         if loss_weight < 0:
@@ -173,7 +173,7 @@ class FocusSparsifier(TokenSparsifier):
             raise ValueError(
                 "a keep ratio would replace the given layer_ratios: set layer_ratios=None first"
             )
-        self.budget = replace(self.budget, keep_ratio=float(ratio))
+        self.budget = replace(self.budget, keep_ratio=check_share("keep_ratio", ratio))
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Rename the weights of a published checkpoint to this project's keys."""

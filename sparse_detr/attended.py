@@ -20,7 +20,7 @@ from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.encoder.forward_context import open_pass
 from tokendetr.encoder.trace import Recorder
-from tokendetr.errors import UnsupportedDetectorError
+from tokendetr.errors import UnsupportedDetectorError, check_share
 from tokendetr.tokens import Keep, LevelLayout, TokenMap, map_counts, select_tokens
 
 __all__ = ["AttendedTokens"]
@@ -81,11 +81,18 @@ class AttendedTokens(TokenSparsifier):
         self.teacher.eval()
         return self
 
+    @property
+    def keep_ratio(self) -> float:
+        """Share of an image's real tokens that is updated, in [0, 1]."""
+        return self._keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, ratio: float) -> None:
+        self.set_keep_ratio(ratio)
+
     def set_keep_ratio(self, ratio: float) -> None:
         """Change the share of an image's real tokens that is updated."""
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"keep_ratio must lie in [0, 1], got {ratio}")
-        self.keep_ratio = float(ratio)
+        self._keep_ratio = check_share("keep_ratio", ratio, zero=True)
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Give the teacher a checkpoint's weights if the checkpoint is a dense detector's."""

@@ -16,7 +16,7 @@ from tokendetr.detector.token_losses import OBJECTIVES, Objective
 from tokendetr.encoder import EncoderContext, TokenSparsifier, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.object_attention import DualAttention, FineScore
-from tokendetr.errors import check_choice
+from tokendetr.errors import check_choice, check_share
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import MassBudget
 
@@ -175,9 +175,7 @@ class SparseSparsifier(TokenSparsifier):
 
     def set_keep_ratio(self, ratio: float) -> None:
         """Change the share of an image's real tokens that is updated, in [0, 1]."""
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"keep_ratio must lie in [0, 1], got {ratio}")
-        self._keep_ratio = float(ratio)
+        self._keep_ratio = check_share("keep_ratio", ratio, zero=True)
 
     def kept_tokens(self, valid_tokens: int) -> int:
         """Return the number of an image's real tokens that are kept (:func:`kept_tokens`)."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal, get_args
 
-from tokendetr.errors import check_choice
+from tokendetr.errors import check_choice, check_share
 
 Method = Literal["transforming", "pruning", "merging", "fusing", "clustering"]
 Selection = Literal["attention", "class_attention", "uniform", "pooled", "distinct"]
@@ -87,8 +87,7 @@ class Reduction:
             )
         if self.removed is not None and self.removed < 0:
             raise ValueError(f"removed must be at least 0, got {self.removed}")
-        if not 0 < self.keep_ratio <= 1:
-            raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
+        check_share("keep_ratio", self.keep_ratio)
         if not -1 <= self.threshold <= 1:
             raise ValueError(f"threshold is a cosine similarity in [-1, 1], got {self.threshold}")
         if not self.temperature > 0:

@@ -125,7 +125,7 @@ def _per_layer(name: str, values: Any, layers: int) -> list[Any]:
     Raises:
         ValueError: another number of values.
     """
-    if not isinstance(values, Sequence):
+    if isinstance(values, str) or not isinstance(values, Sequence):
         return [values] * layers
     if len(values) != layers:
         raise ValueError(f"{name} has {len(values)} values for {layers} layers")

@@ -30,6 +30,26 @@ def check_choice(
         raise error(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
+def check_share(name: str, value: object, *, zero: bool = False) -> float:
+    """Return a share as a float, after a check that it is a number in (0, 1].
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        zero: whether 0 is a share as well.
+
+    Raises:
+        ValueError: the value is out of range, or no number.
+    """
+    try:
+        share = float("nan") if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # several numbers, or none
+        share = float("nan")
+    if not (0 < share <= 1 or (zero and share == 0)):
+        raise ValueError(f"{name} must lie in {'[' if zero else '('}0, 1], got {value!r}")
+    return share
+
+
 class ConfigError(ValueError):
     """A config file or an override that cannot be used; the message says which and what to do."""
 

@@ -330,5 +330,9 @@ def test_the_keep_ratio_is_that_of_the_most_important_level():
     assert sparsifier.budget.keeps_all
     sparsifier.set_keep_ratio(0.5)
     assert sparsifier.budget.keep_ratios == pytest.approx((0.5, 0.4, 0.3, 0.2))
-    with pytest.raises(ValueError, match="keep ratio"):
-        sparsifier.set_keep_ratio(0.0)
+    sparsifier.keep_ratio = 0.25
+    assert sparsifier.keep_ratio == 0.25
+    assert sparsifier.budget.keep_ratios == pytest.approx((0.25, 0.2, 0.15, 0.1))
+    for wrong in (0.0, "0.5"):
+        with pytest.raises(ValueError, match=r"keep_ratio must lie in \(0, 1\], got"):
+            sparsifier.keep_ratio = wrong

@@ -212,8 +212,9 @@ def test_a_missing_image_and_a_missing_size_are_handled_by_name(tmp_path):
 def test_a_malformed_yolo_line_is_named(tmp_path, line, message):
     root = write_yolo(tmp_path / "yolo")
     (root / "labels" / "train" / "deep" / "a.txt").write_text(line + "\n")
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError, match=message) as caught:
         convert_folder(root, tmp_path / "out")
+    assert "train.validate_data" not in str(caught.value)  # which only a training has
 
 
 def test_files_that_exist_are_not_replaced(tmp_path):

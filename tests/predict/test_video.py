@@ -106,7 +106,13 @@ def test_the_program_writes_what_there_is_and_fails(opencv, tmp_path, monkeypatc
     assert len(written) == 60
 
 
-def test_what_opencv_cannot_open_is_named(opencv):
+def test_what_opencv_cannot_open_is_named(opencv, tmp_path):
     opencv(0, -1)
+    file = tmp_path / "a.mp4"
+    with pytest.raises(FileNotFoundError, match=r"no video .*a\.mp4"):
+        list(read_frames(str(file)))
+    file.touch()
     with pytest.raises(OSError, match=r"a\.mp4 is not a video"):
-        list(read_frames("a.mp4"))
+        list(read_frames(str(file)))
+    with pytest.raises(OSError, match="is not a video"):
+        list(read_frames("rtsp://camera"))

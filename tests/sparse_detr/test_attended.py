@@ -71,6 +71,8 @@ def test_keep_ratio_one_is_bitwise_the_dense_detector_and_needs_no_teacher():
     set_keep_ratio(model, 0.3)
     with pytest.raises(RuntimeError, match="has no weights"):
         model(RECORDS)
+    with pytest.raises(ValueError, match="keep_ratio must lie in"):
+        model.transformer.encoder.sparsifier.keep_ratio = 5
 
 
 def test_a_dense_checkpoint_fills_detector_and_teacher_and_a_later_one_keeps_them_apart():

@@ -136,8 +136,9 @@ def test_the_keep_ratio_may_change_at_inference():
     assert traced(model, RECORDS[:1]).layers[0].token_map.anchor_BK[0].tolist() == few
     with pytest.raises(ValueError, match="keep_ratio"):
         sparsifier.set_keep_ratio(1.5)
-    with pytest.raises(ValueError, match="keep_ratio"):
-        sparsifier.keep_ratio = -0.1
+    for wrong in (-0.1, "0.5", [0.5] * 6, None):
+        with pytest.raises(ValueError, match=r"keep_ratio must lie in \[0, 1\], got"):
+            sparsifier.keep_ratio = wrong
 
 
 def test_heads_and_losses_are_left_out_of_evaluation():

@@ -304,6 +304,7 @@ def test_unsupported_models_and_wrong_values_are_named():
         ({"layers": (3, 1)}, "ascending"),
         ({"layers": ()}, "layers"),
         ({"layers": (1, 2), "keep_ratio": (0.5,)}, "1 values for 2"),
+        ({"layers": (1, 2, 3), "keep_ratio": "0.7"}, "keep_ratio must lie in .* got '0.7'"),
         ({"layers": (1,), "recover": "sometimes"}, "sometimes"),
         ({"layers": (3,), "recover": 1}, "recover=1"),
         ({"layers": (1,), "method": "magic"}, "magic"),

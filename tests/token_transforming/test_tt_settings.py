@@ -22,6 +22,7 @@ from tokendetr.tokens import assign_by_similarity
     [
         ({"keep_ratio": 0}, "keep_ratio"),
         ({"keep_ratio": 1.1}, "keep_ratio"),
+        ({"keep_ratio": {3: 0.7}}, "keep_ratio must lie in"),
         ({"threshold": 2}, "threshold"),
         ({"temperature": 0}, "temperature"),
         ({"method": "squeezing"}, "squeezing"),

@@ -135,6 +135,15 @@ def test_mistakes_are_named_without_a_traceback(shapes, tmp_path, arguments, mes
     assert message in str(error.value)
 
 
+def test_drawings_go_to_a_folder_not_to_an_images_name(tmp_path, capsys):
+    command = ["--config-file", DENSE, "--input", "a.jpg", "--output"]
+    with pytest.raises(SystemExit):
+        demo.parse_arguments([*command, str(tmp_path / "out.jpg")])
+    assert "out.jpg: give a folder" in capsys.readouterr().err
+    (tmp_path / "out.jpg").mkdir()
+    demo.parse_arguments([*command, str(tmp_path / "out.jpg")])
+
+
 @pytest.mark.parametrize("arguments", [[], ["--input", "a", "--webcam"]])
 def test_exactly_one_source_is_needed(arguments, capsys):
     with pytest.raises(SystemExit):

@@ -22,6 +22,8 @@ from tokendetr.io.progress import Progress
     [
         (ConfigError("no such key"), "error: no such key"),
         (KeyError("no config 'a'"), "error: no config 'a'"),
+        (MemoryError(), "error: out of memory"),
+        (MemoryError("12 TiB"), "error: out of memory: 12 TiB"),
         (KeyboardInterrupt(), 128 + signal.SIGINT),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_way_may_have_a_keep_ratio_for_each_layer():
         ("transforming:normalize=no", "true or false"),
         ("transforming:layers=1,2", "layers=1,2"),
         ("transforming:keep=3", "keep"),
-        ("transforming:keep_ratio=0.5+2", "keep_ratio must be in (0, 1], got 2.0"),
+        ("transforming:keep_ratio=0.5+2", "keep_ratio must lie in (0, 1], got 2.0"),
         ("transforming:keep_ratio=0.5+0.4", "2 keep ratios for 1 layers"),
     ],
 )

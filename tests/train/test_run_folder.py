@@ -97,6 +97,9 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be used as a folder"):
         RunFolder(str(tmp_path / "file"), resume=False).__enter__()
+    (tmp_path / "link").symlink_to("unmounted")
+    with pytest.raises(RunFolderError, match="is a link to unmounted, which is missing"):
+        RunFolder(str(tmp_path / "link" / "run"), resume=False).__enter__()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "zeros", "empty", "text"])

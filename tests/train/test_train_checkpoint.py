@@ -118,6 +118,26 @@ def test_read_only_folder_is_named(tmp_path):
         write_atomically(str(tmp_path / "file" / "model.pth"), b"x")
 
 
+def test_only_a_full_disk_is_said_to_need_space(tmp_path, failing_disk):
+    with pytest.raises(CheckpointWriteError, match="Is a directory") as caught:
+        write_atomically(str(tmp_path), b"x")
+    assert "space or" not in str(caught.value) and "Choose another folder" in str(caught.value)
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(CheckpointWriteError, match="link is a link to gone, which is missing"):
+        write_atomically(str(tmp_path / "link" / "model.pth"), b"x")
+    failing_disk(0)
+    with pytest.raises(CheckpointWriteError, match="Free some space or choose another folder"):
+        write_atomically(str(tmp_path / "model.pth"), b"x")
+
+
+def test_asking_for_a_checkpoint_does_not_warn_of_a_pointer_to_no_file(tmp_path, caplog):
+    saved = AtomicCheckpointer(toy_detector_of(0.0), str(tmp_path))
+    saved.save("model_0000003", iteration=3)
+    (tmp_path / "last_checkpoint").write_text("gone.pth")
+    assert saved.has_checkpoint() and not caplog.records
+    assert saved.get_checkpoint_file() and "names no file" in caplog.text
+
+
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
     (tmp_path / ".model_final.pth.4711.tmp").write_text("half")
     (tmp_path / "notes.tmp").write_text("mine")

@@ -65,12 +65,15 @@ def test_known_keys_of_every_kind(cfg):
             "dataloader.train.aspect_ratio_grouping=False",
             "+train.my_note=hello",
             "+extra.deep.key=[1,2]",
+            "++extra.deep.more=x.pth?a=True",
+            "++train.checkpointer.period=7",
             "dataloader.train.mapper.augmentation.1.max_size=100",
             "train.init_checkpoint=/path/to/model.pth",
             "~dataloader.evaluator.output_dir",
         ],
     )
     assert cfg.train.max_iter == 3 and cfg.train.my_note == "hello"
+    assert cfg.extra.deep.more == "x.pth?a=True" and cfg.train.checkpointer.period == 7
     assert list(cfg.optimizer.betas) == [0.8, 0.9] and list(cfg.extra.deep.key) == [1, 2]
     assert cfg.dataloader.train.aspect_ratio_grouping is False
     assert cfg.dataloader.train.mapper.augmentation[1].max_size == 100

@@ -200,6 +200,8 @@ def test_slurms_environment_is_read():
         detect_environment({k: v for k, v in env.items() if k != "SLURM_STEP_NODELIST"})
     with pytest.raises(ConfigError, match="ntasks-per-node"):
         detect_environment({**env, "SLURM_STEP_NUM_TASKS": "7"})
+    with pytest.raises(ConfigError, match="8 tasks to 0 nodes"):
+        detect_environment({**env, "SLURM_STEP_NUM_NODES": "0"})
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """Return whether there is a checkpoint to resume from."""
-        return bool(self.get_checkpoint_file())
+        return bool(self._candidates(warn=False))
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the checkpoint to resume from, or "".
@@ -178,15 +178,15 @@ class AtomicCheckpointer(DetectionCheckpointer):
         (upstream's checkpointer does not write it atomically), it is the newest
         ``model_<iteration>.pth``.
         """
-        if not self.save_dir or not os.path.isdir(self.save_dir):
-            return ""
         return next(iter(self._candidates()), "")
 
-    def _candidates(self) -> list[str]:
+    def _candidates(self, *, warn: bool = True) -> list[str]:
         """Return the files to resume from, best first.
 
         The one that ``last_checkpoint`` names comes first, then the newest.
         """
+        if not self.save_dir or not os.path.isdir(self.save_dir):
+            return []
         pointer = os.path.join(self.save_dir, "last_checkpoint")
         names = sorted(
             (n for n in os.listdir(self.save_dir) if re.match(r"^model_\d{7,}\.pth$", n)),
@@ -197,7 +197,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 name = os.path.basename(file.read().decode(errors="replace").strip())
             if name and "\0" not in name and os.path.isfile(os.path.join(self.save_dir, name)):
                 names = [name, *(n for n in names if n != name)]
-            elif names:
+            elif names and warn:
                 logger.warning("%s names no file; resuming from %s", pointer, names[0])
         return [os.path.join(self.save_dir, name) for name in names]
 

@@ -36,7 +36,7 @@ from tokendetr.compat.opencv import has_windows
 from tokendetr.config.load import load_config
 from tokendetr.errors import CutOffVideoError, OutputError
 from tokendetr.io.atomic import write_atomically
-from tokendetr.io.images import save_image
+from tokendetr.io.images import IMAGE_SUFFIXES, save_image
 from tokendetr.io.outputs import check_output_file, check_output_folder, drawing_names
 from tokendetr.io.progress import Progress
 from tokendetr.layers.precision import PRECISIONS
@@ -75,6 +75,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give exactly one of --input, --video-input and --webcam")
     if not args.output and not args.webcam:
         parser.error("--output is needed: a folder for images, a file for a video")
+    output = Path(args.output or "")
+    if args.input and output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+        parser.error(f"--output {output}: give a folder, for the drawings and detections.json")
     return args
 
 

@@ -22,14 +22,15 @@ Main = Callable[Arguments, None]
 def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Arguments]]:
     """Make a function the main function of a program.
 
-    An expected error, or one of the operating system, ends it with one line and exit code 1; Ctrl-C
-    with 130; SIGTERM with 143 and SIGHUP with 129, so that temporary files are removed; and a
-    reader of its output that has gone, as in ``| head``, with 141.
+    An expected error, one of the operating system, or a lack of memory that Python or NumPy reports
+    ends it with one line and exit code 1; Ctrl-C with 130; SIGTERM with 143 and SIGHUP with 129, so
+    that temporary files are removed; and a reader of its output that has gone, as in ``| head``,
+    with 141.
 
     Args:
         expected: errors whose message is complete, besides ``tokendetr.errors.EXPECTED_ERRORS``.
     """
-    caught = (*EXPECTED_ERRORS, OSError, *expected)
+    caught = (*EXPECTED_ERRORS, OSError, MemoryError, *expected)
 
     def decorated(main: Main[Arguments]) -> Main[Arguments]:
         @functools.wraps(main)
@@ -47,12 +48,18 @@ def program(*expected: type[Exception]) -> Callable[[Main[Arguments]], Main[Argu
                     sys.exit(128 + signal.SIGPIPE)
                 if not isinstance(error, caught):
                     raise
-                # A KeyError's text is the repr of its message.
-                sys.exit(f"error: {error.args[0] if isinstance(error, KeyError) else error}")
+                sys.exit(f"error: {_in_words(error)}")
 
         return run
 
     return decorated
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, MemoryError):  # often without a message
+        return f"out of memory: {error}".rstrip(": ")
+    # A KeyError's text is the repr of its message.
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def _prepare_streams() -> None:

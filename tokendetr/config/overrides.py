@@ -24,9 +24,9 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
     """Apply overrides in hydra's grammar, refusing keys that the config does not have.
 
     A key exists if it is in the config or is a parameter of the node's target; ``+key=value`` adds
-    any other. A value that the grammar cannot parse (``x.pth?a=True``, non-ASCII names) is taken as
-    plain text, and a leading ``~/`` is expanded to the home folder. ``~key=value`` deletes the key
-    only if it has this value.
+    any other, and ``++key=value`` sets or adds one. A value that the grammar cannot parse
+    (``x.pth?a=True``, non-ASCII names) is taken as plain text, and a leading ``~/`` is expanded to
+    the home folder. ``~key=value`` deletes the key only if it has this value.
 
     Args:
         cfg: changed in place.
@@ -52,7 +52,7 @@ def apply_overrides(cfg: Any, overrides: Sequence[str]) -> Any:
             written = f"{key}='{value}'"
         if override.is_sweep_override():
             raise ConfigError(f"override {text!r} gives several values; give one")
-        if not override.is_add():
+        if not override.is_add() and not override.is_force_add():
             _check_known(cfg, key)
         before = OmegaConf.select(cfg, key, default=None)
         if before is not None and (override.is_delete() or value is None):
@@ -95,7 +95,7 @@ def _parse(text: str) -> tuple[Any, str]:
     except HydraException as error:
         is_structure = value[:1] in ("[", "{", "'", '"') or re.fullmatch(r"\w+\(.*\)", value)
         wrong = _spelling(text)
-        if wrong or is_structure or not re.fullmatch(r"[+~]?[\w.@/-]+", key):
+        if wrong or is_structure or not re.fullmatch(r"(\+\+?|~)?[\w.@/-]+", key):
             why = wrong or str(error).splitlines()[0]
             raise ConfigError(f"override {text!r} is not of the form key=value: {why}") from error
     escaped = value.replace("'", "\\'")

@@ -39,6 +39,7 @@ def validate_coco(
     needs_masks: bool = False,
     needs_polygons: bool = False,
     image_roots: Sequence[str] = (),
+    remedy: str = "Correct them, or set train.validate_data=warn to continue regardless.",
 ) -> None:
     """Validate a COCO-format data set: the JSON's records, and that every image file exists.
 
@@ -62,6 +63,7 @@ def validate_coco(
         needs_masks: also refuse annotations without a readable mask.
         needs_polygons: also refuse run-length masks of annotations that are not crowds.
         image_roots: further folders that symbolic links may lead to.
+        remedy: last line of the error.
 
     Raises:
         FileNotFoundError: annotations or image folder do not exist; the message says where they
@@ -90,7 +92,7 @@ def validate_coco(
         except AnnotationError as error:
             faults.append(str(error).removeprefix(f"{label}: "))
     try:
-        found.check(label, "Correct them, or set train.validate_data=warn to continue regardless.")
+        found.check(label, remedy)
     except AnnotationError as error:
         raise DatasetError(str(error)) from error
     if found.note():

@@ -82,7 +82,12 @@ def convert_folder(
             file = str(stage / f"{name}.json")
             Path(file).write_text(json.dumps(each))
             try:
-                validate_coco(file, str(images), name=name)
+                validate_coco(
+                    file,
+                    str(images),
+                    name=name,
+                    remedy=f"Correct the labels in {found.root}; no JSON was written.",
+                )
                 if open_images:
                     check_image_files(file, str(images))
             except DatasetError as error:  # the user knows the file to write alone

@@ -7,12 +7,14 @@ import os
 import shutil
 
 from tokendetr.errors import CheckpointWriteError
+from tokendetr.io.outputs import creation_fault
 
 __all__ = ["remove_quietly", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 24
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: str, content: bytes | memoryview) -> None:
@@ -63,13 +65,14 @@ def _write_failure(path: str, size: int, error: OSError) -> str:
         free = "the free space there is unknown"
     kept = (
         "the file that was there before is unchanged"
-        if os.path.exists(path)
+        if os.path.isfile(path)
         else ("no file was left behind")
     )
+    way_out = "Free some space or choose" if error.errno in _FULL else "Choose"
     return (
-        f"cannot write {path} ({size / 2**20:.1f} MiB): {error.strerror or error}; {free}; {kept}. "
-        "Free some space or choose another folder (of a training: train.output_dir), then start "
-        "again; continue a training with --resume"
+        f"cannot write {path} ({size / 2**20:.1f} MiB): {creation_fault(error)}; {free}; {kept}. "
+        f"{way_out} another folder (of a training: train.output_dir), then start again; continue a "
+        "training with --resume"
     )
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from tokendetr.errors import OutputError
 
-__all__ = ["DrawingNames", "check_output_file", "check_output_folder", "drawing_names"]
+__all__ = [
+    "DrawingNames",
+    "check_output_file",
+    "check_output_folder",
+    "creation_fault",
+    "drawing_names",
+]
 
 
 class DrawingNames:
@@ -91,9 +97,20 @@ def check_output_folder(path: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} cannot be a folder: {error.strerror}") from error
+        raise OutputError(f"{path} cannot be a folder: {creation_fault(error)}") from error
     if not os.access(path, os.W_OK):
         raise OutputError(f"{path} is a folder without permission to write")
+
+
+def creation_fault(error: OSError) -> str:
+    """Return why a file or folder could not be created, where the system's own words mislead."""
+    path = Path(error.filename or "")
+    links = (each for each in (path, *path.parents) if each.is_symlink() and not each.exists())
+    if link := next(links, None):
+        return f"{link} is a link to {os.readlink(link)}, which is missing"
+    if isinstance(error, FileExistsError) and path.is_file():
+        return f"{path} is a file"
+    return error.strerror or str(error)
 
 
 def _folded(path: Path) -> str:

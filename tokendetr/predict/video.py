@@ -3,6 +3,7 @@
 Shapes: H, W image.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,8 @@ def read_frames(source: str | int) -> Iterator[tuple[NDArray[np.uint8], float]]:
     cv2 = load_opencv()
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
+        if isinstance(source, str) and "://" not in source and not os.path.exists(source):
+            raise FileNotFoundError(f"there is no video {source}")
         raise OSError(f"{source} is not a video that OpenCV can read")
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
     announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)

@@ -14,7 +14,7 @@ from tokendetr.config import zoo
 from tokendetr.config.edit import add_bypass, sparsify
 from tokendetr.config.load import follow_output_dir, load_config
 from tokendetr.config.run_folders import is_run_folder
-from tokendetr.errors import NotSparsifiableError, check_choice
+from tokendetr.errors import NotSparsifiableError, check_choice, check_share
 from tokendetr.tokens import MassBudget
 
 __all__ = [
@@ -60,8 +60,7 @@ def sparsifier_node(
             "budget 'mass' needs method 'sparse', which scores tokens once for all layers, "
             f"got {method!r}"
         )
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"keep_ratio must lie in (0, 1], got {keep_ratio}")
+    check_share("keep_ratio", keep_ratio)
     encoder = OmegaConf.select(model, "transformer.encoder", default=None)
     if encoder is None or "_target_" not in encoder:
         raise NotSparsifiableError(

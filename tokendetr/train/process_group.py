@@ -104,7 +104,7 @@ def detect_environment(environ: dict[str, str] | None = None) -> Environment | N
     if missing:
         raise ConfigError(f"a SLURM step of {tasks} tasks without {', '.join(sorted(missing))}")
     nodes = _number(env, "SLURM_STEP_NUM_NODES", 1)
-    if tasks % nodes:
+    if not nodes or tasks % nodes:
         raise ConfigError(f"SLURM gave {tasks} tasks to {nodes} nodes: use --ntasks-per-node")
     host = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
     # Jobs that share a node must not connect to each other, so the port depends on the job.

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from tokendetr.errors import RunFolderError
 from tokendetr.io.atomic import write_atomically
 from tokendetr.io.locks import lock_folder
+from tokendetr.io.outputs import creation_fault
 
 __all__ = ["RunFolder"]
 
@@ -90,7 +91,7 @@ class RunFolder:
         try:
             os.makedirs(self.path, exist_ok=True)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = creation_fault(error) if isinstance(error, OSError) else error
             raise RunFolderError(
                 f"train.output_dir={self.path!r} cannot be used as a folder: {reason}. Choose "
                 "another one"
