@@ -26,7 +26,7 @@ STEPS = {
     "distilled": "(c) the latter, then encoder, maps and scores distilled from the memory",
     "outputs": "(c) the same, from memory and outputs",
     "outputs, longer": "(c) the same, for 1000 instead of 400 iterations",
-    "context, longer": "(c) the same, with context",
+    "context, longer": "(c) with context, from memory and outputs, for 1000 iterations",
 }
 CONTEXT = ("context", "context, longer")
 """Steps whose bypass lets tokens take in their surroundings."""
