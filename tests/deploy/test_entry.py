@@ -1,11 +1,19 @@
 """The entry for deployment gives the detector's results, whatever lies beyond an image."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests import small_detectors as small
 from tests.deploy.models import CANVAS, SIZES, build, images
-from tokendetr.deploy import DeployedDetector, FixedDetections, RawPredictions
+from tokendetr.deploy import (
+    DeployedDetector,
+    ExportOptions,
+    FixedDetections,
+    RawPredictions,
+    export,
+)
 from tokendetr.deploy.verification import padded_inputs
 from tokendetr.errors import ExportError
 
@@ -85,5 +93,12 @@ def test_token_counts_that_depend_on_the_image_are_refused():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(ExportError, match="Linear is not one of tokendetr's"):
+    with pytest.raises(ExportError, match="Linear is not one of tokendetr's.*exported$"):
         DeployedDetector(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["model", "module", "_orig_mod"])
+def test_a_detector_inside_another_object_is_named(name, tmp_path):
+    wrapper = SimpleNamespace(**{name: build("dino", "dense")})
+    with pytest.raises(ExportError, match=f"that it holds as its attribute {name}"):
+        export(wrapper, tmp_path / "a.pt2", ExportOptions("pt2", CANVAS))

@@ -74,11 +74,7 @@ class DeployedDetector(nn.Module):
         self, detector: nn.Module, *, padding: bool = True, postprocess: bool = True
     ) -> None:
         super().__init__()
-        if not isinstance(detector, DeformableDetector):
-            raise ExportError(
-                f"{type(detector).__name__} is not one of tokendetr's detectors: only those can be "
-                "exported"
-            )
+        detector = checked_detector(detector)
         sparsifier = getattr(detector.transformer.encoder, "sparsifier", None)
         if getattr(sparsifier, "mass_budget", None) is not None:
             raise ExportError(
@@ -160,6 +156,22 @@ class DeployedDetector(nn.Module):
         shapes = [(int(level.shape[-2]), int(level.shape[-1])) for level in features]
         layout = LevelLayout.from_valid_sizes(shapes, [shapes] * batch, device=images_B3HW.device)
         return features, layout
+
+
+def checked_detector(model: object) -> DeformableDetector:
+    """Return a model that can be exported.
+
+    Raises:
+        ExportError: the model is of another kind; the message names a detector that it wraps.
+    """
+    if isinstance(model, DeformableDetector):
+        return model
+    wrapped = ("model", "module", "_orig_mod")  # load()'s result, DistributedDataParallel, compile
+    inside = [n for n in wrapped if isinstance(getattr(model, n, None), DeformableDetector)]
+    raise ExportError(
+        f"{type(model).__name__} is not one of tokendetr's detectors: only those can be exported"
+        + (f", such as the one that it holds as its attribute {inside[0]}" if inside else "")
+    )
 
 
 def fixed_detections(predictions: Predictions, sizes_B2: Tensor, *, limit: int) -> FixedDetections:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tokendetr.analysis.recorded_rows import machine
-from tokendetr.deploy.entry import DeployedDetector
+from tokendetr.deploy.entry import DeployedDetector, checked_detector
 from tokendetr.deploy.operators import SAMPLINGS, Sampling
 from tokendetr.deploy.programs import SUFFIXES, Format, trace, write_program
 from tokendetr.deploy.runtimes import RUNTIMES, Library, installed_runtimes, open_exported
@@ -241,6 +241,7 @@ def _check_runtimes(format: Format, library: Library) -> None:
 
 
 def _check_model(model: nn.Module, format: Format) -> None:
+    checked_detector(model)
     elsewhere = {each.device.type for each in model.parameters()} - {"cpu"}
     if elsewhere:
         raise ExportError(
