@@ -134,6 +134,7 @@ def test_asking_for_a_checkpoint_does_not_warn_of_a_pointer_to_no_file(tmp_path,
     saved = AtomicCheckpointer(toy_detector_of(0.0), str(tmp_path))
     saved.save("model_0000003", iteration=3)
     (tmp_path / "last_checkpoint").write_text("gone.pth")
+    caplog.clear()
     assert saved.has_checkpoint() and not caplog.records
     assert saved.get_checkpoint_file() and "names no file" in caplog.text
 

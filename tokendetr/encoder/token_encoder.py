@@ -191,8 +191,8 @@ class TokenEncoder(nn.Module):
                 query_pos = query_pos.to(query.dtype)  # once, not in the sum of every layer
         if reference_points is None:
             reference_points = layout.reference_points_BNL2().to(query.dtype)
-        elif len(reference_points) == 1:
-            reference_points = reference_points.expand(len(query), -1, -1, -1)
+        elif reference_points.shape[0] == 1:  # len() would fix the batch of an exported program
+            reference_points = reference_points.expand(query.shape[0], -1, -1, -1)
         context = self._begin(layout, query, query_pos, reference_points)
         if self.sparsifier is None:
             return self._encode(context, TokenPlan(context))

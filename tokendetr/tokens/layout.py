@@ -146,7 +146,7 @@ class LevelLayout:
             sizes = (shapes,) * batch
         else:
             valid_BN = ~query_key_padding_mask.bool()
-        full_BL2 = torch.ones(len(valid_BN), len(shapes), 2, device=like_BNC.device)
+        full_BL2 = torch.ones(valid_BN.shape[0], len(shapes), 2, device=like_BNC.device)
         layout = cls(shapes, valid_BN, full_BL2 if valid_ratios is None else valid_ratios, sizes)
         if valid_ratios is None and query_key_padding_mask is not None:
             masks = [layout.grid(layout.padding_BN, level) for level in range(layout.num_levels)]
