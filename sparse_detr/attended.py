@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_detr.keep_ratio import RatioSparsifier
 from sparse_detr.plan import kept_tokens
 from tokendetr.detector import DeformableDetector
 from tokendetr.detector.images import read_images
 from tokendetr.detector.padding import PaddingRule
 from tokendetr.detector.pyramid import build_pyramid
-from tokendetr.encoder import EncoderContext, TokenPlan, TokenSparsifier, ValuePolicy
+from tokendetr.encoder import EncoderContext, TokenPlan, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.decoder_attention import DecoderAttention
 from tokendetr.encoder.detector_view import DetectorView
 from tokendetr.encoder.forward_context import open_pass
 from tokendetr.encoder.trace import Recorder
-from tokendetr.errors import UnsupportedDetectorError, check_share
+from tokendetr.errors import UnsupportedDetectorError
 from tokendetr.tokens import Keep, LevelLayout, TokenMap, map_counts, select_tokens
 
 __all__ = ["AttendedTokens"]
@@ -29,7 +30,7 @@ _TEACHER = "transformer.encoder.sparsifier.teacher."
 _LAYERS = "transformer.encoder.layers."
 
 
-class AttendedTokens(TokenSparsifier):
+class AttendedTokens(RatioSparsifier):
     """Updates the tokens that the decoder of a trained detector attends to most.
 
     The trained detector runs on the same images, in training and evaluation, so this saves nothing:
@@ -80,19 +81,6 @@ class AttendedTokens(TokenSparsifier):
         super().train(mode)
         self.teacher.eval()
         return self
-
-    @property
-    def keep_ratio(self) -> float:
-        """Share of an image's real tokens that is updated, in [0, 1]."""
-        return self._keep_ratio
-
-    @keep_ratio.setter
-    def keep_ratio(self, ratio: float) -> None:
-        self.set_keep_ratio(ratio)
-
-    def set_keep_ratio(self, ratio: float) -> None:
-        """Change the share of an image's real tokens that is updated."""
-        self._keep_ratio = check_share("keep_ratio", ratio, zero=True)
 
     def convert_weights(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Give the teacher a checkpoint's weights if the checkpoint is a dense detector's."""

@@ -10,13 +10,14 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from sparse_detr.checkpoints import from_published, is_published
+from sparse_detr.keep_ratio import RatioSparsifier
 from sparse_detr.plan import SparsePlan, kept_tokens
 from tokendetr.detector.heads import build_heads, start_at_references
 from tokendetr.detector.token_losses import OBJECTIVES, Objective
-from tokendetr.encoder import EncoderContext, TokenSparsifier, ValuePolicy
+from tokendetr.encoder import EncoderContext, ValuePolicy
 from tokendetr.encoder.bypass import AffineBypass
 from tokendetr.encoder.object_attention import DualAttention, FineScore
-from tokendetr.errors import check_choice, check_share
+from tokendetr.errors import check_choice
 from tokendetr.layers.score_head import ScoreHead
 from tokendetr.tokens import MassBudget
 
@@ -37,7 +38,7 @@ def _current_projection(projection: str) -> Projection:
     return "detector"
 
 
-class SparseSparsifier(TokenSparsifier):
+class SparseSparsifier(RatioSparsifier):
     """Updates only the tokens with the best scores.
 
     Scores are trained to predict the decoder cross-attention map ("dam"), or to detect objects
@@ -163,19 +164,6 @@ class SparseSparsifier(TokenSparsifier):
     def init_weights(self) -> None:
         """Zero the box heads again, after a transformer has initialized every matrix by Xavier."""
         start_at_references(getattr(self, "bbox_embed", ()))
-
-    @property
-    def keep_ratio(self) -> float:
-        """Share of an image's real tokens that is updated, in [0, 1]."""
-        return self._keep_ratio
-
-    @keep_ratio.setter
-    def keep_ratio(self, ratio: float) -> None:
-        self.set_keep_ratio(ratio)
-
-    def set_keep_ratio(self, ratio: float) -> None:
-        """Change the share of an image's real tokens that is updated, in [0, 1]."""
-        self._keep_ratio = check_share("keep_ratio", ratio, zero=True)
 
     def kept_tokens(self, valid_tokens: int) -> int:
         """Return the number of an image's real tokens that are kept (:func:`kept_tokens`)."""

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from tokendetr.config.files import config_files
 
-__all__ = ["EVALUATED_CONFIG", "TRAINED_CONFIG", "is_run_folder", "run_config", "run_weights"]
+__all__ = [
+    "EVALUATED_CONFIG",
+    "SPARSIFIED_CONFIG",
+    "TRAINED_CONFIG",
+    "is_run_folder",
+    "run_config",
+    "run_weights",
+]
 
 TRAINED_CONFIG = "config.yaml"
 SPARSIFIED_CONFIG = "config.py"

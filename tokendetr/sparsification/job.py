@@ -20,7 +20,7 @@ from torch import nn
 
 from tokendetr.analysis.inputs import load_measured_config
 from tokendetr.config.load import resolve_trained, result_writers
-from tokendetr.config.run_folders import TRAINED_CONFIG
+from tokendetr.config.run_folders import SPARSIFIED_CONFIG, TRAINED_CONFIG
 from tokendetr.errors import ConfigError, NotSparsifiableError, OutputError
 from tokendetr.evaluation.run import Evaluation
 from tokendetr.io.atomic import write_atomically
@@ -36,7 +36,7 @@ from tokendetr.sparsification.teacher import find_encoder
 __all__ = ["SparsifyJob", "run_job"]
 
 STATE_FILE = "unfinished_fit.pth"
-OUTPUTS = ("config.py", "model.pth", "report.json", "report.md")
+OUTPUTS = (SPARSIFIED_CONFIG, "model.pth", "report.json", "report.md")
 _EVALUATION = "evaluation"
 _ADDED = "transformer.encoder.sparsifier."
 
@@ -192,7 +192,7 @@ def write_detector(job: SparsifyJob, student: nn.Module) -> None:
     buffer = io.BytesIO()
     torch.save({"model": student.state_dict()}, buffer)
     write_atomically(str(job.output_dir / "model.pth"), buffer.getbuffer())
-    write_atomically(str(job.output_dir / "config.py"), text.encode())
+    write_atomically(str(job.output_dir / SPARSIFIED_CONFIG), text.encode())
 
 
 def _report(
