@@ -124,7 +124,12 @@ def onednn_multiplies_bfloat16() -> bool:
 
 
 def function_is_transformed() -> bool:
-    """Return whether a transform of ``torch.func`` (grad, vmap, jvp, ...) runs this code."""
+    """Return whether a transform of ``torch.func`` (grad, vmap, jvp, ...) runs this code.
+
+    False while ``torch.compile`` traces it, which cannot look there.
+    """
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 

@@ -315,7 +315,7 @@ def start_bypass(
             f"the bypass was built for num_levels={bypass.num_levels}, "
             f"the encoder got {layout.num_levels} feature levels"
         )
-    fixed = torch.compiler.is_compiling() or function_is_transformed()
-    fixed = fixed or layout.traced_sizes_BL2 is not None
+    is_traced = torch.compiler.is_compiling() or layout.traced_sizes_BL2 is not None
+    fixed = is_traced or function_is_transformed()
     entry_BNC = bypass.entry(layout, memory_BNC)
     return (_MaskedPass if fixed else _SortedPass)(bypass, layout, entry_BNC)

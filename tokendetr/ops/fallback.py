@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from tokendetr.compat.torch_private import function_is_transformed
@@ -67,7 +66,7 @@ def use_extension(tensor: Tensor, operator: str = "ms_deform_attn") -> bool:
     """
     if _Process.any_block and _OF_THREAD.depth:
         return False
-    if not torch.compiler.is_compiling() and function_is_transformed():
+    if function_is_transformed():
         return False
     reason = library.why_without(tensor.device.type)
     if reason is None:
